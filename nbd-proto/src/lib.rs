@@ -5,6 +5,20 @@
 
 extern crate alloc;
 
+mod error;
+mod export;
+mod frame;
+mod gather;
+mod limits;
+pub mod meta;
 mod names;
+mod phase;
+pub mod wire;
 
+pub use error::{Error, Failure, Misuse, OptionError};
+pub use export::{BlockSizes, ExportInfo};
+pub use frame::{Bare, Frame, Header};
+pub use limits::Limits;
 pub use names::{ContextName, ExportName, MAX_STRING, NameError, Text};
+pub use phase::{Phase, Step};
+pub use wire::{Command, CommandFlags, Errno, Mode, TransmissionFlags};

@@ -51,7 +51,9 @@ fn check(bytes: &[u8]) -> Result<&str, NameError> {
     if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
         return Err(NameError::Nul { at });
     }
-    str::from_utf8(bytes).map_err(|e| NameError::NotUtf8 { at: e.valid_up_to() })
+    str::from_utf8(bytes).map_err(|e| NameError::NotUtf8 {
+        at: e.valid_up_to(),
+    })
 }
 
 /// The name of an export: free text, the empty name being the server's default export.
@@ -143,9 +145,15 @@ impl ContextName {
         check(name.as_bytes())?;
         let legal = name.split_once(':').is_some_and(|(namespace, _)| {
             !namespace.is_empty()
-                && !namespace.chars().any(|c| c.is_whitespace() || c.is_control())
+                && !namespace
+                    .chars()
+                    .any(|c| c.is_whitespace() || c.is_control())
         });
-        if legal { Ok(Self(name)) } else { Err(NameError::NotAContext) }
+        if legal {
+            Ok(Self(name))
+        } else {
+            Err(NameError::NotAContext)
+        }
     }
 
     /// `base:allocation`, the context that tells holes and zeroes from data.
@@ -163,7 +171,9 @@ impl ContextName {
     /// What stands before the colon.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        self.0.split_once(':').map_or("", |(namespace, _)| namespace)
+        self.0
+            .split_once(':')
+            .map_or("", |(namespace, _)| namespace)
     }
 
     /// What stands after the first colon; empty in a wildcard query.
@@ -300,19 +310,32 @@ mod tests {
         // C-001, C-002, B-001
         assert!(ExportName::new("x".repeat(257)).is_ok());
         assert!(ExportName::new("x".repeat(4096)).is_ok());
-        assert_eq!(ExportName::new("x".repeat(4097)), Err(NameError::TooLong { len: 4097 }));
+        assert_eq!(
+            ExportName::new("x".repeat(4097)),
+            Err(NameError::TooLong { len: 4097 })
+        );
         assert_eq!(ExportName::new("a\0b"), Err(NameError::Nul { at: 1 }));
-        assert_eq!(ExportName::try_from(&b"a\xff"[..]), Err(NameError::NotUtf8 { at: 1 }));
+        assert_eq!(
+            ExportName::try_from(&b"a\xff"[..]),
+            Err(NameError::NotUtf8 { at: 1 })
+        );
     }
 
     #[test]
     fn a_context_has_a_namespace_and_a_leaf() {
         // C-151
         for bad in ["alloc", ":x", "b b:x", "a\u{7}:x", ""] {
-            assert_eq!(ContextName::new(bad), Err(NameError::NotAContext), "{bad:?}");
+            assert_eq!(
+                ContextName::new(bad),
+                Err(NameError::NotAContext),
+                "{bad:?}"
+            );
         }
         let name = ContextName::new("qemu:dirty-bitmap:a:b").unwrap();
-        assert_eq!((name.namespace(), name.leaf()), ("qemu", "dirty-bitmap:a:b"));
+        assert_eq!(
+            (name.namespace(), name.leaf()),
+            ("qemu", "dirty-bitmap:a:b")
+        );
         assert_eq!(ContextName::new("base:").unwrap().leaf(), "");
     }
 
@@ -327,6 +350,9 @@ mod tests {
     #[test]
     fn a_quotation_is_cut_at_80_characters() {
         // B-019
-        assert_eq!(Quoted(&"x".repeat(100)).to_string(), format!("{}...", "x".repeat(80)));
+        assert_eq!(
+            Quoted(&"x".repeat(100)).to_string(),
+            format!("{}...", "x".repeat(80))
+        );
     }
 }

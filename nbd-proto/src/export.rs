@@ -1,0 +1,255 @@
+//! What is known of an export.
+
+use crate::{
+    Error, ExportName, Text,
+    wire::{Mode, TransmissionFlags, WireBlockSizes},
+};
+
+/// The block size constraints of an export, in bytes.
+///
+/// Spec: [Block size constraints](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#block-size-constraints).
+/// A value of this type obeys the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSizes {
+    minimum: u32,
+    preferred: u32,
+    maximum: u32,
+}
+
+impl BlockSizes {
+    /// What holds where a server says nothing: any offset and length, 4 KiB preferred, and a
+    /// payload of at most 32 MiB.
+    pub const UNKNOWN: Self = Self {
+        minimum: 1,
+        preferred: 4096,
+        maximum: 32 << 20,
+    };
+
+    /// Checks block sizes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BlockSizes`], unless the minimum is a power of two up to 65 536, the preferred
+    /// size is a power of two that is at least 512 and the minimum, and the maximum is at least
+    /// the preferred size.
+    pub const fn new(minimum: u32, preferred: u32, maximum: u32) -> Result<Self, Error> {
+        let legal = minimum.is_power_of_two()
+            && minimum <= 65_536
+            && preferred.is_power_of_two()
+            && preferred >= 512
+            && preferred >= minimum
+            && maximum >= preferred;
+        if legal {
+            Ok(Self {
+                minimum,
+                preferred,
+                maximum,
+            })
+        } else {
+            Err(Error::BlockSizes {
+                minimum,
+                preferred,
+                maximum,
+            })
+        }
+    }
+
+    /// Every offset and length is to be a multiple of this.
+    #[must_use]
+    pub const fn minimum(self) -> u32 {
+        self.minimum
+    }
+
+    /// Multiples of this are fastest.
+    #[must_use]
+    pub const fn preferred(self) -> u32 {
+        self.preferred
+    }
+
+    /// The longest payload of one request; `u32::MAX` for no fixed limit.
+    #[must_use]
+    pub const fn maximum(self) -> u32 {
+        self.maximum
+    }
+}
+
+impl TryFrom<WireBlockSizes> for BlockSizes {
+    type Error = Error;
+
+    fn try_from(sizes: WireBlockSizes) -> Result<Self, Error> {
+        Self::new(sizes.minimum, sizes.preferred, sizes.maximum)
+    }
+}
+
+impl From<BlockSizes> for WireBlockSizes {
+    fn from(sizes: BlockSizes) -> Self {
+        Self {
+            minimum: sizes.minimum,
+            preferred: sizes.preferred,
+            maximum: sizes.maximum,
+        }
+    }
+}
+
+/// What a server told of an export, or what a server of ours is to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExportInfo {
+    /// Its size in bytes. May exceed `i64::MAX`.
+    pub size: u64,
+    /// What it can do.
+    pub flags: TransmissionFlags,
+    /// Its canonical name, if that was told.
+    pub name: Option<ExportName>,
+    /// Text for people, if that was told.
+    pub description: Option<Text>,
+    /// Its block size constraints, if they were told.
+    pub block_sizes: Option<BlockSizes>,
+}
+
+impl ExportInfo {
+    /// An export of `size` bytes with nothing told but `flags`.
+    #[must_use]
+    pub fn new(size: u64, flags: TransmissionFlags) -> Self {
+        Self {
+            size,
+            flags: flags.with(TransmissionFlags::HAS_FLAGS),
+            name: None,
+            description: None,
+            block_sizes: None,
+        }
+    }
+
+    /// The flags that can be meant: without those that need what was not negotiated, and without
+    /// a fast zero where there is no zero.
+    pub(crate) fn mask(flags: TransmissionFlags, mode: Mode) -> TransmissionFlags {
+        let mut flags = flags;
+        if !mode.has_chunks() {
+            flags = flags.without(TransmissionFlags::SEND_DF);
+        }
+        if mode != Mode::Extended {
+            flags = flags.without(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+        }
+        if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
+            flags = flags.without(TransmissionFlags::SEND_FAST_ZERO);
+        }
+        flags
+    }
+
+    /// Whether writes, trims and zeroes are refused.
+    #[must_use]
+    pub const fn is_read_only(&self) -> bool {
+        self.flags.contains(TransmissionFlags::READ_ONLY)
+    }
+
+    /// Whether several connections see each other's flushes.
+    #[must_use]
+    pub const fn can_multi_conn(&self) -> bool {
+        self.flags.contains(TransmissionFlags::CAN_MULTI_CONN)
+    }
+
+    /// Whether the server offers flushes.
+    #[must_use]
+    pub const fn can_flush(&self) -> bool {
+        self.flags.contains(TransmissionFlags::SEND_FLUSH)
+    }
+
+    /// Whether the server offers forced unit access.
+    #[must_use]
+    pub const fn can_fua(&self) -> bool {
+        self.flags.contains(TransmissionFlags::SEND_FUA)
+    }
+
+    /// Whether the server offers trims, and the export can be written to.
+    #[must_use]
+    pub const fn can_trim(&self) -> bool {
+        self.flags.contains(TransmissionFlags::SEND_TRIM) && !self.is_read_only()
+    }
+
+    /// Whether the server offers to write zeroes, and the export can be written to.
+    #[must_use]
+    pub const fn can_write_zeroes(&self) -> bool {
+        self.flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) && !self.is_read_only()
+    }
+
+    /// Whether zeroes can be asked for on condition that they are fast.
+    #[must_use]
+    pub const fn can_fast_zero(&self) -> bool {
+        self.can_write_zeroes() && self.flags.contains(TransmissionFlags::SEND_FAST_ZERO)
+    }
+
+    /// Whether a read can be asked for in one piece.
+    #[must_use]
+    pub const fn can_df(&self) -> bool {
+        self.flags.contains(TransmissionFlags::SEND_DF)
+    }
+
+    /// Whether the server offers to fill its cache.
+    #[must_use]
+    pub const fn can_cache(&self) -> bool {
+        self.flags.contains(TransmissionFlags::SEND_CACHE)
+    }
+
+    /// Whether block status can be asked for some of the selected contexts only.
+    #[must_use]
+    pub const fn can_filter_block_status(&self) -> bool {
+        self.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
+    }
+
+    /// Whether the server says that the medium rotates.
+    #[must_use]
+    pub const fn is_rotational(&self) -> bool {
+        self.flags.contains(TransmissionFlags::ROTATIONAL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_sizes_are_checked_against_the_specification_and_each_other() {
+        // C-118, S-100, H-010
+        for (minimum, preferred, maximum) in [
+            (0, 4096, 65536),
+            (3, 4096, 65536),
+            (131_072, 131_072, 1 << 20),
+            (1, 256, 65536),
+            (4096, 512, 65536),
+            (1, 768, 65536),
+            (1, 4096, 2048),
+            (1 << 31, 1 << 31, u32::MAX),
+            (1, 4096, 0),
+        ] {
+            assert_eq!(
+                BlockSizes::new(minimum, preferred, maximum),
+                Err(Error::BlockSizes {
+                    minimum,
+                    preferred,
+                    maximum
+                })
+            );
+        }
+        for (minimum, preferred, maximum) in [
+            (1, 512, 512),
+            (65_536, 65_536, 65_536),
+            (512, 4096, u32::MAX),
+        ] {
+            assert!(BlockSizes::new(minimum, preferred, maximum).is_ok());
+        }
+    }
+
+    #[test]
+    fn capabilities_that_were_not_negotiated_are_masked() {
+        // C-110, C-111, C-112, H-012
+        let all = TransmissionFlags::from_bits(0xffff);
+        let simple = ExportInfo::new(0, ExportInfo::mask(all, Mode::Simple));
+        assert!(!simple.can_df() && !simple.can_filter_block_status());
+        let structured = ExportInfo::new(0, ExportInfo::mask(all, Mode::Structured));
+        assert!(structured.can_df() && !structured.can_filter_block_status());
+        let extended = ExportInfo::new(0, ExportInfo::mask(all, Mode::Extended));
+        assert!(extended.can_filter_block_status());
+        let fast = ExportInfo::mask(TransmissionFlags::from_bits(0x0801), Mode::Extended);
+        assert!(!ExportInfo::new(0, fast).can_fast_zero());
+    }
+}

@@ -1,0 +1,131 @@
+//! Collecting the bytes of one message, without trusting its announced length.
+
+use alloc::vec::Vec;
+
+/// Memory taken ahead of the bytes that fill it.
+const STEP: usize = 4096;
+
+/// Takes in a known number of bytes, and either keeps or drops them.
+///
+/// INVARIANT: never holds more than [`STEP`] bytes beyond what has arrived.
+#[derive(Clone)]
+pub(crate) struct Gather {
+    bytes: Vec<u8>,
+    filled: usize,
+    wanted: usize,
+    /// Bytes still to come that nobody wants.
+    dropped: usize,
+}
+
+impl Gather {
+    pub(crate) const fn new(wanted: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            filled: 0,
+            wanted,
+            dropped: 0,
+        }
+    }
+
+    /// Starts over with another message of `wanted` bytes.
+    pub(crate) fn restart(&mut self, wanted: usize) {
+        self.filled = 0;
+        self.wanted = wanted;
+        self.dropped = 0;
+    }
+
+    /// Keeps what is there and wants `more` bytes behind it.
+    pub(crate) fn extend(&mut self, more: usize) {
+        self.wanted += more;
+    }
+
+    /// Starts over, dropping the next `unwanted` bytes.
+    pub(crate) fn discard(&mut self, unwanted: usize) {
+        self.restart(0);
+        self.dropped = unwanted;
+    }
+
+    /// Where the next bytes go; empty when all are there.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.dropped > 0 {
+            let len = self.dropped.min(STEP);
+            if self.bytes.len() < len {
+                self.bytes.resize(len, 0);
+            }
+            return &mut self.bytes[..len];
+        }
+        let end = self.wanted.min(self.filled + STEP);
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        &mut self.bytes[self.filled..end]
+    }
+
+    /// Takes note of `n` more bytes. Returns whether all of them are there.
+    pub(crate) fn filled(&mut self, n: usize) -> bool {
+        if self.dropped > 0 {
+            assert!(
+                n <= self.dropped.min(STEP),
+                "more bytes were filled than space was lent"
+            );
+            self.dropped -= n;
+        } else {
+            assert!(
+                n <= self.wanted.min(self.filled + STEP) - self.filled,
+                "more bytes were filled than space was lent"
+            );
+            self.filled += n;
+        }
+        self.is_complete()
+    }
+
+    pub(crate) const fn is_complete(&self) -> bool {
+        self.dropped == 0 && self.filled == self.wanted
+    }
+
+    /// What has arrived.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    /// What has arrived, if it is exactly `N` bytes.
+    pub(crate) fn array<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.bytes().try_into().ok()
+    }
+}
+
+impl core::fmt::Debug for Gather {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(
+            f,
+            "Gather({} of {} bytes)",
+            self.filled,
+            self.wanted + self.dropped
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_the_bytes_and_not_with_the_announced_length() {
+        // H-002, H-027, H-043
+        let mut gather = Gather::new(usize::MAX / 2);
+        assert_eq!(gather.space().len(), STEP);
+        assert!(!gather.filled(10));
+        assert!(gather.bytes.capacity() <= 2 * STEP);
+    }
+
+    #[test]
+    fn dropped_bytes_take_one_step_of_memory() {
+        let mut gather = Gather::new(0);
+        gather.discard(3 * STEP);
+        for done in [false, false, true] {
+            assert_eq!(gather.space().len(), STEP);
+            assert_eq!(gather.filled(STEP), done);
+        }
+        assert_eq!(gather.bytes.len(), STEP);
+    }
+}

@@ -1,0 +1,312 @@
+//! Messages of the transmission phase.
+
+use super::{Command, CommandFlags, Fields, ReplyFlags, ReplyType, magic};
+use crate::frame::Header;
+use bytes::BufMut;
+
+/// The longest header that either side sends at once: an extended chunk header and the offset of
+/// its data.
+pub const MAX_HEADER: usize = 40;
+
+/// Which headers a connection uses, fixed when transmission starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Compact requests, simple replies only.
+    #[default]
+    Simple,
+    /// Compact requests, simple replies and chunks.
+    Structured,
+    /// Extended requests and extended chunks only.
+    Extended,
+}
+
+impl Mode {
+    /// Length of a request's header in bytes.
+    #[must_use]
+    pub const fn request_len(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => 28,
+            Self::Extended => 32,
+        }
+    }
+
+    /// Whether replies can be made of chunks.
+    #[must_use]
+    pub const fn has_chunks(self) -> bool {
+        !matches!(self, Self::Simple)
+    }
+}
+
+/// A request without its payload.
+///
+/// Spec: [Request message](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-message).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestHeader {
+    /// How to carry it out.
+    pub flags: CommandFlags,
+    /// What to do.
+    pub command: Command,
+    /// The client's number for the request, echoed in every reply.
+    pub cookie: u64,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How much, in bytes: of the export, or of payload with [`CommandFlags::PAYLOAD_LEN`].
+    pub len: u64,
+}
+
+impl RequestHeader {
+    /// The header in the layout of `mode`. A compact header keeps the lower 32 bits of the length.
+    #[must_use]
+    pub fn encode(&self, mode: Mode) -> Header {
+        Header::new(|out| {
+            out.put_u32(match mode {
+                Mode::Simple | Mode::Structured => magic::REQUEST,
+                Mode::Extended => magic::EXTENDED_REQUEST,
+            });
+            out.put_u16(self.flags.bits());
+            out.put_u16(self.command.code());
+            out.put_u64(self.cookie);
+            out.put_u64(self.offset);
+            match mode {
+                Mode::Simple | Mode::Structured => {
+                    out.put_slice(&self.len.to_be_bytes()[4..]);
+                }
+                Mode::Extended => out.put_u64(self.len),
+            }
+        })
+    }
+
+    /// Reads a header of [`Mode::request_len`] bytes; `None` when the magic number is not the
+    /// one of `mode` or bytes are missing.
+    #[must_use]
+    pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let magic = fields.u32()?;
+        let flags = CommandFlags::from_bits(fields.u16()?);
+        let command = fields.u16()?.into();
+        let cookie = fields.u64()?;
+        let offset = fields.u64()?;
+        let len = match (mode, magic) {
+            (Mode::Simple | Mode::Structured, magic::REQUEST) => fields.u32()?.into(),
+            (Mode::Extended, magic::EXTENDED_REQUEST) => fields.u64()?,
+            _ => return None,
+        };
+        Some(Self {
+            flags,
+            command,
+            cookie,
+            offset,
+            len,
+        })
+    }
+}
+
+/// The header of a reply or of a part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyHeader {
+    /// Spec: [Simple reply message](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#simple-reply-message).
+    Simple {
+        /// 0 for success.
+        error: u32,
+        /// The request that is answered.
+        cookie: u64,
+    },
+    /// One chunk of a structured or extended reply.
+    Chunk(ChunkHeader),
+}
+
+/// The header of a chunk.
+///
+/// Spec: [Structured reply chunk message](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-chunk-message).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// Whether it is the last one.
+    pub flags: ReplyFlags,
+    /// What it carries.
+    pub reply: ReplyType,
+    /// The request that is answered.
+    pub cookie: u64,
+    /// The offset of the request; on the wire only with extended headers.
+    pub offset: u64,
+    /// Length of the chunk's payload in bytes.
+    pub len: u64,
+}
+
+impl ReplyHeader {
+    /// Length in bytes of a header that starts with this magic number; `None` when replies in
+    /// `mode` cannot start with it.
+    #[must_use]
+    pub const fn len(mode: Mode, magic: u32) -> Option<usize> {
+        match (mode, magic) {
+            (Mode::Simple | Mode::Structured, magic::SIMPLE_REPLY) => Some(16),
+            (Mode::Structured, magic::STRUCTURED_REPLY) => Some(20),
+            (Mode::Extended, magic::EXTENDED_REPLY) => Some(32),
+            _ => None,
+        }
+    }
+
+    /// The header in the layout of `mode`. A chunk of a structured reply keeps the lower 32 bits
+    /// of its length, and cannot be encoded in [`Mode::Simple`], which has none.
+    #[must_use]
+    pub fn encode(&self, mode: Mode) -> Header {
+        Header::new(|out| self.put(mode, out))
+    }
+
+    pub(crate) fn put(&self, mode: Mode, out: &mut impl BufMut) {
+        match *self {
+            Self::Simple { error, cookie } => {
+                out.put_u32(magic::SIMPLE_REPLY);
+                out.put_u32(error);
+                out.put_u64(cookie);
+            }
+            Self::Chunk(chunk) => {
+                let extended = matches!(mode, Mode::Extended);
+                out.put_u32(if extended {
+                    magic::EXTENDED_REPLY
+                } else {
+                    magic::STRUCTURED_REPLY
+                });
+                out.put_u16(chunk.flags.bits());
+                out.put_u16(chunk.reply.code());
+                out.put_u64(chunk.cookie);
+                if extended {
+                    out.put_u64(chunk.offset);
+                    out.put_u64(chunk.len);
+                } else {
+                    out.put_slice(&chunk.len.to_be_bytes()[4..]);
+                }
+            }
+        }
+    }
+
+    /// Reads a header of [`ReplyHeader::len`] bytes; `None` when it is not one of `mode`.
+    #[must_use]
+    pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        match (mode, fields.u32()?) {
+            (Mode::Simple | Mode::Structured, magic::SIMPLE_REPLY) => Some(Self::Simple {
+                error: fields.u32()?,
+                cookie: fields.u64()?,
+            }),
+            (Mode::Structured, magic::STRUCTURED_REPLY)
+            | (Mode::Extended, magic::EXTENDED_REPLY) => {
+                let extended = matches!(mode, Mode::Extended);
+                Some(Self::Chunk(ChunkHeader {
+                    flags: ReplyFlags::from_bits(fields.u16()?),
+                    reply: fields.u16()?.into(),
+                    cookie: fields.u64()?,
+                    offset: if extended { fields.u64()? } else { 0 },
+                    len: if extended {
+                        fields.u64()?
+                    } else {
+                        fields.u32()?.into()
+                    },
+                }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One extent of a `BLOCK_STATUS` or `BLOCK_STATUS_EXT` chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Length in bytes; never 0.
+    pub len: u64,
+    /// What the context says about it.
+    pub status: u64,
+}
+
+impl Descriptor {
+    /// Length on the wire in bytes.
+    #[must_use]
+    pub const fn wire_len(mode: Mode) -> usize {
+        match mode {
+            Mode::Simple | Mode::Structured => 8,
+            Mode::Extended => 16,
+        }
+    }
+
+    /// Appends the descriptor; a compact one keeps the lower 32 bits of its fields.
+    pub fn encode(&self, mode: Mode, out: &mut impl BufMut) {
+        match mode {
+            Mode::Simple | Mode::Structured => {
+                out.put_slice(&self.len.to_be_bytes()[4..]);
+                out.put_slice(&self.status.to_be_bytes()[4..]);
+            }
+            Mode::Extended => {
+                out.put_u64(self.len);
+                out.put_u64(self.status);
+            }
+        }
+    }
+
+    /// Reads a descriptor of [`Descriptor::wire_len`] bytes; `None` when bytes are missing.
+    #[must_use]
+    pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(match mode {
+            Mode::Simple | Mode::Structured => Self {
+                len: fields.u32()?.into(),
+                status: fields.u32()?.into(),
+            },
+            Mode::Extended => Self {
+                len: fields.u64()?,
+                status: fields.u64()?,
+            },
+        })
+    }
+}
+
+/// The payload of an `ERROR` or `ERROR_OFFSET` chunk.
+///
+/// The message comes before the offset, whatever the chunk's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorChunk<'a> {
+    /// The error's number; never 0.
+    pub error: u32,
+    /// Text for people, without a terminator.
+    pub message: &'a [u8],
+    /// Where it happened, in `ERROR_OFFSET`.
+    pub offset: Option<u64>,
+}
+
+impl<'a> ErrorChunk<'a> {
+    /// Bytes before the message: 4 (error) + 2 (message length).
+    pub const FIXED: usize = 6;
+
+    /// Length of the payload in bytes.
+    #[must_use]
+    pub fn wire_len(&self) -> usize {
+        Self::FIXED + self.message.len() + if self.offset.is_some() { 8 } else { 0 }
+    }
+
+    /// Appends the payload. The message must be at most 4096 bytes long; more is cut off.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        out.put_u32(self.error);
+        out.put_u16(u16::try_from(self.message.len()).unwrap_or(u16::MAX));
+        out.put_slice(&self.message[..self.message.len().min(usize::from(u16::MAX))]);
+        if let Some(offset) = self.offset {
+            out.put_u64(offset);
+        }
+    }
+
+    /// Reads a payload whose chunk is of type `reply`; `None` when its message does not fit.
+    /// Bytes behind the known fields are left alone.
+    #[must_use]
+    pub fn decode(reply: ReplyType, payload: &'a [u8]) -> Option<Self> {
+        let mut fields = Fields(payload);
+        let error = fields.u32()?;
+        let len = usize::from(fields.u16()?);
+        let message = fields.bytes(len)?;
+        let offset = match reply {
+            ReplyType::ErrorOffset => Some(fields.u64()?),
+            _ => None,
+        };
+        Some(Self {
+            error,
+            message,
+            offset,
+        })
+    }
+}
