@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+pub mod client;
 mod error;
 mod export;
 mod frame;

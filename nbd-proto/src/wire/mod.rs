@@ -18,6 +18,7 @@ pub use handshake::{
     MetaQueries, OLDSTYLE_REST, OptionReplyHeader, OptionRequestHeader, ServerReply,
     WireBlockSizes, ZEROES,
 };
+pub(crate) use handshake::{put_option, put_option_reply};
 pub use transmission::{
     ChunkHeader, Descriptor, ErrorChunk, MAX_HEADER, Mode, ReplyHeader, RequestHeader,
 };

@@ -1,0 +1,210 @@
+//! Transmission: commands out, replies in, in any order.
+//!
+//! ```text
+//!   Header ──┬─ simple, no data ──────────────────────────────▶ Event ─▶ Header
+//!            ├─ simple, data ───────────────── Payload ───────▶ Event ─▶ Header
+//!            ├─ OFFSET_DATA ── Fixed ───────── Payload ─┐
+//!            ├─ OFFSET_HOLE ── Fixed ───────────────────┤
+//!            ├─ BLOCK_STATUS ─ Fixed ───────── Extents ─┼─▶ Event if DONE ─▶ Header
+//!            ├─ ERROR ──────── Fixed ───────────────────┤
+//!            └─ NONE ───────────────────────────────────┘
+//! ```
+
+mod coverage;
+mod receive;
+mod request;
+mod slots;
+
+pub use slots::{ContextExtents, Cookie};
+
+use super::{Config, Context};
+use crate::{BlockSizes, Error, ExportInfo, Failure, Mode, gather::Gather};
+use alloc::vec::Vec;
+use core::ops::Range;
+use receive::State;
+use slots::Slots;
+
+/// An export that was entered.
+///
+/// Commands are methods that give a [`Cookie`] and a [`Frame`](crate::Frame) to send. What comes
+/// back is taken in by one of two ways that may be mixed at any byte:
+///
+/// * [`fill`](Transmission::fill) names the place of the next bytes, and
+///   [`filled`](Transmission::filled) takes note of them. Payload goes straight to its buffer.
+/// * [`feed`](Transmission::feed) takes bytes that are in a buffer already.
+///
+/// The first violation of the protocol by the server ends the transmission for good: every later
+/// call returns the same error.
+#[derive(Debug)]
+pub struct Transmission {
+    info: ExportInfo,
+    mode: Mode,
+    contexts: Vec<Context>,
+    blocks: BlockSizes,
+    config: Config,
+    slots: Slots,
+    state: State,
+    gather: Gather,
+    dead: Option<Error>,
+    ending: Option<Ending>,
+}
+
+/// Why no more commands can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The server answered with `NBD_ESHUTDOWN`.
+    Asked,
+    /// `NBD_CMD_DISC` was sent.
+    Disconnecting,
+}
+
+/// Where the next bytes of the server belong.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fill<'a> {
+    /// Bytes of the protocol: at most this many, here. Never empty.
+    Control(&'a mut [u8]),
+    /// Payload of a read: into this part of the caller's own buffer for it. Never empty.
+    Payload(Payload),
+    /// Bytes that nobody wants, this many. Never 0.
+    Discard(usize),
+}
+
+/// A part of the buffer of a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// The read.
+    pub cookie: Cookie,
+    /// The part of its buffer, in bytes from the buffer's start.
+    pub range: Range<usize>,
+}
+
+/// What was made of bytes that were fed.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Fed {
+    /// How many bytes were used.
+    pub used: usize,
+    /// The used bytes are payload and are to be copied to this place. Its length is `used`.
+    pub payload: Option<Payload>,
+    /// What they brought about.
+    pub event: Option<Event>,
+}
+
+/// Something that a driver has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A part of a read's buffer reads as zeroes, and no bytes were sent for it. The buffer is to
+    /// be zeroed there, or the hole to be remembered.
+    Hole {
+        /// The part.
+        payload: Payload,
+        /// Whether this also completes the read, successfully.
+        done: bool,
+    },
+    /// The reply is complete and the cookie is free.
+    Complete {
+        /// The request.
+        cookie: Cookie,
+        /// What came of it.
+        outcome: Outcome,
+    },
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Success. All bytes of a read are in place.
+    Done,
+    /// Success of a block status: at least one extent of every context that was asked for.
+    Extents(Vec<ContextExtents>),
+    /// The server failed the command. Nothing in the buffer of a read can be trusted.
+    Failed(Failure),
+}
+
+impl Transmission {
+    pub(super) fn new(
+        info: ExportInfo,
+        mode: Mode,
+        contexts: Vec<Context>,
+        config: Config,
+    ) -> Self {
+        Self {
+            blocks: info.block_sizes.unwrap_or(BlockSizes::UNKNOWN),
+            info,
+            mode,
+            contexts,
+            config,
+            slots: Slots::new(config.limits.in_flight),
+            state: State::Header,
+            gather: Gather::new(4),
+            dead: None,
+            ending: None,
+        }
+    }
+
+    /// What the server told of the export.
+    #[must_use]
+    pub const fn export(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    /// Which headers this connection uses.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The meta contexts that block status reports.
+    #[must_use]
+    pub fn contexts(&self) -> &[Context] {
+        &self.contexts
+    }
+
+    /// The block sizes that every command obeys.
+    #[must_use]
+    pub const fn block_sizes(&self) -> BlockSizes {
+        self.blocks
+    }
+
+    /// How many requests have not been answered completely.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.slots.in_flight()
+    }
+
+    /// Whether the limits allow one more request in flight.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.slots.is_full()
+    }
+
+    /// Whether the server said that it is shutting down, and the client is to
+    /// [`disconnect`](Transmission::disconnect) when nothing is in flight.
+    #[must_use]
+    pub const fn server_shuts_down(&self) -> bool {
+        matches!(self.ending, Some(Ending::Asked))
+    }
+
+    /// Whether the end of the stream here loses nothing: `NBD_CMD_DISC` was sent and every reply
+    /// has come.
+    #[must_use]
+    pub fn may_end(&self) -> bool {
+        self.ending == Some(Ending::Disconnecting)
+            && self.slots.in_flight() == 0
+            && self.at_boundary()
+    }
+
+    /// How the server broke the protocol, if it did.
+    #[must_use]
+    pub const fn error(&self) -> Option<Error> {
+        self.dead
+    }
+
+    /// Gives up the result of a request. Its payload is thrown away from now on; its completion
+    /// is still reported, because only then is the cookie free.
+    pub fn abandon(&mut self, cookie: Cookie) {
+        if self.slots.find(cookie.as_u64()).is_some() {
+            self.slots.get(cookie).abandoned = true;
+        }
+    }
+}

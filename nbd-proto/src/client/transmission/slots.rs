@@ -1,0 +1,192 @@
+//! The requests in flight.
+
+use super::coverage::Coverage;
+use crate::{Command, CommandFlags, Failure, meta::Extent};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The number of a request in flight.
+///
+/// It is opaque to the server and different for every request of the last 2^32 that used the same
+/// [`slot`](Cookie::slot).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cookie(u64);
+
+impl Cookie {
+    fn new(slot: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// A small number that no other request in flight has, less than
+    /// [`Limits::in_flight`](crate::Limits::in_flight): an index for what a driver keeps of each
+    /// request.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        (self.0 & 0xffff_ffff) as usize
+    }
+}
+
+impl fmt::Debug for Cookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cookie({:#x})", self.0)
+    }
+}
+
+/// Extents of one meta context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextExtents {
+    /// The context's number; see [`Transmission::contexts`](super::Transmission::contexts).
+    pub id: u32,
+    /// What it says, from the start of the request on without gaps. The extents may end before
+    /// the request does, and the last one may end behind it, but not behind the export.
+    pub extents: Vec<Extent>,
+}
+
+/// A request in flight and what of its reply has come.
+#[derive(Debug)]
+pub(super) struct Slot {
+    generation: u32,
+    busy: bool,
+    pub(super) command: Command,
+    pub(super) flags: CommandFlags,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// Nobody wants the payload any more.
+    pub(super) abandoned: bool,
+    /// The first error that was reported.
+    pub(super) failure: Option<Failure>,
+    pub(super) error_chunks: u32,
+    /// Content chunks of a read.
+    pub(super) contents: u64,
+    pub(super) coverage: Coverage,
+    pub(super) statuses: Vec<ContextExtents>,
+    /// Contexts to be reported; all that are selected if `None`.
+    pub(super) filter: Option<Vec<u32>>,
+}
+
+/// A table of slots that are taken from and given back to the end of a list.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    limit: u32,
+}
+
+impl Slots {
+    pub(super) const fn new(limit: u32) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            limit,
+        }
+    }
+
+    pub(super) const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty() && u32::try_from(self.slots.len()).is_ok_and(|len| len >= self.limit)
+    }
+
+    /// Takes a slot for a request. INVARIANT: not called when [`is_full`](Slots::is_full).
+    pub(super) fn take(
+        &mut self,
+        command: Command,
+        flags: CommandFlags,
+        offset: u64,
+        len: u64,
+    ) -> Cookie {
+        let index = self.free.pop().unwrap_or_else(|| {
+            let index = u32::try_from(self.slots.len()).expect("the table is not full");
+            self.slots.push(Slot {
+                generation: 0,
+                busy: false,
+                command,
+                flags,
+                offset,
+                len,
+                abandoned: false,
+                failure: None,
+                error_chunks: 0,
+                contents: 0,
+                coverage: Coverage::default(),
+                statuses: Vec::new(),
+                filter: None,
+            });
+            index
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.busy = true;
+        slot.command = command;
+        slot.flags = flags;
+        slot.offset = offset;
+        slot.len = len;
+        Cookie::new(index, slot.generation)
+    }
+
+    /// The request in flight that a cookie from the wire names.
+    pub(super) fn find(&self, cookie: u64) -> Option<Cookie> {
+        let cookie = Cookie(cookie);
+        let slot = self.slots.get(cookie.slot())?;
+        (slot.busy && u64::from(slot.generation) == cookie.0 >> 32).then_some(cookie)
+    }
+
+    /// The slot of a request in flight.
+    ///
+    /// INVARIANT: `cookie` comes from [`take`](Slots::take) or [`find`](Slots::find) and was not
+    /// released since.
+    pub(super) fn get(&mut self, cookie: Cookie) -> &mut Slot {
+        &mut self.slots[cookie.slot()]
+    }
+
+    /// Frees the slot of a request whose reply is complete.
+    pub(super) fn release(&mut self, cookie: Cookie) {
+        let slot = self.get(cookie);
+        slot.busy = false;
+        slot.abandoned = false;
+        slot.failure = None;
+        slot.error_chunks = 0;
+        slot.contents = 0;
+        slot.coverage.clear();
+        slot.statuses = Vec::new();
+        slot.filter = None;
+        self.free
+            .push(u32::try_from(cookie.slot()).expect("a slot number has 32 bits"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cookie_is_in_flight_twice() {
+        // C-168
+        let mut slots = Slots::new(3);
+        let mut seen = alloc::collections::BTreeSet::new();
+        for _ in 0..100_000 {
+            let cookie = slots.take(Command::Read, CommandFlags::NONE, 0, 1);
+            assert!(seen.insert(cookie));
+            assert_eq!(slots.find(cookie.as_u64()), Some(cookie));
+            slots.release(cookie);
+            assert_eq!(slots.find(cookie.as_u64()), None);
+        }
+        for _ in 0..3 {
+            assert!(!slots.is_full());
+            slots.take(Command::Read, CommandFlags::NONE, 0, 1);
+        }
+        assert!(slots.is_full());
+    }
+}
