@@ -14,6 +14,7 @@ mod limits;
 pub mod meta;
 mod names;
 mod phase;
+pub mod uri;
 pub mod wire;
 
 pub use error::{Error, Failure, Misuse, OptionError};
@@ -22,4 +23,5 @@ pub use frame::{Bare, Frame, Header};
 pub use limits::Limits;
 pub use names::{ContextName, ExportName, MAX_STRING, NameError, Text};
 pub use phase::{Phase, Step};
+pub use uri::{Uri, UriError};
 pub use wire::{Command, CommandFlags, Errno, Mode, TransmissionFlags};
