@@ -4,6 +4,7 @@ use super::*;
 use crate::NameError;
 
 mod parameters;
+mod properties;
 
 fn all() -> Permissions {
     Permissions::default().local_files().anonymous_tls()
