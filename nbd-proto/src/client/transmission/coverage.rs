@@ -86,7 +86,7 @@ impl Coverage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::{vec, vec::Vec};
+    use alloc::vec::Vec;
     use proptest::prelude::*;
 
     const LIMIT: u32 = 1 << 16;
@@ -124,7 +124,7 @@ mod tests {
             ranges in prop::collection::vec((0_u64..64, 1_u64..16), 0..40)
         ) {
             let mut coverage = Coverage::default();
-            let mut table = vec![false; 80];
+            let mut table = [false; 80];
             for (start, len) in ranges {
                 let end = start + len;
                 let taken: Vec<usize> = (start..end).map(|at| usize::try_from(at).unwrap()).collect();
