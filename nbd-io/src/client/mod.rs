@@ -1,0 +1,11 @@
+//! The client's side: negotiation, step by step or all at once, and the planning of requests.
+
+mod connect;
+mod extents;
+mod negotiation;
+mod split;
+
+pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
+pub use extents::ExtentWalk;
+pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, greet, greet_secure};
+pub use split::{Piece, split};

@@ -1,0 +1,356 @@
+//! Negotiation step by step, for programs that want to look before they choose.
+
+use super::NegotiationError;
+use crate::transport::{DriveError, Transport, drive, write_all};
+use bytes::BytesMut;
+use nbd_proto::{
+    ContextName, ExportInfo, ExportName, Mode, OptionError, Phase,
+    client::{
+        self, Config, Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Newstyle,
+        Oldstyle, Options, Plain, Rejected, Settled, TlsOutcome, TlsRequired, Transmission,
+    },
+    wire::OptionCode,
+};
+use std::future::poll_fn;
+
+/// What a server turned out to speak, and the transport to it.
+#[derive(Debug)]
+pub enum Greeted<T> {
+    /// Fixed newstyle: the whole protocol.
+    Options(Haggling<T, Plain>),
+    /// Newstyle that is not fixed: only [`Newstyle::export_name`] can be sent.
+    Newstyle(T, Newstyle),
+    /// Oldstyle: the server has entered its only export already.
+    Oldstyle(T, Oldstyle),
+}
+
+/// Waits for a server to greet.
+///
+/// # Errors
+///
+/// When the transport fails or the peer is no NBD server.
+pub async fn greet<T: Transport>(
+    mut transport: T,
+    config: Config,
+) -> Result<Greeted<T>, NegotiationError> {
+    let mut out = BytesMut::new();
+    let greeted = drive(&mut transport, &mut out, client::Handshake::new(config))
+        .await
+        .map_err(|error| NegotiationError::during("the greeting", error))?;
+    Ok(match greeted {
+        client::Greeted::Options(options) => Greeted::Options(Haggling::new(transport, options)),
+        client::Greeted::Newstyle(newstyle) => Greeted::Newstyle(transport, newstyle),
+        client::Greeted::Oldstyle(oldstyle) => Greeted::Oldstyle(transport, oldstyle),
+    })
+}
+
+/// Waits for a server to greet with which nothing is exchanged in the clear but the wish for TLS.
+///
+/// # Errors
+///
+/// When the transport fails, the peer is no NBD server or cannot start TLS.
+pub async fn greet_secure<T: Transport>(
+    mut transport: T,
+    config: Config,
+) -> Result<TlsOnly<T>, NegotiationError> {
+    let mut out = BytesMut::new();
+    let options = drive(
+        &mut transport,
+        &mut out,
+        client::SecureHandshake::new(config),
+    )
+    .await
+    .map_err(|error| NegotiationError::during("the greeting", error))?;
+    Ok(TlsOnly { transport, options })
+}
+
+/// What is left of a step that the server refused: the handle, to go on with, and its reason.
+#[derive(Debug)]
+pub struct Refused<H> {
+    /// The handle as it was before.
+    pub handle: H,
+    /// What the server said.
+    pub error: OptionError,
+}
+
+/// A connection on which TLS has to be started before anything else.
+#[derive(Debug)]
+#[must_use]
+pub struct TlsOnly<T> {
+    transport: T,
+    options: TlsRequired,
+}
+
+impl<T: Transport> TlsOnly<T> {
+    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
+    ///
+    /// # Errors
+    ///
+    /// When the transport or the TLS handshake fails, or the server refuses.
+    pub async fn start_tls<U: Transport, F>(
+        self,
+        upgrade: impl FnOnce(T) -> F,
+    ) -> Result<Haggling<U, Encrypted>, NegotiationError>
+    where
+        F: Future<Output = Result<U, NegotiationError>>,
+    {
+        let Self {
+            mut transport,
+            options,
+        } = self;
+        let mut out = BytesMut::new();
+        let pending = options.start_tls(&mut out);
+        let outcome = drive(&mut transport, &mut out, pending)
+            .await
+            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
+        match outcome {
+            TlsOutcome::Accepted(ready) => {
+                let transport = upgrade(transport).await?;
+                Ok(Haggling::new(transport, ready.upgraded()))
+            }
+            TlsOutcome::Refused(options, error) => {
+                options.abort(&mut out);
+                goodbye(&mut transport, &mut out).await;
+                Err(NegotiationError::TlsRefused(error))
+            }
+        }
+    }
+}
+
+/// A connection that haggles: one option after the other, in any order that the protocol allows.
+///
+/// A method that fails with [`NegotiationError::Refused`] or [`NegotiationError::Misuse`] leaves
+/// the handle usable. After any other error the connection is over, and every later call says so
+/// by [`NegotiationError::Over`].
+///
+/// # Cancel safety
+///
+/// None: a future that is dropped leaves an option half asked, and the handle is over.
+#[derive(Debug)]
+pub struct Haggling<T, S> {
+    transport: T,
+    /// `None` after a fatal error or a dropped future.
+    options: Option<Options<S>>,
+    out: BytesMut,
+}
+
+impl<T: Transport, S> Haggling<T, S> {
+    pub(super) fn new(transport: T, options: Options<S>) -> Self {
+        Self {
+            transport,
+            options: Some(options),
+            out: BytesMut::new(),
+        }
+    }
+
+    /// Which headers transmission would use if it started now.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.options.as_ref().map_or(Mode::Simple, Options::mode)
+    }
+
+    /// Lists exports.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or the connection fails.
+    pub async fn list(&mut self) -> Result<Vec<ListEntry>, NegotiationError> {
+        let pending = self.take()?.list(&mut self.out);
+        self.settle(OptionCode::List, pending).await
+    }
+
+    /// Asks what an export is like, without entering it.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or the connection fails.
+    pub async fn info(&mut self, request: Go) -> Result<ExportInfo, NegotiationError> {
+        let pending = self.take()?.info(request, &mut self.out);
+        self.settle(OptionCode::Info, pending).await
+    }
+
+    /// Asks for structured replies.
+    ///
+    /// # Errors
+    ///
+    /// When they were agreed on before, the server refuses, or the connection fails.
+    pub async fn structured_reply(&mut self) -> Result<(), NegotiationError> {
+        match self.take()?.structured_reply(&mut self.out) {
+            Ok(pending) => self.settle(OptionCode::StructuredReply, pending).await,
+            Err(rejected) => self.give_back(rejected),
+        }
+    }
+
+    /// Asks for extended headers.
+    ///
+    /// # Errors
+    ///
+    /// When they were agreed on before, the server refuses, or the connection fails.
+    pub async fn extended_headers(&mut self) -> Result<(), NegotiationError> {
+        match self.take()?.extended_headers(&mut self.out) {
+            Ok(pending) => self.settle(OptionCode::ExtendedHeaders, pending).await,
+            Err(rejected) => self.give_back(rejected),
+        }
+    }
+
+    /// Lists the meta contexts of an export that match the queries; all without a query.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or the connection fails.
+    pub async fn list_meta_context(
+        &mut self,
+        export: &ExportName,
+        queries: &[ContextName],
+    ) -> Result<Vec<MetaContextEntry>, NegotiationError> {
+        let pending = self
+            .take()?
+            .list_meta_context(export, queries, &mut self.out);
+        self.settle(OptionCode::ListMetaContext, pending).await
+    }
+
+    /// Selects the meta contexts that block status is to report of an export.
+    ///
+    /// # Errors
+    ///
+    /// When no structured replies were agreed on, the server refuses, or the connection fails.
+    pub async fn set_meta_context(
+        &mut self,
+        export: &ExportName,
+        queries: &[ContextName],
+    ) -> Result<Vec<Context>, NegotiationError> {
+        match self
+            .take()?
+            .set_meta_context(export, queries, &mut self.out)
+        {
+            Ok(pending) => self.settle(OptionCode::SetMetaContext, pending).await,
+            Err(rejected) => self.give_back(rejected),
+        }
+    }
+
+    /// Enters an export.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, with the handle to go on with; or when the connection fails.
+    pub async fn go(
+        mut self,
+        request: Go,
+    ) -> Result<Result<(T, Transmission), Refused<Self>>, NegotiationError> {
+        let pending = self.take()?.go(request, &mut self.out);
+        let outcome = drive(&mut self.transport, &mut self.out, pending)
+            .await
+            .map_err(|error| NegotiationError::during(OptionCode::Go, error))?;
+        Ok(match outcome {
+            GoOutcome::Accepted(transmission) => Ok((self.transport, transmission)),
+            GoOutcome::Refused(options, error) => {
+                self.options = Some(options);
+                Err(Refused {
+                    handle: self,
+                    error,
+                })
+            }
+        })
+    }
+
+    /// Enters an export by the option that servers without `NBD_OPT_GO` know.
+    ///
+    /// # Errors
+    ///
+    /// When extended headers were agreed on; or when the connection fails, which is how a server
+    /// refuses this option.
+    pub async fn export_name(
+        mut self,
+        name: &ExportName,
+    ) -> Result<(T, Transmission), NegotiationError> {
+        let options = self.take()?;
+        let pending = options
+            .export_name(name, &mut self.out)
+            .map_err(|rejected| NegotiationError::Misuse(rejected.misuse))?;
+        enter_by_name(self.transport, self.out, pending, name).await
+    }
+
+    /// Ends the session as the protocol asks for.
+    pub async fn abort(mut self) {
+        if let Some(options) = self.options.take() {
+            options.abort(&mut self.out);
+            goodbye(&mut self.transport, &mut self.out).await;
+        }
+    }
+
+    fn take(&mut self) -> Result<Options<S>, NegotiationError> {
+        self.options.take().ok_or(NegotiationError::Over)
+    }
+
+    fn give_back<R>(&mut self, rejected: Rejected<S>) -> Result<R, NegotiationError> {
+        self.options = Some(rejected.options);
+        Err(NegotiationError::Misuse(rejected.misuse))
+    }
+
+    async fn settle<P, R>(&mut self, option: OptionCode, pending: P) -> Result<R, NegotiationError>
+    where
+        P: Phase<Next = Settled<S, R>>,
+    {
+        let settled = drive(&mut self.transport, &mut self.out, pending)
+            .await
+            .map_err(|error| NegotiationError::during(option, error))?;
+        self.options = Some(settled.options);
+        settled.result.map_err(NegotiationError::Refused)
+    }
+}
+
+impl<T: Transport> Haggling<T, Plain> {
+    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, with the handle to go on with; or when the transport or the TLS
+    /// handshake fails, after which nothing may be sent in the clear.
+    pub async fn start_tls<U, F>(
+        mut self,
+        upgrade: impl FnOnce(T) -> F,
+    ) -> Result<Result<Haggling<U, Encrypted>, Refused<Self>>, NegotiationError>
+    where
+        U: Transport,
+        F: Future<Output = Result<U, NegotiationError>>,
+    {
+        let pending = self.take()?.start_tls(&mut self.out);
+        let outcome = drive(&mut self.transport, &mut self.out, pending)
+            .await
+            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
+        Ok(match outcome {
+            TlsOutcome::Accepted(ready) => {
+                let transport = upgrade(self.transport).await?;
+                Ok(Haggling::new(transport, ready.upgraded()))
+            }
+            TlsOutcome::Refused(options, error) => {
+                self.options = Some(options);
+                Err(Refused {
+                    handle: self,
+                    error,
+                })
+            }
+        })
+    }
+}
+
+/// Waits for the answer to `NBD_OPT_EXPORT_NAME`. A server refuses by closing the connection.
+pub(super) async fn enter_by_name<T: Transport>(
+    mut transport: T,
+    mut out: BytesMut,
+    pending: impl Phase<Next = Transmission>,
+    name: &ExportName,
+) -> Result<(T, Transmission), NegotiationError> {
+    match drive(&mut transport, &mut out, pending).await {
+        Ok(transmission) => Ok((transport, transmission)),
+        Err(DriveError::Closed) => Err(NegotiationError::ExportNameRefused { name: name.clone() }),
+        Err(error) => Err(NegotiationError::during(OptionCode::ExportName, error)),
+    }
+}
+
+/// Sends a farewell. The peer may be gone already, which does not matter.
+async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
+    if write_all(transport, out).await.is_ok() {
+        let _ = poll_fn(|cx| transport.poll_shutdown(cx)).await;
+    }
+}

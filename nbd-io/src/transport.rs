@@ -1,0 +1,153 @@
+//! The seam between this crate and a runtime: a byte stream that is polled.
+
+use bytes::BytesMut;
+use nbd_proto::{Error, Phase, Step};
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice, IoSliceMut},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+/// A byte stream in both directions.
+///
+/// One implementation per runtime is enough: it holds that runtime's socket, or TLS over it. A
+/// blocking stream implements it by never returning [`Poll::Pending`].
+pub trait Transport {
+    /// Reads into `bufs` in order. 0 bytes are the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// When the stream is broken, or a deadline of the implementation's has passed.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>>;
+
+    /// Writes from `bufs` in order.
+    ///
+    /// # Errors
+    ///
+    /// Like [`poll_read`](Transport::poll_read).
+    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>])
+    -> Poll<io::Result<usize>>;
+
+    /// Sends on what earlier writes left in buffers of the implementation's.
+    ///
+    /// # Errors
+    ///
+    /// Like [`poll_read`](Transport::poll_read).
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Tells the peer that no more bytes will come; ends TLS if it is up.
+    ///
+    /// # Errors
+    ///
+    /// Like [`poll_read`](Transport::poll_read).
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl<T: Transport + ?Sized> Transport for &mut T {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        (**self).poll_read(cx, bufs)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        (**self).poll_write(cx, bufs)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        (**self).poll_flush(cx)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        (**self).poll_shutdown(cx)
+    }
+}
+
+/// Why a phase of the negotiation did not reach its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriveError {
+    /// The stream is broken.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    Protocol(#[from] Error),
+    /// The stream ended inside a phase.
+    #[error("the peer closed the connection")]
+    Closed,
+}
+
+/// Drives a phase of the negotiation to its end: writes `out`, then reads what the phase asks
+/// for and no byte more, and so on.
+///
+/// # Errors
+///
+/// When the stream breaks or ends, or the peer breaks the protocol. The transport is to be closed
+/// then, without sending anything else.
+pub async fn drive<T: Transport, P: Phase>(
+    transport: &mut T,
+    out: &mut BytesMut,
+    mut phase: P,
+) -> Result<P::Next, DriveError> {
+    loop {
+        write_all(transport, out).await?;
+        let n = read(transport, phase.space()).await?;
+        if n == 0 {
+            return Err(DriveError::Closed);
+        }
+        match phase.filled(n, out)? {
+            Step::More(more) => phase = more,
+            Step::Done(next) => {
+                write_all(transport, out).await?;
+                return Ok(next);
+            }
+        }
+    }
+}
+
+/// Writes and flushes all of `out`, and leaves it empty.
+///
+/// # Errors
+///
+/// When the stream is broken.
+pub async fn write_all<T: Transport>(transport: &mut T, out: &mut BytesMut) -> io::Result<()> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    while !out.is_empty() {
+        let n = poll_fn(|cx| transport.poll_write(cx, &[IoSlice::new(out)])).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let _ = out.split_to(n);
+    }
+    poll_fn(|cx| transport.poll_flush(cx)).await
+}
+
+async fn read<T: Transport>(transport: &mut T, space: &mut [u8]) -> io::Result<usize> {
+    poll_fn(|cx| transport.poll_read(cx, &mut [IoSliceMut::new(space)])).await
+}
+
+/// Runs a future of this crate over a transport that never pends, such as a blocking socket.
+///
+/// # Panics
+///
+/// When the transport pends after all.
+pub fn block_on_ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("a blocking transport never pends"),
+    }
+}
