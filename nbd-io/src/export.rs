@@ -1,0 +1,392 @@
+//! What a server asks of the storage behind an export.
+
+use nbd_proto::{
+    BlockSizes, ContextName, Errno, ExportInfo, Failure, MAX_STRING, Text, TransmissionFlags,
+    meta::Extent, wire::CommandFlags,
+};
+use std::{fmt, ops::ControlFlow};
+
+/// How often the provided [`Export::block_status`] asks [`Export::allocation`] before it stops.
+const MAX_QUERIES: usize = 4096;
+
+/// The storage behind an export: a file, memory, or another export seen through a wrapper.
+///
+/// Calls are positioned, take `&self`, and come from several threads at once, for requests that
+/// are carried out in any order. What two overlapping calls in flight at the same time leave
+/// behind is up to the back end. Effects of a call that has returned are seen by every later one,
+/// from whatever connection it comes.
+///
+/// The smallest back end has [`size`](Self::size) and [`read`](Self::read), and is read-only.
+/// Whatever else it can do it announces in [`flags`](Self::flags); a method whose flag is not set
+/// is not called, and fails with [`Errno::Inval`] unless it is implemented.
+///
+/// # What the caller promises
+///
+/// - Every range lies inside the export: `offset + len <= size()`, without overflow.
+/// - Ranges are not empty: the answer to a request of no bytes needs no back end.
+/// - Ranges are multiples of the minimum block size, except for the tail of an export whose size
+///   is not.
+/// - Nothing that writes is called on a read-only export.
+///
+/// A back end may give any result where the caller breaks a promise, but must not panic, nor touch
+/// what lies outside the export.
+///
+/// # Errors
+///
+/// Every call fails with a [`Failure`]: the [`Errno`] that the client is told, a text for people,
+/// and, where it is known, the offset. [`failure`](crate::failure) makes one of an I/O error.
+/// [`Errno::NotSup`] is only for fast zeroes, and [`Errno::Overflow`] only for the server itself.
+/// A write that failed may have been carried out in part.
+///
+/// # Blocking
+///
+/// The methods are synchronous. An asynchronous server calls them on a thread that may block,
+/// unless [`may_block`](Self::may_block) says that they never wait for anything slow.
+///
+/// ```
+/// use nbd_io::Export;
+/// use nbd_proto::Failure;
+///
+/// /// Every byte is the low byte of its offset.
+/// struct Pattern;
+///
+/// impl Export for Pattern {
+///     fn size(&self) -> u64 {
+///         1 << 40
+///     }
+///
+///     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+///         for (at, byte) in (offset..).zip(buf) {
+///             *byte = at.to_le_bytes()[0];
+///         }
+///         Ok(())
+///     }
+///
+///     fn may_block(&self) -> bool {
+///         false
+///     }
+/// }
+///
+/// let export: std::sync::Arc<dyn Export> = std::sync::Arc::new(Pattern);
+/// assert!(export.info().is_read_only());
+/// ```
+pub trait Export: Send + Sync {
+    /// The size in bytes, which stays the same for as long as the export is served.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// When not all of `buf` could be read; what it holds then is not sent.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
+
+    /// What the export can do, as the client is told.
+    ///
+    /// To be set by the back end: [`READ_ONLY`](TransmissionFlags::READ_ONLY),
+    /// [`SEND_FLUSH`](TransmissionFlags::SEND_FLUSH), [`SEND_FUA`](TransmissionFlags::SEND_FUA),
+    /// [`SEND_TRIM`](TransmissionFlags::SEND_TRIM),
+    /// [`SEND_WRITE_ZEROES`](TransmissionFlags::SEND_WRITE_ZEROES),
+    /// [`SEND_FAST_ZERO`](TransmissionFlags::SEND_FAST_ZERO),
+    /// [`SEND_CACHE`](TransmissionFlags::SEND_CACHE),
+    /// [`ROTATIONAL`](TransmissionFlags::ROTATIONAL), and
+    /// [`CAN_MULTI_CONN`](TransmissionFlags::CAN_MULTI_CONN) if a flush, or a write with FUA, on
+    /// one connection covers what was replied to on all. The others are the server's; see
+    /// [`info`](Self::info).
+    ///
+    /// Read-only, unless it is implemented.
+    fn flags(&self) -> TransmissionFlags {
+        TransmissionFlags::READ_ONLY
+    }
+
+    /// The block size constraints, in bytes. The server may lower the maximum to its own limit.
+    ///
+    /// [`BlockSizes::UNKNOWN`], unless it is implemented.
+    fn block_sizes(&self) -> BlockSizes {
+        BlockSizes::UNKNOWN
+    }
+
+    /// A text for people that says what this export is; none if it is empty.
+    ///
+    /// Of a text that the protocol cannot carry the client gets the beginning: up to a NUL, and at
+    /// most [`MAX_STRING`] bytes.
+    fn description(&self) -> &str {
+        ""
+    }
+
+    /// Whether a call may wait for a disk, a network, or a timer.
+    ///
+    /// Where it never does, an asynchronous server calls it in place. True, unless it is
+    /// implemented.
+    fn may_block(&self) -> bool {
+        true
+    }
+
+    /// Writes `data` at `offset`; with `fua`, returns only when it is on stable storage.
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::Perm`], unless it is implemented; [`Errno::NoSpc`] where there is no room.
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
+        let _ = (offset, data, fua);
+        Err(Errno::Perm.into())
+    }
+
+    /// Makes `len` bytes from `offset` on read as zeroes.
+    ///
+    /// `len` is not bounded by the maximum block size, and may be the whole export.
+    ///
+    /// # Errors
+    ///
+    /// With [`ZeroMode::fast`], [`Errno::NotSup`] if this would not be faster than to write as
+    /// many zeroes; it is then returned at once, and nothing is changed. Without it, never.
+    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
+        let _ = (offset, len, mode);
+        Err(Errno::Inval.into())
+    }
+
+    /// Hints that `len` bytes from `offset` on are not needed any more. They may read as anything
+    /// afterwards. With `fua`, returns only when what was done is on stable storage.
+    ///
+    /// A back end is free to do nothing, or to leave out what stands at the ends of the range.
+    /// `len` is not bounded by the maximum block size, and may be the whole export.
+    ///
+    /// # Errors
+    ///
+    /// When the storage failed, not when it cannot free the range.
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Failure> {
+        let _ = (offset, len, fua);
+        Err(Errno::Inval.into())
+    }
+
+    /// Hints that `len` bytes from `offset` on are going to be read soon. Nothing changes that a
+    /// client could see.
+    ///
+    /// `len` is not bounded by the maximum block size, and may be the whole export.
+    ///
+    /// # Errors
+    ///
+    /// When the storage failed, not when there is no cache.
+    fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        let _ = (offset, len);
+        Err(Errno::Inval.into())
+    }
+
+    /// Brings everything that was written, zeroed or trimmed by calls that have returned onto
+    /// stable storage.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be: the client then has to assume that it is lost.
+    fn flush(&self) -> Result<(), Failure> {
+        Err(Errno::Inval.into())
+    }
+
+    /// Whether [`allocation`](Self::allocation) ever tells of zeroes, and tells it for less than
+    /// it costs to send them.
+    ///
+    /// The server then asks before it reads, and sends zeroes as holes. False, unless it is
+    /// implemented.
+    fn finds_zeroes(&self) -> bool {
+        false
+    }
+
+    /// What `base:allocation` says of the bytes from `offset` on: an extent of 1 to `len` bytes,
+    /// with the status of an [`Allocation`].
+    ///
+    /// The next extent may have the same status. A back end answers for less than `len` bytes
+    /// rather than search for long.
+    ///
+    /// [`Allocation::ZERO`] is only said of what reads as zeroes. [`Allocation::HOLE`] is said
+    /// wherever the back end knows that a later write may run out of space. When in doubt, it is
+    /// data: that is what is said of everything, unless this is implemented.
+    ///
+    /// [`Allocation`]: nbd_proto::meta::Allocation
+    /// [`Allocation::ZERO`]: nbd_proto::meta::Allocation::ZERO
+    /// [`Allocation::HOLE`]: nbd_proto::meta::Allocation::HOLE
+    ///
+    /// # Errors
+    ///
+    /// When it could not be found out.
+    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        let _ = offset;
+        Ok(Extent { len, status: 0 })
+    }
+
+    /// The meta contexts that a client can select, each once, wildcards not among them.
+    ///
+    /// `base:allocation` alone, unless it is implemented.
+    fn contexts(&self) -> Vec<MetaContext> {
+        vec![MetaContext::new(ContextName::base_allocation())]
+    }
+
+    /// Hands out what `context` says of `len` bytes from `offset` on, extent by extent.
+    ///
+    /// The first extent starts at `offset`, each following one where the last one ended, none is
+    /// empty, and together they have at most `len` bytes. Neighbours may have the same status. The
+    /// caller breaks off when it has enough. A back end may end earlier too, after one extent at
+    /// the least: the client asks again for the rest.
+    ///
+    /// Unless it is implemented, this knows `base:allocation`, asks
+    /// [`allocation`](Self::allocation) for it, and hands out neighbours of the same status as
+    /// one. After 4096 questions it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::Inval`] for a context that [`contexts`](Self::contexts) does not list, or whatever
+    /// kept the back end from finding it out. What was handed out before is not sent.
+    fn block_status(
+        &self,
+        context: &ContextName,
+        offset: u64,
+        len: u64,
+        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        if !is_base_allocation(context) {
+            return Err(Failure {
+                message: format!("this export has no meta context {context}").into(),
+                ..Errno::Inval.into()
+            });
+        }
+        let (mut at, mut rest) = (offset, len);
+        let mut last: Option<Extent> = None;
+        for _ in 0..MAX_QUERIES {
+            if rest == 0 {
+                break;
+            }
+            let Extent { len, status } = self.allocation(at, rest)?;
+            if len == 0 || len > rest {
+                return Err(Failure {
+                    message: format!("the back end told of {len} bytes where 1 to {rest} are")
+                        .into(),
+                    offset: Some(at),
+                    ..Errno::Io.into()
+                });
+            }
+            at = at.saturating_add(len);
+            rest -= len;
+            match &mut last {
+                Some(last) if last.status == status => last.len += len,
+                last => {
+                    let done = last.replace(Extent { len, status });
+                    if done.is_some_and(|done| each(done).is_break()) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if let Some(last) = last {
+            let _ = each(last);
+        }
+        Ok(())
+    }
+
+    /// What the client is told: the size rounded down to whole blocks, the description, the block
+    /// sizes, and those [`flags`](Self::flags) that a back end decides on and that go together.
+    ///
+    /// A server adds [`SEND_DF`](TransmissionFlags::SEND_DF) and
+    /// [`BLOCK_STATUS_PAYLOAD`](TransmissionFlags::BLOCK_STATUS_PAYLOAD), which depend on what was
+    /// negotiated, and checks requests against this. Not meant to be implemented.
+    fn info(&self) -> ExportInfo {
+        let sizes = self.block_sizes();
+        let size = self.size();
+        let mut info = ExportInfo::new(
+            size - size % u64::from(sizes.minimum()),
+            coherent(self.flags()),
+        );
+        info.description = sendable(self.description());
+        info.block_sizes = Some(sizes);
+        info
+    }
+}
+
+impl fmt::Debug for dyn Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export")
+            .field("size", &self.size())
+            .field("flags", &self.flags())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How [`Export::write_zeroes`] is to go about it.
+///
+/// With no field set, the back end may punch holes, take its time, and leave stable storage for
+/// the next flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ZeroMode {
+    /// The range has to be allocated afterwards, so that a later write cannot run out of space.
+    pub no_hole: bool,
+    /// Fail at once with [`Errno::NotSup`] rather than be as slow as a write.
+    pub fast: bool,
+    /// Return only when the zeroes are on stable storage.
+    pub fua: bool,
+}
+
+impl From<CommandFlags> for ZeroMode {
+    fn from(flags: CommandFlags) -> Self {
+        Self {
+            no_hole: flags.contains(CommandFlags::NO_HOLE),
+            fast: flags.contains(CommandFlags::FAST_ZERO),
+            fua: flags.contains(CommandFlags::FUA),
+        }
+    }
+}
+
+/// A meta context that an export has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct MetaContext {
+    /// Its name, which is not a wildcard.
+    pub name: ContextName,
+    /// Whether a status of it may need more than 32 bits, which only extended headers can carry.
+    pub wide: bool,
+}
+
+impl MetaContext {
+    /// A context whose statuses have 32 bits.
+    #[must_use]
+    pub const fn new(name: ContextName) -> Self {
+        Self { name, wide: false }
+    }
+
+    /// A context whose statuses have 64 bits.
+    #[must_use]
+    pub const fn wide(name: ContextName) -> Self {
+        Self { name, wide: true }
+    }
+}
+
+fn is_base_allocation(context: &ContextName) -> bool {
+    context.as_str() == "base:allocation"
+}
+
+/// Keeps the flags that a back end decides on, and of these the ones that can be honoured together.
+fn coherent(flags: TransmissionFlags) -> TransmissionFlags {
+    const SERVER: TransmissionFlags = TransmissionFlags::SEND_DF
+        .with(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
+        .with(TransmissionFlags::SEND_RESIZE);
+    let named = (1 << 13) - 1;
+    let mut flags = TransmissionFlags::from_bits(flags.bits() & named).without(SERVER);
+    if flags.contains(TransmissionFlags::READ_ONLY) {
+        flags = flags
+            .without(TransmissionFlags::SEND_TRIM)
+            .without(TransmissionFlags::SEND_WRITE_ZEROES);
+    }
+    if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
+        flags = flags.without(TransmissionFlags::SEND_FAST_ZERO);
+    }
+    flags
+}
+
+/// The beginning of `text` that a string of the protocol can hold, if there is any.
+fn sendable(text: &str) -> Option<Text> {
+    let text = text.split('\0').next().unwrap_or_default();
+    let end = (0..=text.len().min(MAX_STRING))
+        .rev()
+        .find(|end| text.is_char_boundary(*end))?;
+    (end > 0).then(|| text[..end].into())
+}
+
+#[cfg(test)]
+mod tests;
