@@ -357,6 +357,17 @@ impl MetaContext {
     }
 }
 
+/// Fails with `errno` unless the range lies inside an export of `size` bytes.
+pub(crate) fn check_range(size: u64, offset: u64, len: u64, errno: Errno) -> Result<(), Failure> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Failure {
+            message: format!("{len} bytes at {offset} do not lie within {size} bytes").into(),
+            ..errno.into()
+        }),
+    }
+}
+
 fn is_base_allocation(context: &ContextName) -> bool {
     context.as_str() == "base:allocation"
 }

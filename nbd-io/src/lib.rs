@@ -5,7 +5,9 @@
 pub mod client;
 mod errno;
 mod export;
+mod memory;
 pub mod transport;
 
 pub use errno::{failure, fast_zero_failure, reportable};
 pub use export::{Export, MetaContext, ZeroMode};
+pub use memory::Memory;

@@ -177,3 +177,15 @@ fn the_mode_of_zeroes_comes_from_the_flags_of_the_command() {
         }
     );
 }
+
+#[test]
+fn ranges_are_checked_without_overflow() {
+    assert!(check_range(10, 0, 10, Errno::Inval).is_ok());
+    assert!(check_range(10, 10, 0, Errno::Inval).is_ok());
+    for (offset, len) in [(0, 11), (10, 1), (11, 0), (u64::MAX, 1), (1, u64::MAX)] {
+        assert_eq!(
+            check_range(10, offset, len, Errno::NoSpc).map_err(|f| f.errno),
+            Err(Errno::NoSpc)
+        );
+    }
+}
