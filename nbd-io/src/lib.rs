@@ -5,9 +5,11 @@
 pub mod client;
 mod errno;
 mod export;
+mod exports;
 mod memory;
 pub mod transport;
 
 pub use errno::{failure, fast_zero_failure, reportable};
 pub use export::{Export, MetaContext, ZeroMode};
+pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer};
 pub use memory::Memory;

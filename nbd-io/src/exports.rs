@@ -1,0 +1,307 @@
+//! The exports that a server has.
+
+use crate::Export;
+use nbd_proto::{ExportName, Text};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// What a server serves: finds an export by its name.
+///
+/// [`NamedExports`] is a fixed set, [`ExportsByName`] a function. A set that changes while it is
+/// served implements this itself, behind a lock of its own: whoever has been given an export keeps
+/// it until they disconnect.
+pub trait Exports: Send + Sync {
+    /// The export of that name, or `None` if there is none, or none for this client to know of.
+    ///
+    /// The empty name asks for the default export. A client that negotiates looks the same name up
+    /// several times.
+    fn lookup(&self, name: &ExportName) -> Option<Offer>;
+
+    /// Every export that is to be told of, each once.
+    ///
+    /// None, unless it is implemented: a server does not have to tell.
+    fn list(&self) -> Vec<Listing> {
+        Vec::new()
+    }
+
+    /// Whether a call may wait for a disk, a network, or a timer.
+    ///
+    /// Where it never does, an asynchronous server calls it in place. True, unless it is
+    /// implemented.
+    fn may_block(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for dyn Exports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exports").finish_non_exhaustive()
+    }
+}
+
+/// An export, and on what terms a client gets it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Offer {
+    /// What is served.
+    pub export: Arc<dyn Export>,
+    /// The canonical name to tell the client, if it is not the one that was asked for.
+    pub name: Option<ExportName>,
+    /// Only to be served once TLS is up. Without TLS its size, flags and contexts are not told.
+    pub tls_only: bool,
+}
+
+impl Offer {
+    /// Offers an export to everybody, under the name that was asked for.
+    #[must_use]
+    pub fn new(export: Arc<dyn Export>) -> Self {
+        Self {
+            export,
+            name: None,
+            tls_only: false,
+        }
+    }
+
+    /// Tells the client this canonical name.
+    #[must_use]
+    pub fn named(mut self, name: ExportName) -> Self {
+        self.name = Some(name);
+        self
+    }
+
+    /// Keeps the export from clients without TLS.
+    #[must_use]
+    pub fn tls_only(mut self) -> Self {
+        self.tls_only = true;
+        self
+    }
+}
+
+/// An export that a server tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listing {
+    /// Its name.
+    pub name: ExportName,
+    /// A text for people; may be empty.
+    pub description: Text,
+    /// Whether it is only served once TLS is up; a server may then keep quiet about it without.
+    pub tls_only: bool,
+}
+
+impl Listing {
+    /// An export without a description that everybody is served.
+    #[must_use]
+    pub fn new(name: ExportName) -> Self {
+        Self {
+            name,
+            description: Text::default(),
+            tls_only: false,
+        }
+    }
+}
+
+/// A fixed set of exports, each with its name, and perhaps a default among them.
+///
+/// ```
+/// use nbd_io::{Exports, Memory, NamedExports};
+/// use nbd_proto::ExportName;
+/// use std::sync::Arc;
+///
+/// let exports = NamedExports::new()
+///     .with(ExportName::new("scratch")?, Arc::new(Memory::new(1 << 30)))
+///     .with_tls_only(ExportName::new("secret")?, Arc::new(Memory::new(1 << 20)))
+///     .with_default(ExportName::new("scratch")?);
+/// assert!(exports.lookup(&ExportName::default()).is_some());
+/// assert!(exports.lookup(&ExportName::new("other")?).is_none());
+/// # Ok::<(), nbd_proto::NameError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct NamedExports {
+    offers: BTreeMap<ExportName, Offer>,
+    default: Option<ExportName>,
+}
+
+impl NamedExports {
+    /// No exports yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only `export`, as the default export.
+    #[must_use]
+    pub fn single(export: Arc<dyn Export>) -> Self {
+        Self::new().with(ExportName::default(), export)
+    }
+
+    /// Adds an export, or replaces the one of that name. The empty name is the default export's.
+    #[must_use]
+    pub fn with(mut self, name: ExportName, export: Arc<dyn Export>) -> Self {
+        self.offers.insert(name, Offer::new(export));
+        self
+    }
+
+    /// Like [`with`](Self::with), for clients with TLS only.
+    #[must_use]
+    pub fn with_tls_only(mut self, name: ExportName, export: Arc<dyn Export>) -> Self {
+        self.offers.insert(name, Offer::new(export).tls_only());
+        self
+    }
+
+    /// Serves the export called `name` to those who ask for the default export too, and tells them
+    /// what it is called. Without effect if there is an export with the empty name.
+    #[must_use]
+    pub fn with_default(mut self, name: ExportName) -> Self {
+        self.default = Some(name);
+        self
+    }
+}
+
+impl Exports for NamedExports {
+    fn lookup(&self, name: &ExportName) -> Option<Offer> {
+        if let Some(offer) = self.offers.get(name) {
+            return Some(offer.clone());
+        }
+        let default = self.default.as_ref().filter(|_| name.is_default())?;
+        let offer = self.offers.get(default)?.clone();
+        Some(offer.named(default.clone()))
+    }
+
+    fn list(&self) -> Vec<Listing> {
+        let offers = self.offers.iter();
+        offers
+            .map(|(name, offer)| Listing {
+                description: offer.export.info().description.unwrap_or_default(),
+                tls_only: offer.tls_only,
+                ..Listing::new(name.clone())
+            })
+            .collect()
+    }
+
+    fn may_block(&self) -> bool {
+        false
+    }
+}
+
+/// Exports that a function finds, or makes, by their names. None is listed.
+///
+/// The function may make a new export for each call, and so give each connection its own; it is
+/// then to be cheap, because a client can look a name up any number of times.
+///
+/// ```
+/// use nbd_io::{Exports, ExportsByName, Memory, Offer};
+/// use nbd_proto::ExportName;
+/// use std::sync::Arc;
+///
+/// let scratch = ExportsByName::new(|name: &ExportName| {
+///     let mebibytes: u32 = name.as_str().parse().ok()?;
+///     Some(Offer::new(Arc::new(Memory::new(u64::from(mebibytes) << 20))))
+/// });
+/// let offer = scratch.lookup(&ExportName::new("16")?).expect("a number");
+/// assert_eq!(offer.export.size(), 16 << 20);
+/// # Ok::<(), nbd_proto::NameError>(())
+/// ```
+#[derive(Clone)]
+pub struct ExportsByName<F>(F);
+
+impl<F> ExportsByName<F>
+where
+    F: Fn(&ExportName) -> Option<Offer> + Send + Sync,
+{
+    /// Serves what `find` finds.
+    pub const fn new(find: F) -> Self {
+        Self(find)
+    }
+}
+
+impl<F> Exports for ExportsByName<F>
+where
+    F: Fn(&ExportName) -> Option<Offer> + Send + Sync,
+{
+    fn lookup(&self, name: &ExportName) -> Option<Offer> {
+        (self.0)(name)
+    }
+}
+
+impl<F> fmt::Debug for ExportsByName<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExportsByName").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Memory;
+
+    fn name(name: &str) -> ExportName {
+        ExportName::new(name).unwrap()
+    }
+
+    fn memory(size: u64) -> Arc<dyn Export> {
+        Arc::new(Memory::new(size).with_description(format!("{size} bytes")))
+    }
+
+    #[test]
+    fn an_export_is_found_by_its_exact_name() {
+        let exports: &dyn Exports = &NamedExports::new()
+            .with(name("a"), memory(1))
+            .with(name("a"), memory(2))
+            .with(name("b"), memory(3));
+        let offer = exports.lookup(&name("a")).unwrap();
+        assert_eq!((offer.export.size(), offer.name), (2, None));
+        for unknown in ["", "A", "a ", "c"] {
+            assert!(exports.lookup(&name(unknown)).is_none(), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn the_default_export_has_a_name_of_its_own() {
+        let exports = NamedExports::new()
+            .with(name("a"), memory(1))
+            .with_default(name("a"));
+        let offer = exports.lookup(&ExportName::default()).unwrap();
+        assert_eq!((offer.export.size(), offer.name), (1, Some(name("a"))));
+        let exports = exports.with(ExportName::default(), memory(2));
+        let offer = exports.lookup(&ExportName::default()).unwrap();
+        assert_eq!((offer.export.size(), offer.name), (2, None));
+        let dangling = NamedExports::new().with_default(name("a"));
+        assert!(dangling.lookup(&ExportName::default()).is_none());
+        let single = NamedExports::single(memory(4));
+        assert!(single.lookup(&ExportName::default()).is_some());
+        assert!(single.lookup(&name("a")).is_none());
+    }
+
+    #[test]
+    fn a_list_tells_what_is_only_for_tls() {
+        let exports = NamedExports::new()
+            .with_tls_only(name("b"), memory(2))
+            .with(name("a"), memory(1));
+        assert_eq!(
+            exports.list(),
+            [
+                Listing {
+                    name: name("a"),
+                    description: "1 bytes".into(),
+                    tls_only: false,
+                },
+                Listing {
+                    name: name("b"),
+                    description: "2 bytes".into(),
+                    tls_only: true,
+                },
+            ]
+        );
+        assert!(exports.lookup(&name("b")).unwrap().tls_only);
+    }
+
+    #[test]
+    fn a_function_finds_exports_without_telling_of_them() {
+        let exports: Arc<dyn Exports> = Arc::new(ExportsByName::new(|name: &ExportName| {
+            (name.as_str() == "x").then(|| Offer::new(memory(1)).tls_only())
+        }));
+        assert!(exports.lookup(&name("x")).unwrap().tls_only);
+        assert!(exports.lookup(&name("y")).is_none());
+        assert!(exports.list().is_empty() && exports.may_block());
+    }
+}
