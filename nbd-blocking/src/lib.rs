@@ -1,1 +1,46 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod client;
+mod cursor;
+mod error;
+mod extents;
+mod haggling;
+mod link;
+mod options;
+mod queue;
+mod socket;
+mod stream;
+#[cfg(feature = "tls-base")]
+mod tls;
+
+pub use client::Client;
+pub use cursor::Cursor;
+pub use error::{Error, Lost};
+pub use extents::{Extents, Stretch};
+pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
+pub use nbd_io::client::{NegotiationError, TlsPolicy};
+#[cfg(feature = "tls-base")]
+pub use nbd_io::tls::{ClientTls, TlsError};
+pub use nbd_proto::{
+    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Failure, Limits,
+    Misuse, Mode, Uri,
+    client::{
+        Context, ContextExtents, Cookie, Go, InfoSet, ListEntry, MetaContextEntry, Tolerance,
+    },
+    meta,
+};
+pub use options::ConnectOptions;
+pub use queue::{Completion, Queue};
+pub use stream::Negotiating;
+
+/// Connects to what a URI names and enters its export, with [default
+/// options](ConnectOptions::new).
+///
+/// # Errors
+///
+/// When the URI is wrong, the server cannot be reached, or the export cannot be entered.
+pub fn connect(uri: &str) -> Result<Client, Error> {
+    ConnectOptions::new().connect(uri)
+}

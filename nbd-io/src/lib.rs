@@ -7,6 +7,8 @@ mod errno;
 mod export;
 mod exports;
 mod memory;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod transport;
 
 pub use errno::{failure, fast_zero_failure, reportable};

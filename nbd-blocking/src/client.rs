@@ -1,0 +1,550 @@
+//! An export that is used from any number of threads.
+
+use crate::{
+    Error, Extents, Queue,
+    link::{Link, Load},
+    stream::Stream,
+};
+use nbd_io::client::{Piece, split};
+use nbd_proto::{
+    BlockSizes, Command, CommandFlags, Errno, ExportInfo, Header, Misuse, Mode,
+    client::{Context, ContextExtents, Cookie, Outcome, Transmission},
+};
+use std::{
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+/// Pieces of one request that are in flight at once.
+const WINDOW: usize = 8;
+
+/// How long a disconnect waits for the server.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// An export that was entered.
+///
+/// All methods take `&self`, and clones are cheap and share one connection: any number of threads
+/// can have requests in flight at once, and replies come in any order. There is no thread behind
+/// it; callers that wait serve each other.
+///
+/// Requests may have any length. What is longer than the server allows is split, and the pieces
+/// are in flight together. If one of them fails, the others may or may not have been carried out.
+///
+/// Requests that overlap and are in flight at once are carried out in any order. After the
+/// connection is over, every call returns the reason.
+///
+/// Dropping the last clone tells the server goodbye if that needs no waiting; see
+/// [`disconnect`](Client::disconnect).
+#[derive(Clone, Debug)]
+pub struct Client {
+    link: Arc<Link>,
+    facts: Arc<Facts>,
+}
+
+/// What does not change during transmission.
+#[derive(Debug)]
+struct Facts {
+    export: ExportInfo,
+    mode: Mode,
+    contexts: Vec<Context>,
+    blocks: BlockSizes,
+    encrypted: bool,
+    /// The longest payload of one request, in bytes.
+    max_payload: u64,
+    /// Held for writing while a part of a block is read, changed and written.
+    patching: RwLock<()>,
+}
+
+impl Client {
+    pub(crate) fn new(
+        stream: Stream,
+        transmission: Transmission,
+        encrypted: bool,
+        timeout: Option<Duration>,
+    ) -> Result<Self, Error> {
+        let facts = Facts {
+            export: transmission.export().clone(),
+            mode: transmission.mode(),
+            contexts: transmission.contexts().to_vec(),
+            blocks: transmission.block_sizes(),
+            encrypted,
+            max_payload: transmission.max_len(Command::Write),
+            patching: RwLock::new(()),
+        };
+        let link = Link::new(stream, transmission, timeout)?;
+        Ok(Self {
+            link: Arc::new(link),
+            facts: Arc::new(facts),
+        })
+    }
+
+    /// What the server told of the export.
+    #[must_use]
+    pub fn export(&self) -> &ExportInfo {
+        &self.facts.export
+    }
+
+    /// The export's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.facts.export.size
+    }
+
+    /// Which headers the connection uses.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.facts.mode
+    }
+
+    /// Whether the connection is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.facts.encrypted
+    }
+
+    /// The meta contexts that were selected.
+    #[must_use]
+    pub fn contexts(&self) -> &[Context] {
+        &self.facts.contexts
+    }
+
+    /// The block sizes that hold, in bytes; what is usual if the server told none.
+    #[must_use]
+    pub fn block_sizes(&self) -> BlockSizes {
+        self.facts.blocks
+    }
+
+    /// Reads up to the end of the buffer or of the export. Returns the number of bytes read, which
+    /// is less than the buffer's length only at the end of the export.
+    ///
+    /// # Errors
+    ///
+    /// When the server fails the command, or the connection is over. The buffer's contents are
+    /// undefined then.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Error> {
+        let len = self.until_end(buf.len(), offset);
+        self.read_exact_at(&mut buf[..len], offset)?;
+        Ok(len)
+    }
+
+    /// Reads all of the buffer. Where the server has a minimum block size, the rest of the first
+    /// and the last block is read too and thrown away.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not inside the export, the server fails the command, or the connection is
+    /// over. The buffer's contents are undefined then.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let (head, body, tail) = self.blocks_of(offset, buf.len() as u64);
+        let (head_buf, rest) = buf.split_at_mut(length(&head));
+        let (body_buf, tail_buf) = rest.split_at_mut(length(&body));
+        self.read_part(head_buf, head.start)?;
+        self.read_whole(body_buf, body.start)?;
+        self.read_part(tail_buf, tail.start)
+    }
+
+    /// Reads all of the buffer in one request with these flags; nothing is split or aligned.
+    ///
+    /// # Errors
+    ///
+    /// When the request makes no sense here, the server fails it, or the connection is over.
+    pub fn read_exact_at_with(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        let len = buf.len() as u64;
+        let frame = |transmission: &mut Transmission| bare(transmission.read(offset, len, flags));
+        self.single(Command::Read, Load::Into(0), buf, frame)
+            .map(drop)
+    }
+
+    /// Writes up to the end of the buffer or of the export. Returns the number of bytes written,
+    /// which is less than the buffer's length only at the end of the export.
+    ///
+    /// # Errors
+    ///
+    /// When the server fails the command, or the connection is over. How much was written is not
+    /// known then.
+    pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
+        let len = self.until_end(buf.len(), offset);
+        self.write_all_at(&buf[..len], offset)?;
+        Ok(len)
+    }
+
+    /// Writes all of the buffer. It is on stable storage after a [`flush`](Client::flush).
+    ///
+    /// Where the server has a minimum block size, a part of a block is written by reading,
+    /// changing and writing the block, which this client and its clones keep apart from their other
+    /// writes, but other connections cannot know of.
+    ///
+    /// # Errors
+    ///
+    /// Like [`write_at`](Client::write_at), and when the range is not inside the export.
+    pub fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<(), Error> {
+        self.write_all_at_with(buf, offset, CommandFlags::NONE)
+    }
+
+    /// Writes all of the buffer with these flags: [`CommandFlags::FUA`] to have it on stable
+    /// storage before this returns.
+    ///
+    /// # Errors
+    ///
+    /// Like [`write_all_at`](Client::write_all_at), and when the server does not offer the flag.
+    pub fn write_all_at_with(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        if self.facts.blocks.minimum() == 1 {
+            return self.write_whole(buf, offset, flags);
+        }
+        let (head, body, tail) = self.blocks_of(offset, buf.len() as u64);
+        let (head_buf, rest) = buf.split_at(length(&head));
+        let (body_buf, tail_buf) = rest.split_at(length(&body));
+        self.patch(head_buf, head.start, flags)?;
+        {
+            let _apart = self
+                .facts
+                .patching
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            self.write_whole(body_buf, body.start, flags)?;
+        }
+        self.patch(tail_buf, tail.start, flags)
+    }
+
+    /// Puts everything that was answered before this call on stable storage.
+    ///
+    /// Without [`ExportInfo::can_flush`] the server cannot be asked.
+    ///
+    /// # Errors
+    ///
+    /// When the server does not offer it or fails it, or the connection is over.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.single(Command::Flush, Load::Nothing, &mut [], |transmission| {
+            bare(transmission.flush())
+        })
+        .map(drop)
+    }
+
+    /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
+    ///
+    /// # Errors
+    ///
+    /// When the range or the flags make no sense here, the server fails the command, or the
+    /// connection is over.
+    pub fn trim(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
+        self.range(Command::Trim, offset, len, |transmission, piece| {
+            bare(transmission.trim(piece.offset, piece.len, flags))
+        })
+    }
+
+    /// Tells that a range will be read soon. Neither success nor failure means anything for later
+    /// reads.
+    ///
+    /// # Errors
+    ///
+    /// Like [`trim`](Client::trim).
+    pub fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.range(Command::Cache, offset, len, |transmission, piece| {
+            bare(transmission.cache(piece.offset, piece.len))
+        })
+    }
+
+    /// Writes zeroes. Flags: [`CommandFlags::FUA`], [`CommandFlags::NO_HOLE`],
+    /// [`CommandFlags::FAST_ZERO`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`] says that writing would
+    /// be no slower.
+    pub fn write_zeroes(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
+        self.range(Command::WriteZeroes, offset, len, |transmission, piece| {
+            bare(transmission.write_zeroes(piece.offset, piece.len, flags))
+        })
+    }
+
+    /// Asks once what the selected meta contexts say of a range. The answer may cover less than
+    /// the range, differently for each context; [`extents`](Client::extents) goes on until the
+    /// end. Flags: [`CommandFlags::REQ_ONE`].
+    ///
+    /// # Errors
+    ///
+    /// When no context was selected, the range makes no sense, the server fails the command, or
+    /// the connection is over.
+    pub fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+    ) -> Result<Vec<ContextExtents>, Error> {
+        extents(self.single(
+            Command::BlockStatus,
+            Load::Nothing,
+            &mut [],
+            |transmission| bare(transmission.block_status(offset, len, flags)),
+        )?)
+    }
+
+    /// Asks once what some of the selected meta contexts say of a range.
+    ///
+    /// # Errors
+    ///
+    /// Like [`block_status`](Client::block_status), and when the server cannot be asked for some
+    /// contexts only or `ids` are not selected ones, once each.
+    pub fn block_status_of(
+        &self,
+        ids: &[u32],
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+    ) -> Result<Vec<ContextExtents>, Error> {
+        let place = self.link.place();
+        self.link
+            .submit_with_payload(place.index(), Command::BlockStatus, |transmission| {
+                transmission.block_status_of(ids, offset, len, flags)
+            })?;
+        let done = self.link.wait(place.index(), &mut [])?;
+        drop(place);
+        extents(done.result.map_err(|error| self.noticed(error))?)
+    }
+
+    /// Walks the extents of a range to its end, with equal neighbours merged.
+    #[must_use]
+    pub fn extents(&self, range: Range<u64>) -> Extents {
+        let max = self
+            .link
+            .with(|transmission| transmission.max_len(Command::BlockStatus));
+        Extents::new(
+            self.clone(),
+            range,
+            max,
+            u64::from(self.facts.blocks.minimum()),
+        )
+    }
+
+    /// A queue of requests on this connection, for one thread that has many of them in flight.
+    #[must_use]
+    pub fn queue(&self) -> Queue {
+        Queue::new(self.link.clone())
+    }
+
+    /// Ends the session: waits for what is in flight, says goodbye and waits up to 5 s for the
+    /// server to close. Clones and queues cannot be used afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When the connection was over before.
+    pub fn disconnect(&self) -> Result<(), Error> {
+        self.link.disconnect(FAREWELL)
+    }
+
+    /// Whether the connection is over.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.link.lost().is_some()
+    }
+
+    fn until_end(&self, len: usize, offset: u64) -> usize {
+        let left = self.size().saturating_sub(offset);
+        usize::try_from(left).map_or(len, |left| len.min(left))
+    }
+
+    /// A range cut at block boundaries: part of a block, whole blocks, part of a block.
+    fn blocks_of(&self, offset: u64, len: u64) -> (Range<u64>, Range<u64>, Range<u64>) {
+        let block = u64::from(self.facts.blocks.minimum());
+        let end = offset.saturating_add(len);
+        let body = offset
+            .checked_next_multiple_of(block)
+            .unwrap_or(end)
+            .min(end);
+        let tail = (end - end % block).max(body);
+        (offset..body, body..tail, tail..end)
+    }
+
+    /// Reads a part of a single block.
+    fn read_part(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let (block, start) = self.block_around(offset)?;
+        buf.copy_from_slice(&block[start..start + buf.len()]);
+        Ok(())
+    }
+
+    /// Writes a part of a single block.
+    fn patch(&self, buf: &[u8], offset: u64, flags: CommandFlags) -> Result<(), Error> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let _apart = self
+            .facts
+            .patching
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (mut block, start) = self.block_around(offset)?;
+        block[start..start + buf.len()].copy_from_slice(buf);
+        self.write_whole(&block, offset - start as u64, flags)
+    }
+
+    /// The block that a byte is in, and the byte's place in it.
+    fn block_around(&self, offset: u64) -> Result<(Vec<u8>, usize), Error> {
+        let size = u64::from(self.facts.blocks.minimum());
+        let start = offset % size;
+        let mut block = vec![0; index(size)];
+        self.read_whole(&mut block, offset - start)?;
+        Ok((block, index(start)))
+    }
+
+    fn read_whole(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let len = buf.len() as u64;
+        self.pieces(
+            Command::Read,
+            offset,
+            len,
+            self.facts.max_payload,
+            buf,
+            |piece| {
+                let load = Load::Into(index(piece.offset - offset));
+                let frame = move |transmission: &mut Transmission| {
+                    bare(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
+                };
+                (load, frame)
+            },
+        )
+    }
+
+    fn write_whole(&self, buf: &[u8], offset: u64, flags: CommandFlags) -> Result<(), Error> {
+        let len = buf.len() as u64;
+        self.pieces(
+            Command::Write,
+            offset,
+            len,
+            self.facts.max_payload,
+            &mut [],
+            |piece| {
+                let start = index(piece.offset - offset);
+                let payload = &buf[start..start + index(piece.len)];
+                let frame = move |transmission: &mut Transmission| {
+                    bare(transmission.write(piece.offset, payload, flags))
+                };
+                (Load::Borrowed(payload), frame)
+            },
+        )
+    }
+
+    /// A command with a range and without payload. Servers may find a range too long that others
+    /// take, so it is tried again with shorter ones.
+    fn range(
+        &self,
+        command: Command,
+        offset: u64,
+        len: u64,
+        frame: impl Fn(&mut Transmission, Piece) -> Result<(Cookie, Header), Misuse> + Copy,
+    ) -> Result<(), Error> {
+        let piece = |piece| {
+            let frame = move |transmission: &mut Transmission| frame(transmission, piece);
+            (Load::Nothing, frame)
+        };
+        let max = self.link.with(|transmission| transmission.max_len(command));
+        let result = self.pieces(command, offset, len, max, &mut [], piece);
+        let short = self.facts.max_payload;
+        match result {
+            Err(Error::Failed { ref source, .. })
+                if matches!(source.errno, Errno::Overflow | Errno::Inval) && len > short =>
+            {
+                self.pieces(command, offset, len, short, &mut [], piece)
+            }
+            done => done,
+        }
+    }
+
+    /// Cuts a request into pieces and has several of them in flight.
+    fn pieces<'a, F>(
+        &self,
+        command: Command,
+        offset: u64,
+        len: u64,
+        max: u64,
+        dest: &mut [u8],
+        request: impl Fn(Piece) -> (Load<'a>, F),
+    ) -> Result<(), Error>
+    where
+        F: FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+    {
+        let preferred = u64::from(self.facts.blocks.preferred());
+        let mut pieces = split(offset, len, max, preferred);
+        let place = self.link.place();
+        let mut result = Ok(());
+        let mut in_flight = 0;
+        loop {
+            while in_flight < WINDOW && result.is_ok() {
+                let Some(piece) = pieces.next() else { break };
+                let (load, frame) = request(piece);
+                match self.link.submit(place.index(), command, load, dest, frame) {
+                    Ok(_) => in_flight += 1,
+                    Err(error) => result = Err(error),
+                }
+            }
+            if in_flight == 0 {
+                drop(place);
+                return result.map_err(|error| self.noticed(error));
+            }
+            let done = self.link.wait(place.index(), dest)?;
+            in_flight -= 1;
+            if let Err(error) = done.result {
+                result = result.and(Err(error));
+            }
+        }
+    }
+
+    fn single(
+        &self,
+        command: Command,
+        load: Load<'_>,
+        dest: &mut [u8],
+        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+    ) -> Result<Outcome, Error> {
+        let place = self.link.place();
+        self.link
+            .submit(place.index(), command, load, dest, frame)?;
+        let done = self.link.wait(place.index(), dest)?;
+        drop(place);
+        done.result.map_err(|error| self.noticed(error))
+    }
+
+    /// A server that says it is shutting down is left at once, as the protocol asks for.
+    fn noticed(&self, error: Error) -> Error {
+        if error.errno() == Some(Errno::Shutdown) {
+            let _ = self.link.disconnect(FAREWELL);
+        }
+        error
+    }
+}
+
+fn extents(outcome: Outcome) -> Result<Vec<ContextExtents>, Error> {
+    match outcome {
+        Outcome::Extents(extents) => Ok(extents),
+        Outcome::Done | Outcome::Failed(_) => Ok(Vec::new()),
+    }
+}
+
+/// A frame's header; the payload, if there is one, goes its own way.
+fn bare<P>(
+    request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
+) -> Result<(Cookie, Header), Misuse> {
+    request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
+}
+
+/// A place in a buffer that exists.
+fn index(place: u64) -> usize {
+    usize::try_from(place).expect("a place in a buffer fits into memory")
+}
+
+fn length(range: &Range<u64>) -> usize {
+    index(range.end - range.start)
+}

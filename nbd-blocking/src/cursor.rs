@@ -1,0 +1,77 @@
+//! An export as a seekable stream of bytes.
+
+use crate::Client;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+/// A position in an export, with the traits of `std::io`.
+///
+/// Nothing is buffered: wrap it in a `BufReader` or `BufWriter` for small reads and writes.
+/// [`Write::flush`] puts what was written on stable storage, if the server offers that.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    client: Client,
+    position: u64,
+}
+
+impl Cursor {
+    /// Starts at the beginning of the export.
+    #[must_use]
+    pub const fn new(client: Client) -> Self {
+        Self {
+            client,
+            position: 0,
+        }
+    }
+
+    /// The export.
+    #[must_use]
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Where the next read or write starts, in bytes.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.position
+    }
+}
+
+impl Read for Cursor {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.client.read_at(buf, self.position)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+impl Write for Cursor {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.client.write_at(buf, self.position)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.client.export().can_flush() {
+            self.client.flush()?;
+        }
+        Ok(())
+    }
+}
+
+impl Seek for Cursor {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(offset) => self.client.size().checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = position.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "cannot seek before the start of an export",
+            )
+        })?;
+        Ok(self.position)
+    }
+}

@@ -1,0 +1,143 @@
+//! What can go wrong, sorted by what a program can do about it.
+
+use nbd_io::client::NegotiationError;
+use nbd_proto::{Command, Errno, Failure, Misuse, UriError};
+use std::{io, sync::Arc, time::Duration};
+
+/// Why a connection could not be made, or a command was not carried out.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URI cannot be used.
+    #[error(transparent)]
+    Uri(Arc<UriError>),
+    /// What was asked for is not in this build or not on this system.
+    #[error("{what}")]
+    Unsupported {
+        /// What, and why not.
+        what: &'static str,
+    },
+    /// The server cannot be reached.
+    #[error("cannot connect to {to}")]
+    Connect {
+        /// Where.
+        to: String,
+        /// Why not: of several addresses, the reason of the last.
+        source: Arc<io::Error>,
+    },
+    /// The export cannot be entered.
+    #[error("cannot enter the export")]
+    Negotiation(#[source] Arc<NegotiationError>),
+    /// TLS cannot be set up.
+    #[cfg(feature = "tls-base")]
+    #[error("cannot set up TLS")]
+    Tls(#[source] Arc<nbd_io::tls::TlsError>),
+    /// The command makes no sense on this connection, and nothing was sent. The connection goes on.
+    #[error(transparent)]
+    Misuse(#[from] Misuse),
+    /// The server failed the command. The connection goes on.
+    #[error("{command} failed")]
+    Failed {
+        /// The command.
+        command: Command,
+        /// What the server said.
+        source: Failure,
+    },
+    /// No reply came in time. What became of the command is not known. The connection goes on.
+    #[error("{command} was not answered within {after:?}")]
+    Timeout {
+        /// The command.
+        command: Command,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The connection is over, for every command that was in flight and every later one.
+    #[error("the connection is over")]
+    Lost(#[source] Arc<Lost>),
+}
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Lost {
+    /// The transport failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The server broke the protocol.
+    #[error("the server broke the protocol ({rule}): {0}", rule = .0.rule())]
+    Protocol(#[from] nbd_proto::Error),
+    /// The server closed the connection without being asked to.
+    #[error("the server closed the connection")]
+    Closed,
+    /// This side disconnected.
+    #[error("this side has disconnected")]
+    Disconnected,
+}
+
+impl Error {
+    /// The server's error number, if the server failed the command.
+    #[must_use]
+    pub const fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Failed { source, .. } => Some(source.errno),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection is over.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+
+    pub(crate) fn lost(why: impl Into<Lost>) -> Self {
+        Self::Lost(Arc::new(why.into()))
+    }
+}
+
+impl From<UriError> for Error {
+    fn from(error: UriError) -> Self {
+        Self::Uri(Arc::new(error))
+    }
+}
+
+impl From<NegotiationError> for Error {
+    fn from(error: NegotiationError) -> Self {
+        Self::Negotiation(Arc::new(error))
+    }
+}
+
+#[cfg(feature = "tls-base")]
+impl From<nbd_io::tls::TlsError> for Error {
+    fn from(error: nbd_io::tls::TlsError) -> Self {
+        Self::Tls(Arc::new(error))
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Failed { source, .. } => match source.errno.normalized() {
+                Errno::Perm => io::ErrorKind::PermissionDenied,
+                Errno::NoMem => io::ErrorKind::OutOfMemory,
+                Errno::Inval => io::ErrorKind::InvalidInput,
+                Errno::NoSpc => io::ErrorKind::StorageFull,
+                Errno::NotSup => io::ErrorKind::Unsupported,
+                Errno::Shutdown => io::ErrorKind::ConnectionAborted,
+                _ => io::ErrorKind::Other,
+            },
+            Error::Uri(_) | Error::Misuse(_) => io::ErrorKind::InvalidInput,
+            Error::Unsupported { .. } => io::ErrorKind::Unsupported,
+            Error::Connect { source, .. } => source.kind(),
+            Error::Timeout { .. } => io::ErrorKind::TimedOut,
+            Error::Lost(lost) => match &**lost {
+                Lost::Io(error) => error.kind(),
+                Lost::Protocol(_) => io::ErrorKind::InvalidData,
+                Lost::Closed => io::ErrorKind::UnexpectedEof,
+                Lost::Disconnected => io::ErrorKind::NotConnected,
+            },
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

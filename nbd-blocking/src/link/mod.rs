@@ -1,0 +1,504 @@
+//! One connection that many threads use at once, without a thread of its own.
+//!
+//! ```text
+//!  caller ── submit ──▶ Outbox ── whoever writes takes all that is there ──▶ stream
+//!  caller ◀── done ──── State ◀── whoever reads serves everybody ── Inbox ◀── stream
+//! ```
+//!
+//! **Reading.** The inbox is a baton: a caller that waits for a reply takes it, reads from the
+//! stream and hands out whatever comes, until its own reply is complete; then it passes the baton
+//! to another caller that waits. Payload that is longer than what the inbox holds goes straight
+//! from the stream to its buffer. If that buffer is borrowed by another thread, the baton goes to
+//! that thread, because nobody else may touch it; what is in the inbox already is left with the
+//! reply for its owner to copy.
+//!
+//! **Writing.** Frames are put into the outbox. A caller that finds nobody writing swaps the
+//! outbox for an empty one and writes it; the others leave their frames to it. A large payload
+//! that is borrowed is written by its owner. A writer that cannot go on reads meanwhile, because
+//! a server that waits for its replies to be taken takes no requests.
+//!
+//! The lock on [`State`] is never held while the stream is waited for.
+
+mod outbox;
+mod reading;
+mod writing;
+
+use crate::{Error, error::Lost, stream::Stream};
+use bytes::Bytes;
+use nbd_proto::{
+    Command, Frame, Header, Misuse,
+    client::{Cookie, Outcome, Transmission},
+};
+use outbox::Outbox;
+use reading::Inbox;
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The caller of a request that nobody waits for any more.
+const NOBODY: usize = usize::MAX;
+
+/// A connection in transmission.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: Stream,
+    state: Mutex<State>,
+    /// Wakes callers whose payload is too large to be left to another writer.
+    may_write: Condvar,
+    /// How long a request may take.
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct State {
+    transmission: Transmission,
+    /// What is kept of each request in flight, by the slot of its cookie.
+    entries: Vec<Entry>,
+    callers: Vec<Caller>,
+    free_callers: Vec<usize>,
+    /// `None` while somebody reads.
+    inbox: Option<Inbox>,
+    /// The only caller that may read on, because the payload is for its own buffer.
+    reader: Option<usize>,
+    outbox: Outbox,
+    /// An empty outbox to swap for a full one.
+    spare: Outbox,
+    writing: bool,
+    lost: Option<Arc<Lost>>,
+}
+
+/// What a caller reads for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// Something that it waits for is complete.
+    Served,
+    /// One more request may be in flight.
+    Room,
+    /// Nothing is in flight.
+    Idle,
+    /// The server has ended the stream.
+    Ended,
+    /// Nothing more is there; the only one that does not wait.
+    Dry,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+struct Entry {
+    cookie: Option<Cookie>,
+    command: Command,
+    caller: usize,
+    deadline: Option<Instant>,
+    sink: Sink,
+}
+
+/// Where the payload of a read goes.
+#[derive(Debug)]
+enum Sink {
+    None,
+    /// To the caller's own buffer, from this position on.
+    Borrowed {
+        at: usize,
+        aside: Aside,
+    },
+    /// To a buffer that was handed over.
+    Owned(Vec<u8>),
+}
+
+/// Payload that somebody else than its owner has read.
+#[derive(Debug, Default)]
+struct Aside {
+    bytes: Vec<u8>,
+    /// Position in the request's buffer and length of each part. A part without bytes is a hole.
+    parts: Vec<(usize, usize, bool)>,
+}
+
+/// A thread in a call, or a queue.
+#[derive(Debug)]
+struct Caller {
+    wake: Arc<Condvar>,
+    waiting: bool,
+    done: VecDeque<Done>,
+}
+
+/// A request that is complete.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) cookie: Cookie,
+    pub(crate) result: Result<Outcome, Error>,
+    /// The buffer that was handed over with it.
+    pub(crate) buffer: Option<Vec<u8>>,
+    aside: Option<(usize, Aside)>,
+}
+
+/// The place of a thread or a queue among the callers.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    link: &'a Link,
+    index: usize,
+}
+
+/// What a request takes with it.
+pub(crate) enum Load<'a> {
+    Nothing,
+    /// Payload for the caller's buffer from this position on.
+    Into(usize),
+    /// Payload for a buffer that is handed over.
+    Fill(Vec<u8>),
+    /// Payload of the caller's.
+    Borrowed(&'a [u8]),
+    /// Payload that is handed over.
+    Owned(Bytes),
+}
+
+enum Payload<'a> {
+    Owned(Bytes),
+    Borrowed(&'a [u8]),
+}
+
+impl Link {
+    pub(crate) fn new(
+        stream: Stream,
+        transmission: Transmission,
+        timeout: Option<Duration>,
+    ) -> Result<Self, Error> {
+        stream.set_patience(timeout).map_err(Error::lost)?;
+        Ok(Self {
+            stream,
+            state: Mutex::new(State {
+                transmission,
+                entries: Vec::new(),
+                callers: Vec::new(),
+                free_callers: Vec::new(),
+                inbox: Some(Inbox::new()),
+                reader: None,
+                outbox: Outbox::default(),
+                spare: Outbox::default(),
+                writing: false,
+                lost: None,
+            }),
+            may_write: Condvar::new(),
+            timeout,
+        })
+    }
+
+    /// Looks at the protocol's side of the connection.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&Transmission) -> R) -> R {
+        look(&self.lock().transmission)
+    }
+
+    /// Whether the connection is over, and why.
+    pub(crate) fn lost(&self) -> Option<Arc<Lost>> {
+        self.lock().lost.clone()
+    }
+
+    /// Takes a place from which requests can be made.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place {
+            link: self,
+            index: self.enter(),
+        }
+    }
+
+    pub(crate) fn enter(&self) -> usize {
+        let mut state = self.lock();
+        state.free_callers.pop().unwrap_or_else(|| {
+            state.callers.push(Caller {
+                wake: Arc::default(),
+                waiting: false,
+                done: VecDeque::new(),
+            });
+            state.callers.len() - 1
+        })
+    }
+
+    /// Gives a place back. Requests that were made from it and are not complete are abandoned.
+    pub(crate) fn leave(&self, place: usize) {
+        let mut state = self.lock();
+        for slot in 0..state.entries.len() {
+            if state.entries[slot].caller == place
+                && let Some(cookie) = state.entries[slot].cookie
+            {
+                state.abandon(cookie);
+            }
+        }
+        state.callers[place].done.clear();
+        state.callers[place].waiting = false;
+        state.free_callers.push(place);
+        state.pass_on();
+    }
+
+    /// Makes a request, once there is room for one more in flight. Its frame may wait in the
+    /// outbox until somebody waits or [`flush`](Link::flush)es, unless it has a borrowed payload.
+    pub(crate) fn submit(
+        &self,
+        place: usize,
+        command: Command,
+        load: Load<'_>,
+        dest: &mut [u8],
+        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+    ) -> Result<Cookie, Error> {
+        let mut state = self.lock();
+        while state.lost.is_none() && !state.transmission.has_room() {
+            state = self.turn(state, place, dest, Until::Room)?;
+        }
+        if let Some(lost) = &state.lost {
+            return Err(Error::Lost(lost.clone()));
+        }
+        let (cookie, header) = frame(&mut state.transmission)?;
+        let deadline = self
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let (sink, payload) = match load {
+            Load::Nothing => (Sink::None, None),
+            Load::Into(at) => (
+                Sink::Borrowed {
+                    at,
+                    aside: Aside::default(),
+                },
+                None,
+            ),
+            Load::Fill(buffer) => (Sink::Owned(buffer), None),
+            Load::Owned(payload) => (Sink::None, Some(Payload::Owned(payload))),
+            Load::Borrowed(payload) => (Sink::None, Some(Payload::Borrowed(payload))),
+        };
+        *state.entry(cookie) = Entry {
+            cookie: Some(cookie),
+            command,
+            caller: place,
+            deadline,
+            sink,
+        };
+        match payload {
+            None => state.outbox.push(header.as_bytes()),
+            Some(Payload::Owned(payload)) => state.outbox.push_owned(header.as_bytes(), payload),
+            Some(Payload::Borrowed(payload)) => {
+                self.write(state, place, dest, header.as_bytes(), payload)?;
+            }
+        }
+        Ok(cookie)
+    }
+
+    /// Makes a request with a payload that the protocol itself needs.
+    pub(crate) fn submit_with_payload(
+        &self,
+        place: usize,
+        command: Command,
+        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Frame<Bytes>), Misuse>,
+    ) -> Result<Cookie, Error> {
+        let mut payload = Bytes::new();
+        let cookie = self.submit(place, command, Load::Nothing, &mut [], |transmission| {
+            let (cookie, frame) = frame(transmission)?;
+            let (header, bytes) = frame.into_parts();
+            payload = bytes;
+            Ok((cookie, header))
+        })?;
+        let mut state = self.lock();
+        state.outbox.push(&payload);
+        Ok(cookie)
+    }
+
+    /// Sends what waits in the outbox.
+    pub(crate) fn flush(&self, place: usize) -> Result<(), Error> {
+        let state = self.lock();
+        if state.outbox.is_empty() {
+            Ok(())
+        } else {
+            self.write(state, place, &mut [], &[], &[])
+        }
+    }
+
+    /// Waits for a request of this place to be complete; `dest` is where [`Load::Into`] points.
+    pub(crate) fn wait(&self, place: usize, dest: &mut [u8]) -> Result<Done, Error> {
+        let mut state = self.lock();
+        loop {
+            if let Some(mut done) = state.callers[place].done.pop_front() {
+                state.pass_on();
+                drop(state);
+                if let Some((at, aside)) = done.aside.take() {
+                    aside.copy_to(&mut dest[at..]);
+                }
+                return Ok(done);
+            }
+            if let Some(lost) = &state.lost {
+                return Err(Error::Lost(lost.clone()));
+            }
+            state = self.turn(state, place, dest, Until::Served)?;
+        }
+    }
+
+    /// A completed request of this place, if one is ready or can be read without waiting.
+    pub(crate) fn poll(&self, place: usize) -> Result<Option<Done>, Error> {
+        let mut state = self.lock();
+        if state.callers[place].done.is_empty() && state.lost.is_none() {
+            state = self.turn(state, place, &mut [], Until::Dry)?;
+        }
+        match (state.callers[place].done.pop_front(), &state.lost) {
+            (None, Some(lost)) => Err(Error::Lost(lost.clone())),
+            (done, _) => Ok(done),
+        }
+    }
+
+    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits a bounded
+    /// time for the server to close.
+    pub(crate) fn disconnect(&self, patience: Duration) -> Result<(), Error> {
+        let place = self.place();
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        while state.lost.is_none()
+            && state.transmission.in_flight() > 0
+            && Instant::now() < deadline
+        {
+            state = self.turn(state, place.index, &mut [], Until::Idle)?;
+        }
+        if let Some(lost) = &state.lost {
+            return Err(Error::Lost(lost.clone()));
+        }
+        let frame = state.transmission.disconnect()?;
+        state.outbox.push(frame.header());
+        self.write(state, place.index, &mut [], &[], &[])?;
+        self.stream.shutdown();
+        let _ = self.stream.set_patience(Some(patience));
+        let mut state = self.lock();
+        while state.lost.is_none() && Instant::now() < deadline {
+            state = self.turn(state, place.index, &mut [], Until::Ended)?;
+        }
+        state.lose(Lost::Disconnected);
+        self.stream.close();
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.lost.is_none()
+            && let Ok(frame) = state.transmission.disconnect()
+        {
+            // A last word, if it can be said without waiting.
+            state.outbox.push(frame.header());
+            let _ = writing::write_now(&self.stream, &mut state.outbox);
+            self.stream.shutdown();
+        }
+    }
+}
+
+impl Place<'_> {
+    pub(crate) const fn index(&self) -> usize {
+        self.index
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.link.leave(self.index);
+    }
+}
+
+impl State {
+    /// The entry of a request.
+    fn entry(&mut self, cookie: Cookie) -> &mut Entry {
+        let slot = cookie.slot();
+        if self.entries.len() <= slot {
+            self.entries.resize_with(slot + 1, || Entry {
+                cookie: None,
+                command: Command::Disc,
+                caller: NOBODY,
+                deadline: None,
+                sink: Sink::None,
+            });
+        }
+        &mut self.entries[slot]
+    }
+
+    /// Reports a request as complete to whoever waits for it.
+    fn complete(&mut self, cookie: Cookie, result: Result<Outcome, Error>) {
+        let entry = &mut self.entries[cookie.slot()];
+        entry.cookie = None;
+        let caller = mem::replace(&mut entry.caller, NOBODY);
+        let (buffer, aside) = match mem::replace(&mut entry.sink, Sink::None) {
+            Sink::None => (None, None),
+            Sink::Owned(buffer) => (Some(buffer), None),
+            Sink::Borrowed { aside, .. } if aside.parts.is_empty() => (None, None),
+            Sink::Borrowed { at, aside } => (None, Some((at, aside))),
+        };
+        if let Some(caller) = self.callers.get_mut(caller) {
+            caller.done.push_back(Done {
+                cookie,
+                result,
+                buffer,
+                aside,
+            });
+            if caller.waiting {
+                caller.wake.notify_one();
+            }
+        }
+    }
+
+    /// Gives up a request: its reply is read and thrown away when it comes.
+    fn abandon(&mut self, cookie: Cookie) {
+        self.transmission.abandon(cookie);
+        let entry = &mut self.entries[cookie.slot()];
+        if self.reader == Some(entry.caller) {
+            self.reader = None;
+        }
+        entry.caller = NOBODY;
+        entry.sink = Sink::None;
+    }
+
+    /// Ends the connection for everybody.
+    fn lose(&mut self, why: Lost) {
+        if self.lost.is_none() {
+            self.lost = Some(Arc::new(why));
+        }
+        for caller in &self.callers {
+            caller.wake.notify_all();
+        }
+    }
+
+    /// Wakes the caller that is to read on, or any that waits.
+    fn pass_on(&self) {
+        if self.inbox.is_none() {
+            return;
+        }
+        let next = match self.reader {
+            Some(reader) => self.callers.get(reader),
+            None => self.callers.iter().find(|caller| caller.waiting),
+        };
+        if let Some(caller) = next {
+            caller.wake.notify_one();
+        }
+    }
+}
+
+impl Aside {
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.parts.push((at, bytes.len(), false));
+    }
+
+    fn put_hole(&mut self, at: usize, len: usize) {
+        self.parts.push((at, len, true));
+    }
+
+    fn copy_to(&self, dest: &mut [u8]) {
+        let mut bytes = &self.bytes[..];
+        for (at, len, hole) in &self.parts {
+            let dest = &mut dest[*at..*at + *len];
+            if *hole {
+                dest.fill(0);
+            } else {
+                let (part, rest) = bytes.split_at(*len);
+                dest.copy_from_slice(part);
+                bytes = rest;
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Frames on their way out, many to a system call.
+
+use bytes::{Buf, Bytes};
+use std::{collections::VecDeque, io::IoSlice};
+
+/// Payloads up to this length are copied beside their header, in bytes.
+const INLINE: usize = 512;
+
+/// Slices that one write takes at most.
+pub(super) const SLICES: usize = 128;
+
+/// Frames that wait to be written, in order.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// Headers and small payloads.
+    inline: Vec<u8>,
+    /// How much of `inline` is written.
+    written: usize,
+    /// Large payloads, each with the position in `inline` that it comes before.
+    payloads: VecDeque<(usize, Bytes)>,
+}
+
+impl Outbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.written == self.inline.len() && self.payloads.is_empty()
+    }
+
+    pub(super) fn push(&mut self, header: &[u8]) {
+        if self.is_empty() {
+            self.inline.clear();
+            self.written = 0;
+        }
+        self.inline.extend_from_slice(header);
+    }
+
+    pub(super) fn push_copied(&mut self, header: &[u8], payload: &[u8]) {
+        self.push(header);
+        self.inline.extend_from_slice(payload);
+    }
+
+    pub(super) fn push_owned(&mut self, header: &[u8], payload: Bytes) {
+        if payload.len() <= INLINE {
+            return self.push_copied(header, &payload);
+        }
+        self.push(header);
+        self.payloads.push_back((self.inline.len(), payload));
+    }
+
+    /// The next slices to write, followed by `last` if there is room for all of them.
+    pub(super) fn slices<'a>(
+        &'a self,
+        last: &'a [u8],
+        slices: &mut [IoSlice<'a>; SLICES],
+    ) -> usize {
+        let mut count = 0;
+        let mut at = self.written;
+        for (position, payload) in &self.payloads {
+            if count + 2 > SLICES {
+                return count;
+            }
+            if at < *position {
+                slices[count] = IoSlice::new(&self.inline[at..*position]);
+                at = *position;
+                count += 1;
+            }
+            slices[count] = IoSlice::new(payload);
+            count += 1;
+        }
+        for slice in [&self.inline[at..], last] {
+            if !slice.is_empty() && count < SLICES {
+                slices[count] = IoSlice::new(slice);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Takes note of `n` written bytes. Returns how many of them were of `last`.
+    pub(super) fn advance(&mut self, mut n: usize) -> usize {
+        while n > 0 {
+            match self.payloads.front_mut() {
+                Some((position, payload)) if *position == self.written => {
+                    let now = n.min(payload.len());
+                    payload.advance(now);
+                    n -= now;
+                    if payload.is_empty() {
+                        self.payloads.pop_front();
+                    }
+                }
+                next => {
+                    let end = next.map_or(self.inline.len(), |(position, _)| *position);
+                    let now = n.min(end - self.written);
+                    self.written += now;
+                    n -= now;
+                    if now == 0 {
+                        return n;
+                    }
+                }
+            }
+        }
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_in_order_however_they_are_cut() {
+        let big = Bytes::from(vec![b'x'; 600]);
+        for step in 1..40 {
+            let mut outbox = Outbox::default();
+            outbox.push(b"one,");
+            outbox.push_owned(b"two:", big.clone());
+            outbox.push_owned(b"three:", big.clone());
+            outbox.push_copied(b"four:", b"copied,");
+            let last = b"last";
+            let (mut written, mut of_last) = (Vec::new(), 0);
+            loop {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = outbox.slices(&last[of_last..], &mut slices);
+                let bytes: Vec<u8> = slices[..count].iter().flat_map(|s| s.to_vec()).collect();
+                let n = step.min(bytes.len());
+                written.extend_from_slice(&bytes[..n]);
+                of_last += outbox.advance(n);
+                if n == 0 {
+                    break;
+                }
+            }
+            let x = "x".repeat(600);
+            let expected = format!("one,two:{x}three:{x}four:copied,last");
+            assert_eq!(String::from_utf8(written).unwrap(), expected);
+            assert!(outbox.is_empty());
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! How a connection is to be made.
+
+use crate::{
+    Client, Error,
+    haggling::{Greeted, Haggling},
+    socket::Socket,
+    stream::{Negotiating, Stream},
+};
+#[cfg(feature = "tls-base")]
+use nbd_io::tls::ClientTls;
+use nbd_io::{
+    client::{NegotiationError, Target, TlsPolicy, greet, greet_secure, negotiate},
+    transport::block_on_ready,
+};
+use nbd_proto::{
+    ContextName, ExportName, Limits, Uri,
+    client::{Encrypted, InfoSet, Tolerance},
+    uri::Address,
+};
+use std::{
+    fmt,
+    io::{Read, Write},
+    net::TcpStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// How a connection is to be made: by default with everything that makes it better.
+///
+/// ```no_run
+/// use nbd_blocking::{ConnectOptions, ContextName};
+///
+/// let client = ConnectOptions::new()
+///     .context(ContextName::base_allocation())
+///     .connect("nbd://localhost/disk")?;
+/// # Ok::<(), nbd_blocking::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct ConnectOptions {
+    target: Target,
+    connect_timeout: Option<Duration>,
+    negotiation_timeout: Option<Duration>,
+    request_timeout: Option<Duration>,
+    local_files: bool,
+    #[cfg(feature = "tls-base")]
+    tls: Option<ClientTls>,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConnectOptions {
+    /// Extended headers or structured replies if the server has them, no meta context, TLS exactly
+    /// if the URI asks for it, 30 s to connect, 30 s to negotiate and 60 s for each request.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            target: Target::new(ExportName::default()),
+            connect_timeout: Some(Duration::from_secs(30)),
+            negotiation_timeout: Some(Duration::from_secs(30)),
+            request_timeout: Some(Duration::from_secs(60)),
+            local_files: false,
+            #[cfg(feature = "tls-base")]
+            tls: None,
+        }
+    }
+
+    /// The export to enter where no URI names it.
+    #[must_use]
+    pub fn export(mut self, name: ExportName) -> Self {
+        self.target.export = name;
+        self
+    }
+
+    /// Selects one more meta context. One that the server does not have is left out;
+    /// [`Client::contexts`] tells which it has.
+    #[must_use]
+    pub fn context(mut self, name: ContextName) -> Self {
+        self.target.contexts.push(name);
+        self
+    }
+
+    /// Which information to ask for beside size, flags and block sizes. All by default.
+    #[must_use]
+    pub const fn infos(mut self, infos: InfoSet) -> Self {
+        self.target.infos = infos;
+        self
+    }
+
+    /// Whether to ask for extended headers. On by default.
+    #[must_use]
+    pub const fn extended_headers(mut self, ask: bool) -> Self {
+        self.target.extended_headers = ask;
+        self
+    }
+
+    /// Whether to ask for structured replies. On by default; extended headers imply them.
+    #[must_use]
+    pub const fn structured_replies(mut self, ask: bool) -> Self {
+        self.target.structured_replies = ask;
+        self
+    }
+
+    /// How much the server may send, and how many requests may be in flight.
+    #[must_use]
+    pub const fn limits(mut self, limits: Limits) -> Self {
+        self.target.config.limits = limits;
+        self
+    }
+
+    /// Which deviations of the server's are overlooked.
+    #[must_use]
+    pub const fn tolerance(mut self, tolerance: Tolerance) -> Self {
+        self.target.config.tolerance = tolerance;
+        self
+    }
+
+    /// How long connecting may take, over all addresses of a host. `None` waits as long as the
+    /// system does.
+    #[must_use]
+    pub const fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long TLS and the negotiation may take together. `None` waits for ever.
+    #[must_use]
+    pub const fn negotiation_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.negotiation_timeout = timeout;
+        self
+    }
+
+    /// How long each request may take. It is noticed after at most twice that time. `None` waits
+    /// for ever.
+    #[must_use]
+    pub const fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Lets a URI name files of this machine (`tls-certificates`, `tls-psk-file`). To be allowed
+    /// only for URIs that come from a trusted place. Off by default.
+    #[must_use]
+    pub const fn local_files(mut self, allow: bool) -> Self {
+        self.local_files = allow;
+        self
+    }
+
+    /// Whom to trust on TLS connections and what to show. It does not switch TLS on; see
+    /// [`tls_policy`](ConnectOptions::tls_policy).
+    #[cfg(feature = "tls-base")]
+    #[must_use]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Whether to start TLS where the URI does not demand it. A URI that does always gets it.
+    #[must_use]
+    pub const fn tls_policy(mut self, policy: TlsPolicy) -> Self {
+        self.target.tls = policy;
+        self
+    }
+
+    /// Connects to what a URI names and enters its export.
+    ///
+    /// # Errors
+    ///
+    /// When the URI is wrong, the server cannot be reached, or the export cannot be entered.
+    pub fn connect(&self, uri: &str) -> Result<Client, Error> {
+        let mut permissions = nbd_proto::uri::Permissions::default();
+        if self.local_files {
+            permissions = permissions.local_files();
+        }
+        self.connect_uri(&Uri::parse_with(uri, permissions)?)
+    }
+
+    /// Connects to what a URI names and enters its export.
+    ///
+    /// # Errors
+    ///
+    /// Like [`connect`](ConnectOptions::connect).
+    pub fn connect_uri(&self, uri: &Uri) -> Result<Client, Error> {
+        let options = self.clone().with_uri(uri)?;
+        let socket = options.dial(uri.address())?;
+        options.enter(Stream::Socket(socket), host(uri.address()))
+    }
+
+    /// Enters the export over a TCP connection that the program has made.
+    ///
+    /// # Errors
+    ///
+    /// When the export cannot be entered.
+    pub fn connect_tcp(&self, stream: TcpStream) -> Result<Client, Error> {
+        stream.set_nodelay(true).map_err(Error::lost)?;
+        let peer = stream
+            .peer_addr()
+            .map(|address| address.ip().to_string())
+            .ok();
+        let socket = Socket::new(stream.into()).map_err(Error::lost)?;
+        self.enter(Stream::Socket(socket), peer.as_deref())
+    }
+
+    /// Enters the export over a Unix connection that the program has made.
+    ///
+    /// # Errors
+    ///
+    /// When the export cannot be entered.
+    pub fn connect_unix(&self, stream: UnixStream) -> Result<Client, Error> {
+        let socket = Socket::new(OwnedFd::from(stream)).map_err(Error::lost)?;
+        self.enter(Stream::Socket(socket), None)
+    }
+
+    /// Enters the export over any stream.
+    ///
+    /// It is used by one thread at a time with one request in flight, because nothing is known of
+    /// it but that it reads and writes. It has to be blocking. The deadlines of these options
+    /// cannot be kept on it, and TLS cannot be started; both are the stream's own business.
+    ///
+    /// # Errors
+    ///
+    /// When the export cannot be entered, or TLS is demanded.
+    pub fn connect_stream(
+        &self,
+        stream: impl Read + Write + Send + 'static,
+    ) -> Result<Client, Error> {
+        let mut options = self.clone();
+        options.target.config.limits.in_flight = 1;
+        options.enter(Stream::any(stream), None)
+    }
+
+    /// Starts a server that serves one connection on its standard input and output, such as
+    /// `nbdkit -s`, and enters its export. The server is told to end by the end of the connection,
+    /// and killed if it does not within 5 s of the last use.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started, or the export cannot be entered.
+    pub fn connect_command(&self, command: Command) -> Result<Client, Error> {
+        let to = format!("{:?}", command.get_program());
+        let socket = Socket::spawn(command).map_err(|source| Error::Connect {
+            to,
+            source: std::sync::Arc::new(source),
+        })?;
+        self.enter(Stream::Socket(socket), None)
+    }
+
+    /// Starts a server that takes a listening socket from its parent by the environment variables
+    /// `LISTEN_FDS` and `LISTEN_PID`, such as `qemu-nbd` and `nbdkit` do, and enters its export.
+    ///
+    /// # Errors
+    ///
+    /// Like [`connect_command`](ConnectOptions::connect_command).
+    pub fn connect_activated(&self, command: &Command) -> Result<Client, Error> {
+        let to = format!("{:?}", command.get_program());
+        let socket = Socket::activate(command).map_err(|source| Error::Connect {
+            to,
+            source: std::sync::Arc::new(source),
+        })?;
+        self.enter(Stream::Socket(socket), None)
+    }
+
+    /// Connects to what a URI names and stops before any option is sent, to go on step by step.
+    /// Not for URIs that demand TLS: see [`start_secure`](ConnectOptions::start_secure).
+    ///
+    /// # Errors
+    ///
+    /// When the URI is wrong or demands TLS, the server cannot be reached, or is none.
+    pub fn start(&self, uri: &Uri) -> Result<Greeted, Error> {
+        let options = self.clone().with_uri(uri)?;
+        if options.target.tls == TlsPolicy::Always {
+            return Err(Error::Unsupported {
+                what: "this URI demands TLS: use `start_secure`",
+            });
+        }
+        let socket = options.dial(uri.address())?;
+        let config = options.target.config;
+        let greeted = block_on_ready(greet(options.negotiating(Stream::Socket(socket)), config))?;
+        Ok(Greeted::new(greeted, options, host(uri.address())))
+    }
+
+    /// Connects to what a URI names and starts TLS, to go on step by step.
+    ///
+    /// # Errors
+    ///
+    /// When the URI is wrong, the server cannot be reached, is none, or TLS cannot be started.
+    pub fn start_secure(&self, uri: &Uri) -> Result<Haggling<Encrypted>, Error> {
+        let options = self.clone().with_uri(uri)?;
+        let socket = options.dial(uri.address())?;
+        let host = host(uri.address());
+        let config = options.target.config;
+        let haggling = block_on_ready(async {
+            let only = greet_secure(options.negotiating(Stream::Socket(socket)), config).await?;
+            only.start_tls(|transport| options.upgrade(transport, host))
+                .await
+        })?;
+        Ok(Haggling::new(haggling, options, host))
+    }
+
+    /// These options and what a URI says.
+    fn with_uri(mut self, uri: &Uri) -> Result<Self, Error> {
+        self.target.export = uri.export().clone();
+        let Some(tls) = uri.tls() else {
+            return Ok(self);
+        };
+        self.target.tls = TlsPolicy::Always;
+        self.trust(tls)?;
+        Ok(self)
+    }
+
+    #[cfg(feature = "tls-base")]
+    fn trust(&mut self, uri: &nbd_proto::uri::Tls) -> Result<(), Error> {
+        use nbd_proto::uri::TlsType;
+        match uri.kind() {
+            None | Some(TlsType::X509) if uri.psk_file().is_none() => {}
+            Some(TlsType::Anon) => {
+                return Err(Error::Unsupported {
+                    what: "TLS without certificates is not supported",
+                });
+            }
+            _ => {
+                return Err(Error::Unsupported {
+                    what: "TLS by pre-shared keys is not supported",
+                });
+            }
+        }
+        let mut tls = self.tls.take().unwrap_or_default();
+        if let Some(directory) = uri.certificates() {
+            use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+            tls = tls.directory(OsStr::from_bytes(directory))?;
+        }
+        if let Some(name) = uri.hostname() {
+            tls = tls.server_name(name.as_str());
+        }
+        if !uri.verify_peer() {
+            tls = tls.dangerous_accept_any_certificate();
+        }
+        self.tls = Some(tls);
+        Ok(())
+    }
+
+    #[cfg(not(feature = "tls-base"))]
+    fn trust(&mut self, _: &nbd_proto::uri::Tls) -> Result<(), Error> {
+        Err(Error::Unsupported {
+            what: "this URI demands TLS, which is not in this build",
+        })
+    }
+
+    fn dial(&self, address: &Address) -> Result<Socket, Error> {
+        Socket::connect(address, after(self.connect_timeout))
+    }
+
+    fn negotiating(&self, stream: Stream) -> Negotiating {
+        Negotiating {
+            stream,
+            deadline: after(self.negotiation_timeout),
+        }
+    }
+
+    fn enter(&self, stream: Stream, host: Option<&str>) -> Result<Client, Error> {
+        let transport = self.negotiating(stream);
+        let upgrade = |transport| self.upgrade(transport, host);
+        let connected = block_on_ready(negotiate(transport, &self.target, upgrade))?;
+        self.client(
+            connected.transport,
+            connected.transmission,
+            connected.encrypted,
+        )
+    }
+
+    pub(crate) fn client(
+        &self,
+        transport: Negotiating,
+        transmission: nbd_proto::client::Transmission,
+        encrypted: bool,
+    ) -> Result<Client, Error> {
+        Client::new(
+            transport.stream,
+            transmission,
+            encrypted,
+            self.request_timeout,
+        )
+    }
+
+    /// Does the TLS handshake.
+    #[cfg(feature = "tls-base")]
+    pub(crate) async fn upgrade(
+        &self,
+        transport: Negotiating,
+        host: Option<&str>,
+    ) -> Result<Negotiating, NegotiationError> {
+        let Negotiating { stream, deadline } = transport;
+        let Stream::Socket(socket) = stream else {
+            return Err(NegotiationError::Tls(
+                "TLS can only be started over a socket".into(),
+            ));
+        };
+        let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
+        let tls = crate::tls::TlsStream::handshake(socket, config, &name, deadline)?;
+        Ok(Negotiating {
+            stream: Stream::Tls(Box::new(tls)),
+            deadline,
+        })
+    }
+
+    #[cfg(not(feature = "tls-base"))]
+    pub(crate) async fn upgrade(
+        &self,
+        _: Negotiating,
+        _: Option<&str>,
+    ) -> Result<Negotiating, NegotiationError> {
+        Err(NegotiationError::Tls("TLS is not in this build".into()))
+    }
+}
+
+fn after(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// The name that a certificate is checked against unless another one is given.
+fn host(address: &Address) -> Option<&str> {
+    match address {
+        Address::Tcp { host, .. } => Some(host.as_str()),
+        _ => None,
+    }
+}

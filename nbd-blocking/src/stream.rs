@@ -1,0 +1,195 @@
+//! The byte stream under a connection: a socket, TLS over one, or whatever a program brings.
+
+use crate::socket::Socket;
+use nbd_io::transport::Transport;
+use std::{
+    fmt,
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+/// A stream that a program brings.
+pub(crate) trait ReadWrite: Read + Write + Send {}
+impl<S: Read + Write + Send> ReadWrite for S {}
+
+pub(crate) enum Stream {
+    Socket(Socket),
+    #[cfg(feature = "tls-base")]
+    Tls(Box<crate::tls::TlsStream>),
+    /// One thread at a time reads or writes, and both wait. With one request in flight this is
+    /// enough.
+    Any(Mutex<Box<dyn ReadWrite>>),
+}
+
+impl Stream {
+    pub(crate) fn any(stream: impl Read + Write + Send + 'static) -> Self {
+        Self::Any(Mutex::new(Box::new(stream)))
+    }
+
+    /// Reads into `bufs` in order; see [`Socket::recv`] for `block`.
+    pub(crate) fn read(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => socket.recv(bufs, block),
+            #[cfg(feature = "tls-base")]
+            Self::Tls(tls) => tls.recv(bufs, block),
+            Self::Any(stream) => {
+                let mut stream = lock(stream);
+                loop {
+                    match stream.read_vectored(bufs) {
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        done => return done.map_err(not_ready),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes from `bufs` in order, as much as fits without waiting.
+    pub(crate) fn write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => socket.send(bufs),
+            #[cfg(feature = "tls-base")]
+            Self::Tls(tls) => tls.send(bufs),
+            Self::Any(stream) => {
+                let mut stream = lock(stream);
+                loop {
+                    match stream.write_vectored(bufs) {
+                        Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        done => return done.map_err(not_ready),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what is left in buffers, as much as fits without waiting.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Socket(_) => Ok(()),
+            #[cfg(feature = "tls-base")]
+            Self::Tls(tls) => tls.flush(),
+            Self::Any(stream) => lock(stream).flush(),
+        }
+    }
+
+    /// Waits until the stream can be read from or written to.
+    pub(crate) fn wait(
+        &self,
+        read: bool,
+        write: bool,
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
+        match self.socket() {
+            Some(socket) => socket.wait(read, write, deadline),
+            None => Ok(()),
+        }
+    }
+
+    /// How long a blocking read waits before it fails with `WouldBlock`.
+    pub(crate) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.socket()
+            .map_or(Ok(()), |socket| socket.set_patience(patience))
+    }
+
+    /// Tells the server that no more will come.
+    pub(crate) fn shutdown(&self) {
+        #[cfg(feature = "tls-base")]
+        if let Self::Tls(tls) = self {
+            tls.close_notify();
+        }
+        if let Some(socket) = self.socket() {
+            let _ = socket.shutdown();
+        }
+    }
+
+    /// Ends both directions at once.
+    pub(crate) fn close(&self) {
+        if let Some(socket) = self.socket() {
+            socket.close();
+        }
+    }
+
+    pub(crate) fn socket(&self) -> Option<&Socket> {
+        match self {
+            Self::Socket(socket) => Some(socket),
+            #[cfg(feature = "tls-base")]
+            Self::Tls(tls) => Some(tls.socket()),
+            Self::Any(_) => None,
+        }
+    }
+}
+
+/// A stream that a program brings has to wait by itself, or has a deadline of its own.
+fn not_ready(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, error),
+        _ => error,
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(socket) => socket.fmt(f),
+            #[cfg(feature = "tls-base")]
+            Self::Tls(tls) => tls.fmt(f),
+            Self::Any(_) => f.write_str("Any"),
+        }
+    }
+}
+
+/// A stream that negotiates until a deadline. As a [`Transport`] it never pends.
+#[derive(Debug)]
+pub struct Negotiating {
+    pub(crate) stream: Stream,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Negotiating {
+    fn by_deadline<R>(
+        &self,
+        read: bool,
+        mut attempt: impl FnMut(&Stream) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        loop {
+            match attempt(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(error) = self.stream.wait(read, !read, self.deadline) {
+                        return Poll::Ready(Err(error));
+                    }
+                }
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+impl Transport for Negotiating {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.by_deadline(true, |stream| stream.read(bufs, false))
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.by_deadline(false, |stream| stream.write(bufs))
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.by_deadline(false, Stream::flush)
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.shutdown();
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,226 @@
+//! TLS over a socket that two threads use, one in each direction.
+
+use crate::socket::Socket;
+use nbd_io::tls::{
+    SEND_BUFFER, TlsError,
+    rustls::{self, ClientConfig, ClientConnection, pki_types::ServerName},
+};
+use std::{
+    fmt,
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+/// Encrypted bytes taken from the socket at once.
+const RECEIVE_BUFFER: usize = 256 << 10;
+
+/// A TLS connection.
+///
+/// The three parts are locked one after the other and never while the socket is waited for, but
+/// `received`, which only the one reader locks.
+pub(crate) struct TlsStream {
+    socket: Socket,
+    connection: Mutex<ClientConnection>,
+    /// Encrypted bytes that have come and were not decrypted.
+    received: Mutex<Pending>,
+    /// Encrypted bytes that are to be sent.
+    unsent: Mutex<Pending>,
+}
+
+/// Bytes of which the first are used up.
+struct Pending {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Pending {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl TlsStream {
+    /// Does the handshake.
+    pub(crate) fn handshake(
+        socket: Socket,
+        config: Arc<ClientConfig>,
+        name: &ServerName<'static>,
+        deadline: Option<Instant>,
+    ) -> Result<Self, TlsError> {
+        let broken = |source| TlsError::Io {
+            name: name.to_str().into_owned(),
+            source,
+        };
+        let mut connection = ClientConnection::new(config, name.clone())
+            .map_err(|source| TlsError::handshake(name, source))?;
+        connection.set_buffer_limit(Some(SEND_BUFFER));
+        let stream = Self {
+            socket,
+            connection: Mutex::new(connection),
+            received: Mutex::new(Pending {
+                bytes: vec![0; RECEIVE_BUFFER],
+                start: 0,
+                end: 0,
+            }),
+            unsent: Mutex::new(Pending {
+                bytes: Vec::new(),
+                start: 0,
+                end: 0,
+            }),
+        };
+        loop {
+            stream.flush_by(deadline).map_err(broken)?;
+            if !lock(&stream.connection).is_handshaking() {
+                return Ok(stream);
+            }
+            stream.socket.wait(true, false, deadline).map_err(broken)?;
+            let mut received = lock(&stream.received);
+            if received.is_empty() && stream.receive(&mut received, false).map_err(broken)? == 0 {
+                return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let mut connection = lock(&stream.connection);
+            if let Err(error) = decrypt(&mut connection, &mut received).map_err(broken)? {
+                // The alert tells the server why.
+                drop(connection);
+                let _ = stream.flush_by(deadline);
+                return Err(TlsError::handshake(name, error));
+            }
+        }
+    }
+
+    pub(crate) const fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(crate) fn recv(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
+        let mut received = lock(&self.received);
+        loop {
+            let mut connection = lock(&self.connection);
+            match connection.reader().read_vectored(bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            if received.is_empty() {
+                drop(connection);
+                if self.receive(&mut received, block)? == 0 {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the server ended the connection without ending TLS",
+                    ));
+                }
+                connection = lock(&self.connection);
+            }
+            decrypt(&mut connection, &mut received)?.map_err(io::Error::other)?;
+            if connection.wants_write() {
+                drop(connection);
+                self.send_ready()?;
+            }
+        }
+    }
+
+    pub(crate) fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut unsent = lock(&self.unsent);
+        self.send_pending(&mut unsent)?;
+        let n = lock(&self.connection).writer().write_vectored(bufs)?;
+        self.encrypt(&mut unsent)?;
+        match self.send_pending(&mut unsent) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(n),
+        }
+    }
+
+    /// Sends what earlier sends left over, as far as it fits without waiting.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        let mut unsent = lock(&self.unsent);
+        self.encrypt(&mut unsent)?;
+        self.send_pending(&mut unsent)
+    }
+
+    /// Tells the server that no more will come.
+    pub(crate) fn close_notify(&self) {
+        lock(&self.connection).send_close_notify();
+        let _ = self.flush();
+    }
+
+    fn flush_by(&self, deadline: Option<Instant>) -> io::Result<()> {
+        loop {
+            match self.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.wait(false, true, deadline)?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Sends what TLS itself has to say, if nobody else is sending and would do it anyway.
+    fn send_ready(&self) -> io::Result<()> {
+        let Ok(mut unsent) = self.unsent.try_lock() else {
+            return Ok(());
+        };
+        self.encrypt(&mut unsent)?;
+        match self.send_pending(&mut unsent) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn receive(&self, received: &mut Pending, block: bool) -> io::Result<usize> {
+        received.start = 0;
+        received.end = 0;
+        let space = &mut received.bytes[..];
+        received.end = self.socket.recv(&mut [IoSliceMut::new(space)], block)?;
+        Ok(received.end)
+    }
+
+    fn encrypt(&self, unsent: &mut Pending) -> io::Result<()> {
+        let mut connection = lock(&self.connection);
+        if unsent.is_empty() {
+            unsent.bytes.clear();
+            unsent.start = 0;
+        }
+        while connection.wants_write() {
+            connection.write_tls(&mut unsent.bytes)?;
+        }
+        unsent.end = unsent.bytes.len();
+        Ok(())
+    }
+
+    fn send_pending(&self, unsent: &mut Pending) -> io::Result<()> {
+        while !unsent.is_empty() {
+            let n = self.socket.send(&[IoSlice::new(unsent.rest())])?;
+            unsent.start += n;
+        }
+        Ok(())
+    }
+}
+
+/// Decrypts some of what was received. The outer error is one of the plumbing, the inner one of TLS.
+fn decrypt(
+    connection: &mut ClientConnection,
+    received: &mut Pending,
+) -> io::Result<Result<(), rustls::Error>> {
+    let mut rest = received.rest();
+    let before = rest.len();
+    connection.read_tls(&mut rest)?;
+    received.start += before - rest.len();
+    Ok(connection.process_new_packets().map(|_| ()))
+}
+
+impl fmt::Debug for TlsStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
