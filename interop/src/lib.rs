@@ -1,7 +1,41 @@
 //! Other people's NBD programs as peers for this workspace's tests.
 //!
+//! A server is described by a builder, started, and reached through its [`Server`], which stops
+//! it when dropped. What it printed is kept and shown when the test fails.
+//!
+//! ```
+//! use interop::{Nbdkit, Peer, deadline, require};
+//! use std::time::Duration;
+//!
+//! deadline(Duration::from_secs(60), || {
+//!     let Some(server) = Nbdkit::new("memory").param("size=1M").start() else { return };
+//!     let Some(nbdinfo) = require(Peer::NbdInfo) else { return };
+//!     let size = nbdinfo.run(["--size", &server.uri("")]).expect_success();
+//!     assert_eq!(size.trim(), "1048576");
+//! });
+//! ```
+//!
+//! Where a program is not installed the builder answers `None` and says so on standard error, so
+//! that the tests still run on a bare machine. Under `CI=true` the same is a failure: a test that
+//! is skipped there would be a test nobody runs.
+//!
 //! Everything here panics on failure, since its only callers are tests.
 
 mod certificates;
+mod deadline;
+mod image;
+mod nbd_server;
+mod nbdkit;
+mod peer;
+mod process;
+mod qemu_nbd;
+mod server;
 
 pub use certificates::{Certificates, Flaw};
+pub use deadline::deadline;
+pub use image::{Format, Image};
+pub use nbd_server::NbdServer;
+pub use nbdkit::Nbdkit;
+pub use peer::{Finished, Peer, Program, require};
+pub use qemu_nbd::QemuNbd;
+pub use server::{Endpoint, Listen, Server};

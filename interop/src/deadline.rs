@@ -1,0 +1,90 @@
+//! A time limit for tests that talk to others.
+
+use std::{
+    panic,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use crate::process;
+
+/// Runs a test's body, and fails the test if that has not ended in time.
+///
+/// The servers which the body started are stopped then, and what they printed is shown, so that a
+/// body waiting for one of them ends as well and leaves nothing behind.
+///
+/// # Panics
+///
+/// When the body panics, with its panic; and when it takes longer than `limit`.
+pub fn deadline<T: Send + 'static>(
+    limit: Duration,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let (ended, end) = mpsc::channel::<()>();
+    let worker = thread::Builder::new()
+        .name(test.clone())
+        .spawn(move || {
+            // Dropped at the end, whichever way that comes.
+            let _ended = ended;
+            body()
+        })
+        .expect("a thread can be started");
+
+    if end.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+        process::kill_started_by(worker.thread().id());
+        panic!("{test} did not end within {limit:?}");
+    }
+    worker
+        .join()
+        .unwrap_or_else(|cause| panic::resume_unwind(cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_body_that_ends_gives_its_value() {
+        assert_eq!(deadline(LONG, || 7), 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "the body's own words")]
+    fn a_panic_in_the_body_is_the_tests_panic() {
+        deadline(LONG, || panic!("the body's own words"));
+    }
+
+    #[test]
+    #[should_panic(expected = "a_body_that_hangs_fails_by_its_tests_name did not end within 10ms")]
+    fn a_body_that_hangs_fails_by_its_tests_name() {
+        deadline(Duration::from_millis(10), || {
+            thread::sleep(Duration::from_secs(2))
+        });
+    }
+
+    #[test]
+    fn a_hanging_body_takes_its_servers_with_it() {
+        let hang = || {
+            let server = crate::Nbdkit::new("memory").param("1M").start();
+            while server
+                .as_ref()
+                .is_some_and(|server| server.ended().is_none())
+            {
+                thread::sleep(process::POLL);
+            }
+        };
+        if crate::require(crate::Peer::Nbdkit).is_none() {
+            return;
+        }
+        let start = Instant::now();
+        let outcome = panic::catch_unwind(|| deadline(Duration::from_secs(2), hang));
+        assert!(outcome.is_err());
+        assert!(start.elapsed() < Duration::from_secs(15));
+    }
+}

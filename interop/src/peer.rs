@@ -1,0 +1,268 @@
+//! Which foreign programs there are, and running those that end by themselves.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::process::POLL;
+
+/// How long a program that ends by itself may take.
+const RUN_LIMIT: Duration = Duration::from_secs(60);
+
+/// A program written by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Peer {
+    /// GnuTLS's tool for X.509 certificates.
+    Certtool,
+    /// The kernel client's control program.
+    NbdClient,
+    /// libnbd's copying program.
+    NbdCopy,
+    /// libnbd's program that prints what an export offers.
+    NbdInfo,
+    /// The reference server.
+    NbdServer,
+    /// libnbd's Python shell.
+    NbdSh,
+    /// The server with plugins and filters.
+    Nbdkit,
+    /// GnuTLS's tool for pre-shared keys.
+    Psktool,
+    /// QEMU's image tool, also a client.
+    QemuImg,
+    /// QEMU's tool for single requests, also a client.
+    QemuIo,
+    /// QEMU's server for one image.
+    QemuNbd,
+    /// QEMU's server for many images.
+    QemuStorageDaemon,
+}
+
+impl Peer {
+    /// What to type for it in a shell.
+    pub const fn command(self) -> &'static str {
+        match self {
+            Self::Certtool => "certtool",
+            Self::NbdClient => "nbd-client",
+            Self::NbdCopy => "nbdcopy",
+            Self::NbdInfo => "nbdinfo",
+            Self::NbdServer => "nbd-server",
+            Self::NbdSh => "nbdsh",
+            Self::Nbdkit => "nbdkit",
+            Self::Psktool => "psktool",
+            Self::QemuImg => "qemu-img",
+            Self::QemuIo => "qemu-io",
+            Self::QemuNbd => "qemu-nbd",
+            Self::QemuStorageDaemon => "qemu-storage-daemon",
+        }
+    }
+
+    const fn version_option(self) -> &'static str {
+        match self {
+            Self::NbdClient | Self::NbdServer => "-V",
+            Self::Certtool
+            | Self::NbdCopy
+            | Self::NbdInfo
+            | Self::NbdSh
+            | Self::Nbdkit
+            | Self::Psktool
+            | Self::QemuImg
+            | Self::QemuIo
+            | Self::QemuNbd
+            | Self::QemuStorageDaemon => "--version",
+        }
+    }
+}
+
+/// Finds an installed program, or says on standard error that the test does without it.
+///
+/// # Panics
+///
+/// When it is missing and `CI` is `true`.
+pub fn require(peer: Peer) -> Option<Program> {
+    // Not everybody's PATH has the directories of the administrator's programs.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(peer.command()))
+        .find(|file| file.is_file());
+    if let Some(path) = found {
+        return Some(Program { peer, path });
+    }
+
+    let name = peer.command();
+    assert!(
+        !in_ci(),
+        "{name} is not installed, and CI must not skip the tests which need it"
+    );
+    let thread = thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // Not `eprintln!`: the test runner would swallow it, and a skip must be seen.
+    drop(writeln!(
+        io::stderr(),
+        "SKIPPED {test}: {name} is not installed"
+    ));
+    None
+}
+
+fn in_ci() -> bool {
+    env::var_os("CI").is_some_and(|ci| ci == "true" || ci == "1")
+}
+
+/// An installed program.
+#[derive(Clone, Debug)]
+pub struct Program {
+    peer: Peer,
+    path: PathBuf,
+}
+
+impl Program {
+    /// Which one it is.
+    pub const fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The first line of what it says about its version.
+    ///
+    /// # Panics
+    ///
+    /// When it does not say so, because it is broken.
+    pub fn version(&self) -> String {
+        let finished = self.run([self.peer.version_option()]);
+        let Finished {
+            command,
+            status,
+            stdout,
+            stderr,
+        } = &finished;
+        assert!(
+            status.success(),
+            "{command} ended with {status}\n{stdout}{stderr}"
+        );
+        let said = if stdout.is_empty() { stderr } else { stdout };
+        said.lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started, or has not ended after a minute.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        // Files rather than pipes: nobody has to read while it runs.
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let [stdout, stderr] = ["stdout", "stderr"].map(|name| dir.path().join(name));
+        let create = |path| File::create(path).expect("a file in our own directory can be made");
+
+        let mut command = self.command();
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(create(&stdout))
+            .stderr(create(&stderr));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?} could not be started: {error}"));
+
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("our own child can be waited for") {
+                break Some(status);
+            }
+            if start.elapsed() > RUN_LIMIT {
+                drop(child.kill());
+                drop(child.wait());
+                break None;
+            }
+            thread::sleep(POLL);
+        };
+
+        let read = |path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into();
+        let (stdout, stderr): (String, String) = (read(&stdout), read(&stderr));
+        let command = format!("{command:?}");
+        let Some(status) = status else {
+            panic!("{command} did not end within {RUN_LIMIT:?}\n{stdout}{stderr}");
+        };
+        Finished {
+            command,
+            status,
+            stdout,
+            stderr,
+        }
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        // Messages are compared in tests, so they must not be translated.
+        command.env("LC_ALL", "C");
+        // Scripts among them want the interpreter they were packaged with, which may not be the
+        // first on a developer's PATH.
+        let own = self.path.parent().map(Path::to_owned);
+        let others = env::var_os("PATH").unwrap_or_default();
+        let path = env::join_paths(own.into_iter().chain(env::split_paths(&others)));
+        command.env("PATH", path.expect("these came from a PATH"));
+        command
+    }
+}
+
+/// What a program that has ended left behind.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Finished {
+    /// How it was called.
+    pub command: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Its standard output.
+    ///
+    /// # Panics
+    ///
+    /// When it failed.
+    pub fn expect_success(self) -> String {
+        let Self {
+            command,
+            status,
+            stdout,
+            stderr,
+        } = self;
+        assert!(
+            status.success(),
+            "{command} ended with {status}\n{stdout}{stderr}"
+        );
+        stdout
+    }
+
+    /// Its standard error.
+    ///
+    /// # Panics
+    ///
+    /// When it succeeded.
+    pub fn expect_failure(self) -> String {
+        let Self {
+            command,
+            status,
+            stdout,
+            stderr,
+        } = self;
+        assert!(
+            !status.success(),
+            "{command} should have failed\n{stdout}{stderr}"
+        );
+        stderr
+    }
+}

@@ -1,0 +1,276 @@
+//! A foreign server that runs, and how it is reached.
+
+use std::{
+    ffi::OsString,
+    fmt, fs,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    sync::Arc,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    Certificates, Program,
+    process::{Process, Stop},
+};
+
+/// How often a TCP port is tried that somebody else took in the meantime.
+const PORT_TRIES: usize = 5;
+
+/// Where a server shall listen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Listen {
+    /// On a Unix socket in a directory of its own.
+    #[default]
+    Unix,
+    /// On a free port of 127.0.0.1.
+    Tcp4,
+    /// On a free port of ::1.
+    Tcp6,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// On the Unix socket of this path.
+    Unix(PathBuf),
+    /// On this address and port.
+    Tcp(SocketAddr),
+}
+
+impl Endpoint {
+    fn new(listen: Listen, dir: &Path) -> Self {
+        let tcp = |listener: std::io::Result<TcpListener>| {
+            let address = listener.and_then(|listener| listener.local_addr());
+            Self::Tcp(address.expect("the loopback has a free port"))
+        };
+        match listen {
+            Listen::Unix => Self::Unix(dir.join("socket")),
+            Listen::Tcp4 => tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))),
+            Listen::Tcp6 => tcp(TcpListener::bind((Ipv6Addr::LOCALHOST, 0))),
+        }
+    }
+
+    fn uri(&self, secure: &str, export: &str, query: &str) -> String {
+        // The names which tests use need no percent encoding, save this one.
+        let export = export.replace(' ', "%20");
+        match self {
+            Self::Unix(path) => {
+                let more = if query.is_empty() { "" } else { "&" };
+                format!(
+                    "nbd{secure}+unix:///{export}?socket={}{more}{query}",
+                    path.display()
+                )
+            }
+            Self::Tcp(address) => {
+                let more = if query.is_empty() { "" } else { "?" };
+                format!("nbd{secure}://{address}/{export}{more}{query}")
+            }
+        }
+    }
+}
+
+/// How a server tells that it listens.
+pub(crate) enum Ready {
+    /// By writing its process id to [`pid_file`].
+    PidFile,
+    /// By accepting a connection, some time after it has written the same.
+    Connects,
+}
+
+/// Where a server shall write its process id.
+pub(crate) fn pid_file(dir: &Path) -> PathBuf {
+    dir.join("pid")
+}
+
+/// From the server's own directory and its endpoint to the command that starts it.
+type MakeCommand = Box<dyn Fn(&Program, &Path, &Endpoint) -> Command + Send + Sync>;
+
+/// How to start a server, as often as need be.
+pub(crate) struct Recipe {
+    pub(crate) program: Program,
+    pub(crate) command: MakeCommand,
+    pub(crate) ready: Ready,
+    pub(crate) stop: Stop,
+}
+
+impl Recipe {
+    pub(crate) fn start(self, listen: Listen) -> Server {
+        let dir = tempfile::Builder::new().prefix("nbd-").tempdir();
+        let dir = dir.expect("a temporary directory can be made");
+        let mut tries = PORT_TRIES;
+        loop {
+            let endpoint = Endpoint::new(listen, dir.path());
+            match self.launch(dir.path(), &endpoint) {
+                Ok(process) => {
+                    return Server {
+                        process,
+                        endpoint,
+                        recipe: self,
+                        dir,
+                    };
+                }
+                Err(Failure { printed, .. }) if tries > 1 && printed.contains("in use") => {
+                    tries -= 1;
+                }
+                Err(Failure {
+                    command,
+                    status,
+                    printed,
+                }) => {
+                    panic!("{command} ended with {status} before it served\n{printed}")
+                }
+            }
+        }
+    }
+
+    fn launch(&self, dir: &Path, endpoint: &Endpoint) -> Result<Arc<Process>, Failure> {
+        let pid_file = pid_file(dir);
+        drop(fs::remove_file(&pid_file));
+        if let Endpoint::Unix(socket) = endpoint {
+            drop(fs::remove_file(socket));
+        }
+
+        let command = (self.command)(&self.program, dir, endpoint);
+        let process = Process::spawn(command, self.stop, &dir.join("log"));
+        let ready = process.wait_until(|| {
+            let pid_written = fs::read(&pid_file).is_ok_and(|pid| !pid.is_empty());
+            pid_written
+                && match (&self.ready, endpoint) {
+                    (Ready::PidFile, _) => true,
+                    (Ready::Connects, Endpoint::Unix(path)) => UnixStream::connect(path).is_ok(),
+                    (Ready::Connects, Endpoint::Tcp(address)) => {
+                        TcpStream::connect(address).is_ok()
+                    }
+                }
+        });
+        ready.map_err(|status| Failure {
+            command: process.command().to_owned(),
+            status,
+            printed: process.printed(),
+        })?;
+        Ok(process)
+    }
+}
+
+struct Failure {
+    command: String,
+    status: ExitStatus,
+    printed: String,
+}
+
+/// A running server; dropping it stops it.
+pub struct Server {
+    process: Arc<Process>,
+    endpoint: Endpoint,
+    recipe: Recipe,
+    /// Holds the socket, the log, and what else the server keeps.
+    dir: TempDir,
+}
+
+impl Server {
+    /// Where it listens.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The path of its Unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When it listens on TCP.
+    pub fn socket(&self) -> &Path {
+        match &self.endpoint {
+            Endpoint::Unix(path) => path,
+            Endpoint::Tcp(address) => panic!("the server listens on {address}"),
+        }
+    }
+
+    /// Its TCP address.
+    ///
+    /// # Panics
+    ///
+    /// When it listens on a Unix socket.
+    pub fn address(&self) -> SocketAddr {
+        match &self.endpoint {
+            Endpoint::Tcp(address) => *address,
+            Endpoint::Unix(path) => panic!("the server listens on {}", path.display()),
+        }
+    }
+
+    /// The URI of one of its exports.
+    pub fn uri(&self, export: &str) -> String {
+        self.endpoint.uri("", export, "")
+    }
+
+    /// The URI of one of its exports over TLS, which names the directory of certificates to use.
+    pub fn tls_uri(&self, export: &str, certificates: &Certificates) -> String {
+        let query = format!("tls-certificates={}", certificates.dir().display());
+        self.endpoint.uri("s", export, &query)
+    }
+
+    /// The program it runs.
+    pub const fn program(&self) -> &Program {
+        &self.recipe.program
+    }
+
+    /// A directory of its own, gone when the server is.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Everything it has printed so far.
+    pub fn printed(&self) -> String {
+        self.process.printed()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.process.try_wait()
+    }
+
+    /// Stops it at once, in the middle of whatever it does.
+    pub fn kill(&self) {
+        self.process.stop();
+    }
+
+    /// Stops it, unless it has ended, and starts it anew at the same place.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start again.
+    pub fn restart(&mut self) {
+        self.process.stop();
+        match self.recipe.launch(self.dir.path(), &self.endpoint) {
+            Ok(process) => self.process = process,
+            Err(Failure {
+                command,
+                status,
+                printed,
+            }) => {
+                panic!("{command} ended with {status} when started again\n{printed}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("command", &self.process.command())
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An option and its value as one argument, for values that are paths.
+pub(crate) fn joined(option: &str, value: &Path) -> OsString {
+    let mut argument = OsString::from(option);
+    argument.push(value);
+    argument
+}
