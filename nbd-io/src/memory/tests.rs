@@ -350,6 +350,10 @@ fn it_offers_all_there_is() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the threads that use it are others'"
+)]
 fn threads_see_whole_sectors_and_their_own_writes() {
     const SECTORS: u64 = 512;
     let export = Memory::new(SECTORS * 512);
@@ -387,6 +391,10 @@ fn threads_see_whole_sectors_and_their_own_writes() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the threads that use it are others'"
+)]
 fn threads_that_write_apart_lose_nothing() {
     const EACH: usize = 64;
     let export = Memory::new(4 * EACH as u64 * 4096);
