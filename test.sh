@@ -1,0 +1,257 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is merged, in one run.
+#
+# What is missing is installed where that is possible: foreign NBD programs by apt-get when root,
+# cargo's tools below the target directory. What cannot be had is skipped and named at the end,
+# but under CI=true it is a failure.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+CARGO_DENY=0.20.2
+CARGO_FUZZ=0.13.2
+FUZZ_SECONDS=10
+
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+tools=$target/tools
+# The directories of administrators' programs are not on everybody's PATH.
+export PATH=$tools/bin:$PATH:/usr/sbin:/sbin
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+
+SKIPPED=77 # what a stage returns when it could not do its work
+names=() results=() durations=() notes=()
+note=$(mktemp)
+trap 'rm -f "$note"' EXIT
+
+in_ci() { [[ ${CI:-} == true || ${CI:-} == 1 ]]; }
+
+# Says why a stage is not done, or not in full; the summary repeats it.
+because() {
+    printf '!!! %s\n' "$*" >&2
+    printf '%s; ' "$*" >>"$note"
+}
+
+# Runs a stage and keeps going whatever comes of it.
+stage() {
+    local name=$1 start=$SECONDS status=0 result
+    shift
+    printf '\n=== %s\n' "$name"
+    : >"$note"
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    case $status in
+    0) result=ok ;;
+    "$SKIPPED") if in_ci; then result=FAILED; else result=skipped; fi ;;
+    *) result=FAILED ;;
+    esac
+    names+=("$name") results+=("$result") durations+=($((SECONDS - start)))
+    notes+=("$(sed 's/; $//' "$note")")
+    printf -- '--- %s: %s\n' "$name" "$result"
+}
+
+# --- what the tests need ---
+
+# Each program and the package of Debian and Ubuntu that has it.
+peers() {
+    local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdsh:python3-libnbd
+        nbd-server:nbd-server qemu-nbd:qemu-utils qemu-img:qemu-utils qemu-io:qemu-utils
+        certtool:gnutls-bin)
+    local packages=() program version
+    for program in "${programs[@]}"; do
+        command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
+    done
+    if ((${#packages[@]})); then
+        mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+        install_packages "${packages[@]}" || true
+    fi
+
+    local missing=()
+    # Their scripts want the interpreter that was packaged with them.
+    local -x PATH=/usr/bin:$PATH
+    for program in "${programs[@]}"; do
+        program=${program%:*}
+        if ! command -v "$program" >/dev/null; then
+            missing+=("$program")
+            continue
+        fi
+        case $program in
+        nbd-server) version=-V ;;
+        *) version=--version ;;
+        esac
+        printf '%s\n' "$("$program" "$version" 2>&1 | head -n 1 || true)"
+    done
+    if ((${#missing[@]})); then
+        because "tests with ${missing[*]} are not run"
+        return "$SKIPPED"
+    fi
+}
+
+install_packages() {
+    if ((EUID)) || ! command -v apt-get >/dev/null; then
+        because "install these packages, or run as root where there is apt-get: $*"
+        return 1
+    fi
+    # Nothing that is there may be removed for the sake of a test.
+    local install=(apt-get install -y -q --no-remove --no-install-recommends)
+    export DEBIAN_FRONTEND=noninteractive
+    "${install[@]}" "$@" || { apt-get update -q && "${install[@]}" "$@"; }
+}
+
+tools() {
+    local absent=0
+    install_tool cargo-deny "$CARGO_DENY" || absent=1
+    if [[ -d fuzz ]]; then
+        install_tool cargo-fuzz "$CARGO_FUZZ" || absent=1
+    fi
+    ((absent == 0)) || return "$SKIPPED"
+}
+
+install_tool() {
+    local tool=$1 version=$2
+    if command -v "$tool" >/dev/null; then
+        "$tool" --version
+        return
+    fi
+    # Unoptimised it is built in a quarter of the time, and works as fast as anybody notices.
+    if ! CARGO_TARGET_DIR=$tools/build \
+        cargo install --quiet --profile dev --root "$tools" --locked "$tool@$version"; then
+        because "$tool could not be installed"
+        return 1
+    fi
+    rm -rf "$tools/build"
+}
+
+# --- what must hold ---
+
+manifests() { printf '%s\n' ./*/Cargo.toml nbd-proto/nostd-check/Cargo.toml; }
+
+formatted() {
+    local manifest
+    while read -r manifest; do
+        cargo fmt --check --manifest-path "$manifest"
+    done < <(manifests)
+}
+
+# The names of a crate's features, from its manifest.
+features() {
+    sed -n '/^\[features\]/,/^\[[^f]/ s/^\([a-z0-9_-]*\) *=.*/\1/p' "$1"
+}
+
+lints() {
+    local manifest feature
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+    for manifest in ./*/Cargo.toml; do
+        [[ $manifest != ./fuzz/* && -n $(features "$manifest") ]] || continue
+        local clippy=(cargo clippy --locked --manifest-path "$manifest" --no-default-features)
+        printf '%s: no features\n' "$manifest"
+        "${clippy[@]}" -- -D warnings
+        while read -r feature; do
+            [[ $feature != default ]] || continue
+            printf '%s: only the feature %s\n' "$manifest" "$feature"
+            "${clippy[@]}" --features "$feature" -- -D warnings
+        done < <(features "$manifest")
+    done
+    if [[ -d fuzz ]]; then
+        cargo clippy --manifest-path fuzz/Cargo.toml -- -D warnings
+    fi
+}
+
+tests() {
+    if command -v cargo-nextest >/dev/null; then
+        cargo nextest run --locked --workspace --no-fail-fast
+    else
+        cargo test --locked --workspace --no-fail-fast --lib --bins --tests --examples
+    fi
+}
+
+doctests() { cargo test --locked --workspace --no-fail-fast --doc; }
+
+documentation() { RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps; }
+
+# The direct dependencies of a crate, one per line.
+dependencies() {
+    cargo tree --locked --all-features --edges normal --depth 1 --prefix none --format '{p}' --package "$1" |
+        tail -n +2 | cut -d ' ' -f 1 | sort -u
+}
+
+layers() {
+    local core io
+    local foreign='^(async-|futures-|libc|mio|polling|rustix|smol|socket2|tokio)'
+    core=$(dependencies nbd-proto)
+    if [[ $core != $'bytes\nthiserror' ]]; then
+        printf 'nbd-proto may depend on bytes and thiserror, not on:\n%s\n' "$core"
+        return 1
+    fi
+    io=$(dependencies nbd-io | grep -E "$foreign" || true)
+    if [[ -n $io ]]; then
+        printf 'nbd-io may not depend on runtimes or sockets:\n%s\n' "$io"
+        return 1
+    fi
+}
+
+no_std() {
+    # The same versions as the workspace's; what is not needed drops out.
+    cp Cargo.lock nbd-proto/nostd-check/Cargo.lock
+    cargo build --manifest-path nbd-proto/nostd-check/Cargo.toml --target-dir "$target/nostd"
+}
+
+policy() {
+    if ! command -v cargo-deny >/dev/null; then
+        because "cargo-deny is missing"
+        return "$SKIPPED"
+    fi
+    # It looks at the dependencies of all platforms, of which only some were built here.
+    cargo fetch --locked
+    cargo deny --offline check --hide-inclusion-graph licenses bans sources
+}
+
+fuzz() {
+    if ! command -v cargo-fuzz >/dev/null; then
+        because "cargo-fuzz is missing"
+        return "$SKIPPED"
+    fi
+    local name
+    # Without a sanitizer the stable compiler will do; overflow checks and panics are still caught.
+    cargo fuzz build --sanitizer none
+    for name in $(cargo fuzz list); do
+        # What is found goes to the first directory, the seeds of the repository are only read.
+        local corpora=("$target/fuzz-corpus/$name")
+        mkdir -p "${corpora[0]}"
+        [[ ! -d fuzz/corpus/$name ]] || corpora+=("fuzz/corpus/$name")
+        cargo fuzz run --sanitizer none "$name" "${corpora[@]}" -- \
+            -max_total_time="$FUZZ_SECONDS" -timeout=10 -verbosity=0 -print_final_stats=1
+    done
+}
+
+stage "foreign programs" peers
+stage "cargo's tools" tools
+stage "formatting" formatted
+stage "lints" lints
+stage "layers" layers
+stage "no standard library" no_std
+stage "licences and bans" policy
+stage "documentation" documentation
+if [[ -d fuzz ]]; then
+    stage "fuzzing" fuzz
+fi
+stage "doctests" doctests
+stage "tests" tests
+
+printf '\n=== summary\n'
+failed=0
+for i in "${!names[@]}"; do
+    printf '%-22s %-8s %5d s' "${names[i]}" "${results[i]}" "${durations[i]}"
+    printf '  %s\n' "${notes[i]}"
+    [[ ${results[i]} != FAILED ]] || failed=1
+done
+printf 'in all %d s: ' "$SECONDS"
+if ((failed)); then
+    printf 'FAILED\n'
+    exit 1
+fi
+printf 'passed\n'
