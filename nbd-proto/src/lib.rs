@@ -14,6 +14,7 @@ mod limits;
 pub mod meta;
 mod names;
 mod phase;
+pub mod server;
 pub mod uri;
 pub mod wire;
 

@@ -1,0 +1,294 @@
+//! Which requests are carried out, and what the others are answered.
+
+use super::{
+    agreed::Agreed,
+    request::Request,
+    ticket::{Base, Reply},
+};
+use crate::{
+    Command, CommandFlags, Errno, Error, Mode, TransmissionFlags,
+    wire::{Fields, RequestHeader},
+};
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// The client wants to end the connection.
+    Disconnect,
+    /// It is complete and to be carried out.
+    Request(Request),
+    /// It is a write that is to be carried out when its payload has come.
+    Payload { base: Base, len: usize },
+    /// It is a block status request whose payload is to be looked at.
+    Filter { base: Base, len: usize },
+    /// It is answered as soon as its payload has been skipped.
+    Answered { reply: Reply<Bytes>, payload: usize },
+}
+
+/// Bytes of a filter before its ids: 8 (effect length).
+const FILTER_FIXED: usize = 8;
+
+/// Why a request is not carried out.
+type Refusal = (Errno, &'static str);
+
+pub(super) fn admit(
+    header: &RequestHeader,
+    agreed: &Agreed,
+    shutdown: bool,
+) -> Result<Admission, Error> {
+    let command = header.command;
+    if command == Command::Disc {
+        return Ok(Admission::Disconnect);
+    }
+    let payload = payload_len(header, agreed)?;
+    let base = Base::new(header, agreed);
+    let filters = command == Command::BlockStatus && payload > 0;
+    let checked = if shutdown {
+        Err((Errno::Shutdown, "the server is shutting down"))
+    } else {
+        check_command(header, agreed).and_then(|()| {
+            if filters {
+                check_filter_len(payload, agreed)
+            } else {
+                check_range(&base, agreed)
+            }
+        })
+    };
+    Ok(match checked {
+        Err((errno, text)) => Admission::Answered {
+            reply: base.error(errno, Bytes::from_static(text.as_bytes()), None),
+            payload,
+        },
+        Ok(()) if filters => Admission::Filter { base, len: payload },
+        Ok(()) if header.len == 0 && command != Command::Flush => Admission::Answered {
+            reply: base.success(),
+            payload,
+        },
+        Ok(()) if command == Command::Write => Admission::Payload { base, len: payload },
+        Ok(()) => Admission::Request(Request::new(base, agreed)),
+    })
+}
+
+/// How many bytes follow the header, whatever is thought of the request.
+fn payload_len(header: &RequestHeader, agreed: &Agreed) -> Result<usize, Error> {
+    let follows = match agreed.mode {
+        Mode::Simple | Mode::Structured => header.command == Command::Write,
+        Mode::Extended => {
+            let follows = header.flags.contains(CommandFlags::PAYLOAD_LEN);
+            if header.command == Command::Write && !follows {
+                // Whether the data is there or not, half of all clients would be misunderstood.
+                return Err(Error::WriteWithoutPayloadLen);
+            }
+            follows
+        }
+    };
+    if !follows {
+        return Ok(0);
+    }
+    u32::try_from(header.len)
+        .ok()
+        .filter(|len| *len <= agreed.fatal_payload)
+        .and_then(|len| usize::try_from(len).ok())
+        .ok_or(Error::PayloadTooLong {
+            command: header.command,
+            len: header.len,
+            limit: agreed.fatal_payload,
+        })
+}
+
+/// Checks everything but the range.
+fn check_command(header: &RequestHeader, agreed: &Agreed) -> Result<(), Refusal> {
+    let offers = |flag| agreed.flags.contains(flag);
+    let (offered, mut legal) = match header.command {
+        Command::Read => (
+            true,
+            only_if(CommandFlags::DF, offers(TransmissionFlags::SEND_DF)),
+        ),
+        Command::Write => (true, CommandFlags::NONE),
+        Command::Flush => (offers(TransmissionFlags::SEND_FLUSH), CommandFlags::NONE),
+        Command::Trim => (offers(TransmissionFlags::SEND_TRIM), CommandFlags::NONE),
+        Command::Cache => (offers(TransmissionFlags::SEND_CACHE), CommandFlags::NONE),
+        Command::WriteZeroes => (
+            offers(TransmissionFlags::SEND_WRITE_ZEROES),
+            CommandFlags::NO_HOLE
+                | only_if(
+                    CommandFlags::FAST_ZERO,
+                    offers(TransmissionFlags::SEND_FAST_ZERO),
+                ),
+        ),
+        Command::BlockStatus => (
+            !agreed.contexts.is_empty(),
+            CommandFlags::REQ_ONE
+                | only_if(
+                    CommandFlags::PAYLOAD_LEN,
+                    offers(TransmissionFlags::BLOCK_STATUS_PAYLOAD),
+                ),
+        ),
+        Command::Disc | Command::Resize | Command::Other(_) => {
+            return Err((Errno::Inval, "the server does not know this command"));
+        }
+    };
+    let writes = matches!(
+        header.command,
+        Command::Write | Command::Trim | Command::WriteZeroes
+    );
+    if writes && offers(TransmissionFlags::READ_ONLY) {
+        return Err((Errno::Perm, "the export is read-only"));
+    }
+    if !offered {
+        let text = if header.command == Command::BlockStatus {
+            "no meta context was selected for this export"
+        } else {
+            "the export does not offer this command"
+        };
+        return Err((Errno::Inval, text));
+    }
+    legal = legal | only_if(CommandFlags::FUA, offers(TransmissionFlags::SEND_FUA));
+    if agreed.mode == Mode::Extended && header.command == Command::Write {
+        legal = legal | CommandFlags::PAYLOAD_LEN;
+        if header.len == 0 {
+            return Err((
+                Errno::Inval,
+                "NBD_CMD_FLAG_PAYLOAD_LEN came without a payload",
+            ));
+        }
+    }
+    let illegal = header.flags.without(legal);
+    for (flag, text) in ILLEGAL {
+        if illegal.contains(*flag) {
+            return Err((Errno::Inval, text));
+        }
+    }
+    if !illegal.is_empty() {
+        return Err((Errno::Inval, "the server does not know these command flags"));
+    }
+    Ok(())
+}
+
+fn only_if(flag: CommandFlags, condition: bool) -> CommandFlags {
+    if condition { flag } else { CommandFlags::NONE }
+}
+
+const ILLEGAL: &[(CommandFlags, &str)] = &[
+    (
+        CommandFlags::FUA,
+        "NBD_CMD_FLAG_FUA is not offered by the export",
+    ),
+    (
+        CommandFlags::NO_HOLE,
+        "NBD_CMD_FLAG_NO_HOLE is not possible with this command",
+    ),
+    (
+        CommandFlags::DF,
+        "NBD_CMD_FLAG_DF is not possible with this command or not offered",
+    ),
+    (
+        CommandFlags::REQ_ONE,
+        "NBD_CMD_FLAG_REQ_ONE is not possible with this command",
+    ),
+    (
+        CommandFlags::FAST_ZERO,
+        "NBD_CMD_FLAG_FAST_ZERO is not possible with this command or not offered",
+    ),
+    (
+        CommandFlags::PAYLOAD_LEN,
+        "NBD_CMD_FLAG_PAYLOAD_LEN is not possible with this command or not offered",
+    ),
+];
+
+/// Checks which bytes of the export a request is about.
+fn check_range(base: &Base, agreed: &Agreed) -> Result<(), Refusal> {
+    let Base { offset, len, .. } = *base;
+    let command = base.command;
+    if command == Command::Flush {
+        return if offset == 0 && len == 0 {
+            Ok(())
+        } else {
+            Err((
+                Errno::Inval,
+                "NBD_CMD_FLUSH must have neither an offset nor a length",
+            ))
+        };
+    }
+    let fits = offset
+        .checked_add(len)
+        .is_some_and(|end| end <= agreed.size);
+    if !fits {
+        return Err(
+            if matches!(command, Command::Write | Command::WriteZeroes) {
+                (Errno::NoSpc, "the write goes past the end of the export")
+            } else {
+                (Errno::Inval, "the request goes past the end of the export")
+            },
+        );
+    }
+    if len == 0 && command == Command::BlockStatus {
+        return Err((Errno::Inval, "block status was asked for no bytes"));
+    }
+    let minimum = u64::from(agreed.minimum);
+    if offset % minimum != 0 || len % minimum != 0 {
+        return Err((
+            Errno::Inval,
+            "the request is no multiple of the minimum block size",
+        ));
+    }
+    // What is long in the export but short on the wire is no burden.
+    let travels = matches!(command, Command::Read | Command::Write);
+    if travels && len > u64::from(agreed.max_payload) {
+        let errno = if command == Command::Read && agreed.mode.has_chunks() {
+            Errno::Overflow
+        } else {
+            Errno::Inval
+        };
+        return Err((errno, "the request is longer than the maximum payload"));
+    }
+    Ok(())
+}
+
+/// Whether a filter can be as long as announced. Only then is it kept.
+fn check_filter_len(payload: usize, agreed: &Agreed) -> Result<(), Refusal> {
+    let ids = payload
+        .checked_sub(FILTER_FIXED)
+        .filter(|ids| ids % 4 == 0)
+        .map(|ids| ids / 4);
+    match ids {
+        Some(1..) if ids <= Some(agreed.contexts.len()) => Ok(()),
+        _ => Err((
+            Errno::Inval,
+            "the payload does not name one or more selected meta contexts once each",
+        )),
+    }
+}
+
+/// What becomes of a block status request with its filter.
+pub(super) fn filter(base: Base, payload: &[u8], agreed: &Agreed) -> Result<Request, Reply<Bytes>> {
+    let refuse =
+        |(errno, text): Refusal| base.error(errno, Bytes::from_static(text.as_bytes()), None);
+    let malformed = (
+        Errno::Inval,
+        "the payload names a meta context twice or one that was not selected",
+    );
+    let mut fields = Fields(payload);
+    let len = fields.u64().ok_or_else(|| refuse(malformed))?;
+    let base = Base { len, ..base };
+    check_range(&base, agreed).map_err(refuse)?;
+    let mut contexts = Vec::new();
+    while let Some(id) = fields.u32() {
+        let context = agreed
+            .contexts
+            .iter()
+            .find(|context| context.id() == id)
+            .ok_or_else(|| refuse(malformed))?;
+        if contexts.contains(context) {
+            return Err(refuse(malformed));
+        }
+        contexts.push(context.clone());
+    }
+    let agreed = Agreed {
+        contexts: contexts.into(),
+        ..agreed.clone()
+    };
+    Ok(Request::new(base, &agreed))
+}

@@ -1,0 +1,379 @@
+//! Serving requests.
+//!
+//! Reading never waits for answering: a request comes with a ticket that knows how to encode its
+//! reply, and goes wherever it is carried out.
+
+mod admit;
+mod agreed;
+mod read;
+mod request;
+mod status;
+mod ticket;
+
+pub(in crate::server) use agreed::Agreed;
+pub use agreed::Context;
+pub use read::{ReadTicket, SparseRead};
+pub use request::Request;
+pub use status::StatusTicket;
+pub use ticket::{Part, Receipt, Reply, Ticket};
+
+use crate::{
+    Error, Mode, TransmissionFlags,
+    gather::Gather,
+    wire::{RequestHeader, magic},
+};
+use admit::Admission;
+use bytes::Bytes;
+use core::ops::Range;
+use ticket::Base;
+
+/// The longest header of a request in bytes.
+const MAX_REQUEST: usize = 32;
+
+/// A client uses an export.
+///
+/// A driver repeats, writing replies at the same time:
+///
+/// 1. ask [`fill`](Self::fill) where the next bytes of the client go, and read them there,
+/// 2. hand their number to [`filled`](Self::filled), and act on the event if there is one,
+///
+/// or, for bytes that are already there, [`feed`](Self::feed) them. Both may be used in turn: a
+/// driver with a small buffer below does best to feed it, and to [`fill`](Self::fill) when a
+/// payload is on its way.
+///
+/// Every request is answered by exactly one final [`Reply`], whose [`Receipt`] is to be given to
+/// [`retire`](Self::retire) once the reply is written. As long as as many as
+/// [`Limits::accepted`](crate::Limits::accepted) are not, no further request is read.
+#[derive(Debug)]
+pub struct Transmission {
+    agreed: Agreed,
+    header: [u8; MAX_REQUEST],
+    state: State,
+    in_flight: u32,
+    shutdown: bool,
+    dead: Option<Error>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// So many bytes of a header have come.
+    Header(usize),
+    /// The payload of a write is coming.
+    Payload { base: Base, done: usize, len: usize },
+    /// The payload of a block status request is coming.
+    Filter { base: Base, gather: Gather },
+    /// The payload of a request that is answered already is coming.
+    Discard { left: usize, reply: Reply<Bytes> },
+    /// The client sends nothing more that matters.
+    Finished,
+}
+
+/// Where the client's next bytes go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fill<'a> {
+    /// Here, at most so many. Never empty.
+    Control(&'a mut [u8]),
+    /// Into the buffer of the write that is being received, which is `len` bytes long: at most to
+    /// the end of `range`, and from its start. Never empty; starts at 0 when a new write begins.
+    Payload {
+        /// What is missing of the payload.
+        range: Range<usize>,
+        /// The length of the whole payload in bytes.
+        len: usize,
+    },
+    /// Nowhere: this many bytes are to be read and thrown away. Never 0.
+    Discard(usize),
+    /// Nowhere yet: a reply has to be [retired](Transmission::retire) first.
+    Blocked,
+    /// Nowhere any more: the client has disconnected, or broke the protocol.
+    Finished,
+}
+
+/// What came of the client's bytes.
+#[derive(Debug)]
+#[must_use = "the client waits for an answer"]
+pub enum Event {
+    /// A request that is to be carried out. The payload of a write is complete.
+    Request(Request),
+    /// A request that was answered at once: refused, or one that does nothing. The reply is to be
+    /// sent and retired like any other.
+    Answered(Reply<Bytes>),
+    /// The client has disconnected. What it still waits for is to be answered, then the transport
+    /// is to be closed, TLS first if it is up.
+    Disconnect,
+}
+
+/// What [`Transmission::feed`] did with bytes.
+#[derive(Debug)]
+#[must_use = "bytes that were not used are to be fed again"]
+pub struct Fed {
+    /// How many were used. 0 if nothing can be used now, see [`Fill::Blocked`] and
+    /// [`Fill::Finished`].
+    pub used: usize,
+    /// If the used bytes are payload of the write that is being received: where in its buffer
+    /// they are to be copied. Starts at 0 when a new write begins.
+    pub payload: Option<Range<usize>>,
+    /// What came of them.
+    pub event: Option<Event>,
+}
+
+impl Transmission {
+    pub(in crate::server) const fn new(agreed: Agreed) -> Self {
+        Self {
+            agreed,
+            header: [0; MAX_REQUEST],
+            state: State::Header(0),
+            in_flight: 0,
+            shutdown: false,
+            dead: None,
+        }
+    }
+
+    /// Where the client's next bytes go.
+    pub fn fill(&mut self) -> Fill<'_> {
+        match &mut self.state {
+            _ if self.dead.is_some() => Fill::Finished,
+            State::Header(_) if self.in_flight >= self.agreed.accepted => Fill::Blocked,
+            State::Header(have) => {
+                Fill::Control(&mut self.header[*have..self.agreed.mode.request_len()])
+            }
+            State::Payload { done, len, .. } => Fill::Payload {
+                range: *done..*len,
+                len: *len,
+            },
+            State::Filter { gather, .. } => Fill::Control(gather.space()),
+            State::Discard { left, .. } => Fill::Discard(*left),
+            State::Finished => Fill::Finished,
+        }
+    }
+
+    /// Takes note of the next `n` bytes, which are where [`fill`](Self::fill) wanted them.
+    ///
+    /// # Errors
+    ///
+    /// When the client broke the protocol. The transport is to be closed; every later call returns
+    /// the same error.
+    ///
+    /// # Panics
+    ///
+    /// When `n` is larger than what was lent.
+    pub fn filled(&mut self, n: usize) -> Result<Option<Event>, Error> {
+        if let Some(error) = self.dead {
+            return Err(error);
+        }
+        let event = self.advance(n);
+        if let Err(error) = event {
+            self.dead = Some(error);
+        }
+        event
+    }
+
+    /// Takes bytes that are already there, up to the next event and to the next start or end of a
+    /// write's payload.
+    ///
+    /// # Errors
+    ///
+    /// Like [`filled`](Self::filled).
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Fed, Error> {
+        if let Some(error) = self.dead {
+            return Err(error);
+        }
+        let mut fed = Fed {
+            used: 0,
+            payload: None,
+            event: None,
+        };
+        while fed.event.is_none() {
+            let rest = &bytes[fed.used..];
+            let n = match self.fill() {
+                _ if rest.is_empty() => break,
+                Fill::Control(space) => {
+                    let n = space.len().min(rest.len());
+                    space[..n].copy_from_slice(&rest[..n]);
+                    n
+                }
+                Fill::Payload { range, .. } => {
+                    if fed.used > 0 {
+                        break;
+                    }
+                    let n = range.len().min(rest.len());
+                    fed.used = n;
+                    fed.payload = Some(range.start..range.start + n);
+                    fed.event = self.filled(n)?;
+                    break;
+                }
+                Fill::Discard(len) => len.min(rest.len()),
+                Fill::Blocked | Fill::Finished => break,
+            };
+            fed.used += n;
+            fed.event = self.filled(n)?;
+        }
+        Ok(fed)
+    }
+
+    fn advance(&mut self, n: usize) -> Result<Option<Event>, Error> {
+        const LENT: &str = "more bytes were filled than space was lent";
+        match &mut self.state {
+            State::Header(have) => {
+                let len = self.agreed.mode.request_len();
+                assert!(n <= len - *have, "{LENT}");
+                let had_magic = *have >= 4;
+                *have += n;
+                let have = *have;
+                if !had_magic && have >= 4 {
+                    self.check_magic()?;
+                }
+                if have == len { self.admit() } else { Ok(None) }
+            }
+            State::Payload { base, done, len } => {
+                assert!(n <= *len - *done, "{LENT}");
+                *done += n;
+                if *done < *len {
+                    return Ok(None);
+                }
+                let base = *base;
+                self.next();
+                Ok(Some(Event::Request(Request::new(base, &self.agreed))))
+            }
+            State::Filter { base, gather } => {
+                if !gather.filled(n) {
+                    return Ok(None);
+                }
+                let request = admit::filter(*base, gather.bytes(), &self.agreed);
+                self.next();
+                Ok(Some(match request {
+                    Ok(request) => Event::Request(request),
+                    Err(reply) => Event::Answered(reply),
+                }))
+            }
+            State::Discard { left, .. } => {
+                assert!(n <= *left, "{LENT}");
+                *left -= n;
+                if *left > 0 {
+                    return Ok(None);
+                }
+                let State::Discard { reply, .. } = self.next() else {
+                    return Ok(None);
+                };
+                Ok(Some(Event::Answered(reply)))
+            }
+            State::Finished => {
+                assert!(n == 0, "{LENT}");
+                Ok(None)
+            }
+        }
+    }
+
+    /// A request has been received whole: it is in flight and the next one's header is awaited.
+    fn next(&mut self) -> State {
+        self.in_flight = self.in_flight.saturating_add(1);
+        core::mem::replace(&mut self.state, State::Header(0))
+    }
+
+    /// Checks the magic number before the rest of a header is waited for.
+    fn check_magic(&self) -> Result<(), Error> {
+        let [m0, m1, m2, m3, ..] = self.header;
+        let got = u32::from_be_bytes([m0, m1, m2, m3]);
+        let expected = match self.agreed.mode {
+            Mode::Simple | Mode::Structured => magic::REQUEST,
+            Mode::Extended => magic::EXTENDED_REQUEST,
+        };
+        if got == expected {
+            Ok(())
+        } else {
+            Err(Error::RequestMagic { expected, got })
+        }
+    }
+
+    /// Decides what becomes of the request whose header is complete.
+    fn admit(&mut self) -> Result<Option<Event>, Error> {
+        let header = RequestHeader::decode(self.agreed.mode, &self.header)
+            .expect("the magic number was checked and the header is complete");
+        Ok(match admit::admit(&header, &self.agreed, self.shutdown)? {
+            Admission::Disconnect => {
+                self.state = State::Finished;
+                Some(Event::Disconnect)
+            }
+            Admission::Request(request) => {
+                self.next();
+                Some(Event::Request(request))
+            }
+            Admission::Payload { base, len } => {
+                self.state = State::Payload { base, done: 0, len };
+                None
+            }
+            Admission::Filter { base, len } => {
+                self.state = State::Filter {
+                    base,
+                    gather: Gather::new(len),
+                };
+                None
+            }
+            Admission::Answered { reply, payload: 0 } => {
+                self.next();
+                Some(Event::Answered(reply))
+            }
+            Admission::Answered { reply, payload } => {
+                self.state = State::Discard {
+                    left: payload,
+                    reply,
+                };
+                None
+            }
+        })
+    }
+
+    /// A reply has been written: the request is no longer in flight.
+    pub fn retire(&mut self, receipt: Receipt) {
+        let Receipt(()) = receipt;
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// From now on new requests are answered with [`Errno::Shutdown`](crate::Errno::Shutdown).
+    pub const fn shut_down(&mut self) {
+        self.shutdown = true;
+    }
+
+    /// Which headers the connection uses.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.agreed.mode
+    }
+
+    /// The size that the client was told, in bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.agreed.size
+    }
+
+    /// The flags that the client was told.
+    #[must_use]
+    pub const fn flags(&self) -> TransmissionFlags {
+        self.agreed.flags
+    }
+
+    /// The meta contexts that the client selected.
+    #[must_use]
+    pub fn contexts(&self) -> &[Context] {
+        &self.agreed.contexts
+    }
+
+    /// Requests whose replies are not retired.
+    #[must_use]
+    pub const fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Whether no byte of a request has come, so that the end of the client's bytes is no loss.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.state, State::Header(0) | State::Finished)
+    }
+
+    /// Whether the client has disconnected and every reply is retired: the transport is to be
+    /// closed.
+    #[must_use]
+    pub const fn is_finished(&self) -> bool {
+        matches!(self.state, State::Finished) && self.in_flight == 0
+    }
+}
