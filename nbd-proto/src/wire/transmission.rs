@@ -4,9 +4,9 @@ use super::{Command, CommandFlags, Fields, ReplyFlags, ReplyType, magic};
 use crate::frame::Header;
 use bytes::BufMut;
 
-/// The longest header that either side sends at once: an extended chunk header and the offset of
-/// its data.
-pub const MAX_HEADER: usize = 40;
+/// The longest header that either side sends at once: an extended chunk header and the offset and
+/// length of a hole.
+pub const MAX_HEADER: usize = 44;
 
 /// Which headers a connection uses, fixed when transmission starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
