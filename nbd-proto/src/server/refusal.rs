@@ -6,8 +6,8 @@ use crate::{
     names::Quoted,
     wire::{Info, Mode, OptionCode, OptionReplyCode, put_option_reply},
 };
+use alloc::format;
 use bytes::{BufMut, BytesMut};
-use core::fmt::Write;
 
 /// The longest text that goes with a refusal, in bytes.
 const MAX_TEXT: usize = 256;
@@ -129,14 +129,16 @@ pub(super) fn refuse<S: Security>(
             "this needs extended headers",
         ),
     };
-    match (text, words, question.export) {
-        ("", "", Some(name)) => put_option_reply(question.option, code, out, |out| {
-            write!(out, "no export is named \"{}\"", Quoted(name.as_str()))
-                .expect("a BytesMut grows as it is written to");
-        }),
-        ("", words, _) => put_error(question.option, code, words, out),
-        (text, _, _) => put_error(question.option, code, text, out),
-    }
+    let quotation;
+    let text = match (text, words, question.export) {
+        ("", "", Some(name)) => {
+            quotation = format!("no export is named \"{}\"", Quoted(name.as_str()));
+            &quotation
+        }
+        ("", words, _) => words,
+        (text, _, _) => text,
+    };
+    put_error(question.option, code, text, out);
 }
 
 pub(super) const SHUTTING_DOWN: &str = "the server is shutting down";
