@@ -1,0 +1,14 @@
+//! The client's role, proven rule by rule against the project's conformance table. The numbers in
+//! comments (`C-053`, `H-013`, `B-009`) are rules of that table.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod commands;
+mod gates;
+mod greeting;
+mod info;
+mod list;
+mod meta;
+mod options;
+mod tls;
