@@ -8,7 +8,7 @@ use crate::{
     ContextName, ExportName, Misuse, Mode,
     wire::{InfoRequest, InfoType, MetaContextRequest, OptionCode, put_option},
 };
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, vec::Vec};
 use bytes::{BufMut, BytesMut};
 use core::marker::PhantomData;
 
@@ -345,6 +345,8 @@ impl<S> Options<S> {
             export: export.clone(),
             asked: queries.to_vec(),
             contexts: Vec::new(),
+            ids: BTreeSet::new(),
+            names: BTreeSet::new(),
         }))
     }
 

@@ -589,6 +589,9 @@ pub mod outstanding {
         pub(in super::super) export: ExportName,
         pub(in super::super) asked: Vec<ContextName>,
         pub(in super::super) contexts: Vec<Context>,
+        pub(in super::super) ids: BTreeSet<u32>,
+        /// Also those that nobody asked for.
+        pub(in super::super) names: BTreeSet<Vec<u8>>,
     }
 
     impl<S> sealed::Sealed for SetMetaContext<S> {}
@@ -616,6 +619,9 @@ pub mod outstanding {
             if name.is_none() && !self.options.negotiated.config.tolerance.unasked_context {
                 return Err(Error::UnknownContext { id: reply.id });
             }
+            if !self.ids.insert(reply.id) || !self.names.insert(reply.name.to_vec()) {
+                return Err(Error::DuplicateContext { id: reply.id });
+            }
             self.contexts.push(Context { id: reply.id, name });
             Ok(Some(()))
         }
@@ -623,13 +629,6 @@ pub mod outstanding {
         fn settle(mut self, verdict: Result<(), OptionError>) -> Result<Self::Outcome, Error> {
             let result = match verdict {
                 Ok(()) => {
-                    let (mut ids, mut names) = (BTreeSet::new(), BTreeSet::new());
-                    for Context { id, name } in &self.contexts {
-                        let fresh = name.as_ref().is_none_or(|name| names.insert(name));
-                        if !ids.insert(id) || !fresh {
-                            return Err(Error::DuplicateContext { id: *id });
-                        }
-                    }
                     self.options.negotiated.contexts = Some(Selection {
                         export: self.export,
                         contexts: self.contexts.clone(),

@@ -205,6 +205,13 @@ fn two_contexts_share_neither_a_number_nor_a_name() {
             Err(Error::DuplicateContext { id: 2 })
         );
     }
+    for unasked in [&b"x-other:a"[..], b"\xff"] {
+        let same_name = [meta(10, 1, unasked), meta(10, 2, unasked)].concat();
+        assert_eq!(
+            set(DEFAULT, &same_name),
+            Err(Error::DuplicateContext { id: 2 })
+        );
+    }
 }
 
 #[test]
