@@ -5,10 +5,14 @@
 mod common;
 
 mod commands;
+mod errors;
 mod gates;
 mod greeting;
 mod info;
 mod list;
 mod meta;
 mod options;
+mod read;
+mod replies;
+mod status;
 mod tls;

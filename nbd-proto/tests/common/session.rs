@@ -103,6 +103,7 @@ pub(crate) struct Entry {
     flags: u16,
     block_sizes: Option<[u32; 3]>,
     contexts: Vec<(u32, &'static str)>,
+    unasked: Vec<(u32, &'static str)>,
     config: Config,
 }
 
@@ -114,6 +115,7 @@ impl Entry {
             flags: ALL_FLAGS,
             block_sizes: None,
             contexts: Vec::new(),
+            unasked: Vec::new(),
             config: Config::default(),
         }
     }
@@ -160,6 +162,12 @@ impl Entry {
         self
     }
 
+    /// The server selects one more context, which nobody asked for.
+    pub(crate) fn unasked(mut self, id: u32, name: &'static str) -> Self {
+        self.unasked.push((id, name));
+        self
+    }
+
     pub(crate) fn tolerance(mut self, tolerance: Tolerance) -> Self {
         self.config.tolerance = tolerance;
         self
@@ -191,7 +199,7 @@ impl Entry {
             let pending = options
                 .set_meta_context(&export(""), &contexts(&names), &mut wire.out)
                 .expect("chunks were agreed on");
-            for (id, name) in &self.contexts {
+            for (id, name) in self.contexts.iter().chain(&self.unasked) {
                 wire.says(bytes::meta(10, *id, name));
             }
             options = granted(wire.answer(pending, bytes::ack(10)));
@@ -324,6 +332,13 @@ impl Session {
         let mut sent = Vec::new();
         sent.put(frame);
         Ok((cookie.as_u64(), sent))
+    }
+
+    /// Gives up a request, by the order in which it was sent.
+    pub(crate) fn abandon(&mut self, index: usize) {
+        let (cookie, buffer) = &mut self.requests[index];
+        self.transmission.abandon(*cookie);
+        *buffer = None;
     }
 
     /// The server sends `bytes`.
