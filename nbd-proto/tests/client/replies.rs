@@ -339,3 +339,22 @@ fn a_reply_that_is_cut_off_is_no_answer() {
         assert_eq!(outcome, Ok(vec![]));
     }
 }
+
+#[test]
+fn a_reply_behind_the_end_ends_the_session_and_not_well() {
+    // C-204, H-006
+    for entry in Entry::every_mode() {
+        let may_end = entry.always(|session| {
+            let to = session.send(Transmission::flush);
+            session.says(to.ok()).replies().expect("a reply");
+            session.transmission.disconnect().expect("once");
+            assert!(session.transmission.may_end());
+            session
+                .says(to.ok())
+                .replies()
+                .expect_err("there is nothing to reply to");
+            session.transmission.may_end()
+        });
+        assert!(!may_end);
+    }
+}

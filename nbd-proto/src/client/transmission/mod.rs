@@ -189,7 +189,8 @@ impl Transmission {
     /// has come.
     #[must_use]
     pub fn may_end(&self) -> bool {
-        self.ending == Some(Ending::Disconnecting)
+        self.dead.is_none()
+            && self.ending == Some(Ending::Disconnecting)
             && self.slots.in_flight() == 0
             && self.at_boundary()
     }
