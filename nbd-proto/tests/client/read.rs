@@ -310,3 +310,13 @@ fn replies_with_each_others_cookies_end_up_in_each_others_buffers_and_nowhere_el
     ];
     assert_eq!(outcome, Ok(expected));
 }
+
+#[test]
+fn an_unfragmented_read_may_break_off_where_the_error_is() {
+    // C-231
+    let failed =
+        read_df(|to| [to.data(0, 0, &content(0, 512)), to.error_at(D, 5, "", 512)].concat());
+    assert_eq!(errno_of(&failed), 5);
+    let short = read_df(|to| [to.data(0, 0, &content(0, 512)), to.none()].concat());
+    assert_eq!(short, missing(512));
+}

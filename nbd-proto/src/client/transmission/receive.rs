@@ -365,7 +365,7 @@ impl Transmission {
         match chunk.reply {
             ReplyType::OffsetData => {
                 let offset = fields.u64().ok_or(short)?;
-                let (next, end) = self.content(cookie, offset, chunk.len - 8)?;
+                let (next, end) = self.content(cookie, chunk.reply, offset, chunk.len - 8)?;
                 self.state = State::Payload {
                     cookie,
                     next,
@@ -380,7 +380,7 @@ impl Transmission {
                 if len == 0 {
                     return Err(Error::EmptyHole { offset });
                 }
-                let (start, end) = self.content(cookie, offset, len.into())?;
+                let (start, end) = self.content(cookie, chunk.reply, offset, len.into())?;
                 let slot = self.slots.get(cookie);
                 let quiet = slot.abandoned || slot.failure.is_some();
                 let event = self.end_of_chunk(cookie, done)?;
@@ -425,7 +425,13 @@ impl Transmission {
     }
 
     /// Takes note of content of a read, and says where in the read's buffer it belongs.
-    fn content(&mut self, cookie: Cookie, offset: u64, len: u64) -> Result<(usize, usize), Error> {
+    fn content(
+        &mut self,
+        cookie: Cookie,
+        reply: ReplyType,
+        offset: u64,
+        len: u64,
+    ) -> Result<(usize, usize), Error> {
         let limit = self.config.limits.read_ranges;
         let slot = self.slots.get(cookie);
         let outside = Error::OutsideRequest { offset, len };
@@ -441,7 +447,10 @@ impl Transmission {
                 Refused::TooMany => Error::TooManyRanges { limit },
             })?;
         slot.contents += 1;
-        if slot.flags.contains(CommandFlags::DF) && (slot.contents > 1 || len != slot.len) {
+        // Data may break off where an error follows. A hole may not: beside anything else it would
+        // have had to be sent as data.
+        let partial_hole = reply == ReplyType::OffsetHole && len != slot.len;
+        if slot.flags.contains(CommandFlags::DF) && (slot.contents > 1 || partial_hole) {
             return Err(Error::Fragmented);
         }
         Ok((buffer_index(start), buffer_index(end)))
