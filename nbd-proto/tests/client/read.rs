@@ -5,7 +5,7 @@ use crate::common::{
     reply::{Answer, Answers, Replier, errno_of, only},
     session::{DEFAULT, Entry, PROFILES},
 };
-use nbd_proto::{Error, client::Tolerance, wire::ReplyType};
+use nbd_proto::{Error, Limits, client::Tolerance, wire::ReplyType};
 
 /// A read of 1024 bytes at 4096 with every profile, in both modes with chunks.
 fn read(reply: impl Fn(Replier) -> Vec<u8>) -> Answers {
@@ -319,4 +319,18 @@ fn an_unfragmented_read_may_break_off_where_the_error_is() {
     assert_eq!(errno_of(&failed), 5);
     let short = read_df(|to| [to.data(0, 0, &content(0, 512)), to.none()].concat());
     assert_eq!(short, missing(512));
+}
+
+#[test]
+fn a_server_that_told_no_maximum_payload_cannot_exceed_it() {
+    // C-127, C-234
+    let limits = Limits {
+        payload: 64 << 20,
+        ..Limits::default()
+    };
+    let entry = Entry::structured().size(1 << 30).limits(limits);
+    let header = entry
+        .tolerance(Tolerance::STRICT)
+        .read(0, 40 << 20, |to| to.announce(D, 1, 8 + (40 << 20)));
+    assert_eq!(header, Ok(vec![]));
 }

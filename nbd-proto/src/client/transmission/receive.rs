@@ -5,7 +5,7 @@ use super::{
     Transmission, coverage::Refused, slots::Slot,
 };
 use crate::{
-    Command, CommandFlags, Errno, Error, Failure, MAX_STRING, Mode, Text,
+    BlockSizes, Command, CommandFlags, Errno, Error, Failure, MAX_STRING, Mode, Text,
     meta::Extent,
     wire::{ChunkHeader, Descriptor, ErrorChunk, Fields, ReplyFlags, ReplyHeader, ReplyType},
 };
@@ -304,14 +304,7 @@ impl Transmission {
                         limit: requested + 8,
                     });
                 }
-                let advertised = u64::from(self.blocks.maximum());
-                if data > advertised && !self.config.tolerance.oversized_chunk {
-                    return Err(Error::ChunkTooLong {
-                        reply,
-                        len,
-                        limit: advertised + 8,
-                    });
-                }
+                self.check_advertised(reply, 8, data)?;
                 8
             }
             ReplyType::OffsetHole if len == 12 => 12,
@@ -352,6 +345,17 @@ impl Transmission {
         self.gather.restart(buffer_index(fixed));
         self.state = State::Fixed { cookie, chunk };
         Ok(None)
+    }
+
+    /// Holds a server to the maximum payload that it told, if it did.
+    fn check_advertised(&self, reply: ReplyType, fixed: u64, variable: u64) -> Result<(), Error> {
+        let told = self.info.block_sizes.map(BlockSizes::maximum);
+        let limit = fixed + u64::from(told.unwrap_or(u32::MAX));
+        let len = fixed + variable;
+        if len > limit && !self.config.tolerance.oversized_chunk {
+            return Err(Error::ChunkTooLong { reply, len, limit });
+        }
+        Ok(())
     }
 
     /// The fixed fields of a chunk are gathered.
