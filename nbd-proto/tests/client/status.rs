@@ -286,3 +286,34 @@ fn an_error_takes_back_all_extents() {
     let first = |to: Replier| [to.error(0, 5, ""), to.extents(D, 1, &[(1024, 0)])].concat();
     assert_eq!(errno_of(&status(first)), 5);
 }
+
+#[test]
+fn extents_longer_than_the_servers_own_maximum_are_taken_except_in_strict_mode() {
+    // C-127, C-234
+    for (entry, at_most, fixed, each) in [(&chunked()[0], 64, 4, 8), (&chunked()[1], 32, 8, 16)] {
+        let entry = entry.clone().block_sizes(1, 512, 512);
+        let ask = |tolerance, count| {
+            let entry = entry.clone().tolerance(tolerance);
+            entry.block_status(0, 1024, NONE, move |to| {
+                to.extents(D, 1, &vec![(1, 0); count])
+            })
+        };
+        for (_, tolerance) in PROFILES {
+            assert_eq!(ask(tolerance, at_most), extents(&vec![(1, 0); at_most]));
+        }
+        for tolerance in [DEFAULT, Tolerance::LENIENT] {
+            let more = at_most + 1;
+            assert_eq!(ask(tolerance, more), extents(&vec![(1, 0); more]));
+        }
+        let too_long = Error::ChunkTooLong {
+            reply: if fixed == 4 {
+                ReplyType::BlockStatus
+            } else {
+                ReplyType::BlockStatusExt
+            },
+            len: fixed + 512 + each,
+            limit: fixed + 512,
+        };
+        assert_eq!(ask(Tolerance::STRICT, at_most + 1), Err(too_long));
+    }
+}

@@ -317,12 +317,14 @@ impl Transmission {
                 let list = len
                     .checked_sub(fixed)
                     .filter(|list| *list > 0 && list % each == 0);
-                let extents = list.ok_or(bad_length)? / each;
+                let list = list.ok_or(bad_length)?;
+                let extents = list / each;
                 let most = u64::from(self.config.limits.extents);
                 if extents > most {
                     let limit = fixed + each * most;
                     return Err(Error::ChunkTooLong { reply, len, limit });
                 }
+                self.check_advertised(reply, fixed, list)?;
                 fixed
             }
             error if error.is_error() => {
