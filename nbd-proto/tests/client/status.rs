@@ -317,3 +317,31 @@ fn extents_longer_than_the_servers_own_maximum_are_taken_except_in_strict_mode()
         assert_eq!(ask(Tolerance::STRICT, at_most + 1), Err(too_long));
     }
 }
+
+#[test]
+fn a_context_nobody_asked_for_is_decoded_and_neither_told_nor_kept() {
+    // C-163, H-033
+    for tolerance in [DEFAULT, Tolerance::LENIENT] {
+        for entry in chunked() {
+            let entry = entry.unasked(9, "x-other:a").tolerance(tolerance);
+            let outcome = entry.always(|session| {
+                let to = session.send(|t| t.block_status(0, 1024, NONE));
+                session
+                    .says(to.extents(0, 9, &[(1, 0x5a5a); 64]))
+                    .replies()
+                    .expect("extents");
+                let kept = format!("{:?}", session.transmission);
+                assert!(!kept.contains(&0x5a5a.to_string()), "{kept}");
+                session.says(to.extents(D, 1, &[(1024, 0)])).settled()
+            });
+            assert_eq!(outcome, extents(&[(1024, 0)]));
+            // Nor does an unasked context escape the rules.
+            let again = entry.block_status(0, 1024, NONE, |to| {
+                [to.extents(0, 9, &[(1, 0)]), to.extents(0, 9, &[(1, 0)])].concat()
+            });
+            assert_eq!(again, Err(Error::ContextTwice { id: 9 }));
+            let empty = entry.block_status(0, 1024, NONE, |to| to.extents(0, 9, &[(1, 0), (0, 0)]));
+            assert_eq!(empty, Err(Error::EmptyExtent));
+        }
+    }
+}

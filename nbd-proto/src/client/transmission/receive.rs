@@ -492,10 +492,13 @@ impl Transmission {
     ) -> Result<Option<Event>, Error> {
         let strict = !self.config.tolerance.surplus_extents;
         let (mode, size) = (self.mode, self.info.size);
+        let contexts = &self.contexts;
         let slot = self.slots.get(cookie);
         let one = slot.flags.contains(CommandFlags::REQ_ONE);
         let (offset, requested) = (slot.offset, slot.len);
         if let Some(context) = slot.statuses.last_mut() {
+            let named = |own: &Context| own.id == context.id && own.name.is_some();
+            let kept = contexts.iter().any(named);
             for bytes in self.gather.bytes().chunks_exact(Descriptor::wire_len(mode)) {
                 let Some(Descriptor { len, status }) = Descriptor::decode(mode, bytes) else {
                     continue;
@@ -503,7 +506,7 @@ impl Transmission {
                 if len == 0 {
                     return Err(Error::EmptyExtent);
                 }
-                let surplus = covered >= requested || one && !context.extents.is_empty();
+                let surplus = covered >= requested || one && covered > 0;
                 let too_long = one && len > requested;
                 if strict && (surplus || too_long) {
                     return Err(Error::SurplusExtents);
@@ -514,7 +517,9 @@ impl Transmission {
                 // INVARIANT: covered < requested, so offset + covered is inside the export.
                 let most = if one { requested } else { size - offset };
                 let len = len.min(most - covered);
-                context.extents.push(Extent { len, status });
+                if kept {
+                    context.extents.push(Extent { len, status });
+                }
                 covered += len;
             }
         }
