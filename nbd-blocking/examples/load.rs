@@ -169,7 +169,9 @@ fn work(
     index: usize,
     mut left: u64,
 ) -> Result<Vec<f32>, Error> {
-    let span = options.span.unwrap_or(client.size()).min(client.size());
+    let span = options
+        .span
+        .map_or(client.size(), |span| span.min(client.size()));
     let blocks = (span / options.bs).max(1);
     let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index as u64 + 1);
     let mut offsets = Offsets {
