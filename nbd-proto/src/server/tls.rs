@@ -129,6 +129,16 @@ impl Phase for TlsRequired {
 }
 
 /// The client wants to start TLS, and may.
+///
+/// TLS is not up before the client has been told to start it:
+///
+/// ```compile_fail,E0599
+/// use nbd_proto::server::{Encrypted, Options, StartTls};
+///
+/// fn skip(start: StartTls) -> Options<Encrypted> {
+///     start.upgraded()
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "the client waits for an answer"]
 pub struct StartTls(Connection);
