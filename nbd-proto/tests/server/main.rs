@@ -1,0 +1,18 @@
+//! The server's side, from the outside: transcripts of a client's bytes and a server's answers.
+//!
+//! Every script runs with its bytes arriving all at once, one by one and in between, and whatever
+//! the server sends is checked by an independent decoder (`val`).
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that cannot go on fails"
+)]
+
+mod export;
+mod greeting;
+mod haggling;
+mod meta;
+mod support;
+mod tls;
+mod val;
