@@ -10,9 +10,14 @@
 )]
 
 mod export;
+mod flow;
 mod greeting;
 mod haggling;
 mod meta;
+mod replies;
+mod requests;
+mod splits;
+mod status;
 mod support;
 mod tls;
 mod val;
