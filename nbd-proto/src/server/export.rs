@@ -36,12 +36,7 @@ impl Offer {
         if !contexts {
             flags = flags.without(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
         }
-        let block_sizes = info.block_sizes.map(|sizes| {
-            // A payload beyond the limits would end the connection.
-            let maximum = sizes.maximum().min(limits.payload).max(sizes.preferred());
-            BlockSizes::new(sizes.minimum(), sizes.preferred(), maximum)
-                .expect("the maximum is at least the preferred size")
-        });
+        let block_sizes = info.block_sizes.map(|sizes| within(sizes, limits));
         // Some clients refuse a size that is no multiple of the minimum block size, and nobody
         // could reach the rest.
         let minimum = block_sizes.map_or(1, BlockSizes::minimum);
@@ -51,6 +46,13 @@ impl Offer {
             block_sizes,
         }
     }
+}
+
+/// Block sizes that can be kept: a payload beyond the limits would end the connection.
+pub(super) fn within(sizes: BlockSizes, limits: &Limits) -> BlockSizes {
+    let maximum = sizes.maximum().min(limits.payload).max(sizes.preferred());
+    BlockSizes::new(sizes.minimum(), sizes.preferred(), maximum)
+        .expect("the maximum is at least the preferred size")
 }
 
 /// Which kinds of information were asked for, beside the size and the flags.

@@ -1,6 +1,9 @@
 //! How options are answered, and above all refused.
 
-use super::{Options, Security, export::Infos};
+use super::{
+    Options, Security,
+    export::{Infos, within},
+};
 use crate::{
     BlockSizes, ExportName,
     names::Quoted,
@@ -96,6 +99,7 @@ pub(super) fn refuse<S: Security>(
         options.negotiated.mode,
     );
     if let Refusal::BlockSizeRequired(sizes) = refusal {
+        let sizes = within(sizes, &options.connection.config.limits);
         put_option_reply(question.option, OptionReplyCode::Info, out, |out| {
             Info::BlockSize(sizes.into()).encode(out);
         });

@@ -209,7 +209,7 @@ fn the_name_in_an_error_text_is_short_and_harmless() {
 #[test]
 fn block_sizes_are_required_of_who_did_not_ask_only() {
     // S-079, S-102, S-117
-    let sizes = BlockSizes::new(4096, 4096, 65536).unwrap();
+    let sizes = BlockSizes::new(4096, 4096, u32::MAX).unwrap();
     let export = Export::new("disk").flags(1).sizes(4096, 4096, 65536);
     let strict = Server {
         refusal: Some(Refusal::BlockSizeRequired(sizes)),
@@ -225,9 +225,9 @@ fn block_sizes_are_required_of_who_did_not_ask_only() {
     ];
     let expected = [
         "11: ACK",
-        "7: SIZES 4096 4096 65536",
+        "7: SIZES 4096 4096 33554432",
         "7: BLOCK_SIZE_REQD",
-        "6: SIZES 4096 4096 65536",
+        "6: SIZES 4096 4096 33554432",
         "6: BLOCK_SIZE_REQD",
         "7: POLICY",
         "9: POLICY",
