@@ -157,7 +157,7 @@ impl Client {
     ) -> Result<(), Error> {
         let len = buf.len() as u64;
         let frame = |transmission: &mut Transmission| bare(transmission.read(offset, len, flags));
-        self.single(Command::Read, Load::Into(0), buf, frame)
+        self.single(Command::Read, Load::Into(0..buf.len()), buf, frame)
             .map(drop)
     }
 
@@ -409,7 +409,8 @@ impl Client {
             self.facts.max_payload,
             buf,
             |piece| {
-                let load = Load::Into(index(piece.offset - offset));
+                let start = index(piece.offset - offset);
+                let load = Load::Into(start..start + index(piece.len));
                 let frame = move |transmission: &mut Transmission| {
                     bare(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
                 };

@@ -30,10 +30,11 @@ use nbd_proto::{
     client::{Cookie, Outcome, Transmission},
 };
 use outbox::Outbox;
-use reading::Inbox;
+use reading::{Inbox, LARGE};
 use std::{
     collections::VecDeque,
     mem,
+    ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -63,6 +64,8 @@ struct State {
     inbox: Option<Inbox>,
     /// The only caller that may read on, because the payload is for its own buffer.
     reader: Option<usize>,
+    /// Reads in flight whose payload is worth a system call of its own.
+    large: usize,
     outbox: Outbox,
     /// An empty outbox to swap for a full one.
     spare: Outbox,
@@ -92,6 +95,7 @@ struct Entry {
     command: Command,
     caller: usize,
     deadline: Option<Instant>,
+    large: bool,
     sink: Sink,
 }
 
@@ -144,8 +148,8 @@ pub(crate) struct Place<'a> {
 /// What a request takes with it.
 pub(crate) enum Load<'a> {
     Nothing,
-    /// Payload for the caller's buffer from this position on.
-    Into(usize),
+    /// Payload for this part of the caller's buffer.
+    Into(Range<usize>),
     /// Payload for a buffer that is handed over.
     Fill(Vec<u8>),
     /// Payload of the caller's.
@@ -175,6 +179,7 @@ impl Link {
                 free_callers: Vec::new(),
                 inbox: Some(Inbox::new()),
                 reader: None,
+                large: 0,
                 outbox: Outbox::default(),
                 spare: Outbox::default(),
                 writing: false,
@@ -252,16 +257,18 @@ impl Link {
         let deadline = self
             .timeout
             .and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut large = false;
         let (sink, payload) = match load {
             Load::Nothing => (Sink::None, None),
-            Load::Into(at) => (
-                Sink::Borrowed {
-                    at,
-                    aside: Aside::default(),
-                },
-                None,
-            ),
-            Load::Fill(buffer) => (Sink::Owned(buffer), None),
+            Load::Into(range) => {
+                large = range.len() >= LARGE;
+                let (at, aside) = (range.start, Aside::default());
+                (Sink::Borrowed { at, aside }, None)
+            }
+            Load::Fill(buffer) => {
+                large = buffer.len() >= LARGE;
+                (Sink::Owned(buffer), None)
+            }
             Load::Owned(payload) => (Sink::None, Some(Payload::Owned(payload))),
             Load::Borrowed(payload) => (Sink::None, Some(Payload::Borrowed(payload))),
         };
@@ -270,8 +277,10 @@ impl Link {
             command,
             caller: place,
             deadline,
+            large,
             sink,
         };
+        state.large += usize::from(large);
         match payload {
             None => state.outbox.push(header.as_bytes()),
             Some(Payload::Owned(payload)) => state.outbox.push_owned(header.as_bytes(), payload),
@@ -412,6 +421,7 @@ impl State {
                 command: Command::Disc,
                 caller: NOBODY,
                 deadline: None,
+                large: false,
                 sink: Sink::None,
             });
         }
@@ -422,6 +432,7 @@ impl State {
     fn complete(&mut self, cookie: Cookie, result: Result<Outcome, Error>) {
         let entry = &mut self.entries[cookie.slot()];
         entry.cookie = None;
+        self.large -= usize::from(entry.large);
         let caller = mem::replace(&mut entry.caller, NOBODY);
         let (buffer, aside) = match mem::replace(&mut entry.sink, Sink::None) {
             Sink::None => (None, None),

@@ -17,7 +17,15 @@ use std::{
 const INBOX: usize = 256 << 10;
 
 /// Payload of at least this length that has not come yet is read straight to its place, in bytes.
-const DIRECT: usize = 16 << 10;
+pub(super) const DIRECT: usize = 16 << 10;
+
+/// Reads of at least this length are kept out of the inbox altogether, in bytes. For shorter ones
+/// it costs less to copy them than to ask the system for each.
+pub(super) const LARGE: usize = 128 << 10;
+
+/// What is taken in beside the payload of a large read, or before it: the header of what comes
+/// next, and not much of a next payload, which would have to be copied.
+const BESIDE: usize = 4 << 10;
 
 /// Bytes that came and were not looked at.
 #[derive(Debug)]
@@ -114,15 +122,20 @@ impl Link {
                     Sink::Borrowed { .. } | Sink::None => (None, range),
                 },
             };
+            let staged = if state.large > 0 { BESIDE } else { INBOX };
             drop(state);
             let result = {
                 let (n, owned) = match owned {
                     Some((cookie, mut buffer)) => {
-                        let n = self.receive(&mut buffer[range.clone()], &mut inbox, until);
+                        let n = self.receive(
+                            &mut buffer[range.clone()],
+                            &mut inbox.bytes[..staged],
+                            until,
+                        );
                         (n, Some((cookie, buffer)))
                     }
                     None => (
-                        self.receive(&mut dest[range.clone()], &mut inbox, until),
+                        self.receive(&mut dest[range.clone()], &mut inbox.bytes[..staged], until),
                         None,
                     ),
                 };
@@ -192,9 +205,9 @@ impl Link {
     }
 
     /// One read: first the rest of a payload, then whatever follows.
-    fn receive(&self, direct: &mut [u8], inbox: &mut Inbox, until: Until) -> io::Result<usize> {
+    fn receive(&self, direct: &mut [u8], staged: &mut [u8], until: Until) -> io::Result<usize> {
         let block = until != Until::Dry;
-        let staged = IoSliceMut::new(&mut inbox.bytes);
+        let staged = IoSliceMut::new(staged);
         if direct.is_empty() {
             self.stream.read(&mut [staged], block)
         } else {
