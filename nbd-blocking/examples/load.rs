@@ -171,7 +171,7 @@ fn work(
 ) -> Result<Vec<f32>, Error> {
     let span = options
         .span
-        .map_or(client.size(), |span| span.min(client.size()));
+        .map_or_else(|| client.size(), |span| span.min(client.size()));
     let blocks = (span / options.bs).max(1);
     let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index as u64 + 1);
     let mut offsets = Offsets {

@@ -44,3 +44,8 @@ pub use stream::Negotiating;
 pub fn connect(uri: &str) -> Result<Client, Error> {
     ConnectOptions::new().connect(uri)
 }
+
+/// The examples of the project's front page.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct FrontPage;
