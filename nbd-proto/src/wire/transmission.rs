@@ -1,7 +1,7 @@
 //! Messages of the transmission phase.
 
 use super::{Command, CommandFlags, Fields, ReplyFlags, ReplyType, magic};
-use crate::frame::Header;
+use crate::{MAX_STRING, frame::Header};
 use bytes::BufMut;
 
 /// The longest header that either side sends at once: an extended chunk header and the offset and
@@ -278,17 +278,22 @@ impl<'a> ErrorChunk<'a> {
     /// Length of the payload in bytes.
     #[must_use]
     pub fn wire_len(&self) -> usize {
-        Self::FIXED + self.message.len() + if self.offset.is_some() { 8 } else { 0 }
+        Self::FIXED + self.cut().len() + if self.offset.is_some() { 8 } else { 0 }
     }
 
-    /// Appends the payload. The message must be at most 4096 bytes long; more is cut off.
+    /// Appends the payload. What of the message is longer than [`MAX_STRING`] is cut off.
     pub fn encode(&self, out: &mut impl BufMut) {
         out.put_u32(self.error);
-        out.put_u16(u16::try_from(self.message.len()).unwrap_or(u16::MAX));
-        out.put_slice(&self.message[..self.message.len().min(usize::from(u16::MAX))]);
+        let message = self.cut();
+        out.put_u16(u16::try_from(message.len()).expect("MAX_STRING is 4096"));
+        out.put_slice(message);
         if let Some(offset) = self.offset {
             out.put_u64(offset);
         }
+    }
+
+    fn cut(&self) -> &'a [u8] {
+        &self.message[..self.message.len().min(MAX_STRING)]
     }
 
     /// Reads a payload whose chunk is of type `reply`; `None` when its message does not fit.
@@ -308,5 +313,36 @@ impl<'a> ErrorChunk<'a> {
             message,
             offset,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn a_message_is_cut_off_at_the_longest_legal_string() {
+        // B-001
+        for offset in [None, Some(7)] {
+            for len in [0, 4096, 4097, 70_000] {
+                let message = &[b'x'; 70_000][..len];
+                let chunk = ErrorChunk {
+                    error: 5,
+                    message,
+                    offset,
+                };
+                let mut out = Vec::new();
+                chunk.encode(&mut out);
+                assert_eq!(out.len(), chunk.wire_len());
+                let reply = match offset {
+                    None => ReplyType::Error,
+                    Some(_) => ReplyType::ErrorOffset,
+                };
+                let decoded = ErrorChunk::decode(reply, &out).unwrap();
+                assert_eq!(decoded.message.len(), len.min(4096));
+                assert_eq!(decoded.offset, offset);
+            }
+        }
     }
 }
