@@ -8,6 +8,7 @@ mod commands;
 mod errors;
 mod gates;
 mod greeting;
+mod hostile;
 mod info;
 mod list;
 mod meta;
