@@ -14,6 +14,7 @@ mod list;
 mod meta;
 mod options;
 mod read;
+mod regressions;
 mod replies;
 mod status;
 mod tls;
