@@ -8,44 +8,39 @@ use crate::common::{
     wire::{Delivery, Wire},
 };
 use nbd_proto::{
-    CommandFlags, Error, Limits, Step,
+    CommandFlags, Error, Limits,
     client::{Config, Go, GoOutcome, Greeted, Handshake, Options, Plain},
     wire::{OptionCode, OptionReplyCode, ReplyType},
 };
 
-/// How one option takes the replies to it.
-fn outcome(wire: &mut Wire, options: Options<Plain>, option: u32) -> Result<bool, Error> {
-    fn ended<M, N>(step: Step<M, N>) -> bool {
-        matches!(step, Step::Done(_))
-    }
+/// Whether one option is answered to the end by the replies to it.
+pub(crate) fn outcome(
+    wire: &mut Wire,
+    options: Options<Plain>,
+    option: u32,
+) -> Result<bool, Error> {
     let out = &mut Default::default();
     match option {
-        3 => wire.run(options.list(out)).map(ended),
-        5 => wire.run(options.start_tls(out)).map(ended),
-        6 => wire.run(options.info(Go::default(), out)).map(ended),
-        7 => wire.run(options.go(Go::default(), out)).map(ended),
-        8 => wire
-            .run(options.structured_reply(out).expect("asked once"))
-            .map(ended),
-        9 => wire
-            .run(options.list_meta_context(&export(""), &[], out))
-            .map(ended),
+        3 => wire.ends(options.list(out)),
+        5 => wire.ends(options.start_tls(out)),
+        6 => wire.ends(options.info(Go::default(), out)),
+        7 => wire.ends(options.go(Go::default(), out)),
+        8 => wire.ends(options.structured_reply(out).expect("asked once")),
+        9 => wire.ends(options.list_meta_context(&export(""), &[], out)),
         10 => {
-            // The first reply grants the chunks that this option needs.
             let pending = options.structured_reply(out).expect("asked once");
             let options = granted(wire.finish(pending));
             let asked = contexts(&["base:allocation"]);
             let pending = options.set_meta_context(&export(""), &asked, out);
-            wire.run(pending.expect("chunks were agreed on")).map(ended)
+            wire.ends(pending.expect("chunks were agreed on"))
         }
-        11 => wire
-            .run(options.extended_headers(out).expect("asked once"))
-            .map(ended),
+        11 => wire.ends(options.extended_headers(out).expect("asked once")),
         _ => panic!("option {option} is not asked for"),
     }
 }
 
-fn first(option: u32) -> Vec<u8> {
+/// What [`outcome`] needs before the replies to the option.
+pub(crate) fn first(option: u32) -> Vec<u8> {
     if option == 10 { ack(8) } else { vec![] }
 }
 
@@ -181,9 +176,13 @@ fn an_endless_chunk_is_refused_by_its_header() {
     for entry in Entry::chunked() {
         let entry = entry.size(1 << 40).context(1, "base:allocation");
         for kind in [0, 1, 2, 0x8001, 0x8002, 0x8003, 0xffff] {
-            too_long(entry.read(0, 32 << 20, |to| to.announce(D, kind, u32::MAX)));
+            too_long(entry.read(0, 512, |to| to.announce(D, kind, u32::MAX)));
         }
-        let data = |len| entry.read(0, 32 << 20, move |to| to.announce(D, 1, len));
+        let data = |len| {
+            let mut session = entry.enter(Delivery::Lent);
+            let to = session.read(0, 32 << 20);
+            session.says(to.announce(D, 1, len)).replies()
+        };
         assert_eq!(data((32 << 20) + 8), Ok(vec![]), "as much as was asked for");
         too_long(data((32 << 20) + 9));
         let unknown = |len| entry.write(move |to| to.announce(D, 0x8063, len));

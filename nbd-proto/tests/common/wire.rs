@@ -182,6 +182,11 @@ impl Wire {
         }
     }
 
+    /// Whether a phase ends with the bytes that are there.
+    pub(crate) fn ends<P: Phase>(&mut self, phase: P) -> Result<bool, Error> {
+        Ok(matches!(self.run(phase)?, Step::Done(_)))
+    }
+
     /// The server sends `bytes`, which must end the phase.
     pub(crate) fn answer<P: Phase>(
         &mut self,
