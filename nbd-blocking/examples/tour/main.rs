@@ -1,0 +1,48 @@
+//! The main job from end to end: list exports, describe one, map it, write, read back and verify,
+//! write zeroes, trim, cache, flush, disconnect; and how fast it was.
+//!
+//! ```text
+//! cargo run --release -p nbd-blocking --example tour              # with a server of its own
+//! cargo run --release -p nbd-blocking --example tour -- URI       # reads only
+//! cargo run --release -p nbd-blocking --example tour -- --write URI
+//! ```
+
+#![expect(clippy::print_stdout, reason = "a tour is for looking at")]
+
+mod measure;
+mod walk;
+
+use clap::Parser;
+use measure::measure;
+use nbd_blocking::{ConnectOptions, Uri};
+use walk::{Outcome, walk};
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The server to visit; one is started if none is given.
+    uri: Option<String>,
+    /// Overwrites the beginning of the export.
+    #[arg(long)]
+    write: bool,
+    /// Lets the URI name files of this machine (`tls-certificates`).
+    #[arg(long)]
+    local_files: bool,
+}
+
+fn main() -> Outcome<()> {
+    let arguments = Arguments::parse();
+    let options = ConnectOptions::new();
+    if let Some(uri) = arguments.uri {
+        let mut permissions = nbd_proto::uri::Permissions::default();
+        if arguments.local_files {
+            permissions = permissions.local_files();
+        }
+        let uri = Uri::parse_with(&uri, permissions)?;
+        let options = options.local_files(arguments.local_files);
+        let client = walk(&options, &uri, arguments.write)?;
+        measure(&[("this server", &client)], arguments.write)?;
+        client.disconnect()?;
+    }
+    println!("Disconnected.");
+    Ok(())
+}

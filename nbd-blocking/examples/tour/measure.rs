@@ -1,0 +1,67 @@
+//! A small table of how fast it was.
+
+use crate::walk::Outcome;
+use nbd_blocking::{Client, CommandFlags};
+use std::time::{Duration, Instant};
+
+/// How long each row is measured.
+const EACH: Duration = Duration::from_millis(400);
+
+/// Measures and prints. Writes only if it may.
+pub(crate) fn measure(rows: &[(&str, &Client)], write: bool) -> Outcome<()> {
+    println!(
+        "{:<28} {:>14} {:>14} {:>12}",
+        "", "4 KiB, 1 at a", "4 KiB, 32 at", "256 KiB, 8 at"
+    );
+    println!(
+        "{:<28} {:>14} {:>14} {:>12}",
+        "", "time (IOPS)", "once (IOPS)", "once (MB/s)"
+    );
+    for (name, client) in rows {
+        for (what, writes) in [("read", false), ("write", true)] {
+            if writes && (!write || client.export().is_read_only()) {
+                continue;
+            }
+            let one = requests(client, 4096, 1, writes)?;
+            let many = requests(client, 4096, 32, writes)?;
+            let large = requests(client, 256 << 10, 8, writes)? * f64::from(256 << 10) / 1e6;
+            println!(
+                "{:<28} {one:>14.0} {many:>14.0} {large:>12.0}",
+                format!("{name}, {what}")
+            );
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Requests per second, with so many in flight.
+fn requests(client: &Client, len: u64, depth: usize, writes: bool) -> Outcome<f64> {
+    let area = client.size().min(64 << 20);
+    let blocks = area / len;
+    if blocks == 0 {
+        return Ok(0.0);
+    }
+    let mut queue = client.queue();
+    let payload = bytes::Bytes::from(vec![0x5a; len.try_into()?]);
+    let (mut next, mut done) = (0, 0_u32);
+    let start = Instant::now();
+    loop {
+        let running = start.elapsed() < EACH;
+        while running && queue.outstanding() < depth {
+            let offset = next * 7919 % blocks * len;
+            next += 1;
+            if writes {
+                queue.write(offset, payload.clone(), CommandFlags::NONE)?;
+            } else {
+                queue.read(offset, payload.to_vec())?;
+            }
+        }
+        match queue.complete()? {
+            Some(completion) => completion.result?,
+            None => break,
+        }
+        done += 1;
+    }
+    Ok(f64::from(done) / start.elapsed().as_secs_f64())
+}
