@@ -56,6 +56,7 @@
 //! A second option before the first was answered:
 //!
 //! ```compile_fail,E0382
+//! # // C-022
 //! # use nbd_proto::client::{Options, Plain};
 //! # fn f(options: Options<Plain>, out: &mut bytes::BytesMut) {
 //! let pending = options.list(out);
@@ -75,6 +76,7 @@
 //! TLS inside TLS:
 //!
 //! ```compile_fail,E0599
+//! # // C-049
 //! # use nbd_proto::client::{Options, Encrypted};
 //! # fn f(options: Options<Encrypted>, out: &mut bytes::BytesMut) {
 //! options.start_tls(out);

@@ -2,11 +2,11 @@
 
 use crate::common::{
     bytes::*,
-    reply::{Answer, errno_of, only},
-    session::{DEFAULT, Entry, PROFILES},
+    reply::{Answer, Replier, errno_of, only},
+    session::{DEFAULT, Entry, PROFILES, Session},
 };
 use nbd_proto::{
-    Command, Error, Mode,
+    Command, CommandFlags, Error, Mode,
     client::{Tolerance, Transmission},
     wire::ReplyType,
 };
@@ -356,5 +356,56 @@ fn a_reply_behind_the_end_ends_the_session_and_not_well() {
             session.transmission.may_end()
         });
         assert!(!may_end);
+    }
+}
+
+#[test]
+fn nothing_of_a_request_clings_to_the_next_one_in_its_place() {
+    // C-168, C-209
+    for entry in Entry::chunked() {
+        let entry = entry.context(1, "base:allocation").context(2, "x-a:b");
+        let extended = entry.mode == Mode::Extended;
+        let answers = entry.always(|session| {
+            let (none, df) = (CommandFlags::NONE, CommandFlags::DF);
+            let data = content(0, 64);
+            let mut answers = Vec::new();
+            let mut answered = |session: &mut Session, to: Replier, reply: Vec<u8>| {
+                assert_eq!(to.cookie & 0xffff_ffff, 0, "all have the same place");
+                let mut answer = session.says(reply).replies().expect("nothing is wrong");
+                answers.push(answer.pop().expect("one is answered").1);
+            };
+            let to = session.read(0, 64);
+            session.abandon(0);
+            // Nobody is told of the hole.
+            let reply = [to.data(0, 0, &data[..32]), to.hole(D, 32, 32)];
+            answered(session, to, reply.concat());
+            for flags in [none, df, df] {
+                let to = session.read_with(0, 64, flags);
+                answered(session, to, to.data(D, 0, &data));
+            }
+            for _ in 0..2 {
+                let to = session.read(0, 64);
+                let errors = to.error_at(0, 5, "", 32).repeat(1000);
+                answered(session, to, [errors, to.none()].concat());
+            }
+            let to = session.read(0, 64);
+            answered(session, to, to.data(D, 0, &data));
+            if extended {
+                let to = session.send(|t| t.block_status_of(&[1], 0, 64, none));
+                answered(session, to, to.extents(D, 1, &[(64, 0)]));
+            }
+            let to = session.send(|t| t.block_status(0, 64, none));
+            let both = [to.extents(0, 2, &[(64, 0)]), to.extents(D, 1, &[(64, 0)])];
+            answered(session, to, both.concat());
+            answers
+        });
+        let data = Answer::Data(content(0, 64));
+        assert_eq!(answers[1..4], [data.clone(), data.clone(), data.clone()]);
+        assert!(answers[4..6].iter().all(|a| matches!(a, Answer::Failed(_))));
+        assert_eq!(answers[6], data);
+        let Some(Answer::Extents(told)) = answers.last() else {
+            panic!("{answers:?}");
+        };
+        assert_eq!(told.len(), 2);
     }
 }
