@@ -389,7 +389,16 @@ impl Error {
             Self::SimpleSuccess { .. } => ("C-200", REPLY),
             Self::SimpleError => ("C-200", REPLY),
             Self::UnexpectedChunk { .. } => ("C-212", STRUCTURED),
-            Self::ChunkLength { .. } => ("C-212", STRUCTURED),
+            Self::ChunkLength { reply, .. } => match reply {
+                ReplyType::None => ("C-210", STRUCTURED),
+                ReplyType::OffsetData => ("C-224", STRUCTURED),
+                ReplyType::OffsetHole => ("C-227", STRUCTURED),
+                ReplyType::BlockStatus => ("C-238", STRUCTURED),
+                ReplyType::BlockStatusExt => ("C-239", STRUCTURED),
+                ReplyType::Error | ReplyType::ErrorOffset | ReplyType::Other(_) => {
+                    ("C-214", STRUCTURED)
+                }
+            },
             Self::NoneNotDone => ("C-210", STRUCTURED),
             Self::ChunkTooLong { .. } => ("C-234", "Block size constraints"),
             Self::WrongOffset { .. } => ("C-257", "Extended reply chunk message"),
@@ -504,6 +513,9 @@ pub enum Misuse {
         /// The limit.
         limit: u32,
     },
+    /// The server said by `NBD_ESHUTDOWN` that it is going away.
+    #[error("the request was not sent: the server is shutting down")]
+    ServerShutsDown,
     /// `NBD_CMD_DISC` was sent before.
     #[error("the request was not sent: the connection is being closed")]
     Disconnecting,

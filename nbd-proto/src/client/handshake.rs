@@ -90,7 +90,14 @@ impl Phase for SecureHandshake {
 
     fn filled(mut self, n: usize, out: &mut BytesMut) -> Result<Step<Self, TlsRequired>, Error> {
         let Some(greeting) = self.0.filled(n)? else {
-            return Ok(Step::More(self));
+            // The second magic number is enough to know, and the rest of an oldstyle greeting
+            // need not come.
+            let oldstyle = self.0.gather.bytes().get(8..16) == Some(&magic::CLISERV.to_be_bytes());
+            return if oldstyle {
+                Err(Error::TlsImpossible)
+            } else {
+                Ok(Step::More(self))
+            };
         };
         match greeting {
             Greeting::Newstyle(offered) if offered.contains(HandshakeFlags::FIXED_NEWSTYLE) => {

@@ -263,8 +263,10 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(Misuse::Dead(error));
         }
-        if self.ending.is_some() {
-            return Err(Misuse::Disconnecting);
+        match self.ending {
+            None => {}
+            Some(Ending::Asked) => return Err(Misuse::ServerShutsDown),
+            Some(Ending::Disconnecting) => return Err(Misuse::Disconnecting),
         }
         let info = &self.info;
         let (offered, writes) = match command {
