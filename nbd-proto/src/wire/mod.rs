@@ -20,7 +20,8 @@ pub use handshake::{
 };
 pub(crate) use handshake::{put_option, put_option_reply};
 pub use transmission::{
-    ChunkHeader, Descriptor, ErrorChunk, MAX_HEADER, Mode, ReplyHeader, RequestHeader,
+    BlockStatusFilter, ChunkHeader, Descriptor, ErrorChunk, MAX_HEADER, Mode, ReplyHeader,
+    RequestHeader,
 };
 
 /// The magic numbers that open messages.

@@ -346,3 +346,44 @@ mod tests {
         }
     }
 }
+
+/// The payload of a block status request that asks for some contexts only.
+///
+/// Part of the extended headers extension; the length in the request's header is that of this
+/// payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStatusFilter<'a> {
+    /// How much of the export is asked for, in bytes.
+    pub len: u64,
+    /// The contexts' numbers, four bytes each.
+    ids: &'a [u8],
+}
+
+impl<'a> BlockStatusFilter<'a> {
+    /// Bytes before the contexts' numbers: 8 (length).
+    pub const FIXED: usize = 8;
+
+    /// Appends the payload.
+    pub fn encode(len: u64, ids: &[u32], out: &mut impl BufMut) {
+        out.put_u64(len);
+        for id in ids {
+            out.put_u32(*id);
+        }
+    }
+
+    /// Reads a payload; `None` unless it has a length and at least one whole number.
+    #[must_use]
+    pub fn decode(payload: &'a [u8]) -> Option<Self> {
+        let mut fields = Fields(payload);
+        let len = fields.u64()?;
+        let whole = !fields.0.is_empty() && fields.0.len() % 4 == 0;
+        whole.then_some(Self { len, ids: fields.0 })
+    }
+
+    /// The contexts' numbers, as they came.
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
+        self.ids
+            .chunks_exact(4)
+            .map(|id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]))
+    }
+}

@@ -4,7 +4,8 @@ use crate::{hex, written};
 use nbd_proto::{
     Command, CommandFlags, Mode,
     wire::{
-        ChunkHeader, Descriptor, ErrorChunk, ReplyFlags, ReplyHeader, ReplyType, RequestHeader,
+        BlockStatusFilter, ChunkHeader, Descriptor, ErrorChunk, ReplyFlags, ReplyHeader, ReplyType,
+        RequestHeader,
     },
 };
 
@@ -214,5 +215,22 @@ fn payloads_of_error_chunks() {
         assert_eq!(written(|out| chunk.encode(out)), bytes);
         assert_eq!(ErrorChunk::decode(reply, &bytes), Some(chunk));
         assert_eq!(ErrorChunk::decode(reply, &bytes[..bytes.len() - 1]), None);
+    }
+}
+
+#[test]
+fn the_payload_of_a_filtered_block_status() {
+    let bytes = hex("00 00 00 02 00 00 00 00  00 00 00 01  ff ff ff ff");
+    let encoded = written(|out| BlockStatusFilter::encode(1 << 33, &[1, u32::MAX], out));
+    assert_eq!(encoded, bytes);
+    let filter = BlockStatusFilter::decode(&bytes).expect("it is whole");
+    assert_eq!(filter.len, 1 << 33);
+    assert_eq!(filter.ids().collect::<Vec<_>>(), [1, u32::MAX]);
+    for cut in [0, 7, 8, 9, 15] {
+        assert_eq!(
+            BlockStatusFilter::decode(&bytes[..cut]),
+            None,
+            "{cut} bytes"
+        );
     }
 }

@@ -1,9 +1,12 @@
 //! Commands: what makes no sense is refused here, before a byte of it is sent.
 
 use super::{Cookie, Ending, Transmission};
-use crate::{Bare, Command, CommandFlags, Frame, Header, Misuse, Mode, wire::RequestHeader};
+use crate::{
+    Bare, Command, CommandFlags, Frame, Header, Misuse, Mode,
+    wire::{BlockStatusFilter, RequestHeader},
+};
 use alloc::vec::Vec;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 impl Transmission {
     /// Reads `len` bytes at `offset`.
@@ -161,11 +164,8 @@ impl Transmission {
             return Err(Misuse::Filter);
         }
         self.check(Command::BlockStatus, flags, offset, len)?;
-        let mut payload = BytesMut::with_capacity(8 + 4 * ids.len());
-        payload.put_u64(len);
-        for id in ids {
-            payload.put_u32(*id);
-        }
+        let mut payload = BytesMut::with_capacity(BlockStatusFilter::FIXED + 4 * ids.len());
+        BlockStatusFilter::encode(len, ids, &mut payload);
         let payload = payload.freeze();
         let payload_len = payload.len() as u64;
         let with_payload = flags | CommandFlags::PAYLOAD_LEN;

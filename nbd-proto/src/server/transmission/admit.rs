@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Command, CommandFlags, Errno, Error, Mode, TransmissionFlags,
-    wire::{Fields, RequestHeader},
+    wire::{BlockStatusFilter, RequestHeader},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -26,9 +26,6 @@ pub(super) enum Admission {
     /// It is answered as soon as its payload has been skipped.
     Answered { reply: Reply<Bytes>, payload: usize },
 }
-
-/// Bytes of a filter before its ids: 8 (effect length).
-const FILTER_FIXED: usize = 8;
 
 /// Why a request is not carried out.
 type Refusal = (Errno, &'static str);
@@ -250,7 +247,7 @@ fn check_range(base: &Base, agreed: &Agreed) -> Result<(), Refusal> {
 /// Whether a filter can be as long as announced. Only then is it kept.
 fn check_filter_len(payload: usize, agreed: &Agreed) -> Result<(), Refusal> {
     let ids = payload
-        .checked_sub(FILTER_FIXED)
+        .checked_sub(BlockStatusFilter::FIXED)
         .filter(|ids| ids % 4 == 0)
         .map(|ids| ids / 4);
     match ids {
@@ -270,12 +267,14 @@ pub(super) fn filter(base: Base, payload: &[u8], agreed: &Agreed) -> Result<Requ
         Errno::Inval,
         "the payload names a meta context twice or one that was not selected",
     );
-    let mut fields = Fields(payload);
-    let len = fields.u64().ok_or_else(|| refuse(malformed))?;
-    let base = Base { len, ..base };
+    let filter = BlockStatusFilter::decode(payload).ok_or_else(|| refuse(malformed))?;
+    let base = Base {
+        len: filter.len,
+        ..base
+    };
     check_range(&base, agreed).map_err(refuse)?;
     let mut contexts = Vec::new();
-    while let Some(id) = fields.u32() {
+    for id in filter.ids() {
         let context = agreed
             .contexts
             .iter()
