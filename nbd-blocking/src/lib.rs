@@ -10,6 +10,7 @@ mod haggling;
 mod link;
 mod options;
 mod queue;
+pub mod server;
 mod socket;
 mod stream;
 #[cfg(feature = "tls-base")]

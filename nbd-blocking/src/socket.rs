@@ -197,6 +197,11 @@ impl Socket {
         Ok(shutdown(self.fd.as_fd(), Shutdown::Write)?)
     }
 
+    /// Ends the other direction: what has come can still be read, and then there is no more.
+    pub(crate) fn shutdown_read(&self) {
+        let _ = shutdown(self.fd.as_fd(), Shutdown::Read);
+    }
+
     /// Ends both directions, so that nobody who waits for the socket waits on.
     pub(crate) fn close(&self) {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Both);

@@ -136,7 +136,7 @@ pub async fn write_all<T: Transport>(transport: &mut T, out: &mut BytesMut) -> i
     poll_fn(|cx| transport.poll_flush(cx)).await
 }
 
-async fn read<T: Transport>(transport: &mut T, space: &mut [u8]) -> io::Result<usize> {
+pub(crate) async fn read<T: Transport>(transport: &mut T, space: &mut [u8]) -> io::Result<usize> {
     poll_fn(|cx| transport.poll_read(cx, &mut [IoSliceMut::new(space)])).await
 }
 

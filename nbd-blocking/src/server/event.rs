@@ -1,0 +1,132 @@
+//! What a server tells the program that it is part of.
+
+use nbd_io::server::NegotiationError;
+use nbd_proto::{ExportName, Mode};
+use std::{fmt, io, net::SocketAddr};
+
+/// Something that happened, worth a line in a log.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A client has connected.
+    Connected {
+        /// The number of the connection, which no other one of this server has.
+        connection: u64,
+        /// Who it is.
+        peer: &'a Peer,
+    },
+    /// A client has entered an export.
+    Entered {
+        /// The connection.
+        connection: u64,
+        /// The name by which it asked for the export.
+        export: &'a ExportName,
+        /// Which headers are used.
+        mode: Mode,
+        /// Whether TLS is up.
+        encrypted: bool,
+    },
+    /// A connection is closed.
+    Closed {
+        /// The connection.
+        connection: u64,
+        /// Why.
+        ending: &'a Ending,
+    },
+    /// There were too many connections for one more.
+    Refused {
+        /// Who it was.
+        peer: &'a Peer,
+    },
+    /// A connection could not be accepted, or no thread be started for it. The server goes on.
+    AcceptFailed {
+        /// Why not.
+        error: &'a io::Error,
+    },
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Peer {
+    /// Of a TCP connection.
+    Tcp(SocketAddr),
+    /// Of a Unix socket.
+    Unix,
+    /// Of a stream that the program brought.
+    Other,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("a Unix socket"),
+            Self::Other => f.write_str("a stream"),
+        }
+    }
+}
+
+/// Why a connection is closed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Ending {
+    /// The client said goodbye, and everything was answered.
+    Disconnected,
+    /// The client gave up the negotiation, in the way that the protocol has for it.
+    Aborted,
+    /// The client closed the connection between two messages, without a word.
+    Left,
+    /// The server is stopping.
+    Stopped,
+    /// The client closed the connection in the middle of a request.
+    Truncated,
+    /// The negotiation failed.
+    Negotiation(NegotiationError),
+    /// The client broke the protocol.
+    Protocol(nbd_proto::Error),
+    /// The connection broke.
+    Io(io::Error),
+}
+
+impl Ending {
+    /// Whether the connection ended as connections do.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        matches!(
+            self,
+            Self::Disconnected | Self::Aborted | Self::Left | Self::Stopped
+        )
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disconnected => f.write_str("the client disconnected"),
+            Self::Aborted => f.write_str("the client gave up the negotiation"),
+            Self::Left => f.write_str("the client closed the connection"),
+            Self::Stopped => f.write_str("the server is stopping"),
+            Self::Truncated => {
+                f.write_str("the client closed the connection in the middle of a request")
+            }
+            Self::Negotiation(error) => {
+                error.fmt(f)?;
+                let mut source = std::error::Error::source(error);
+                while let Some(error) = source {
+                    write!(f, ": {error}")?;
+                    source = error.source();
+                }
+                Ok(())
+            }
+            Self::Protocol(error) => {
+                write!(
+                    f,
+                    "the client broke the protocol ({}): {error}",
+                    error.rule()
+                )
+            }
+            Self::Io(error) => write!(f, "the connection broke: {error}"),
+        }
+    }
+}

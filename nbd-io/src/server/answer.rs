@@ -1,0 +1,219 @@
+//! The answers to a client's questions.
+
+use super::negotiation::Haggled;
+use crate::{Exports, Offer};
+use bytes::BytesMut;
+use nbd_proto::{
+    Error, ExportInfo, ExportName, Mode, TransmissionFlags,
+    server::{
+        ExportNameRequest, GoRequest, InfoRequest, ListMetaContextRequest, ListRequest, Options,
+        Refusal, Requested, Security, SetMetaContextRequest,
+    },
+    wire::InfoType,
+};
+
+/// The largest minimum block size, in bytes, that a client may be expected to keep to without
+/// having been told.
+const USUAL_MINIMUM: u32 = 512;
+
+/// What an option led to.
+pub(super) enum Answer<S> {
+    /// Others may follow.
+    Options(Options<S>),
+    /// The client wants to end the connection.
+    Aborted,
+    /// None will follow for now.
+    Haggled(Haggled),
+}
+
+/// Answers an option; what is to be sent is appended to `out`.
+pub(super) fn answer<S: Security>(
+    requested: Requested<S>,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Result<Answer<S>, Error> {
+    Ok(match requested {
+        Requested::List(request) => Answer::Options(list(request, exports, out)),
+        Requested::Info(request) => Answer::Options(info(request, exports, out)),
+        Requested::Go(request) => go(request, exports, out),
+        Requested::ExportName(request) => Answer::Haggled(export_name(request, exports, out)?),
+        Requested::ListMetaContext(request) => {
+            Answer::Options(list_meta_context(request, exports, out))
+        }
+        Requested::SetMetaContext(request) => {
+            Answer::Options(set_meta_context(request, exports, out))
+        }
+        Requested::StartTls(start) => Answer::Haggled(Haggled::StartTls(start.into())),
+        Requested::Abort(_) => Answer::Aborted,
+    })
+}
+
+/// Finds an export for a client that may or may not have TLS up.
+fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer, Refusal> {
+    let offer = exports.lookup(name).ok_or(Refusal::Unknown)?;
+    if offer.tls_only && !secure {
+        return Err(Refusal::TlsRequired);
+    }
+    Ok(offer)
+}
+
+/// What a client is told of an export that it called `name`.
+fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
+    let mut info = offer.export.info();
+    info.name = Some(offer.name.as_ref().unwrap_or(name).clone());
+    // What of these is possible with what was negotiated is sorted out when the question is
+    // answered.
+    info.flags = info.flags | TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
+    info
+}
+
+/// Whether `asked`, for which `offer` was found, is the export for which contexts were selected.
+fn is_same(
+    exports: &dyn Exports,
+    offer: &Offer,
+    asked: &ExportName,
+    selected: Option<&ExportName>,
+) -> bool {
+    let Some(selected) = selected else {
+        return false;
+    };
+    let canonical = |offer: &Offer, name: &ExportName| {
+        offer
+            .name
+            .as_ref()
+            .map_or_else(|| name.clone(), Clone::clone)
+    };
+    asked == selected
+        || exports
+            .lookup(selected)
+            .is_some_and(|other| canonical(&other, selected) == canonical(offer, asked))
+}
+
+/// Refuses clients that would not keep to the block sizes because they do not ask for them.
+fn check_block_sizes(info: &ExportInfo, asks: bool) -> Result<(), Refusal> {
+    match info.block_sizes {
+        Some(sizes) if !asks && sizes.minimum() > USUAL_MINIMUM => {
+            Err(Refusal::BlockSizeRequired(sizes))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn list<S: Security>(
+    mut request: ListRequest<S>,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Options<S> {
+    for listing in exports.list() {
+        if request.is_secure() || !listing.tls_only {
+            request.entry(&listing.name, listing.description.as_str(), out);
+        }
+    }
+    request.done(out)
+}
+
+fn info<S: Security>(
+    request: InfoRequest<S>,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Options<S> {
+    let found = find(exports, request.name(), request.is_secure()).and_then(|offer| {
+        let info = describe(&offer, request.name());
+        check_block_sizes(&info, request.wants(InfoType::BlockSize))?;
+        Ok((offer, info))
+    });
+    match found {
+        Ok((offer, info)) => {
+            let same = is_same(exports, &offer, request.name(), request.contexts_export());
+            request.same_export_as_contexts(same).accept(&info, out)
+        }
+        Err(refusal) => request.refuse(refusal, "", out),
+    }
+}
+
+fn go<S: Security>(request: GoRequest<S>, exports: &dyn Exports, out: &mut BytesMut) -> Answer<S> {
+    let found = find(exports, request.name(), request.is_secure()).and_then(|offer| {
+        let info = describe(&offer, request.name());
+        check_block_sizes(&info, request.wants(InfoType::BlockSize))?;
+        Ok((offer, info))
+    });
+    match found {
+        Ok((offer, info)) => {
+            let name = request.name().clone();
+            let same = is_same(exports, &offer, &name, request.contexts_export());
+            let transmission = request.same_export_as_contexts(same).accept(&info, out);
+            Answer::Haggled(Haggled::Entered {
+                transmission,
+                export: offer.export,
+                name,
+            })
+        }
+        Err(refusal) => Answer::Options(request.refuse(refusal, "", out)),
+    }
+}
+
+fn export_name<S: Security>(
+    request: ExportNameRequest<S>,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Result<Haggled, Error> {
+    let offer = match find(exports, request.name(), request.is_secure()) {
+        Ok(offer) => offer,
+        Err(Refusal::TlsRequired) => {
+            return Err(request.refuse("the export is available with TLS only"));
+        }
+        Err(_) => return Err(request.refuse("there is no export of this name")),
+    };
+    let name = request.name().clone();
+    let info = describe(&offer, &name);
+    let same = is_same(exports, &offer, &name, request.contexts_export());
+    let transmission = request.same_export_as_contexts(same).accept(&info, out);
+    Ok(Haggled::Entered {
+        transmission,
+        export: offer.export,
+        name,
+    })
+}
+
+fn list_meta_context<S: Security>(
+    mut request: ListMetaContextRequest<S>,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Options<S> {
+    let offer = match find(exports, request.name(), request.is_secure()) {
+        Ok(offer) => offer,
+        Err(refusal) => return request.refuse(refusal, "", out),
+    };
+    let extended = request.mode() == Mode::Extended;
+    let mut left_out = false;
+    for context in offer.export.contexts() {
+        if context.wide && !extended {
+            left_out |= request.wants(&context.name);
+        } else {
+            request.context(&context.name, out);
+        }
+    }
+    if left_out {
+        return request.refuse(Refusal::ExtendedHeadersRequired, "", out);
+    }
+    request.done(out)
+}
+
+fn set_meta_context<S: Security>(
+    mut request: SetMetaContextRequest<S>,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Options<S> {
+    let offer = match find(exports, request.name(), request.is_secure()) {
+        Ok(offer) => offer,
+        Err(refusal) => return request.refuse(refusal, "", out),
+    };
+    let extended = request.mode() == Mode::Extended;
+    for context in offer.export.contexts() {
+        // What cannot be told is as good as missing: the client goes on with the others.
+        if !context.wide || extended {
+            request.select(&context.name, out);
+        }
+    }
+    request.done(out)
+}

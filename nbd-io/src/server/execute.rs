@@ -1,0 +1,309 @@
+//! Carrying out one request.
+
+use super::Replies;
+use crate::{Export, ZeroMode, errno::reportable};
+use bytes::{Buf, Bytes};
+use nbd_proto::{
+    Errno, Failure,
+    meta::{Allocation, Extent},
+    server::{Part, ReadTicket, Reply, Request, SparseRead, StatusTicket, Ticket},
+};
+use std::ops::ControlFlow;
+
+/// Extents that a block status reply has at most for each context: a client asks again.
+const MAX_EXTENTS: usize = 128 << 10;
+
+/// A hole that is worth a message of its own among data, in bytes.
+const WORTHWHILE_HOLE: u64 = 4 << 10;
+
+/// Questions for holes in one read, and so about as many messages in its reply.
+const MAX_PIECES: usize = 32;
+
+/// Carries out a request on an export, and appends the reply.
+///
+/// `payload` is that of a write, and empty for other requests.
+///
+/// Where holes can be told to the client and the export [finds them](Export::finds_zeroes), it is
+/// asked for them before it reads, so that they need not be sent. Failures pass through
+/// [`reportable`]. A request that does not consist of whole blocks of the export's minimum size,
+/// which is possible if the client did not ask for block sizes, is answered with
+/// [`Errno::Inval`].
+///
+/// # Blocking
+///
+/// It waits for the export, and for nothing else. It can be called from several threads at once,
+/// each with its own `replies`.
+pub fn execute(export: &dyn Export, request: Request, payload: &[u8], replies: &mut Replies) {
+    if let Err(failure) = check_blocks(export, &request) {
+        replies.push(request.fail(failure.errno, words(&failure)));
+        return;
+    }
+    let (ticket, result, fast) = match request {
+        Request::Read {
+            offset,
+            len,
+            ticket,
+        } => return read(export, offset, len, ticket, replies),
+        Request::BlockStatus {
+            offset,
+            len,
+            one,
+            ticket,
+        } => return block_status(export, offset, len, one, ticket, replies),
+        Request::Write {
+            offset,
+            fua,
+            ticket,
+            ..
+        } => (ticket, export.write(offset, payload, fua), false),
+        Request::Flush { ticket } => (ticket, export.flush(), false),
+        Request::Trim {
+            offset,
+            len,
+            fua,
+            ticket,
+        } => (ticket, export.trim(offset, len, fua), false),
+        Request::Cache {
+            offset,
+            len,
+            ticket,
+        } => (ticket, export.cache(offset, len), false),
+        Request::WriteZeroes {
+            offset,
+            len,
+            fua,
+            no_hole,
+            fast,
+            ticket,
+        } => {
+            let mode = ZeroMode { no_hole, fast, fua };
+            (ticket, export.write_zeroes(offset, len, mode), fast)
+        }
+    };
+    replies.push(match result {
+        Ok(()) => ticket.done(),
+        Err(failure) => fail(ticket, failure, fast),
+    });
+}
+
+/// Keeps the promise to back ends that they see whole blocks only.
+fn check_blocks(export: &dyn Export, request: &Request) -> Result<(), Failure> {
+    let (offset, len) = match request {
+        Request::Read { offset, len, .. } | Request::Write { offset, len, .. } => {
+            (*offset, u64::from(*len))
+        }
+        Request::Trim { offset, len, .. }
+        | Request::Cache { offset, len, .. }
+        | Request::WriteZeroes { offset, len, .. }
+        | Request::BlockStatus { offset, len, .. } => (*offset, *len),
+        Request::Flush { .. } => return Ok(()),
+    };
+    let minimum = export.block_sizes().minimum();
+    if (offset | len) & u64::from(minimum - 1) == 0 {
+        return Ok(());
+    }
+    Err(Failure {
+        message: format!("the export has blocks of {minimum} bytes").into(),
+        ..Errno::Inval.into()
+    })
+}
+
+fn words(failure: &Failure) -> String {
+    failure.message.as_str().to_owned()
+}
+
+fn fail(ticket: Ticket, failure: Failure, fast: bool) -> Reply<Bytes> {
+    let failure = reportable(failure, fast);
+    let words = words(&failure);
+    match failure.offset {
+        Some(offset) => ticket.fail_at(failure.errno, offset, words),
+        None => ticket.fail(failure.errno, words),
+    }
+}
+
+fn read(export: &dyn Export, offset: u64, len: u32, ticket: ReadTicket, replies: &mut Replies) {
+    let ticket = if export.finds_zeroes() {
+        match ticket.into_sparse() {
+            Ok(sparse) => return read_sparse(export, sparse, replies),
+            Err(ticket) => ticket,
+        }
+    } else {
+        ticket
+    };
+    let len = usize::try_from(len).expect("a read fits into memory");
+    match export.read(offset, replies.stage(len)) {
+        Ok(()) => {
+            let Reply { frame, receipt } = ticket.data(Staged(len));
+            let (header, _) = frame.into_parts();
+            replies.commit(header.as_bytes(), len, Some(receipt));
+        }
+        Err(failure) => {
+            let failure = reportable(failure, false);
+            let words = words(&failure);
+            replies.push(match failure.offset {
+                Some(offset) => ticket.fail_at(failure.errno, offset, words),
+                None => ticket.fail(failure.errno, words),
+            });
+        }
+    }
+}
+
+/// Reads what is data, and only tells of what is not.
+fn read_sparse(export: &dyn Export, mut sparse: SparseRead, replies: &mut Replies) {
+    let mut pieces = Pieces {
+        export,
+        at: sparse.offset(),
+        rest: sparse.missing(),
+        known: None,
+        questions: 0,
+    };
+    loop {
+        let piece = pieces.next();
+        let len = usize::try_from(piece.len).expect("a read fits into memory");
+        sparse = if is_zero(piece) {
+            let len = u32::try_from(piece.len).expect("a read has at most 32 bits");
+            match sparse.hole(len) {
+                Part::More { frame, rest } => {
+                    replies.push_frame(frame);
+                    rest
+                }
+                Part::Last(reply) => return replies.push(reply),
+            }
+        } else {
+            if let Err(failure) = export.read(sparse.offset(), replies.stage(len)) {
+                return replies.push(fail_sparse(sparse, failure));
+            }
+            match sparse.data(Staged(len)) {
+                Part::More { frame, rest } => {
+                    let (header, _) = frame.into_parts();
+                    replies.commit(header.as_bytes(), len, None);
+                    rest
+                }
+                Part::Last(Reply { frame, receipt }) => {
+                    let (header, _) = frame.into_parts();
+                    return replies.commit(header.as_bytes(), len, Some(receipt));
+                }
+            }
+        };
+    }
+}
+
+/// Divides a read into holes and data, each of which is worth a message.
+struct Pieces<'a> {
+    export: &'a dyn Export,
+    at: u64,
+    rest: u64,
+    /// The last answer was about what comes next.
+    known: Option<Extent>,
+    questions: usize,
+}
+
+impl Pieces<'_> {
+    /// The next piece; there has to be one.
+    fn next(&mut self) -> Extent {
+        let mut piece = match self.known.take() {
+            Some(known) => known,
+            None => self.ask(self.at, self.rest),
+        };
+        while !is_zero(piece) && piece.len < self.rest {
+            let next = self.ask(self.at + piece.len, self.rest - piece.len);
+            if is_zero(next) {
+                self.known = Some(next);
+                break;
+            }
+            piece.len += next.len;
+        }
+        self.at += piece.len;
+        self.rest -= piece.len;
+        piece
+    }
+
+    /// What the export says of the bytes from `at` on. Where it cannot tell, where a hole is too
+    /// short, and after too many questions, it is data.
+    fn ask(&mut self, at: u64, len: u64) -> Extent {
+        let data = |len| Extent { len, status: 0 };
+        if self.questions == MAX_PIECES || self.questions > 0 && len < WORTHWHILE_HOLE {
+            return data(len);
+        }
+        self.questions += 1;
+        match self.export.allocation(at, len) {
+            Ok(told) if told.len == 0 || told.len > len => data(len),
+            Ok(told) if told.len < len.min(WORTHWHILE_HOLE) => data(told.len),
+            Ok(told) => told,
+            Err(_) => data(len),
+        }
+    }
+}
+
+fn fail_sparse(sparse: SparseRead, failure: Failure) -> Reply<Bytes> {
+    let failure = reportable(failure, false);
+    let words = words(&failure);
+    match failure.offset {
+        Some(offset) => sparse.fail_at(failure.errno, offset, words),
+        None => sparse.fail(failure.errno, words),
+    }
+}
+
+fn is_zero(extent: Extent) -> bool {
+    Allocation::new(extent.status).is_zero()
+}
+
+/// Data that is there already, and of which only the length is needed.
+struct Staged(usize);
+
+impl Buf for Staged {
+    fn remaining(&self) -> usize {
+        self.0
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &[]
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.0 -= n;
+    }
+}
+
+fn block_status(
+    export: &dyn Export,
+    offset: u64,
+    len: u64,
+    one: bool,
+    mut ticket: StatusTicket,
+    replies: &mut Replies,
+) {
+    let most = if one { 1 } else { MAX_EXTENTS };
+    loop {
+        let mut extents = std::mem::take(&mut replies.extents);
+        extents.clear();
+        let asked = export.block_status(ticket.context().name(), offset, len, &mut |extent| {
+            let full = extents.len() == most;
+            match extents.last_mut() {
+                Some(last) if last.status == extent.status => {
+                    last.len = last.len.saturating_add(extent.len);
+                }
+                // The last one is complete when another one follows.
+                _ if full => return ControlFlow::Break(()),
+                _ => extents.push(extent),
+            }
+            ControlFlow::Continue(())
+        });
+        let part = match asked {
+            Ok(()) => ticket.extents(extents.iter().copied()),
+            Err(failure) => {
+                let failure = reportable(failure, false);
+                Part::Last(ticket.fail(failure.errno, words(&failure)))
+            }
+        };
+        replies.extents = extents;
+        replies.forget_extents();
+        match part {
+            Part::More { frame, rest } => {
+                replies.push_frame(frame);
+                ticket = rest;
+            }
+            Part::Last(reply) => return replies.push(reply),
+        }
+    }
+}

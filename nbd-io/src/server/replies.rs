@@ -1,0 +1,275 @@
+//! Replies on their way out, many to a system call.
+
+use bytes::{Buf, Bytes};
+use nbd_proto::{
+    Frame,
+    meta::Extent,
+    server::{Receipt, Reply, Transmission},
+};
+use std::{collections::VecDeque, fmt, io::IoSlice};
+
+/// The longest header of a message in bytes.
+const HEADER: usize = 40;
+
+/// Data of reads up to this length is put between the headers, in bytes.
+const INLINE: usize = 64 << 10;
+
+/// Payloads that come as [`Bytes`] are copied up to this length, in bytes.
+const COPIED: usize = 4 << 10;
+
+/// Memory that is kept for headers and short data, in bytes.
+const KEPT_INLINE: usize = 1 << 20;
+
+/// Memory that is kept for long data, in bytes.
+const KEPT: usize = 32 << 20;
+
+/// Extents for which memory is kept.
+const KEPT_EXTENTS: usize = 4 << 10;
+
+/// Messages that wait to be sent, in order, and the memory for those to come.
+///
+/// [`execute`](super::execute) fills it; whoever writes asks for [`slices`](Self::slices), notes
+/// what was written by [`advance`](Self::advance), and when all was, [retires](Self::retire) the
+/// requests that were answered. The memory is used again and again: after a while nothing is
+/// allocated any more but for what comes in pieces of its own.
+///
+/// Messages are whole: two of these can be written in turn by concurrent workers, once each is
+/// complete.
+#[derive(Default)]
+pub struct Replies {
+    /// Headers and short data from `start` to `end`; the rest is space.
+    inline: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Long data, each with the position in `inline` that it comes before.
+    payloads: VecDeque<(usize, Payload)>,
+    payload_len: usize,
+    spare: Vec<Vec<u8>>,
+    /// Data is being read into this before its header is known.
+    staged: Option<Vec<u8>>,
+    /// How long the header of the last data was, and so most likely is the next one's.
+    header: usize,
+    receipts: Vec<Receipt>,
+    pub(super) extents: Vec<Extent>,
+}
+
+enum Payload {
+    /// The part of a buffer that is not sent.
+    Buffer {
+        buffer: Vec<u8>,
+        start: usize,
+        end: usize,
+    },
+    Bytes(Bytes),
+}
+
+impl Payload {
+    fn rest(&self) -> &[u8] {
+        match self {
+            Self::Buffer { buffer, start, end } => &buffer[*start..*end],
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl Replies {
+    /// Nothing to send, and no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether everything was written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end && self.payloads.is_empty()
+    }
+
+    /// How much is to be written, in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.end - self.start + self.payload_len
+    }
+
+    /// Appends the last message of a reply.
+    pub fn push(&mut self, reply: Reply<Bytes>) {
+        self.push_frame(reply.frame);
+        self.receipts.push(reply.receipt);
+    }
+
+    /// Appends a message that others of its reply follow.
+    pub(super) fn push_frame(&mut self, frame: Frame<Bytes>) {
+        let (header, payload) = frame.into_parts();
+        self.append(header.as_bytes());
+        if payload.len() <= COPIED {
+            self.append(&payload);
+        } else {
+            self.payload_len += payload.len();
+            self.payloads.push_back((self.end, Payload::Bytes(payload)));
+        }
+    }
+
+    /// Space for `len` bytes of data, to be followed by [`commit`](Self::commit) or nothing.
+    pub(super) fn stage(&mut self, len: usize) -> &mut [u8] {
+        if len <= INLINE {
+            self.staged = None;
+            self.make_room(HEADER + len);
+            let at = self.end + self.header;
+            return &mut self.inline[at..at + len];
+        }
+        let fits = self.spare.iter().position(|buffer| buffer.len() >= len);
+        let buffer = match fits.or_else(|| self.spare.len().checked_sub(1)) {
+            Some(at) => self.spare.swap_remove(at),
+            None => Vec::new(),
+        };
+        // A new one costs less than to fill the old one with zeroes.
+        let buffer = if buffer.len() < len {
+            vec![0; len]
+        } else {
+            buffer
+        };
+        &mut self.staged.insert(buffer)[..len]
+    }
+
+    /// Appends a message with the first `len` bytes of what was staged last.
+    pub(super) fn commit(&mut self, header: &[u8], len: usize, receipt: Option<Receipt>) {
+        self.receipts.extend(receipt);
+        if let Some(buffer) = self.staged.take() {
+            self.append(header);
+            self.payload_len += len;
+            let (start, end) = (0, len);
+            let payload = Payload::Buffer { buffer, start, end };
+            self.payloads.push_back((self.end, payload));
+            return;
+        }
+        let at = self.end + self.header;
+        if header.len() != self.header {
+            self.inline
+                .copy_within(at..at + len, self.end + header.len());
+            self.header = header.len();
+        }
+        self.inline[self.end..self.end + header.len()].copy_from_slice(header);
+        self.end += header.len() + len;
+    }
+
+    /// The next slices to write. Returns how many there are: 0 if there is nothing to write.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut count = 0;
+        let mut at = self.start;
+        let tail = (self.end, None);
+        let payloads = self
+            .payloads
+            .iter()
+            .map(|(at, payload)| (*at, Some(payload)));
+        for (position, payload) in payloads.chain([tail]) {
+            let between = &self.inline[at..position];
+            at = position;
+            for slice in [between, payload.map_or(&[][..], Payload::rest)] {
+                if slice.is_empty() {
+                    continue;
+                }
+                if count == slices.len() {
+                    return count;
+                }
+                slices[count] = IoSlice::new(slice);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Takes note that the first `n` bytes were written.
+    ///
+    /// # Panics
+    ///
+    /// When there are not as many.
+    pub fn advance(&mut self, mut n: usize) {
+        while n > 0 {
+            match self.payloads.front_mut() {
+                Some((position, payload)) if *position == self.start => {
+                    let now = n.min(payload.rest().len());
+                    n -= now;
+                    self.payload_len -= now;
+                    match payload {
+                        Payload::Buffer { start, .. } => *start += now,
+                        Payload::Bytes(bytes) => bytes.advance(now),
+                    }
+                    if payload.rest().is_empty()
+                        && let Some((_, Payload::Buffer { buffer, .. })) = self.payloads.pop_front()
+                    {
+                        self.keep(buffer);
+                    }
+                }
+                next => {
+                    let until = next.map_or(self.end, |(position, _)| *position);
+                    let now = n.min(until - self.start);
+                    assert!(now > 0, "more was written than there is");
+                    self.start += now;
+                    n -= now;
+                }
+            }
+        }
+    }
+
+    /// Takes note of the requests that were answered, if everything was written.
+    pub fn retire(&mut self, transmission: &mut Transmission) {
+        if self.is_empty() {
+            for receipt in self.receipts.drain(..) {
+                transmission.retire(receipt);
+            }
+        }
+    }
+
+    /// Gives up memory beyond what a few small requests need.
+    pub fn shrink(&mut self) {
+        self.spare = Vec::new();
+        if self.is_empty() {
+            self.inline = Vec::new();
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.make_room(bytes.len());
+        self.inline[self.end..self.end + bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
+    /// Makes sure that there are `n` bytes of space after `end`.
+    fn make_room(&mut self, n: usize) {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+            if self.inline.len() > KEPT_INLINE {
+                self.inline = Vec::new();
+            }
+        }
+        let needed = self.end + n;
+        if needed > self.inline.len() {
+            self.inline
+                .resize(needed.next_power_of_two().max(4 << 10), 0);
+        }
+    }
+
+    /// Keeps a buffer for later, unless that would be too much.
+    fn keep(&mut self, buffer: Vec<u8>) {
+        let kept: usize = self.spare.iter().map(Vec::len).sum();
+        if kept + buffer.len() <= KEPT {
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Empties the list of extents, after a long one with its memory.
+    pub(super) fn forget_extents(&mut self) {
+        self.extents.clear();
+        self.extents.shrink_to(KEPT_EXTENTS);
+    }
+}
+
+impl fmt::Debug for Replies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replies")
+            .field("len", &self.len())
+            .field("answered", &self.receipts.len())
+            .finish_non_exhaustive()
+    }
+}
