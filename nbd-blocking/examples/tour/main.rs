@@ -9,10 +9,12 @@
 
 #![expect(clippy::print_stdout, reason = "a tour is for looking at")]
 
+mod host;
 mod measure;
 mod walk;
 
 use clap::Parser;
+use host::Host;
 use measure::measure;
 use nbd_blocking::{ConnectOptions, Uri};
 use walk::{Outcome, walk};
@@ -42,7 +44,15 @@ fn main() -> Outcome<()> {
         let client = walk(&options, &uri, arguments.write)?;
         measure(&[("this server", &client)], arguments.write)?;
         client.disconnect()?;
+        println!("Disconnected.");
+        return Ok(());
     }
-    println!("Disconnected.");
+    let directory = tempfile::tempdir()?;
+    let host = Host::start(&directory, "plain")?;
+    let plain = walk(&options, &host.uri()?, true)?;
+    measure(&[("Unix socket", &plain)], true)?;
+    plain.disconnect()?;
+    host.stop()?;
+    println!("Disconnected, and the server has ended.");
     Ok(())
 }

@@ -181,11 +181,12 @@ fn write_and_verify(client: &Client) -> Outcome<()> {
     let area = AREA.min(client.size());
     let half = area / 2 - area / 2 % u64::from(client.block_sizes().preferred());
     let data: Vec<u8> = (0..area)
-        .map(|at| (at * 2_654_435_761 >> 13) as u8)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0])
         .collect();
     client.write_all_at(&data, 0)?;
     verify(client, 0, &data)?;
-    println!("wrote, read back and verified {}", size(area));
+    println!("wrote, read back and verified {}\n", size(area));
+    map(client)?;
 
     if info.can_fua() {
         client.write_all_at_with(&data[..4096.min(data.len())], 0, CommandFlags::FUA)?;
@@ -216,7 +217,7 @@ fn write_and_verify(client: &Client) -> Outcome<()> {
         println!("flushed");
     }
     println!();
-    map(client)
+    Ok(())
 }
 
 fn verify(client: &Client, offset: u64, expected: &[u8]) -> Outcome<()> {
