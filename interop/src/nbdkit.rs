@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use crate::{
-    Certificates, Listen, Peer, Server,
+    Certificates, Image, Listen, Peer, Server,
     process::Stop,
     require,
     server::{Endpoint, Ready, Recipe, joined, pid_file},
@@ -16,6 +16,8 @@ pub struct Nbdkit {
     params: Vec<OsString>,
     args: Vec<OsString>,
     listen: Listen,
+    /// Kept as long as the server.
+    image: Option<Image>,
 }
 
 impl Nbdkit {
@@ -27,7 +29,15 @@ impl Nbdkit {
             params,
             args,
             listen: Listen::default(),
+            image: None,
         }
+    }
+
+    /// Serves an image with the plugin `file`.
+    pub fn file(image: Image) -> Self {
+        let mut server = Self::new("file").param(image.path());
+        server.image = Some(image);
+        server
     }
 
     /// Adds a `key=value` for the plugin or a filter.
@@ -120,10 +130,12 @@ impl Nbdkit {
             params,
             args,
             listen,
+            image,
         } = self;
         let recipe = Recipe {
             program,
             command: Box::new(move |program, dir, endpoint| {
+                let _kept = &image;
                 let mut command = program.command();
                 command
                     .arg("--foreground")

@@ -1,0 +1,12 @@
+//! The blocking client against servers that others wrote.
+//!
+//! [`peers`] asks the same of all of them, over every transport, in the clear and encrypted; what
+//! only one of them has is in a module of its own.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so does its helper"
+)]
+
+mod peers;
+mod support;
