@@ -451,9 +451,14 @@ impl Client {
             let frame = move |transmission: &mut Transmission| frame(transmission, piece);
             (Load::Nothing, frame)
         };
-        let max = self.link.with(|transmission| transmission.max_len(command));
-        let result = self.pieces(command, offset, len, max, &mut [], piece);
         let short = self.facts.max_payload;
+        let max = match (command, self.facts.export.block_sizes) {
+            // nbd-server, which tells no sizes, acknowledges longer zeroes than 64 MiB and leaves
+            // what is behind the first 64 MiB as it was.
+            (Command::WriteZeroes, None) => short,
+            _ => self.link.with(|transmission| transmission.max_len(command)),
+        };
+        let result = self.pieces(command, offset, len, max, &mut [], piece);
         match result {
             Err(Error::Failed { ref source, .. })
                 if matches!(source.errno, Errno::Overflow | Errno::Inval) && len > short =>

@@ -476,6 +476,12 @@ fn requests_of_any_length_are_split() {
             let data = pattern(6, 64 * MIB);
             client.write_all_at(&data, 333).unwrap();
             assert_has(&client, 333, &data);
+            if client.export().can_write_zeroes() {
+                client
+                    .write_zeroes(0, 65 * MIB, CommandFlags::NONE)
+                    .unwrap();
+                assert_has(&client, 0, &vec![0; 65 << 20]);
+            }
             client.disconnect().unwrap();
         }
     });
