@@ -9,4 +9,5 @@
 )]
 
 mod peers;
+mod qemu;
 mod support;

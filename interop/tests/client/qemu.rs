@@ -1,0 +1,385 @@
+//! What only qemu-nbd has: several contexts, extended headers and filters.
+
+use interop::{Image, Peer, QemuNbd, Server, require};
+use nbd_blocking::{
+    Client, CommandFlags, ConnectOptions, Error, Misuse, Mode,
+    meta::{Allocation, AllocationDepth, DirtyBitmap},
+};
+use serde_json::Value;
+
+use crate::{
+    peers::exercise,
+    support::{
+        KIB, MIB, assert_has, assert_names, connect, context, extents, go, info, map, name, names,
+        options, pattern, run, uri,
+    },
+};
+
+const ALLOCATION: &str = "base:allocation";
+const DEPTH: &str = "qemu:allocation-depth";
+const BITMAP: &str = "qemu:dirty-bitmap:day";
+
+/// A qcow2 image above another one, with holes, zeroes and a bitmap.
+fn layers() -> Option<Image> {
+    let base = Image::qcow2(4 * MIB)?
+        .io("write -P 1 0 1M")
+        .io("write -P 2 2M 512k");
+    let top = base
+        .overlay()?
+        .io("write -P 3 512k 256k")
+        .bitmap("day")
+        .io("write -P 4 1M 128k")
+        .io("write -z 2M 128k");
+    Some(top.stop_bitmap("day"))
+}
+
+fn serve_layers() -> Option<Server> {
+    QemuNbd::new(layers()?)
+        .read_only()
+        .allocation_depth()
+        .bitmap("day")
+        .description("yesterday's state")
+        .start()
+}
+
+fn with_contexts(options: ConnectOptions, contexts: &[&str]) -> ConnectOptions {
+    contexts
+        .iter()
+        .fold(options, |options, name| options.context(context(name)))
+}
+
+#[test]
+fn several_contexts_are_walked_in_step() {
+    run(|| {
+        let Some(server) = serve_layers() else { return };
+        let uri = server.uri("");
+        for extended in [false, true] {
+            let options = options().extended_headers(extended);
+            let client = with_contexts(options, &[BITMAP, ALLOCATION, DEPTH])
+                .connect(&uri)
+                .unwrap();
+            let mode = if extended {
+                Mode::Extended
+            } else {
+                Mode::Structured
+            };
+            assert_eq!(client.mode(), mode);
+            let selected: Vec<_> = client
+                .contexts()
+                .iter()
+                .map(|context| context.name.as_ref().unwrap().as_str())
+                .collect();
+            assert_eq!(selected.len(), 3);
+
+            let stretches: Vec<_> = client
+                .extents(0..client.size())
+                .map(Result::unwrap)
+                .collect();
+            for (index, context) in selected.iter().enumerate() {
+                // Together they change more often than each for itself.
+                let mut ours: Vec<(u64, u64, u64)> = Vec::new();
+                for stretch in &stretches {
+                    assert_eq!(stretch.status.len(), 3);
+                    match ours.last_mut() {
+                        Some(last) if last.2 == stretch.status[index] => last.1 += stretch.len,
+                        _ => ours.push((stretch.offset, stretch.len, stretch.status[index])),
+                    }
+                }
+                let Some(theirs) = map(&uri, context) else {
+                    return;
+                };
+                assert_eq!(ours, theirs, "{context}");
+            }
+
+            // What the numbers mean, at a place that was written below, above and after the bitmap.
+            let at = |offset: u64| {
+                let stretch = stretches
+                    .iter()
+                    .rfind(|stretch| stretch.offset <= offset)
+                    .unwrap();
+                let of = |context| {
+                    stretch.status[selected.iter().position(|name| *name == context).unwrap()]
+                };
+                (
+                    Allocation::new(of(ALLOCATION)).is_allocated(),
+                    AllocationDepth::new(of(DEPTH)).depth(),
+                    DirtyBitmap::new(of(BITMAP)).is_dirty(),
+                )
+            };
+            assert_eq!(at(0), (true, 2, false));
+            assert_eq!(at(512 * KIB), (true, 1, false));
+            assert_eq!(at(MIB), (true, 1, true));
+            assert_eq!(at(3 * MIB), (false, 0, false));
+            client.disconnect().unwrap();
+        }
+    });
+}
+
+#[test]
+fn allocation_is_what_qemu_img_maps() {
+    run(|| {
+        let Some(qemu_img) = require(Peer::QemuImg) else {
+            return;
+        };
+        let Some(image) = layers() else { return };
+        let said = qemu_img
+            .run([
+                "map".as_ref(),
+                "--output=json".as_ref(),
+                image.path().as_os_str(),
+            ])
+            .expect_success();
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let mut theirs: Vec<(u64, u64, u64)> = Vec::new();
+        for extent in said.as_array().unwrap() {
+            let number = |field: &str| extent[field].as_u64().unwrap();
+            let flag = |field: &str| u64::from(extent[field].as_bool().unwrap());
+            // The context calls a hole whatever holds no data, known zeroes among it.
+            let hole = 1 - flag("data");
+            let status = hole | flag("zero") << 1;
+            match theirs.last_mut() {
+                Some(last) if last.2 == status => last.1 += number("length"),
+                _ => theirs.push((number("start"), number("length"), status)),
+            }
+        }
+
+        let Some(server) = QemuNbd::new(image).read_only().start() else {
+            return;
+        };
+        assert_eq!(extents(&connect(&server, "")), theirs);
+    });
+}
+
+#[test]
+fn a_filter_asks_for_some_of_the_contexts() {
+    run(|| {
+        let Some(server) = serve_layers() else { return };
+        let all = [ALLOCATION, DEPTH, BITMAP];
+        let client = with_contexts(options(), &all)
+            .connect(&server.uri(""))
+            .unwrap();
+        assert!(client.export().can_filter_block_status());
+        let id = |wanted: &str| {
+            client
+                .contexts()
+                .iter()
+                .find(|context| context.name.as_ref().unwrap().as_str() == wanted)
+                .unwrap()
+                .id
+        };
+        for wanted in [&[BITMAP][..], &[DEPTH, ALLOCATION], &all] {
+            let ids: Vec<u32> = wanted.iter().map(|wanted| id(wanted)).collect();
+            let found = client
+                .block_status_of(&ids, 0, 4 * MIB, CommandFlags::NONE)
+                .unwrap();
+            let mut found: Vec<u32> = found.iter().map(|context| context.id).collect();
+            found.sort_unstable();
+            let mut ids = ids;
+            ids.sort_unstable();
+            assert_eq!(found, ids);
+        }
+        for wrong in [&[][..], &[4711], &[id(DEPTH), id(DEPTH)]] {
+            let error = client
+                .block_status_of(wrong, 0, 4 * MIB, CommandFlags::NONE)
+                .unwrap_err();
+            assert!(matches!(error, Error::Misuse(Misuse::Filter)), "{error:?}");
+        }
+        let one = client
+            .block_status(0, 4 * MIB, CommandFlags::REQ_ONE)
+            .unwrap();
+        assert!(one.iter().all(|context| context.extents.len() == 1));
+        client.disconnect().unwrap();
+
+        let client = with_contexts(options().extended_headers(false), &all)
+            .connect(&server.uri(""))
+            .unwrap();
+        assert!(!client.export().can_filter_block_status());
+        let error = client
+            .block_status_of(&[0], 0, MIB, CommandFlags::NONE)
+            .unwrap_err();
+        assert!(matches!(error, Error::Misuse(_)), "{error:?}");
+    });
+}
+
+#[test]
+fn extended_headers_carry_every_command() {
+    // C-138, C-140
+    run(|| {
+        let Some(image) = Image::qcow2(2 * MIB) else {
+            return;
+        };
+        let Some(server) = QemuNbd::new(image).discard().start() else {
+            return;
+        };
+        let client = connect(&server, "");
+        assert_eq!(client.mode(), Mode::Extended);
+        let copy = exercise(&client);
+        client.disconnect().unwrap();
+        // The other order is legal too.
+        let mut haggling = options()
+            .start(&uri(&server.uri("")))
+            .unwrap()
+            .options()
+            .unwrap();
+        haggling.structured_reply().unwrap();
+        haggling.extended_headers().unwrap();
+        // C-139
+        let again = haggling.structured_reply().unwrap_err();
+        assert_names(&again, &["NBD_OPT_STRUCTURED_REPLY"]);
+        let client = haggling.go(go("")).unwrap().unwrap();
+        assert_eq!(client.mode(), Mode::Extended);
+        assert_has(&client, 0, &copy);
+        client.disconnect().unwrap();
+    });
+}
+
+#[test]
+fn a_single_request_may_be_longer_than_32_bits() {
+    run(|| {
+        const SIZE: u64 = 6 << 30;
+        let Some(image) = Image::qcow2(SIZE) else {
+            return;
+        };
+        let Some(server) = QemuNbd::new(image.io("write -P 9 5G 64k"))
+            .discard()
+            .start()
+        else {
+            return;
+        };
+        let client = connect(&server, "");
+        let stretches: Vec<_> = client.extents(0..SIZE).map(Result::unwrap).collect();
+        assert_eq!(stretches.len(), 3);
+        assert_eq!(stretches[0].len, 5 << 30);
+        let mut queue = client.queue();
+        queue.write_zeroes(0, SIZE, CommandFlags::NONE).unwrap();
+        queue.complete().unwrap().unwrap().result.unwrap();
+        drop(queue);
+        assert_has(&client, 5 << 30, &[0; 4096]);
+        client.trim(0, SIZE, CommandFlags::NONE).unwrap();
+        client.disconnect().unwrap();
+    });
+}
+
+#[test]
+fn reads_of_holes_come_as_holes() {
+    run(|| {
+        let Some(server) = QemuNbd::new(Image::raw(4 * MIB)).start() else {
+            return;
+        };
+        let client = connect(&server, "");
+        let data = pattern(1, 64 * KIB);
+        client.write_all_at(&data, MIB).unwrap();
+        let mut expected = vec![0; 4 << 20];
+        expected[1 << 20..][..64 << 10].copy_from_slice(&data);
+        assert_has(&client, 0, &expected);
+
+        // In one piece, as a server can be asked for.
+        let mut buf = vec![1; 4 << 20];
+        client
+            .read_exact_at_with(&mut buf, 0, CommandFlags::DF)
+            .unwrap();
+        assert!(buf == expected);
+    });
+}
+
+#[test]
+fn an_export_is_described() {
+    run(|| {
+        let Some(server) = serve_layers() else { return };
+        let client = connect(&server, "");
+        let export = client.export();
+        assert_eq!(
+            export.description.as_ref().unwrap().as_str(),
+            "yesterday's state"
+        );
+        assert_eq!(export.name.as_ref().unwrap().as_str(), "");
+        assert!(export.is_read_only());
+        let error = client.write_all_at(&[0; 512], 0).unwrap_err();
+        assert!(
+            matches!(error, Error::Misuse(Misuse::ReadOnly { .. })),
+            "{error:?}"
+        );
+        let Some(theirs) = info(&server.uri("")) else {
+            return;
+        };
+        assert_eq!(theirs["export-size"].as_u64(), Some(client.size()));
+
+        let mut haggling = options()
+            .start(&uri(&server.uri("")))
+            .unwrap()
+            .options()
+            .unwrap();
+        let list = haggling.list().unwrap();
+        assert_eq!(names(&list), [("", "yesterday's state")]);
+        // Contexts can be looked for by a prefix.
+        let found = haggling
+            .list_meta_context(&name(""), &[context("qemu:")])
+            .unwrap();
+        let mut found: Vec<_> = found
+            .iter()
+            .map(|entry| entry.name.as_ref().unwrap().as_str())
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, [DEPTH, BITMAP]);
+        // C-164
+        haggling.structured_reply().unwrap();
+        let selected = haggling
+            .set_meta_context(&name(""), &[context("base:")])
+            .unwrap();
+        assert!(selected.is_empty());
+        haggling.abort();
+    });
+}
+
+#[test]
+fn contexts_that_are_missing_are_left_out() {
+    run(|| {
+        let Some(server) = QemuNbd::new(Image::raw(MIB)).start() else {
+            return;
+        };
+        let asked = ["qemu:dirty-bitmap:none", ALLOCATION, "other:context"];
+        let client = with_contexts(options(), &asked)
+            .connect(&server.uri(""))
+            .unwrap();
+        let names: Vec<_> = client
+            .contexts()
+            .iter()
+            .map(|context| context.name.as_ref().unwrap().as_str())
+            .collect();
+        assert_eq!(names, [ALLOCATION]);
+    });
+}
+
+#[test]
+fn a_failed_selection_leaves_none() {
+    // C-154
+    run(|| {
+        let Some(server) = QemuNbd::new(Image::raw(MIB)).export_name("disk").start() else {
+            return;
+        };
+        let mut haggling = options()
+            .start(&uri(&server.uri("disk")))
+            .unwrap()
+            .options()
+            .unwrap();
+        haggling.structured_reply().unwrap();
+        haggling
+            .set_meta_context(&name("disk"), &[context(ALLOCATION)])
+            .unwrap();
+        haggling
+            .set_meta_context(&name("other"), &[context(ALLOCATION)])
+            .unwrap_err();
+        let client = haggling.go(go("disk")).unwrap().unwrap();
+        no_contexts(&client);
+        client.disconnect().unwrap();
+    });
+}
+
+fn no_contexts(client: &Client) {
+    assert!(client.contexts().is_empty());
+    let error = client.block_status(0, 512, CommandFlags::NONE).unwrap_err();
+    assert!(
+        matches!(error, Error::Misuse(Misuse::NoContext)),
+        "{error:?}"
+    );
+}
