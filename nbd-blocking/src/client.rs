@@ -304,10 +304,17 @@ impl Client {
         flags: CommandFlags,
     ) -> Result<Vec<ContextExtents>, Error> {
         let place = self.link.place();
-        self.link
-            .submit_with_payload(place.index(), Command::BlockStatus, |transmission| {
-                transmission.block_status_of(ids, offset, len, flags)
-            })?;
+        self.link.submit_with_payload(
+            place.index(),
+            Command::BlockStatus,
+            Load::Nothing,
+            &mut [],
+            |transmission| {
+                let (cookie, frame) = transmission.block_status_of(ids, offset, len, flags)?;
+                let (header, payload) = frame.into_parts();
+                Ok((cookie, header, payload))
+            },
+        )?;
         let done = self.link.wait(place.index(), &mut [])?;
         drop(place);
         extents(done.result.map_err(|error| self.noticed(error))?)

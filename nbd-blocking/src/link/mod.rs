@@ -26,7 +26,7 @@ mod writing;
 use crate::{Error, error::Lost, stream::Stream};
 use bytes::Bytes;
 use nbd_proto::{
-    Command, Frame, Header, Misuse,
+    Command, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
 use outbox::Outbox;
@@ -60,6 +60,8 @@ struct State {
     entries: Vec<Entry>,
     callers: Vec<Caller>,
     free_callers: Vec<usize>,
+    /// How many callers wait until one more request may be in flight.
+    wait_for_room: usize,
     /// `None` while somebody reads.
     inbox: Option<Inbox>,
     /// The only caller that may read on, because the payload is for its own buffer.
@@ -70,6 +72,10 @@ struct State {
     /// An empty outbox to swap for a full one.
     spare: Outbox,
     writing: bool,
+    /// No request is taken any more, because the session is about to end.
+    closing: bool,
+    /// `NBD_CMD_DISC` is on its way.
+    goodbye: bool,
     lost: Option<Arc<Lost>>,
 }
 
@@ -124,7 +130,8 @@ struct Aside {
 #[derive(Debug)]
 struct Caller {
     wake: Arc<Condvar>,
-    waiting: bool,
+    /// What it waits for, if it does.
+    waits: Option<Until>,
     done: VecDeque<Done>,
 }
 
@@ -177,12 +184,15 @@ impl Link {
                 entries: Vec::new(),
                 callers: Vec::new(),
                 free_callers: Vec::new(),
+                wait_for_room: 0,
                 inbox: Some(Inbox::new()),
                 reader: None,
                 large: 0,
                 outbox: Outbox::default(),
                 spare: Outbox::default(),
                 writing: false,
+                closing: false,
+                goodbye: false,
                 lost: None,
             }),
             may_write: Condvar::new(),
@@ -213,7 +223,7 @@ impl Link {
         state.free_callers.pop().unwrap_or_else(|| {
             state.callers.push(Caller {
                 wake: Arc::default(),
-                waiting: false,
+                waits: None,
                 done: VecDeque::new(),
             });
             state.callers.len() - 1
@@ -231,7 +241,7 @@ impl Link {
             }
         }
         state.callers[place].done.clear();
-        state.callers[place].waiting = false;
+        state.callers[place].waits = None;
         state.free_callers.push(place);
         state.pass_on();
     }
@@ -246,17 +256,23 @@ impl Link {
         dest: &mut [u8],
         frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
     ) -> Result<Cookie, Error> {
-        let mut state = self.lock();
-        while state.lost.is_none() && !state.transmission.has_room() {
-            state = self.turn(state, place, dest, Until::Room)?;
-        }
-        if let Some(lost) = &state.lost {
-            return Err(Error::Lost(lost.clone()));
-        }
-        let (cookie, header) = frame(&mut state.transmission)?;
-        let deadline = self
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
+        self.submit_with_payload(place, command, load, dest, |transmission| {
+            frame(transmission).map(|(cookie, header)| (cookie, header, Bytes::new()))
+        })
+    }
+
+    /// Makes a request that has a payload of the protocol's own.
+    pub(crate) fn submit_with_payload(
+        &self,
+        place: usize,
+        command: Command,
+        load: Load<'_>,
+        dest: &mut [u8],
+        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse>,
+    ) -> Result<Cookie, Error> {
+        let mut state = self.room(command, place, dest)?;
+        let (cookie, header, own) = frame(&mut state.transmission)?;
+        let deadline = self.deadline();
         let mut large = false;
         let (sink, payload) = match load {
             Load::Nothing => (Sink::None, None),
@@ -282,32 +298,53 @@ impl Link {
         };
         state.large += usize::from(large);
         match payload {
-            None => state.outbox.push(header.as_bytes()),
+            None => state.outbox.push_copied(header.as_bytes(), &own),
             Some(Payload::Owned(payload)) => state.outbox.push_owned(header.as_bytes(), payload),
             Some(Payload::Borrowed(payload)) => {
-                self.write(state, place, dest, header.as_bytes(), payload)?;
+                self.write(state, place, dest, header.as_bytes(), payload, None)?;
+                // The server can answer from now on.
+                let deadline = self.deadline();
+                let mut state = self.lock();
+                let entry = state.entry(cookie);
+                if entry.cookie == Some(cookie) {
+                    entry.deadline = deadline;
+                }
             }
         }
         Ok(cookie)
     }
 
-    /// Makes a request with a payload that the protocol itself needs.
-    pub(crate) fn submit_with_payload(
+    /// Waits until one more request may be in flight.
+    fn room(
         &self,
-        place: usize,
         command: Command,
-        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Frame<Bytes>), Misuse>,
-    ) -> Result<Cookie, Error> {
-        let mut payload = Bytes::new();
-        let cookie = self.submit(place, command, Load::Nothing, &mut [], |transmission| {
-            let (cookie, frame) = frame(transmission)?;
-            let (header, bytes) = frame.into_parts();
-            payload = bytes;
-            Ok((cookie, header))
-        })?;
+        place: usize,
+        dest: &mut [u8],
+    ) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = self.lock();
-        state.outbox.push(&payload);
-        Ok(cookie)
+        let mut deadline = None;
+        let mut waited = false;
+        while state.lost.is_none() && !state.closing && !state.transmission.has_room() {
+            if !waited {
+                waited = true;
+                deadline = self.deadline();
+            } else if let Some(after) = self.timeout
+                && is_past(deadline)
+            {
+                state.pass_on();
+                return Err(Error::Timeout { command, after });
+            }
+            state = self.turn(state, place, dest, Until::Room, deadline)?;
+        }
+        if waited {
+            // This caller may have been woken up to read and does not know when it will.
+            state.pass_on();
+        }
+        match &state.lost {
+            Some(lost) => Err(Error::Lost(lost.clone())),
+            None if state.closing => Err(Error::lost(Lost::Disconnected)),
+            None => Ok(state),
+        }
     }
 
     /// Sends what waits in the outbox.
@@ -316,7 +353,7 @@ impl Link {
         if state.outbox.is_empty() {
             Ok(())
         } else {
-            self.write(state, place, &mut [], &[], &[])
+            self.write(state, place, &mut [], &[], &[], None)
         }
     }
 
@@ -335,7 +372,7 @@ impl Link {
             if let Some(lost) = &state.lost {
                 return Err(Error::Lost(lost.clone()));
             }
-            state = self.turn(state, place, dest, Until::Served)?;
+            state = self.turn(state, place, dest, Until::Served, None)?;
         }
     }
 
@@ -343,7 +380,7 @@ impl Link {
     pub(crate) fn poll(&self, place: usize) -> Result<Option<Done>, Error> {
         let mut state = self.lock();
         if state.callers[place].done.is_empty() && state.lost.is_none() {
-            state = self.turn(state, place, &mut [], Until::Dry)?;
+            state = self.turn(state, place, &mut [], Until::Dry, None)?;
         }
         match (state.callers[place].done.pop_front(), &state.lost) {
             (None, Some(lost)) => Err(Error::Lost(lost.clone())),
@@ -351,33 +388,61 @@ impl Link {
         }
     }
 
-    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits a bounded
-    /// time for the server to close.
+    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits for the
+    /// server to close, all together for a bounded time.
     pub(crate) fn disconnect(&self, patience: Duration) -> Result<(), Error> {
         let place = self.place();
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now().checked_add(patience);
         let mut state = self.lock();
-        while state.lost.is_none()
-            && state.transmission.in_flight() > 0
-            && Instant::now() < deadline
-        {
-            state = self.turn(state, place.index, &mut [], Until::Idle)?;
+        if let Some(lost) = &state.lost {
+            return Err(Error::Lost(lost.clone()));
+        }
+        if mem::replace(&mut state.closing, true) {
+            return Err(Error::lost(Lost::Disconnected));
+        }
+        state.wake_for_room();
+        while state.lost.is_none() && state.transmission.in_flight() > 0 && !is_past(deadline) {
+            state = self.turn(state, place.index, &mut [], Until::Idle, deadline)?;
         }
         if let Some(lost) = &state.lost {
             return Err(Error::Lost(lost.clone()));
         }
         let frame = state.transmission.disconnect()?;
+        state.goodbye = true;
         state.outbox.push(frame.header());
-        self.write(state, place.index, &mut [], &[], &[])?;
+        state = self.emptied(state, place.index, deadline)?;
+        drop(state);
         self.stream.shutdown();
-        let _ = self.stream.set_patience(Some(patience));
-        let mut state = self.lock();
-        while state.lost.is_none() && Instant::now() < deadline {
-            state = self.turn(state, place.index, &mut [], Until::Ended)?;
+        state = self.lock();
+        while state.lost.is_none() && !is_past(deadline) {
+            state = self.turn(state, place.index, &mut [], Until::Ended, deadline)?;
         }
         state.lose(Lost::Disconnected);
         self.stream.close();
         Ok(())
+    }
+
+    /// Waits until the outbox is written, whoever does it.
+    fn emptied<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        place: usize,
+        deadline: Option<Instant>,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        if !state.writing {
+            self.write(state, place, &mut [], &[], &[], deadline)?;
+            return Ok(self.lock());
+        }
+        while state.lost.is_none() && state.writing && !is_past(deadline) {
+            state = wait_until(&self.may_write, state, deadline);
+        }
+        Ok(state)
+    }
+
+    /// When a request that is made now has taken too long.
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -447,8 +512,20 @@ impl State {
                 buffer,
                 aside,
             });
-            if caller.waiting {
+            if caller.waits.is_some() {
                 caller.wake.notify_one();
+            }
+        }
+        self.wake_for_room();
+    }
+
+    /// Wakes the callers that wait until one more request may be in flight.
+    fn wake_for_room(&self) {
+        if self.wait_for_room > 0 {
+            for caller in &self.callers {
+                if caller.waits == Some(Until::Room) {
+                    caller.wake.notify_one();
+                }
             }
         }
     }
@@ -481,10 +558,29 @@ impl State {
         }
         let next = match self.reader {
             Some(reader) => self.callers.get(reader),
-            None => self.callers.iter().find(|caller| caller.waiting),
+            None => self.callers.iter().find(|caller| caller.waits.is_some()),
         };
         if let Some(caller) = next {
             caller.wake.notify_one();
+        }
+    }
+}
+
+fn is_past(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
+}
+
+fn wait_until<'a>(
+    condvar: &Condvar,
+    state: MutexGuard<'a, State>,
+    deadline: Option<Instant>,
+) -> MutexGuard<'a, State> {
+    match deadline {
+        None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let waited = condvar.wait_timeout(state, left);
+            waited.unwrap_or_else(PoisonError::into_inner).0
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Taking the baton: reading for everybody.
 
-use super::{Entry, Link, NOBODY, Sink, State, Until};
+use super::{Entry, Link, NOBODY, Sink, State, Until, is_past, wait_until};
 use crate::{Error, error::Lost};
 use nbd_proto::{
     Failure,
@@ -9,7 +9,7 @@ use nbd_proto::{
 use std::{
     io::{self, IoSliceMut},
     mem,
-    sync::{MutexGuard, PoisonError},
+    sync::MutexGuard,
     time::Instant,
 };
 
@@ -65,25 +65,25 @@ impl Link {
         place: usize,
         dest: &mut [u8],
         until: Until,
+        deadline: Option<Instant>,
     ) -> Result<MutexGuard<'a, State>, Error> {
         if !state.outbox.is_empty() && !state.writing {
-            self.write(state, place, dest, &[], &[])?;
+            let limit = deadline.filter(|_| matches!(until, Until::Idle | Until::Ended));
+            self.write(state, place, dest, &[], &[], limit)?;
             return Ok(self.lock());
         }
+        let deadline = deadline.or_else(|| self.timeout.and_then(|_| state.due(place)));
         let may_read = state.reader.is_none_or(|reader| reader == place);
         if may_read && let Some(inbox) = state.inbox.take() {
-            (state, _) = self.read(state, inbox, place, dest, until);
+            (state, _) = self.read(state, inbox, place, dest, until, deadline);
         } else if until != Until::Dry {
             let wake = state.callers[place].wake.clone();
-            state.callers[place].waiting = true;
-            state = match self.timeout {
-                None => wake.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(timeout) => {
-                    let waited = wake.wait_timeout(state, timeout);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-            state.callers[place].waiting = false;
+            let for_room = usize::from(until == Until::Room);
+            state.callers[place].waits = Some(until);
+            state.wait_for_room += for_room;
+            state = wait_until(&wake, state, deadline);
+            state.wait_for_room -= for_room;
+            state.callers[place].waits = None;
         }
         if self.timeout.is_some() {
             self.expire(&mut state, place);
@@ -99,8 +99,8 @@ impl Link {
         place: usize,
         dest: &mut [u8],
         until: Until,
+        deadline: Option<Instant>,
     ) -> (MutexGuard<'a, State>, Stop) {
-        let had_room = state.transmission.has_room();
         state.reader = None;
         let stop = loop {
             if let Err(lost) = state.consume(&mut inbox, place, dest) {
@@ -110,6 +110,10 @@ impl Link {
             }
             if state.lost.is_some() || state.serves(until, place) {
                 break Stop::Served;
+            }
+            if until != Until::Dry && is_past(deadline) {
+                // Others may be served for ever while this caller is not.
+                break Stop::Quiet;
             }
             let target = match state.target(place) {
                 Ok(target) => target,
@@ -131,11 +135,17 @@ impl Link {
                             &mut buffer[range.clone()],
                             &mut inbox.bytes[..staged],
                             until,
+                            deadline,
                         );
                         (n, Some((cookie, buffer)))
                     }
                     None => (
-                        self.receive(&mut dest[range.clone()], &mut inbox.bytes[..staged], until),
+                        self.receive(
+                            &mut dest[range.clone()],
+                            &mut inbox.bytes[..staged],
+                            until,
+                            deadline,
+                        ),
                         None,
                     ),
                 };
@@ -155,7 +165,7 @@ impl Link {
             };
             match result {
                 Ok(0) => {
-                    let lost = if state.transmission.may_end() {
+                    let lost = if state.goodbye {
                         Lost::Disconnected
                     } else {
                         Lost::Closed
@@ -180,7 +190,7 @@ impl Link {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Stop::Quiet,
                 Err(error) => {
-                    let lost = if state.transmission.may_end() {
+                    let lost = if state.goodbye {
                         Lost::Disconnected // some servers end TLS by just closing
                     } else {
                         error.into()
@@ -194,25 +204,40 @@ impl Link {
             state.reader = Some(caller);
         }
         state.inbox = Some(inbox);
-        if !had_room && state.transmission.has_room() {
-            // Callers may wait for just this.
-            for caller in state.callers.iter().filter(|caller| caller.waiting) {
-                caller.wake.notify_one();
-            }
-        }
         state.pass_on();
         (state, stop)
     }
 
     /// One read: first the rest of a payload, then whatever follows.
-    fn receive(&self, direct: &mut [u8], staged: &mut [u8], until: Until) -> io::Result<usize> {
-        let block = until != Until::Dry;
-        let staged = IoSliceMut::new(staged);
-        if direct.is_empty() {
-            self.stream.read(&mut [staged], block)
-        } else {
-            self.stream
-                .read(&mut [IoSliceMut::new(direct), staged], block)
+    fn receive(
+        &self,
+        direct: &mut [u8],
+        staged: &mut [u8],
+        until: Until,
+        deadline: Option<Instant>,
+    ) -> io::Result<usize> {
+        // The patience of the stream is that of a request.
+        let block = until == Until::Served;
+        loop {
+            let staged = IoSliceMut::new(staged);
+            let result = if direct.is_empty() {
+                self.stream.read(&mut [staged], block)
+            } else {
+                let direct = IoSliceMut::new(direct);
+                self.stream.read(&mut [direct, staged], block)
+            };
+            match result {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && matches!(until, Until::Room | Until::Idle | Until::Ended) =>
+                {
+                    match self.stream.wait(true, false, deadline) {
+                        Err(late) if late.kind() == io::ErrorKind::TimedOut => return Err(error),
+                        waited => waited?,
+                    }
+                }
+                done => return done,
+            }
         }
     }
 
@@ -250,15 +275,22 @@ impl Link {
 }
 
 impl State {
+    /// When the first request of a caller has taken too long.
+    fn due(&self, place: usize) -> Option<Instant> {
+        let own = |entry: &&Entry| entry.caller == place && entry.cookie.is_some();
+        let deadlines = self.entries.iter().filter(own);
+        deadlines.filter_map(|entry| entry.deadline).min()
+    }
+
     /// Whether a caller has what it reads for, or cannot get it by reading.
     fn serves(&self, until: Until, place: usize) -> bool {
         match until {
             Until::Served => {
                 !self.callers[place].done.is_empty() || self.transmission.in_flight() == 0
             }
-            Until::Room => self.transmission.has_room(),
-            Until::Idle => self.transmission.in_flight() == 0,
-            Until::Ended | Until::Dry => false,
+            Until::Room => self.closing || self.transmission.has_room(),
+            Until::Idle | Until::Dry => self.transmission.in_flight() == 0,
+            Until::Ended => false,
         }
     }
 

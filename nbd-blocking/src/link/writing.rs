@@ -1,13 +1,17 @@
 //! Writing: whoever does it does it for everybody.
 
-use super::{Link, Outbox, State, Until, outbox::SLICES, reading::Stop};
+use super::{Link, Outbox, State, Until, is_past, outbox::SLICES, reading::Stop};
 use crate::{Error, stream::Stream};
 use std::{
     io::{self, IoSlice},
     mem,
     sync::{MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// How long a writer that cannot go on leaves the reading to somebody else before it looks again.
+const SHORTEST_NAP: Duration = Duration::from_millis(1);
+const LONGEST_NAP: Duration = Duration::from_millis(32);
 
 /// Borrowed payloads up to this length are copied when somebody else is writing, in bytes.
 const COPIED: usize = 64 << 10;
@@ -22,6 +26,7 @@ impl Link {
         dest: &mut [u8],
         header: &[u8],
         payload: &[u8],
+        limit: Option<Instant>,
     ) -> Result<(), Error> {
         while state.writing && state.lost.is_none() {
             if payload.len() <= COPIED {
@@ -43,7 +48,7 @@ impl Link {
             let spare = mem::take(&mut state.spare);
             let mut outbox = mem::replace(&mut state.outbox, spare);
             drop(state);
-            let written = self.write_out(&mut outbox, &mut last, place, dest);
+            let written = self.write_out(&mut outbox, &mut last, place, dest, limit);
             state = self.lock();
             state.spare = outbox;
             if let Err(error) = written {
@@ -67,10 +72,10 @@ impl Link {
         last: &mut &[u8],
         place: usize,
         dest: &mut [u8],
+        limit: Option<Instant>,
     ) -> io::Result<()> {
-        let deadline = self
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut nap = SHORTEST_NAP;
+        let mut deadline = None;
         loop {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = outbox.slices(last, &mut slices);
@@ -80,9 +85,17 @@ impl Link {
             };
             match attempt {
                 Ok(_) if count == 0 => return Ok(()),
-                Ok(n) => *last = &last[outbox.advance(n)..],
+                Ok(n) => {
+                    *last = &last[outbox.advance(n)..];
+                    nap = SHORTEST_NAP;
+                    deadline = None;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.make_way(place, dest, deadline)?;
+                    // The server has the time of a request for every step forward.
+                    let own = *deadline.get_or_insert_with(|| self.deadline());
+                    let first = own.into_iter().chain(limit).min();
+                    self.make_way(place, dest, first, nap)?;
+                    nap = LONGEST_NAP.min(2 * nap);
                 }
                 Err(error) => return Err(error),
             }
@@ -90,7 +103,13 @@ impl Link {
     }
 
     /// The server takes no more requests: takes its replies, unless somebody does, and waits.
-    fn make_way(&self, place: usize, dest: &mut [u8], deadline: Option<Instant>) -> io::Result<()> {
+    fn make_way(
+        &self,
+        place: usize,
+        dest: &mut [u8],
+        deadline: Option<Instant>,
+        nap: Duration,
+    ) -> io::Result<()> {
         let mut state = self.lock();
         let mut reads = false;
         if state.lost.is_none()
@@ -98,14 +117,24 @@ impl Link {
             && let Some(inbox) = state.inbox.take()
         {
             let stop;
-            (state, stop) = self.read(state, inbox, place, dest, Until::Dry);
+            (state, stop) = self.read(state, inbox, place, dest, Until::Dry, None);
             reads = stop == Stop::Quiet;
         }
         if state.lost.is_some() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         drop(state);
-        self.stream.wait(reads, true, deadline)
+        if reads {
+            return self.stream.wait(true, true, deadline);
+        }
+        // Somebody else reads, but may stop at any time and leave it to this caller, which cannot
+        // be woken up while it waits for the stream.
+        let soon = Instant::now().checked_add(nap);
+        let first = deadline.into_iter().chain(soon).min();
+        match self.stream.wait(false, true, first) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && !is_past(deadline) => Ok(()),
+            done => done,
+        }
     }
 }
 

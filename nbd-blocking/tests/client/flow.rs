@@ -1,0 +1,384 @@
+//! Both directions at once, and requests that take too long.
+
+use crate::support::{
+    bytes::{self, content, sr},
+    pause, says,
+    script::{Haggling, Peer, Seen, session},
+    spawn, within,
+};
+use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Limits, Lost};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+const MIB: usize = 1 << 20;
+
+fn patient(milliseconds: u64) -> ConnectOptions {
+    ConnectOptions::new().request_timeout(Some(Duration::from_millis(milliseconds)))
+}
+
+fn reply(peer: &mut Peer, read: Seen) {
+    let len = usize::try_from(read.len).expect("tests are short");
+    peer.says(sr(0, read.cookie, content(read.offset, len)));
+}
+
+/// Answers requests until the client disconnects; replies to reads come before anything else is
+/// taken from the client.
+fn stubborn(peer: &mut Peer) {
+    loop {
+        let request = peer.request();
+        match request.command {
+            0 => reply(peer, request),
+            1 => {
+                let len = usize::try_from(request.len).expect("tests are short");
+                peer.hears(len);
+                peer.says(sr(0, request.cookie, []));
+            }
+            _ => return,
+        }
+    }
+}
+
+#[test]
+fn threads_read_while_one_writes_to_a_server_that_does_neither_both() {
+    // C-185, H-037
+    within(20, || {
+        let options = ConnectOptions::new().request_timeout(None);
+        let (client, server) = session(Haggling::simple(), &options, stubborn);
+        let readers: Vec<_> = (0..8_u64)
+            .map(|number| {
+                let client = client.clone();
+                spawn(move || {
+                    let offset = number << 20;
+                    let mut data = vec![0; 4 * MIB];
+                    client.read_exact_at(&mut data, offset).expect("read");
+                    assert!(data == content(offset, data.len()));
+                })
+            })
+            .collect();
+        let data = vec![1; 32 * MIB];
+        client.write_all_at(&data, 0).expect("written");
+        for reader in readers {
+            reader.join().expect("no reader fails");
+        }
+        drop(client);
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_queue_takes_its_replies_while_it_writes() {
+    // C-185, H-037
+    within(20, || {
+        let options = ConnectOptions::new().request_timeout(None);
+        let (client, server) = session(Haggling::simple(), &options, stubborn);
+        let mut queue = client.queue();
+        for number in 0..16 {
+            queue.read(number << 20, vec![0; MIB]).expect("submitted");
+        }
+        let write = queue
+            .write(0, vec![1; 32 * MIB], CommandFlags::NONE)
+            .expect("submitted");
+        queue.read(0, vec![0; MIB]).expect("submitted");
+        let mut seen = 0;
+        while let Some(completion) = queue.complete().expect("the connection holds") {
+            seen += 1;
+            if completion.cookie != write {
+                assert_eq!(completion.into_buffer().expect("read").len(), MIB);
+            }
+        }
+        assert_eq!(seen, 18);
+        drop((queue, client));
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_writer_takes_the_replies_of_a_queue_that_does_not_wait() {
+    // C-185
+    within(20, || {
+        let options = ConnectOptions::new().request_timeout(None);
+        let (client, server) = session(Haggling::simple(), &options, stubborn);
+        let mut queue = client.queue();
+        for number in 0..8 {
+            queue.read(number << 20, vec![0; MIB]).expect("submitted");
+        }
+        queue.send().expect("sent");
+        client.write_all_at(&vec![1; 32 * MIB], 0).expect("written");
+        let mut seen = 0;
+        while let Some(completion) = queue.try_complete().expect("the connection holds") {
+            seen += 1;
+            assert_eq!(completion.into_buffer().expect("read").len(), MIB);
+        }
+        assert_eq!(seen, 8, "they were read by the writer");
+        drop((queue, client));
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_writer_takes_over_from_a_reader_that_leaves() {
+    // C-185: the writer waits for the stream while another thread reads, which then stops.
+    within(20, || {
+        let options = ConnectOptions::new().request_timeout(None);
+        let (client, server) = session(Haggling::simple(), &options, |peer| {
+            let queued = peer.request();
+            let read = peer.request();
+            let write = peer.request();
+            pause(100); // until the writer cannot go on
+            reply(peer, read);
+            pause(50); // until the reader is gone
+            reply(peer, queued);
+            peer.hears(32 * MIB);
+            peer.says(sr(0, write.cookie, []));
+        });
+        let mut queue = client.queue();
+        queue.read(0, vec![0; 8 * MIB]).expect("submitted");
+        queue.send().expect("sent");
+        let reader = {
+            let client = client.clone();
+            spawn(move || client.read_exact_at(&mut [0; 512], 0).expect("read"))
+        };
+        pause(20);
+        client.write_all_at(&vec![1; 32 * MIB], 0).expect("written");
+        reader.join().expect("the reader is served");
+        assert!(queue.complete().expect("read").is_some());
+        server.join().expect("the script ends");
+    });
+}
+
+fn is_timeout(error: &Error) -> bool {
+    matches!(error, Error::Timeout { .. })
+}
+
+#[test]
+fn a_request_that_is_never_answered_times_out_alone() {
+    // C-208, H-024
+    within(20, || {
+        let (client, server) = session(Haggling::simple(), &patient(200), |peer| {
+            let mut lost: Option<Seen> = None;
+            let mut after = 0;
+            loop {
+                let request = peer.request();
+                assert_ne!(lost.map(|lost| lost.cookie), Some(request.cookie));
+                match request.command {
+                    0 if request.offset == 0 => lost = Some(request),
+                    0 => {
+                        pause(2);
+                        if request.offset == 1 << 20 {
+                            // At last, and with contents that nobody must see.
+                            let lost = lost.expect("it was asked for");
+                            peer.says(sr(0, lost.cookie, vec![0xee; 100_000]));
+                            after = 100;
+                        }
+                        reply(peer, request);
+                        after += 1;
+                    }
+                    _ => return after > 100,
+                }
+            }
+        });
+        let over = Arc::new(AtomicBool::new(false));
+        let others: Vec<_> = (1..4_u64)
+            .map(|number| {
+                let (client, over) = (client.clone(), over.clone());
+                spawn(move || {
+                    let mut data = vec![0; 5000]; // too short to hand the baton over
+                    while !over.load(Ordering::Relaxed) {
+                        client.read_exact_at(&mut data, number).expect("read");
+                        assert!(data == content(number, data.len()));
+                    }
+                })
+            })
+            .collect();
+        pause(20);
+        let started = Instant::now();
+        let mut data = vec![0; 100_000];
+        let error = client.read_exact_at(&mut data, 0).unwrap_err();
+        let took = started.elapsed();
+        assert!(is_timeout(&error), "{error:?}");
+        says(&error, &["not answered within 200ms"]);
+        assert!(took < Duration::from_millis(500), "{took:?}");
+        pause(20);
+        over.store(true, Ordering::Relaxed);
+        for other in others {
+            other.join().expect("the others go on");
+        }
+        client.read_exact_at(&mut data, 1 << 20).expect("read");
+        assert!(
+            data == content(1 << 20, data.len()),
+            "the late reply is gone"
+        );
+        client.read_exact_at(&mut data, 5).expect("read");
+        assert!(data == content(5, data.len()));
+        client.disconnect().expect("the session ends well");
+        assert!(server.join().expect("the script ends"));
+    });
+}
+
+#[test]
+fn a_request_that_finds_no_room_times_out_too() {
+    within(10, || {
+        let limits = Limits {
+            in_flight: 1,
+            ..Limits::default()
+        };
+        let options = patient(100).limits(limits);
+        let (client, server) = session(Haggling::simple(), &options, |peer| {
+            let lost = peer.request();
+            pause(500);
+            reply(peer, lost);
+            stubborn(peer);
+        });
+        for _ in 0..2 {
+            let error = client.read_exact_at(&mut [0; 512], 0).unwrap_err();
+            assert!(is_timeout(&error), "{error:?}");
+        }
+        pause(400);
+        let mut data = [0; 512];
+        client.read_exact_at(&mut data, 7).expect("read");
+        assert_eq!(data[..], content(7, 512));
+        drop(client);
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_free_place_in_flight_is_taken_while_another_thread_reads() {
+    within(10, || {
+        let limits = Limits {
+            in_flight: 2,
+            ..Limits::default()
+        };
+        let options = ConnectOptions::new().limits(limits).request_timeout(None);
+        let (client, server) = session(Haggling::simple(), &options, |peer| {
+            let slow = peer.request();
+            let second = peer.request();
+            pause(50);
+            reply(peer, second);
+            let third = peer.request(); // while the first one still waits
+            reply(peer, third);
+            reply(peer, slow);
+        });
+        let threads: Vec<_> = (0..3)
+            .map(|number| {
+                let client = client.clone();
+                pause(10);
+                spawn(move || client.read_exact_at(&mut [0; 512], number).expect("read"))
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("every thread is served");
+        }
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_request_of_a_queue_times_out_as_a_completion() {
+    within(10, || {
+        let (client, server) = session(Haggling::structured(), &patient(100), |peer| {
+            let lost = peer.request();
+            let write = peer.request();
+            peer.says(sr(0, write.cookie, []));
+            assert_eq!(peer.request().command, 3);
+            drop(lost);
+            peer.rest();
+        });
+        let mut queue = client.queue();
+        let read = queue.read(0, vec![0; 4096]).expect("submitted");
+        let trim = queue.trim(0, 4096, CommandFlags::NONE).expect("submitted");
+        let first = queue
+            .complete()
+            .expect("it holds")
+            .expect("two are in flight");
+        assert_eq!(first.cookie, trim);
+        first.result.expect("it is done");
+        let second = queue
+            .complete()
+            .expect("it holds")
+            .expect("one is in flight");
+        assert_eq!(second.cookie, read);
+        assert!(is_timeout(&second.into_buffer().unwrap_err()));
+        assert!(queue.complete().expect("it holds").is_none());
+        let error = client.flush().unwrap_err();
+        assert!(is_timeout(&error), "{error:?}");
+        drop((queue, client));
+        server.join().expect("the script ends");
+    });
+}
+
+fn upload(client: &Client) -> Result<(), Error> {
+    client.write_all_at(&vec![1; 16 * MIB], 0)
+}
+
+#[test]
+fn a_server_that_takes_a_write_slowly_is_not_given_up() {
+    within(10, || {
+        let (client, server) = session(Haggling::simple(), &patient(150), |peer| {
+            let write = peer.request();
+            for _ in 0..16 {
+                pause(30);
+                peer.hears(MIB);
+            }
+            peer.says(sr(0, write.cookie, []));
+            peer.disconnect();
+        });
+        upload(&client).expect("written");
+        drop(client);
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_server_that_takes_nothing_is_given_up() {
+    // C-184
+    within(10, || {
+        let (client, server) = session(Haggling::simple(), &patient(150), |peer| {
+            peer.request();
+            peer.hears(1000);
+            pause(600);
+            let rest = peer.rest().len();
+            assert!(rest < 16 * MIB - 1000, "no other frame follows half of one");
+        });
+        let started = Instant::now();
+        let error = upload(&client).unwrap_err();
+        assert!(started.elapsed() < Duration::from_millis(500));
+        assert!(matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Io(_))));
+        says(&error, &["the connection is over", "timed out"]);
+        says(&client.flush().unwrap_err(), &["timed out"]);
+        assert!(client.is_lost());
+        drop(client);
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_timed_out_read_with_chunks_under_way_keeps_the_connection_in_step() {
+    within(10, || {
+        let (client, server) = session(Haggling::structured(), &patient(100), |peer| {
+            let read = peer.request();
+            // Half of a chunk, and then nothing for too long.
+            let chunk = bytes::data(0, read.cookie, 0, content(0, 100_000));
+            peer.says(&chunk[..50_000]);
+            pause(300);
+            peer.says(&chunk[50_000..]);
+            peer.says(bytes::hole(bytes::D, read.cookie, 100_000, 100_000));
+            let next = peer.request();
+            peer.says(bytes::data(bytes::D, next.cookie, 9, content(9, 512)));
+            peer.disconnect();
+        });
+        let error = client.read_exact_at(&mut vec![0; 200_000], 0).unwrap_err();
+        assert!(is_timeout(&error), "{error:?}");
+        pause(300);
+        let mut data = [0; 512];
+        client.read_exact_at(&mut data, 9).expect("read");
+        assert_eq!(data[..], content(9, 512));
+        client.disconnect().expect("the session ends well");
+        server.join().expect("the script ends");
+    });
+}

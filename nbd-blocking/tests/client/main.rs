@@ -1,0 +1,5 @@
+//! The client against servers that are right but inconvenient, and against servers that are wrong.
+
+mod flow;
+mod support;
+mod threads;
