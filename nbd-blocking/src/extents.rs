@@ -2,7 +2,7 @@
 
 use crate::{Client, Error};
 use nbd_io::client::ExtentWalk;
-use nbd_proto::{CommandFlags, client::ContextExtents, meta::Extent};
+use nbd_proto::{Command, CommandFlags, Errno, Failure, client::ContextExtents, meta::Extent};
 use std::{collections::VecDeque, ops::Range};
 
 /// What the selected meta contexts say of a range, as an iterator that asks the server as often as
@@ -41,7 +41,7 @@ impl Extents {
             .end
             .checked_next_multiple_of(block)
             .unwrap_or(range.end);
-        let walk = ExtentWalk::new(start, end.saturating_sub(start), max);
+        let walk = ExtentWalk::new(start, end.saturating_sub(start), max, block);
         Self {
             client,
             walk,
@@ -58,6 +58,18 @@ impl Extents {
         let order = self.client.contexts();
         contexts.sort_by_key(|context| order.iter().position(|known| known.id == context.id));
         let covered = self.walk.take(&mut contexts);
+        if covered == 0 && !contexts.is_empty() {
+            return Err(Error::Failed {
+                command: Command::BlockStatus,
+                source: Failure {
+                    errno: Errno::Inval,
+                    message: "the extents end inside of the first block"
+                        .to_owned()
+                        .into(),
+                    offset: None,
+                },
+            });
+        }
         let mut lists: Vec<_> = contexts
             .iter()
             .map(|ContextExtents { extents, .. }| extents.iter().copied())
