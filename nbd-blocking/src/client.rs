@@ -136,6 +136,7 @@ impl Client {
     /// When the range is not inside the export, the server fails the command, or the connection is
     /// over. The buffer's contents are undefined then.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.check_range(Command::Read, offset, buf.len() as u64)?;
         let (head, body, tail) = self.blocks_of(offset, buf.len() as u64);
         let (head_buf, rest) = buf.split_at_mut(length(&head));
         let (body_buf, tail_buf) = rest.split_at_mut(length(&body));
@@ -199,6 +200,7 @@ impl Client {
         offset: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
+        self.check_range(Command::Write, offset, buf.len() as u64)?;
         if self.facts.blocks.minimum() == 1 {
             return self.write_whole(buf, offset, flags);
         }
@@ -361,6 +363,22 @@ impl Client {
         usize::try_from(left).map_or(len, |left| len.min(left))
     }
 
+    /// Refuses a range that is not inside the export, before a part of it is carried out.
+    fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
+        let block = u64::from(self.facts.blocks.minimum());
+        let end = offset.checked_add(len);
+        let end = end.and_then(|end| end.checked_next_multiple_of(block));
+        if len > 0 && end.is_none_or(|end| end > self.size()) {
+            return Err(Error::Misuse(Misuse::OutOfBounds {
+                command,
+                offset,
+                len,
+                size: self.size(),
+            }));
+        }
+        Ok(())
+    }
+
     /// A range cut at block boundaries: part of a block, whole blocks, part of a block.
     fn blocks_of(&self, offset: u64, len: u64) -> (Range<u64>, Range<u64>, Range<u64>) {
         let block = u64::from(self.facts.blocks.minimum());
@@ -454,6 +472,16 @@ impl Client {
         len: u64,
         frame: impl Fn(&mut Transmission, Piece) -> Result<(Cookie, Header), Misuse> + Copy,
     ) -> Result<(), Error> {
+        self.check_range(command, offset, len)?;
+        let minimum = self.facts.blocks.minimum();
+        if (offset | len) % u64::from(minimum) != 0 {
+            return Err(Error::Misuse(Misuse::Unaligned {
+                command,
+                offset,
+                len,
+                minimum,
+            }));
+        }
         let piece = |piece| {
             let frame = move |transmission: &mut Transmission| frame(transmission, piece);
             (Load::Nothing, frame)

@@ -1,5 +1,6 @@
 //! The client against servers that are right but inconvenient, and against servers that are wrong.
 
 mod flow;
+mod ranges;
 mod support;
 mod threads;

@@ -1,0 +1,328 @@
+//! Parts of an export: cursors, extents, and blocks that are larger than what is asked for.
+
+use crate::support::{
+    Random,
+    bytes::{self, D, status},
+    model::Model,
+    says,
+    script::{Haggling, session},
+    spawn, within,
+};
+use nbd_blocking::{
+    Client, CommandFlags, ConnectOptions, ContextName, Cursor, Error, Misuse, Stretch,
+};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+
+const MIB: usize = 1 << 20;
+
+fn enter(model: Model) -> Client {
+    let (stream, _) = model.unix();
+    ConnectOptions::new().connect_unix(stream).expect("entered")
+}
+
+#[test]
+fn a_cursor_reads_writes_and_seeks_like_a_file_of_fixed_length() {
+    within(10, || {
+        let mut cursor = Cursor::new(enter(Model::new(10_000)));
+        assert_eq!(cursor.position(), 0);
+        cursor.write_all(b"start").expect("written");
+        assert_eq!(cursor.position(), 5);
+        assert_eq!(cursor.seek(SeekFrom::End(-3)).expect("inside"), 9997);
+        assert_eq!(cursor.write(b"the end").expect("written"), 3);
+        assert_eq!(cursor.write(b"more").expect("nothing fits"), 0);
+        let error = cursor.write_all(b"more").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WriteZero);
+        assert_eq!(cursor.read(&mut [0; 9]).expect("the end"), 0);
+        cursor.flush().expect("flushed");
+        assert_eq!(cursor.seek(SeekFrom::Current(-3)).expect("inside"), 9997);
+        let mut text = String::new();
+        cursor.read_to_string(&mut text).expect("read to the end");
+        assert_eq!(text, "the");
+        assert_eq!(cursor.seek(SeekFrom::Start(20_000)).expect("legal"), 20_000);
+        assert_eq!(cursor.read(&mut [0; 9]).expect("behind the end"), 0);
+        assert_eq!(cursor.write(&[0; 9]).expect("behind the end"), 0);
+        for wrong in [SeekFrom::Current(-20_001), SeekFrom::End(i64::MIN)] {
+            let error = cursor.seek(wrong).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert_eq!(cursor.position(), 20_000);
+        }
+        cursor.rewind().expect("legal");
+        let mut start = [0; 6];
+        cursor.read_exact(&mut start).expect("read");
+        assert_eq!(&start, b"start\0");
+        cursor.seek(SeekFrom::Start(9_999)).expect("legal");
+        let error = cursor.read_exact(&mut start).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    });
+}
+
+#[test]
+fn a_cursor_tells_how_a_command_failed() {
+    within(10, || {
+        let mut cursor = Cursor::new(enter(Model {
+            scratch: Some(100),
+            ..Model::new(10_000)
+        }));
+        let error = cursor.read(&mut [0; 512]).unwrap_err();
+        says(
+            &error,
+            &["NBD_CMD_READ failed", "NBD_EIO", "offset 100", "scratched"],
+        );
+        assert_eq!(cursor.position(), 0);
+    });
+}
+
+/// Extents of two contexts that a scripted server tells bit by bit.
+#[test]
+fn extents_are_merged_cut_and_put_beside_each_other() {
+    // C-246, C-247, C-248, C-249
+    within(10, || {
+        let haggling = Haggling {
+            size: 10_000,
+            contexts: vec![(5, "base:allocation"), (0, "x-test:other")],
+            ..Haggling::structured()
+        };
+        let options = ConnectOptions::new()
+            .context(ContextName::base_allocation())
+            .context(ContextName::new("x-test:other").expect("a name"));
+        let (client, server) = session(haggling, &options, |peer| {
+            let first = peer.request();
+            assert_eq!((first.command, first.offset, first.len), (7, 1000, 8000));
+            // In the other order; the second goes behind the end of the export.
+            peer.says(status(0, first.cookie, 0, &[(3000, 7), (100_000, 8)]));
+            let cut = [(500, 0), (500, 0), (1000, 3), (2000, 0)];
+            peer.says(status(D, first.cookie, 5, &cut));
+            let second = peer.request();
+            assert_eq!((second.offset, second.len), (5000, 4000));
+            peer.says(status(0, second.cookie, 5, &[(4000, 0)]));
+            peer.says(status(D, second.cookie, 0, &[(1, 8), (9999, 8)]));
+        });
+        let extents: Result<Vec<_>, _> = client.extents(1000..9000).collect();
+        let stretch = |offset, len, status: [u64; 2]| Stretch {
+            offset,
+            len,
+            status: status.to_vec(),
+        };
+        assert_eq!(
+            extents.expect("answered"),
+            [
+                stretch(1000, 1000, [0, 7]),
+                stretch(2000, 1000, [3, 7]),
+                stretch(3000, 1000, [0, 7]),
+                stretch(4000, 5000, [0, 8]),
+            ]
+        );
+        server.join().expect("the script ends");
+        let none: Vec<_> = client.extents(7..7).collect();
+        assert!(none.is_empty());
+    });
+}
+
+#[test]
+fn extents_of_any_range_never_leave_it() {
+    within(10, || {
+        for block in [1, 4096] {
+            let model = Model::new(MIB).block_sizes(block, 4096, 1 << 20);
+            let (stream, disk) = model.unix();
+            let mut random = Random::new(3);
+            for _ in 0..20 {
+                let start = random.below(250) * 4096;
+                disk.lock().expect("no panics")[start..start + 4096].fill(1);
+            }
+            let client = ConnectOptions::new()
+                .context(ContextName::base_allocation())
+                .connect_unix(stream)
+                .expect("entered");
+            for _ in 0..50 {
+                let start = random.below(MIB) as u64;
+                let end =
+                    start + 1 + random.below(MIB - usize::try_from(start).expect("short")) as u64;
+                let mut at = start;
+                let mut before = None;
+                for stretch in client.extents(start..end.min(MIB as u64)) {
+                    let stretch = stretch.expect("answered");
+                    assert_eq!(stretch.offset, at);
+                    assert!(stretch.len > 0);
+                    assert_ne!(before.replace(stretch.status.clone()), Some(stretch.status));
+                    at += stretch.len;
+                }
+                assert_eq!(at, end.min(MIB as u64));
+            }
+        }
+    });
+}
+
+#[test]
+fn extents_that_end_inside_a_block_are_asked_for_again() {
+    // C-250
+    within(10, || {
+        let haggling = Haggling {
+            size: 3 * 4096,
+            block_sizes: Some((4096, 4096, 1 << 20)),
+            contexts: vec![(1, "base:allocation")],
+            ..Haggling::structured()
+        };
+        let options = ConnectOptions::new().context(ContextName::base_allocation());
+        let (client, server) = session(haggling, &options, |peer| {
+            let first = peer.request();
+            assert_eq!((first.offset, first.len), (0, 3 * 4096));
+            peer.says(status(D, first.cookie, 1, &[(4608, 0), (512, 3)]));
+            let second = peer.request();
+            assert_eq!((second.offset, second.len), (4096, 2 * 4096));
+            peer.says(status(D, second.cookie, 1, &[(512, 0)]));
+        });
+        let extents: Vec<_> = client.extents(100..9000).collect();
+        assert_eq!(extents.len(), 1, "{extents:?}");
+        let error = extents[0].as_ref().unwrap_err();
+        says(error, &["the extents end inside of the first block"]);
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn an_error_ends_the_extents() {
+    within(10, || {
+        let haggling = Haggling {
+            contexts: vec![(1, "base:allocation")],
+            ..Haggling::structured()
+        };
+        let options = ConnectOptions::new().context(ContextName::base_allocation());
+        let (client, server) = session(haggling, &options, |peer| {
+            let first = peer.request();
+            peer.says(status(D, first.cookie, 1, &[(4096, 0)]));
+            let second = peer.request();
+            peer.says(bytes::error(D, second.cookie, 5, "no more", None));
+        });
+        let mut extents = client.extents(0..1 << 30);
+        says(
+            &extents.next().expect("an error").unwrap_err(),
+            &["no more"],
+        );
+        assert!(extents.next().is_none());
+        server.join().expect("the script ends");
+        let error = enter(Model::new(MIB))
+            .extents(0..10)
+            .next()
+            .expect("an error");
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, Error::Misuse(Misuse::NoContext)),
+            "{error:?}"
+        );
+    });
+}
+
+#[test]
+fn parts_of_blocks_are_read_and_written() {
+    // C-121
+    within(10, || {
+        let model = Model::new(MIB).block_sizes(4096, 4096, 64 << 10);
+        let (stream, disk) = model.unix();
+        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let mut expected = vec![0; MIB];
+        let mut random = Random::new(8);
+        for _ in 0..100 {
+            let at = random.below(MIB - 1);
+            let longest = if random.below(4) == 0 { MIB } else { 10_000 };
+            let len = 1 + random.below(longest.min(MIB - at));
+            let data = random.bytes(len);
+            client.write_all_at(&data, at as u64).expect("written");
+            expected[at..at + len].copy_from_slice(&data);
+            let at = random.below(MIB - len + 1);
+            let mut data = vec![0; len];
+            client.read_exact_at(&mut data, at as u64).expect("read");
+            assert!(data == expected[at..at + len]);
+        }
+        assert!(*disk.lock().expect("no panics") == expected);
+    });
+}
+
+#[test]
+fn writers_to_parts_of_one_block_lose_nothing() {
+    within(20, || {
+        let model = Model::new(64 << 10).block_sizes(4096, 4096, 64 << 10);
+        let (stream, disk) = model.unix();
+        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        // Every thread has every eighth piece of 100 bytes, across the borders of blocks, and one
+        // writes whole blocks behind them.
+        let writers: Vec<_> = (0..8_usize)
+            .map(|number| {
+                let client = client.clone();
+                spawn(move || {
+                    for round in 1..=20 {
+                        let own = u8::try_from(10 * number + round % 10).expect("short");
+                        for piece in (number..120).step_by(8) {
+                            let offset = 100 * piece as u64;
+                            client.write_all_at(&[own; 100], offset).expect("written");
+                        }
+                        if number == 0 {
+                            let block = vec![own; 8192];
+                            client.write_all_at(&block, 16_384).expect("written");
+                        }
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().expect("no writer fails");
+        }
+        let disk = disk.lock().expect("no panics");
+        for piece in 0..120 {
+            let expected = u8::try_from(10 * (piece % 8)).expect("short");
+            assert_eq!(
+                disk[100 * piece..100 * (piece + 1)],
+                [expected; 100],
+                "{piece}"
+            );
+        }
+        assert!(disk[16_384..24_576].iter().all(|byte| *byte == 0));
+    });
+}
+
+#[test]
+fn nothing_is_sent_of_a_range_that_leaves_the_export() {
+    // C-123
+    within(10, || {
+        for (minimum, size) in [(1, 40 << 20), (4096, 40 << 20), (4096, (40 << 20) + 512)] {
+            let haggling = Haggling {
+                size,
+                block_sizes: Some((minimum, 4096, 1 << 20)),
+                ..Haggling::structured()
+            };
+            let (client, server) = session(haggling, &ConnectOptions::new(), |peer| {
+                peer.disconnect(); // and nothing before
+            });
+            let long = vec![0; 8 << 20];
+            let none = CommandFlags::NONE;
+            for offset in [
+                size - 4096,
+                size - 1,
+                size,
+                u64::MAX - 100,
+                u64::MAX - (8 << 20),
+            ] {
+                let errors = [
+                    client.write_all_at(&long, offset).unwrap_err(),
+                    client.read_exact_at(&mut [0; 5000], offset).unwrap_err(),
+                    client.trim(offset, 1 << 33, none).unwrap_err(),
+                    client.write_zeroes(offset, u64::MAX - 5, none).unwrap_err(),
+                    client.cache(offset, 8192).unwrap_err(),
+                ];
+                for error in errors {
+                    let Error::Misuse(Misuse::OutOfBounds { offset: at, .. }) = error else {
+                        panic!("{error:?}");
+                    };
+                    assert_eq!(at, offset);
+                }
+            }
+            assert_eq!(client.read_at(&mut [0; 512], size).expect("the end"), 0);
+            assert_eq!(client.write_at(&[0; 512], u64::MAX).expect("the end"), 0);
+            client
+                .read_exact_at(&mut [], u64::MAX)
+                .expect("nothing to do");
+            client.write_all_at(&[], 5).expect("nothing to do");
+            drop(client);
+            server.join().expect("nothing was sent");
+        }
+    });
+}
