@@ -2,8 +2,8 @@
 
 use crate::{Client, ConnectOptions, Error, stream::Negotiating};
 use nbd_io::{
-    client::{self as io, Refused},
-    transport::{block_on_ready, drive},
+    client::{self as io, Refused, enter_by_name},
+    transport::block_on_ready,
 };
 use nbd_proto::{
     ContextName, ExportInfo, ExportName, Mode,
@@ -66,12 +66,12 @@ impl ByName {
     /// # Errors
     ///
     /// When the connection fails or is closed, which is how such a server refuses.
-    pub fn export_name(mut self, name: &ExportName) -> Result<Client, Error> {
+    pub fn export_name(self, name: &ExportName) -> Result<Client, Error> {
         let mut out = bytes::BytesMut::new();
         let pending = self.newstyle.export_name(name, &mut out);
-        let transmission = block_on_ready(drive(&mut self.transport, &mut out, pending))
-            .map_err(|_| io::NegotiationError::ExportNameRefused { name: name.clone() })?;
-        self.options.client(self.transport, transmission, false)
+        let entering = enter_by_name(self.transport, out, pending, name);
+        let (transport, transmission) = block_on_ready(entering)?;
+        self.options.client(transport, transmission, false)
     }
 }
 

@@ -7,5 +7,5 @@ mod split;
 
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
 pub use extents::ExtentWalk;
-pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, greet, greet_secure};
+pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
 pub use split::{Piece, split};

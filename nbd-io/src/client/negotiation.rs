@@ -334,8 +334,12 @@ impl<T: Transport> Haggling<T, Plain> {
     }
 }
 
-/// Waits for the answer to `NBD_OPT_EXPORT_NAME`. A server refuses by closing the connection.
-pub(super) async fn enter_by_name<T: Transport>(
+/// Sends `NBD_OPT_EXPORT_NAME`, which is in `out`, and waits for the answer.
+///
+/// # Errors
+///
+/// When the connection fails. A server refuses by closing it.
+pub async fn enter_by_name<T: Transport>(
     mut transport: T,
     mut out: BytesMut,
     pending: impl Phase<Next = Transmission>,
