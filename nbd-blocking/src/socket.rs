@@ -55,9 +55,10 @@ impl Socket {
             Address::Tcp { host, port, .. } => tcp(host.as_str(), *port, deadline),
             Address::Unix { path, .. } => {
                 use std::os::unix::ffi::OsStrExt;
-                UnixStream::connect(std::ffi::OsStr::from_bytes(path)).map(OwnedFd::from)
+                socket2::SockAddr::unix(std::ffi::OsStr::from_bytes(path))
+                    .and_then(|address| unix(&address, deadline))
             }
-            Address::Abstract { name, .. } => abstract_socket(name)?,
+            Address::Abstract { name, .. } => abstract_socket(name, deadline)?,
             Address::Vsock { cid, port, .. } => vsock(*cid, *port),
             _ => {
                 return Err(Error::Unsupported {
@@ -300,16 +301,36 @@ fn tcp(host: &str, port: u16, deadline: Option<Instant>) -> io::Result<OwnedFd> 
     Err(io::Error::new(kind, failures.join("; ")))
 }
 
+/// Waits while the listener's queue is full, but not for ever.
+fn unix(address: &socket2::SockAddr, deadline: Option<Instant>) -> io::Result<OwnedFd> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        socket.set_write_timeout(Some(left))?; // which is that of connecting, too
+    }
+    match socket.connect(address) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        connected => connected?,
+    }
+    socket.set_write_timeout(None)?;
+    Ok(socket.into())
+}
+
 #[cfg(target_os = "linux")]
-fn abstract_socket(name: &[u8]) -> Result<io::Result<OwnedFd>, Error> {
-    use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr};
-    Ok(SocketAddr::from_abstract_name(name)
-        .and_then(|address| UnixStream::connect_addr(&address))
-        .map(OwnedFd::from))
+fn abstract_socket(name: &[u8], deadline: Option<Instant>) -> Result<io::Result<OwnedFd>, Error> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let name = [b"\0", name].concat();
+    Ok(socket2::SockAddr::unix(OsStr::from_bytes(&name))
+        .and_then(|address| unix(&address, deadline)))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn abstract_socket(_: &[u8]) -> Result<io::Result<OwnedFd>, Error> {
+fn abstract_socket(_: &[u8], _: Option<Instant>) -> Result<io::Result<OwnedFd>, Error> {
     Err(Error::Unsupported {
         what: "only Linux has abstract Unix sockets",
     })
