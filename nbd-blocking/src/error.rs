@@ -64,7 +64,7 @@ pub enum Lost {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The server broke the protocol.
-    #[error("the server broke the protocol ({rule}): {0}", rule = .0.rule())]
+    #[error("the server broke the protocol ({rule})", rule = .0.rule())]
     Protocol(#[from] nbd_proto::Error),
     /// The server closed the connection without being asked to.
     #[error("the server closed the connection")]
