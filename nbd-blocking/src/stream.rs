@@ -94,6 +94,11 @@ impl Stream {
             .map_or(Ok(()), |socket| socket.set_patience(patience))
     }
 
+    /// Whether a read that waits keeps others from writing.
+    pub(crate) const fn is_half_duplex(&self) -> bool {
+        matches!(self, Self::Any(_))
+    }
+
     /// Tells the server that no more will come.
     pub(crate) fn shutdown(&self) {
         #[cfg(feature = "tls-base")]

@@ -17,6 +17,9 @@
 //! that is borrowed is written by its owner. A writer that cannot go on reads meanwhile, because
 //! a server that waits for its replies to be taken takes no requests.
 //!
+//! A stream of a program's own can do one thing at a time: nobody waits for a reply on it before
+//! the request is written.
+//!
 //! The lock on [`State`] is never held while the stream is waited for.
 
 mod outbox;
@@ -38,6 +41,9 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+/// No request is given less time than this, because to a socket no time means for ever.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// The caller of a request that nobody waits for any more.
 const NOBODY: usize = usize::MAX;
@@ -176,6 +182,7 @@ impl Link {
         transmission: Transmission,
         timeout: Option<Duration>,
     ) -> Result<Self, Error> {
+        let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
         stream.set_patience(timeout).map_err(Error::lost)?;
         Ok(Self {
             stream,

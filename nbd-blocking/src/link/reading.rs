@@ -73,7 +73,9 @@ impl Link {
             return Ok(self.lock());
         }
         let deadline = deadline.or_else(|| self.timeout.and_then(|_| state.due(place)));
-        let may_read = state.reader.is_none_or(|reader| reader == place);
+        let silent = !state.writing && state.outbox.is_empty();
+        let may_read = (silent || !self.stream.is_half_duplex())
+            && state.reader.is_none_or(|reader| reader == place);
         if may_read && let Some(inbox) = state.inbox.take() {
             (state, _) = self.read(state, inbox, place, dest, until, deadline);
         } else if until != Until::Dry {

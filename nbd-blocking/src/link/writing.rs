@@ -58,6 +58,7 @@ impl Link {
             if state.lost.is_some() || state.outbox.is_empty() {
                 state.writing = false;
                 self.may_write.notify_all();
+                state.pass_on(); // where nobody may read while another writes
                 return match &state.lost {
                     Some(lost) => Err(Error::Lost(lost.clone())),
                     None => Ok(()),
