@@ -19,9 +19,6 @@ use std::{
 /// Pieces of one request that are in flight at once.
 const WINDOW: usize = 8;
 
-/// How long a disconnect waits for the server.
-const FAREWELL: Duration = Duration::from_secs(5);
-
 /// An export that was entered.
 ///
 /// All methods take `&self`, and clones are cheap and share one connection: any number of threads
@@ -349,7 +346,7 @@ impl Client {
     ///
     /// When the connection was over before.
     pub fn disconnect(&self) -> Result<(), Error> {
-        self.link.disconnect(FAREWELL)
+        self.link.disconnect()
     }
 
     /// Whether the connection is over.
@@ -558,11 +555,8 @@ impl Client {
         done.result.map_err(|error| self.noticed(error))
     }
 
-    /// A server that says it is shutting down is left at once, as the protocol asks for.
     fn noticed(&self, error: Error) -> Error {
-        if error.errno() == Some(Errno::Shutdown) {
-            let _ = self.link.disconnect(FAREWELL);
-        }
+        self.link.notice(&error);
         error
     }
 }

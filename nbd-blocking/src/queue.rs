@@ -219,6 +219,9 @@ impl Queue {
         }
         let done = self.link.wait(self.place, &mut [])?;
         self.outstanding -= 1;
+        if let Err(error) = &done.result {
+            self.link.notice(error);
+        }
         Ok(Some(done.into()))
     }
 

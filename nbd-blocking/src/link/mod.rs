@@ -29,7 +29,7 @@ mod writing;
 use crate::{Error, error::Lost, stream::Stream};
 use bytes::Bytes;
 use nbd_proto::{
-    Command, Header, Misuse,
+    Command, Errno, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
 use outbox::Outbox;
@@ -41,6 +41,9 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+/// How long a disconnect may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -397,9 +400,9 @@ impl Link {
 
     /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits for the
     /// server to close, all together for a bounded time.
-    pub(crate) fn disconnect(&self, patience: Duration) -> Result<(), Error> {
+    pub(crate) fn disconnect(&self) -> Result<(), Error> {
         let place = self.place();
-        let deadline = Instant::now().checked_add(patience);
+        let deadline = Instant::now().checked_add(FAREWELL);
         let mut state = self.lock();
         if let Some(lost) = &state.lost {
             return Err(Error::Lost(lost.clone()));
@@ -427,6 +430,13 @@ impl Link {
         state.lose(Lost::Disconnected);
         self.stream.close();
         Ok(())
+    }
+
+    /// Leaves a server that says it is shutting down, as the protocol asks for.
+    pub(crate) fn notice(&self, error: &Error) {
+        if error.errno() == Some(Errno::Shutdown) {
+            let _ = self.disconnect();
+        }
     }
 
     /// Waits until the outbox is written, whoever does it.

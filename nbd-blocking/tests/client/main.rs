@@ -1,5 +1,6 @@
 //! The client against servers that are right but inconvenient, and against servers that are wrong.
 
+mod bad;
 mod flow;
 mod options;
 mod ranges;
