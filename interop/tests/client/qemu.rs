@@ -1,5 +1,7 @@
 //! What only qemu-nbd has: several contexts, extended headers and filters.
 
+use std::thread;
+
 use interop::{Image, Peer, QemuNbd, Server, require};
 use nbd_blocking::{
     Client, CommandFlags, ConnectOptions, Error, Misuse, Mode,
@@ -198,6 +200,35 @@ fn a_filter_asks_for_some_of_the_contexts() {
             .block_status_of(&[0], 0, MIB, CommandFlags::NONE)
             .unwrap_err();
         assert!(matches!(error, Error::Misuse(_)), "{error:?}");
+    });
+}
+
+#[test]
+fn requests_with_a_payload_of_their_own_stay_in_one_piece() {
+    run(|| {
+        let Some(server) = serve_layers() else { return };
+        let client = with_contexts(options(), &[ALLOCATION, BITMAP])
+            .connect(&server.uri(""))
+            .unwrap();
+        let id = client.contexts()[0].id;
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let client = client.clone();
+                scope.spawn(move || {
+                    for round in 0..400 {
+                        if (thread + round) % 2 == 0 {
+                            let found = client
+                                .block_status_of(&[id], 0, 4 * MIB, CommandFlags::NONE)
+                                .unwrap();
+                            assert_eq!(found.len(), 1);
+                        } else {
+                            assert_has(&client, 512 * KIB, &[3; 512]);
+                        }
+                    }
+                });
+            }
+        });
+        client.disconnect().unwrap();
     });
 }
 
