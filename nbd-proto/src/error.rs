@@ -195,9 +195,6 @@ pub enum Error {
         /// The limit in bytes.
         limit: u32,
     },
-    /// A write with extended headers that does not say whether it has a payload.
-    #[error("NBD_CMD_WRITE came without NBD_CMD_FLAG_PAYLOAD_LEN, which extended headers need")]
-    WriteWithoutPayloadLen,
 
     // Replies.
     /// A reply does not start with a magic number of the agreed layout.
@@ -383,7 +380,6 @@ impl Error {
             Self::DuplicateContext { .. } => ("C-162", "Metadata querying"),
             Self::RequestMagic { .. } => ("S-142", "Request message"),
             Self::PayloadTooLong { .. } => ("S-146", "Block size constraints"),
-            Self::WriteWithoutPayloadLen => ("S-169", "Extended request message"),
             Self::ReplyMagic { .. } => ("C-196", "Simple reply message"),
             Self::UnknownCookie { .. } => ("C-204", "Ordering of messages and writes"),
             Self::SimpleSuccess { .. } => ("C-200", REPLY),

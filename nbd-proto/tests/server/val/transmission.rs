@@ -279,12 +279,8 @@ fn requests(client: &mut Bytes<'_>, state: &State) -> BTreeMap<u64, VecDeque<Ask
         } else {
             client.u32().into()
         };
-        // S-144
-        let follows = if extended {
-            flags & 0x20 != 0
-        } else {
-            command == 1
-        };
+        // S-144, A-079
+        let follows = command == 1 || extended && flags & 0x20 != 0;
         let payload = if follows {
             match usize::try_from(len) {
                 Ok(len) if len <= client.0.len() => client.take(len),
