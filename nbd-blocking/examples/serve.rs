@@ -6,7 +6,7 @@
 
 use clap::{ArgGroup, Parser};
 use nbd_blocking::{
-    ExportName,
+    ExportName, ServerTls,
     server::{Event, Server},
 };
 use nbd_io::{Memory, NamedExports};
@@ -42,6 +42,10 @@ struct Arguments {
     /// The name of the export, which is the default export all the same.
     #[arg(long, default_value = "")]
     export: ExportName,
+    /// Require TLS, with `server-cert.pem`, `server-key.pem` and perhaps `ca-cert.pem`, of which
+    /// client certificates have to be, in this directory.
+    #[arg(long)]
+    tls: Option<PathBuf>,
     /// Say nothing about connections.
     #[arg(long)]
     quiet: bool,
@@ -58,6 +62,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .with(name.clone(), Arc::new(disk))
         .with_default(name);
     let mut server = Server::new(exports);
+    if let Some(directory) = arguments.tls {
+        server = server.require_tls(&ServerTls::from_directory(directory)?)?;
+    }
     if !arguments.quiet {
         server = server.on_event(report);
     }

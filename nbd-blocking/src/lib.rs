@@ -23,7 +23,7 @@ pub use extents::{Extents, Stretch};
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
 pub use nbd_io::client::{NegotiationError, TlsPolicy};
 #[cfg(feature = "tls-base")]
-pub use nbd_io::tls::{ClientTls, TlsError};
+pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Failure, Limits,
     Misuse, Mode, Uri,

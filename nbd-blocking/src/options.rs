@@ -408,7 +408,7 @@ impl ConnectOptions {
             ));
         };
         let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
-        let tls = crate::tls::TlsStream::handshake(socket, config, &name, deadline)?;
+        let tls = crate::tls::TlsStream::connect(socket, config, &name, deadline)?;
         Ok(Negotiating {
             stream: Stream::Tls(Box::new(tls)),
             deadline,

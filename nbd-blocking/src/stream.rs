@@ -99,7 +99,7 @@ impl Stream {
         matches!(self, Self::Any(_))
     }
 
-    /// Tells the server that no more will come.
+    /// Tells the peer that no more will come.
     pub(crate) fn shutdown(&self) {
         #[cfg(feature = "tls-base")]
         if let Self::Tls(tls) = self {

@@ -3,7 +3,10 @@
 use crate::socket::Socket;
 use nbd_io::tls::{
     SEND_BUFFER, TlsError,
-    rustls::{self, ClientConfig, ClientConnection, pki_types::ServerName},
+    rustls::{
+        self, ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
+        pki_types::ServerName,
+    },
 };
 use std::{
     fmt,
@@ -21,11 +24,23 @@ const RECEIVE_BUFFER: usize = 256 << 10;
 /// `received`, which only the one reader locks.
 pub(crate) struct TlsStream {
     socket: Socket,
-    connection: Mutex<ClientConnection>,
+    connection: Mutex<Connection>,
     /// Encrypted bytes that have come and were not decrypted.
     received: Mutex<Pending>,
     /// Encrypted bytes that are to be sent.
     unsent: Mutex<Pending>,
+}
+
+/// Why there was no handshake.
+enum Failure {
+    Io(io::Error),
+    Tls(rustls::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// Bytes of which the first are used up.
@@ -50,19 +65,45 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl TlsStream {
-    /// Does the handshake.
-    pub(crate) fn handshake(
+    /// Does the handshake with a server.
+    pub(crate) fn connect(
         socket: Socket,
         config: Arc<ClientConfig>,
         name: &ServerName<'static>,
         deadline: Option<Instant>,
     ) -> Result<Self, TlsError> {
-        let broken = |source| TlsError::Io {
-            name: name.to_str().into_owned(),
-            source,
-        };
-        let mut connection = ClientConnection::new(config, name.clone())
+        let connection = ClientConnection::new(config, name.clone())
             .map_err(|source| TlsError::handshake(name, source))?;
+        Self::handshake(socket, connection.into(), deadline).map_err(|failure| match failure {
+            Failure::Io(source) => TlsError::Io {
+                name: name.to_str().into_owned(),
+                source,
+            },
+            Failure::Tls(source) => TlsError::handshake(name, source),
+        })
+    }
+
+    /// Does the handshake with a client. The outer error is one of the socket's.
+    pub(crate) fn accept(
+        socket: Socket,
+        config: Arc<ServerConfig>,
+        deadline: Option<Instant>,
+    ) -> io::Result<Result<Self, TlsError>> {
+        let shaken = ServerConnection::new(config)
+            .map_err(Failure::Tls)
+            .and_then(|connection| Self::handshake(socket, connection.into(), deadline));
+        match shaken {
+            Ok(stream) => Ok(Ok(stream)),
+            Err(Failure::Tls(source)) => Ok(Err(TlsError::Client(source))),
+            Err(Failure::Io(error)) => Err(error),
+        }
+    }
+
+    fn handshake(
+        socket: Socket,
+        mut connection: Connection,
+        deadline: Option<Instant>,
+    ) -> Result<Self, Failure> {
         connection.set_buffer_limit(Some(SEND_BUFFER));
         let stream = Self {
             socket,
@@ -79,21 +120,24 @@ impl TlsStream {
             }),
         };
         loop {
-            stream.flush_by(deadline).map_err(broken)?;
+            stream.flush_by(deadline)?;
             if !lock(&stream.connection).is_handshaking() {
                 return Ok(stream);
             }
-            stream.socket.wait(true, false, deadline).map_err(broken)?;
             let mut received = lock(&stream.received);
-            if received.is_empty() && stream.receive(&mut received, false).map_err(broken)? == 0 {
-                return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+            // What came at once need not be taken at once.
+            if received.is_empty() {
+                stream.socket.wait(true, false, deadline)?;
+                if stream.receive(&mut received, false)? == 0 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
             }
             let mut connection = lock(&stream.connection);
-            if let Err(error) = decrypt(&mut connection, &mut received).map_err(broken)? {
-                // The alert tells the server why.
+            if let Err(error) = decrypt(&mut connection, &mut received)? {
+                // The alert tells the peer why.
                 drop(connection);
                 let _ = stream.flush_by(deadline);
-                return Err(TlsError::handshake(name, error));
+                return Err(Failure::Tls(error));
             }
         }
     }
@@ -115,7 +159,7 @@ impl TlsStream {
                 if self.receive(&mut received, block)? == 0 {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
-                        "the server ended the connection without ending TLS",
+                        "the peer ended the connection without ending TLS",
                     ));
                 }
                 connection = lock(&self.connection);
@@ -146,7 +190,7 @@ impl TlsStream {
         self.send_pending(&mut unsent)
     }
 
-    /// Tells the server that no more will come.
+    /// Tells the peer that no more will come.
     pub(crate) fn close_notify(&self) {
         lock(&self.connection).send_close_notify();
         let _ = self.flush();
@@ -207,7 +251,7 @@ impl TlsStream {
 
 /// Decrypts some of what was received. The outer error is one of the plumbing, the inner one of TLS.
 fn decrypt(
-    connection: &mut ClientConnection,
+    connection: &mut Connection,
     received: &mut Pending,
 ) -> io::Result<Result<(), rustls::Error>> {
     let mut rest = received.rest();

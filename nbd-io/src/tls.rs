@@ -1,4 +1,4 @@
-//! What a client's TLS connections trust and show, the same for every runtime.
+//! What TLS connections trust and show, the same for every runtime.
 //!
 //! Everything that touches rustls and is not a stream of a runtime's is in this module.
 
@@ -21,7 +21,10 @@ use std::{
     sync::Arc,
 };
 
+mod server;
+
 pub use rustls;
+pub use server::ServerTls;
 
 /// The bytes that rustls may hold back of what is to be sent. Larger than the default, because
 /// payloads are.
@@ -108,6 +111,9 @@ pub enum TlsError {
         /// How.
         source: std::io::Error,
     },
+    /// The handshake with a client failed; an alert of the client's is among the reasons.
+    #[error("the TLS handshake with the client failed")]
+    Client(#[source] rustls::Error),
 }
 
 impl TlsError {
@@ -150,9 +156,32 @@ pub struct ClientTls {
     accepts_anything: bool,
 }
 
+/// A certificate and the certificates that lead to its authority, and its private key.
 struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+}
+
+impl Identity {
+    fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        let chain = from_memory("certificates", chain)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Memory {
+            what: "a private key",
+            source,
+        })?;
+        Ok(Self { chain, key })
+    }
+
+    fn from_files(chain: &Path, key: &Path) -> Result<Self, TlsError> {
+        let what = "a private key";
+        let (chain, path) = (from_file("certificates", chain)?, key.to_owned());
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::File {
+            what,
+            path,
+            source,
+        })?;
+        Ok(Self { chain, key })
+    }
 }
 
 impl ClientTls {
@@ -201,12 +230,7 @@ impl ClientTls {
     ///
     /// When one of them is missing.
     pub fn identity_pem(mut self, chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let chain = from_memory("certificates", chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Memory {
-            what: "a private key",
-            source,
-        })?;
-        self.identity = Some(Arc::new(Identity { chain, key }));
+        self.identity = Some(Arc::new(Identity::from_pem(chain, key)?));
         Ok(self)
     }
 
@@ -220,13 +244,8 @@ impl ClientTls {
         chain: impl AsRef<Path>,
         key: impl AsRef<Path>,
     ) -> Result<Self, TlsError> {
-        let chain = from_file("certificates", chain.as_ref())?;
-        let key = PrivateKeyDer::from_pem_file(key.as_ref()).map_err(|source| TlsError::File {
-            what: "a private key",
-            path: key.as_ref().to_owned(),
-            source,
-        })?;
-        self.identity = Some(Arc::new(Identity { chain, key }));
+        let identity = Identity::from_files(chain.as_ref(), key.as_ref())?;
+        self.identity = Some(Arc::new(identity));
         Ok(self)
     }
 

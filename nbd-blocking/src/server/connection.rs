@@ -83,6 +83,27 @@ fn enter(
     }
 }
 
+/// Does the TLS handshake.
+#[cfg(feature = "tls-base")]
+async fn upgrade(
+    settings: &Settings,
+    transport: Negotiating,
+) -> Result<Negotiating, NegotiationError> {
+    let Negotiating { stream, deadline } = transport;
+    let (Stream::Socket(socket), Some(config)) = (stream, settings.tls.clone()) else {
+        return Err(NegotiationError::Tls(
+            "TLS can only be started over a socket".into(),
+        ));
+    };
+    let tls = crate::tls::TlsStream::accept(socket, config, deadline)?
+        .map_err(|error| NegotiationError::Tls(error.into()))?;
+    Ok(Negotiating {
+        stream: Stream::Tls(Box::new(tls)),
+        deadline,
+    })
+}
+
+#[cfg(not(feature = "tls-base"))]
 async fn upgrade(_: &Settings, _: Negotiating) -> Result<Negotiating, NegotiationError> {
     Err(NegotiationError::Tls("TLS is not in this build".into()))
 }

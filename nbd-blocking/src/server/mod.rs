@@ -9,6 +9,11 @@ pub use event::{Ending, Event, Peer};
 
 use crate::{socket::Socket, stream::Stream};
 use nbd_io::{Export, Exports, NamedExports, server::ServerOptions};
+#[cfg(feature = "tls-base")]
+use nbd_io::{
+    server::TlsMode,
+    tls::{ServerTls, TlsError},
+};
 use nbd_proto::Limits;
 use registry::{Refused, Registry};
 use std::{
@@ -56,6 +61,8 @@ pub struct Server {
 struct Settings {
     exports: Arc<dyn Exports>,
     options: ServerOptions,
+    #[cfg(feature = "tls-base")]
+    tls: Option<Arc<rustls::ServerConfig>>,
     handshake_timeout: Option<Duration>,
     max_connections: usize,
     grace: Duration,
@@ -96,6 +103,8 @@ impl Server {
             settings: Settings {
                 exports,
                 options,
+                #[cfg(feature = "tls-base")]
+                tls: None,
                 handshake_timeout: Some(Duration::from_secs(10)),
                 max_connections: 256,
                 grace: Duration::from_secs(5),
@@ -103,6 +112,33 @@ impl Server {
             },
             registry: Arc::new(Registry::default()),
         }
+    }
+
+    /// Lets clients start TLS, so that they get the exports that are for TLS only.
+    ///
+    /// # Errors
+    ///
+    /// When what was given cannot be used.
+    #[cfg(feature = "tls-base")]
+    pub fn offer_tls(self, tls: &ServerTls) -> Result<Self, TlsError> {
+        self.tls(tls, TlsMode::Selective)
+    }
+
+    /// Makes clients start TLS before anything else.
+    ///
+    /// # Errors
+    ///
+    /// When what was given cannot be used.
+    #[cfg(feature = "tls-base")]
+    pub fn require_tls(self, tls: &ServerTls) -> Result<Self, TlsError> {
+        self.tls(tls, TlsMode::Forced)
+    }
+
+    #[cfg(feature = "tls-base")]
+    fn tls(mut self, tls: &ServerTls, mode: TlsMode) -> Result<Self, TlsError> {
+        self.settings.tls = Some(tls.server()?);
+        self.settings.options.tls = mode;
+        Ok(self)
     }
 
     /// How much a client may ask for.
