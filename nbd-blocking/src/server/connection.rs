@@ -77,7 +77,11 @@ fn enter(
         Some(Ok(Ok(entered))) => Ok(entered),
         Some(Ok(Err(Ended::Aborted))) => Err(Ending::Aborted),
         None => Err(Ending::Stopped),
-        Some(_) if place.is_stopping() => Err(Ending::Stopped),
+        Some(Ok(Err(Ended::Closed)) | Err(NegotiationError::Io(_) | NegotiationError::Closed))
+            if place.is_stopping() =>
+        {
+            Err(Ending::Stopped)
+        }
         Some(Ok(Err(Ended::Closed))) => Err(Ending::Left),
         Some(Err(error)) => Err(Ending::Negotiation(error)),
     }

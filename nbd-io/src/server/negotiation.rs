@@ -278,8 +278,11 @@ impl Table<'_> {
         mut phase: P,
     ) -> Result<Option<P::Next>, NegotiationError> {
         loop {
-            write_all(transport, out).await?;
-            let n = match read(transport, phase.space()).await {
+            let received = match write_all(transport, out).await {
+                Ok(()) => read(transport, phase.space()).await,
+                Err(error) => Err(error),
+            };
+            let n = match received {
                 Ok(0) if phase.is_idle() => return Ok(None),
                 Ok(0) => return Err(NegotiationError::Closed),
                 Ok(n) => n,

@@ -1,0 +1,13 @@
+//! The server, with this crate's own client and with raw bytes as peers.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on fails"
+)]
+
+mod commands;
+mod life;
+mod support;
+#[cfg(feature = "tls-base")]
+mod tls;
