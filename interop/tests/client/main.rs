@@ -8,6 +8,8 @@
     reason = "a test fails by panicking, and so does its helper"
 )]
 
+mod nbdkit;
+mod nbdkit_filters;
 mod peers;
 mod qemu;
 mod support;
