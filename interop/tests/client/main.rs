@@ -8,8 +8,10 @@
     reason = "a test fails by panicking, and so does its helper"
 )]
 
+mod nbd_server;
 mod nbdkit;
 mod nbdkit_filters;
 mod peers;
+mod processes;
 mod qemu;
 mod support;
