@@ -119,6 +119,13 @@ pub enum NegotiationError {
     /// The TLS handshake failed.
     #[error("the TLS handshake failed")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server ended the connection before it said anything inside TLS, which is how TLS 1.3
+    /// servers refuse a client's certificate.
+    #[error(
+        "the server ended the connection right after the TLS handshake: it may want a client \
+         certificate, or another one"
+    )]
+    TlsBrokeOff(#[source] Box<Self>),
     /// What was asked for cannot be sent.
     #[error(transparent)]
     Misuse(Misuse),

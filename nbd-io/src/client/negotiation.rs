@@ -11,7 +11,7 @@ use nbd_proto::{
     },
     wire::OptionCode,
 };
-use std::future::poll_fn;
+use std::{future::poll_fn, mem};
 
 /// What a server turned out to speak, and the transport to it.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl<T: Transport> TlsOnly<T> {
         match outcome {
             TlsOutcome::Accepted(ready) => {
                 let transport = upgrade(transport).await?;
-                Ok(Haggling::new(transport, ready.upgraded()))
+                Ok(Haggling::inside_tls(transport, ready.upgraded()))
             }
             TlsOutcome::Refused(options, error) => {
                 options.abort(&mut out);
@@ -132,6 +132,8 @@ pub struct Haggling<T, S> {
     /// `None` after a fatal error or a dropped future.
     options: Option<Options<S>>,
     out: BytesMut,
+    /// TLS has started, and the server has said nothing inside it.
+    tls_unproven: bool,
 }
 
 impl<T: Transport, S> Haggling<T, S> {
@@ -140,6 +142,14 @@ impl<T: Transport, S> Haggling<T, S> {
             transport,
             options: Some(options),
             out: BytesMut::new(),
+            tls_unproven: false,
+        }
+    }
+
+    fn inside_tls(transport: T, options: Options<S>) -> Self {
+        Self {
+            tls_unproven: true,
+            ..Self::new(transport, options)
         }
     }
 
@@ -238,9 +248,7 @@ impl<T: Transport, S> Haggling<T, S> {
         request: Go,
     ) -> Result<Result<(T, Transmission), Refused<Self>>, NegotiationError> {
         let pending = self.take()?.go(request, &mut self.out);
-        let outcome = drive(&mut self.transport, &mut self.out, pending)
-            .await
-            .map_err(|error| NegotiationError::during(OptionCode::Go, error))?;
+        let outcome = self.drive(OptionCode::Go, pending).await?;
         Ok(match outcome {
             GoOutcome::Accepted(transmission) => Ok((self.transport, transmission)),
             GoOutcome::Refused(options, error) => {
@@ -291,11 +299,27 @@ impl<T: Transport, S> Haggling<T, S> {
     where
         P: Phase<Next = Settled<S, R>>,
     {
-        let settled = drive(&mut self.transport, &mut self.out, pending)
-            .await
-            .map_err(|error| NegotiationError::during(option, error))?;
+        let settled = self.drive(option, pending).await?;
         self.options = Some(settled.options);
         settled.result.map_err(NegotiationError::Refused)
+    }
+
+    async fn drive<P: Phase>(
+        &mut self,
+        option: OptionCode,
+        pending: P,
+    ) -> Result<P::Next, NegotiationError> {
+        let unproven = mem::take(&mut self.tls_unproven);
+        let driven = drive(&mut self.transport, &mut self.out, pending).await;
+        driven.map_err(|error| {
+            let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
+            let error = NegotiationError::during(option, error);
+            if broke_off {
+                NegotiationError::TlsBrokeOff(Box::new(error))
+            } else {
+                error
+            }
+        })
     }
 }
 
@@ -321,7 +345,7 @@ impl<T: Transport> Haggling<T, Plain> {
         Ok(match outcome {
             TlsOutcome::Accepted(ready) => {
                 let transport = upgrade(self.transport).await?;
-                Ok(Haggling::new(transport, ready.upgraded()))
+                Ok(Haggling::inside_tls(transport, ready.upgraded()))
             }
             TlsOutcome::Refused(options, error) => {
                 self.options = Some(options);
