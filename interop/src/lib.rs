@@ -29,7 +29,9 @@ mod nbdkit;
 mod peer;
 mod process;
 mod qemu_nbd;
+mod scripted;
 mod server;
+mod tap;
 
 pub use certificates::{Certificates, Flaw};
 pub use deadline::deadline;
@@ -38,4 +40,6 @@ pub use nbd_server::NbdServer;
 pub use nbdkit::Nbdkit;
 pub use peer::{Finished, Peer, Program, require};
 pub use qemu_nbd::QemuNbd;
+pub use scripted::{Conversation, Request, Scripted};
 pub use server::{Endpoint, Listen, Server};
+pub use tap::{Recording, Tap};

@@ -95,6 +95,12 @@ impl QemuNbd {
         self.tls(certificates, "off")
     }
 
+    /// Insists on TLS of version 1.2.
+    #[must_use]
+    pub fn tls_1_2_required(self, certificates: &Certificates) -> Self {
+        self.tls(certificates, "off,priority=NORMAL:-VERS-TLS1.3")
+    }
+
     /// Insists on TLS and wants a certificate from the client.
     #[must_use]
     pub fn tls_verified(self, certificates: &Certificates) -> Self {

@@ -15,3 +15,4 @@ mod peers;
 mod processes;
 mod qemu;
 mod support;
+mod tls;
