@@ -128,7 +128,9 @@ install_tool() {
 
 # --- what must hold ---
 
-manifests() { printf '%s\n' ./*/Cargo.toml nbd-proto/nostd-check/Cargo.toml; }
+manifests() {
+    printf '%s\n' ./*/Cargo.toml fuzz/oracles/Cargo.toml nbd-proto/nostd-check/Cargo.toml
+}
 
 formatted() {
     local manifest

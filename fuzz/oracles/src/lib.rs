@@ -1,0 +1,46 @@
+//! What must hold for `nbd-proto` whatever bytes come.
+//!
+//! Every oracle takes any bytes and panics when something is wrong. The fuzz targets in `fuzz/`
+//! are shims over them, and `cargo test` plays the seeds, the crashes of the past and random
+//! bytes through the same functions.
+//!
+//! The first bytes of an input are decisions (what to ask for, how a server answers, how bytes
+//! are cut into pieces), the rest is what the peer sends; see the seeds for examples.
+
+mod answer;
+mod client;
+mod delivery;
+mod input;
+mod loopback;
+pub mod seeds;
+mod server;
+mod uri;
+mod wire;
+
+pub use client::{client_negotiation, client_transmission};
+pub use loopback::loopback;
+pub use server::{server_negotiation, server_transmission};
+pub use uri::uri;
+pub use wire::wire;
+
+/// Takes any bytes, and panics when something does not hold.
+pub type Oracle = fn(&[u8]);
+
+/// Every oracle and the name of its fuzz target.
+pub const ORACLES: [(&str, Oracle); 7] = [
+    ("client_negotiation", client_negotiation),
+    ("client_transmission", client_transmission),
+    ("loopback", loopback),
+    ("server_negotiation", server_negotiation),
+    ("server_transmission", server_transmission),
+    ("uri", uri),
+    ("wire", wire),
+];
+
+/// The protocol's messages, written without the code under test.
+#[path = "../../../nbd-proto/tests/common/bytes.rs"]
+#[expect(
+    dead_code,
+    reason = "tests of nbd-proto need messages that the oracles do not"
+)]
+mod bytes;
