@@ -1,7 +1,7 @@
 //! What goes out during transmission: a small header on the stack and the payload as it was given.
 
 use crate::wire::MAX_HEADER;
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use core::fmt;
 
 /// The bytes of a header, at most [`MAX_HEADER`] of them, without an allocation.
@@ -61,6 +61,17 @@ impl Bare {
             header,
             sent: 0,
             payload: &[],
+        }
+    }
+}
+
+/// For queues that keep messages with and without a payload.
+impl From<Bare> for Frame<Bytes> {
+    fn from(bare: Bare) -> Self {
+        Self {
+            header: bare.header,
+            sent: bare.sent,
+            payload: Bytes::from_static(bare.payload),
         }
     }
 }
@@ -151,6 +162,14 @@ mod tests {
         let mut rest = Vec::new();
         rest.put(frame);
         assert_eq!(rest, [2, b'a', b'b', b'c']);
+    }
+
+    #[test]
+    fn a_bare_frame_can_wait_beside_others() {
+        let mut bare = Bare::bare(Header::new(|out| out.put_u16(0x0102)));
+        bare.advance(1);
+        let waiting: Frame<Bytes> = bare.into();
+        assert_eq!((waiting.remaining(), waiting.chunk()), (1, &[2][..]));
     }
 
     #[cfg(feature = "std")]
