@@ -14,7 +14,7 @@ mod measure;
 mod walk;
 
 use clap::Parser;
-use host::Host;
+use host::{Certificates, Host};
 use measure::measure;
 use nbd_blocking::{ConnectOptions, Uri};
 use walk::{Outcome, walk};
@@ -48,11 +48,20 @@ fn main() -> Outcome<()> {
         return Ok(());
     }
     let directory = tempfile::tempdir()?;
-    let host = Host::start(&directory, "plain")?;
-    let plain = walk(&options, &host.uri()?, true)?;
-    measure(&[("Unix socket", &plain)], true)?;
-    plain.disconnect()?;
-    host.stop()?;
-    println!("Disconnected, and the server has ended.");
+    let host = Host::start(&directory, None)?;
+    let plain = walk(&options, host.uri(), true)?;
+
+    println!("The same over TLS, with certificates made on the spot:\n");
+    let certificates = Certificates::new()?;
+    let secure_host = Host::start(&directory, Some(&certificates))?;
+    let options = certificates.trusted_by(options)?;
+    let secure = walk(&options, secure_host.uri(), true)?;
+
+    measure(&[("Unix socket", &plain), ("TLS", &secure)], true)?;
+    for (client, host) in [(plain, host), (secure, secure_host)] {
+        client.disconnect()?;
+        host.stop()?;
+    }
+    println!("Disconnected, and the servers have ended.");
     Ok(())
 }

@@ -18,7 +18,8 @@ pub(crate) fn measure(rows: &[(&str, &Client)], write: bool) -> Outcome<()> {
         "", "time (IOPS)", "once (IOPS)", "once (MB/s)"
     );
     for (name, client) in rows {
-        for (what, writes) in [("read", false), ("write", true)] {
+        // Written first, so that there is data to read and not just holes.
+        for (what, writes) in [("write", true), ("read", false)] {
             if writes && (!write || client.export().is_read_only()) {
                 continue;
             }
