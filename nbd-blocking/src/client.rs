@@ -471,7 +471,7 @@ impl Client {
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
         let minimum = self.facts.blocks.minimum();
-        if (offset | len) % u64::from(minimum) != 0 {
+        if (offset | len) & u64::from(minimum - 1) != 0 {
             return Err(Error::Misuse(Misuse::Unaligned {
                 command,
                 offset,

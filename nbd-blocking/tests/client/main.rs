@@ -4,5 +4,6 @@ mod bad;
 mod flow;
 mod options;
 mod ranges;
+mod regressions;
 mod support;
 mod threads;
