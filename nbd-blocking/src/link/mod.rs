@@ -22,14 +22,17 @@
 //!
 //! The lock on [`State`] is never held while the stream is waited for.
 
+mod aside;
+mod farewell;
 mod outbox;
 mod reading;
 mod writing;
 
 use crate::{Error, error::Lost, stream::Stream};
+use aside::Aside;
 use bytes::Bytes;
 use nbd_proto::{
-    Command, Errno, Header, Misuse,
+    Command, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
 use outbox::Outbox;
@@ -41,9 +44,6 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-
-/// How long a disconnect may take.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -125,14 +125,6 @@ enum Sink {
     },
     /// To a buffer that was handed over.
     Owned(Vec<u8>),
-}
-
-/// Payload that somebody else than its owner has read.
-#[derive(Debug, Default)]
-struct Aside {
-    bytes: Vec<u8>,
-    /// Position in the request's buffer and length of each part. A part without bytes is a hole.
-    parts: Vec<(usize, usize, bool)>,
 }
 
 /// A thread in a call, or a queue.
@@ -398,64 +390,6 @@ impl Link {
         }
     }
 
-    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits for the
-    /// server to close, all together for a bounded time.
-    pub(crate) fn disconnect(&self) -> Result<(), Error> {
-        let place = self.place();
-        let deadline = Instant::now().checked_add(FAREWELL);
-        let mut state = self.lock();
-        if let Some(lost) = &state.lost {
-            return Err(Error::Lost(lost.clone()));
-        }
-        if mem::replace(&mut state.closing, true) {
-            return Err(Error::lost(Lost::Disconnected));
-        }
-        state.wake_for_room();
-        while state.lost.is_none() && state.transmission.in_flight() > 0 && !is_past(deadline) {
-            state = self.turn(state, place.index, &mut [], Until::Idle, deadline)?;
-        }
-        if let Some(lost) = &state.lost {
-            return Err(Error::Lost(lost.clone()));
-        }
-        let frame = state.transmission.disconnect()?;
-        state.goodbye = true;
-        state.outbox.push(frame.header());
-        state = self.emptied(state, place.index, deadline)?;
-        drop(state);
-        self.stream.shutdown();
-        state = self.lock();
-        while state.lost.is_none() && !is_past(deadline) {
-            state = self.turn(state, place.index, &mut [], Until::Ended, deadline)?;
-        }
-        state.lose(Lost::Disconnected);
-        self.stream.close();
-        Ok(())
-    }
-
-    /// Leaves a server that says it is shutting down, as the protocol asks for.
-    pub(crate) fn notice(&self, error: &Error) {
-        if error.errno() == Some(Errno::Shutdown) {
-            let _ = self.disconnect();
-        }
-    }
-
-    /// Waits until the outbox is written, whoever does it.
-    fn emptied<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        place: usize,
-        deadline: Option<Instant>,
-    ) -> Result<MutexGuard<'a, State>, Error> {
-        if !state.writing {
-            self.write(state, place, &mut [], &[], &[], deadline)?;
-            return Ok(self.lock());
-        }
-        while state.lost.is_none() && state.writing && !is_past(deadline) {
-            state = wait_until(&self.may_write, state, deadline);
-        }
-        Ok(state)
-    }
-
     /// When a request that is made now has taken too long.
     fn deadline(&self) -> Option<Instant> {
         self.timeout
@@ -464,20 +398,6 @@ impl Link {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.lost.is_none()
-            && let Ok(frame) = state.transmission.disconnect()
-        {
-            // A last word, if it can be said without waiting.
-            state.outbox.push(frame.header());
-            let _ = writing::write_now(&self.stream, &mut state.outbox);
-            self.stream.shutdown();
-        }
     }
 }
 
@@ -519,7 +439,7 @@ impl State {
         let (buffer, aside) = match mem::replace(&mut entry.sink, Sink::None) {
             Sink::None => (None, None),
             Sink::Owned(buffer) => (Some(buffer), None),
-            Sink::Borrowed { aside, .. } if aside.parts.is_empty() => (None, None),
+            Sink::Borrowed { aside, .. } if aside.is_empty() => (None, None),
             Sink::Borrowed { at, aside } => (None, Some((at, aside))),
         };
         if let Some(caller) = self.callers.get_mut(caller) {
@@ -598,31 +518,6 @@ fn wait_until<'a>(
             let left = deadline.saturating_duration_since(Instant::now());
             let waited = condvar.wait_timeout(state, left);
             waited.unwrap_or_else(PoisonError::into_inner).0
-        }
-    }
-}
-
-impl Aside {
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-        self.parts.push((at, bytes.len(), false));
-    }
-
-    fn put_hole(&mut self, at: usize, len: usize) {
-        self.parts.push((at, len, true));
-    }
-
-    fn copy_to(&self, dest: &mut [u8]) {
-        let mut bytes = &self.bytes[..];
-        for (at, len, hole) in &self.parts {
-            let dest = &mut dest[*at..*at + *len];
-            if *hole {
-                dest.fill(0);
-            } else {
-                let (part, rest) = bytes.split_at(*len);
-                dest.copy_from_slice(part);
-                bytes = rest;
-            }
         }
     }
 }

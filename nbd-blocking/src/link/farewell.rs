@@ -1,0 +1,87 @@
+//! Ending a session.
+
+use super::{Link, State, Until, is_past, wait_until, writing};
+use crate::{Error, error::Lost};
+use nbd_proto::Errno;
+use std::{
+    mem,
+    sync::{MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How long a disconnect may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+impl Link {
+    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits for the
+    /// server to close, all together for a bounded time.
+    pub(crate) fn disconnect(&self) -> Result<(), Error> {
+        let place = self.place();
+        let deadline = Instant::now().checked_add(FAREWELL);
+        let mut state = self.lock();
+        if let Some(lost) = &state.lost {
+            return Err(Error::Lost(lost.clone()));
+        }
+        if mem::replace(&mut state.closing, true) {
+            return Err(Error::lost(Lost::Disconnected));
+        }
+        state.wake_for_room();
+        while state.lost.is_none() && state.transmission.in_flight() > 0 && !is_past(deadline) {
+            state = self.turn(state, place.index, &mut [], Until::Idle, deadline)?;
+        }
+        if let Some(lost) = &state.lost {
+            return Err(Error::Lost(lost.clone()));
+        }
+        let frame = state.transmission.disconnect()?;
+        state.goodbye = true;
+        state.outbox.push(frame.header());
+        state = self.emptied(state, place.index, deadline)?;
+        drop(state);
+        self.stream.shutdown();
+        state = self.lock();
+        while state.lost.is_none() && !is_past(deadline) {
+            state = self.turn(state, place.index, &mut [], Until::Ended, deadline)?;
+        }
+        state.lose(Lost::Disconnected);
+        self.stream.close();
+        Ok(())
+    }
+
+    /// Leaves a server that says it is shutting down, as the protocol asks for.
+    pub(crate) fn notice(&self, error: &Error) {
+        if error.errno() == Some(Errno::Shutdown) {
+            let _ = self.disconnect();
+        }
+    }
+
+    /// Waits until the outbox is written, whoever does it.
+    fn emptied<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        place: usize,
+        deadline: Option<Instant>,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        if !state.writing {
+            self.write(state, place, &mut [], &[], &[], deadline)?;
+            return Ok(self.lock());
+        }
+        while state.lost.is_none() && state.writing && !is_past(deadline) {
+            state = wait_until(&self.may_write, state, deadline);
+        }
+        Ok(state)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.lost.is_none()
+            && let Ok(frame) = state.transmission.disconnect()
+        {
+            // A last word, if it can be said without waiting.
+            state.outbox.push(frame.header());
+            let _ = writing::write_now(&self.stream, &mut state.outbox);
+            self.stream.shutdown();
+        }
+    }
+}
