@@ -25,12 +25,19 @@ impl Link {
         if mem::replace(&mut state.closing, true) {
             return Err(Error::lost(Lost::Disconnected));
         }
-        state.wake_for_room();
+        while state.wait_for_room > 0 {
+            state.wake_for_room();
+        }
         while state.lost.is_none() && state.transmission.in_flight() > 0 && !is_past(deadline) {
             state = self.turn(state, place.index, &mut [], Until::Idle, deadline)?;
         }
         if let Some(lost) = &state.lost {
             return Err(Error::Lost(lost.clone()));
+        }
+        if self.stream.is_half_duplex() && state.transmission.in_flight() > 0 {
+            // Whoever waits for a reply cannot be interrupted to say goodbye.
+            state.lose(Lost::Disconnected);
+            return Ok(());
         }
         let frame = state.transmission.disconnect()?;
         state.goodbye = true;

@@ -456,14 +456,18 @@ impl State {
         self.wake_for_room();
     }
 
-    /// Wakes the callers that wait until one more request may be in flight.
-    fn wake_for_room(&self) {
-        if self.wait_for_room > 0 {
-            for caller in &self.callers {
-                if caller.waits == Some(Until::Room) {
-                    caller.wake.notify_one();
-                }
-            }
+    /// Wakes a caller that waits until one more request may be in flight.
+    fn wake_for_room(&mut self) {
+        if self.wait_for_room > 0
+            && let Some(caller) = self
+                .callers
+                .iter_mut()
+                .find(|caller| caller.waits == Some(Until::Room))
+        {
+            // The next one to be woken is another one.
+            caller.waits = None;
+            self.wait_for_room -= 1;
+            caller.wake.notify_one();
         }
     }
 

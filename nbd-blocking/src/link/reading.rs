@@ -84,8 +84,9 @@ impl Link {
             state.callers[place].waits = Some(until);
             state.wait_for_room += for_room;
             state = wait_until(&wake, state, deadline);
-            state.wait_for_room -= for_room;
-            state.callers[place].waits = None;
+            if state.callers[place].waits.take() == Some(Until::Room) {
+                state.wait_for_room -= 1;
+            }
         }
         if self.timeout.is_some() {
             self.expire(&mut state, place);
@@ -173,6 +174,7 @@ impl Link {
                         Lost::Closed
                     };
                     state.lose(lost);
+                    self.stream.close();
                     break Stop::Served;
                 }
                 Ok(n) => {
@@ -198,6 +200,7 @@ impl Link {
                         error.into()
                     };
                     state.lose(lost);
+                    self.stream.close();
                     break Stop::Served;
                 }
             }
