@@ -179,6 +179,8 @@ fn a_session_that_comes_byte_by_byte_is_the_same() {
     });
 }
 
+type Answer = Box<dyn FnOnce(&mut Peer, u64) + Send>;
+
 /// How a read fails that is answered like this.
 fn read_answered(answer: impl FnOnce(&mut Peer, u64) + Send + 'static) -> Error {
     let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
@@ -186,10 +188,12 @@ fn read_answered(answer: impl FnOnce(&mut Peer, u64) + Send + 'static) -> Error 
         answer(peer, read.cookie);
         peer.rest();
     });
-    let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+    let error = client
+        .read_exact_at(&mut [0; 4096], 0)
+        .expect_err("the read fails");
     if error.is_lost() {
         assert!(client.is_lost());
-        let again = client.flush().unwrap_err();
+        let again = client.flush().expect_err("it is over");
         assert_eq!(chain(&again), chain(&error), "the reason stays");
     }
     drop(client);
@@ -202,7 +206,7 @@ fn replies_that_break_the_protocol_end_the_connection_with_the_reason() {
     // C-196, C-204, C-211, C-225, C-226, C-230, H-017, H-025, H-026, H-027
     within(10, || {
         let broken = "the server broke the protocol";
-        let cases: Vec<(Box<dyn FnOnce(&mut Peer, u64) + Send>, &str)> = vec![
+        let cases: Vec<(Answer, &str)> = vec![
             (Box::new(|peer, _| peer.says([0xab; 20])), "0xabababab"),
             (
                 Box::new(|peer, cookie| peer.says(sr(5, cookie + 1, []))),

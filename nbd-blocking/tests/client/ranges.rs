@@ -326,3 +326,40 @@ fn nothing_is_sent_of_a_range_that_leaves_the_export() {
         }
     });
 }
+
+#[test]
+fn a_range_that_a_server_finds_too_long_is_tried_again_in_parts() {
+    // C-126
+    within(10, || {
+        let len = 1_u64 << 30;
+        let (client, server) = session(
+            Haggling::structured(),
+            &ConnectOptions::new(),
+            move |peer| {
+                let whole = peer.request();
+                assert_eq!((whole.command, whole.offset, whole.len), (6, 0, len));
+                peer.says(bytes::error(D, whole.cookie, 75, "too long", None));
+                let mut next = 0;
+                while next < len {
+                    let part = peer.request();
+                    assert_eq!((part.command, part.offset), (6, next));
+                    assert!(part.len <= 32 << 20);
+                    next += part.len;
+                    peer.says(bytes::sr(0, part.cookie, []));
+                }
+                let short = peer.request();
+                peer.says(bytes::sr(22, short.cookie, []));
+                peer.disconnect();
+            },
+        );
+        client
+            .write_zeroes(0, len, CommandFlags::NONE)
+            .expect("done in parts");
+        let error = client
+            .write_zeroes(0, 4096, CommandFlags::NONE)
+            .unwrap_err();
+        says(&error, &["NBD_CMD_WRITE_ZEROES failed", "NBD_EINVAL"]);
+        drop(client);
+        server.join().expect("the script ends");
+    });
+}
