@@ -185,15 +185,16 @@ fn list_meta_context<S: Security>(
         Err(refusal) => return request.refuse(refusal, "", out),
     };
     let extended = request.mode() == Mode::Extended;
-    let mut left_out = false;
+    let (mut listed, mut left_out) = (false, false);
     for context in offer.export.contexts() {
         if context.wide && !extended {
             left_out |= request.wants(&context.name);
         } else {
-            request.context(&context.name, out);
+            listed |= request.context(&context.name, out);
         }
     }
-    if left_out {
+    // A client that finds something else is not to lose it by a refusal.
+    if left_out && !listed {
         return request.refuse(Refusal::ExtendedHeadersRequired, "", out);
     }
     request.done(out)

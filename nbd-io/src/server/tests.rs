@@ -1,1 +1,4 @@
-
+mod execution;
+mod haggling;
+mod loopback;
+mod replying;
