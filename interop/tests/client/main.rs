@@ -1,7 +1,7 @@
 //! The blocking client against servers that others wrote.
 //!
 //! [`peers`] asks the same of all of them, over every transport, in the clear and encrypted; what
-//! only one of them has is in a module of its own.
+//! only one of them has is in a module of its own. [`table`] writes down who can do what.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,4 +15,5 @@ mod peers;
 mod processes;
 mod qemu;
 mod support;
+mod table;
 mod tls;
