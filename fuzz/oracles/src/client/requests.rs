@@ -14,7 +14,7 @@ use nbd_proto::{
 pub(super) const CONTEXTS: [(u32, &str); 2] = [(7, "base:allocation"), (8, "x:a")];
 
 /// The longest read, in bytes.
-const MAX_READ: u64 = 64 << 10;
+const MAX_READ: u64 = 16 << 10;
 
 /// A request that may be sent.
 #[derive(Clone, Copy, Debug)]

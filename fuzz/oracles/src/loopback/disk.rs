@@ -208,6 +208,7 @@ impl Disk {
                 Ok(more) => more,
                 Err(answer) => return (answer, expected),
             };
+            assert_eq!(sparse.missing(), missing - u64::from(len));
         }
     }
 
@@ -229,7 +230,7 @@ impl Disk {
             let id = context.id();
             let count = decisions.below(8);
             let extent = |_| Extent {
-                len: u64::from(decisions.byte()) * self.minimum,
+                len: u64::from(decisions.byte()) * self.minimum * decisions.pick(&[1, 16]),
                 status: decisions.byte().into(),
             };
             let mut extents: Vec<_> = (0..count).map(extent).collect();

@@ -45,6 +45,9 @@ pub fn loopback(data: &[u8]) {
     assert_eq!(client.export().flags, server.flags());
     let told = world.export.block_sizes.filter(|_| asked_sizes);
     assert_eq!(client.export().block_sizes, told);
+    let minimum = told.map_or(1, BlockSizes::minimum).into();
+    assert!(client.export().size.is_multiple_of(minimum));
+    assert!(world.export.size - client.export().size < 512);
     let of_client: Vec<_> = client
         .contexts()
         .iter()

@@ -195,6 +195,16 @@ pub(super) fn transmission() -> Vec<(&'static str, Vec<u8>)> {
         ("wide-extents", seed(0, 2, &[status], 0, &wide)),
         ("filtered", seed(2, 2, &[filtered], 0, &wide)),
         (
+            "a-byte-short",
+            seed(
+                0,
+                1,
+                &[read],
+                0,
+                &bytes::ch(D, 1, FIRST, bytes::data_at(1, b"1234567")),
+            ),
+        ),
+        (
             "unknown-cookie",
             seed(0, 0, &[flush], 0, &bytes::sr(0, 99, [])),
         ),

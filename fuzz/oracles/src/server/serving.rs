@@ -255,6 +255,7 @@ fn read(
             Ok(more) => more,
             Err(answer) => return answer,
         };
+        assert_eq!(sparse.missing(), missing - u64::from(n));
     }
 }
 
