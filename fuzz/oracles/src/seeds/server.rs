@@ -144,7 +144,7 @@ pub(super) fn transmission() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "no-payload-flag",
-            seed(2, &[], 0, &[bytes::xreq(0, 1, 1, 0, 4)]),
+            seed(2, &[], 0, &[bytes::xreq(0, 1, 1, 0, 4), b"data".to_vec()]),
         ),
     ]
 }

@@ -312,11 +312,14 @@ fn cookies(mut client: &[u8], mode: Mode) -> Vec<u64> {
         }
         let (flags, command) = (header.get_u16(), header.get_u16());
         let (cookie, _offset) = (header.get_u64(), header.get_u64());
-        let (len, follows) = if mode == Mode::Extended {
-            (header.get_u64(), flags & 0x20 != 0)
+        let extended = mode == Mode::Extended;
+        let len = if extended {
+            header.get_u64()
         } else {
-            (header.get_u32().into(), command == 1)
+            header.get_u32().into()
         };
+        // Some clients forget the flag of a write.
+        let follows = command == 1 || extended && flags & 0x20 != 0;
         if command == 2 {
             break;
         }
