@@ -332,26 +332,26 @@ fn a_range_that_a_server_finds_too_long_is_tried_again_in_parts() {
     // C-126
     within(10, || {
         let len = 1_u64 << 30;
-        let (client, server) = session(
-            Haggling::structured(),
-            &ConnectOptions::new(),
-            move |peer| {
-                let whole = peer.request();
-                assert_eq!((whole.command, whole.offset, whole.len), (6, 0, len));
-                peer.says(bytes::error(D, whole.cookie, 75, "too long", None));
-                let mut next = 0;
-                while next < len {
-                    let part = peer.request();
-                    assert_eq!((part.command, part.offset), (6, next));
-                    assert!(part.len <= 32 << 20);
-                    next += part.len;
-                    peer.says(bytes::sr(0, part.cookie, []));
-                }
-                let short = peer.request();
-                peer.says(bytes::sr(22, short.cookie, []));
-                peer.disconnect();
-            },
-        );
+        let haggling = Haggling {
+            block_sizes: Some((1, 4096, 32 << 20)),
+            ..Haggling::structured()
+        };
+        let (client, server) = session(haggling, &ConnectOptions::new(), move |peer| {
+            let whole = peer.request();
+            assert_eq!((whole.command, whole.offset, whole.len), (6, 0, len));
+            peer.says(bytes::error(D, whole.cookie, 75, "too long", None));
+            let mut next = 0;
+            while next < len {
+                let part = peer.request();
+                assert_eq!((part.command, part.offset), (6, next));
+                assert!(part.len <= 32 << 20);
+                next += part.len;
+                peer.says(bytes::sr(0, part.cookie, []));
+            }
+            let short = peer.request();
+            peer.says(bytes::sr(22, short.cookie, []));
+            peer.disconnect();
+        });
         client
             .write_zeroes(0, len, CommandFlags::NONE)
             .expect("done in parts");

@@ -54,7 +54,8 @@ fn defect_13_a_failed_tls_handshake_is_told_at_once() {
 fn defect_14_lengths_over_4_gib_are_split_or_refused() {
     // C-126, C-144
     within(10, || {
-        let (haggling, options) = base_allocation();
+        let (mut haggling, options) = base_allocation();
+        haggling.block_sizes = Some((1, 4096, 32 << 20));
         let len = (1_u64 << 33) + 4096;
         let (client, server) = session(haggling, &options, move |peer| {
             for command in [4, 6] {
