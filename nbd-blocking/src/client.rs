@@ -493,7 +493,9 @@ impl Client {
         let result = self.pieces(command, offset, len, max, &mut [], piece);
         match result {
             Err(Error::Failed { ref source, .. })
-                if matches!(source.errno, Errno::Overflow | Errno::Inval) && len > short =>
+                if matches!(source.errno, Errno::Overflow | Errno::Inval)
+                    && len > short
+                    && max > short =>
             {
                 self.pieces(command, offset, len, short, &mut [], piece)
             }
