@@ -7,3 +7,5 @@ mod ranges;
 mod regressions;
 mod support;
 mod threads;
+#[cfg(feature = "tls-base")]
+mod tls;

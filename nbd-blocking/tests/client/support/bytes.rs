@@ -154,8 +154,13 @@ pub(crate) fn error(
 
 /// What `len` bytes at `offset` of a scripted disk contain.
 pub(crate) fn content(offset: u64, len: usize) -> Vec<u8> {
-    (offset..)
-        .take(len)
-        .map(|at| u8::try_from(at % 251).expect("a remainder is small"))
-        .collect()
+    let cycle: Vec<u8> = (0..251).collect::<Vec<_>>().repeat(64);
+    let mut content = Vec::with_capacity(len + cycle.len());
+    let start = usize::try_from(offset % 251).expect("a remainder is small");
+    content.extend(&cycle[start..]);
+    while content.len() < len {
+        content.extend(&cycle);
+    }
+    content.truncate(len);
+    content
 }
