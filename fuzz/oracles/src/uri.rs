@@ -19,9 +19,11 @@ pub fn uri(data: &[u8]) {
     if let Ok(strict) = strict {
         assert_eq!(strict, parsed);
     }
+    // U-046
     let written = parsed.to_string();
     assert!(written.is_ascii() && !written.contains(char::is_whitespace));
     assert_eq!(Uri::parse_with(&written, all).as_ref(), Ok(&parsed));
+    // U-047
     if let Some(user) = parsed.user() {
         let shown = (format!("{parsed:?}"), parsed.redacted().to_string());
         for name in ["0", "another"] {

@@ -114,6 +114,7 @@ impl Session {
                 buffer: vec![0xaa; len],
                 come: vec![false; len],
             };
+            // C-168
             self.in_flight.insert(cookie, request);
             assert!(self.cookies.insert(cookie), "{cookie:?} comes twice");
             let slots = self.in_flight.keys().map(|cookie| cookie.slot());
@@ -211,6 +212,7 @@ impl Session {
             Event::Complete { cookie, outcome } => (cookie, outcome),
         };
         let request = self.in_flight.remove(&cookie);
+        // H-040
         let request = request.expect("only requests in flight are completed, and once");
         let Request {
             index, ask, buffer, ..

@@ -284,6 +284,7 @@ impl<'a> Client<'a> {
         if self.answers.is_empty() {
             return false;
         }
+        // S-187, S-219: whole messages of all answers, in any order.
         let at = self.decisions.below(self.answers.len());
         let answer = &mut self.answers[at];
         if let Some(message) = answer.messages.pop_front() {
