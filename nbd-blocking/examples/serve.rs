@@ -42,8 +42,8 @@ struct Arguments {
     /// The name of the export, which is the default export all the same.
     #[arg(long, default_value = "")]
     export: ExportName,
-    /// Require TLS, with `server-cert.pem`, `server-key.pem` and perhaps `ca-cert.pem`, of which
-    /// client certificates have to be, in this directory.
+    /// Require TLS, with `server-cert.pem` and `server-key.pem` of this directory. If there is a
+    /// `ca-cert.pem`, certificates that clients show are checked against it.
     #[arg(long)]
     tls: Option<PathBuf>,
     /// Say nothing about connections.

@@ -316,7 +316,9 @@ impl Stopper {
     /// [`Errno::Shutdown`](nbd_proto::Errno::Shutdown), until the client disconnects or sends
     /// nothing more for a moment. What is still there after the [grace](Server::grace) is closed.
     ///
-    /// `serve_tcp` and `serve_unix` return when all this is done.
+    /// [`serve_tcp`](Server::serve_tcp) and [`serve_unix`](Server::serve_unix) return when all
+    /// this is done; it is they who close what is left after the grace. Without a listener, a
+    /// connection in the middle of a request stays until its client goes on or leaves.
     pub fn stop(&self) {
         self.registry.stop();
     }
