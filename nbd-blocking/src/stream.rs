@@ -150,6 +150,9 @@ impl fmt::Debug for Stream {
     }
 }
 
+/// How long the answer to a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// A stream that negotiates until a deadline. As a [`Transport`] it never pends.
 #[derive(Debug)]
 pub struct Negotiating {
@@ -195,6 +198,12 @@ impl Transport for Negotiating {
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.shutdown();
+        if self.stream.socket().is_none() {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
+        let farewell = Instant::now() + FAREWELL;
+        self.deadline = self.deadline.map(|deadline| deadline.min(farewell));
+        self.deadline.get_or_insert(farewell);
         Poll::Ready(Ok(()))
     }
 }

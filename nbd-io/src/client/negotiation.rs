@@ -11,7 +11,10 @@ use nbd_proto::{
     },
     wire::OptionCode,
 };
-use std::{future::poll_fn, mem};
+use std::{future::poll_fn, io::IoSliceMut, mem};
+
+/// Reads after the farewell. The answer is 20 bytes and a short text.
+const LAST_READS: usize = 32;
 
 /// What a server turned out to speak, and the transport to it.
 #[derive(Debug)]
@@ -376,9 +379,20 @@ pub async fn enter_by_name<T: Transport>(
     }
 }
 
-/// Sends a farewell. The peer may be gone already, which does not matter.
+/// Sends a farewell and waits for the answer, or the end of the stream. The peer may be gone
+/// already, which does not matter.
 async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
-    if write_all(transport, out).await.is_ok() {
-        let _ = poll_fn(|cx| transport.poll_shutdown(cx)).await;
+    if write_all(transport, out).await.is_err()
+        || poll_fn(|cx| transport.poll_shutdown(cx)).await.is_err()
+    {
+        return;
+    }
+    let mut answer = [0; 256];
+    for _ in 0..LAST_READS {
+        let mut bufs = [IoSliceMut::new(&mut answer)];
+        let read = poll_fn(|cx| transport.poll_read(cx, &mut bufs)).await;
+        if !matches!(read, Ok(1..)) {
+            return;
+        }
     }
 }
