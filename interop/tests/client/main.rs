@@ -11,6 +11,7 @@
 mod nbd_server;
 mod nbdkit;
 mod nbdkit_filters;
+mod order;
 mod peers;
 mod processes;
 mod qemu;
