@@ -120,8 +120,8 @@ fn a_program_that_is_no_server_is_a_clear_error() {
         assert_names(&error, &["broke the protocol during the greeting"]);
 
         let start = Instant::now();
-        let mut silent = Command::new("sleep");
-        silent.arg("1000");
+        let mut silent = Command::new("sh");
+        silent.args(["-c", "read nothing"]);
         let error = options()
             .negotiation_timeout(Some(Duration::from_millis(200)))
             .connect_command(silent)

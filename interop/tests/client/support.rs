@@ -88,17 +88,26 @@ pub(crate) fn assert_names(error: &Error, what: &[&str]) {
     }
 }
 
-/// Bytes that do not repeat, the same for the same seed.
+/// Bytes that are at no two places the same, and the same for the same seed.
 pub(crate) fn pattern(seed: u64, len: u64) -> Vec<u8> {
+    const BLOCK: usize = 4096;
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap() + 8);
-    while (bytes.len() as u64) < len {
+    let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        bytes.extend_from_slice(&state.to_be_bytes());
+        state.to_be_bytes()
+    };
+    // Making all of them anew would take most of the time of tests that are not optimised.
+    let block: Vec<u8> = (0..BLOCK / 8).flat_map(|_| next()).collect();
+    let len = usize::try_from(len).unwrap();
+    let mut bytes = Vec::with_capacity(len + BLOCK);
+    while bytes.len() < len {
+        let start = bytes.len();
+        bytes.extend_from_slice(&block);
+        bytes[start..start + 8].copy_from_slice(&next());
     }
-    bytes.truncate(usize::try_from(len).unwrap());
+    bytes.truncate(len);
     bytes
 }
 
@@ -119,9 +128,11 @@ pub(crate) fn assert_has(client: &Client, offset: u64, expected: &[u8]) {
 
 #[track_caller]
 pub(crate) fn assert_same(found: &[u8], expected: &[u8], offset: u64) {
-    let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
-    assert_eq!(wrong, None, "the first wrong byte from {offset} on");
-    assert_eq!(found.len(), expected.len());
+    if found != expected {
+        let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
+        let (found, expected) = (found.len(), expected.len());
+        panic!("of {found} bytes at {offset}, expected {expected}, the first wrong is {wrong:?}");
+    }
 }
 
 /// Offset, length and status of every extent of the first context.
