@@ -436,3 +436,18 @@ fn host(address: &Address) -> Option<&str> {
         _ => None,
     }
 }
+
+#[cfg(all(test, not(feature = "tls-base")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_that_demands_tls_is_an_error_in_a_build_without() {
+        // U-044
+        for uri in ["nbds://localhost", "nbds+unix:///?socket=/nowhere"] {
+            let error = ConnectOptions::new().connect(uri).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+            assert!(error.to_string().contains("TLS"), "{error}");
+        }
+    }
+}

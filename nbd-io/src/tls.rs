@@ -74,6 +74,9 @@ pub enum TlsError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// No cryptography was compiled in, and the program has installed none.
+    #[error("there is no cryptography: neither compiled in nor installed for the process")]
+    NoCryptography,
     /// There is no name that the server's certificate could be checked against.
     #[error(
         "there is no name to check the server's certificate against: give one (`tls-hostname` in \
@@ -306,7 +309,7 @@ impl ClientTls {
             }
             None => return Err(TlsError::NoServerName),
         };
-        let provider = Arc::new(provider());
+        let provider = provider()?;
         let unusable = |what| {
             move |source: rustls::Error| TlsError::Unusable {
                 what,
@@ -378,15 +381,21 @@ impl fmt::Debug for ClientTls {
     }
 }
 
-/// The cryptography that the features chose.
-#[must_use]
-pub fn provider() -> CryptoProvider {
+/// The cryptography that the features chose: aws-lc-rs, else ring, else what the program has
+/// installed for the whole process.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn provider() -> Result<Arc<CryptoProvider>, TlsError> {
     #[cfg(feature = "aws-lc-rs")]
-    return rustls::crypto::aws_lc_rs::default_provider();
+    return Ok(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
-    return rustls::crypto::ring::default_provider();
+    return Ok(Arc::new(rustls::crypto::ring::default_provider()));
     #[cfg(not(any(feature = "ring", feature = "aws-lc-rs")))]
-    compile_error!("the feature `tls` comes with `aws-lc-rs` or `ring`");
+    CryptoProvider::get_default()
+        .map(Arc::clone)
+        .ok_or(TlsError::NoCryptography)
 }
 
 fn from_memory<T: PemObject>(what: &'static str, pem: &[u8]) -> Result<Vec<T>, TlsError> {

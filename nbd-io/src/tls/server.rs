@@ -130,7 +130,7 @@ impl ServerTls {
     /// When what was given cannot be used, or client certificates are required and no authority
     /// is known.
     pub fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let provider = Arc::new(provider());
+        let provider = provider()?;
         let unusable = |what| {
             move |source: rustls::Error| TlsError::Unusable {
                 what,
