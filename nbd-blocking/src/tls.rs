@@ -150,9 +150,10 @@ impl TlsStream {
         let mut received = lock(&self.received);
         loop {
             let mut connection = lock(&self.connection);
-            match connection.reader().read_vectored(bufs) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
+            // Asking TLS what it has costs less than an attempt to read that fails.
+            let state = connection.process_new_packets().map_err(io::Error::other)?;
+            if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() {
+                return connection.reader().read_vectored(bufs);
             }
             if received.is_empty() {
                 drop(connection);
