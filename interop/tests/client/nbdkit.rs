@@ -144,7 +144,7 @@ fn a_newstyle_server_that_is_not_fixed_is_asked_by_name() {
         assert_eq!(client.size(), MIB);
         client.disconnect().unwrap();
 
-        // C-010: a server of one export refuses a name by closing the connection.
+        // Such a server refuses a name by closing the connection.
         let strict = memory()
             .filter("exportname")
             .param("exportname=disk")
