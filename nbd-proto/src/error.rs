@@ -17,7 +17,7 @@ use core::fmt;
 pub enum Error {
     // Greeting.
     /// The peer is not an NBD server.
-    #[error("expected an NBD server to start with \"NBDMAGIC\", got {got:#018x}")]
+    #[error("expected an NBD server to start with \"NBDMAGIC\", got \"{}\"", got.to_be_bytes().escape_ascii())]
     NotNbd {
         /// The first eight bytes.
         got: u64,

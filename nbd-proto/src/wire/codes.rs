@@ -183,7 +183,7 @@ codes! {
     }
 }
 impl ReplyType {
-    const KIND: &'static str = "reply chunk";
+    const KIND: &'static str = "number";
 
     /// Whether a reply with such a chunk has failed.
     #[must_use]
