@@ -110,8 +110,12 @@ impl Stream {
         }
     }
 
-    /// Ends both directions at once.
+    /// Ends both directions at once; TLS is told if that needs no waiting.
     pub(crate) fn close(&self) {
+        #[cfg(feature = "tls-base")]
+        if let Self::Tls(tls) = self {
+            tls.close_notify();
+        }
         if let Some(socket) = self.socket() {
             socket.close();
         }

@@ -466,7 +466,7 @@ fn a_server_of_the_past_is_refused_where_tls_is_required() {
 
 #[test]
 fn tls_1_2_is_spoken_and_nothing_older_is_offered() {
-    // C-069, C-070, C-072
+    // C-036, C-052, C-069, C-070, C-072
     run(|| {
         let certificates = Certificates::new();
         let server = QemuNbd::new(Image::raw(MIB))
@@ -495,7 +495,16 @@ fn tls_1_2_is_spoken_and_nothing_older_is_offered() {
                 .windows(versions.len())
                 .position(|bytes| bytes == versions);
             assert!(offered.is_some());
+            assert_eq!(types.first(), Some(&22), "a handshake comes first");
         }
+
+        // A client that changes its mind inside TLS says so there, and ends TLS.
+        let at = uri(&secure);
+        options().start_secure(&at).unwrap().abort();
+        let recording = tap.recording();
+        let (asked, rest) = recording.options();
+        assert_eq!(asked.len(), 1, "only TLS is asked for in the clear");
+        assert_eq!(records(rest).last(), Some(&21), "close_notify");
     });
 }
 

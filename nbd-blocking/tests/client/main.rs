@@ -1,6 +1,7 @@
 //! The client against servers that are right but inconvenient, and against servers that are wrong.
 
 mod bad;
+mod farewells;
 mod flow;
 mod options;
 mod ranges;

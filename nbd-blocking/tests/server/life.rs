@@ -247,3 +247,30 @@ fn what_was_asked_before_goodbye_is_answered() {
         running.stop();
     });
 }
+
+#[test]
+fn a_client_that_resets_the_connection_harms_nobody() {
+    // H-063
+    soon(|| {
+        let running = Running::new(memory());
+        let good = running.connect(&ConnectOptions::new());
+        for round in 0..20 {
+            let mut raw = running.raw_tcp();
+            raw.write_all(GO).unwrap();
+            // Reads of 1 MiB whose replies are on their way when the connection breaks.
+            let mut read = Vec::from(*b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x01");
+            read.extend(b"\0\0\0\0\0\0\0\0\0\x10\0\0");
+            for _ in 0..round {
+                raw.write_all(&read).unwrap();
+            }
+            socket2::SockRef::from(&raw)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+            drop(raw);
+        }
+        running.wait_for_endings(20);
+        good.write_all_at(&[1; 4096], 0).unwrap();
+        good.disconnect().unwrap();
+        running.stop();
+    });
+}
