@@ -45,6 +45,7 @@ fn requests(client: &Client, len: u64, depth: usize, writes: bool) -> Outcome<f6
     }
     let mut queue = client.queue();
     let payload = bytes::Bytes::from(vec![0x5a; len.try_into()?]);
+    let mut buffers = vec![payload.to_vec(); depth];
     let (mut next, mut done) = (0, 0_u32);
     let start = Instant::now();
     loop {
@@ -55,13 +56,14 @@ fn requests(client: &Client, len: u64, depth: usize, writes: bool) -> Outcome<f6
             if writes {
                 queue.write(offset, payload.clone(), CommandFlags::NONE)?;
             } else {
-                queue.read(offset, payload.to_vec())?;
+                queue.read(offset, buffers.pop().unwrap_or_default())?;
             }
         }
-        match queue.complete()? {
-            Some(completion) => completion.result?,
-            None => break,
-        }
+        let Some(completion) = queue.complete()? else {
+            break;
+        };
+        completion.result?;
+        buffers.extend(completion.buffer);
         done += 1;
     }
     Ok(f64::from(done) / start.elapsed().as_secs_f64())
