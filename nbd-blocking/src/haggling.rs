@@ -105,6 +105,8 @@ impl Entered {
 ///
 /// An option that the server refuses leaves it usable; after any other error it is over. The
 /// negotiation timeout of [`ConnectOptions`] counts from the start, over all steps.
+///
+/// Dropping it tells the server goodbye like [`abort`](Haggling::abort), but waits for nothing.
 #[derive(Debug)]
 pub struct Haggling<S> {
     inner: io::Haggling<Negotiating, S>,
@@ -200,7 +202,8 @@ impl<S> Haggling<S> {
         )?)
     }
 
-    /// Ends the session as the protocol asks for.
+    /// Ends the session as the protocol asks for, and waits a short while for the server to answer
+    /// or to close.
     pub fn abort(self) {
         block_on_ready(self.inner.abort());
     }

@@ -210,4 +210,8 @@ impl Transport for Negotiating {
         self.deadline.get_or_insert(farewell);
         Poll::Ready(Ok(()))
     }
+
+    fn hurry(&mut self) {
+        self.deadline = Some(Instant::now());
+    }
 }

@@ -48,6 +48,11 @@ pub trait Transport {
     ///
     /// Like [`poll_read`](Transport::poll_read).
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Takes note that the connection is given up: whatever would have to be waited for from now
+    /// on has to fail instead. Only for a transport that waits instead of pending; others need not
+    /// implement it.
+    fn hurry(&mut self) {}
 }
 
 impl<T: Transport + ?Sized> Transport for &mut T {
@@ -73,6 +78,10 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         (**self).poll_shutdown(cx)
+    }
+
+    fn hurry(&mut self) {
+        (**self).hurry();
     }
 }
 

@@ -3,6 +3,7 @@
 mod bad;
 mod farewells;
 mod flow;
+mod haggling;
 mod options;
 mod ranges;
 mod regressions;

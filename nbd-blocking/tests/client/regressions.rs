@@ -132,7 +132,7 @@ fn defect_4_many_extents_are_taken() {
 }
 
 /// A listener and the URI of what it listens to.
-fn listening(path: &str) -> (UnixListener, Uri, tempfile::TempDir) {
+pub(crate) fn listening(path: &str) -> (UnixListener, Uri, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("socket");
     let listener = UnixListener::bind(&socket).expect("bound");

@@ -141,6 +141,24 @@ fn some_exports_are_for_tls_only() {
 }
 
 #[test]
+fn haggling_that_is_given_up_inside_tls_ends_with_a_goodbye() {
+    // C-035, C-036
+    soon(|| {
+        let pki = Pki::new();
+        let running = Running::new(memory().require_tls(&pki.server()).unwrap());
+        let options = secure(ConnectOptions::new(), pki.client());
+        let uri = format!("nbds+unix:///?socket={}", running.unix.display());
+        let uri = Uri::parse(&uri).unwrap();
+        drop(options.start_secure(&uri).unwrap());
+        let mut haggling = options.start_secure(&uri).unwrap();
+        haggling.list().unwrap();
+        drop(haggling);
+        running.wait_for_endings(2);
+        assert_eq!(running.stop(), ["the client gave up the negotiation"; 2]);
+    });
+}
+
+#[test]
 fn a_server_can_ask_for_certificates() {
     // S-067
     soon(|| {

@@ -11,14 +11,20 @@ use nbd_proto::{
     },
     wire::OptionCode,
 };
-use std::{future::poll_fn, io::IoSliceMut, mem};
+use std::{
+    future::poll_fn,
+    io::IoSliceMut,
+    mem,
+    pin::pin,
+    task::{self, Waker},
+};
 
 /// Reads after the farewell. The answer is 20 bytes and a short text.
 const LAST_READS: usize = 32;
 
 /// What a server turned out to speak, and the transport to it.
 #[derive(Debug)]
-pub enum Greeted<T> {
+pub enum Greeted<T: Transport> {
     /// Fixed newstyle: the whole protocol.
     Options(Haggling<T, Plain>),
     /// Newstyle that is not fixed: only [`Newstyle::export_name`] can be sent.
@@ -123,43 +129,52 @@ impl<T: Transport> TlsOnly<T> {
 /// A connection that haggles: one option after the other, in any order that the protocol allows.
 ///
 /// A method that fails with [`NegotiationError::Refused`] or [`NegotiationError::Misuse`] leaves
-/// the handle usable. After any other error the connection is over, and every later call says so
+/// the handle usable. After any other error the connection is closed, and every later call says so
 /// by [`NegotiationError::Over`].
+///
+/// Dropping a handle that is usable ends the session as [`abort`](Haggling::abort) does, as far as
+/// that needs no waiting.
 ///
 /// # Cancel safety
 ///
-/// None: a future that is dropped leaves an option half asked, and the handle is over.
+/// None: a future that is dropped leaves an option half asked, and the connection is closed.
 #[derive(Debug)]
-pub struct Haggling<T, S> {
-    transport: T,
-    /// `None` after a fatal error or a dropped future.
-    options: Option<Options<S>>,
+pub struct Haggling<T: Transport, S> {
+    /// `None` after a fatal error, a dropped future, or when the handle was given away.
+    usable: Option<Usable<T, S>>,
     out: BytesMut,
     /// TLS has started, and the server has said nothing inside it.
     tls_unproven: bool,
 }
 
+/// A connection whose server waits for an option.
+#[derive(Debug)]
+struct Usable<T, S> {
+    transport: T,
+    options: Options<S>,
+}
+
 impl<T: Transport, S> Haggling<T, S> {
     pub(super) fn new(transport: T, options: Options<S>) -> Self {
         Self {
-            transport,
-            options: Some(options),
+            usable: Some(Usable { transport, options }),
             out: BytesMut::new(),
             tls_unproven: false,
         }
     }
 
     fn inside_tls(transport: T, options: Options<S>) -> Self {
-        Self {
-            tls_unproven: true,
-            ..Self::new(transport, options)
-        }
+        let mut haggling = Self::new(transport, options);
+        haggling.tls_unproven = true;
+        haggling
     }
 
     /// Which headers transmission would use if it started now.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.options.as_ref().map_or(Mode::Simple, Options::mode)
+        self.usable
+            .as_ref()
+            .map_or(Mode::Simple, |usable| usable.options.mode())
     }
 
     /// Lists exports.
@@ -168,8 +183,9 @@ impl<T: Transport, S> Haggling<T, S> {
     ///
     /// When the server refuses, or the connection fails.
     pub async fn list(&mut self) -> Result<Vec<ListEntry>, NegotiationError> {
-        let pending = self.take()?.list(&mut self.out);
-        self.settle(OptionCode::List, pending).await
+        let Usable { transport, options } = self.take()?;
+        let pending = options.list(&mut self.out);
+        self.settle(OptionCode::List, transport, pending).await
     }
 
     /// Asks what an export is like, without entering it.
@@ -178,8 +194,9 @@ impl<T: Transport, S> Haggling<T, S> {
     ///
     /// When the server refuses, or the connection fails.
     pub async fn info(&mut self, request: Go) -> Result<ExportInfo, NegotiationError> {
-        let pending = self.take()?.info(request, &mut self.out);
-        self.settle(OptionCode::Info, pending).await
+        let Usable { transport, options } = self.take()?;
+        let pending = options.info(request, &mut self.out);
+        self.settle(OptionCode::Info, transport, pending).await
     }
 
     /// Asks for structured replies.
@@ -188,9 +205,13 @@ impl<T: Transport, S> Haggling<T, S> {
     ///
     /// When they were agreed on before, the server refuses, or the connection fails.
     pub async fn structured_reply(&mut self) -> Result<(), NegotiationError> {
-        match self.take()?.structured_reply(&mut self.out) {
-            Ok(pending) => self.settle(OptionCode::StructuredReply, pending).await,
-            Err(rejected) => self.give_back(rejected),
+        let Usable { transport, options } = self.take()?;
+        match options.structured_reply(&mut self.out) {
+            Ok(pending) => {
+                self.settle(OptionCode::StructuredReply, transport, pending)
+                    .await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
         }
     }
 
@@ -200,9 +221,13 @@ impl<T: Transport, S> Haggling<T, S> {
     ///
     /// When they were agreed on before, the server refuses, or the connection fails.
     pub async fn extended_headers(&mut self) -> Result<(), NegotiationError> {
-        match self.take()?.extended_headers(&mut self.out) {
-            Ok(pending) => self.settle(OptionCode::ExtendedHeaders, pending).await,
-            Err(rejected) => self.give_back(rejected),
+        let Usable { transport, options } = self.take()?;
+        match options.extended_headers(&mut self.out) {
+            Ok(pending) => {
+                self.settle(OptionCode::ExtendedHeaders, transport, pending)
+                    .await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
         }
     }
 
@@ -216,10 +241,10 @@ impl<T: Transport, S> Haggling<T, S> {
         export: &ExportName,
         queries: &[ContextName],
     ) -> Result<Vec<MetaContextEntry>, NegotiationError> {
-        let pending = self
-            .take()?
-            .list_meta_context(export, queries, &mut self.out);
-        self.settle(OptionCode::ListMetaContext, pending).await
+        let Usable { transport, options } = self.take()?;
+        let pending = options.list_meta_context(export, queries, &mut self.out);
+        self.settle(OptionCode::ListMetaContext, transport, pending)
+            .await
     }
 
     /// Selects the meta contexts that block status is to report of an export.
@@ -232,12 +257,13 @@ impl<T: Transport, S> Haggling<T, S> {
         export: &ExportName,
         queries: &[ContextName],
     ) -> Result<Vec<Context>, NegotiationError> {
-        match self
-            .take()?
-            .set_meta_context(export, queries, &mut self.out)
-        {
-            Ok(pending) => self.settle(OptionCode::SetMetaContext, pending).await,
-            Err(rejected) => self.give_back(rejected),
+        let Usable { transport, options } = self.take()?;
+        match options.set_meta_context(export, queries, &mut self.out) {
+            Ok(pending) => {
+                self.settle(OptionCode::SetMetaContext, transport, pending)
+                    .await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
         }
     }
 
@@ -250,12 +276,16 @@ impl<T: Transport, S> Haggling<T, S> {
         mut self,
         request: Go,
     ) -> Result<Result<(T, Transmission), Refused<Self>>, NegotiationError> {
-        let pending = self.take()?.go(request, &mut self.out);
-        let outcome = self.drive(OptionCode::Go, pending).await?;
+        let Usable {
+            mut transport,
+            options,
+        } = self.take()?;
+        let pending = options.go(request, &mut self.out);
+        let outcome = self.drive(OptionCode::Go, &mut transport, pending).await?;
         Ok(match outcome {
-            GoOutcome::Accepted(transmission) => Ok((self.transport, transmission)),
+            GoOutcome::Accepted(transmission) => Ok((transport, transmission)),
             GoOutcome::Refused(options, error) => {
-                self.options = Some(options);
+                self.usable = Some(Usable { transport, options });
                 Err(Refused {
                     handle: self,
                     error,
@@ -274,46 +304,57 @@ impl<T: Transport, S> Haggling<T, S> {
         mut self,
         name: &ExportName,
     ) -> Result<(T, Transmission), NegotiationError> {
-        let options = self.take()?;
-        let pending = options
-            .export_name(name, &mut self.out)
-            .map_err(|rejected| NegotiationError::Misuse(rejected.misuse))?;
-        enter_by_name(self.transport, self.out, pending, name).await
+        let Usable { transport, options } = self.take()?;
+        match options.export_name(name, &mut self.out) {
+            Ok(pending) => enter_by_name(transport, mem::take(&mut self.out), pending, name).await,
+            Err(rejected) => self.give_back(transport, rejected),
+        }
     }
 
     /// Ends the session as the protocol asks for.
     pub async fn abort(mut self) {
-        if let Some(options) = self.options.take() {
+        if let Some(Usable {
+            mut transport,
+            options,
+        }) = self.usable.take()
+        {
             options.abort(&mut self.out);
-            goodbye(&mut self.transport, &mut self.out).await;
+            goodbye(&mut transport, &mut self.out).await;
         }
     }
 
-    fn take(&mut self) -> Result<Options<S>, NegotiationError> {
-        self.options.take().ok_or(NegotiationError::Over)
+    fn take(&mut self) -> Result<Usable<T, S>, NegotiationError> {
+        self.usable.take().ok_or(NegotiationError::Over)
     }
 
-    fn give_back<R>(&mut self, rejected: Rejected<S>) -> Result<R, NegotiationError> {
-        self.options = Some(rejected.options);
+    fn give_back<R>(&mut self, transport: T, rejected: Rejected<S>) -> Result<R, NegotiationError> {
+        let options = rejected.options;
+        self.usable = Some(Usable { transport, options });
         Err(NegotiationError::Misuse(rejected.misuse))
     }
 
-    async fn settle<P, R>(&mut self, option: OptionCode, pending: P) -> Result<R, NegotiationError>
+    async fn settle<P, R>(
+        &mut self,
+        option: OptionCode,
+        mut transport: T,
+        pending: P,
+    ) -> Result<R, NegotiationError>
     where
         P: Phase<Next = Settled<S, R>>,
     {
-        let settled = self.drive(option, pending).await?;
-        self.options = Some(settled.options);
-        settled.result.map_err(NegotiationError::Refused)
+        let Settled { options, result } = self.drive(option, &mut transport, pending).await?;
+        self.usable = Some(Usable { transport, options });
+        result.map_err(NegotiationError::Refused)
     }
 
     async fn drive<P: Phase>(
         &mut self,
         option: OptionCode,
+        transport: &mut T,
         pending: P,
     ) -> Result<P::Next, NegotiationError> {
         let unproven = mem::take(&mut self.tls_unproven);
-        let driven = drive(&mut self.transport, &mut self.out, pending).await;
+        let driven = drive(transport, &mut self.out, pending).await;
         driven.map_err(|error| {
             let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
             let error = NegotiationError::during(option, error);
@@ -323,6 +364,22 @@ impl<T: Transport, S> Haggling<T, S> {
                 error
             }
         })
+    }
+}
+
+impl<T: Transport, S> Drop for Haggling<T, S> {
+    fn drop(&mut self) {
+        if let Some(Usable {
+            mut transport,
+            options,
+        }) = self.usable.take()
+        {
+            transport.hurry();
+            options.abort(&mut self.out);
+            // Polled once: what cannot be done at once is not done.
+            let farewell = pin!(goodbye(&mut transport, &mut self.out));
+            let _ = farewell.poll(&mut task::Context::from_waker(Waker::noop()));
+        }
     }
 }
 
@@ -341,17 +398,21 @@ impl<T: Transport> Haggling<T, Plain> {
         U: Transport,
         F: Future<Output = Result<U, NegotiationError>>,
     {
-        let pending = self.take()?.start_tls(&mut self.out);
-        let outcome = drive(&mut self.transport, &mut self.out, pending)
+        let Usable {
+            mut transport,
+            options,
+        } = self.take()?;
+        let pending = options.start_tls(&mut self.out);
+        let outcome = drive(&mut transport, &mut self.out, pending)
             .await
             .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
         Ok(match outcome {
             TlsOutcome::Accepted(ready) => {
-                let transport = upgrade(self.transport).await?;
+                let transport = upgrade(transport).await?;
                 Ok(Haggling::inside_tls(transport, ready.upgraded()))
             }
             TlsOutcome::Refused(options, error) => {
-                self.options = Some(options);
+                self.usable = Some(Usable { transport, options });
                 Err(Refused {
                     handle: self,
                     error,

@@ -1,0 +1,118 @@
+//! Giving up haggling.
+
+use crate::{
+    regressions::listening,
+    support::{bytes, script::Peer, spawn, within},
+};
+use nbd_blocking::{ConnectOptions, ExportName, Go, Greeted, Haggling};
+use nbd_proto::client::Plain;
+use std::time::{Duration, Instant};
+
+const ABORT: [u8; 16] = *b"IHAVEOPT\0\0\0\x02\0\0\0\0";
+
+/// What a server with this script hears last of a client that does this to the connection.
+fn last_heard(
+    script: impl FnOnce(&mut Peer) + Send + 'static,
+    client: impl FnOnce(Haggling<Plain>),
+) -> Vec<u8> {
+    let (listener, uri, _directory) = listening("/");
+    let server = spawn(move || {
+        let (stream, _) = listener.accept().expect("it is connected to");
+        let mut peer = Peer {
+            stream,
+            one_byte: false,
+        };
+        peer.says(bytes::hello());
+        peer.hears(4);
+        script(&mut peer);
+        peer.rest()
+    });
+    // A farewell must not take the time of a negotiation.
+    let options = ConnectOptions::new().negotiation_timeout(None);
+    let greeted = options.start(&uri).expect("greeted");
+    client(greeted.options().expect("fixed newstyle"));
+    server.join().expect("the script ends")
+}
+
+fn refusing(option: u32) -> impl FnOnce(&mut Peer) + Send + 'static {
+    move |peer| {
+        assert_eq!(peer.option().0, option);
+        peer.says(bytes::err(option, 6, "not here"));
+    }
+}
+
+#[test]
+fn haggling_that_is_given_up_ends_with_a_goodbye() {
+    // C-035
+    within(10, || {
+        assert_eq!(last_heard(|_| (), drop), ABORT);
+        let heard = last_heard(refusing(bytes::LIST), |mut haggling| {
+            haggling.list().unwrap_err();
+        });
+        assert_eq!(heard, ABORT);
+        let heard = last_heard(refusing(bytes::GO), |haggling| {
+            let refused = haggling.go(Go::default()).expect("answered");
+            drop(refused.expect_err("refused"));
+        });
+        assert_eq!(heard, ABORT);
+    });
+}
+
+#[test]
+fn an_option_that_cannot_be_sent_is_no_reason_to_leave_without_a_goodbye() {
+    // C-035
+    within(10, || {
+        let script = |peer: &mut Peer| {
+            assert_eq!(peer.option().0, bytes::EXTENDED);
+            peer.says(bytes::ack(bytes::EXTENDED));
+        };
+        let heard = last_heard(script, |mut haggling| {
+            haggling.extended_headers().expect("granted");
+            haggling.export_name(&ExportName::default()).unwrap_err();
+        });
+        assert_eq!(heard, ABORT);
+    });
+}
+
+#[test]
+fn nobody_says_goodbye_twice_or_to_a_server_that_broke_the_protocol() {
+    // C-038
+    within(10, || {
+        assert_eq!(last_heard(|_| (), Haggling::abort), ABORT);
+        let nonsense = |peer: &mut Peer| {
+            peer.option();
+            peer.says([0; 20]);
+        };
+        let heard = last_heard(nonsense, |mut haggling| {
+            haggling.list().unwrap_err();
+        });
+        assert!(heard.is_empty(), "{heard:?}");
+    });
+}
+
+#[test]
+fn a_goodbye_on_the_way_out_waits_for_nothing() {
+    // C-038
+    within(10, || {
+        let (listener, uri, _directory) = listening("/");
+        let server = spawn(move || {
+            let (stream, _) = listener.accept().expect("it is connected to");
+            let mut peer = Peer {
+                stream,
+                one_byte: false,
+            };
+            peer.says(bytes::hello());
+            peer
+        });
+        let options = ConnectOptions::new().negotiation_timeout(None);
+        let Greeted::Options(haggling) = options.start(&uri).expect("greeted") else {
+            panic!("it is fixed newstyle");
+        };
+        let peer = server.join().expect("the script ends");
+        let started = Instant::now();
+        drop(haggling);
+        let took = started.elapsed();
+        assert!(took < Duration::from_millis(500), "{took:?}");
+        drop(peer);
+    });
+}
