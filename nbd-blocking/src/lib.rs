@@ -28,7 +28,8 @@ pub use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Failure, Limits,
     Misuse, Mode, Uri,
     client::{
-        Context, ContextExtents, Cookie, Go, InfoSet, ListEntry, MetaContextEntry, Tolerance,
+        Context, ContextExtents, Cookie, Encrypted, Go, InfoSet, ListEntry, MetaContextEntry,
+        Plain, Tolerance,
     },
     meta,
 };

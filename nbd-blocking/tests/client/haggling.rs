@@ -4,8 +4,7 @@ use crate::{
     regressions::listening,
     support::{bytes, script::Peer, spawn, within},
 };
-use nbd_blocking::{ConnectOptions, ExportName, Go, Greeted, Haggling};
-use nbd_proto::client::Plain;
+use nbd_blocking::{ConnectOptions, ExportName, Go, Greeted, Haggling, Plain};
 use std::time::{Duration, Instant};
 
 const ABORT: [u8; 16] = *b"IHAVEOPT\0\0\0\x02\0\0\0\0";
