@@ -1,0 +1,248 @@
+//! Waiting for the replies to an option.
+
+mod export_name;
+pub mod outstanding;
+
+pub use export_name::PendingExportName;
+
+use super::{Config, Options, Transmission, Upgrade};
+use crate::{
+    ContextName, Error, ExportInfo, ExportName, Limits, MAX_STRING, Mode, NameError, OptionError,
+    Phase, Step, Text, TransmissionFlags,
+    gather::Gather,
+    wire::{ExportBlock, OptionCode, OptionReplyCode, OptionReplyHeader},
+};
+use bytes::BytesMut;
+
+/// An option that the server has not answered to the end.
+///
+/// Nothing may be sent meanwhile, and there is no handle by which anything could be.
+#[derive(Debug)]
+#[must_use]
+pub struct Pending<O> {
+    option: O,
+    gather: Gather,
+    header: Option<OptionReplyHeader>,
+    /// How many replies that do not end the option have come.
+    replies: u32,
+    /// How long their data is together, in bytes.
+    total: u64,
+}
+
+impl<O: Outstanding> Pending<O> {
+    pub(super) const fn new(option: O) -> Self {
+        Self {
+            option,
+            gather: Gather::new(OptionReplyHeader::LEN),
+            header: None,
+            replies: 0,
+            total: 0,
+        }
+    }
+
+    /// The option that waits for its answer.
+    #[must_use]
+    pub fn option(&self) -> OptionCode {
+        self.option.code()
+    }
+
+    fn check(&mut self, header: OptionReplyHeader) -> Result<(), Error> {
+        let option = self.option.code();
+        let limits = self.option.limits();
+        let OptionReplyHeader { reply, len, .. } = header;
+        if header.option != option {
+            return Err(Error::WrongOption {
+                expected: option,
+                got: header.option,
+            });
+        }
+        let limit = match reply {
+            OptionReplyCode::Ack => 0,
+            error if error.is_error() => string(0),
+            other if self.option.expects() != Some(other) => {
+                return Err(Error::UnexpectedOptionReply { option, reply });
+            }
+            OptionReplyCode::Server => string(0) + string(4),
+            OptionReplyCode::MetaContext => string(4),
+            _ => limits.unknown_info.max(string(2)),
+        };
+        if len > limit {
+            return Err(Error::OptionReplyTooLong {
+                option,
+                reply,
+                len,
+                limit,
+            });
+        }
+        if Some(reply) == self.option.expects() {
+            self.replies += 1;
+            self.total += u64::from(len);
+            let limit = match reply {
+                OptionReplyCode::Server => limits.list_entries,
+                OptionReplyCode::MetaContext => limits.meta_contexts,
+                _ => limits.infos,
+            };
+            if self.replies > limit {
+                return Err(Error::TooManyOptionReplies {
+                    option,
+                    reply,
+                    limit,
+                });
+            }
+            if self.total > limits.option_replies {
+                let limit = limits.option_replies;
+                return Err(Error::OptionRepliesTooLong { option, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The longest data that ends in a string behind `fixed` bytes.
+fn string(fixed: u32) -> u32 {
+    fixed + u32::try_from(MAX_STRING).expect("MAX_STRING is 4096")
+}
+
+impl<O: Outstanding> Phase for Pending<O> {
+    type Next = O::Outcome;
+
+    fn space(&mut self) -> &mut [u8] {
+        self.gather.space()
+    }
+
+    fn filled(mut self, n: usize, _: &mut BytesMut) -> Result<Step<Self, O::Outcome>, Error> {
+        if !self.gather.filled(n) {
+            return Ok(Step::More(self));
+        }
+        let header = match self.header.take() {
+            Some(header) => header,
+            None => {
+                let header = self
+                    .gather
+                    .array()
+                    .map_or(Err(0), OptionReplyHeader::decode);
+                let header = header.map_err(|got| Error::OptionReplyMagic { got })?;
+                self.check(header)?;
+                self.gather
+                    .restart(usize::try_from(header.len).unwrap_or(usize::MAX));
+                if header.len > 0 {
+                    self.header = Some(header);
+                    return Ok(Step::More(self));
+                }
+                header
+            }
+        };
+        let data = self.gather.bytes();
+        match header.reply {
+            OptionReplyCode::Ack => self.option.settle(Ok(())).map(Step::Done),
+            error if error.is_error() => {
+                let error = OptionError {
+                    option: header.option,
+                    code: error,
+                    message: Text::from_lossy(data),
+                };
+                self.option.settle(Err(error)).map(Step::Done)
+            }
+            reply => {
+                let OptionReplyHeader { option, len, .. } = header;
+                self.option.take(data)?.ok_or(Error::MalformedOptionReply {
+                    option,
+                    reply,
+                    len,
+                })?;
+                self.gather.restart(OptionReplyHeader::LEN);
+                Ok(Step::More(self))
+            }
+        }
+    }
+}
+
+/// What a [`Pending`] option is and what its answer leads to. Implemented by the types of
+/// [`outstanding`] and by nothing else.
+pub trait Outstanding: sealed::Sealed {
+    /// Where the answer leads.
+    type Outcome;
+
+    /// The option.
+    fn code(&self) -> OptionCode;
+
+    #[doc(hidden)]
+    fn limits(&self) -> &Limits;
+
+    /// The replies that it may have before the last one.
+    #[doc(hidden)]
+    fn expects(&self) -> Option<OptionReplyCode> {
+        None
+    }
+
+    /// Takes the data of such a reply; `None` when it does not fit its layout.
+    #[doc(hidden)]
+    fn take(&mut self, data: &[u8]) -> Result<Option<()>, Error> {
+        let _ = data;
+        Ok(None)
+    }
+
+    #[doc(hidden)]
+    fn settle(self, verdict: Result<(), OptionError>) -> Result<Self::Outcome, Error>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A handle that haggles on, and what came of the option.
+#[derive(Debug)]
+pub struct Settled<S, T> {
+    /// The handle.
+    pub options: Options<S>,
+    /// What the server answered, or why it refused.
+    pub result: Result<T, OptionError>,
+}
+
+/// What came of `NBD_OPT_STARTTLS`.
+#[derive(Debug)]
+pub enum TlsOutcome<O> {
+    /// The TLS handshake begins.
+    Accepted(Upgrade),
+    /// The connection stays in the clear.
+    Refused(O, OptionError),
+}
+
+/// What came of `NBD_OPT_GO`.
+#[derive(Debug)]
+pub enum GoOutcome<S> {
+    /// The export is entered.
+    Accepted(Transmission),
+    /// Haggling goes on.
+    Refused(Options<S>, OptionError),
+}
+
+/// One export of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListEntry {
+    /// Its name, or what is wrong with it.
+    pub name: Result<ExportName, NameError>,
+    /// Text for people; may be empty.
+    pub description: Text,
+}
+
+/// One meta context of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaContextEntry {
+    /// Its name or a pattern that stands for several, or what is wrong with it.
+    pub name: Result<ContextName, NameError>,
+}
+
+/// An export whose flags were checked and masked.
+fn checked(export: ExportBlock, config: &Config, mode: Mode) -> Result<ExportInfo, Error> {
+    let flags = if export.flags.contains(TransmissionFlags::HAS_FLAGS) {
+        ExportInfo::mask(export.flags, mode)
+    } else if config.tolerance.no_flags {
+        TransmissionFlags::NONE
+    } else {
+        return Err(Error::NoFlags {
+            flags: export.flags.bits(),
+        });
+    };
+    Ok(ExportInfo::new(export.size, flags))
+}
