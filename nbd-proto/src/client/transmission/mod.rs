@@ -10,6 +10,7 @@
 //!            └─ NONE ───────────────────────────────────┘
 //! ```
 
+mod content;
 mod coverage;
 mod receive;
 mod request;
