@@ -260,7 +260,7 @@ pub enum Error {
     OutsideRequest {
         /// Where it starts, in bytes.
         offset: u64,
-        /// Its length in bytes.
+        /// Its length in bytes; 0 for the place of an error.
         len: u64,
     },
     /// Data or a hole at a place that was answered before.
@@ -359,7 +359,7 @@ impl Error {
             Self::NotNbd { .. } => ("C-006", "Handshake"),
             Self::UnknownStyle { .. } => ("C-007", "Handshake"),
             Self::OldstyleFlags { .. } => ("C-010", "Oldstyle negotiation"),
-            Self::TlsImpossible => ("C-018", "TLS versions"),
+            Self::TlsImpossible => ("C-018", "Client-side requirements"),
             Self::ClientFlags { .. } => ("S-009", "Client flags"),
             Self::OptionMagic { .. } => ("S-015", NEGOTIATION),
             Self::OptionNeedsFixedNewstyle { .. } => ("S-029", NEGOTIATION),
@@ -368,23 +368,42 @@ impl Error {
             Self::ExportNameRefused { .. } => ("S-085", "Option types"),
             Self::OptionReplyMagic { .. } => ("C-024", NEGOTIATION),
             Self::WrongOption { .. } => ("C-025", NEGOTIATION),
-            Self::UnexpectedOptionReply { .. } => ("C-028", OPTION_REPLIES),
-            Self::OptionReplyTooLong { .. } => ("B-009", OPTION_REPLIES),
-            Self::MalformedOptionReply { .. } => ("C-104", OPTION_REPLIES),
+            Self::UnexpectedOptionReply { reply, .. } => match reply {
+                OptionReplyCode::Other(_) => ("C-029", OPTION_REPLIES),
+                _ => ("C-028", OPTION_REPLIES),
+            },
+            Self::OptionReplyTooLong { reply, .. } => match reply {
+                OptionReplyCode::Ack => ("C-027", OPTION_REPLIES),
+                _ => ("B-009", OPTION_REPLIES),
+            },
+            Self::MalformedOptionReply { reply, .. } => match reply {
+                OptionReplyCode::Info => ("C-089", OPTION_REPLIES),
+                OptionReplyCode::MetaContext => ("C-161", OPTION_REPLIES),
+                _ => ("C-104", OPTION_REPLIES),
+            },
             Self::TooManyOptionReplies { .. } | Self::OptionRepliesTooLong { .. } => {
                 ("B-010", OPTION_REPLIES)
             }
             Self::NoExportInfo { .. } => ("C-086", OPTION_REPLIES),
             Self::NoFlags { .. } => ("C-108", "Transmission flags"),
-            Self::BlockSizes { .. } => ("C-118", "Block size constraints"),
+            Self::BlockSizes { .. } => ("C-118", "Size constraints"),
             Self::DuplicateContext { .. } => ("C-162", "Metadata querying"),
             Self::RequestMagic { .. } => ("S-142", "Request message"),
-            Self::PayloadTooLong { .. } => ("S-146", "Block size constraints"),
+            Self::PayloadTooLong { .. } => ("S-146", "Size constraints"),
             Self::ReplyMagic { .. } => ("C-196", "Simple reply message"),
             Self::UnknownCookie { .. } => ("C-204", "Ordering of messages and writes"),
-            Self::SimpleSuccess { .. } => ("C-200", REPLY),
+            Self::SimpleSuccess { command } => match command {
+                Command::BlockStatus => ("C-202", REPLY),
+                _ => ("C-200", REPLY),
+            },
             Self::SimpleError => ("C-200", REPLY),
-            Self::UnexpectedChunk { .. } => ("C-212", STRUCTURED),
+            Self::UnexpectedChunk { command, reply } => match (command, reply) {
+                (_, ReplyType::Other(_)) => ("C-211", STRUCTURED),
+                (Command::BlockStatus, ReplyType::BlockStatus | ReplyType::BlockStatusExt) => {
+                    ("C-240", STRUCTURED)
+                }
+                _ => ("C-212", STRUCTURED),
+            },
             Self::ChunkLength { reply, .. } => match reply {
                 ReplyType::None => ("C-210", STRUCTURED),
                 ReplyType::OffsetData => ("C-224", STRUCTURED),
@@ -396,8 +415,11 @@ impl Error {
                 }
             },
             Self::NoneNotDone => ("C-210", STRUCTURED),
-            Self::ChunkTooLong { .. } => ("C-234", "Block size constraints"),
+            Self::ChunkTooLong { reply, .. } if reply.is_error() => ("B-017", STRUCTURED),
+            Self::ChunkTooLong { .. } => ("C-234", "Size constraints"),
             Self::WrongOffset { .. } => ("C-257", "Extended reply chunk message"),
+            // Data and holes are never empty: this is the place of an error.
+            Self::OutsideRequest { len: 0, .. } => ("C-217", STRUCTURED),
             Self::OutsideRequest { .. } => ("C-225", "Request types"),
             Self::Overlap { .. } => ("C-226", "Request types"),
             Self::EmptyHole { .. } => ("C-227", STRUCTURED),

@@ -7,7 +7,7 @@ use crate::{
 
 /// The block size constraints of an export, in bytes.
 ///
-/// Spec: [Block size constraints](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#block-size-constraints).
+/// Spec: [Size constraints](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints).
 /// A value of this type obeys the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSizes {

@@ -3,7 +3,7 @@
 //! Spec: [Values]. Every NBD string is UTF-8 without NUL, is not terminated, and is at most
 //! 4096 bytes long.
 //!
-//! [Values]: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#value-encoding
+//! [Values]: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#values
 
 use alloc::{borrow::ToOwned, string::String};
 use core::{fmt, str};

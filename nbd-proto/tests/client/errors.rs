@@ -6,9 +6,9 @@ use crate::common::{
     session::{DEFAULT, Entry},
 };
 use nbd_proto::{
-    CommandFlags, Errno, Error, Failure,
+    Command, CommandFlags, Errno, Error, Failure,
     client::{Tolerance, Transmission},
-    wire::ReplyType,
+    wire::{OptionCode, OptionReplyCode, ReplyType},
 };
 
 /// A write of 512 bytes at 512, in both modes with chunks.
@@ -196,5 +196,48 @@ fn enotsup_fails_the_command_that_it_answers() {
             });
             assert_eq!(failure(outcome).errno, Errno::NotSup);
         }
+    }
+}
+
+#[test]
+fn a_violation_names_the_rule_that_was_broken() {
+    let option = OptionCode::Go;
+    let reply = |code: u32, rule| (OptionReplyCode::from(code), rule);
+    for (reply, rule) in [reply(2, "C-028"), reply(5, "C-029")] {
+        assert_eq!(Error::UnexpectedOptionReply { option, reply }.rule(), rule);
+    }
+    for (reply, rule) in [reply(1, "C-027"), reply(0x8000_0001, "B-009")] {
+        let (len, limit) = (1, 0);
+        let error = Error::OptionReplyTooLong {
+            option,
+            reply,
+            len,
+            limit,
+        };
+        assert_eq!(error.rule(), rule);
+    }
+    for (reply, rule) in [reply(2, "C-104"), reply(3, "C-089"), reply(4, "C-161")] {
+        let len = 1;
+        let error = Error::MalformedOptionReply { option, reply, len };
+        assert_eq!(error.rule(), rule);
+    }
+    for (command, rule) in [(Command::Read, "C-200"), (Command::BlockStatus, "C-202")] {
+        assert_eq!(Error::SimpleSuccess { command }.rule(), rule);
+    }
+    for (command, reply, rule) in [
+        (Command::Read, 3, "C-211"),
+        (Command::Read, 5, "C-212"),
+        (Command::BlockStatus, 1, "C-212"),
+        (Command::BlockStatus, 6, "C-240"),
+    ] {
+        let reply = ReplyType::from(reply);
+        assert_eq!(Error::UnexpectedChunk { command, reply }.rule(), rule);
+    }
+    for (reply, rule) in [(1, "C-234"), (5, "C-234"), (0x8063, "B-017")] {
+        let (reply, len, limit) = (ReplyType::from(reply), 2, 1);
+        assert_eq!(Error::ChunkTooLong { reply, len, limit }.rule(), rule);
+    }
+    for (len, rule) in [(0, "C-217"), (1, "C-225")] {
+        assert_eq!(Error::OutsideRequest { offset: 0, len }.rule(), rule);
     }
 }
