@@ -92,9 +92,14 @@ fn nothing_that_was_negotiated_in_the_clear_survives_tls() {
     let mode = haggle(|wire, options| {
         let pending = options.extended_headers(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(11)));
-        upgrade(wire, options).mode()
+        let options = upgrade(wire, options);
+        assert_eq!(options.mode(), Mode::Simple);
+        let _ = wire.sent();
+        let pending = options.extended_headers(&mut wire.out).unwrap();
+        assert_eq!(wire.sent(), opt(11, []));
+        granted(wire.answer(pending, ack(11))).mode()
     });
-    assert_eq!(mode, Mode::Simple);
+    assert_eq!(mode, Mode::Extended);
 }
 
 #[test]

@@ -31,13 +31,14 @@ fn requests_are_read_byte_for_byte() {
 
 #[test]
 fn a_magic_of_another_mode_ends_the_connection_at_once() {
-    // S-142, H-067
+    // S-142, H-049, H-067
     for (mode, magic, other) in [
         (Enter::Simple, 0x2560_9513, 0x21e4_1c71),
         (Enter::Structured, 0x2560_9513, 0x21e4_1c71),
         (Enter::Extended, 0x21e4_1c71u32, 0x2560_9513u32),
     ] {
-        for got in [other, magic + 1, 0, 0x1256_0953] {
+        // The last one is of an option, as if transmission had not begun.
+        for got in [other, magic + 1, 0, 0x1256_0953, 0x4948_4156] {
             let mut request = mode.req(0, 0, 1, 0, 4, b"");
             request[..4].copy_from_slice(&got.to_be_bytes());
             let error = Error::RequestMagic {
@@ -303,16 +304,17 @@ fn the_end_of_a_client_is_no_loss_between_requests_only() {
 #[test]
 fn no_flags_of_any_command_do_harm() {
     // H-065
-    for mode in [Enter::Structured, Enter::Extended] {
+    const DEFINED: u16 = 0x3f;
+    for mode in MODES {
         let server = Server::default();
-        let options = mode.with_contexts(&["base:allocation"]);
+        let options = match mode {
+            Enter::Simple => mode.options(),
+            _ => mode.with_contexts(&["base:allocation"]),
+        };
         let mut transmission = transmission(&server, &options);
         for command in (0..10).filter(|command| *command != 2) {
             for flags in 0..=u16::MAX {
                 let payload = command == 1 || mode == Enter::Extended && flags & 0x20 != 0;
-                if mode == Enter::Extended && command == 1 && flags & 0x20 == 0 {
-                    continue;
-                }
                 let data = if payload { &[0; 12][..] } else { &[] };
                 let bytes = mode.req(flags, command, 1, 0, 12, data);
                 let mut rest = &bytes[..];
@@ -325,8 +327,20 @@ fn no_flags_of_any_command_do_harm() {
                 assert!(rest.is_empty());
                 let mut out = Vec::new();
                 transmission.retire(match event.unwrap() {
-                    Event::Request(request) => plain(request, &mut out),
-                    Event::Answered(reply) => send(reply, &mut out),
+                    Event::Request(request) => {
+                        assert_eq!(flags & !DEFINED, 0, "{command} {flags:#x}");
+                        plain(request, &mut out)
+                    }
+                    Event::Answered(reply) => {
+                        let receipt = send(reply, &mut out);
+                        let errno = match (mode, out[0]) {
+                            (_, 0x67) => &out[4..8],
+                            (Enter::Structured, _) => &out[20..24],
+                            _ => &out[32..36],
+                        };
+                        assert_eq!(errno, [0, 0, 0, 22], "{command} {flags:#x}");
+                        receipt
+                    }
                     Event::Disconnect => panic!(),
                 });
             }

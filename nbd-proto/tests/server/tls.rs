@@ -155,6 +155,13 @@ fn a_server_that_forces_tls_cannot_refuse_export_name_but_by_closing() {
         ran.end,
         End::Dead(Error::OptionNeedsFixedNewstyle { option })
     );
+    // Where TLS is a choice, who cannot start it is served without.
+    let selective = Server::selective();
+    let ran = run(&selective, &script(&[vec![0; 4], opt(1, b"disk")]));
+    assert_eq!((ran.said.len(), ran.end), (1, End::Idle));
+    let ran = run(&selective, &script(&[vec![0; 4], opt(5, b"")]));
+    let refused = Error::OptionNeedsFixedNewstyle { option };
+    assert_eq!((ran.said.len(), ran.end), (0, End::Dead(refused)));
 }
 
 #[test]
