@@ -25,7 +25,7 @@ pub struct Limits {
     pub list_entries: u32,
     /// Client: data of all replies to one option together, in bytes. Default 16 MiB.
     pub option_replies: u64,
-    /// Client: requests in flight. Default 64.
+    /// Client: requests in flight; 0 counts as 1. Default 64.
     pub in_flight: u32,
     /// Client: extents in one chunk. Default 2^20.
     pub extents: u32,
@@ -49,7 +49,7 @@ pub struct Limits {
     /// Server: options in one connection, beside one for every export that was listed in it.
     /// Default 256.
     pub options: u32,
-    /// Server: requests accepted and not yet answered. Default 16.
+    /// Server: requests accepted and not yet answered; 0 counts as 1. Default 16.
     pub accepted: u32,
 }
 

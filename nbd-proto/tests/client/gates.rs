@@ -297,6 +297,19 @@ fn as_many_requests_are_in_flight_as_the_limits_allow() {
         assert!(session.transmission.has_room());
         assert!(session.try_send(Transmission::flush).is_ok());
     });
+    // A limit that would leave nothing to be done is one.
+    let limits = Limits {
+        in_flight: 0,
+        ..Limits::default()
+    };
+    Entry::simple().limits(limits).always(|session| {
+        assert!(session.transmission.has_room());
+        let only = session.send(Transmission::flush);
+        let refused = session.try_send(Transmission::flush);
+        assert_eq!(refused, Err(Misuse::InFlight { limit: 1 }));
+        session.says(only.simple(0)).replies().expect("a reply");
+        assert!(session.transmission.has_room());
+    });
 }
 
 #[test]

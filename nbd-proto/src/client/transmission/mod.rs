@@ -135,7 +135,8 @@ impl Transmission {
             mode,
             contexts,
             config,
-            slots: Slots::new(config.limits.in_flight),
+            // With none at all, no request could ever be sent.
+            slots: Slots::new(config.limits.in_flight.max(1)),
             state: State::Header,
             gather: Gather::new(4),
             dead: None,
