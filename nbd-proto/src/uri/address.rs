@@ -10,9 +10,6 @@ use bytes::Bytes;
 
 use super::error::{ValueError, check_bytes};
 
-/// The port that IANA registered for NBD, used where a URI gives none.
-pub const DEFAULT_PORT: u16 = 10809;
-
 /// The longest name of a Unix domain socket, in bytes.
 ///
 /// It is Linux's: `sun_path` has 108 bytes, one of which is the NUL after a path or the NUL before

@@ -60,8 +60,10 @@ use core::{fmt, str};
 
 use crate::ExportName;
 
+pub use crate::wire::DEFAULT_PORT;
+
 pub use self::{
-    address::{Address, DEFAULT_PORT, Host, MAX_SOCKET},
+    address::{Address, Host, MAX_SOCKET},
     error::{Part, UriError, ValueError},
     tls::{Tls, TlsType},
 };
