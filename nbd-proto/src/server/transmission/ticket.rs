@@ -245,8 +245,8 @@ impl Ticket {
     ///
     /// An [`Errno`] that the specification reserves for other failures goes out as
     /// [`Errno::Inval`]: [`Errno::NotSup`] is for fast zeroes, [`Errno::Overflow`] for requests
-    /// that are too long. `text` is for people; more than about 980 bytes are cut off, and simple
-    /// replies have no room for it.
+    /// that are too long. `message` is for people; what follows its first 980 bytes or so, or a
+    /// NUL, is cut off, and simple replies have no room for it.
     pub fn fail(self, errno: Errno, message: impl Into<Cow<'static, str>>) -> Reply<Bytes> {
         self.0.error(errno, text(message.into()), None)
     }
