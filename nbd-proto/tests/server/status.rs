@@ -294,7 +294,7 @@ fn the_number_of_extents_is_limited() {
 
 #[test]
 fn extents_are_whole_blocks() {
-    // S-212
+    // S-211, S-212
     let server = Server::with(Export::new("disk").sizes(4096, 4096, 65536));
     for mode in CHUNKS {
         let mend =
@@ -303,6 +303,8 @@ fn extents_are_whole_blocks() {
         assert_eq!(mend(&[(8192, 1), (4608, 0), (512, 3)]), " 8192:1 4096:0");
         assert_eq!(mend(&[(512, 1), (512, 0)]), " 4096:0");
         assert_eq!(mend(&[(6000, 1)]), " 4096:1");
+        assert_eq!(mend(&[(4096, 0), (512, 1), (3584, 0)]), " 4096:0");
+        assert_eq!(mend(&[(4096, 1), (512, 0), (3584, 1)]), " 4096:1");
     }
 }
 

@@ -86,8 +86,9 @@ impl StatusTicket {
     /// equal neighbours become one, what is empty is skipped, what goes past the end of the export
     /// (or of the request, where the client wants one extent only) is cut off. They need not reach
     /// the end of the request. Where block sizes were agreed on, extents should end at multiples of
-    /// the minimum block size: the list is cut off before a block of which this is not true, or
-    /// that block alone is said to have status 0. Without any extent the status is 0, which is always safe.
+    /// the minimum block size: the list is cut off before a block of which this is not true, and
+    /// if it is the first, that block alone is said to have status 0. Without any extent the status
+    /// is 0, which is always safe.
     pub fn extents(mut self, extents: impl IntoIterator<Item = Extent>) -> Part<Bytes, Self> {
         let chunk = self.chunk(extents);
         let last = self.next + 1 == self.contexts.len();
@@ -199,6 +200,8 @@ impl Chunk {
         let whole = len;
         let len = len.min(self.end - self.done).min(max);
         let (len, status) = match len - len % self.minimum {
+            // The client will ask for it again, and hear no two neighbours of one status.
+            0 if self.count > 0 => return false,
             0 => (self.minimum, 0),
             blocks => (blocks, status),
         };
