@@ -15,6 +15,8 @@ pub struct Extent {
 
 /// The status of `base:allocation`.
 ///
+/// Spec: [`base:allocation` metadata context](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#baseallocation-metadata-context).
+///
 /// An extent that is not known to be zero may still be zero, and a hole that is not known to be
 /// zero has undefined contents.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -21,6 +21,8 @@ use bytes::{BufMut, BytesMut};
 pub struct Handshake(Reader);
 
 /// The start of a connection that is encrypted or fails.
+///
+/// Spec: [Client-side requirements](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#client-side-requirements).
 #[derive(Debug)]
 pub struct SecureHandshake(Reader);
 
@@ -179,6 +181,8 @@ impl Reader {
 
 /// A server that does not speak *fixed* newstyle.
 ///
+/// Spec: [Newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#newstyle-negotiation).
+///
 /// All that can be done is to enter an export by [`export_name`](Newstyle::export_name), or to
 /// close the transport.
 #[derive(Debug)]
@@ -198,6 +202,8 @@ impl Newstyle {
 }
 
 /// A server with a single export, which it has entered already.
+///
+/// Spec: [Oldstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#oldstyle-negotiation).
 #[derive(Debug)]
 pub struct Oldstyle {
     info: ExportInfo,

@@ -65,6 +65,8 @@ pub struct Context {
 }
 
 /// Kinds of information about an export to ask for. `NBD_INFO_EXPORT` comes unasked.
+///
+/// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct InfoSet {
     name: bool,
@@ -372,6 +374,8 @@ impl<S> Options<S> {
 }
 
 /// A client that must start TLS before anything else.
+///
+/// Spec: [Client-side requirements](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#client-side-requirements).
 #[derive(Debug)]
 #[must_use = "a connection is to be closed with `abort`"]
 pub struct TlsRequired {

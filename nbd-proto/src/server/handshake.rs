@@ -14,6 +14,8 @@ use crate::{
 use bytes::BytesMut;
 
 /// The greeting was written and the client's flags are to come.
+///
+/// Spec: [Handshake](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#handshake).
 #[derive(Debug)]
 pub struct Handshake(Flags);
 
@@ -62,6 +64,8 @@ impl Phase for Handshake {
 }
 
 /// The greeting was written, the client's flags are to come, and then it has to start TLS.
+///
+/// Spec: [FORCEDTLS mode](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#forcedtls-mode).
 #[derive(Debug)]
 pub struct ForcedHandshake(Flags);
 

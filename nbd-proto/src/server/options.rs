@@ -104,6 +104,8 @@ pub(super) struct Negotiated {
 
 /// Options are awaited.
 ///
+/// Spec: [Fixed newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#fixed-newstyle-negotiation).
+///
 /// What is unknown, malformed or out of place is answered without a question, and so are
 /// `NBD_OPT_STRUCTURED_REPLY` and `NBD_OPT_EXTENDED_HEADERS`. The rest becomes [`Requested`].
 ///

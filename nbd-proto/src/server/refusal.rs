@@ -17,6 +17,8 @@ const MAX_TEXT: usize = 256;
 
 /// Why a server does not grant an option.
 ///
+/// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
+///
 /// The specification allows some answers to some options in some situations only; where one is
 /// not allowed, the nearest one that is goes out instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,6 +28,8 @@ pub enum Tls {
 
 /// Options are awaited of a client that has to start TLS before anything else.
 ///
+/// Spec: [FORCEDTLS mode](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#forcedtls-mode).
+///
 /// Everything but `NBD_OPT_STARTTLS` and `NBD_OPT_ABORT` is refused without a question.
 /// There is no way from here to transmission but by [`Upgrade::upgraded`]:
 ///

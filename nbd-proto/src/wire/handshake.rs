@@ -17,6 +17,8 @@ pub const OLDSTYLE_REST: usize = 8 + 4 + ZEROES;
 pub const ZEROES: usize = 124;
 
 /// The first message of a server.
+///
+/// Spec: [Handshake](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#handshake).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
     /// The client chooses an export by options.
@@ -50,6 +52,8 @@ impl Greeting {
 }
 
 /// What stands before the data of an option.
+///
+/// Spec: [Newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#newstyle-negotiation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionRequestHeader {
     /// What is asked for.
@@ -87,6 +91,8 @@ impl OptionRequestHeader {
 }
 
 /// What stands before the data of an option reply.
+///
+/// Spec: [Fixed newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#fixed-newstyle-negotiation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionReplyHeader {
     /// The option that is answered.
@@ -128,6 +134,8 @@ impl OptionReplyHeader {
 }
 
 /// The answer to `NBD_OPT_EXPORT_NAME`, which is not an option reply.
+///
+/// Spec: [Newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#newstyle-negotiation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportBlock {
     /// Size of the export in bytes.
@@ -161,6 +169,8 @@ impl ExportBlock {
 }
 
 /// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
+///
+/// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InfoRequest<'a> {
     /// The export's name as it came.
@@ -201,6 +211,8 @@ impl<'a> InfoRequest<'a> {
 }
 
 /// Block size constraints as they travel, before they are checked.
+///
+/// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireBlockSizes {
     /// Every offset and length is to be a multiple of this, in bytes.
@@ -212,6 +224,8 @@ pub struct WireBlockSizes {
 }
 
 /// The data of `NBD_REP_INFO`.
+///
+/// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Info {
@@ -278,6 +292,8 @@ impl Info {
 }
 
 /// The data of `NBD_REP_SERVER`: one export of a list.
+///
+/// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerReply<'a> {
     /// The export's name as it came.
@@ -307,6 +323,8 @@ impl<'a> ServerReply<'a> {
 }
 
 /// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
+///
+/// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 #[derive(Clone, Debug)]
 pub struct MetaContextRequest<'a> {
     /// The export's name as it came.
@@ -369,6 +387,8 @@ impl MetaQueries<'_> {
 }
 
 /// The data of `NBD_REP_META_CONTEXT`.
+///
+/// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetaContextReply<'a> {
     /// The number that names the context in replies; noise when contexts are only listed.

@@ -209,6 +209,8 @@ impl ReplyHeader {
 }
 
 /// One extent of a `BLOCK_STATUS` or `BLOCK_STATUS_EXT` chunk.
+///
+/// Spec: [Structured reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Length in bytes; never 0.
@@ -259,6 +261,8 @@ impl Descriptor {
 }
 
 /// The payload of an `ERROR` or `ERROR_OFFSET` chunk.
+///
+/// Spec: [Structured reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types).
 ///
 /// The message comes before the offset, whatever the chunk's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,8 @@ use slots::Slots;
 
 /// An export that was entered.
 ///
+/// Spec: [Transmission phase](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#transmission-phase).
+///
 /// Commands are methods that give a [`Cookie`] and a [`Frame`](crate::Frame) to send. What comes
 /// back is taken in by one of two ways that may be mixed at any byte:
 ///

@@ -32,6 +32,8 @@ const MAX_REQUEST: usize = 32;
 
 /// A client uses an export.
 ///
+/// Spec: [Transmission phase](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#transmission-phase).
+///
 /// A driver repeats, writing replies at the same time:
 ///
 /// 1. ask [`fill`](Self::fill) where the next bytes of the client go, and read them there,

@@ -88,6 +88,8 @@ impl ReadTicket {
 
 /// Answers a read piece by piece, from its start to its end.
 ///
+/// Spec: [Structured reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types).
+///
 /// Every piece follows the one before. The one that reaches the end of the read is the last
 /// message of the reply, so that a reply can neither leave a gap nor go on for ever.
 ///

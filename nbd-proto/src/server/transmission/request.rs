@@ -12,6 +12,8 @@ use bytes::Bytes;
 
 /// A request that is to be carried out.
 ///
+/// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
+///
 /// It is within the export, of whole blocks if block sizes were agreed on, not empty, allowed by
 /// the transmission flags, and of a command that they offer. The list is complete: other requests
 /// are refused without being seen here.

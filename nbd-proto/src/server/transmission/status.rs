@@ -21,6 +21,8 @@ const MAX_COMPACT: u64 = 0xffff_0000;
 
 /// Answers a block status request, one meta context after the other.
 ///
+/// Spec: [Structured reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types).
+///
 /// It can be sent to another thread; the connection is not needed. Every step answers for one
 /// [`context`](Self::context), and the last one ends the reply:
 ///
