@@ -544,6 +544,7 @@ pub enum Misuse {
 
 /// A server refused an option; haggling goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OptionError {
     /// The option.
     pub option: OptionCode,

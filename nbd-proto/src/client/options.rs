@@ -307,6 +307,10 @@ impl<S> Options<S> {
 
     /// Asks which of the meta contexts that match the queries an export has; all of them without
     /// a query.
+    ///
+    /// # Panics
+    ///
+    /// When the queries are together longer than 4 GiB.
     pub fn list_meta_context(
         self,
         export: &ExportName,
@@ -328,6 +332,10 @@ impl<S> Options<S> {
     /// # Errors
     ///
     /// When neither structured replies nor extended headers were agreed on.
+    ///
+    /// # Panics
+    ///
+    /// When the queries are together longer than 4 GiB.
     pub fn set_meta_context(
         mut self,
         export: &ExportName,

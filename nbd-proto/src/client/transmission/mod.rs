@@ -63,6 +63,7 @@ enum Ending {
 
 /// Where the next bytes of the server belong.
 #[derive(Debug, PartialEq, Eq)]
+#[must_use]
 pub enum Fill<'a> {
     /// Bytes of the protocol: at most this many, here. Never empty.
     Control(&'a mut [u8]),
@@ -95,6 +96,7 @@ pub struct Fed {
 
 /// Something that a driver has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
 pub enum Event {
     /// A part of a read's buffer reads as zeroes, and no bytes were sent for it. The buffer is to
     /// be zeroed there, or the hole to be remembered.
