@@ -1,0 +1,243 @@
+//! Ranges of any length at any place, made of requests that the server takes.
+
+use super::Client;
+use crate::{Error, link::Load};
+use nbd_io::client::{Piece, split};
+use nbd_proto::{
+    Command, CommandFlags, Errno, Header, Misuse,
+    client::{Cookie, Outcome, Transmission},
+};
+use std::{ops::Range, sync::PoisonError};
+
+/// Pieces of one request that are in flight at once.
+const WINDOW: usize = 8;
+
+impl Client {
+    pub(super) fn until_end(&self, len: usize, offset: u64) -> usize {
+        let left = self.size().saturating_sub(offset);
+        usize::try_from(left).map_or(len, |left| len.min(left))
+    }
+
+    /// Refuses a range that is not inside the export, before a part of it is carried out.
+    pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
+        let block = u64::from(self.facts.blocks.minimum());
+        let end = offset.checked_add(len);
+        let end = end.and_then(|end| end.checked_next_multiple_of(block));
+        if len > 0 && end.is_none_or(|end| end > self.size()) {
+            return Err(Error::Misuse(Misuse::OutOfBounds {
+                command,
+                offset,
+                len,
+                size: self.size(),
+            }));
+        }
+        Ok(())
+    }
+
+    /// A range cut at block boundaries: part of a block, whole blocks, part of a block.
+    pub(super) fn blocks_of(&self, offset: u64, len: u64) -> (Range<u64>, Range<u64>, Range<u64>) {
+        let block = u64::from(self.facts.blocks.minimum());
+        let end = offset.saturating_add(len);
+        let body = offset
+            .checked_next_multiple_of(block)
+            .unwrap_or(end)
+            .min(end);
+        let tail = (end - end % block).max(body);
+        (offset..body, body..tail, tail..end)
+    }
+
+    /// Reads a part of a single block.
+    pub(super) fn read_part(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let (block, start) = self.block_around(offset)?;
+        buf.copy_from_slice(&block[start..start + buf.len()]);
+        Ok(())
+    }
+
+    /// Writes a part of a single block.
+    pub(super) fn patch(&self, buf: &[u8], offset: u64, flags: CommandFlags) -> Result<(), Error> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let _apart = self
+            .facts
+            .patching
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (mut block, start) = self.block_around(offset)?;
+        block[start..start + buf.len()].copy_from_slice(buf);
+        self.write_whole(&block, offset - start as u64, flags)
+    }
+
+    /// The block that a byte is in, and the byte's place in it.
+    fn block_around(&self, offset: u64) -> Result<(Vec<u8>, usize), Error> {
+        let size = u64::from(self.facts.blocks.minimum());
+        let start = offset % size;
+        let mut block = vec![0; index(size)];
+        self.read_whole(&mut block, offset - start)?;
+        Ok((block, index(start)))
+    }
+
+    pub(super) fn read_whole(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let len = buf.len() as u64;
+        self.pieces(
+            Command::Read,
+            offset,
+            len,
+            self.facts.max_payload,
+            buf,
+            |piece| {
+                let start = index(piece.offset - offset);
+                let load = Load::Into(start..start + index(piece.len));
+                let frame = move |transmission: &mut Transmission| {
+                    bare(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
+                };
+                (load, frame)
+            },
+        )
+    }
+
+    pub(super) fn write_whole(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        let len = buf.len() as u64;
+        self.pieces(
+            Command::Write,
+            offset,
+            len,
+            self.facts.max_payload,
+            &mut [],
+            |piece| {
+                let start = index(piece.offset - offset);
+                let payload = &buf[start..start + index(piece.len)];
+                let frame = move |transmission: &mut Transmission| {
+                    bare(transmission.write(piece.offset, payload, flags))
+                };
+                (Load::Borrowed(payload), frame)
+            },
+        )
+    }
+
+    /// A command with a range and without payload. Servers may find a range too long that others
+    /// take, so it is tried again with shorter ones.
+    pub(super) fn range(
+        &self,
+        command: Command,
+        offset: u64,
+        len: u64,
+        frame: impl Fn(&mut Transmission, Piece) -> Result<(Cookie, Header), Misuse> + Copy,
+    ) -> Result<(), Error> {
+        self.check_range(command, offset, len)?;
+        let minimum = self.facts.blocks.minimum();
+        if (offset | len) & u64::from(minimum - 1) != 0 {
+            return Err(Error::Misuse(Misuse::Unaligned {
+                command,
+                offset,
+                len,
+                minimum,
+            }));
+        }
+        let piece = |piece| {
+            let frame = move |transmission: &mut Transmission| frame(transmission, piece);
+            (Load::Nothing, frame)
+        };
+        let short = self.facts.max_payload;
+        let max = match (command, self.facts.export.block_sizes) {
+            // nbd-server, which tells no sizes, acknowledges longer zeroes than 64 MiB and leaves
+            // what is behind the first 64 MiB as it was.
+            (Command::WriteZeroes, None) => short,
+            _ => self.link.with(|transmission| transmission.max_len(command)),
+        };
+        let result = self.pieces(command, offset, len, max, &mut [], piece);
+        match result {
+            Err(Error::Failed { ref source, .. })
+                if matches!(source.errno, Errno::Overflow | Errno::Inval)
+                    && len > short
+                    && max > short =>
+            {
+                self.pieces(command, offset, len, short, &mut [], piece)
+            }
+            done => done,
+        }
+    }
+
+    /// Cuts a request into pieces and has several of them in flight.
+    fn pieces<'a, F>(
+        &self,
+        command: Command,
+        offset: u64,
+        len: u64,
+        max: u64,
+        dest: &mut [u8],
+        request: impl Fn(Piece) -> (Load<'a>, F),
+    ) -> Result<(), Error>
+    where
+        F: FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+    {
+        let preferred = u64::from(self.facts.blocks.preferred());
+        let mut pieces = split(offset, len, max, preferred);
+        let place = self.link.place();
+        let mut result = Ok(());
+        let mut in_flight = 0;
+        loop {
+            while in_flight < WINDOW && result.is_ok() {
+                let Some(piece) = pieces.next() else { break };
+                let (load, frame) = request(piece);
+                match self.link.submit(place.index(), command, load, dest, frame) {
+                    Ok(_) => in_flight += 1,
+                    Err(error) => result = Err(error),
+                }
+            }
+            if in_flight == 0 {
+                drop(place);
+                return result.map_err(|error| self.noticed(error));
+            }
+            let done = self.link.wait(place.index(), dest)?;
+            in_flight -= 1;
+            if let Err(error) = done.result {
+                result = result.and(Err(error));
+            }
+        }
+    }
+
+    pub(super) fn single(
+        &self,
+        command: Command,
+        load: Load<'_>,
+        dest: &mut [u8],
+        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+    ) -> Result<Outcome, Error> {
+        let place = self.link.place();
+        self.link
+            .submit(place.index(), command, load, dest, frame)?;
+        let done = self.link.wait(place.index(), dest)?;
+        drop(place);
+        done.result.map_err(|error| self.noticed(error))
+    }
+
+    pub(super) fn noticed(&self, error: Error) -> Error {
+        self.link.notice(&error);
+        error
+    }
+}
+
+/// A frame's header; the payload, if there is one, goes its own way.
+pub(super) fn bare<P>(
+    request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
+) -> Result<(Cookie, Header), Misuse> {
+    request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
+}
+
+/// A place in a buffer that exists.
+fn index(place: u64) -> usize {
+    usize::try_from(place).expect("a place in a buffer fits into memory")
+}
+
+pub(super) fn length(range: &Range<u64>) -> usize {
+    index(range.end - range.start)
+}
