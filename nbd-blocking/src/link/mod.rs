@@ -273,7 +273,14 @@ impl Link {
         frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse>,
     ) -> Result<Cookie, Error> {
         let mut state = self.room(command, place, dest)?;
-        let (cookie, header, own) = frame(&mut state.transmission)?;
+        let (cookie, header, own) = match frame(&mut state.transmission) {
+            Ok(framed) => framed,
+            Err(misuse) => {
+                // The room that this caller may have been woken for is somebody else's.
+                state.wake_for_room();
+                return Err(misuse.into());
+            }
+        };
         let deadline = self.deadline();
         let mut large = false;
         let (sink, payload) = match load {
