@@ -218,7 +218,8 @@ impl Server {
         listener.set_nonblocking(true)?;
         let accept = |listener: &TcpListener| {
             let (stream, address) = listener.accept()?;
-            stream.set_nodelay(true)?;
+            // Some systems refuse it when the client is gone, which is no failure of the listener.
+            let _ = stream.set_nodelay(true);
             Ok((stream.into(), Peer::Tcp(address)))
         };
         accept::serve(self, listener, accept)
