@@ -27,6 +27,9 @@ const SLICES: usize = 64;
 /// stops.
 const LULL: Duration = Duration::from_millis(100);
 
+/// No server takes longer to stop. A time that far ahead can be told of any clock.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How long a client that has disconnected may take for what it is still to receive.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -155,7 +158,7 @@ impl<'a> Session<'a> {
             },
             payload: Vec::new(),
             last_call: None,
-            grace: settings.grace,
+            grace: settings.grace.min(LONGEST_GRACE),
         }
     }
 
