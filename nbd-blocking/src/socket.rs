@@ -144,9 +144,11 @@ impl Socket {
         }
     }
 
-    /// Sends from `bufs` in order, as much as fits without waiting.
-    pub(crate) fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    /// Sends from `bufs` in order. Without `block`, as much as fits without waiting; with it, all,
+    /// or what fits within [`set_patience`](Socket::set_patience).
+    pub(crate) fn send(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::DONTWAIT, !block);
         loop {
             match sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(sent) => return Ok(sent),
@@ -185,13 +187,12 @@ impl Socket {
         }
     }
 
-    /// How long a blocking receive waits.
+    /// How long a blocking send or receive waits.
     pub(crate) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        Ok(sockopt::set_socket_timeout(
-            &self.fd,
-            sockopt::Timeout::Recv,
-            patience,
-        )?)
+        for direction in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
+            sockopt::set_socket_timeout(&self.fd, direction, patience)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn shutdown(&self) -> io::Result<()> {

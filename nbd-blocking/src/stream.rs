@@ -46,10 +46,11 @@ impl Stream {
         }
     }
 
-    /// Writes from `bufs` in order, as much as fits without waiting.
-    pub(crate) fn write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// Writes from `bufs` in order. With `block` it may wait, as long as
+    /// [`Socket::set_patience`] says; nobody else may have to write meanwhile.
+    pub(crate) fn write(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
         match self {
-            Self::Socket(socket) => socket.send(bufs),
+            Self::Socket(socket) => socket.send(bufs, block),
             #[cfg(feature = "tls-base")]
             Self::Tls(tls) => tls.send(bufs),
             Self::Any(stream) => {
@@ -193,7 +194,7 @@ impl Transport for Negotiating {
     }
 
     fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.by_deadline(false, |stream| stream.write(bufs))
+        self.by_deadline(false, |stream| stream.write(bufs, false))
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {

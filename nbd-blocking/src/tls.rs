@@ -243,7 +243,7 @@ impl TlsStream {
 
     fn send_pending(&self, unsent: &mut Pending) -> io::Result<()> {
         while !unsent.is_empty() {
-            let n = self.socket.send(&[IoSlice::new(unsent.rest())])?;
+            let n = self.socket.send(&[IoSlice::new(unsent.rest())], false)?;
             unsent.start += n;
         }
         Ok(())

@@ -344,12 +344,14 @@ impl<'a> Session<'a> {
 
     /// Writes all replies. While the client takes none, nothing is read from it either.
     fn write(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        // The system waits with fewer calls than this could.
+        let block = deadline.is_none();
         loop {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = self.replies.slices(&mut slices);
             let attempt = match count {
                 0 => self.stream.flush().map(|()| 0),
-                count => self.stream.write(&slices[..count]),
+                count => self.stream.write(&slices[..count], block),
             };
             match attempt {
                 Ok(_) if count == 0 => break,
