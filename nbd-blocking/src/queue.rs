@@ -169,6 +169,9 @@ impl Queue {
 
     /// Writes zeroes. Flags as for [`Client::write_zeroes`](crate::Client::write_zeroes).
     ///
+    /// A server that told no block sizes is not asked for more than a write may have: `nbd-server`
+    /// acknowledges longer zeroes and does not write them all.
+    ///
     /// # Errors
     ///
     /// Like [`read`](Queue::read).
@@ -179,6 +182,11 @@ impl Queue {
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         self.submit(Command::WriteZeroes, Load::Nothing, |transmission| {
+            let max = transmission.max_len(Command::Write);
+            if transmission.export().block_sizes.is_none() && len > max {
+                let command = Command::WriteZeroes;
+                return Err(Misuse::TooLong { command, len, max });
+            }
             header(transmission.write_zeroes(offset, len, flags))
         })
     }

@@ -363,3 +363,25 @@ fn a_range_that_a_server_finds_too_long_is_tried_again_in_parts() {
         server.join().expect("the script ends");
     });
 }
+
+#[test]
+fn a_queue_asks_no_server_for_zeroes_that_may_be_left_out() {
+    // A known server acknowledges more than 64 MiB of zeroes and writes only the first of them.
+    within(10, || {
+        let (client, server) = session(
+            Haggling {
+                block_sizes: None,
+                ..Haggling::structured()
+            },
+            &ConnectOptions::new(),
+            |peer| peer.disconnect(),
+        );
+        let mut queue = client.queue();
+        let error = queue
+            .write_zeroes(0, (32 << 20) + 1, CommandFlags::NONE)
+            .unwrap_err();
+        says(&error, &["NBD_CMD_WRITE_ZEROES was not sent", "33554432"]);
+        drop((queue, client));
+        server.join().expect("the script ends");
+    });
+}
