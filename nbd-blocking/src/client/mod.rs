@@ -258,8 +258,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`] says that writing would
-    /// be no slower.
+    /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`](crate::Errno::NotSup) says
+    /// that writing would be no slower.
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
         self.range(Command::WriteZeroes, offset, len, |transmission, piece| {
             bare(transmission.write_zeroes(piece.offset, piece.len, flags))
