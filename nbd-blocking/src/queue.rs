@@ -2,7 +2,7 @@
 
 use crate::{
     Error,
-    link::{Done, Link, Load},
+    link::{Done, Link, Load, header, longest},
 };
 use bytes::Bytes;
 use nbd_proto::{
@@ -169,8 +169,8 @@ impl Queue {
 
     /// Writes zeroes. Flags as for [`Client::write_zeroes`](crate::Client::write_zeroes).
     ///
-    /// A server that told no block sizes is not asked for more than a write may have: `nbd-server`
-    /// acknowledges longer zeroes and does not write them all.
+    /// A server that told no block sizes is not asked for more than a write may have, because some
+    /// acknowledge longer zeroes and do not write them all.
     ///
     /// # Errors
     ///
@@ -182,9 +182,9 @@ impl Queue {
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         self.submit(Command::WriteZeroes, Load::Nothing, |transmission| {
-            let max = transmission.max_len(Command::Write);
-            if transmission.export().block_sizes.is_none() && len > max {
-                let command = Command::WriteZeroes;
+            let command = Command::WriteZeroes;
+            let max = longest(transmission, command);
+            if len > max {
                 return Err(Misuse::TooLong { command, len, max });
             }
             header(transmission.write_zeroes(offset, len, flags))
@@ -269,10 +269,4 @@ impl Drop for Queue {
         let _ = self.link.flush(self.place);
         self.link.leave(self.place);
     }
-}
-
-fn header<P>(
-    request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
-) -> Result<(Cookie, Header), Misuse> {
-    request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
 }

@@ -4,14 +4,14 @@ mod ranges;
 
 use crate::{
     Error, Extents, Queue,
-    link::{Link, Load},
+    link::{Link, Load, header},
     stream::Stream,
 };
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
     client::{Context, ContextExtents, Outcome, Transmission},
 };
-use ranges::{bare, length};
+use ranges::length;
 use std::{
     ops::Range,
     sync::{Arc, PoisonError, RwLock},
@@ -153,7 +153,7 @@ impl Client {
         flags: CommandFlags,
     ) -> Result<(), Error> {
         let len = buf.len() as u64;
-        let frame = |transmission: &mut Transmission| bare(transmission.read(offset, len, flags));
+        let frame = |transmission: &mut Transmission| header(transmission.read(offset, len, flags));
         self.single(Command::Read, Load::Into(0..buf.len()), buf, frame)
             .map(drop)
     }
@@ -224,7 +224,7 @@ impl Client {
     /// When the server does not offer it or fails it, or the connection is over.
     pub fn flush(&self) -> Result<(), Error> {
         self.single(Command::Flush, Load::Nothing, &mut [], |transmission| {
-            bare(transmission.flush())
+            header(transmission.flush())
         })
         .map(drop)
     }
@@ -237,7 +237,7 @@ impl Client {
     /// connection is over.
     pub fn trim(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
         self.range(Command::Trim, offset, len, |transmission, piece| {
-            bare(transmission.trim(piece.offset, piece.len, flags))
+            header(transmission.trim(piece.offset, piece.len, flags))
         })
     }
 
@@ -249,7 +249,7 @@ impl Client {
     /// Like [`trim`](Client::trim).
     pub fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
         self.range(Command::Cache, offset, len, |transmission, piece| {
-            bare(transmission.cache(piece.offset, piece.len))
+            header(transmission.cache(piece.offset, piece.len))
         })
     }
 
@@ -262,7 +262,7 @@ impl Client {
     /// that writing would be no slower.
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
         self.range(Command::WriteZeroes, offset, len, |transmission, piece| {
-            bare(transmission.write_zeroes(piece.offset, piece.len, flags))
+            header(transmission.write_zeroes(piece.offset, piece.len, flags))
         })
     }
 
@@ -284,7 +284,7 @@ impl Client {
             Command::BlockStatus,
             Load::Nothing,
             &mut [],
-            |transmission| bare(transmission.block_status(offset, len, flags)),
+            |transmission| header(transmission.block_status(offset, len, flags)),
         )?)
     }
 

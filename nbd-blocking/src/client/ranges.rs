@@ -1,7 +1,10 @@
 //! Ranges of any length at any place, made of requests that the server takes.
 
 use super::Client;
-use crate::{Error, link::Load};
+use crate::{
+    Error,
+    link::{Load, header, longest},
+};
 use nbd_io::client::{Piece, split};
 use nbd_proto::{
     Command, CommandFlags, Errno, Header, Misuse,
@@ -92,7 +95,7 @@ impl Client {
                 let start = index(piece.offset - offset);
                 let load = Load::Into(start..start + index(piece.len));
                 let frame = move |transmission: &mut Transmission| {
-                    bare(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
+                    header(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
                 };
                 (load, frame)
             },
@@ -116,7 +119,7 @@ impl Client {
                 let start = index(piece.offset - offset);
                 let payload = &buf[start..start + index(piece.len)];
                 let frame = move |transmission: &mut Transmission| {
-                    bare(transmission.write(piece.offset, payload, flags))
+                    header(transmission.write(piece.offset, payload, flags))
                 };
                 (Load::Borrowed(payload), frame)
             },
@@ -147,12 +150,9 @@ impl Client {
             (Load::Nothing, frame)
         };
         let short = self.facts.max_payload;
-        let max = match (command, self.facts.export.block_sizes) {
-            // nbd-server, which tells no sizes, acknowledges longer zeroes than 64 MiB and leaves
-            // what is behind the first 64 MiB as it was.
-            (Command::WriteZeroes, None) => short,
-            _ => self.link.with(|transmission| transmission.max_len(command)),
-        };
+        let max = self
+            .link
+            .with(|transmission| longest(transmission, command));
         let result = self.pieces(command, offset, len, max, &mut [], piece);
         match result {
             Err(Error::Failed { ref source, .. })
@@ -224,13 +224,6 @@ impl Client {
         self.link.notice(&error);
         error
     }
-}
-
-/// A frame's header; the payload, if there is one, goes its own way.
-pub(super) fn bare<P>(
-    request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
-) -> Result<(Cookie, Header), Misuse> {
-    request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
 }
 
 /// A place in a buffer that exists.

@@ -532,3 +532,21 @@ fn wait_until<'a>(
         }
     }
 }
+
+/// A frame's header; the payload, if there is one, goes its own way.
+pub(crate) fn header<P>(
+    request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
+) -> Result<(Cookie, Header), Misuse> {
+    request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
+}
+
+/// The longest range that a server in use can be trusted with, in bytes.
+///
+/// nbd-server, which tells no block sizes, acknowledges longer zeroes than 64 MiB and leaves what is
+/// behind the first 64 MiB as it was.
+pub(crate) fn longest(transmission: &Transmission, command: Command) -> u64 {
+    match (command, transmission.export().block_sizes) {
+        (Command::WriteZeroes, None) => transmission.max_len(Command::Write),
+        _ => transmission.max_len(command),
+    }
+}
