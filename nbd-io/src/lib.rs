@@ -7,6 +7,7 @@ mod errno;
 mod export;
 mod exports;
 mod memory;
+pub mod runtime;
 pub mod server;
 #[cfg(feature = "tls")]
 pub mod tls;
