@@ -1,9 +1,11 @@
-//! The seam between this crate and a runtime: time, threads that may wait, and tasks.
+//! The seam between this crate and a runtime: time, threads that may wait, tasks, and sockets.
 //!
 //! What has to be written once for all runtimes needs them, but reads no clock and starts nothing
 //! by itself.
 
-use std::time::Duration;
+use crate::transport::Transport;
+use nbd_proto::uri::Address;
+use std::{io, time::Duration};
 
 /// What the shared code wants of a runtime. It is cheap to clone.
 pub trait Runtime: Clone + Send + Sync + 'static {
@@ -22,4 +24,23 @@ pub trait Runtime: Clone + Send + Sync + 'static {
 pub trait Tasks: Runtime {
     /// Has `task` carried on until it ends. A task whose runtime is shut down is dropped.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
+}
+
+/// A runtime that reaches servers.
+pub trait Network: Tasks {
+    /// A connected socket.
+    type Stream: Transport + Send + 'static;
+
+    /// Connects to what an address names: to the first address of a host that answers, in the
+    /// resolver's order.
+    ///
+    /// # Errors
+    ///
+    /// When nothing answers; of several addresses, the error tells how each failed. When this
+    /// system has no such addresses, an error of the kind [`io::ErrorKind::Unsupported`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped leaves no connection behind.
+    fn connect(&self, address: &Address) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
