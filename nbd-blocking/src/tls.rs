@@ -1,8 +1,9 @@
 //! TLS over a socket that two threads use, one in each direction.
 
 use crate::socket::Socket;
+use bytes::{Buf, BufMut, BytesMut};
 use nbd_io::tls::{
-    SEND_BUFFER, TlsError,
+    Received, SEND_BUFFER, TlsError,
     rustls::{
         self, ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
         pki_types::ServerName,
@@ -15,9 +16,6 @@ use std::{
     time::Instant,
 };
 
-/// Encrypted bytes taken from the socket at once.
-const RECEIVE_BUFFER: usize = 256 << 10;
-
 /// A TLS connection.
 ///
 /// The three parts are locked one after the other and never while the socket is waited for, but
@@ -26,9 +24,9 @@ pub(crate) struct TlsStream {
     socket: Socket,
     connection: Mutex<Connection>,
     /// Encrypted bytes that have come and were not decrypted.
-    received: Mutex<Pending>,
+    received: Mutex<Received>,
     /// Encrypted bytes that are to be sent.
-    unsent: Mutex<Pending>,
+    unsent: Mutex<BytesMut>,
 }
 
 /// Why there was no handshake.
@@ -40,23 +38,6 @@ enum Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-/// Bytes of which the first are used up.
-struct Pending {
-    bytes: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl Pending {
-    fn rest(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.end
     }
 }
 
@@ -108,16 +89,8 @@ impl TlsStream {
         let stream = Self {
             socket,
             connection: Mutex::new(connection),
-            received: Mutex::new(Pending {
-                bytes: vec![0; RECEIVE_BUFFER],
-                start: 0,
-                end: 0,
-            }),
-            unsent: Mutex::new(Pending {
-                bytes: Vec::new(),
-                start: 0,
-                end: 0,
-            }),
+            received: Mutex::new(Received::new()),
+            unsent: Mutex::new(BytesMut::new()),
         };
         loop {
             stream.flush_by(deadline)?;
@@ -133,7 +106,7 @@ impl TlsStream {
                 }
             }
             let mut connection = lock(&stream.connection);
-            if let Err(error) = decrypt(&mut connection, &mut received)? {
+            if let Err(error) = received.decrypt(&mut connection)? {
                 // The alert tells the peer why.
                 drop(connection);
                 let _ = stream.flush_by(deadline);
@@ -165,7 +138,7 @@ impl TlsStream {
                 }
                 connection = lock(&self.connection);
             }
-            decrypt(&mut connection, &mut received)?.map_err(io::Error::other)?;
+            received.decrypt(&mut connection)?.map_err(io::Error::other)?;
             if connection.wants_write() {
                 drop(connection);
                 self.send_ready()?;
@@ -220,46 +193,28 @@ impl TlsStream {
         }
     }
 
-    fn receive(&self, received: &mut Pending, block: bool) -> io::Result<usize> {
-        received.start = 0;
-        received.end = 0;
-        let space = &mut received.bytes[..];
-        received.end = self.socket.recv(&mut [IoSliceMut::new(space)], block)?;
-        Ok(received.end)
+    fn receive(&self, received: &mut Received, block: bool) -> io::Result<usize> {
+        let space = IoSliceMut::new(received.space());
+        let n = self.socket.recv(&mut [space], block)?;
+        received.filled(n);
+        Ok(n)
     }
 
-    fn encrypt(&self, unsent: &mut Pending) -> io::Result<()> {
+    fn encrypt(&self, unsent: &mut BytesMut) -> io::Result<()> {
         let mut connection = lock(&self.connection);
-        if unsent.is_empty() {
-            unsent.bytes.clear();
-            unsent.start = 0;
-        }
         while connection.wants_write() {
-            connection.write_tls(&mut unsent.bytes)?;
+            connection.write_tls(&mut unsent.writer())?;
         }
-        unsent.end = unsent.bytes.len();
         Ok(())
     }
 
-    fn send_pending(&self, unsent: &mut Pending) -> io::Result<()> {
+    fn send_pending(&self, unsent: &mut BytesMut) -> io::Result<()> {
         while !unsent.is_empty() {
-            let n = self.socket.send(&[IoSlice::new(unsent.rest())], false)?;
-            unsent.start += n;
+            let n = self.socket.send(&[IoSlice::new(unsent)], false)?;
+            unsent.advance(n);
         }
         Ok(())
     }
-}
-
-/// Decrypts some of what was received. The outer error is one of the plumbing, the inner one of TLS.
-fn decrypt(
-    connection: &mut Connection,
-    received: &mut Pending,
-) -> io::Result<Result<(), rustls::Error>> {
-    let mut rest = received.rest();
-    let before = rest.len();
-    connection.read_tls(&mut rest)?;
-    received.start += before - rest.len();
-    Ok(connection.process_new_packets().map(|_| ()))
 }
 
 impl fmt::Debug for TlsStream {

@@ -1,6 +1,7 @@
 //! What TLS connections trust and show, the same for every runtime.
 //!
-//! Everything that touches rustls and is not a stream of a runtime's is in this module.
+//! Everything that touches rustls is in this module, but the blocking driver's stream, which two
+//! threads use.
 
 use crate::client::NegotiationError;
 use rustls::{
@@ -21,10 +22,14 @@ use std::{
     sync::Arc,
 };
 
+mod received;
 mod server;
+mod transport;
 
+pub use received::Received;
 pub use rustls;
 pub use server::ServerTls;
+pub use transport::TlsTransport;
 
 /// The bytes that rustls may hold back of what is to be sent. Larger than the default, because
 /// payloads are.
@@ -117,6 +122,9 @@ pub enum TlsError {
     /// The handshake with a client failed; an alert of the client's is among the reasons.
     #[error("the TLS handshake with the client failed")]
     Client(#[source] rustls::Error),
+    /// The connection broke during the handshake with a client.
+    #[error("the connection broke during the TLS handshake with the client")]
+    ClientIo(#[source] std::io::Error),
 }
 
 impl TlsError {

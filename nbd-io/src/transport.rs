@@ -1,5 +1,7 @@
 //! The seam between this crate and a runtime: a byte stream that is polled.
 
+#[cfg(feature = "tls")]
+use crate::tls::TlsTransport;
 use bytes::BytesMut;
 use nbd_proto::{Error, Phase, Step};
 use std::{
@@ -82,6 +84,66 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn hurry(&mut self) {
         (**self).hurry();
+    }
+}
+
+/// A transport in the clear, or TLS over it.
+#[derive(Debug)]
+pub enum Layered<T> {
+    /// In the clear.
+    Plain(T),
+    /// Inside TLS.
+    #[cfg(feature = "tls")]
+    Tls(Box<TlsTransport<T>>),
+}
+
+impl<T: Transport> Transport for Layered<T> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(transport) => transport.poll_read(cx, bufs),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_read(cx, bufs),
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(transport) => transport.poll_write(cx, bufs),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_write(cx, bufs),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(transport) => transport.poll_flush(cx),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(transport) => transport.poll_shutdown(cx),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_shutdown(cx),
+        }
+    }
+
+    fn hurry(&mut self) {
+        match self {
+            Self::Plain(transport) => transport.hurry(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.hurry(),
+        }
     }
 }
 
