@@ -7,7 +7,7 @@
 use clap::{ArgGroup, Parser};
 use nbd_blocking::{
     ExportName, ServerTls,
-    server::{Event, Server},
+    server::{Event, Serve, Server},
 };
 use nbd_io::{Memory, NamedExports};
 use signal_hook::{

@@ -14,7 +14,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{TcpStream, ToSocketAddrs},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::DirBuilderExt,
             net::{UnixListener, UnixStream},
@@ -199,14 +199,15 @@ impl Socket {
         Ok(shutdown(self.fd.as_fd(), Shutdown::Write)?)
     }
 
-    /// Ends the other direction: what has come can still be read, and then there is no more.
-    pub(crate) fn shutdown_read(&self) {
-        let _ = shutdown(self.fd.as_fd(), Shutdown::Read);
-    }
-
     /// Ends both directions, so that nobody who waits for the socket waits on.
     pub(crate) fn close(&self) {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Both);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -4,10 +4,7 @@ use crate::socket::Socket;
 use bytes::{Buf, BufMut, BytesMut};
 use nbd_io::tls::{
     Received, SEND_BUFFER, TlsError,
-    rustls::{
-        self, ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
-        pki_types::ServerName,
-    },
+    rustls::{self, ClientConfig, ClientConnection, Connection, pki_types::ServerName},
 };
 use std::{
     fmt,
@@ -62,22 +59,6 @@ impl TlsStream {
             },
             Failure::Tls(source) => TlsError::handshake(name, source),
         })
-    }
-
-    /// Does the handshake with a client. The outer error is one of the socket's.
-    pub(crate) fn accept(
-        socket: Socket,
-        config: Arc<ServerConfig>,
-        deadline: Option<Instant>,
-    ) -> io::Result<Result<Self, TlsError>> {
-        let shaken = ServerConnection::new(config)
-            .map_err(Failure::Tls)
-            .and_then(|connection| Self::handshake(socket, connection.into(), deadline));
-        match shaken {
-            Ok(stream) => Ok(Ok(stream)),
-            Err(Failure::Tls(source)) => Ok(Err(TlsError::Client(source))),
-            Err(Failure::Io(error)) => Err(error),
-        }
     }
 
     fn handshake(
@@ -138,7 +119,9 @@ impl TlsStream {
                 }
                 connection = lock(&self.connection);
             }
-            received.decrypt(&mut connection)?.map_err(io::Error::other)?;
+            received
+                .decrypt(&mut connection)?
+                .map_err(io::Error::other)?;
             if connection.wants_write() {
                 drop(connection);
                 self.send_ready()?;

@@ -18,6 +18,13 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// Has `job` done on a thread that may wait for disks and the like. Jobs are begun in about
     /// the order in which they came, and none waits for another one that is not done yet for long.
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static);
+
+    /// What a clock shows that only goes forward, if the thread that polls serves a single
+    /// connection: what takes next to no time is then done there. `None` where others would have
+    /// to wait.
+    fn own_thread_clock(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// A runtime that carries on with tasks by itself.

@@ -22,10 +22,12 @@ use std::{
     sync::Arc,
 };
 
+mod names;
 mod received;
 mod server;
 mod transport;
 
+pub use names::PeerNames;
 pub use received::Received;
 pub use rustls;
 pub use server::ServerTls;
@@ -79,6 +81,9 @@ pub enum TlsError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The certificate of a client cannot be understood.
+    #[error("cannot read the names in a client's certificate")]
+    Names(#[source] x509_cert::der::Error),
     /// No cryptography was compiled in, and the program has installed none.
     #[error("there is no cryptography: neither compiled in nor installed for the process")]
     NoCryptography,

@@ -55,6 +55,24 @@ pub trait Transport {
     /// on has to fail instead. Only for a transport that waits instead of pending; others need not
     /// implement it.
     fn hurry(&mut self) {}
+
+    /// Whether the next call is all that there is to be waited for. A transport that waits with
+    /// less effort than its runtime may then do so for a moment, up to 100 ms, before it pends.
+    fn set_alone(&mut self, alone: bool) {
+        let _ = alone;
+    }
+
+    /// Whether this waits instead of pending, and so keeps its thread from everything else. A
+    /// server then carries out one request at a time.
+    fn waits(&self) -> bool {
+        false
+    }
+
+    /// The certificate by which the peer has proven who it is, in DER. None without TLS, or where
+    /// the peer was not asked.
+    fn peer_certificate(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 impl<T: Transport + ?Sized> Transport for &mut T {
@@ -84,6 +102,18 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn hurry(&mut self) {
         (**self).hurry();
+    }
+
+    fn set_alone(&mut self, alone: bool) {
+        (**self).set_alone(alone);
+    }
+
+    fn waits(&self) -> bool {
+        (**self).waits()
+    }
+
+    fn peer_certificate(&self) -> Option<&[u8]> {
+        (**self).peer_certificate()
     }
 }
 
@@ -143,6 +173,30 @@ impl<T: Transport> Transport for Layered<T> {
             Self::Plain(transport) => transport.hurry(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.hurry(),
+        }
+    }
+
+    fn set_alone(&mut self, alone: bool) {
+        match self {
+            Self::Plain(transport) => transport.set_alone(alone),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.set_alone(alone),
+        }
+    }
+
+    fn waits(&self) -> bool {
+        match self {
+            Self::Plain(transport) => transport.waits(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.waits(),
+        }
+    }
+
+    fn peer_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(transport) => transport.peer_certificate(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.peer_certificate(),
         }
     }
 }

@@ -1,7 +1,10 @@
 //! A server of the tour's own: memory exports on a private Unix socket, with and without TLS.
 
 use crate::walk::Outcome;
-use nbd_blocking::{ClientTls, ConnectOptions, ExportName, ServerTls, Uri, server::Server};
+use nbd_blocking::{
+    ClientTls, ConnectOptions, ExportName, ServerTls, Uri,
+    server::{Serve, Server},
+};
 use nbd_io::{Memory, NamedExports};
 use nbd_proto::uri::{Host as Hostname, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};

@@ -2,7 +2,8 @@
 
 use crate::support::{Running, modes, pattern, soon};
 use nbd_blocking::{
-    BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Failure, Mode, server::Server,
+    BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Failure, Mode,
+    server::{Serve, Server},
 };
 use nbd_io::{Export, Memory};
 use nbd_proto::TransmissionFlags;

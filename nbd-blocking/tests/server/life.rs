@@ -1,8 +1,10 @@
 //! How connections begin and end.
 
-use crate::support::{Running, modes, soon};
-use nbd_blocking::{CommandFlags, ConnectOptions, Errno, Failure, server::Server};
-use nbd_io::{Export, Memory};
+use crate::support::{Running, soon};
+use nbd_blocking::{
+    Command, CommandFlags, ConnectOptions, ExportName, Failure, Uri, server::Server,
+};
+use nbd_io::{Export, Memory, NamedExports};
 use std::{
     io::{Read, Write},
     net::Shutdown,
@@ -66,34 +68,255 @@ impl Export for Gate {
     }
 }
 
+/// The header of a request for 512 bytes at the start of the export.
+fn small(command: u8, cookie: u8) -> Vec<u8> {
+    let mut request = Vec::from(*b"\x25\x60\x95\x13\0\0\0");
+    request.push(command);
+    request.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
+    request.extend(b"\0\0\0\0\0\0\0\0\0\0\x02\0");
+    request
+}
+
+/// A simple reply to one.
+fn reply(errno: u8, cookie: u8, data: &[u8]) -> Vec<u8> {
+    let mut reply = Vec::from(*b"\x67\x44\x66\x98\0\0\0");
+    reply.push(errno);
+    reply.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
+    reply.extend(data);
+    reply
+}
+
+fn expect(raw: &mut impl Read, expected: &[u8]) {
+    let mut said = vec![0; expected.len()];
+    raw.read_exact(&mut said).unwrap();
+    assert_eq!(said, expected);
+}
+
+/// What a server says until the client may send requests.
+const ENTERED: usize = 18 + 32 + 20;
+
 #[test]
 fn what_was_begun_is_finished_when_the_server_stops() {
     // S-231, S-024
     soon(|| {
-        for options in modes() {
-            let gate = Arc::new(Gate::default());
-            let running = Running::new(Server::single(gate.clone()));
-            let client = running.connect(&options);
-            let mut queue = client.queue();
-            for _ in 0..4 {
-                queue.read(0, vec![0; 512]).unwrap();
-            }
-            queue.send().unwrap();
-            eventually(|| gate.state.lock().unwrap().0 == 1);
-            running.stopper.stop();
-            gate.state.lock().unwrap().1 = true;
-            gate.moved.notify_all();
-            let mut results = Vec::new();
-            while let Ok(Some(done)) = queue.complete() {
-                results.push(done.into_buffer());
-            }
-            assert_eq!(results.len(), 4);
-            assert_eq!(results.remove(0).unwrap(), [7; 512]);
-            for result in results {
-                assert_eq!(result.unwrap_err().errno(), Some(Errno::Shutdown));
-            }
-            running.stop();
+        let gate = Arc::new(Gate::default());
+        let running = Running::new(Server::single(gate.clone()));
+        let mut raw = running.raw();
+        raw.write_all(GO).unwrap();
+        raw.read_exact(&mut [0; ENTERED]).unwrap();
+        for cookie in 1..=4 {
+            raw.write_all(&small(0, cookie)).unwrap();
         }
+        eventually(|| gate.state.lock().unwrap().0 == 4);
+        running.stopper.stop();
+        thread::sleep(Duration::from_millis(20));
+        // Refused at once, while others are not done.
+        raw.write_all(&small(0, 5)).unwrap();
+        expect(&mut raw, &reply(108, 5, b""));
+        gate.state.lock().unwrap().1 = true;
+        gate.moved.notify_all();
+        let mut said = vec![0; 4 * (16 + 512)];
+        raw.read_exact(&mut said).unwrap();
+        let mut cookies: Vec<u8> = said.chunks(16 + 512).map(|reply| reply[15]).collect();
+        cookies.sort_unstable();
+        assert_eq!(cookies, [1, 2, 3, 4]);
+        for done in said.chunks(16 + 512) {
+            assert_eq!(done, reply(0, done[15], &[7; 512]));
+        }
+        assert_eq!(raw.read(&mut [0; 1]).unwrap(), 0);
+        assert_eq!(running.stop(), ["the server is stopping"]);
+    });
+}
+
+#[test]
+fn requests_are_answered_in_the_order_in_which_they_are_done() {
+    // S-165
+    soon(|| {
+        let gate = Arc::new(Gate::default());
+        let running = Running::new(Server::single(gate.clone()));
+        let mut raw = running.raw();
+        raw.write_all(GO).unwrap();
+        raw.read_exact(&mut [0; ENTERED]).unwrap();
+        raw.write_all(&small(0, 1)).unwrap();
+        eventually(|| gate.state.lock().unwrap().0 == 1);
+        // Read-only: refused, while the first one waits.
+        raw.write_all(&small(4, 2)).unwrap();
+        expect(&mut raw, &reply(1, 2, b""));
+        gate.state.lock().unwrap().1 = true;
+        gate.moved.notify_all();
+        expect(&mut raw, &reply(0, 1, &[7; 512]));
+        drop(raw);
+        running.wait_for_endings(1);
+        assert_eq!(running.stop(), ["the client closed the connection"]);
+    });
+}
+
+#[test]
+fn no_more_requests_are_carried_out_at_once_than_allowed() {
+    soon(|| {
+        let gate = Arc::new(Gate::default());
+        let running = Running::new(Server::single(gate.clone()).concurrency(3));
+        let mut raw = running.raw();
+        raw.write_all(GO).unwrap();
+        raw.read_exact(&mut [0; ENTERED]).unwrap();
+        for cookie in 0..20 {
+            raw.write_all(&small(0, cookie)).unwrap();
+        }
+        eventually(|| gate.state.lock().unwrap().0 == 3);
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(gate.state.lock().unwrap().0, 3);
+        gate.state.lock().unwrap().1 = true;
+        gate.moved.notify_all();
+        raw.read_exact(&mut vec![0; 20 * (16 + 512)]).unwrap();
+        drop(raw);
+        running.stop();
+    });
+}
+
+#[test]
+fn payload_in_memory_is_bounded() {
+    // H-052
+    soon(|| {
+        let gate = Arc::new(Gate::default());
+        // Room for two requests of 512 bytes, and for one more.
+        let running = Running::new(Server::single(gate.clone()).in_flight(1025));
+        let mut raw = running.raw();
+        raw.write_all(GO).unwrap();
+        raw.read_exact(&mut [0; ENTERED]).unwrap();
+        for cookie in 0..20 {
+            raw.write_all(&small(0, cookie)).unwrap();
+        }
+        eventually(|| gate.state.lock().unwrap().0 == 3);
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(gate.state.lock().unwrap().0, 3);
+        gate.state.lock().unwrap().1 = true;
+        gate.moved.notify_all();
+        raw.read_exact(&mut vec![0; 20 * (16 + 512)]).unwrap();
+        drop(raw);
+        running.stop();
+    });
+}
+
+#[test]
+fn a_client_that_says_nothing_for_too_long_is_disconnected() {
+    soon(|| {
+        let gate = Arc::new(Gate::default());
+        let server = Server::single(gate.clone()).idle_timeout(Some(Duration::from_millis(200)));
+        let running = Running::new(server);
+        let idle = running.connect(&ConnectOptions::new());
+        let mut busy = running.raw();
+        busy.write_all(GO).unwrap();
+        busy.read_exact(&mut [0; ENTERED]).unwrap();
+        busy.write_all(&small(0, 1)).unwrap();
+        running.wait_for_endings(1);
+        assert!(idle.read_exact_at(&mut [0; 512], 0).is_err());
+        // Whoever waits for the export is not idle, and is afterwards.
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(running.stopper.connections(), 1);
+        gate.state.lock().unwrap().1 = true;
+        gate.moved.notify_all();
+        expect(&mut busy, &reply(0, 1, &[7; 512]));
+        running.wait_for_endings(2);
+        let endings = running.stop();
+        assert_eq!(endings, ["nothing was sent or received for too long"; 2]);
+    });
+}
+
+/// Panics when it is read.
+struct Broken {
+    may_block: bool,
+}
+
+impl Export for Broken {
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Failure> {
+        panic!("as intended")
+    }
+
+    fn may_block(&self) -> bool {
+        self.may_block
+    }
+}
+
+#[test]
+fn an_export_that_panics_ends_the_connection_only() {
+    soon(|| {
+        for may_block in [true, false] {
+            let running = Running::new(Server::single(Arc::new(Broken { may_block })));
+            let other = running.connect(&ConnectOptions::new());
+            let client = running.connect(&ConnectOptions::new());
+            assert!(client.read_exact_at(&mut [0; 512], 0).is_err());
+            eventually(|| running.stopper.connections() == 1);
+            assert!(other.write_at(&[0; 512], 0).is_err());
+            other.disconnect().unwrap();
+            let endings = running.stop();
+            assert_eq!(endings, ["the export panicked", "the client disconnected"]);
+        }
+    });
+}
+
+#[test]
+fn a_program_learns_what_became_of_requests() {
+    soon(|| {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&log);
+        let server = memory().on_request(move |outcome| {
+            let errno = outcome.failure.map(|failure| failure.errno);
+            let entry = (outcome.command, outcome.offset, outcome.len, errno);
+            told.lock().unwrap().push(entry);
+        });
+        let running = Running::new(server);
+        let client = running.connect(&ConnectOptions::new());
+        client.write_all_at(&[1; 512], 1024).unwrap();
+        client.flush().unwrap();
+        client.read_exact_at(&mut [0; 100], 7).unwrap();
+        client.disconnect().unwrap();
+        running.stop();
+        assert_eq!(
+            *log.lock().unwrap(),
+            [
+                (Command::Write, 1024, 512, None),
+                (Command::Flush, 0, 0, None),
+                (Command::Read, 7, 100, None),
+            ]
+        );
+    });
+}
+
+#[test]
+fn what_a_client_may_not_use_is_not_there() {
+    soon(|| {
+        let name = |name| ExportName::new(name).unwrap();
+        let exports = NamedExports::new()
+            .with(name("public"), Arc::new(Memory::new(512)))
+            .with(name("secret"), Arc::new(Memory::new(1024)))
+            .with_default(name("secret"));
+        let server = Server::new(exports)
+            .authorize(|applicant, export| !applicant.encrypted && export.as_str() == "public");
+        let running = Running::new(server);
+        let uri = format!("nbd+unix:///?socket={}", running.unix.display());
+        let greeted = ConnectOptions::new()
+            .start(&Uri::parse(&uri).unwrap())
+            .unwrap();
+        let mut haggling = greeted.options().unwrap();
+        let list = haggling.list().unwrap();
+        assert!(
+            list.len() == 1 && list[0].name.as_ref().unwrap() == &name("public"),
+            "{list:?}"
+        );
+        haggling.abort();
+        for (export, there) in [("public", true), ("secret", false), ("", false)] {
+            let options = ConnectOptions::new().export(name(export));
+            assert_eq!(
+                options.connect_unix(running.raw()).is_ok(),
+                there,
+                "{export}"
+            );
+        }
+        running.stop();
     });
 }
 
@@ -245,6 +468,24 @@ fn what_was_asked_before_goodbye_is_answered() {
         assert_eq!(said.len(), 18 + 32 + 20 + 4 * (16 + 4096));
         assert!(said.ends_with(&[1; 4096]));
         running.stop();
+    });
+}
+
+#[test]
+fn who_leaves_without_taking_the_replies_is_not_waited_for_long() {
+    // S-234
+    soon(|| {
+        let running = Running::new(memory());
+        let mut raw = running.raw();
+        raw.write_all(GO).unwrap();
+        // More than the socket holds, less than what keeps the server from reading on.
+        let mut requests = small(0, 1);
+        requests.splice(24.., *b"\0\x03\xf0\0");
+        requests.extend(small(2, 9));
+        raw.write_all(&requests).unwrap();
+        running.wait_for_endings(1);
+        assert_eq!(running.stop(), ["the client disconnected"]);
+        drop(raw);
     });
 }
 

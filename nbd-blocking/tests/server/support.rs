@@ -2,7 +2,7 @@
 
 use nbd_blocking::{
     Client, ConnectOptions,
-    server::{Event, Server, Stopper},
+    server::{Event, Serve, Server, Stopper},
 };
 use std::{
     io,

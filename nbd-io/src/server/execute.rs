@@ -29,14 +29,23 @@ const MAX_PIECES: usize = 32;
 /// which is possible if the client did not ask for block sizes, is answered with
 /// [`Errno::Inval`].
 ///
+/// # Errors
+///
+/// What the client was told, if not that it succeeded.
+///
 /// # Blocking
 ///
 /// It waits for the export, and for nothing else. It can be called from several threads at once,
 /// each with its own `replies`.
-pub fn execute(export: &dyn Export, request: Request, payload: &[u8], replies: &mut Replies) {
+pub fn execute(
+    export: &dyn Export,
+    request: Request,
+    payload: &[u8],
+    replies: &mut Replies,
+) -> Result<(), Failure> {
     if let Err(failure) = check_blocks(export, &request) {
         replies.push(request.fail(failure.errno, words(&failure)));
-        return;
+        return Err(failure);
     }
     let (ticket, result, fast) = match request {
         Request::Read {
@@ -80,10 +89,12 @@ pub fn execute(export: &dyn Export, request: Request, payload: &[u8], replies: &
             (ticket, export.write_zeroes(offset, len, mode), fast)
         }
     };
-    replies.push(match result {
+    let told = result.map_err(|failure| reportable(failure, fast));
+    replies.push(match &told {
         Ok(()) => ticket.done(),
-        Err(failure) => fail(ticket, failure, fast),
+        Err(failure) => fail(ticket, failure),
     });
+    told
 }
 
 /// Keeps the promise to back ends that they see whole blocks only.
@@ -112,16 +123,21 @@ fn words(failure: &Failure) -> String {
     failure.message.as_str().to_owned()
 }
 
-fn fail(ticket: Ticket, failure: Failure, fast: bool) -> Reply<Bytes> {
-    let failure = reportable(failure, fast);
-    let words = words(&failure);
+fn fail(ticket: Ticket, failure: &Failure) -> Reply<Bytes> {
+    let words = words(failure);
     match failure.offset {
         Some(offset) => ticket.fail_at(failure.errno, offset, words),
         None => ticket.fail(failure.errno, words),
     }
 }
 
-fn read(export: &dyn Export, offset: u64, len: u32, ticket: ReadTicket, replies: &mut Replies) {
+fn read(
+    export: &dyn Export,
+    offset: u64,
+    len: u32,
+    ticket: ReadTicket,
+    replies: &mut Replies,
+) -> Result<(), Failure> {
     let ticket = if export.finds_zeroes() {
         match ticket.into_sparse() {
             Ok(sparse) => return read_sparse(export, sparse, replies),
@@ -136,6 +152,7 @@ fn read(export: &dyn Export, offset: u64, len: u32, ticket: ReadTicket, replies:
             let Reply { frame, receipt } = ticket.data(Staged(len));
             let (header, _) = frame.into_parts();
             replies.commit(header.as_bytes(), len, Some(receipt));
+            Ok(())
         }
         Err(failure) => {
             let failure = reportable(failure, false);
@@ -144,12 +161,17 @@ fn read(export: &dyn Export, offset: u64, len: u32, ticket: ReadTicket, replies:
                 Some(offset) => ticket.fail_at(failure.errno, offset, words),
                 None => ticket.fail(failure.errno, words),
             });
+            Err(failure)
         }
     }
 }
 
 /// Reads what is data, and only tells of what is not.
-fn read_sparse(export: &dyn Export, mut sparse: SparseRead, replies: &mut Replies) {
+fn read_sparse(
+    export: &dyn Export,
+    mut sparse: SparseRead,
+    replies: &mut Replies,
+) -> Result<(), Failure> {
     let mut pieces = Pieces {
         export,
         at: sparse.offset(),
@@ -167,11 +189,16 @@ fn read_sparse(export: &dyn Export, mut sparse: SparseRead, replies: &mut Replie
                     replies.push_frame(frame);
                     rest
                 }
-                Part::Last(reply) => return replies.push(reply),
+                Part::Last(reply) => {
+                    replies.push(reply);
+                    return Ok(());
+                }
             }
         } else {
             if let Err(failure) = export.read(sparse.offset(), replies.stage(len)) {
-                return replies.push(fail_sparse(sparse, failure));
+                let failure = reportable(failure, false);
+                replies.push(fail_sparse(sparse, &failure));
+                return Err(failure);
             }
             match sparse.data(Staged(len)) {
                 Part::More { frame, rest } => {
@@ -181,7 +208,8 @@ fn read_sparse(export: &dyn Export, mut sparse: SparseRead, replies: &mut Replie
                 }
                 Part::Last(Reply { frame, receipt }) => {
                     let (header, _) = frame.into_parts();
-                    return replies.commit(header.as_bytes(), len, Some(receipt));
+                    replies.commit(header.as_bytes(), len, Some(receipt));
+                    return Ok(());
                 }
             }
         };
@@ -235,9 +263,8 @@ impl Pieces<'_> {
     }
 }
 
-fn fail_sparse(sparse: SparseRead, failure: Failure) -> Reply<Bytes> {
-    let failure = reportable(failure, false);
-    let words = words(&failure);
+fn fail_sparse(sparse: SparseRead, failure: &Failure) -> Reply<Bytes> {
+    let words = words(failure);
     match failure.offset {
         Some(offset) => sparse.fail_at(failure.errno, offset, words),
         None => sparse.fail(failure.errno, words),
@@ -272,7 +299,7 @@ fn block_status(
     one: bool,
     mut ticket: StatusTicket,
     replies: &mut Replies,
-) {
+) -> Result<(), Failure> {
     let most = if one { 1 } else { MAX_EXTENTS };
     loop {
         let mut extents = std::mem::take(&mut replies.extents);
@@ -289,12 +316,10 @@ fn block_status(
             }
             ControlFlow::Continue(())
         });
-        let part = match asked {
+        let told = asked.map_err(|failure| reportable(failure, false));
+        let part = match &told {
             Ok(()) => ticket.extents(extents.iter().copied()),
-            Err(failure) => {
-                let failure = reportable(failure, false);
-                Part::Last(ticket.fail(failure.errno, words(&failure)))
-            }
+            Err(failure) => Part::Last(ticket.fail(failure.errno, words(failure))),
         };
         replies.extents = extents;
         replies.forget_extents();
@@ -303,7 +328,10 @@ fn block_status(
                 replies.push_frame(frame);
                 ticket = rest;
             }
-            Part::Last(reply) => return replies.push(reply),
+            Part::Last(reply) => {
+                replies.push(reply);
+                return told;
+            }
         }
     }
 }

@@ -1,32 +1,53 @@
-//! The server's side: negotiation, and carrying out requests.
+//! The server's side: from a listening socket to the last reply.
 //!
 //! ```text
-//!   a client connects
-//!         |
-//!         v       questions are answered from `Exports`
-//!     negotiate ----------------------------------------> Ended
-//!         |
-//!         v  Entered: the transport, a Transmission and an Export
-//!   +---------------------------------------------------------------------+
-//!   | read  --> Transmission::feed, fill/filled --> Event::Request        |
-//!   |                                                   |                 |
-//!   |                                                   v                 |
-//!   | write <-- Replies::slices, advance <-- Replies <-- execute          |
-//!   |              `-- all written: Replies::retire                       |
-//!   +---------------------------------------------------------------------+
+//!   Listener --> Server::serve, a task for each connection
+//!                   |
+//!                   v       questions are answered from `Exports`
+//!               negotiate ----------------------------------------> Ended
+//!                   |
+//!                   v  Entered: the transport, a Transmission and an Export
+//!   +----------------------------------------------------------------------+
+//!   | transport --> Intake --> Request --> execute, in place or as a job   |
+//!   |                                         |                            |
+//!   | transport <------------- Replies <------+                            |
+//!   +----------------------------------------------------------------------+
+//!                   |
+//!                   v
+//!                Ending
 //! ```
 //!
-//! [`negotiate`] runs over any [`Transport`](crate::transport::Transport). What follows is a loop
-//! of the runtime's: it reads, has each request carried out by [`execute`], which waits for
-//! nothing but the storage, and writes what that leaves in [`Replies`].
+//! A runtime brings its [`Listener`], its [`Transport`](crate::transport::Transport) and what
+//! [`Tasks`](crate::runtime::Tasks) asks of it; [`Server`] is the rest.
+//!
+//! Whoever has a loop of their own can take it apart: [`negotiate`] runs over any transport, each
+//! request is carried out by [`execute`], which waits for nothing but the storage, and what is to
+//! be written then is in [`Replies`].
 
+mod admission;
 mod answer;
+mod buffers;
+mod connection;
+mod event;
 mod execute;
+mod intake;
+mod jobs;
+mod listener;
 mod negotiation;
+mod registry;
 mod replies;
+mod report;
+mod serving;
+mod session;
 #[cfg(test)]
 mod tests;
 
+pub use admission::Applicant;
+pub use event::{Ending, Event, Peer};
 pub use execute::execute;
+pub use listener::Listener;
 pub use negotiation::{Ended, Entered, NegotiationError, ServerOptions, TlsMode, negotiate};
 pub use replies::Replies;
+pub use report::Outcome;
+use serving::Settings;
+pub use serving::{Server, Stopper};

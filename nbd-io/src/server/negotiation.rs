@@ -1,6 +1,11 @@
 //! Negotiation with one client, until it enters an export or leaves.
 
-use super::answer::{Answer, answer};
+use super::{
+    Peer,
+    admission::Admission,
+    answer::{Answer, answer},
+    session::is_end,
+};
 use crate::{
     Export, Exports,
     transport::{DriveError, Transport, read, write_all},
@@ -130,7 +135,7 @@ impl From<DriveError> for NegotiationError {
 /// When the transport or the TLS handshake fails, or the client breaks the protocol. The transport
 /// has been shut down then.
 pub async fn negotiate<T, F>(
-    mut transport: T,
+    transport: T,
     options: &ServerOptions,
     exports: &dyn Exports,
     stopping: &AtomicBool,
@@ -140,6 +145,28 @@ where
     T: Transport,
     F: Future<Output = Result<T, NegotiationError>>,
 {
+    let everybody = Admission {
+        peer: &Peer::Other,
+        authorize: None,
+    };
+    negotiate_with(transport, options, exports, &everybody, stopping, upgrade).await
+}
+
+/// Like [`negotiate`], with exports that are not for everybody.
+pub(super) async fn negotiate_with<T, F>(
+    mut transport: T,
+    options: &ServerOptions,
+    exports: &dyn Exports,
+    admission: &Admission<'_>,
+    stopping: &AtomicBool,
+    upgrade: impl FnOnce(T) -> F,
+) -> Result<Result<Entered<T>, Ended>, NegotiationError>
+where
+    T: Transport,
+    F: Future<Output = Result<T, NegotiationError>>,
+{
+    let admitted = admission.to(exports, false, None);
+    let exports_in_clear: &dyn Exports = &admitted;
     let mut out = BytesMut::new();
     let tls = match options.tls {
         TlsMode::Off => Tls::Off,
@@ -149,7 +176,10 @@ where
         tls,
         ..options.config
     };
-    let table = Table { exports, stopping };
+    let table = Table {
+        exports: exports_in_clear,
+        stopping,
+    };
     let start = if options.tls == TlsMode::Forced {
         let handshake = Handshake::forced_tls(config, &mut out);
         let asked = table.forced(&mut transport, &mut out, handshake).await;
@@ -172,6 +202,12 @@ where
     let ready = start.accept(&mut out);
     write_all(&mut transport, &mut out).await?;
     let mut transport = upgrade(transport).await?;
+    let certificate = transport.peer_certificate().map(<[u8]>::to_vec);
+    let admitted = admission.to(exports, true, certificate.as_deref());
+    let table = Table {
+        exports: &admitted,
+        stopping,
+    };
     let haggled = table
         .haggle(&mut transport, &mut out, ready.upgraded())
         .await;
@@ -342,17 +378,6 @@ impl Table<'_> {
             }
         }
     }
-}
-
-/// Whether an error says just that the client is gone.
-fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-    )
 }
 
 /// Sends a farewell. The client may be gone already, which does not matter.

@@ -1,12 +1,13 @@
 //! Replies on their way out, many to a system call.
 
+use super::buffers::Buffers;
 use bytes::{Buf, Bytes};
 use nbd_proto::{
     Frame,
     meta::Extent,
     server::{Receipt, Reply, Transmission},
 };
-use std::{collections::VecDeque, fmt, io::IoSlice};
+use std::{collections::VecDeque, fmt, io::IoSlice, sync::Arc};
 
 /// The longest header of a message in bytes.
 const HEADER: usize = 40;
@@ -14,14 +15,14 @@ const HEADER: usize = 40;
 /// Data of reads up to this length is put between the headers, in bytes.
 const INLINE: usize = 64 << 10;
 
+/// The same where the headers will be copied once more.
+const INLINE_ELSEWHERE: usize = 8 << 10;
+
 /// Payloads that come as [`Bytes`] are copied up to this length, in bytes.
 const COPIED: usize = 4 << 10;
 
 /// Memory that is kept for headers and short data, in bytes.
 const KEPT_INLINE: usize = 1 << 20;
-
-/// Memory that is kept for long data, in bytes.
-const KEPT: usize = 32 << 20;
 
 /// Extents for which memory is kept.
 const KEPT_EXTENTS: usize = 4 << 10;
@@ -35,7 +36,6 @@ const KEPT_EXTENTS: usize = 4 << 10;
 ///
 /// Messages are whole: two of these can be written in turn by concurrent workers, once each is
 /// complete.
-#[derive(Default)]
 pub struct Replies {
     /// Headers and short data from `start` to `end`; the rest is space.
     inline: Vec<u8>,
@@ -44,7 +44,8 @@ pub struct Replies {
     /// Long data, each with the position in `inline` that it comes before.
     payloads: VecDeque<(usize, Payload)>,
     payload_len: usize,
-    spare: Vec<Vec<u8>>,
+    buffers: Arc<Buffers>,
+    most_inline: usize,
     /// Data is being read into this before its header is known.
     staged: Option<Vec<u8>>,
     /// How long the header of the last data was, and so most likely is the next one's.
@@ -79,6 +80,45 @@ impl Replies {
         Self::default()
     }
 
+    /// Nothing to send; memory for long data is shared with others.
+    pub(super) fn sharing(buffers: Arc<Buffers>) -> Self {
+        Self {
+            inline: Vec::new(),
+            start: 0,
+            end: 0,
+            payloads: VecDeque::new(),
+            payload_len: 0,
+            buffers,
+            most_inline: INLINE,
+            staged: None,
+            header: 0,
+            receipts: Vec::new(),
+            extents: Vec::new(),
+        }
+    }
+
+    /// Like [`sharing`](Self::sharing), for replies that others [absorb](Self::absorb).
+    pub(super) fn elsewhere(buffers: Arc<Buffers>) -> Self {
+        Self {
+            most_inline: INLINE_ELSEWHERE,
+            ..Self::sharing(buffers)
+        }
+    }
+
+    /// Appends all of `other`, which is empty afterwards.
+    pub(super) fn absorb(&mut self, other: &mut Self) {
+        let mut at = other.start;
+        while let Some((position, payload)) = other.payloads.pop_front() {
+            self.append(&other.inline[at..position]);
+            at = position;
+            self.payload_len += payload.rest().len();
+            self.payloads.push_back((self.end, payload));
+        }
+        self.append(&other.inline[at..other.end]);
+        (other.start, other.end, other.payload_len) = (0, 0, 0);
+        self.receipts.append(&mut other.receipts);
+    }
+
     /// Whether everything was written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -111,23 +151,13 @@ impl Replies {
 
     /// Space for `len` bytes of data, to be followed by [`commit`](Self::commit) or nothing.
     pub(super) fn stage(&mut self, len: usize) -> &mut [u8] {
-        if len <= INLINE {
+        if len <= self.most_inline {
             self.staged = None;
             self.make_room(HEADER + len);
             let at = self.end + self.header;
             return &mut self.inline[at..at + len];
         }
-        let fits = self.spare.iter().position(|buffer| buffer.len() >= len);
-        let buffer = match fits.or_else(|| self.spare.len().checked_sub(1)) {
-            Some(at) => self.spare.swap_remove(at),
-            None => Vec::new(),
-        };
-        // A new one costs less than to fill the old one with zeroes.
-        let buffer = if buffer.len() < len {
-            vec![0; len]
-        } else {
-            buffer
-        };
+        let buffer = self.buffers.take(len);
         &mut self.staged.insert(buffer)[..len]
     }
 
@@ -197,7 +227,7 @@ impl Replies {
                     if payload.rest().is_empty()
                         && let Some((_, Payload::Buffer { buffer, .. })) = self.payloads.pop_front()
                     {
-                        self.keep(buffer);
+                        self.buffers.keep(buffer);
                     }
                 }
                 next => {
@@ -222,7 +252,6 @@ impl Replies {
 
     /// Gives up memory beyond what a few small requests need.
     pub fn shrink(&mut self) {
-        self.spare = Vec::new();
         if self.is_empty() {
             self.inline = Vec::new();
             (self.start, self.end) = (0, 0);
@@ -250,18 +279,16 @@ impl Replies {
         }
     }
 
-    /// Keeps a buffer for later, unless that would be too much.
-    fn keep(&mut self, buffer: Vec<u8>) {
-        let kept: usize = self.spare.iter().map(Vec::len).sum();
-        if kept + buffer.len() <= KEPT {
-            self.spare.push(buffer);
-        }
-    }
-
     /// Empties the list of extents, after a long one with its memory.
     pub(super) fn forget_extents(&mut self) {
         self.extents.clear();
         self.extents.shrink_to(KEPT_EXTENTS);
+    }
+}
+
+impl Default for Replies {
+    fn default() -> Self {
+        Self::sharing(Arc::default())
     }
 }
 

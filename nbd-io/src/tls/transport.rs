@@ -254,6 +254,19 @@ impl<T: Transport> Transport for TlsTransport<T> {
         self.transport.poll_shutdown(cx)
     }
 
+    fn set_alone(&mut self, alone: bool) {
+        self.transport.set_alone(alone);
+    }
+
+    fn waits(&self) -> bool {
+        self.transport.waits()
+    }
+
+    fn peer_certificate(&self) -> Option<&[u8]> {
+        let own = self.peer_certificates()?.first()?;
+        Some(own)
+    }
+
     fn hurry(&mut self) {
         self.transport.hurry();
     }

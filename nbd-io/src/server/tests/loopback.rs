@@ -187,7 +187,7 @@ impl Session {
             sent = &sent[fed.used..];
             match fed.event {
                 Some(server::Event::Request(request)) => {
-                    execute(&*self.export, request, &payload, &mut self.replies);
+                    let _ = execute(&*self.export, request, &payload, &mut self.replies);
                 }
                 Some(server::Event::Answered(reply)) => self.replies.push(reply),
                 Some(server::Event::Disconnect) => panic!("nobody said goodbye"),

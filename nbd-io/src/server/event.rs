@@ -1,6 +1,6 @@
 //! What a server tells the program that it is part of.
 
-use nbd_io::server::NegotiationError;
+use super::NegotiationError;
 use nbd_proto::{ExportName, Mode};
 use std::{fmt, io, net::SocketAddr};
 
@@ -33,7 +33,7 @@ pub enum Event<'a> {
         /// Why.
         ending: &'a Ending,
     },
-    /// There were too many connections for one more.
+    /// There were too many connections for one more, or the server is stopping.
     Refused {
         /// Who it was.
         peer: &'a Peer,
@@ -53,6 +53,13 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// Of a Unix socket.
     Unix,
+    /// Of a virtual machine's socket.
+    Vsock {
+        /// The number of the virtual machine.
+        cid: u32,
+        /// Its port.
+        port: u32,
+    },
     /// Of a stream that the program brought.
     Other,
 }
@@ -62,6 +69,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix => f.write_str("a Unix socket"),
+            Self::Vsock { cid, port } => write!(f, "vsock {cid}:{port}"),
             Self::Other => f.write_str("a stream"),
         }
     }
@@ -79,8 +87,12 @@ pub enum Ending {
     Left,
     /// The server is stopping.
     Stopped,
+    /// Nothing was sent or received for longer than the server allows.
+    Idle,
     /// The client closed the connection in the middle of a request.
     Truncated,
+    /// The export has panicked, so that there is no answer to a request.
+    Panicked,
     /// The negotiation failed.
     Negotiation(NegotiationError),
     /// The client broke the protocol.
@@ -107,6 +119,8 @@ impl fmt::Display for Ending {
             Self::Aborted => f.write_str("the client gave up the negotiation"),
             Self::Left => f.write_str("the client closed the connection"),
             Self::Stopped => f.write_str("the server is stopping"),
+            Self::Idle => f.write_str("nothing was sent or received for too long"),
+            Self::Panicked => f.write_str("the export panicked"),
             Self::Truncated => {
                 f.write_str("the client closed the connection in the middle of a request")
             }

@@ -1,0 +1,183 @@
+//! The connections and listeners of a server on plain threads.
+
+use super::threads::wait_for;
+use crate::{socket::Socket, stream::Stream};
+use nbd_io::{
+    server::{Listener, Peer},
+    transport::Transport,
+};
+use rustix::event::PollFlags;
+use socket2::{SockRef, TcpKeepalive};
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// How long a thread that has nothing else to do waits in the call that moves bytes, rather than
+/// in one that waits for everything.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// A client that says nothing for so long is asked whether it is still there, every ten seconds
+/// and six times.
+const SILENCE: Duration = Duration::from_secs(60);
+const PROBES: u32 = 6;
+const PROBE: Duration = Duration::from_secs(10);
+
+/// A connection to a client.
+#[derive(Debug)]
+pub(super) enum Connection {
+    Socket {
+        socket: Arc<Socket>,
+        /// The thread need not wait for anything else.
+        alone: bool,
+    },
+    /// A stream that a program brought, which waits by itself.
+    Any(Stream),
+}
+
+impl Connection {
+    pub(super) fn any(stream: impl Read + Write + Send + 'static) -> Self {
+        Self::Any(Stream::any(stream))
+    }
+
+    pub(super) fn tcp(stream: TcpStream) -> io::Result<Self> {
+        // Some systems refuse these when the client is gone, which is noticed soon enough.
+        let _ = stream.set_nodelay(true);
+        let keepalive = TcpKeepalive::new()
+            .with_time(SILENCE)
+            .with_interval(PROBE)
+            .with_retries(PROBES);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        Self::socket(stream.into())
+    }
+
+    pub(super) fn unix(stream: UnixStream) -> io::Result<Self> {
+        Self::socket(stream.into())
+    }
+
+    pub(super) fn socket(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::new(fd)?;
+        socket.set_patience(Some(PATIENCE))?;
+        Ok(Self::Socket {
+            socket: Arc::new(socket),
+            alone: false,
+        })
+    }
+
+    fn read(&self, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { socket, alone } => {
+                unless_pending(socket.recv(bufs, *alone), socket, PollFlags::IN)
+            }
+            Self::Any(stream) => Poll::Ready(stream.read(bufs, true)),
+        }
+    }
+
+    fn write(&self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { socket, alone } => {
+                unless_pending(socket.send(bufs, *alone), socket, PollFlags::OUT)
+            }
+            Self::Any(stream) => Poll::Ready(stream.write(bufs, true)),
+        }
+    }
+}
+
+fn unless_pending<R>(
+    done: io::Result<R>,
+    fd: &Arc<impl AsFd + Send + Sync + 'static>,
+    events: PollFlags,
+) -> Poll<io::Result<R>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            wait_for(Arc::clone(fd) as _, events);
+            Poll::Pending
+        }
+        done => Poll::Ready(done),
+    }
+}
+
+impl Transport for Connection {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.read(bufs)
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.write(bufs)
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self {
+            Self::Socket { .. } => Ok(()),
+            Self::Any(stream) => stream.flush(),
+        })
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self {
+            Self::Socket { socket, .. } => socket.shutdown(),
+            Self::Any(_) => Ok(()),
+        })
+    }
+
+    fn set_alone(&mut self, now: bool) {
+        if let Self::Socket { alone, .. } = self {
+            *alone = now;
+        }
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self, Self::Any(_))
+    }
+}
+
+/// A listening socket of any family.
+#[derive(Debug)]
+pub(super) enum Listening {
+    Tcp(Arc<TcpListener>),
+    Unix(Arc<UnixListener>),
+}
+
+impl Listening {
+    pub(super) fn tcp(listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Tcp(Arc::new(listener)))
+    }
+
+    pub(super) fn unix(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Unix(Arc::new(listener)))
+    }
+}
+
+impl Listener for Listening {
+    type Stream = Connection;
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Connection, Peer)>> {
+        match self {
+            Self::Tcp(listener) => {
+                let accepted = listener.accept().and_then(|(stream, address)| {
+                    Ok((Connection::tcp(stream)?, Peer::Tcp(address)))
+                });
+                unless_pending(accepted, listener, PollFlags::IN)
+            }
+            Self::Unix(listener) => {
+                let accepted = listener
+                    .accept()
+                    .and_then(|(stream, _)| Ok((Connection::unix(stream)?, Peer::Unix)));
+                unless_pending(accepted, listener, PollFlags::IN)
+            }
+        }
+    }
+}

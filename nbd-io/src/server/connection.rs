@@ -1,0 +1,129 @@
+//! One connection, from its first byte to its last.
+
+use super::{
+    Ended, Ending, Event, NegotiationError, Peer, Settings,
+    admission::Admission,
+    negotiation::{Entered, negotiate_with},
+    registry::Place,
+    session::{LULL, Session},
+};
+use crate::{
+    runtime::Runtime,
+    transport::{Layered, Transport},
+};
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
+
+/// Serves a client until it leaves.
+pub(super) async fn serve<T: Transport, R: Runtime>(
+    settings: &Settings,
+    runtime: &R,
+    transport: T,
+    peer: &Peer,
+    place: &Place,
+) -> Ending {
+    let connection = place.id();
+    settings.tell(&Event::Connected { connection, peer });
+    let ending = match enter(settings, runtime, transport, peer, place).await {
+        Ok(entered) => {
+            settings.tell(&Event::Entered {
+                connection,
+                export: &entered.name,
+                mode: entered.transmission.mode(),
+                encrypted: entered.encrypted,
+            });
+            Session::new(settings, runtime, place, entered).run().await
+        }
+        Err(ending) => ending,
+    };
+    settings.tell(&Event::Closed {
+        connection,
+        ending: &ending,
+    });
+    ending
+}
+
+async fn enter<T: Transport, R: Runtime>(
+    settings: &Settings,
+    runtime: &R,
+    transport: T,
+    peer: &Peer,
+    place: &Place,
+) -> Result<Entered<Layered<T>>, Ending> {
+    let admission = Admission {
+        peer,
+        authorize: settings.authorize.as_ref(),
+    };
+    let mut negotiation = pin!(negotiate_with(
+        Layered::Plain(transport),
+        &settings.options,
+        &*settings.exports,
+        &admission,
+        place.stopping(),
+        |transport| upgrade(settings, transport),
+    ));
+    let mut deadline = settings.handshake_timeout.map(|time| runtime.sleep(time));
+    let mut lull: Option<R::Sleep> = None;
+    let negotiated = poll_fn(|cx| {
+        if let Poll::Ready(negotiated) = negotiation.as_mut().poll(cx) {
+            return Poll::Ready(Some(negotiated));
+        }
+        if is_over(&mut deadline, cx) {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the client took too long");
+            return Poll::Ready(Some(Err(NegotiationError::Io(late))));
+        }
+        // Whoever is in the middle of it learns from a refusal that the server stops.
+        if place.poll_stopping(cx).is_ready() {
+            lull.get_or_insert_with(|| runtime.sleep(LULL));
+            if is_over(&mut lull, cx) {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    match negotiated {
+        Some(Ok(Ok(entered))) => Ok(entered),
+        Some(Ok(Err(Ended::Aborted))) => Err(Ending::Aborted),
+        None => Err(Ending::Stopped),
+        Some(Ok(Err(Ended::Closed)) | Err(NegotiationError::Io(_) | NegotiationError::Closed))
+            if place.is_stopping() =>
+        {
+            Err(Ending::Stopped)
+        }
+        Some(Ok(Err(Ended::Closed))) => Err(Ending::Left),
+        Some(Err(error)) => Err(Ending::Negotiation(error)),
+    }
+}
+
+fn is_over<S: Future<Output = ()> + Unpin>(sleep: &mut Option<S>, cx: &mut Context<'_>) -> bool {
+    sleep
+        .as_mut()
+        .is_some_and(|sleep| Pin::new(sleep).poll(cx).is_ready())
+}
+
+/// Does the TLS handshake.
+#[cfg(feature = "tls")]
+async fn upgrade<T: Transport>(
+    settings: &Settings,
+    transport: Layered<T>,
+) -> Result<Layered<T>, NegotiationError> {
+    use crate::tls::{TlsError, TlsTransport};
+    let (Layered::Plain(transport), Some(config)) = (transport, settings.tls.clone()) else {
+        return Err(NegotiationError::Tls("TLS was not configured".into()));
+    };
+    match TlsTransport::accept(transport, config).await {
+        Ok(tls) => Ok(Layered::Tls(Box::new(tls))),
+        Err(TlsError::ClientIo(source)) => Err(NegotiationError::Io(source)),
+        Err(error) => Err(NegotiationError::Tls(error.into())),
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+async fn upgrade<T>(_: &Settings, _: Layered<T>) -> Result<Layered<T>, NegotiationError> {
+    Err(NegotiationError::Tls("TLS is not in this build".into()))
+}

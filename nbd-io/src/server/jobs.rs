@@ -1,0 +1,334 @@
+//! Requests that are carried out beside their connection.
+
+use super::{
+    Replies,
+    buffers::Buffers,
+    execute,
+    report::{Report, Subject},
+    session::is_quick,
+};
+use crate::{Export, runtime::Runtime};
+use nbd_proto::server::Request;
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+/// How often it is looked at whether more threads would help.
+const TICK: Duration = Duration::from_millis(1);
+
+/// A thread that does fewer requests in a tick waits for something else than the processor.
+const SLOW: usize = 16;
+
+/// A thread that does more requests in a tick does not wait at all.
+const QUICK: usize = 64;
+
+/// Payloads up to this length stay with their request's memory, in bytes.
+const SMALL: usize = 16 << 10;
+
+/// Requests that are carried out on other threads, and answered in whatever order they are done.
+///
+/// How many threads are at it follows from how long requests take: one is enough where data comes
+/// from a cache, and its replies are sent together. While requests wait and few are done in a
+/// tick, each tick doubles the number.
+pub(super) struct Jobs<R: Runtime> {
+    runtime: R,
+    shared: Arc<Shared>,
+    buffers: Arc<Buffers>,
+    /// Bytes of payload, both ways, of those that are not done.
+    bytes: u64,
+    running: usize,
+    /// How many threads may be at it.
+    width: usize,
+    most: usize,
+    /// Runs while requests wait.
+    tick: Option<R::Sleep>,
+    /// Requests done since it began.
+    done: usize,
+    spare: Vec<Job>,
+    /// How many requests in a row were quick that could have been slow.
+    trust: u32,
+}
+
+/// What the threads share.
+struct Shared {
+    export: Arc<dyn Export>,
+    report: Report,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<(Request, Job)>,
+    done: Vec<Job>,
+    runners: usize,
+    /// Wakes the connection.
+    waker: Option<Waker>,
+}
+
+/// The memory of one request, which is used again.
+struct Job {
+    payload: Vec<u8>,
+    len: usize,
+    replies: Replies,
+    subject: Subject,
+    timed: bool,
+    outcome: Outcome,
+}
+
+/// How carrying it out went.
+enum Outcome {
+    Quick,
+    Slow,
+    Panicked,
+}
+
+/// An export has panicked. There is no answer to its request.
+#[derive(Debug)]
+pub(super) struct Panicked;
+
+/// Carries out a request, and tells the program of it.
+pub(super) fn carry_out(
+    export: &dyn Export,
+    request: Request,
+    payload: &[u8],
+    replies: &mut Replies,
+    report: &Report,
+) -> Result<(), Panicked> {
+    // What is left behind by a panic is not looked at any more.
+    catch_unwind(AssertUnwindSafe(|| {
+        let subject = Subject::of(&request);
+        let told = execute(export, request, payload, replies);
+        report.tell(subject, told);
+    }))
+    .map_err(|_| Panicked)
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out requests until none waits.
+    fn run<R: Runtime>(&self, runtime: &R) {
+        loop {
+            let (request, mut job) = {
+                let mut state = self.lock();
+                match state.waiting.pop_front() {
+                    Some(next) => next,
+                    None => {
+                        state.runners -= 1;
+                        return;
+                    }
+                }
+            };
+            let clock = || runtime.own_thread_clock().unwrap_or_default();
+            let before = clock();
+            let payload = &job.payload[..job.len];
+            let carried_out = carry_out(
+                &*self.export,
+                request,
+                payload,
+                &mut job.replies,
+                &self.report,
+            );
+            job.outcome = match carried_out {
+                Err(Panicked) => Outcome::Panicked,
+                Ok(()) if is_quick(clock().saturating_sub(before), job.subject.payload()) => {
+                    Outcome::Quick
+                }
+                Ok(()) => Outcome::Slow,
+            };
+            let waker = {
+                let mut state = self.lock();
+                state.done.push(job);
+                state.waker.take()
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl<R: Runtime> Jobs<R> {
+    pub(super) fn new(
+        runtime: R,
+        export: Arc<dyn Export>,
+        report: Report,
+        buffers: Arc<Buffers>,
+        most: usize,
+    ) -> Self {
+        Self {
+            runtime,
+            shared: Arc::new(Shared {
+                export,
+                report,
+                state: Mutex::default(),
+            }),
+            buffers,
+            bytes: 0,
+            running: 0,
+            width: 1,
+            most: most.max(1),
+            tick: None,
+            done: 0,
+            spare: Vec::new(),
+            trust: 0,
+        }
+    }
+
+    /// Requests that are not done.
+    pub(super) const fn running(&self) -> usize {
+        self.running
+    }
+
+    /// How many requests in a row were quick, of those that can be if a cache has what they want.
+    pub(super) const fn trust(&self) -> u32 {
+        self.trust
+    }
+
+    /// A request that was carried out elsewhere was not quick.
+    pub(super) const fn distrust(&mut self) {
+        self.trust = 0;
+    }
+
+    /// Gives up memory while nothing is going on.
+    pub(super) fn shrink(&mut self) {
+        self.spare = Vec::new();
+    }
+
+    /// Bytes of payload of those, both ways.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Has a request carried out; `fill` puts its payload into a buffer and says how long it is.
+    /// If it is `timed`, it counts for [`trust`](Self::trust).
+    pub(super) fn push(
+        &mut self,
+        request: Request,
+        subject: Subject,
+        timed: bool,
+        fill: impl FnOnce(&mut Vec<u8>, &Buffers) -> usize,
+    ) {
+        let mut job = self.spare.pop().unwrap_or_else(|| Job {
+            payload: Vec::new(),
+            len: 0,
+            replies: Replies::elsewhere(Arc::clone(&self.buffers)),
+            subject,
+            timed,
+            outcome: Outcome::Quick,
+        });
+        job.len = fill(&mut job.payload, &self.buffers);
+        (job.subject, job.timed) = (subject, timed);
+        self.bytes += subject.payload();
+        self.running += 1;
+        let mut state = self.shared.lock();
+        state.waiting.push_back((request, job));
+        let start = state.runners < self.width;
+        state.runners += usize::from(start);
+        drop(state);
+        if start {
+            self.start();
+        }
+    }
+
+    fn start(&self) {
+        let (shared, runtime) = (Arc::clone(&self.shared), self.runtime.clone());
+        self.runtime.spawn_blocking(move || shared.run(&runtime));
+    }
+
+    /// Appends the replies to what is done by now, and has the connection woken when more is.
+    /// Returns whether there were any.
+    pub(super) fn collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        replies: &mut Replies,
+    ) -> Result<bool, Panicked> {
+        if self.running == 0 {
+            return Ok(false);
+        }
+        let mut state = self.shared.lock();
+        let mut done = std::mem::take(&mut state.done);
+        if state
+            .waker
+            .as_ref()
+            .is_none_or(|waker| !waker.will_wake(cx.waker()))
+        {
+            state.waker = Some(cx.waker().clone());
+        }
+        drop(state);
+        let any = !done.is_empty();
+        let mut panicked = false;
+        for mut job in done.drain(..) {
+            self.running -= 1;
+            self.bytes -= job.subject.payload();
+            self.done += 1;
+            match job.outcome {
+                Outcome::Quick if job.timed => self.trust = self.trust.saturating_add(1),
+                Outcome::Slow if job.timed => self.trust = 0,
+                Outcome::Quick | Outcome::Slow => {}
+                Outcome::Panicked => {
+                    panicked = true;
+                    continue;
+                }
+            }
+            replies.absorb(&mut job.replies);
+            if job.payload.len() > SMALL {
+                self.buffers.keep(std::mem::take(&mut job.payload));
+            }
+            self.spare.push(job);
+        }
+        // The list's memory is used again, if it is still needed.
+        let mut state = self.shared.lock();
+        if state.done.is_empty() {
+            state.done = done;
+        }
+        if panicked { Err(Panicked) } else { Ok(any) }
+    }
+
+    /// Puts more threads on it if requests take long.
+    pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) {
+        loop {
+            if self.shared.lock().waiting.is_empty() {
+                self.tick = None;
+                return;
+            }
+            if self.tick.is_none() {
+                self.done = 0;
+            }
+            let tick = self.tick.get_or_insert_with(|| self.runtime.sleep(TICK));
+            if Pin::new(tick).poll(cx).is_pending() {
+                return;
+            }
+            self.tick = None;
+            match self.done / self.width {
+                0..SLOW => self.width = (self.width * 2).min(self.most),
+                QUICK.. => self.width = (self.width / 2).max(1),
+                _ => {}
+            }
+            let mut state = self.shared.lock();
+            let more = self
+                .width
+                .saturating_sub(state.runners)
+                .min(state.waiting.len());
+            state.runners += more;
+            drop(state);
+            for _ in 0..more {
+                self.start();
+            }
+        }
+    }
+}
+
+impl<R: Runtime> Drop for Jobs<R> {
+    fn drop(&mut self) {
+        // Nobody waits for the answers any more.
+        self.shared.lock().waiting.clear();
+    }
+}

@@ -1,0 +1,476 @@
+//! A server: its settings, its connections, and how it stops.
+
+#[cfg(feature = "tls")]
+use super::TlsMode;
+use super::{
+    Ending, Event, Listener, Peer, ServerOptions,
+    admission::{Applicant, Authorize},
+    buffers::Buffers,
+    connection,
+    registry::{Place, Refused, Registry},
+    report::{OnRequest, Outcome},
+};
+#[cfg(feature = "tls")]
+use crate::tls::{ServerTls, TlsError};
+use crate::{Export, Exports, NamedExports, runtime::Tasks, transport::Transport};
+use nbd_proto::{ExportName, Limits};
+use std::{fmt, future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
+
+/// How long to wait when there is no room for a connection: others have to end first.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How long connections take at most to close when they have been told to.
+const LAST_GRACE: Duration = Duration::from_secs(1);
+
+/// No server takes longer to stop. A time that far ahead can be told of any clock.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Serves exports to any number of clients.
+///
+/// Its settings are made first; then it serves from as many listeners and streams as there are. A
+/// clone is another handle to the same server.
+///
+/// The requests of one connection are carried out several at a time, and answered in whatever
+/// order they are done. Where an export [never waits](Export::may_block), and where it has been
+/// quick for a while on a runtime whose threads serve one connection each, they are carried out
+/// one after the other, with many replies to a system call.
+pub struct Server<R> {
+    pub(super) settings: Settings,
+    pub(super) registry: Arc<Registry>,
+    pub(super) runtime: R,
+}
+
+/// How a server serves.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) exports: Arc<dyn Exports>,
+    pub(super) options: ServerOptions,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(super) handshake_timeout: Option<Duration>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_connections: usize,
+    pub(super) concurrency: usize,
+    pub(super) in_flight: u64,
+    pub(super) grace: Duration,
+    pub(super) authorize: Option<Authorize>,
+    on_event: Option<OnEvent>,
+    pub(super) on_request: Option<OnRequest>,
+    pub(super) buffers: Arc<Buffers>,
+}
+
+type OnEvent = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
+
+impl Settings {
+    pub(super) fn tell(&self, event: &Event<'_>) {
+        if let Some(on_event) = &self.on_event {
+            on_event(event);
+        }
+    }
+}
+
+impl<R: Tasks + Default> Server<R> {
+    /// Serves a set of exports, without TLS, to 256 connections at once, each of which has 10 s to
+    /// negotiate.
+    #[must_use]
+    pub fn new(exports: impl Exports + 'static) -> Self {
+        Self::with_exports(Arc::new(exports))
+    }
+
+    /// Serves one export under the empty name, which is the default export's.
+    #[must_use]
+    pub fn single(export: Arc<dyn Export>) -> Self {
+        Self::new(NamedExports::single(export))
+    }
+
+    /// Like [`new`](Self::new), for exports that others use too.
+    #[must_use]
+    pub fn with_exports(exports: Arc<dyn Exports>) -> Self {
+        Self::on_runtime(R::default(), exports)
+    }
+}
+
+impl<R: Tasks> Server<R> {
+    /// Like [`with_exports`](Self::with_exports), on a certain runtime.
+    #[must_use]
+    pub fn on_runtime(runtime: R, exports: Arc<dyn Exports>) -> Self {
+        let mut options = ServerOptions::default();
+        // Their memory is bounded by `in_flight`.
+        options.config.limits.accepted = 64;
+        Self {
+            settings: Settings {
+                exports,
+                options,
+                #[cfg(feature = "tls")]
+                tls: None,
+                handshake_timeout: Some(Duration::from_secs(10)),
+                idle_timeout: None,
+                max_connections: 256,
+                concurrency: 16,
+                in_flight: 32 << 20,
+                grace: Duration::from_secs(5),
+                authorize: None,
+                on_event: None,
+                on_request: None,
+                buffers: Arc::default(),
+            },
+            registry: Arc::default(),
+            runtime,
+        }
+    }
+
+    /// Lets clients start TLS, so that they get the exports that are for TLS only.
+    ///
+    /// # Errors
+    ///
+    /// When what was given cannot be used.
+    #[cfg(feature = "tls")]
+    pub fn offer_tls(self, tls: &ServerTls) -> Result<Self, TlsError> {
+        self.tls(tls, TlsMode::Selective)
+    }
+
+    /// Makes clients start TLS before anything else.
+    ///
+    /// # Errors
+    ///
+    /// When what was given cannot be used.
+    #[cfg(feature = "tls")]
+    pub fn require_tls(self, tls: &ServerTls) -> Result<Self, TlsError> {
+        self.tls(tls, TlsMode::Forced)
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls(mut self, tls: &ServerTls, mode: TlsMode) -> Result<Self, TlsError> {
+        self.settings.tls = Some(tls.server()?);
+        self.settings.options.tls = mode;
+        Ok(self)
+    }
+
+    /// Asks `authorize` whether a client may know of and use an export, by its canonical name.
+    /// What it may not use is not there for it.
+    ///
+    /// It is asked whenever a client names an export, and for each export of a list; for an export
+    /// that is for TLS only, not before TLS is up. It runs where the connection does, and must not
+    /// wait for anything slow.
+    ///
+    /// ```
+    /// # use nbd_io::{Exports, runtime::Tasks, server::Server};
+    /// # fn f<R: Tasks + Default>(exports: impl Exports + 'static) -> Server<R> {
+    /// Server::new(exports).authorize(|client, export| match export.as_str() {
+    ///     "public" => true,
+    ///     _ => client.encrypted,
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn authorize(
+        mut self,
+        authorize: impl Fn(&Applicant<'_>, &ExportName) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.authorize = Some(Arc::new(authorize));
+        self
+    }
+
+    /// How much a client may ask for.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.settings.options.config.limits = limits;
+        self
+    }
+
+    /// Whether clients get extended headers if they ask. On by default.
+    #[must_use]
+    pub fn extended_headers(mut self, grant: bool) -> Self {
+        self.settings.options.config.extended = grant;
+        self
+    }
+
+    /// Whether clients get structured replies if they ask. On by default.
+    #[must_use]
+    pub fn structured_replies(mut self, grant: bool) -> Self {
+        self.settings.options.config.structured = grant;
+        self
+    }
+
+    /// Whether clients get a list of the exports if they ask. On by default.
+    #[must_use]
+    pub fn listing(mut self, grant: bool) -> Self {
+        self.settings.options.config.listing = grant;
+        self
+    }
+
+    /// How long TLS and the negotiation may take together. `None` waits for ever.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.settings.handshake_timeout = timeout;
+        self
+    }
+
+    /// How long a client that uses an export may neither send anything nor take what it is sent;
+    /// it may be twice as long before it is noticed. While requests are carried out it does not
+    /// count. By default `None`, which waits for ever: an idle disk is nothing unusual.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.settings.idle_timeout = timeout;
+        self
+    }
+
+    /// How many connections there may be at once; more are closed at once. Default 256.
+    #[must_use]
+    pub fn max_connections(mut self, max: usize) -> Self {
+        self.settings.max_connections = max;
+        self
+    }
+
+    /// How many requests of one connection may be carried out at once, where the export may wait.
+    /// Default 16; 0 counts as 1.
+    #[must_use]
+    pub fn concurrency(mut self, most: usize) -> Self {
+        self.settings.concurrency = most;
+        self
+    }
+
+    /// How much payload one connection may have in memory, in bytes: of writes that are carried
+    /// out, of reads, and of replies that the client has not taken. No more requests are taken
+    /// beyond that, except that one may always be. Default 32 MiB.
+    #[must_use]
+    pub fn in_flight(mut self, bytes: u64) -> Self {
+        self.settings.in_flight = bytes.max(1);
+        self
+    }
+
+    /// How long a connection in use has to come to an end when the server
+    /// [stops](Stopper::stop). Default 5 s.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.grace = grace.min(LONGEST_GRACE);
+        self
+    }
+
+    /// Calls `on_event` whenever something happens that is worth a line in a log. It is called
+    /// where it happened, and waited for.
+    #[must_use]
+    pub fn on_event(mut self, on_event: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        self.settings.on_event = Some(Arc::new(on_event));
+        self
+    }
+
+    /// Calls `on_request` whenever an export has carried out a request, before the reply is sent.
+    /// It is called where that happened, and waited for. Requests that never came to an export,
+    /// because the protocol or the export's flags forbid them, are not told of.
+    #[must_use]
+    pub fn on_request(mut self, on_request: impl Fn(&Outcome<'_>) + Send + Sync + 'static) -> Self {
+        self.settings.on_request = Some(Arc::new(on_request));
+        self
+    }
+
+    /// A handle by which the server can be stopped while it serves.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper {
+            registry: Arc::clone(&self.registry),
+        }
+    }
+
+    /// Serves clients that connect to `listener`, until the server is [stopped](Stopper::stop).
+    /// Ends when the last of all its connections is closed.
+    ///
+    /// # Errors
+    ///
+    /// When the listener fails for good. What goes wrong with one connection is an
+    /// [event](Self::on_event) and no error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the listener, and leaves the connections as they are.
+    pub async fn serve<L: Listener>(&self, mut listener: L) -> io::Result<()> {
+        loop {
+            let accepted = poll_fn(|cx| {
+                if self.registry.poll_stopping(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                listener.poll_accept(cx).map(Some)
+            });
+            let (stream, peer) = match accepted.await {
+                None => break,
+                Some(Ok(accepted)) => accepted,
+                Some(Err(error)) => match Hindrance::of(&error) {
+                    Hindrance::Passing => continue,
+                    Hindrance::Shortage => {
+                        self.settings.tell(&Event::AcceptFailed { error: &error });
+                        self.pause(RETRY).await;
+                        continue;
+                    }
+                    Hindrance::Final => return Err(error),
+                },
+            };
+            if let Ok(place) = self.enter(&peer) {
+                self.start(stream, peer, place);
+            }
+        }
+        // Nobody can connect any more, and nobody waits to be accepted.
+        drop(listener);
+        let most = self.settings.grace.saturating_add(LAST_GRACE);
+        let mut most = self.runtime.sleep(most);
+        poll_fn(|cx| {
+            let empty = self.registry.poll_empty(cx).is_ready();
+            // An export that waits in the thread of its connection does not notice.
+            if empty || Pin::new(&mut most).poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Serves one client over any stream.
+    ///
+    /// # Errors
+    ///
+    /// When the server has as many connections as it may, or is stopping. How the connection ended
+    /// is no error of the server's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the connection.
+    pub async fn serve_transport<T: Transport>(&self, stream: T, peer: Peer) -> io::Result<Ending> {
+        let place = self.enter(&peer).map_err(|refused| match refused {
+            Refused::Full => io::Error::from(io::ErrorKind::ResourceBusy),
+            Refused::Stopping => io::ErrorKind::ConnectionAborted.into(),
+        })?;
+        Ok(connection::serve(&self.settings, &self.runtime, stream, &peer, &place).await)
+    }
+
+    fn enter(&self, peer: &Peer) -> Result<Place, Refused> {
+        let entered = self.registry.enter(self.settings.max_connections);
+        if entered.is_err() {
+            self.settings.tell(&Event::Refused { peer });
+        }
+        entered
+    }
+
+    /// Serves a client in a task of its own.
+    fn start<T: Transport + Send + 'static>(&self, stream: T, peer: Peer, place: Place) {
+        let (settings, runtime) = (self.settings.clone(), self.runtime.clone());
+        let unserved = Unserved(Some(settings.clone()));
+        self.runtime.spawn(async move {
+            unserved.served();
+            connection::serve(&settings, &runtime, stream, &peer, &place).await;
+        });
+    }
+
+    async fn pause(&self, time: Duration) {
+        let mut sleep = self.runtime.sleep(time);
+        poll_fn(|cx| {
+            if self.registry.poll_stopping(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            Pin::new(&mut sleep).poll(cx)
+        })
+        .await;
+    }
+}
+
+/// Tells of a connection whose task was dropped before it began.
+struct Unserved(Option<Settings>);
+
+impl Unserved {
+    fn served(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unserved {
+    fn drop(&mut self) {
+        if let Some(settings) = &self.0 {
+            let error = io::Error::other("no task could be started for the connection");
+            settings.tell(&Event::AcceptFailed { error: &error });
+        }
+    }
+}
+
+/// What keeps a connection from being accepted.
+enum Hindrance {
+    /// It was gone before it was accepted, or the like.
+    Passing,
+    /// Descriptors or memory are used up.
+    Shortage,
+    Final,
+}
+
+impl Hindrance {
+    fn of(error: &io::Error) -> Self {
+        use rustix::io::Errno;
+        match Errno::from_io_error(error) {
+            Some(
+                Errno::INTR
+                | Errno::AGAIN
+                | Errno::CONNABORTED
+                | Errno::PROTO
+                | Errno::NETDOWN
+                | Errno::NOPROTOOPT
+                | Errno::HOSTUNREACH
+                | Errno::OPNOTSUPP
+                | Errno::NETUNREACH
+                | Errno::PERM
+                | Errno::TIMEDOUT,
+            ) => Self::Passing,
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Shortage,
+            _ => Self::Final,
+        }
+    }
+}
+
+impl<R: Clone> Clone for Server<R> {
+    fn clone(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            registry: Arc::clone(&self.registry),
+            runtime: self.runtime.clone(),
+        }
+    }
+}
+
+impl<R> fmt::Debug for Server<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("options", &self.settings.options)
+            .field("connections", &self.registry.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Stops a [`Server`], from anywhere.
+#[derive(Clone)]
+pub struct Stopper {
+    registry: Arc<Registry>,
+}
+
+impl Stopper {
+    /// Begins to stop the server, and does not wait for it.
+    ///
+    /// No more connections are accepted. On those that there are, what was begun is finished and
+    /// new requests are answered with [`Errno::Shutdown`](nbd_proto::Errno::Shutdown), until the
+    /// client disconnects or sends nothing more for a moment. What is still there after the
+    /// [grace](Server::grace) is closed.
+    ///
+    /// [`Server::serve`] ends when all this is done.
+    pub fn stop(&self) {
+        self.registry.stop();
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.registry.len()
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper")
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}

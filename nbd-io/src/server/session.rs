@@ -1,0 +1,448 @@
+//! A client uses an export: from its first request to its last reply.
+
+use super::{
+    Ending, Replies, Settings,
+    buffers::Buffers,
+    intake::{Intake, Taken},
+    jobs::{Jobs, Panicked, carry_out},
+    negotiation::Entered,
+    registry::Place,
+    report::{Report, Subject},
+};
+use crate::{Export, runtime::Runtime, transport::Transport};
+use nbd_proto::{Error, server::Request};
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+/// Replies that are not held back any more for others to join them, in bytes.
+const ENOUGH: usize = 256 << 10;
+
+/// Slices that one write takes at most.
+const SLICES: usize = 64;
+
+/// What a connection does in one go before others of its thread get their turn.
+const TURNS: usize = 256;
+
+/// How long a client may keep quiet before it is taken to have no more requests when the server
+/// stops.
+pub(super) const LULL: Duration = Duration::from_millis(100);
+
+/// How long a client that has left may take for what it is still to receive, and how long it is
+/// waited for at the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Memory is given up when nothing has come for so long.
+const REST: Duration = Duration::from_secs(2);
+
+/// A request counts as quick if it takes no longer than this, and a nanosecond for each byte.
+const QUICK: Duration = Duration::from_micros(100);
+
+/// So many quick requests in a row are a reason to believe that the next one will be.
+const TRUSTED: u32 = 16;
+
+impl From<Panicked> for Ending {
+    fn from(_: Panicked) -> Self {
+        Self::Panicked
+    }
+}
+
+/// A client's use of an export.
+pub(super) struct Session<'a, T, R: Runtime> {
+    settings: &'a Settings,
+    runtime: &'a R,
+    place: &'a Place,
+    transport: T,
+    export: Arc<dyn Export>,
+    buffers: Arc<Buffers>,
+    intake: Intake,
+    replies: Replies,
+    jobs: Jobs<R>,
+    report: Report,
+    /// Every request is carried out in place.
+    in_place: bool,
+    unflushed: bool,
+    /// Bytes that were moved in either direction.
+    moved: u64,
+    /// Why no more requests are taken.
+    ending: Option<Ending>,
+    clocks: Clocks<R::Sleep>,
+}
+
+/// What is waited for besides the client and the export.
+struct Clocks<S> {
+    /// The bytes moved when it was set.
+    idle: Option<(S, u64)>,
+    rest: Option<(S, u64)>,
+    /// While the server stops: until the client is taken to have no more requests.
+    lull: Option<(S, u64)>,
+    /// While the server stops: until it is done in any case.
+    last_call: Option<S>,
+    /// Until a client that has left is given up.
+    farewell: Option<S>,
+}
+
+impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
+    pub(super) fn new(
+        settings: &'a Settings,
+        runtime: &'a R,
+        place: &'a Place,
+        entered: Entered<T>,
+    ) -> Self {
+        let buffers = Arc::clone(&settings.buffers);
+        let report = Report {
+            connection: place.id(),
+            on_request: settings.on_request.clone(),
+        };
+        let jobs = Jobs::new(
+            runtime.clone(),
+            Arc::clone(&entered.export),
+            report.clone(),
+            Arc::clone(&buffers),
+            settings.concurrency,
+        );
+        Self {
+            settings,
+            runtime,
+            place,
+            in_place: !entered.export.may_block() || entered.transport.waits(),
+            transport: entered.transport,
+            export: entered.export,
+            intake: Intake::new(entered.transmission),
+            replies: Replies::sharing(Arc::clone(&buffers)),
+            buffers,
+            jobs,
+            report,
+            unflushed: false,
+            moved: 0,
+            ending: None,
+            clocks: Clocks {
+                idle: None,
+                rest: None,
+                lull: None,
+                last_call: None,
+                farewell: None,
+            },
+        }
+    }
+
+    /// Serves the client until it leaves.
+    pub(super) async fn run(mut self) -> Ending {
+        let ending = poll_fn(|cx| self.poll(cx)).await;
+        if !matches!(ending, Ending::Io(_)) {
+            self.close().await;
+        }
+        ending
+    }
+
+    /// Says goodbye, and takes what the client still sends for a moment: if the connection was
+    /// closed over its requests, it might lose replies that it has not received yet.
+    async fn close(&mut self) {
+        self.transport.set_alone(false);
+        let runtime = self.runtime;
+        let mut patience = runtime.sleep(FAREWELL.min(self.settings.grace));
+        let mut lull = None;
+        let mut moved = 0;
+        poll_fn(|cx| {
+            if Pin::new(&mut patience).poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let said = self.transport.poll_shutdown(cx);
+            if ready!(said).is_err() || self.transport.waits() {
+                return Poll::Ready(());
+            }
+            while let Poll::Ready(drained) = self.intake.poll_drain(cx, &mut self.transport) {
+                match drained {
+                    Ok(0) | Err(_) => return Poll::Ready(()),
+                    Ok(n) => moved += n as u64,
+                }
+            }
+            if elapsed(&mut lull, cx, runtime, LULL, moved) {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        for _ in 0..TURNS {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => match self.poll_clocks(cx) {
+                    Poll::Ready(Some(ending)) => return Poll::Ready(ending),
+                    Poll::Ready(None) => {}
+                    Poll::Pending => return Poll::Pending,
+                },
+                Err(ending) => return Poll::Ready(ending),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Does what can be done now. Returns whether that was anything, or why this is the end.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        let mut any = self.jobs.collect(cx, &mut self.replies)?;
+        if self.ending.is_none() {
+            match self.consume() {
+                Ok(consumed) => any |= consumed?,
+                Err(error) => self.ending = Some(Ending::Protocol(error)),
+            }
+        }
+        match self.poll_write(cx) {
+            Poll::Ready(Ok(0)) | Poll::Pending => {}
+            Poll::Ready(Ok(_)) => any = true,
+            Poll::Ready(Err(error)) => return Err(self.broken(error)),
+        }
+        if self.ending.is_some() {
+            if self.jobs.running() == 0 && self.replies.is_empty() && !self.unflushed {
+                return Err(self.ending.take().expect("there is one"));
+            }
+            return Ok(any);
+        }
+        if self.has_room() && self.intake.wants_bytes() {
+            let alone = self.is_alone() && self.replies.is_empty() && !self.unflushed;
+            self.transport.set_alone(alone);
+            let Self {
+                intake,
+                transport,
+                buffers,
+                ..
+            } = self;
+            let read = match intake.poll_read(cx, transport, buffers) {
+                Poll::Pending => return Ok(any),
+                Poll::Ready(read) => read,
+            };
+            any = true;
+            match read {
+                Err(error) if is_end(&error) => self.end_of_requests(),
+                Err(error) => return Err(self.broken(error)),
+                Ok(Ok(0)) => self.end_of_requests(),
+                Ok(Ok(n)) => self.moved += n as u64,
+                Ok(Err(error)) => self.ending = Some(Ending::Protocol(error)),
+            }
+        }
+        Ok(any)
+    }
+
+    /// Whether the client is the only one to be waited for.
+    fn is_alone(&self) -> bool {
+        self.jobs.running() == 0 && self.ending.is_none() && self.clocks.last_call.is_none()
+    }
+
+    /// The client closed its side.
+    fn end_of_requests(&mut self) {
+        self.ending = Some(if self.place.is_stopping() {
+            Ending::Stopped
+        } else if self.intake.transmission.is_idle() {
+            Ending::Left
+        } else {
+            Ending::Truncated
+        });
+    }
+
+    fn broken(&self, error: io::Error) -> Ending {
+        if self.place.is_stopping() && is_end(&error) {
+            Ending::Stopped
+        } else {
+            Ending::Io(error)
+        }
+    }
+
+    /// Whether one more request may be taken: the limit may be exceeded by one.
+    fn has_room(&self) -> bool {
+        self.jobs.bytes().saturating_add(self.replies.len() as u64) < self.settings.in_flight
+    }
+
+    /// Takes the requests that have come, as far as their replies may wait to be sent. Returns
+    /// whether there were any.
+    fn consume(&mut self) -> Result<Result<bool, Panicked>, Error> {
+        let mut any = false;
+        if self.place.is_stopping() {
+            self.intake.transmission.shut_down();
+        }
+        while self.replies.len() < ENOUGH && self.has_room() {
+            let Some(taken) = self.intake.next(&self.buffers)? else {
+                break;
+            };
+            any = true;
+            let (request, payload) = match taken {
+                Taken::Request(request, payload) => (request, payload),
+                Taken::Answered(reply) => {
+                    self.replies.push(reply);
+                    continue;
+                }
+                Taken::Disconnect => {
+                    self.ending = Some(Ending::Disconnected);
+                    break;
+                }
+            };
+            let subject = Subject::of(&request);
+            let is_short = is_short(&request);
+            let is_trusted = self.jobs.trust() >= TRUSTED && self.jobs.running() == 0;
+            let clock = if self.in_place {
+                Some(Duration::ZERO)
+            } else if is_short && is_trusted {
+                self.runtime.own_thread_clock()
+            } else {
+                None
+            };
+            let Some(before) = clock else {
+                self.jobs
+                    .push(request, subject, is_short, |buffer, buffers| {
+                        let len = payload.len();
+                        payload.move_to(buffer, buffers);
+                        len
+                    });
+                continue;
+            };
+            let payload = payload.bytes();
+            let (export, replies) = (&*self.export, &mut self.replies);
+            if let Err(panicked) = carry_out(export, request, payload, replies, &self.report) {
+                return Ok(Err(panicked));
+            }
+            if !self.in_place {
+                let now = self.runtime.own_thread_clock().unwrap_or(Duration::MAX);
+                if !is_quick(now.saturating_sub(before), subject.payload()) {
+                    self.jobs.distrust();
+                }
+            }
+        }
+        Ok(Ok(any))
+    }
+
+    /// Writes replies as far as the client takes them. Returns how many bytes it took.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut written = 0;
+        self.transport.set_alone(self.is_alone());
+        loop {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.replies.slices(&mut slices);
+            if count == 0 {
+                break;
+            }
+            match self.transport.poll_write(cx, &slices[..count])? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(n) => {
+                    self.replies.advance(n);
+                    self.unflushed = true;
+                    written += n;
+                }
+                Poll::Pending => break,
+            }
+        }
+        self.moved += written as u64;
+        if self.unflushed && self.replies.is_empty() && self.transport.poll_flush(cx)?.is_ready() {
+            self.unflushed = false;
+        }
+        self.replies.retire(&mut self.intake.transmission);
+        Poll::Ready(Ok(written))
+    }
+
+    /// Looks at the clocks when nothing else is to be done. Ready when there is, or this is the
+    /// end.
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ending>> {
+        self.jobs.poll_tick(cx);
+        let quiet = self.jobs.running() == 0 && self.replies.is_empty();
+        let runtime = self.runtime;
+        let clocks = &mut self.clocks;
+        if self.ending.is_some() {
+            let farewell = clocks
+                .farewell
+                .get_or_insert_with(|| runtime.sleep(FAREWELL));
+            // What is being carried out is waited for, who does not take replies is not.
+            if Pin::new(farewell).poll(cx).is_ready() {
+                clocks.farewell = None;
+                if self.jobs.running() == 0 {
+                    return Poll::Ready(self.ending.take());
+                }
+                return Poll::Ready(None);
+            }
+        }
+        if let Some(idle) = self.settings.idle_timeout
+            && elapsed(&mut clocks.idle, cx, runtime, idle, self.moved)
+            && self.jobs.running() == 0
+        {
+            return Poll::Ready(Some(Ending::Idle));
+        }
+        if quiet
+            && self.intake.has_memory()
+            && elapsed(&mut clocks.rest, cx, runtime, REST, self.moved)
+        {
+            self.intake.shrink(&self.buffers);
+            self.replies.shrink();
+            self.jobs.shrink();
+        }
+        if self.place.poll_stopping(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let Some(last_call) = &mut clocks.last_call else {
+            // From now on requests are refused.
+            clocks.last_call = Some(runtime.sleep(self.settings.grace));
+            return Poll::Ready(None);
+        };
+        if Pin::new(last_call).poll(cx).is_ready()
+            || quiet
+                && self.intake.transmission.is_idle()
+                && elapsed(&mut clocks.lull, cx, runtime, LULL, self.moved)
+        {
+            return Poll::Ready(Some(Ending::Stopped));
+        }
+        Poll::Pending
+    }
+}
+
+/// Whether nothing was moved for at least `time`, and at most twice as long.
+fn elapsed<R: Runtime>(
+    clock: &mut Option<(R::Sleep, u64)>,
+    cx: &mut Context<'_>,
+    runtime: &R,
+    time: Duration,
+    moved: u64,
+) -> bool {
+    loop {
+        let (sleep, since) = clock.get_or_insert_with(|| (runtime.sleep(time), moved));
+        if Pin::new(sleep).poll(cx).is_pending() {
+            return false;
+        }
+        let unmoved = *since == moved;
+        *clock = None;
+        if unmoved {
+            return true;
+        }
+    }
+}
+
+/// Whether a request is one that a cache can answer.
+fn is_short(request: &Request) -> bool {
+    match request {
+        Request::Read { .. } | Request::BlockStatus { .. } => true,
+        Request::Write { fua, .. } => !fua,
+        Request::Flush { .. }
+        | Request::Trim { .. }
+        | Request::Cache { .. }
+        | Request::WriteZeroes { .. } => false,
+    }
+}
+
+/// Whether a request that moved `len` bytes and took so long waited for nothing.
+pub(super) fn is_quick(took: Duration, len: u64) -> bool {
+    took <= QUICK.saturating_add(Duration::from_nanos(len))
+}
+
+/// Whether an error says just that the client is gone.
+pub(super) fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+    )
+}
