@@ -81,6 +81,17 @@ pub trait Export: Send + Sync {
     /// When not all of `buf` could be read; what it holds then is not sent.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
 
+    /// Like [`read`](Self::read), if that can be done without waiting for anything slow.
+    ///
+    /// `None` where it would wait, or where that cannot be told; `buf` then holds anything, and
+    /// the caller reads on a thread that may block. A server that must not hold up its loop asks
+    /// this first: most of what is read often is in a cache.
+    ///
+    /// Unless it is implemented, this reads if the export never [blocks](Self::may_block).
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
+        (!self.may_block()).then(|| self.read(offset, buf))
+    }
+
     /// What the export can do, as the client is told.
     ///
     /// To be set by the back end: [`READ_ONLY`](TransmissionFlags::READ_ONLY),

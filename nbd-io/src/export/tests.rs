@@ -189,3 +189,30 @@ fn ranges_are_checked_without_overflow() {
         );
     }
 }
+
+#[test]
+fn what_never_blocks_is_read_at_once_and_nothing_else() {
+    struct Sevens {
+        may_block: bool,
+    }
+    impl Export for Sevens {
+        fn size(&self) -> u64 {
+            10
+        }
+        fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+            check_range(10, offset, buf.len() as u64, Errno::Inval)?;
+            buf.fill(7);
+            Ok(())
+        }
+        fn may_block(&self) -> bool {
+            self.may_block
+        }
+    }
+    let mut buf = [0; 4];
+    let never = Sevens { may_block: false };
+    assert_eq!(never.read_now(0, &mut buf), Some(Ok(())));
+    assert_eq!(buf, [7; 4]);
+    assert!(matches!(never.read_now(8, &mut buf), Some(Err(_))));
+    let perhaps = Sevens { may_block: true };
+    assert_eq!(perhaps.read_now(0, &mut buf), None);
+}
