@@ -48,6 +48,11 @@ pub struct Offer {
     pub name: Option<ExportName>,
     /// Only to be served once TLS is up. Without TLS its size, flags and contexts are not told.
     pub tls_only: bool,
+    /// Nobody else is given the same storage, so that what one connection writes is not there for
+    /// another one of the same client: [`CAN_MULTI_CONN`] is not told, whatever the export says.
+    ///
+    /// [`CAN_MULTI_CONN`]: nbd_proto::TransmissionFlags::CAN_MULTI_CONN
+    pub private: bool,
 }
 
 impl Offer {
@@ -58,6 +63,7 @@ impl Offer {
             export,
             name: None,
             tls_only: false,
+            private: false,
         }
     }
 
@@ -72,6 +78,13 @@ impl Offer {
     #[must_use]
     pub fn tls_only(mut self) -> Self {
         self.tls_only = true;
+        self
+    }
+
+    /// Makes no promise about other connections: for storage that each of them has for itself.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.private = true;
         self
     }
 }
@@ -186,7 +199,11 @@ impl Exports for NamedExports {
 /// Exports that a function finds, or makes, by their names. None is listed.
 ///
 /// The function may make a new export for each call, and so give each connection its own; it is
-/// then to be cheap, because a client can look a name up any number of times.
+/// then to be cheap, because a client can look a name up any number of times. Clients spread their
+/// requests over several connections where they are told that these see each other's flushes.
+/// Of connections with storage of their own that is not true, which is why what
+/// [`new`](Self::new) serves is [private](Offer::private), and only [`shared`](Self::shared) says
+/// that a name stands for the same storage each time.
 ///
 /// ```
 /// use nbd_io::{Exports, ExportsByName, Memory, Offer};
@@ -199,18 +216,34 @@ impl Exports for NamedExports {
 /// });
 /// let offer = scratch.lookup(&ExportName::new("16")?).expect("a number");
 /// assert_eq!(offer.export.size(), 16 << 20);
+/// assert!(offer.private);
 /// # Ok::<(), nbd_proto::NameError>(())
 /// ```
 #[derive(Clone)]
-pub struct ExportsByName<F>(F);
+pub struct ExportsByName<F> {
+    find: F,
+    private: bool,
+}
 
 impl<F> ExportsByName<F>
 where
     F: Fn(&ExportName) -> Option<Offer> + Send + Sync,
 {
-    /// Serves what `find` finds.
+    /// Serves what `find` finds, to each connection as if it were its own.
     pub const fn new(find: F) -> Self {
-        Self(find)
+        Self {
+            find,
+            private: true,
+        }
+    }
+
+    /// Serves what `find` finds, which has to be the same storage each time that a name is asked
+    /// for: a clone of the same [`Arc`], or the same file opened again.
+    pub const fn shared(find: F) -> Self {
+        Self {
+            find,
+            private: false,
+        }
     }
 }
 
@@ -219,7 +252,9 @@ where
     F: Fn(&ExportName) -> Option<Offer> + Send + Sync,
 {
     fn lookup(&self, name: &ExportName) -> Option<Offer> {
-        (self.0)(name)
+        let mut offer = (self.find)(name)?;
+        offer.private |= self.private;
+        Some(offer)
     }
 }
 
@@ -303,5 +338,19 @@ mod tests {
         assert!(exports.lookup(&name("x")).unwrap().tls_only);
         assert!(exports.lookup(&name("y")).is_none());
         assert!(exports.list().is_empty() && exports.may_block());
+    }
+    #[test]
+    fn what_a_function_makes_is_private_unless_it_says_otherwise() {
+        let offer = |_: &ExportName| Some(Offer::new(memory(1)));
+        let private = |_: &ExportName| Some(Offer::new(memory(1)).private());
+        for (exports, expected) in [
+            (&ExportsByName::new(offer) as &dyn Exports, true),
+            (&ExportsByName::shared(offer), false),
+            (&ExportsByName::shared(private), true),
+            (&NamedExports::single(memory(1)), false),
+        ] {
+            let offer = exports.lookup(&ExportName::default()).unwrap();
+            assert_eq!(offer.private, expected);
+        }
     }
 }

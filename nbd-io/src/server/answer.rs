@@ -64,6 +64,9 @@ fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
     // What of these is possible with what was negotiated is sorted out when the question is
     // answered.
     info.flags = info.flags | TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
+    if offer.private {
+        info.flags = info.flags.without(TransmissionFlags::CAN_MULTI_CONN);
+    }
     info
 }
 

@@ -336,3 +336,25 @@ fn exports_can_be_made_by_name() {
     assert_eq!(session.client.export().size, 4096);
     assert_eq!(session.client.contexts().len(), 1);
 }
+
+#[test]
+fn connections_that_share_nothing_are_not_told_to_share_the_work() {
+    // S-095
+    let make = |_: &ExportName| Some(Offer::new(Arc::new(Memory::new(1 << 20))));
+    let disk: Arc<dyn Export> = Arc::new(Memory::new(1 << 20));
+    let share = move |_: &ExportName| Some(Offer::new(Arc::clone(&disk)));
+    for (exports, expected) in [
+        (&ExportsByName::new(make) as &dyn Exports, false),
+        (&ExportsByName::shared(share), true),
+        (&exports(), true),
+    ] {
+        let session = Session::new(exports, &target("a", Mode::Extended));
+        assert_eq!(session.client.export().can_multi_conn(), expected);
+        let (served, ()) = serve(exports, &ServerOptions::default(), async |pipe| {
+            let haggling = haggle(pipe).await;
+            let (_, transmission) = haggling.export_name(&name("a")).await.unwrap();
+            assert_eq!(transmission.export().can_multi_conn(), expected);
+        });
+        assert!(served.unwrap().is_ok());
+    }
+}
