@@ -7,6 +7,8 @@ mod errno;
 mod export;
 mod exports;
 mod memory;
+#[cfg(test)]
+mod model;
 pub mod runtime;
 pub mod server;
 #[cfg(feature = "tls")]
