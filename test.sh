@@ -177,16 +177,16 @@ doctests() { cargo test --locked --workspace --no-fail-fast --doc; }
 
 documentation() { RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps; }
 
-# The direct dependencies of a crate, one per line.
+# The direct dependencies of a crate with their features, one per line.
 dependencies() {
-    cargo tree --locked --all-features --edges normal --depth 1 --prefix none --format '{p}' --package "$1" |
-        tail -n +2 | cut -d ' ' -f 1 | sort -u
+    cargo tree --locked --all-features --edges normal --depth 1 --prefix none --format '{p} {f}' --package "$1" |
+        tail -n +2 | sed 's/ v[^ ]*//' | sort -u
 }
 
 layers() {
-    local core io
-    local foreign='^(async-|futures-|libc|mio|polling|rustix|smol|socket2|tokio)'
-    core=$(dependencies nbd-proto)
+    local core io rustix
+    local foreign='^(async-|futures-|libc|mio|polling|smol|socket2|tokio)'
+    core=$(dependencies nbd-proto | cut -d ' ' -f 1)
     if [[ $core != $'bytes\nthiserror' ]]; then
         printf 'nbd-proto may depend on bytes and thiserror, not on:\n%s\n' "$core"
         return 1
@@ -194,6 +194,12 @@ layers() {
     io=$(dependencies nbd-io | grep -E "$foreign" || true)
     if [[ -n $io ]]; then
         printf 'nbd-io may not depend on runtimes or sockets:\n%s\n' "$io"
+        return 1
+    fi
+    # rustix knows sockets too, but only where a feature asks for them.
+    rustix=$(dependencies nbd-io | grep '^rustix ')
+    if [[ $rustix != 'rustix alloc,fs,std' ]]; then
+        printf 'nbd-io may use the files of rustix and nothing else of it, not:\n%s\n' "$rustix"
         return 1
     fi
 }

@@ -400,6 +400,19 @@ enum Hindrance {
 }
 
 impl Hindrance {
+    #[cfg(not(unix))]
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::Interrupted
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset => Self::Passing,
+            io::ErrorKind::OutOfMemory => Self::Shortage,
+            _ => Self::Final,
+        }
+    }
+
+    #[cfg(unix)]
     fn of(error: &io::Error) -> Self {
         use rustix::io::Errno;
         match Errno::from_io_error(error) {
