@@ -91,7 +91,7 @@ fn errno(error: &io::Error) -> Errno {
     }
 }
 
-fn is_unsupported(error: &io::Error) -> bool {
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     #[cfg(target_os = "linux")]
     if error.raw_os_error() == Some(host::EOPNOTSUPP) {
         return true;

@@ -6,6 +6,8 @@ pub mod client;
 mod errno;
 mod export;
 mod exports;
+#[cfg(unix)]
+mod file;
 mod memory;
 #[cfg(test)]
 mod model;
@@ -18,4 +20,6 @@ pub mod transport;
 pub use errno::{failure, fast_zero_failure, reportable};
 pub use export::{Export, MetaContext, ZeroMode};
 pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer};
+#[cfg(unix)]
+pub use file::File;
 pub use memory::Memory;

@@ -1,0 +1,486 @@
+//! An export over a file or a block device.
+
+mod ability;
+mod holes;
+mod host;
+mod inspect;
+mod syncs;
+
+use crate::{
+    errno::failure,
+    export::{Export, ZeroMode, check_range},
+};
+use ability::Ability;
+use holes::Holes;
+use inspect::{block_sizes, check_mode, check_type, size};
+use nbd_proto::{
+    BlockSizes, Errno, Failure, TransmissionFlags,
+    meta::{Allocation, Extent},
+};
+use rustix::fs::{FlockOperation, fcntl_getfl, flock};
+use std::{
+    fmt, fs,
+    io::{self, ErrorKind},
+    ops::Range,
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    path::Path,
+};
+use syncs::Syncs;
+
+/// What is written where zeroes cannot be had otherwise, one piece after the other.
+static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
+
+/// The length of the blocks that `st_blocks` counts.
+const STAT_BLOCK: u64 = 512;
+
+/// An export over a regular file, or over a block device.
+///
+/// Its size is that of the file when it was opened. Reads and writes are positioned and go through
+/// the page cache of the system, at any offset and of any length. That cache is shared by all who
+/// have the file open, so that a flush on one connection covers what was written on all.
+///
+/// # Stable storage
+///
+/// A flush and FUA are `fdatasync`, or a write with `RWF_DSYNC` where there is one. Once the system
+/// said that data could not be brought onto stable storage, a later call may well succeed: what was
+/// lost is then no longer in the cache. Every later flush and every later FUA therefore fails; what
+/// is there can still be read and written.
+///
+/// # Zeroes and holes
+///
+/// | | regular file on Linux | block device on Linux | elsewhere |
+/// | --- | --- | --- | --- |
+/// | trim | `FALLOC_FL_PUNCH_HOLE` | the same, if the device can write zeroes by itself | nothing |
+/// | zeroes | punched, else `FALLOC_FL_ZERO_RANGE`, else written | the same | written |
+/// | zeroes without a hole | `FALLOC_FL_ZERO_RANGE`, else allocated and written | the same | written |
+/// | fast zeroes | by one call, or not at all | the same, if the device can by itself | never |
+/// | holes | `SEEK_DATA` and `SEEK_HOLE` | not told of | only on FreeBSD |
+///
+/// What the file system turns out not to be able to do is not tried again. Holes are only looked
+/// for in files that have some, and data that was found once is not looked for again.
+///
+/// # Others who use the file
+///
+/// Nobody keeps others from changing it, unless they [lock](Self::locked) it too. Where it became
+/// shorter a read fails with [`Errno::Io`], and is never answered with zeroes; a write makes it
+/// longer again. The offset of the open file is moved about, and of no importance.
+///
+/// ```
+/// use nbd_io::{Export, File};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("disk.img");
+/// std::fs::File::create_new(&path)?.set_len(1 << 30)?;
+/// let disk = File::open(&path)?.locked()?.with_description("a disk");
+/// disk.write(4096, b"hello", true)?;
+/// assert_eq!(disk.size(), 1 << 30);
+/// # Ok(())
+/// # }
+/// ```
+pub struct File {
+    file: fs::File,
+    size: u64,
+    read_only: bool,
+    rotational: bool,
+    block_sizes: BlockSizes,
+    description: String,
+    /// Holes are punched and zeroes made in whole blocks of so many bytes.
+    unit: u64,
+    /// Whether it is fast to have zeroes made.
+    fast_zeroes: bool,
+    punch_hole: Ability,
+    zero_range: Ability,
+    allocate: Ability,
+    write_durably: Ability,
+    read_now: Ability,
+    seek: Ability,
+    holes: Holes,
+    syncs: Syncs,
+}
+
+impl File {
+    /// Opens a file for reading and writing.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened; [`ErrorKind::InvalidInput`] if it is neither a regular file nor a
+    /// block device. What can neither be exported is not opened at all. Elsewhere than on Linux
+    /// there may be no telling the size of a block device, which is [`ErrorKind::Unsupported`].
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::open_with(path.as_ref(), fs::OpenOptions::new().read(true).write(true))
+    }
+
+    /// Opens a file for reading; the export is read-only.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_read_only(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::open_with(path.as_ref(), fs::OpenOptions::new().read(true))
+    }
+
+    fn open_with(path: &Path, options: &fs::OpenOptions) -> io::Result<Self> {
+        // To open a pipe would wait for its other end, to open some devices does something.
+        check_type(fs::metadata(path)?.file_type())?;
+        Self::from_std(options.open(path)?)
+    }
+
+    /// Exports a file that is open already. The export is read-only if the file is.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if it is neither a regular file nor a block device, or is open
+    /// for writing only, for appending, or without the page cache (`O_DIRECT`). Otherwise as
+    /// [`open`](Self::open).
+    pub fn from_std(file: fs::File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        check_type(metadata.file_type())?;
+        let read_only = check_mode(fcntl_getfl(&file)?)?;
+        let size = size(&file)?;
+        let device = metadata
+            .file_type()
+            .is_block_device()
+            .then(|| host::Device::of(&file, metadata.rdev()));
+        let regular = device.is_none();
+        let device = device.unwrap_or(host::Device {
+            block: 1,
+            rotational: false,
+            makes_zeroes: true,
+        });
+        Ok(Self {
+            file,
+            size,
+            read_only,
+            rotational: device.rotational,
+            block_sizes: block_sizes(metadata.blksize()),
+            description: String::new(),
+            unit: device.block,
+            fast_zeroes: device.makes_zeroes,
+            // A device that cannot would forget what is cached of it, and only then say so.
+            punch_hole: Ability::new(device.makes_zeroes),
+            zero_range: Ability::new(true),
+            allocate: Ability::new(regular),
+            write_durably: Ability::new(true),
+            read_now: Ability::new(true),
+            seek: Ability::new(regular),
+            holes: Holes::new(metadata.blocks().saturating_mul(STAT_BLOCK) < size),
+            syncs: Syncs::default(),
+        })
+    }
+
+    /// Locks the file for as long as it is exported: for this process alone if the export is
+    /// writable, for those who only read otherwise.
+    ///
+    /// The lock is advisory (`flock`): it keeps out those who ask for one of the same kind.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WouldBlock`] if somebody else has it locked.
+    pub fn locked(mut self) -> io::Result<Self> {
+        flock(
+            &self.file,
+            if self.read_only {
+                FlockOperation::NonBlockingLockShared
+            } else {
+                FlockOperation::NonBlockingLockExclusive
+            },
+        )?;
+        // Whoever had it locked before may have made it shorter or longer.
+        self.size = size(&self.file)?;
+        Ok(self)
+    }
+
+    /// Tells clients these block sizes. The export itself takes any offset and length.
+    ///
+    /// Unless this is called they are told to prefer what the file system does, and nothing else.
+    #[must_use]
+    pub fn with_block_sizes(mut self, block_sizes: BlockSizes) -> Self {
+        self.block_sizes = block_sizes;
+        self
+    }
+
+    /// Tells clients what this export is.
+    #[must_use]
+    pub fn with_description(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    fn check_writable(&self, offset: u64, len: u64, errno: Errno) -> Result<(), Failure> {
+        if self.read_only {
+            return Err(Errno::Perm.into());
+        }
+        check_range(self.size, offset, len, errno)
+    }
+
+    fn write_all(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        let written = self.file.write_all_at(data, offset);
+        written.map_err(|error| at(offset, &error))
+    }
+
+    fn write_durably(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        self.syncs.run(|| {
+            let done = self
+                .write_durably
+                .attempt(|| host::write_durably(&self.file, data, offset));
+            if let Ok(Some(())) = done {
+                return Ok(Ok(()));
+            }
+            // Where both were to be done by one call and that failed, this tells which of them.
+            if let Err(failure) = self.write_all(offset, data) {
+                return Ok(Err(failure));
+            }
+            match done {
+                Ok(_) => self.file.sync_data().map(Ok),
+                Err(error) => Err(error),
+            }
+        })?
+    }
+
+    fn sync(&self) -> Result<(), Failure> {
+        self.syncs.run(|| self.file.sync_data())
+    }
+
+    /// The whole blocks in a range.
+    fn whole(&self, range: &Range<u64>) -> Range<u64> {
+        let start = range.start.next_multiple_of(self.unit);
+        let end = range.end - range.end % self.unit;
+        start..end.max(start)
+    }
+
+    /// Makes holes of whole blocks, which read as zeroes; false if that cannot be done.
+    fn punch_hole(&self, range: &Range<u64>) -> Result<bool, Failure> {
+        self.make_zeroes(&self.punch_hole, host::punch_hole, range)
+    }
+
+    /// Makes zeroes of whole blocks, which stay allocated; false if that cannot be done.
+    fn zero_range(&self, range: &Range<u64>) -> Result<bool, Failure> {
+        self.make_zeroes(&self.zero_range, host::zero_range, range)
+    }
+
+    fn make_zeroes(
+        &self,
+        ability: &Ability,
+        call: fn(&fs::File, Range<u64>) -> io::Result<()>,
+        range: &Range<u64>,
+    ) -> Result<bool, Failure> {
+        let done = ability.attempt(|| call(&self.file, range.clone()));
+        let done = done.map_err(|error| at(range.start, &error))?.is_some();
+        if done {
+            self.holes.made(range);
+        }
+        Ok(done)
+    }
+
+    /// Has whole blocks zeroed without writing them; false if that cannot be done.
+    fn zero_whole(&self, range: &Range<u64>, mode: ZeroMode) -> Result<bool, Failure> {
+        if range.is_empty() || mode.fast && !self.fast_zeroes {
+            return Ok(false);
+        }
+        Ok(!mode.no_hole && self.punch_hole(range)? || self.zero_range(range)?)
+    }
+
+    fn write_zero_bytes(&self, range: Range<u64>) -> Result<(), Failure> {
+        let mut offset = range.start;
+        while offset < range.end {
+            let rest = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
+            let piece = &ZEROES[..rest.min(ZEROES.len())];
+            self.write_all(offset, piece)?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Searches the file for what is at `offset`, which ends at `end` at the latest.
+    fn look(&self, offset: u64, end: u64) -> io::Result<Extent> {
+        let so_far = self.holes.so_far();
+        let unit = STAT_BLOCK.max(self.block_sizes.minimum().into());
+        let data = match host::seek_data(&self.file, offset)? {
+            Some(data) => data,
+            // From here on there is only a hole, up to where the file ends now: what was cut off
+            // is not there to be read.
+            None => self.file.metadata()?.len(),
+        };
+        let hole_end = if data < end { data - data % unit } else { end };
+        if hole_end > offset {
+            return Ok(Extent {
+                len: hole_end - offset,
+                status: Allocation::HOLE | Allocation::ZERO,
+            });
+        }
+        let data_end = match host::seek_hole(&self.file, offset.max(data))? {
+            // At least something, even if it has just become a hole.
+            Some(hole) => hole.max(offset + 1).next_multiple_of(unit),
+            None => end,
+        };
+        self.holes.found(offset..data_end, so_far);
+        Ok(Extent {
+            len: data_end.min(end) - offset,
+            status: 0,
+        })
+    }
+}
+
+impl Export for File {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), Failure> {
+        check_range(self.size, offset, buf.len() as u64, Errno::Inval)?;
+        while !buf.is_empty() {
+            match self.file.read_at(buf, offset) {
+                Ok(0) => {
+                    return Err(Failure {
+                        message: format!("the file ends at or before {offset} and was longer")
+                            .into(),
+                        offset: Some(offset),
+                        ..Errno::Io.into()
+                    });
+                }
+                Ok(len) => {
+                    buf = &mut buf[len..];
+                    offset += len as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(at(offset, &error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
+        if let Err(failure) = check_range(self.size, offset, buf.len() as u64, Errno::Inval) {
+            return Some(Err(failure));
+        }
+        let read = self
+            .read_now
+            .attempt(|| host::read_now(&self.file, buf, offset));
+        // If less is in the cache, or in the file, a read will tell.
+        matches!(read, Ok(Some(len)) if len == buf.len()).then_some(Ok(()))
+    }
+
+    fn flags(&self) -> TransmissionFlags {
+        let mut flags = TransmissionFlags::SEND_FLUSH
+            | TransmissionFlags::SEND_FUA
+            | TransmissionFlags::SEND_TRIM
+            | TransmissionFlags::SEND_WRITE_ZEROES
+            | TransmissionFlags::SEND_FAST_ZERO
+            | TransmissionFlags::SEND_CACHE
+            | TransmissionFlags::CAN_MULTI_CONN;
+        if self.read_only {
+            flags = flags | TransmissionFlags::READ_ONLY;
+        }
+        if self.rotational {
+            flags = flags | TransmissionFlags::ROTATIONAL;
+        }
+        flags
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        self.block_sizes
+    }
+
+    fn description(&self) -> &str {
+        &self.description
+    }
+
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
+        self.check_writable(offset, data.len() as u64, Errno::NoSpc)?;
+        if fua {
+            self.write_durably(offset, data)
+        } else {
+            self.write_all(offset, data)
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
+        self.check_writable(offset, len, Errno::NoSpc)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let range = offset..offset + len;
+        let whole = self.whole(&range);
+        if self.zero_whole(&whole, mode)? {
+            self.write_zero_bytes(range.start..whole.start)?;
+            self.write_zero_bytes(whole.end..range.end)?;
+        } else if mode.fast {
+            return Err(Failure {
+                message: "zeroes would have to be written here".into(),
+                ..Errno::NotSup.into()
+            });
+        } else {
+            if mode.no_hole {
+                // What has no room is not even begun.
+                let done = self
+                    .allocate
+                    .attempt(|| host::allocate(&self.file, range.clone()));
+                done.map_err(|error| at(offset, &error))?;
+            }
+            self.write_zero_bytes(range)?;
+        }
+        if mode.fua { self.sync() } else { Ok(()) }
+    }
+
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Failure> {
+        self.check_writable(offset, len, Errno::Inval)?;
+        let whole = self.whole(&(offset..offset + len));
+        if !whole.is_empty() {
+            self.punch_hole(&whole)?;
+        }
+        if fua { self.sync() } else { Ok(()) }
+    }
+
+    fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        check_range(self.size, offset, len, Errno::Inval)?;
+        host::will_need(&self.file, offset, len);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.sync()
+    }
+
+    fn finds_zeroes(&self) -> bool {
+        self.seek.is_likely() && self.holes.are_likely()
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        check_range(self.size, offset, len, Errno::Inval)?;
+        let end = offset + len;
+        let data = |end| Extent {
+            len: end - offset,
+            status: 0,
+        };
+        if len == 0 || !self.holes.are_likely() {
+            return Ok(data(end));
+        }
+        if let Some(data_end) = self.holes.data_end(offset) {
+            return Ok(data(data_end.min(end)));
+        }
+        let found = self.seek.attempt(|| self.look(offset, end));
+        let found = found.map_err(|error| at(offset, &error))?;
+        Ok(found.unwrap_or_else(|| data(end)))
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("file", &self.file)
+            .field("size", &self.size)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+fn at(offset: u64, error: &io::Error) -> Failure {
+    Failure {
+        offset: Some(offset),
+        ..failure(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;
