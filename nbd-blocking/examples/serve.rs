@@ -1,31 +1,27 @@
-//! Serves an empty disk in memory.
+//! Serves a file, a block device, or an empty disk in memory.
 //!
 //! ```console
-//! $ cargo run --example serve -- --tcp 10809 --size 1G
+//! $ cargo run --release --example serve -- --tcp 10809 --size 1G
+//! $ cargo run --release --example serve -- --unix /tmp/nbd.sock --file disk.img
 //! ```
 
 use clap::{ArgGroup, Parser};
 use nbd_blocking::{
     ExportName, ServerTls,
-    server::{Event, Serve, Server},
+    server::{Ending, Event, Serve, Server, bind_unix, inherited_listeners},
 };
-use nbd_io::{Memory, NamedExports};
+use nbd_io::{Export, File, Memory, NamedExports};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{
-    error::Error,
-    net::TcpListener,
-    os::unix::net::UnixListener,
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-};
+use std::{error::Error, net::TcpListener, path::PathBuf, sync::Arc, thread};
 
-/// Serves an empty disk in memory until it is told to stop by a signal.
+/// Serves a disk until it is told to stop by a signal.
+///
+/// Without an address it serves on the sockets that it was started with, as by systemd.
 #[derive(Parser)]
-#[command(group(ArgGroup::new("address").required(true).multiple(true)))]
+#[command(group(ArgGroup::new("disk")), group(ArgGroup::new("address").multiple(true)))]
 struct Arguments {
     /// Listen on a Unix socket of this name.
     #[arg(long, group = "address")]
@@ -33,9 +29,15 @@ struct Arguments {
     /// Listen on this TCP port of the local host.
     #[arg(long, group = "address")]
     tcp: Option<u16>,
-    /// The size in bytes, or with a suffix K, M, G or T.
-    #[arg(long, default_value = "64M", value_parser = size)]
+    /// Serve one client on standard input and output.
+    #[arg(long, conflicts_with = "address")]
+    stdio: bool,
+    /// Serve an empty disk in memory of this size in bytes, or with a suffix K, M, G or T.
+    #[arg(long, group = "disk", default_value = "64M", value_parser = size)]
     size: u64,
+    /// Serve this file or block device.
+    #[arg(long, group = "disk")]
+    file: Option<PathBuf>,
     /// Refuse writes.
     #[arg(long)]
     read_only: bool,
@@ -46,29 +48,52 @@ struct Arguments {
     /// `ca-cert.pem`, certificates that clients show are checked against it.
     #[arg(long)]
     tls: Option<PathBuf>,
+    /// Require TLS clients to show a certificate.
+    #[arg(long, requires = "tls")]
+    verify_clients: bool,
     /// Say nothing about connections.
     #[arg(long)]
     quiet: bool,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
-    let mut disk = Memory::new(arguments.size).with_description("an empty disk in memory");
-    if arguments.read_only {
-        disk = disk.read_only();
-    }
-    let name = arguments.export;
-    let exports = NamedExports::new()
-        .with(name.clone(), Arc::new(disk))
-        .with_default(name);
-    let mut server = Server::new(exports);
-    if let Some(directory) = arguments.tls {
-        server = server.require_tls(&ServerTls::from_directory(directory)?)?;
-    }
-    if !arguments.quiet {
-        server = server.on_event(report);
+impl Arguments {
+    fn disk(&self) -> Result<Arc<dyn Export>, Box<dyn Error>> {
+        let Some(path) = &self.file else {
+            let disk = Memory::new(self.size).with_description("an empty disk in memory");
+            return Ok(if self.read_only {
+                Arc::new(disk.read_only())
+            } else {
+                Arc::new(disk)
+            });
+        };
+        let file = if self.read_only {
+            File::open_read_only(path)
+        } else {
+            File::open(path)
+        };
+        let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Arc::new(file.with_description(path.display().to_string())))
     }
 
+    fn server(&self) -> Result<Server, Box<dyn Error>> {
+        let exports = NamedExports::new()
+            .with(self.export.clone(), self.disk()?)
+            .with_default(self.export.clone());
+        let mut server = Server::new(exports);
+        if let Some(directory) = &self.tls {
+            let tls = ServerTls::from_directory(directory)?;
+            server = server.require_tls(&tls.require_client_certificates(self.verify_clients))?;
+        }
+        if !self.quiet {
+            server = server.on_event(report);
+        }
+        Ok(server)
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    let server = arguments.server()?;
     let stopper = server.stopper();
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {
@@ -76,27 +101,41 @@ fn main() -> Result<(), Box<dyn Error>> {
             stopper.stop();
         }
     });
-    thread::scope(|scope| -> Result<(), Box<dyn Error>> {
-        let unix = match &arguments.unix {
-            Some(path) => {
-                let listener = UnixListener::bind(path)?;
-                Some(scope.spawn(|| server.serve_unix(listener)))
-            }
-            None => None,
+    if arguments.stdio {
+        let ending = server.serve_stdio()?;
+        return match ending {
+            Ending::Io(error) => Err(error.into()),
+            ending if ending.is_clean() => Ok(()),
+            ending => Err(ending.to_string().into()),
         };
-        if let Some(port) = arguments.tcp {
-            server.serve_tcp(TcpListener::bind(("localhost", port))?)?;
+    }
+    thread::scope(|scope| -> Result<(), Box<dyn Error>> {
+        let mut listeners = Vec::new();
+        if let Some(path) = &arguments.unix {
+            let listener = bind_unix(path)?;
+            listeners.push(scope.spawn(|| server.serve_unix(listener)));
         }
-        if let Some(unix) = unix {
-            unix.join().expect("the server does not panic")?;
+        if let Some(port) = arguments.tcp {
+            let listener = TcpListener::bind(("localhost", port))?;
+            listeners.push(scope.spawn(|| server.serve_tcp(listener)));
+        }
+        if listeners.is_empty() {
+            for listener in inherited_listeners()? {
+                listeners.push(scope.spawn(|| server.serve_inherited(listener)));
+            }
+        }
+        if listeners.is_empty() {
+            return Err("there is nothing to listen on: give --unix, --tcp or --stdio".into());
+        }
+        for listener in listeners {
+            listener.join().expect("the server does not panic")?;
         }
         Ok(())
     })?;
-    arguments.unix.as_deref().map_or(Ok(()), remove)
-}
-
-fn remove(path: &Path) -> Result<(), Box<dyn Error>> {
-    Ok(std::fs::remove_file(path)?)
+    if let Some(path) = &arguments.unix {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 fn report(event: &Event<'_>) {

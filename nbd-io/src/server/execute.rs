@@ -97,6 +97,31 @@ pub fn execute(
     told
 }
 
+/// Carries out a read if the export can do that without waiting. Returns the request where it
+/// cannot, or where the request is another one.
+pub(super) fn execute_now(
+    export: &dyn Export,
+    request: Request,
+    replies: &mut Replies,
+) -> Result<Result<(), Failure>, Request> {
+    let Request::Read { offset, len, .. } = request else {
+        return Err(request);
+    };
+    // Where holes are is known to the disk alone.
+    if export.finds_zeroes() || check_blocks(export, &request).is_err() {
+        return Err(request);
+    }
+    let len = usize::try_from(len).expect("a read fits into memory");
+    let Some(done) = export.read_now(offset, replies.stage(len)) else {
+        replies.unstage();
+        return Err(request);
+    };
+    match request {
+        Request::Read { ticket, .. } => Ok(answer_read(len, done, ticket, replies)),
+        other => Err(other),
+    }
+}
+
 /// Keeps the promise to back ends that they see whole blocks only.
 fn check_blocks(export: &dyn Export, request: &Request) -> Result<(), Failure> {
     let (offset, len) = match request {
@@ -147,7 +172,18 @@ fn read(
         ticket
     };
     let len = usize::try_from(len).expect("a read fits into memory");
-    match export.read(offset, replies.stage(len)) {
+    let done = export.read(offset, replies.stage(len));
+    answer_read(len, done, ticket, replies)
+}
+
+/// Answers a read of `len` bytes, which are staged unless it failed.
+fn answer_read(
+    len: usize,
+    done: Result<(), Failure>,
+    ticket: ReadTicket,
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    match done {
         Ok(()) => {
             let Reply { frame, receipt } = ticket.data(Staged(len));
             let (header, _) = frame.into_parts();
@@ -155,6 +191,7 @@ fn read(
             Ok(())
         }
         Err(failure) => {
+            replies.unstage();
             let failure = reportable(failure, false);
             let words = words(&failure);
             replies.push(match failure.offset {

@@ -3,7 +3,7 @@
 use super::{
     Replies,
     buffers::Buffers,
-    execute,
+    execute::{execute, execute_now},
     report::{Report, Subject},
     session::is_quick,
 };
@@ -99,13 +99,28 @@ pub(super) fn carry_out(
     replies: &mut Replies,
     report: &Report,
 ) -> Result<(), Panicked> {
-    // What is left behind by a panic is not looked at any more.
-    catch_unwind(AssertUnwindSafe(|| {
-        let subject = Subject::of(&request);
-        let told = execute(export, request, payload, replies);
-        report.tell(subject, told);
-    }))
-    .map_err(|_| Panicked)
+    let subject = Subject::of(&request);
+    let told = guard(|| execute(export, request, payload, replies))?;
+    guard(|| report.tell(subject, told))
+}
+
+/// Carries out a request if the export need not wait, or else gives it back.
+pub(super) fn carry_out_now(
+    export: &dyn Export,
+    request: Request,
+    replies: &mut Replies,
+    report: &Report,
+) -> Result<Option<Request>, Panicked> {
+    let subject = Subject::of(&request);
+    match guard(|| execute_now(export, request, replies))? {
+        Ok(told) => guard(|| report.tell(subject, told)).map(|()| None),
+        Err(request) => Ok(Some(request)),
+    }
+}
+
+/// What is left behind by a panic is not looked at any more.
+fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|_| Panicked)
 }
 
 impl Shared {

@@ -161,6 +161,13 @@ impl Replies {
         &mut self.staged.insert(buffer)[..len]
     }
 
+    /// Gives the space back.
+    pub(super) fn unstage(&mut self) {
+        if let Some(buffer) = self.staged.take() {
+            self.buffers.keep(buffer);
+        }
+    }
+
     /// Appends a message with the first `len` bytes of what was staged last.
     pub(super) fn commit(&mut self, header: &[u8], len: usize, receipt: Option<Receipt>) {
         self.receipts.extend(receipt);

@@ -4,7 +4,7 @@ use super::{
     Ending, Replies, Settings,
     buffers::Buffers,
     intake::{Intake, Taken},
-    jobs::{Jobs, Panicked, carry_out},
+    jobs::{Jobs, Panicked, carry_out, carry_out_now},
     negotiation::Entered,
     registry::Place,
     report::{Report, Subject},
@@ -294,6 +294,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 None
             };
             let Some(before) = clock else {
+                let (export, replies) = (&*self.export, &mut self.replies);
+                let request = match carry_out_now(export, request, replies, &self.report) {
+                    Ok(None) => continue,
+                    Ok(Some(request)) => request,
+                    Err(panicked) => return Ok(Err(panicked)),
+                };
                 self.jobs
                     .push(request, subject, is_short, |buffer, buffers| {
                         let len = payload.len();
