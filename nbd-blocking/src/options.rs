@@ -3,7 +3,7 @@
 use crate::{
     Client, Error,
     haggling::{Greeted, Haggling},
-    socket::Socket,
+    socket::{Socket, connect},
     stream::{Negotiating, Stream},
 };
 #[cfg(feature = "tls-base")]
@@ -359,7 +359,7 @@ impl ConnectOptions {
     }
 
     fn dial(&self, address: &Address) -> Result<Socket, Error> {
-        Socket::connect(address, after(self.connect_timeout))
+        connect(address, after(self.connect_timeout))
     }
 
     fn negotiating(&self, stream: Stream) -> Negotiating {

@@ -1,0 +1,199 @@
+//! A socket of any family.
+
+use crate::child::Child;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recvmsg, sendmsg,
+        shutdown, sockopt,
+    },
+};
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// A connected stream socket.
+///
+/// If its peer is a child process, dropping it ends that process.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    /// Ended when the socket is dropped.
+    child: Option<Child>,
+}
+
+impl Socket {
+    /// Takes over a socket, which becomes a blocking one.
+    ///
+    /// # Errors
+    ///
+    /// When its mode cannot be changed.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        Self { fd, child: None }.blocking()
+    }
+
+    /// Starts a server that serves one connection on its standard input and output. The server is
+    /// told to end by the end of the connection, and killed if it does not within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn spawn(command: Command) -> io::Result<Self> {
+        let (fd, child) = Child::spawn(command)?;
+        let child = Some(child);
+        Ok(Self { fd, child })
+    }
+
+    /// Starts a server that takes a listening socket from its parent by the environment variables
+    /// `LISTEN_FDS` and `LISTEN_PID`, and connects to it. When the socket is dropped, the server is
+    /// asked to end by a signal, and killed if it does not within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn activate(command: &Command) -> io::Result<Self> {
+        let (fd, child) = Child::activate(command)?;
+        let child = Some(child);
+        Ok(Self { fd, child })
+    }
+
+    /// Makes it a blocking socket. Whoever drops it waits for its child process to end.
+    ///
+    /// # Errors
+    ///
+    /// When its mode cannot be changed.
+    pub fn blocking(self) -> io::Result<Self> {
+        self.with_mode(false)
+    }
+
+    /// Makes it a non-blocking socket, for an event loop. Whoever drops it does not wait for its
+    /// child process to end; a thread does.
+    ///
+    /// # Errors
+    ///
+    /// When its mode cannot be changed.
+    pub fn nonblocking(self) -> io::Result<Self> {
+        self.with_mode(true)
+    }
+
+    fn with_mode(mut self, nonblocking: bool) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&self.fd, nonblocking)?;
+        if let Some(child) = &mut self.child {
+            child.ends_aside = nonblocking;
+        }
+        Ok(self)
+    }
+
+    /// Receives into `bufs` in order. Without `block`, fails with `WouldBlock` when nothing is
+    /// there; with it, when nothing came within [`set_patience`](Socket::set_patience).
+    ///
+    /// # Errors
+    ///
+    /// When the socket is broken, or nothing came in time.
+    pub fn recv(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
+        let flags = if block {
+            RecvFlags::empty()
+        } else {
+            RecvFlags::DONTWAIT
+        };
+        loop {
+            match recvmsg(&self.fd, bufs, &mut RecvAncillaryBuffer::default(), flags) {
+                Ok(message) => return Ok(message.bytes),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends from `bufs` in order. Without `block`, as much as fits without waiting; with it, all,
+    /// or what fits within [`set_patience`](Socket::set_patience).
+    ///
+    /// # Errors
+    ///
+    /// When the socket is broken, or nothing fitted in time.
+    pub fn send(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::DONTWAIT, !block);
+        loop {
+            match sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(sent) => return Ok(sent),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits until the socket can be read from or written to, whichever is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the deadline has passed.
+    pub fn wait(&self, read: bool, write: bool, deadline: Option<Instant>) -> io::Result<()> {
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, read);
+        events.set(PollFlags::OUT, write);
+        loop {
+            let timeout = match deadline {
+                None => None,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    Timespec::try_from(left).ok()
+                }
+            };
+            match poll(&mut [PollFd::new(&self.fd, events)], timeout.as_ref()) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// How long a blocking send or receive waits.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        for direction in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
+            sockopt::set_socket_timeout(&self.fd, direction, patience)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the peer that no more will come.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is over.
+    pub fn shutdown(&self) -> io::Result<()> {
+        Ok(shutdown(self.fd.as_fd(), Shutdown::Write)?)
+    }
+
+    /// Ends the other direction: what has come can still be read, and then there is no more.
+    pub fn shutdown_read(&self) {
+        let _ = shutdown(self.fd.as_fd(), Shutdown::Read);
+    }
+
+    /// Ends both directions, so that nobody who waits for the socket waits on.
+    pub fn close(&self) {
+        let _ = shutdown(self.fd.as_fd(), Shutdown::Both);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
