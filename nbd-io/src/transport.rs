@@ -1,7 +1,10 @@
 //! The seam between this crate and a runtime: a byte stream that is polled.
 
 #[cfg(feature = "tls")]
-use crate::tls::TlsTransport;
+use crate::{
+    client::NegotiationError,
+    tls::{ClientTls, TlsTransport},
+};
 use bytes::BytesMut;
 use nbd_proto::{Error, Phase, Step};
 use std::{
@@ -125,6 +128,28 @@ pub enum Layered<T> {
     /// Inside TLS.
     #[cfg(feature = "tls")]
     Tls(Box<TlsTransport<T>>),
+}
+
+#[cfg(feature = "tls")]
+impl<T: Transport> Layered<T> {
+    /// Starts TLS with a server, as [`negotiate`](crate::client::negotiate) asks for; `host` is the
+    /// name in the server's address.
+    ///
+    /// # Errors
+    ///
+    /// When TLS cannot be set up, its handshake fails, or it is up already.
+    pub async fn start_tls(
+        self,
+        tls: &ClientTls,
+        host: Option<&str>,
+    ) -> Result<Self, NegotiationError> {
+        let Self::Plain(transport) = self else {
+            return Err(NegotiationError::Tls("there is no TLS inside TLS".into()));
+        };
+        let (config, name) = tls.client(host)?;
+        let tls = TlsTransport::connect(transport, config, name).await?;
+        Ok(Self::Tls(Box::new(tls)))
+    }
 }
 
 impl<T: Transport> Transport for Layered<T> {

@@ -241,7 +241,6 @@ fn a_connection_that_breaks_during_the_handshake_is_an_error_for_both_roles() {
 
 #[test]
 fn the_end_of_tls_is_an_end_and_comes_before_that_of_the_transport() {
-    // C-040, S-023
     for version in VERSIONS {
         let (mut client, mut server) = connected(version, 5, 2);
         let mut out = BytesMut::from(&b"farewell"[..]);
