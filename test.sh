@@ -177,31 +177,43 @@ doctests() { cargo test --locked --workspace --no-fail-fast --doc; }
 
 documentation() { RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps; }
 
-# The direct dependencies of a crate with their features, one per line.
+# The dependencies of a crate with their features, one per line; all of them, or to a depth.
 dependencies() {
-    cargo tree --locked --all-features --edges normal --depth 1 --prefix none --format '{p} {f}' --package "$1" |
+    cargo tree --locked --all-features --edges normal --prefix none --format '{p} {f}' --package "$@" |
         tail -n +2 | sed 's/ v[^ ]*//' | sort -u
 }
 
 layers() {
-    local core io rustix
-    local foreign='^(async-|futures-|libc|mio|polling|smol|socket2|tokio)'
-    core=$(dependencies nbd-proto | cut -d ' ' -f 1)
+    local core io rustix adapter others found
+    local foreign='^(async-|futures-(io|lite|util)|libc|mio|polling|smol|socket2|tokio)'
+    core=$(dependencies nbd-proto --depth 1 | cut -d ' ' -f 1)
     if [[ $core != $'bytes\nthiserror' ]]; then
         printf 'nbd-proto may depend on bytes and thiserror, not on:\n%s\n' "$core"
         return 1
     fi
-    io=$(dependencies nbd-io | grep -E "$foreign" || true)
+    io=$(dependencies nbd-io --depth 1 | grep -E "$foreign" || true)
     if [[ -n $io ]]; then
         printf 'nbd-io may not depend on runtimes or sockets:\n%s\n' "$io"
         return 1
     fi
     # rustix knows sockets too, but only where a feature asks for them.
-    rustix=$(dependencies nbd-io | grep '^rustix ')
+    rustix=$(dependencies nbd-io --depth 1 | grep '^rustix ')
     if [[ $rustix != 'rustix alloc,fs,std' ]]; then
         printf 'nbd-io may use the files of rustix and nothing else of it, not:\n%s\n' "$rustix"
         return 1
     fi
+    # Nobody who uses one runtime builds another one.
+    while read -r adapter others; do
+        found=$(dependencies "$adapter" | grep -E "$others" || true)
+        if [[ -n $found ]]; then
+            printf '%s may not depend on these:\n%s\n' "$adapter" "$found"
+            return 1
+        fi
+    done <<'END'
+nbd-socket ^(async-|futures-|mio|nbd-io|polling|smol|tokio)
+nbd-blocking ^(async-|futures-(io|lite|util)|mio|polling|smol|tokio)
+nbd-tokio ^(async-|futures-(io|lite|util)|polling|smol)
+END
 }
 
 no_std() {

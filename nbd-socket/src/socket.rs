@@ -26,7 +26,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes over a socket, which becomes a blocking one.
+    /// Takes over a connected stream socket, which becomes a blocking one. For TCP, `TCP_NODELAY`
+    /// should be set.
     ///
     /// # Errors
     ///
@@ -124,6 +125,16 @@ impl Socket {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whether a call that moves fewer bytes than it could has moved all that can be moved now, so
+    /// that there is no need to try again before the system tells that there is more. True of TCP
+    /// and of Unix sockets, but not of every kind of vsock.
+    #[must_use]
+    pub fn moves_all(&self) -> bool {
+        socket2::SockRef::from(self)
+            .local_addr()
+            .is_ok_and(|address| address.is_unix() || address.is_ipv4() || address.is_ipv6())
     }
 
     /// Waits until the socket can be read from or written to, whichever is asked for.

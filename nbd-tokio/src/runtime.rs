@@ -1,0 +1,88 @@
+//! Tokio as a runtime.
+
+use crate::Socket;
+use nbd_io::runtime::{Network, Runtime, Tasks};
+use nbd_proto::uri::Address;
+use nbd_socket::Reactor;
+use std::{
+    io,
+    net::{SocketAddr, ToSocketAddrs},
+    pin::Pin,
+    time::Duration,
+};
+use tokio::{runtime::Handle, time::Sleep};
+
+/// A Tokio runtime, on which everything is done whoever asks for it. Its I/O and its time have to
+/// be enabled.
+#[derive(Clone, Debug)]
+pub struct Tokio(Handle);
+
+impl Tokio {
+    /// The runtime whose handle is given.
+    #[must_use]
+    pub const fn new(handle: Handle) -> Self {
+        Self(handle)
+    }
+
+    /// The runtime that this code runs on.
+    ///
+    /// # Panics
+    ///
+    /// When it runs on none.
+    #[must_use]
+    pub fn current() -> Self {
+        Self(Handle::current())
+    }
+}
+
+impl Runtime for Tokio {
+    type Sleep = Pin<Box<Sleep>>;
+
+    fn sleep(&self, time: Duration) -> Self::Sleep {
+        let _entered = self.0.enter();
+        Box::pin(tokio::time::sleep(time))
+    }
+
+    fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
+        drop(self.0.spawn_blocking(job));
+    }
+}
+
+impl Tasks for Tokio {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.0.spawn(task));
+    }
+}
+
+impl Network for Tokio {
+    type Stream = Socket;
+
+    async fn connect(&self, address: &Address) -> io::Result<Socket> {
+        nbd_socket::connect(self, address).await
+    }
+}
+
+impl Reactor for Tokio {
+    type Socket = Socket;
+
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let host = host.to_owned();
+        // Which is what Tokio does, but it only does it for its own tasks.
+        let lookup = move || Ok((host.as_str(), port).to_socket_addrs()?.collect());
+        self.0.spawn_blocking(lookup).await?
+    }
+
+    fn register(&self, socket: nbd_socket::Socket) -> io::Result<Socket> {
+        let _entered = self.0.enter();
+        Socket::new(socket)
+    }
+
+    async fn writable(&self, socket: &Socket) -> io::Result<()> {
+        socket.writable().await
+    }
+
+    async fn pause(&self, time: Duration) -> io::Result<()> {
+        self.sleep(time).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! A socket of any family.
+
+use nbd_io::transport::Transport;
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsFd, BorrowedFd},
+    task::{Context, Poll, ready},
+};
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+
+/// A connected stream socket of any family. One system call reads into several buffers, or writes
+/// from them.
+///
+/// If its peer is a child process, dropping it ends that process, without waiting for it.
+#[derive(Debug)]
+pub struct Socket {
+    fd: AsyncFd<nbd_socket::Socket>,
+    /// See [`nbd_socket::Socket::moves_all`].
+    moves_all: bool,
+}
+
+impl Socket {
+    /// Takes over a socket that the program has made, or one to a server that it has started.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn new(socket: nbd_socket::Socket) -> io::Result<Self> {
+        let moves_all = socket.moves_all();
+        #[expect(
+            deprecated,
+            reason = "what replaces it is unsafe code; the socket owns its descriptor and keeps it"
+        )]
+        let fd = AsyncFd::new(socket.nonblocking()?)?;
+        Ok(Self { fd, moves_all })
+    }
+
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.fd.writable().await.map(drop)
+    }
+
+    /// Does what the socket is ready for, if it is.
+    fn attempt(
+        &self,
+        mut guard: AsyncFdReadyGuard<'_, nbd_socket::Socket>,
+        room: usize,
+        act: impl FnOnce(&nbd_socket::Socket) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let done = guard.try_io(|fd| act(fd.get_ref())).ok()?;
+        // The next attempt would be in vain. Nothing at all is the end, which stays.
+        if self.moves_all && matches!(done, Ok(n) if (1..room).contains(&n)) {
+            guard.clear_ready();
+        }
+        Some(done)
+    }
+}
+
+impl Transport for Socket {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let room = bufs.iter().map(|buf| buf.len()).sum();
+        loop {
+            let guard = ready!(self.fd.poll_read_ready(cx))?;
+            if let Some(done) = self.attempt(guard, room, |socket| socket.recv(bufs, false)) {
+                return Poll::Ready(done);
+            }
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let room = bufs.iter().map(|buf| buf.len()).sum();
+        loop {
+            let guard = ready!(self.fd.poll_write_ready(cx))?;
+            if let Some(done) = self.attempt(guard, room, |socket| socket.send(bufs, false)) {
+                return Poll::Ready(done);
+            }
+        }
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.fd.get_ref().shutdown())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,86 @@
+//! Tokio as a runtime.
+
+#![cfg(feature = "tls-base")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "../../interop/adapters/suite.rs"]
+mod suite;
+
+use interop::deadline;
+use nbd_blocking::server::Server;
+use nbd_io::{
+    Memory,
+    client::{Target, negotiate},
+    runtime::{Network, Runtime as _},
+};
+use nbd_proto::{ExportName, Uri};
+use nbd_tokio::{Socket, Stream, Tokio};
+use std::{
+    future::pending,
+    os::unix::net::UnixListener,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+    thread::{self, Thread},
+    time::Duration,
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// Runs a test on a runtime of its own.
+fn on_runtime(test: impl AsyncFnOnce(Tokio)) {
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(test(Tokio::new(runtime.handle().clone())));
+}
+
+#[test]
+fn any_stream_of_tokio_is_a_transport() {
+    deadline(Duration::from_secs(60), || {
+        on_runtime(async |_| {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            let server = Server::single(Arc::new(Memory::new(4096)));
+            let serving = thread::spawn(move || server.serve_unix_stream(theirs));
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::new(tokio::net::UnixStream::from_std(ours).unwrap());
+            let target = Target::new(ExportName::default());
+            let upgrade = |_| pending();
+            let connected = negotiate(stream, &target, upgrade).await.unwrap();
+            assert_eq!(connected.transmission.export().size, 4096);
+            drop(connected);
+            serving.join().unwrap().unwrap();
+        });
+    });
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[test]
+fn whoever_asks_need_not_run_on_tokio() {
+    deadline(Duration::from_secs(60), || {
+        let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+        let tokio = Tokio::new(runtime.handle().clone());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listening.local_addr().unwrap().port();
+        let mut task = Box::pin(async move {
+            tokio.sleep(Duration::from_millis(10)).await;
+            let unix = Uri::parse(&format!("nbd+unix:///?socket={}", path.display())).unwrap();
+            let unix = tokio.connect(unix.address()).await.unwrap();
+            let tcp = Uri::parse(&format!("nbd://localhost:{port}")).unwrap();
+            let tcp = tokio.connect(tcp.address()).await.unwrap();
+            (unix, tcp)
+        });
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut cx = Context::from_waker(&waker);
+        while task.as_mut().poll(&mut cx).is_pending() {
+            thread::park();
+        }
+        drop(listener);
+    });
+}
