@@ -213,6 +213,7 @@ layers() {
 nbd-socket ^(async-|futures-|mio|nbd-io|polling|smol|tokio)
 nbd-blocking ^(async-|futures-(io|lite|util)|mio|polling|smol|tokio)
 nbd-tokio ^(async-|futures-(io|lite|util)|polling|smol)
+nbd-async-std ^(mio|tokio)
 END
 }
 

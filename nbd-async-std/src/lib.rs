@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod runtime;
+mod socket;
+mod stream;
+
+pub use nbd_socket;
+pub use runtime::{AsyncStd, Sleep};
+pub use socket::Socket;
+pub use stream::Stream;

@@ -1,0 +1,50 @@
+//! async-std as a runtime.
+
+#![cfg(feature = "tls-base")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "../../interop/adapters/suite.rs"]
+mod suite;
+
+use interop::deadline;
+use nbd_async_std::{AsyncStd, Socket, Stream};
+use nbd_blocking::server::Server;
+use nbd_io::{
+    Memory,
+    client::{Target, negotiate},
+    transport::Transport,
+};
+use nbd_proto::ExportName;
+use std::{future::pending, os::unix::net::UnixStream, sync::Arc, thread, time::Duration};
+
+/// Runs a test on the runtime of the process.
+fn on_runtime(test: impl AsyncFnOnce(AsyncStd)) {
+    async_std::task::block_on(test(AsyncStd));
+}
+
+/// Enters an export over one half of a pair of Unix sockets.
+fn is_a_transport<T: Transport>(stream: impl FnOnce(UnixStream) -> T + Send + 'static) {
+    deadline(Duration::from_secs(60), || {
+        on_runtime(async |_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let server = Server::single(Arc::new(Memory::new(4096)));
+            let serving = thread::spawn(move || server.serve_unix_stream(theirs));
+            let target = Target::new(ExportName::default());
+            let upgrade = |_| pending();
+            let connected = negotiate(stream(ours), &target, upgrade).await.unwrap();
+            assert_eq!(connected.transmission.export().size, 4096);
+            drop(connected);
+            serving.join().unwrap().unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_stream_of_async_std_is_a_transport() {
+    is_a_transport(|stream| Stream::new(async_std::os::unix::net::UnixStream::from(stream)));
+}
+
+#[test]
+fn a_stream_of_smol_is_a_transport() {
+    is_a_transport(|stream| Stream::new(async_io::Async::new(stream).unwrap()));
+}
