@@ -335,6 +335,23 @@ fn what_came_before_the_end_is_read_before_the_end() {
     });
 }
 
+#[test]
+fn after_the_farewell_nobody_waits_for_long() {
+    limited(|| {
+        on_runtime(async |_| {
+            let (mut socket, mut peer) = pair();
+            poll_fn(|cx| socket.poll_shutdown(cx)).await.unwrap();
+            peer.write_all(b"goodbye").unwrap();
+            let mut space = [0; 64];
+            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 7);
+            for _ in 0..2 {
+                let error = read(&mut socket, &mut space).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            }
+        });
+    });
+}
+
 /// Serves one connection that has to start TLS.
 fn serve_tls(certificates: &Certificates) -> (TcpServing, String) {
     let tls = ServerTls::from_directory(certificates.dir())

@@ -1,7 +1,8 @@
 //! A socket of any family.
 
+use crate::AsyncStd;
 use async_io::Async;
-use nbd_io::transport::Transport;
+use nbd_io::{runtime::Farewell, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd},
@@ -13,7 +14,10 @@ use std::{
 ///
 /// If its peer is a child process, dropping it ends that process, without waiting for it.
 #[derive(Debug)]
-pub struct Socket(Async<nbd_socket::Socket>);
+pub struct Socket {
+    fd: Async<nbd_socket::Socket>,
+    farewell: Farewell<AsyncStd>,
+}
 
 impl Socket {
     /// Takes over a socket that the program has made, or one to a server that it has started.
@@ -22,11 +26,28 @@ impl Socket {
     ///
     /// When the system refuses.
     pub fn new(socket: nbd_socket::Socket) -> io::Result<Self> {
-        Ok(Self(Async::new_nonblocking(socket.nonblocking()?)?))
+        Ok(Self {
+            fd: Async::new_nonblocking(socket.nonblocking()?)?,
+            farewell: Farewell::new(AsyncStd),
+        })
     }
 
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await
+        self.fd.writable().await
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.fd.get_ref().recv(bufs, false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+            ready!(self.fd.poll_readable(cx))?;
+        }
     }
 }
 
@@ -36,13 +57,8 @@ impl Transport for Socket {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            match self.0.get_ref().recv(bufs, false) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-            ready!(self.0.poll_readable(cx))?;
-        }
+        let read = self.poll_recv(cx, bufs);
+        self.farewell.limit(cx, read)
     }
 
     fn poll_write(
@@ -51,11 +67,11 @@ impl Transport for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.0.get_ref().send(bufs, false) {
+            match self.fd.get_ref().send(bufs, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return Poll::Ready(done),
             }
-            ready!(self.0.poll_writable(cx))?;
+            ready!(self.fd.poll_writable(cx))?;
         }
     }
 
@@ -64,12 +80,13 @@ impl Transport for Socket {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.get_ref().shutdown())
+        self.farewell.say();
+        Poll::Ready(self.fd.get_ref().shutdown())
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }

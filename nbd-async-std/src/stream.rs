@@ -1,7 +1,8 @@
 //! A stream that a program brings.
 
+use crate::AsyncStd;
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_io::transport::Transport;
+use nbd_io::{runtime::Farewell, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
@@ -13,12 +14,18 @@ use std::{
 /// For sockets, [`Socket`](crate::Socket) is faster: async-std's own Unix sockets, for one, write
 /// only the first of several buffers.
 #[derive(Debug)]
-pub struct Stream<S>(S);
+pub struct Stream<S> {
+    stream: S,
+    farewell: Farewell<AsyncStd>,
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Takes over a stream.
     pub const fn new(stream: S) -> Self {
-        Self(stream)
+        Self {
+            stream,
+            farewell: Farewell::new(AsyncStd),
+        }
     }
 }
 
@@ -28,7 +35,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read_vectored(cx, bufs)
+        let read = Pin::new(&mut self.stream).poll_read_vectored(cx, bufs);
+        self.farewell.limit(cx, read)
     }
 
     fn poll_write(
@@ -36,14 +44,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_close(cx)
+        self.farewell.say();
+        Pin::new(&mut self.stream).poll_close(cx)
     }
 }

@@ -3,6 +3,10 @@
 //! What has to be written once for all runtimes needs them, but reads no clock and starts nothing
 //! by itself.
 
+mod farewell;
+
+pub use farewell::Farewell;
+
 use crate::transport::Transport;
 use nbd_proto::uri::Address;
 use std::{io, time::Duration};

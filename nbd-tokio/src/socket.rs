@@ -1,6 +1,7 @@
 //! A socket of any family.
 
-use nbd_io::transport::Transport;
+use crate::Tokio;
+use nbd_io::{runtime::Farewell, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd},
@@ -17,6 +18,7 @@ pub struct Socket {
     fd: AsyncFd<nbd_socket::Socket>,
     /// See [`nbd_socket::Socket::moves_all`].
     moves_all: bool,
+    farewell: Farewell<Tokio>,
 }
 
 impl Socket {
@@ -36,11 +38,29 @@ impl Socket {
             reason = "what replaces it is unsafe code; the socket owns its descriptor and keeps it"
         )]
         let fd = AsyncFd::new(socket.nonblocking()?)?;
-        Ok(Self { fd, moves_all })
+        Ok(Self {
+            fd,
+            moves_all,
+            farewell: Farewell::new(Tokio::current()),
+        })
     }
 
     pub(crate) async fn writable(&self) -> io::Result<()> {
         self.fd.writable().await.map(drop)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let room = bufs.iter().map(|buf| buf.len()).sum();
+        loop {
+            let guard = ready!(self.fd.poll_read_ready(cx))?;
+            if let Some(done) = self.attempt(guard, room, |socket| socket.recv(bufs, false)) {
+                return Poll::Ready(done);
+            }
+        }
     }
 
     /// Does what the socket is ready for, if it is.
@@ -65,13 +85,8 @@ impl Transport for Socket {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let room = bufs.iter().map(|buf| buf.len()).sum();
-        loop {
-            let guard = ready!(self.fd.poll_read_ready(cx))?;
-            if let Some(done) = self.attempt(guard, room, |socket| socket.recv(bufs, false)) {
-                return Poll::Ready(done);
-            }
-        }
+        let read = self.poll_recv(cx, bufs);
+        self.farewell.limit(cx, read)
     }
 
     fn poll_write(
@@ -93,6 +108,7 @@ impl Transport for Socket {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.farewell.say();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
 }

@@ -1,10 +1,11 @@
 //! A stream that a program brings.
 
-use nbd_io::transport::Transport;
+use crate::Tokio;
+use nbd_io::{runtime::Farewell, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -13,12 +14,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// For sockets, [`Socket`](crate::Socket) is faster: streams of this kind read into one buffer at a
 /// time, and not all of them write from several.
 #[derive(Debug)]
-pub struct Stream<S>(S);
+pub struct Stream<S> {
+    stream: S,
+    farewell: Farewell<Tokio>,
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Takes over a stream.
-    pub const fn new(stream: S) -> Self {
-        Self(stream)
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            farewell: Farewell::new(Tokio::current()),
+        }
     }
 }
 
@@ -32,8 +43,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
             return Poll::Ready(Ok(0));
         };
         let mut buf = ReadBuf::new(buf);
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut buf))?;
-        Poll::Ready(Ok(buf.filled().len()))
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut buf);
+        let read = read.map_ok(|()| buf.filled().len());
+        self.farewell.limit(cx, read)
     }
 
     fn poll_write(
@@ -41,14 +53,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        self.farewell.say();
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -1,0 +1,56 @@
+//! The end of a connection on which nobody answers.
+
+use super::Runtime;
+use std::{
+    fmt, io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// How long the answer to a farewell may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Keeps the promise of [`Transport::poll_shutdown`](crate::transport::Transport::poll_shutdown)
+/// that later reads do not wait long, for transports that have no clock of their own.
+pub struct Farewell<R: Runtime> {
+    runtime: R,
+    said: Option<R::Sleep>,
+}
+
+impl<R: Runtime> Farewell<R> {
+    /// For a transport that was not shut down.
+    pub const fn new(runtime: R) -> Self {
+        let said = None;
+        Self { runtime, said }
+    }
+
+    /// The transport is shut down: from now on, 2 s are left for reads.
+    pub fn say(&mut self) {
+        self.said
+            .get_or_insert_with(|| self.runtime.sleep(PATIENCE));
+    }
+
+    /// What becomes of a read: one that pends fails when the time is over.
+    pub fn limit<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let said = self.said.as_mut().filter(|_| read.is_pending());
+        if said.is_none_or(|sleep| Pin::new(sleep).poll(cx).is_pending()) {
+            return read;
+        }
+        // A timer that has ended must not be polled again.
+        self.said = Some(self.runtime.sleep(Duration::ZERO));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Farewell<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Farewell")
+            .field("said", &self.said.is_some())
+            .finish_non_exhaustive()
+    }
+}
