@@ -3,7 +3,7 @@
 #![cfg(feature = "tls-base")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "../../interop/adapters/suite.rs"]
+#[path = "../../interop/adapters/mod.rs"]
 mod suite;
 
 use interop::deadline;

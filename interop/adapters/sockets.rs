@@ -1,0 +1,129 @@
+//! What a socket and a listener do.
+
+use super::*;
+
+#[test]
+fn one_call_takes_a_header_and_its_payload() {
+    limited(|| {
+        on_runtime(async |_| {
+            let (mut socket, mut peer) = pair();
+            let (header, payload) = ([1; 28], [2; 4096]);
+            let bufs = [IoSlice::new(&header), IoSlice::new(&payload)];
+            let n = poll_fn(|cx| socket.poll_write(cx, &bufs)).await;
+            assert_eq!(n.unwrap(), 28 + 4096);
+
+            let mut got = [0; 28 + 4096];
+            peer.read_exact(&mut got).unwrap();
+            peer.write_all(&got).unwrap();
+            let (mut header, mut payload) = ([0; 28], [0; 8192]);
+            let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
+            let n = poll_fn(|cx| socket.poll_read(cx, &mut bufs)).await;
+            assert_eq!(n.unwrap(), 28 + 4096);
+            assert!(header == [1; 28] && payload[..4096] == [2; 4096]);
+        });
+    });
+}
+
+#[test]
+fn both_directions_go_on_at_once() {
+    const LEN: usize = 8 << 20;
+    limited(|| {
+        on_runtime(async |_| {
+            let (mut socket, peer) = pair();
+            // Echoes what it gets, so that whoever only writes waits for ever.
+            let echo = thread::spawn(move || {
+                let (mut from, mut to) = (peer.try_clone().unwrap(), peer);
+                io::copy(&mut from, &mut to).unwrap()
+            });
+            let sent: Vec<u8> = (0..LEN).map(|i| (i % 251).to_le_bytes()[0]).collect();
+            let mut got = vec![0; LEN];
+            let (mut out, mut back) = (0, 0);
+            poll_fn(|cx| {
+                loop {
+                    let before = (out, back);
+                    if out < LEN {
+                        match socket.poll_write(cx, &[IoSlice::new(&sent[out..])])? {
+                            Poll::Ready(n) => out += n,
+                            Poll::Pending => {}
+                        }
+                    }
+                    let space = &mut got[back..];
+                    match socket.poll_read(cx, &mut [IoSliceMut::new(space)])? {
+                        Poll::Ready(n) => back += n,
+                        Poll::Pending => {}
+                    }
+                    if back == LEN {
+                        return Poll::Ready(io::Result::Ok(()));
+                    }
+                    if before == (out, back) {
+                        return Poll::Pending;
+                    }
+                }
+            })
+            .await
+            .unwrap();
+            assert!(got == sent);
+            poll_fn(|cx| socket.poll_shutdown(cx)).await.unwrap();
+            assert_eq!(read(&mut socket, &mut [0]).await.unwrap(), 0);
+            assert_eq!(echo.join().unwrap(), LEN as u64);
+        });
+    });
+}
+
+#[test]
+fn many_small_messages_go_back_and_forth() {
+    limited(|| {
+        on_runtime(async |_| {
+            let (mut socket, mut peer) = pair();
+            let echo = thread::spawn(move || {
+                let mut request = [0; 28];
+                while peer.read_exact(&mut request).is_ok() {
+                    peer.write_all(&request[..16]).unwrap();
+                }
+            });
+            for i in 0..5_000_u32 {
+                write(&mut socket, &[i.to_le_bytes()[0]; 28]).await;
+                let (mut got, mut space) = (0, [0; 64]);
+                while got < 16 {
+                    got += read(&mut socket, &mut space[got..]).await.unwrap();
+                }
+                assert_eq!(space[..16], [i.to_le_bytes()[0]; 16]);
+            }
+            drop(socket);
+            echo.join().unwrap();
+        });
+    });
+}
+
+#[test]
+fn what_came_before_the_end_is_read_before_the_end() {
+    limited(|| {
+        on_runtime(async |_| {
+            let (mut socket, mut peer) = pair();
+            peer.write_all(&[7; 100]).unwrap();
+            drop(peer);
+            let mut space = [0; 64];
+            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 64);
+            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 36);
+            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 0);
+            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 0);
+        });
+    });
+}
+
+#[test]
+fn after_the_farewell_nobody_waits_for_long() {
+    limited(|| {
+        on_runtime(async |_| {
+            let (mut socket, mut peer) = pair();
+            poll_fn(|cx| socket.poll_shutdown(cx)).await.unwrap();
+            peer.write_all(b"goodbye").unwrap();
+            let mut space = [0; 64];
+            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 7);
+            for _ in 0..2 {
+                let error = read(&mut socket, &mut space).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            }
+        });
+    });
+}
