@@ -1,12 +1,12 @@
 //! What the adapter of every asynchronous runtime has to do. The tests of each of them include this
-//! file, and say what a `Socket` is and how a test is run `on_runtime`.
+//! file, and say what a `Socket` and a `Listener` are and how a test is run `on_runtime`.
 
 mod children;
 mod connecting;
 mod entering;
 mod sockets;
 
-use super::{Socket, on_runtime};
+use super::{Listener, Socket, on_runtime};
 use interop::{Certificates, Flaw, Image, Listen, Nbdkit, Peer, QemuNbd, deadline, require};
 use nbd_blocking::{ServerTls, server::Server};
 use nbd_io::{

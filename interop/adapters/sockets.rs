@@ -127,3 +127,38 @@ fn after_the_farewell_nobody_waits_for_long() {
         });
     });
 }
+
+#[test]
+fn a_listener_accepts_whoever_comes() {
+    limited(|| {
+        let dir = scratch();
+        let path = dir.path().join("socket");
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp_address = format!("nbd://{}", tcp.local_addr().unwrap());
+        let unix_address = format!("nbd+unix:///?socket={}", path.display());
+        let listeners = [
+            nbd_socket::Listener::new(tcp).unwrap(),
+            nbd_socket::Listener::new(UnixListener::bind(&path).unwrap()).unwrap(),
+        ];
+        on_runtime(async |network| {
+            for (listener, address) in listeners.into_iter().zip([tcp_address, unix_address]) {
+                let mut listener = Listener::new(listener).unwrap();
+                poll_fn(|cx| {
+                    assert!(listener.poll_accept(cx).is_pending());
+                    Poll::Ready(())
+                })
+                .await;
+                for _ in 0..3 {
+                    let mut client = network.connect(uri(&address).address()).await.unwrap();
+                    let accepted = poll_fn(|cx| listener.poll_accept(cx)).await;
+                    let (mut server, peer) = accepted.unwrap();
+                    assert_eq!(peer.is_some(), address.starts_with("nbd:"));
+                    write(&mut server, b"hello").await;
+                    let mut space = [0; 64];
+                    assert_eq!(read(&mut client, &mut space).await.unwrap(), 5);
+                    assert_eq!(&space[..5], b"hello");
+                }
+            }
+        });
+    });
+}

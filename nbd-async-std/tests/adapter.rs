@@ -7,7 +7,7 @@
 mod suite;
 
 use interop::deadline;
-use nbd_async_std::{AsyncStd, Socket, Stream};
+use nbd_async_std::{AsyncStd, Listener, Socket, Stream};
 use nbd_blocking::server::Server;
 use nbd_io::{
     Memory,

@@ -4,7 +4,9 @@
 
 mod child;
 mod connect;
+mod listener;
 mod socket;
 
 pub use connect::{Reactor, Waiting, connect};
+pub use listener::Listener;
 pub use socket::Socket;

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod listener;
 mod runtime;
 mod socket;
 mod stream;
 
+pub use listener::Listener;
 pub use nbd_socket;
 pub use runtime::Tokio;
 pub use socket::Socket;

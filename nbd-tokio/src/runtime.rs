@@ -35,6 +35,13 @@ impl Tokio {
     }
 }
 
+/// The [current](Tokio::current) one.
+impl Default for Tokio {
+    fn default() -> Self {
+        Self::current()
+    }
+}
+
 impl Runtime for Tokio {
     type Sleep = Pin<Box<Sleep>>;
 

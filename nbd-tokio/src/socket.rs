@@ -4,7 +4,7 @@ use crate::Tokio;
 use nbd_io::{runtime::Farewell, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     task::{Context, Poll, ready},
 };
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
@@ -33,11 +33,7 @@ impl Socket {
     /// Outside a Tokio runtime.
     pub fn new(socket: nbd_socket::Socket) -> io::Result<Self> {
         let moves_all = socket.moves_all();
-        #[expect(
-            deprecated,
-            reason = "what replaces it is unsafe code; the socket owns its descriptor and keeps it"
-        )]
-        let fd = AsyncFd::new(socket.nonblocking()?)?;
+        let fd = register(socket.nonblocking()?)?;
         Ok(Self {
             fd,
             moves_all,
@@ -117,4 +113,13 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Has the event loop watch a descriptor.
+#[expect(
+    deprecated,
+    reason = "what replaces it is unsafe code; each caller's type owns its descriptor and keeps it"
+)]
+pub(crate) fn register<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::new(owner)
 }

@@ -14,7 +14,7 @@ use nbd_io::{
     runtime::{Network, Runtime as _},
 };
 use nbd_proto::{ExportName, Uri};
-use nbd_tokio::{Socket, Stream, Tokio};
+use nbd_tokio::{Listener, Socket, Stream, Tokio};
 use std::{
     future::pending,
     os::unix::net::UnixListener,

@@ -1,0 +1,45 @@
+//! Listening sockets.
+
+use crate::Socket;
+use async_io::Async;
+use std::{
+    io,
+    net::SocketAddr,
+    task::{Context, Poll, ready},
+};
+
+/// A listening stream socket of any family.
+#[derive(Debug)]
+pub struct Listener(Async<nbd_socket::Listener>);
+
+impl Listener {
+    /// Takes over a listening socket.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
+        Async::new_nonblocking(listener).map(Self)
+    }
+
+    /// The next connection, and over TCP the address of its other end.
+    ///
+    /// # Errors
+    ///
+    /// What the system said, unaltered: a server tells by its number whether to go on.
+    pub fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+        loop {
+            match self.0.get_ref().accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => {
+                    let (socket, peer) = accepted?;
+                    return Poll::Ready(Socket::new(socket).map(|socket| (socket, peer)));
+                }
+            }
+            ready!(self.0.poll_readable(cx))?;
+        }
+    }
+}

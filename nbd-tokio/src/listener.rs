@@ -1,0 +1,50 @@
+//! Listening sockets.
+
+use crate::{Socket, socket::register};
+use std::{
+    io,
+    net::SocketAddr,
+    task::{Context, Poll, ready},
+};
+use tokio::io::unix::AsyncFd;
+
+/// A listening stream socket of any family.
+#[derive(Debug)]
+pub struct Listener(AsyncFd<nbd_socket::Listener>);
+
+impl Listener {
+    /// Takes over a listening socket.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
+        register(listener).map(Self)
+    }
+
+    /// The next connection, and over TCP the address of its other end.
+    ///
+    /// # Errors
+    ///
+    /// What the system said, unaltered: a server tells by its number whether to go on.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(cx))?;
+            if let Ok(accepted) = guard.try_io(|fd| fd.get_ref().accept()) {
+                let (socket, peer) = accepted?;
+                return Poll::Ready(Socket::new(socket).map(|socket| (socket, peer)));
+            }
+        }
+    }
+}
