@@ -71,10 +71,12 @@ fn tcp_sends_small_messages_at_once() {
 #[test]
 fn every_address_of_a_host_is_tried_and_named_in_the_error() {
     limited(|| {
-        // Nobody listens on a port that was just free.
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        // A socket that has a port and does not listen.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
         on_runtime(async |network| {
             for host in ["127.0.0.1", "localhost"] {
                 let address = uri(&format!("nbd://{host}:{port}"));

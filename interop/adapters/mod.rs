@@ -20,7 +20,7 @@ use nbd_proto::{ExportName, Uri};
 use std::{
     future::poll_fn,
     io::{self, IoSlice, IoSliceMut, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::Command,
