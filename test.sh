@@ -210,7 +210,7 @@ layers() {
             return 1
         fi
     done <<'END'
-nbd-socket ^(async-|futures-|mio|nbd-io|polling|smol|tokio)
+nbd-socket ^(async-|futures-(io|lite|util)|mio|polling|smol|tokio)
 nbd-blocking ^(async-|futures-(io|lite|util)|mio|polling|smol|tokio)
 nbd-tokio ^(async-|futures-(io|lite|util)|polling|smol)
 nbd-async-std ^(mio|tokio)

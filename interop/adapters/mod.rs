@@ -8,7 +8,10 @@ mod sockets;
 
 use super::{Listener, Socket, on_runtime};
 use interop::{Certificates, Flaw, Image, Listen, Nbdkit, Peer, QemuNbd, deadline, require};
-use nbd_blocking::{ServerTls, server::Server};
+use nbd_blocking::{
+    ServerTls,
+    server::{Serve, Server},
+};
 use nbd_io::{
     Memory,
     client::{Connected, NegotiationError, Target, TlsPolicy, negotiate},

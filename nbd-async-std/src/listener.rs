@@ -2,9 +2,9 @@
 
 use crate::Socket;
 use async_io::Async;
+use nbd_io::server::Peer;
 use std::{
     io,
-    net::SocketAddr,
     task::{Context, Poll, ready},
 };
 
@@ -21,16 +21,12 @@ impl Listener {
     pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
         Async::new_nonblocking(listener).map(Self)
     }
+}
 
-    /// The next connection, and over TCP the address of its other end.
-    ///
-    /// # Errors
-    ///
-    /// What the system said, unaltered: a server tells by its number whether to go on.
-    pub fn poll_accept(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+impl nbd_io::server::Listener for Listener {
+    type Stream = Socket;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
         loop {
             match self.0.get_ref().accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -8,7 +8,7 @@ mod suite;
 
 use interop::deadline;
 use nbd_async_std::{AsyncStd, Listener, Socket, Stream};
-use nbd_blocking::server::Server;
+use nbd_blocking::server::{Serve, Server};
 use nbd_io::{
     Memory,
     client::{Target, negotiate},

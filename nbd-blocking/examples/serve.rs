@@ -8,7 +8,7 @@
 use clap::{ArgGroup, Parser};
 use nbd_blocking::{
     ExportName, ServerTls,
-    server::{Ending, Event, Serve, Server, bind_unix, inherited_listeners},
+    server::{Ending, Event, Listener, Serve, Server},
 };
 use nbd_io::{Export, File, Memory, NamedExports};
 use signal_hook::{
@@ -112,16 +112,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     thread::scope(|scope| -> Result<(), Box<dyn Error>> {
         let mut listeners = Vec::new();
         if let Some(path) = &arguments.unix {
-            let listener = bind_unix(path)?;
-            listeners.push(scope.spawn(|| server.serve_unix(listener)));
+            let listener = Listener::bind_unix(path)?;
+            listeners.push(scope.spawn(|| server.serve_listener(listener)));
         }
         if let Some(port) = arguments.tcp {
             let listener = TcpListener::bind(("localhost", port))?;
             listeners.push(scope.spawn(|| server.serve_tcp(listener)));
         }
         if listeners.is_empty() {
-            for listener in inherited_listeners()? {
-                listeners.push(scope.spawn(|| server.serve_inherited(listener)));
+            for listener in Listener::inherited()? {
+                listeners.push(scope.spawn(|| server.serve_listener(listener)));
             }
         }
         if listeners.is_empty() {

@@ -1,9 +1,9 @@
 //! Listening sockets.
 
 use crate::{Socket, socket::register};
+use nbd_io::server::Peer;
 use std::{
     io,
-    net::SocketAddr,
     task::{Context, Poll, ready},
 };
 use tokio::io::unix::AsyncFd;
@@ -25,20 +25,12 @@ impl Listener {
     pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
         register(listener).map(Self)
     }
+}
 
-    /// The next connection, and over TCP the address of its other end.
-    ///
-    /// # Errors
-    ///
-    /// What the system said, unaltered: a server tells by its number whether to go on.
-    ///
-    /// # Panics
-    ///
-    /// Outside a Tokio runtime.
-    pub fn poll_accept(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+impl nbd_io::server::Listener for Listener {
+    type Stream = Socket;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
             if let Ok(accepted) = guard.try_io(|fd| fd.get_ref().accept()) {

@@ -7,7 +7,7 @@
 mod suite;
 
 use interop::deadline;
-use nbd_blocking::server::Server;
+use nbd_blocking::server::{Serve, Server};
 use nbd_io::{
     Memory,
     client::{Target, negotiate},

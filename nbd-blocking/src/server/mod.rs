@@ -1,19 +1,19 @@
 //! Serving exports: a thread for each connection, and more for exports that wait.
 
-mod listening;
 mod stream;
 mod threads;
 
-pub use listening::{Inherited, bind_unix, inherited_listeners};
 pub use nbd_io::server::{Applicant, Ending, Event, Outcome, Peer, Stopper};
+pub use nbd_socket::Listener;
 pub use threads::{Sleep, Threads};
 
+use crate::socket::Socket;
 use rustix::net::sockopt;
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
 };
@@ -48,9 +48,6 @@ pub trait Serve {
     /// Serves clients that connect to a TCP socket, until the server is
     /// [stopped](Stopper::stop). Returns when the last of its connections is closed.
     ///
-    /// Clients that have nothing to say for a minute are asked whether they are still there
-    /// (`SO_KEEPALIVE`).
-    ///
     /// # Errors
     ///
     /// When the listener fails for good. What goes wrong with one connection is an
@@ -58,19 +55,21 @@ pub trait Serve {
     fn serve_tcp(&self, listener: TcpListener) -> io::Result<()>;
 
     /// Serves clients that connect to a Unix socket; see [`serve_tcp`](Self::serve_tcp). The
-    /// socket's file stays behind; see [`bind_unix`].
+    /// socket's file stays behind.
     ///
     /// # Errors
     ///
     /// Like [`serve_tcp`](Self::serve_tcp).
     fn serve_unix(&self, listener: UnixListener) -> io::Result<()>;
 
-    /// Serves clients that connect to a socket that the process was started with.
+    /// Serves clients that connect to any listening socket: one that the process was
+    /// [started with](Listener::inherited), one in place of an [old one](Listener::bind_unix), or
+    /// one of another family; see [`serve_tcp`](Self::serve_tcp).
     ///
     /// # Errors
     ///
     /// Like [`serve_tcp`](Self::serve_tcp).
-    fn serve_inherited(&self, listener: Inherited) -> io::Result<()>;
+    fn serve_listener(&self, listener: Listener) -> io::Result<()>;
 
     /// Serves one client over a TCP connection, in this thread.
     ///
@@ -108,27 +107,25 @@ pub trait Serve {
 
 impl Serve for Server {
     fn serve_tcp(&self, listener: TcpListener) -> io::Result<()> {
-        block_on(self.serve(Listening::tcp(listener)?))?
+        self.serve_listener(Listener::new(listener)?)
     }
 
     fn serve_unix(&self, listener: UnixListener) -> io::Result<()> {
-        block_on(self.serve(Listening::unix(listener)?))?
+        self.serve_listener(Listener::new(listener)?)
     }
 
-    fn serve_inherited(&self, listener: Inherited) -> io::Result<()> {
-        match listener {
-            Inherited::Tcp(listener) => self.serve_tcp(listener),
-            Inherited::Unix(listener) => self.serve_unix(listener),
-        }
+    fn serve_listener(&self, listener: Listener) -> io::Result<()> {
+        block_on(self.serve(Listening::new(listener)))?
     }
 
     fn serve_tcp_stream(&self, stream: TcpStream) -> io::Result<Ending> {
+        stream.set_nodelay(true)?;
         let peer = Peer::Tcp(stream.peer_addr()?);
-        serve_one(self, Connection::tcp(stream)?, peer)
+        serve_socket(self, stream.into(), peer)
     }
 
     fn serve_unix_stream(&self, stream: UnixStream) -> io::Result<Ending> {
-        serve_one(self, Connection::unix(stream)?, Peer::Unix)
+        serve_socket(self, stream.into(), Peer::Unix)
     }
 
     fn serve_stream(&self, stream: impl Read + Write + Send + 'static) -> io::Result<Ending> {
@@ -142,12 +139,16 @@ impl Serve for Server {
             is_socket && rustix::fs::fstat(&input)?.st_ino == rustix::fs::fstat(&output)?.st_ino;
         if is_same {
             let socket = input.as_fd().try_clone_to_owned()?;
-            return serve_one(self, Connection::socket(socket)?, Peer::Other);
+            return serve_socket(self, socket, Peer::Other);
         }
         let input = std::fs::File::from(input.as_fd().try_clone_to_owned()?);
         let output = std::fs::File::from(output.as_fd().try_clone_to_owned()?);
         self.serve_stream(Duplex { input, output })
     }
+}
+
+fn serve_socket(server: &Server, socket: OwnedFd, peer: Peer) -> io::Result<Ending> {
+    serve_one(server, Connection::socket(Socket::new(socket)?)?, peer)
 }
 
 fn serve_one(server: &Server, stream: Connection, peer: Peer) -> io::Result<Ending> {

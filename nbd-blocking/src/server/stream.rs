@@ -7,14 +7,9 @@ use nbd_io::{
     transport::Transport,
 };
 use rustix::event::PollFlags;
-use socket2::{SockRef, TcpKeepalive};
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
-    net::{TcpListener, TcpStream},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
-    },
+    os::fd::AsFd,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -23,12 +18,6 @@ use std::{
 /// How long a thread that has nothing else to do waits in the call that moves bytes, rather than
 /// in one that waits for everything.
 const PATIENCE: Duration = Duration::from_millis(50);
-
-/// A client that says nothing for so long is asked whether it is still there, every ten seconds
-/// and six times.
-const SILENCE: Duration = Duration::from_secs(60);
-const PROBES: u32 = 6;
-const PROBE: Duration = Duration::from_secs(10);
 
 /// A connection to a client.
 #[derive(Debug)]
@@ -47,23 +36,8 @@ impl Connection {
         Self::Any(Stream::any(stream))
     }
 
-    pub(super) fn tcp(stream: TcpStream) -> io::Result<Self> {
-        // Some systems refuse these when the client is gone, which is noticed soon enough.
-        let _ = stream.set_nodelay(true);
-        let keepalive = TcpKeepalive::new()
-            .with_time(SILENCE)
-            .with_interval(PROBE)
-            .with_retries(PROBES);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-        Self::socket(stream.into())
-    }
-
-    pub(super) fn unix(stream: UnixStream) -> io::Result<Self> {
-        Self::socket(stream.into())
-    }
-
-    pub(super) fn socket(fd: OwnedFd) -> io::Result<Self> {
-        let socket = Socket::new(fd)?;
+    pub(super) fn socket(socket: Socket) -> io::Result<Self> {
+        let socket = socket.blocking()?;
         socket.set_patience(Some(PATIENCE))?;
         Ok(Self::Socket {
             socket: Arc::new(socket),
@@ -144,20 +118,11 @@ impl Transport for Connection {
 
 /// A listening socket of any family.
 #[derive(Debug)]
-pub(super) enum Listening {
-    Tcp(Arc<TcpListener>),
-    Unix(Arc<UnixListener>),
-}
+pub(super) struct Listening(Arc<nbd_socket::Listener>);
 
 impl Listening {
-    pub(super) fn tcp(listener: TcpListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(Self::Tcp(Arc::new(listener)))
-    }
-
-    pub(super) fn unix(listener: UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(Self::Unix(Arc::new(listener)))
+    pub(super) fn new(listener: nbd_socket::Listener) -> Self {
+        Self(Arc::new(listener))
     }
 }
 
@@ -165,19 +130,10 @@ impl Listener for Listening {
     type Stream = Connection;
 
     fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Connection, Peer)>> {
-        match self {
-            Self::Tcp(listener) => {
-                let accepted = listener.accept().and_then(|(stream, address)| {
-                    Ok((Connection::tcp(stream)?, Peer::Tcp(address)))
-                });
-                unless_pending(accepted, listener, PollFlags::IN)
-            }
-            Self::Unix(listener) => {
-                let accepted = listener
-                    .accept()
-                    .and_then(|(stream, _)| Ok((Connection::unix(stream)?, Peer::Unix)));
-                unless_pending(accepted, listener, PollFlags::IN)
-            }
-        }
+        let accepted = self
+            .0
+            .accept()
+            .and_then(|(socket, peer)| Ok((Connection::socket(socket)?, peer)));
+        unless_pending(accepted, &self.0, PollFlags::IN)
     }
 }
