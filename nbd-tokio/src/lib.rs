@@ -12,3 +12,6 @@ pub use nbd_socket;
 pub use runtime::Tokio;
 pub use socket::Socket;
 pub use stream::Stream;
+
+/// Serves exports to any number of clients, from a [`Listener`] or any transport.
+pub type Server = nbd_io::server::Server<Tokio>;

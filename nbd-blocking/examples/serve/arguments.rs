@@ -1,37 +1,29 @@
-//! Serves a file, a block device, or an empty disk in memory.
-//!
-//! ```console
-//! $ cargo run --release --example serve -- --tcp 10809 --size 1G
-//! $ cargo run --release --example serve -- --unix /tmp/nbd.sock --file disk.img
-//! ```
+//! What the examples called `serve` of all runtimes have in common.
 
-use clap::{ArgGroup, Parser};
-use nbd_blocking::{
-    ExportName, ServerTls,
-    server::{Ending, Event, Listener, Serve, Server},
+use clap::{ArgGroup, Args};
+use nbd_io::{
+    Export, File, Memory, NamedExports,
+    runtime::Tasks,
+    server::{Event, Server, Stopper},
+    tls::ServerTls,
 };
-use nbd_io::{Export, File, Memory, NamedExports};
+use nbd_proto::ExportName;
+use nbd_socket::Listener;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{error::Error, net::TcpListener, path::PathBuf, sync::Arc, thread};
+use std::{error::Error, io, net::TcpListener, path::PathBuf, sync::Arc, thread};
 
-/// Serves a disk until it is told to stop by a signal.
-///
-/// Without an address it serves on the sockets that it was started with, as by systemd.
-#[derive(Parser)]
+#[derive(Args)]
 #[command(group(ArgGroup::new("disk")), group(ArgGroup::new("address").multiple(true)))]
-struct Arguments {
+pub(crate) struct Arguments {
     /// Listen on a Unix socket of this name.
     #[arg(long, group = "address")]
     unix: Option<PathBuf>,
     /// Listen on this TCP port of the local host.
     #[arg(long, group = "address")]
     tcp: Option<u16>,
-    /// Serve one client on standard input and output.
-    #[arg(long, conflicts_with = "address")]
-    stdio: bool,
     /// Serve an empty disk in memory of this size in bytes, or with a suffix K, M, G or T.
     #[arg(long, group = "disk", default_value = "64M", value_parser = size)]
     size: u64,
@@ -75,11 +67,12 @@ impl Arguments {
         Ok(Arc::new(file.with_description(path.display().to_string())))
     }
 
-    fn server(&self) -> Result<Server, Box<dyn Error>> {
+    /// The server, which a signal will stop.
+    pub(crate) fn server<R: Tasks>(&self, runtime: R) -> Result<Server<R>, Box<dyn Error>> {
         let exports = NamedExports::new()
             .with(self.export.clone(), self.disk()?)
             .with_default(self.export.clone());
-        let mut server = Server::new(exports);
+        let mut server = Server::on_runtime(runtime, Arc::new(exports));
         if let Some(directory) = &self.tls {
             let tls = ServerTls::from_directory(directory)?;
             server = server.require_tls(&tls.require_client_certificates(self.verify_clients))?;
@@ -87,54 +80,41 @@ impl Arguments {
         if !self.quiet {
             server = server.on_event(report);
         }
+        stop_by_signal(server.stopper())?;
         Ok(server)
+    }
+
+    /// What to listen on.
+    pub(crate) fn listeners(&self) -> Result<Vec<Listener>, Box<dyn Error>> {
+        let mut listeners = Vec::new();
+        if let Some(path) = &self.unix {
+            listeners.push(Listener::bind_unix(path)?);
+        }
+        if let Some(port) = self.tcp {
+            listeners.push(Listener::new(TcpListener::bind(("localhost", port))?)?);
+        }
+        if listeners.is_empty() {
+            listeners = Listener::inherited()?;
+        }
+        if listeners.is_empty() {
+            return Err("there is nothing to listen on: give --unix or --tcp".into());
+        }
+        Ok(listeners)
+    }
+
+    /// Removes the Unix socket.
+    pub(crate) fn clean_up(&self) -> io::Result<()> {
+        self.unix.as_ref().map_or(Ok(()), std::fs::remove_file)
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
-    let server = arguments.server()?;
-    let stopper = server.stopper();
+fn stop_by_signal(stopper: Stopper) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {
         if signals.forever().next().is_some() {
             stopper.stop();
         }
     });
-    if arguments.stdio {
-        let ending = server.serve_stdio()?;
-        return match ending {
-            Ending::Io(error) => Err(error.into()),
-            ending if ending.is_clean() => Ok(()),
-            ending => Err(ending.to_string().into()),
-        };
-    }
-    thread::scope(|scope| -> Result<(), Box<dyn Error>> {
-        let mut listeners = Vec::new();
-        if let Some(path) = &arguments.unix {
-            let listener = Listener::bind_unix(path)?;
-            listeners.push(scope.spawn(|| server.serve_listener(listener)));
-        }
-        if let Some(port) = arguments.tcp {
-            let listener = TcpListener::bind(("localhost", port))?;
-            listeners.push(scope.spawn(|| server.serve_tcp(listener)));
-        }
-        if listeners.is_empty() {
-            for listener in Listener::inherited()? {
-                listeners.push(scope.spawn(|| server.serve_listener(listener)));
-            }
-        }
-        if listeners.is_empty() {
-            return Err("there is nothing to listen on: give --unix, --tcp or --stdio".into());
-        }
-        for listener in listeners {
-            listener.join().expect("the server does not panic")?;
-        }
-        Ok(())
-    })?;
-    if let Some(path) = &arguments.unix {
-        std::fs::remove_file(path)?;
-    }
     Ok(())
 }
 

@@ -1,0 +1,42 @@
+//! Serves a file, a block device, or an empty disk in memory.
+//!
+//! ```console
+//! $ cargo run --release -p nbd-async-std --example serve -- --tcp 10809 --size 1G
+//! $ cargo run --release -p nbd-async-std --example serve -- --unix /tmp/nbd.sock --file disk.img
+//! ```
+
+#[path = "../../nbd-blocking/examples/serve/arguments.rs"]
+mod arguments;
+
+use arguments::Arguments;
+use clap::Parser;
+use nbd_async_std::{AsyncStd, Listener};
+use std::error::Error;
+
+/// Serves a disk until it is told to stop by a signal.
+///
+/// Without an address it serves on the sockets that it was started with, as by systemd.
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    async_std::task::block_on(serve(Command::parse().arguments))
+}
+
+async fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let server = arguments.server(AsyncStd)?;
+    let mut serving = Vec::new();
+    for listener in arguments.listeners()? {
+        let (server, listener) = (server.clone(), Listener::new(listener)?);
+        serving.push(async_std::task::spawn(async move {
+            server.serve(listener).await
+        }));
+    }
+    for served in serving {
+        served.await?;
+    }
+    Ok(arguments.clean_up()?)
+}

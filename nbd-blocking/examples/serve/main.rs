@@ -1,0 +1,49 @@
+//! Serves a file, a block device, or an empty disk in memory.
+//!
+//! ```console
+//! $ cargo run --release -p nbd-blocking --example serve -- --tcp 10809 --size 1G
+//! $ cargo run --release -p nbd-blocking --example serve -- --unix /tmp/nbd.sock --file disk.img
+//! ```
+
+mod arguments;
+
+use arguments::Arguments;
+use clap::Parser;
+use nbd_blocking::server::{Ending, Serve, Threads};
+use std::{error::Error, thread};
+
+/// Serves a disk until it is told to stop by a signal.
+///
+/// Without an address it serves on the sockets that it was started with, as by systemd.
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    arguments: Arguments,
+    /// Serve one client on standard input and output.
+    #[arg(long, conflicts_with = "address")]
+    stdio: bool,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Command { arguments, stdio } = Command::parse();
+    let server = arguments.server(Threads::default())?;
+    if stdio {
+        return match server.serve_stdio()? {
+            Ending::Io(error) => Err(error.into()),
+            ending if ending.is_clean() => Ok(()),
+            ending => Err(ending.to_string().into()),
+        };
+    }
+    let listeners = arguments.listeners()?;
+    thread::scope(|scope| -> Result<(), Box<dyn Error>> {
+        let serving: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| scope.spawn(|| server.serve_listener(listener)))
+            .collect();
+        for served in serving {
+            served.join().expect("the server does not panic")?;
+        }
+        Ok(())
+    })?;
+    Ok(arguments.clean_up()?)
+}

@@ -1,0 +1,55 @@
+//! Serves a file, a block device, or an empty disk in memory.
+//!
+//! ```console
+//! $ cargo run --release -p nbd-tokio --example serve -- --tcp 10809 --size 1G
+//! $ cargo run --release -p nbd-tokio --example serve -- --unix /tmp/nbd.sock --file disk.img
+//! ```
+
+#[path = "../../nbd-blocking/examples/serve/arguments.rs"]
+mod arguments;
+
+use arguments::Arguments;
+use clap::{Parser, ValueEnum};
+use nbd_tokio::{Listener, Tokio};
+use std::error::Error;
+use tokio::{runtime::Builder, task::JoinSet};
+
+/// Serves a disk until it is told to stop by a signal.
+///
+/// Without an address it serves on the sockets that it was started with, as by systemd.
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    arguments: Arguments,
+    /// How many threads serve: one, or one for each processor.
+    #[arg(long, default_value = "multi")]
+    runtime: Flavour,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Flavour {
+    Current,
+    Multi,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Command { arguments, runtime } = Command::parse();
+    let mut builder = match runtime {
+        Flavour::Current => Builder::new_current_thread(),
+        Flavour::Multi => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()?.block_on(serve(arguments))
+}
+
+async fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let server = arguments.server(Tokio::current())?;
+    let mut serving = JoinSet::new();
+    for listener in arguments.listeners()? {
+        let (server, listener) = (server.clone(), Listener::new(listener)?);
+        serving.spawn(async move { server.serve(listener).await });
+    }
+    while let Some(served) = serving.join_next().await {
+        served??;
+    }
+    Ok(arguments.clean_up()?)
+}
