@@ -11,8 +11,10 @@ mod file;
 mod memory;
 #[cfg(test)]
 mod model;
+mod read_only;
 pub mod runtime;
 pub mod server;
+mod slice;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod transport;
@@ -23,3 +25,5 @@ pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer};
 #[cfg(unix)]
 pub use file::File;
 pub use memory::Memory;
+pub use read_only::ReadOnly;
+pub use slice::{Slice, SliceError};

@@ -1,5 +1,7 @@
 //! What every export is tested with: an array of bytes that it has to behave like.
 
+mod recorder;
+
 use crate::{Export, ZeroMode};
 use nbd_proto::{ContextName, Errno, Failure, meta::Allocation};
 use proptest::prelude::*;
@@ -7,6 +9,8 @@ use std::{
     fmt,
     ops::{ControlFlow, Range},
 };
+
+pub(crate) use recorder::Recorder;
 
 pub(crate) const DATA: u64 = 0;
 pub(crate) const HOLE: u64 = Allocation::HOLE | Allocation::ZERO;

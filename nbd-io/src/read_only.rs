@@ -1,0 +1,160 @@
+//! Another export without the right to write to it.
+
+use crate::{Export, MetaContext, ZeroMode};
+use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
+use std::{ops::ControlFlow, sync::Arc};
+
+/// Another export, as it is seen by those who may only read it.
+///
+/// What reads is passed on, whatever would write fails with [`Errno::Perm`]. Whoever has the other
+/// export itself can go on writing to it.
+///
+/// ```
+/// use nbd_io::{Export, Memory, NamedExports, ReadOnly};
+/// use nbd_proto::ExportName;
+/// use std::sync::Arc;
+///
+/// let disk = Arc::new(Memory::new(1 << 30));
+/// let look = Arc::new(ReadOnly::new(disk.clone()));
+/// assert!(look.info().is_read_only() && look.write(0, b"hello", false).is_err());
+/// let exports = NamedExports::new()
+///     .with(ExportName::new("disk")?, disk)
+///     .with(ExportName::new("look")?, look);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ReadOnly {
+    export: Arc<dyn Export>,
+}
+
+impl ReadOnly {
+    /// Shows `export` to readers.
+    #[must_use]
+    pub fn new(export: Arc<dyn Export>) -> Self {
+        Self { export }
+    }
+}
+
+impl Export for ReadOnly {
+    fn size(&self) -> u64 {
+        self.export.size()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        self.export.read(offset, buf)
+    }
+
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
+        self.export.read_now(offset, buf)
+    }
+
+    fn flags(&self) -> TransmissionFlags {
+        let flags = self.export.flags() | TransmissionFlags::READ_ONLY;
+        flags
+            .without(TransmissionFlags::SEND_TRIM)
+            .without(TransmissionFlags::SEND_WRITE_ZEROES)
+            .without(TransmissionFlags::SEND_FAST_ZERO)
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        self.export.block_sizes()
+    }
+
+    fn description(&self) -> &str {
+        self.export.description()
+    }
+
+    fn may_block(&self) -> bool {
+        self.export.may_block()
+    }
+
+    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), Failure> {
+        Err(Errno::Perm.into())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: ZeroMode) -> Result<(), Failure> {
+        Err(Errno::Perm.into())
+    }
+
+    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), Failure> {
+        Err(Errno::Perm.into())
+    }
+
+    fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        self.export.cache(offset, len)
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.export.flush()
+    }
+
+    fn finds_zeroes(&self) -> bool {
+        self.export.finds_zeroes()
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        self.export.allocation(offset, len)
+    }
+
+    fn contexts(&self) -> Vec<MetaContext> {
+        self.export.contexts()
+    }
+
+    fn block_status(
+        &self,
+        context: &ContextName,
+        offset: u64,
+        len: u64,
+        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        self.export.block_status(context, offset, len, each)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Memory,
+        model::{HOLE, NO_HOLE, Recorder, errno, read, status},
+    };
+
+    #[test]
+    fn nothing_can_be_written_through_it() {
+        // S-091, S-160
+        let disk = Arc::new(Memory::new(1 << 20));
+        let view = ReadOnly::new(disk.clone());
+        let info = view.info();
+        assert!(info.is_read_only() && info.can_flush() && info.can_cache());
+        assert!(!info.can_trim() && !info.can_write_zeroes() && !info.can_fast_zero());
+        assert!(info.can_multi_conn());
+        disk.write(0, b"hello", false).unwrap();
+        assert_eq!(errno(view.write(0, b"x", true)), Errno::Perm);
+        assert_eq!(errno(view.trim(0, 1 << 20, false)), Errno::Perm);
+        assert_eq!(errno(view.write_zeroes(0, 5, NO_HOLE)), Errno::Perm);
+        assert_eq!(read(&view, 0, 6), b"hello\0");
+        assert_eq!(
+            status(&view, Memory::PAGE, Memory::PAGE),
+            [(Memory::PAGE, HOLE)]
+        );
+    }
+
+    #[test]
+    fn what_reads_is_passed_on() {
+        let recorder = Arc::new(Recorder::default());
+        let view = ReadOnly::new(recorder.clone());
+        assert!(!view.may_block() && view.info().is_rotational());
+        let (failures, calls) = recorder.everything(&view, 100);
+        assert_eq!(
+            failures,
+            [Errno::Perm.into(), Errno::Perm.into(), Errno::Perm.into()]
+        );
+        let mut expected = Recorder::all(100);
+        expected.retain(|call| {
+            !["write", "zeroes", "trim"]
+                .iter()
+                .any(|w| call.starts_with(w))
+        });
+        assert_eq!((calls.len(), calls), (6, expected));
+    }
+}

@@ -1,0 +1,301 @@
+//! A part of another export.
+
+use crate::{Export, MetaContext, ZeroMode, export::check_range};
+use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
+use std::{ops::ControlFlow, sync::Arc};
+
+/// A part of another export as an export of its own, such as a partition of a disk.
+///
+/// Everything is passed on, as far as it lies within the part. Flags, block sizes, meta contexts
+/// and the description are the other export's.
+///
+/// ```
+/// use nbd_io::{Export, Memory, Slice};
+/// use std::sync::Arc;
+///
+/// let disk = Arc::new(Memory::new(1 << 30));
+/// let partition = Slice::new(disk.clone(), 1 << 20, 64 << 20)?;
+/// partition.write(0, b"hello", false)?;
+/// let mut buf = [0; 5];
+/// disk.read(1 << 20, &mut buf)?;
+/// assert_eq!(&buf, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Slice {
+    export: Arc<dyn Export>,
+    offset: u64,
+    len: u64,
+}
+
+/// Why a part of an export cannot be an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SliceError {
+    /// The export ends before the part does.
+    #[error("{len} bytes at {offset} do not lie within an export of {size} bytes")]
+    OutOfRange {
+        /// Where the part was to begin, in bytes.
+        offset: u64,
+        /// How many bytes it was to have.
+        len: u64,
+        /// How many bytes the export has.
+        size: u64,
+    },
+    /// The part does not consist of whole blocks.
+    #[error("{len} bytes at {offset} are not whole blocks of {minimum} bytes")]
+    Unaligned {
+        /// Where the part was to begin, in bytes.
+        offset: u64,
+        /// How many bytes it was to have.
+        len: u64,
+        /// The minimum block size of the export, in bytes.
+        minimum: u32,
+    },
+}
+
+impl Slice {
+    /// The `len` bytes of `export` from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// When they do not lie within the export, or are not whole blocks of its minimum size. Where
+    /// the export ends with less than a block the part may do so too.
+    pub fn new(export: Arc<dyn Export>, offset: u64, len: u64) -> Result<Self, SliceError> {
+        let size = export.size();
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= size) else {
+            return Err(SliceError::OutOfRange { offset, len, size });
+        };
+        let minimum = export.block_sizes().minimum();
+        let is_whole = |at: u64| at.is_multiple_of(minimum.into());
+        if !is_whole(offset) || !is_whole(end) && end != size {
+            return Err(SliceError::Unaligned {
+                offset,
+                len,
+                minimum,
+            });
+        }
+        Ok(Self {
+            export,
+            offset,
+            len,
+        })
+    }
+
+    /// Where bytes of the part are in the export, if they are within the part.
+    fn shift(&self, offset: u64, len: u64, errno: Errno) -> Result<u64, Failure> {
+        check_range(self.len, offset, len, errno)?;
+        Ok(self.offset + offset)
+    }
+
+    /// What the export failed with, as seen from the part.
+    fn unshift<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        result.map_err(|failure| {
+            let offset = failure.offset.and_then(|at| at.checked_sub(self.offset));
+            Failure {
+                offset: offset.filter(|offset| *offset < self.len),
+                ..failure
+            }
+        })
+    }
+}
+
+impl Export for Slice {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        let offset = self.shift(offset, buf.len() as u64, Errno::Inval)?;
+        self.unshift(self.export.read(offset, buf))
+    }
+
+    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
+        match self.shift(offset, buf.len() as u64, Errno::Inval) {
+            Ok(offset) => {
+                let read = self.export.read_now(offset, buf)?;
+                Some(self.unshift(read))
+            }
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
+    fn flags(&self) -> TransmissionFlags {
+        self.export.flags()
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        self.export.block_sizes()
+    }
+
+    fn description(&self) -> &str {
+        self.export.description()
+    }
+
+    fn may_block(&self) -> bool {
+        self.export.may_block()
+    }
+
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
+        let offset = self.shift(offset, data.len() as u64, Errno::NoSpc)?;
+        self.unshift(self.export.write(offset, data, fua))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::NoSpc)?;
+        self.unshift(self.export.write_zeroes(offset, len, mode))
+    }
+
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.trim(offset, len, fua))
+    }
+
+    fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.cache(offset, len))
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.unshift(self.export.flush())
+    }
+
+    fn finds_zeroes(&self) -> bool {
+        self.export.finds_zeroes()
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.allocation(offset, len))
+    }
+
+    fn contexts(&self) -> Vec<MetaContext> {
+        self.export.contexts()
+    }
+
+    fn block_status(
+        &self,
+        context: &ContextName,
+        offset: u64,
+        len: u64,
+        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.block_status(context, offset, len, each))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Memory,
+        model::{DATA, HOLE, Recorder, errno, operations, play, read, status},
+    };
+    use proptest::prelude::*;
+
+    const SIZE: usize = 3 * PAGE + 700;
+    const PAGE: usize = 32 << 10;
+    const LARGE: usize = 8 * PAGE;
+
+    proptest! {
+        #[test]
+        fn it_behaves_like_an_array_of_bytes(
+            operations in operations(SIZE, PAGE),
+            before in prop_oneof![0..=LARGE - SIZE, Just(0), Just(PAGE), Just(LARGE - SIZE)],
+        ) {
+            let disk = Arc::new(Memory::new(LARGE as u64));
+            let mut model = vec![7; LARGE];
+            disk.write(0, &model, false).unwrap();
+            let slice = Slice::new(disk.clone(), before as u64, SIZE as u64).unwrap();
+            for (operation, range) in operations {
+                play(&slice, &mut model[before..before + SIZE], &operation, range);
+            }
+            // And nothing was touched beside it.
+            prop_assert!(read(&*disk, 0, LARGE) == model);
+        }
+    }
+
+    #[test]
+    fn only_whole_blocks_within_the_export_are_a_part() {
+        let sizes = BlockSizes::new(512, 4096, 1 << 20).unwrap();
+        let disk = Arc::new(Memory::new(10_000).with_block_sizes(sizes));
+        for (offset, len, expected) in [
+            (0, 10_000, Ok((10_000, 9728))),
+            (512, 1024, Ok((1024, 1024))),
+            (9728, 272, Ok((272, 0))),
+            (9728, 0, Ok((0, 0))),
+            (0, 10_001, Err("do not lie within an export of 10000 bytes")),
+            (10_240, 0, Err("do not lie within an export of 10000 bytes")),
+            (
+                512,
+                u64::MAX,
+                Err("do not lie within an export of 10000 bytes"),
+            ),
+            (1, 511, Err("1 are not whole blocks of 512 bytes")),
+            (512, 1, Err("512 are not whole blocks of 512 bytes")),
+        ] {
+            match (Slice::new(disk.clone(), offset, len), expected) {
+                (Ok(slice), Ok(sizes)) => assert_eq!((slice.size(), slice.info().size), sizes),
+                (Err(error), Err(text)) => assert!(error.to_string().ends_with(text), "{error}"),
+                (result, expected) => panic!("{result:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_outside_is_refused() {
+        // S-159
+        let slice = Slice::new(Arc::new(Memory::new(3000)), 1000, 1000).unwrap();
+        let mode = ZeroMode::default();
+        for (offset, len) in [(1000, 1), (999, 2), (0, 1001), (u64::MAX, 1)] {
+            let mut buf = vec![0; usize::try_from(len).unwrap()];
+            assert_eq!(errno(slice.read(offset, &mut buf)), Errno::Inval);
+            let now = slice.read_now(offset, &mut buf).unwrap();
+            assert_eq!(errno(now), Errno::Inval);
+            assert_eq!(errno(slice.write(offset, &buf, false)), Errno::NoSpc);
+            assert_eq!(errno(slice.write_zeroes(offset, len, mode)), Errno::NoSpc);
+            assert_eq!(errno(slice.trim(offset, len, false)), Errno::Inval);
+            assert_eq!(errno(slice.cache(offset, len)), Errno::Inval);
+            assert_eq!(errno(slice.allocation(offset, len)), Errno::Inval);
+            let context = ContextName::base_allocation();
+            let mut each = |_| panic!("there is nothing");
+            let status = slice.block_status(&context, offset, len, &mut each);
+            assert_eq!(errno(status), Errno::Inval);
+        }
+    }
+
+    #[test]
+    fn everything_is_passed_on_to_where_it_is() {
+        let recorder = Arc::new(Recorder::default());
+        let slice = Slice::new(recorder.clone(), 500, 300).unwrap();
+        assert!(!slice.may_block() && slice.info().is_rotational());
+        let (failures, calls) = recorder.everything(&slice, 100);
+        assert_eq!((failures, calls), (vec![], Recorder::all(600)));
+        let disk = Arc::new(Memory::new(1 << 20));
+        disk.write(1 << 19, &[7], false).unwrap();
+        let slice = Slice::new(disk, (1 << 19) - 4096, 8192).unwrap();
+        assert_eq!(status(&slice, 0, 8192), [(4096, HOLE), (4096, DATA)]);
+    }
+
+    #[test]
+    fn failures_are_where_they_are_in_the_part() {
+        let recorder = Arc::new(Recorder::default());
+        let slice = Slice::new(recorder.clone(), 500, 300).unwrap();
+        for (at, expected) in [
+            (None, None),
+            (Some(500), Some(0)),
+            (Some(799), Some(299)),
+            (Some(800), None),
+            (Some(499), None),
+        ] {
+            recorder.fail_at(at);
+            let (failures, _) = recorder.everything(&slice, 100);
+            assert_eq!(failures.len(), 9);
+            for failure in failures {
+                assert_eq!((failure.errno, failure.offset), (Errno::Io, expected));
+                assert_eq!(failure.message.as_str(), "a scratch");
+            }
+        }
+    }
+}
