@@ -6,6 +6,7 @@ pub mod client;
 mod errno;
 mod export;
 mod exports;
+mod faulty;
 #[cfg(unix)]
 mod file;
 mod memory;
@@ -22,6 +23,7 @@ pub mod transport;
 pub use errno::{failure, fast_zero_failure, reportable};
 pub use export::{Export, MetaContext, ZeroMode};
 pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer};
+pub use faulty::{Fault, Faults, Faulty};
 #[cfg(unix)]
 pub use file::File;
 pub use memory::Memory;
