@@ -30,7 +30,8 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
         "skipped, since {program} {} failed: {problem}",
         arguments.join(" ")
     );
-    assert!(env::var("CI").as_deref() != Ok("true"), "{skipped}");
+    let in_ci = env::var("CI").as_deref() == Ok("true");
+    assert!(!in_ci || thread::panicking(), "{skipped}");
     eprintln!("{skipped}");
     None
 }
