@@ -46,6 +46,10 @@ const STAT_BLOCK: u64 = 512;
 /// lost is then no longer in the cache. Every later flush and every later FUA therefore fails; what
 /// is there can still be read and written.
 ///
+/// The system says so once for each time that the file was opened. Where there is a `/proc` to open
+/// it again by, a writable file therefore takes up nine file descriptors, so that eight calls for
+/// stable storage can be under way at the same time. Elsewhere one waits for the other.
+///
 /// # Zeroes and holes
 ///
 /// | | regular file on Linux | block device on Linux | elsewhere |
@@ -148,6 +152,7 @@ impl File {
             rotational: false,
             makes_zeroes: true,
         });
+        let syncs = Syncs::new(file.try_clone()?, read_only);
         Ok(Self {
             file,
             size,
@@ -165,7 +170,7 @@ impl File {
             read_now: Ability::new(true),
             seek: Ability::new(regular),
             holes: Holes::new(metadata.blocks().saturating_mul(STAT_BLOCK) < size),
-            syncs: Syncs::default(),
+            syncs,
         })
     }
 
@@ -220,10 +225,10 @@ impl File {
     }
 
     fn write_durably(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
-        self.syncs.run(|| {
+        self.syncs.run(|file| {
             let done = self
                 .write_durably
-                .attempt(|| host::write_durably(&self.file, data, offset));
+                .attempt(|| host::write_durably(file, data, offset));
             if let Ok(Some(())) = done {
                 return Ok(Ok(()));
             }
@@ -232,14 +237,14 @@ impl File {
                 return Ok(Err(failure));
             }
             match done {
-                Ok(_) => self.file.sync_data().map(Ok),
+                Ok(_) => file.sync_data().map(Ok),
                 Err(error) => Err(error),
             }
         })?
     }
 
     fn sync(&self) -> Result<(), Failure> {
-        self.syncs.run(|| self.file.sync_data())
+        self.syncs.run(fs::File::sync_data)
     }
 
     /// The whole blocks in a range.

@@ -22,7 +22,7 @@ mod system {
         fs::{FallocateFlags, OFlags, fallocate, ioctl_blksszget, major, minor},
         io::{IoSlice, IoSliceMut, ReadWriteFlags, preadv2, pwritev2, retry_on_intr},
     };
-    use std::fs;
+    use std::{fs, os::fd::AsRawFd};
 
     /// How a file is opened past the page cache.
     pub(in super::super) const DIRECT: OFlags = OFlags::DIRECT;
@@ -45,6 +45,12 @@ mod system {
                 makes_zeroes: queue("write_zeroes_max_bytes"),
             }
         }
+    }
+
+    /// Opens a file for reading and writing again, wherever it is now.
+    pub(in super::super) fn reopen(file: &File) -> io::Result<File> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        File::options().read(true).write(true).open(path)
     }
 
     /// Writes all of `data` onto stable storage.
@@ -111,6 +117,10 @@ mod system {
                 makes_zeroes: false,
             }
         }
+    }
+
+    pub(in super::super) fn reopen(_: &File) -> io::Result<File> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     pub(in super::super) fn write_durably(_: &File, _: &[u8], _: u64) -> io::Result<()> {

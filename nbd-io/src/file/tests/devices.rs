@@ -313,6 +313,23 @@ fn a_sync_that_failed_is_never_forgotten() {
 }
 
 #[test]
+fn each_opened_file_is_told_once_that_a_sync_failed() {
+    // What the syncs rely on, and why they have to remember it.
+    let Some(disk) = Mounted::small() else { return };
+    let Some(device) = Device::new(&disk.directory, 8 * MIB) else {
+        return;
+    };
+    let export = device.open();
+    export.write(0, &[7; 4 << 20], false).unwrap();
+    assert!(export.syncs.files.len() > 1);
+    for file in &export.syncs.files {
+        let file = file.lock().unwrap();
+        assert!(file.sync_data().is_err());
+        file.sync_data().unwrap();
+    }
+}
+
+#[test]
 fn what_is_not_in_the_cache_is_not_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let Some(device) = Device::new(&directory, 8 * MIB) else {
