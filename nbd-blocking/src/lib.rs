@@ -4,7 +4,6 @@
 
 mod client;
 mod cursor;
-mod error;
 mod extents;
 mod haggling;
 mod link;
@@ -18,10 +17,9 @@ mod tls;
 
 pub use client::Client;
 pub use cursor::Cursor;
-pub use error::{Error, Lost};
 pub use extents::{Extents, Stretch};
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
-pub use nbd_io::client::{NegotiationError, TlsPolicy};
+pub use nbd_io::client::{Error, Lost, NegotiationError, TlsPolicy};
 #[cfg(feature = "tls-base")]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_proto::{

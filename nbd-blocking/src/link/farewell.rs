@@ -1,7 +1,7 @@
 //! Ending a session.
 
 use super::{Link, State, Until, is_past, wait_until, writing};
-use crate::{Error, error::Lost};
+use crate::{Error, Lost};
 use nbd_proto::Errno;
 use std::{
     mem,

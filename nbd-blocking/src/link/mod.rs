@@ -24,18 +24,17 @@
 
 mod aside;
 mod farewell;
-mod outbox;
 mod reading;
 mod writing;
 
-use crate::{Error, error::Lost, stream::Stream};
+use crate::{Error, Lost, stream::Stream};
 use aside::Aside;
 use bytes::Bytes;
+use nbd_io::client::Outbox;
 use nbd_proto::{
     Command, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
-use outbox::Outbox;
 use reading::{Inbox, LARGE};
 use std::{
     collections::VecDeque,

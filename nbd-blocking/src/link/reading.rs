@@ -1,7 +1,7 @@
 //! Taking the baton: reading for everybody.
 
 use super::{Entry, Link, NOBODY, Sink, State, Until, is_past, wait_until};
-use crate::{Error, error::Lost};
+use crate::{Error, Lost};
 use nbd_proto::{
     Failure,
     client::{Cookie, Event, Fill, Outcome, Payload},

@@ -1,7 +1,8 @@
 //! Writing: whoever does it does it for everybody.
 
-use super::{Link, Outbox, State, Until, is_past, outbox::SLICES, reading::Stop};
+use super::{Link, State, Until, is_past, reading::Stop};
 use crate::{Error, stream::Stream};
+use nbd_io::client::{Outbox, SLICES};
 use std::{
     io::{self, IoSlice},
     mem,

@@ -1,11 +1,15 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests.
 
 mod connect;
+mod error;
 mod extents;
 mod negotiation;
+mod outbox;
 mod split;
 
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
+pub use error::{Error, Lost};
 pub use extents::ExtentWalk;
 pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
+pub use outbox::{Outbox, SLICES};
 pub use split::{Piece, split};

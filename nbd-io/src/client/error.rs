@@ -1,6 +1,6 @@
 //! What can go wrong, sorted by what a program can do about it.
 
-use nbd_io::client::NegotiationError;
+use super::NegotiationError;
 use nbd_proto::{Command, Errno, Failure, Misuse, UriError};
 use std::{io, sync::Arc, time::Duration};
 
@@ -29,9 +29,9 @@ pub enum Error {
     #[error("cannot enter the export")]
     Negotiation(#[source] Arc<NegotiationError>),
     /// TLS cannot be set up.
-    #[cfg(feature = "tls-base")]
+    #[cfg(feature = "tls")]
     #[error("cannot set up TLS")]
-    Tls(#[source] Arc<nbd_io::tls::TlsError>),
+    Tls(#[source] Arc<crate::tls::TlsError>),
     /// The command makes no sense on this connection, and nothing was sent. The connection goes on.
     #[error(transparent)]
     Misuse(#[from] Misuse),
@@ -90,7 +90,9 @@ impl Error {
         matches!(self, Self::Lost(_))
     }
 
-    pub(crate) fn lost(why: impl Into<Lost>) -> Self {
+    /// The end of a connection.
+    #[must_use]
+    pub fn lost(why: impl Into<Lost>) -> Self {
         Self::Lost(Arc::new(why.into()))
     }
 }
@@ -107,9 +109,9 @@ impl From<NegotiationError> for Error {
     }
 }
 
-#[cfg(feature = "tls-base")]
-impl From<nbd_io::tls::TlsError> for Error {
-    fn from(error: nbd_io::tls::TlsError) -> Self {
+#[cfg(feature = "tls")]
+impl From<crate::tls::TlsError> for Error {
+    fn from(error: crate::tls::TlsError) -> Self {
         Self::Tls(Arc::new(error))
     }
 }

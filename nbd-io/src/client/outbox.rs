@@ -1,17 +1,17 @@
 //! Frames on their way out, many to a system call.
 
 use bytes::{Buf, Bytes};
-use std::{collections::VecDeque, io::IoSlice};
+use std::{collections::VecDeque, fmt, io::IoSlice};
 
 /// Payloads up to this length are copied beside their header, in bytes.
 const INLINE: usize = 512;
 
-/// Slices that one write takes at most.
-pub(super) const SLICES: usize = 128;
+/// How many slices one write takes at most.
+pub const SLICES: usize = 128;
 
-/// Frames that wait to be written, in order.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
+/// Requests that wait to be written, in order.
+#[derive(Default)]
+pub struct Outbox {
     /// Headers and small payloads.
     inline: Vec<u8>,
     /// How much of `inline` is written.
@@ -21,11 +21,14 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether everything was written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.written == self.inline.len() && self.payloads.is_empty()
     }
 
-    pub(super) fn push(&mut self, header: &[u8]) {
+    /// Appends a request without payload, or the header of one whose payload goes its own way.
+    pub fn push(&mut self, header: &[u8]) {
         if self.is_empty() {
             self.inline.clear();
             self.written = 0;
@@ -33,12 +36,14 @@ impl Outbox {
         self.inline.extend_from_slice(header);
     }
 
-    pub(super) fn push_copied(&mut self, header: &[u8], payload: &[u8]) {
+    /// Appends a request and a copy of its payload.
+    pub fn push_copied(&mut self, header: &[u8], payload: &[u8]) {
         self.push(header);
         self.inline.extend_from_slice(payload);
     }
 
-    pub(super) fn push_owned(&mut self, header: &[u8], payload: Bytes) {
+    /// Appends a request with its payload, which is copied only if it is small.
+    pub fn push_owned(&mut self, header: &[u8], payload: Bytes) {
         if payload.len() <= INLINE {
             return self.push_copied(header, &payload);
         }
@@ -46,12 +51,9 @@ impl Outbox {
         self.payloads.push_back((self.inline.len(), payload));
     }
 
-    /// The next slices to write, followed by `last` if there is room for all of them.
-    pub(super) fn slices<'a>(
-        &'a self,
-        last: &'a [u8],
-        slices: &mut [IoSlice<'a>; SLICES],
-    ) -> usize {
+    /// The next slices to write, followed by `last` if there is room for all of them. Returns how
+    /// many there are.
+    pub fn slices<'a>(&'a self, last: &'a [u8], slices: &mut [IoSlice<'a>; SLICES]) -> usize {
         let mut count = 0;
         let mut at = self.written;
         for (position, payload) in &self.payloads {
@@ -76,7 +78,7 @@ impl Outbox {
     }
 
     /// Takes note of `n` written bytes. Returns how many of them were of `last`.
-    pub(super) fn advance(&mut self, mut n: usize) -> usize {
+    pub fn advance(&mut self, mut n: usize) -> usize {
         while n > 0 {
             match self.payloads.front_mut() {
                 Some((position, payload)) if *position == self.written => {
@@ -99,6 +101,15 @@ impl Outbox {
             }
         }
         0
+    }
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox")
+            .field("inline_len", &(self.inline.len() - self.written))
+            .field("payloads", &self.payloads.len())
+            .finish()
     }
 }
 
