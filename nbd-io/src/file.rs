@@ -87,6 +87,8 @@ pub struct File {
     size: u64,
     read_only: bool,
     rotational: bool,
+    /// There is no disk to be waited for.
+    in_memory: bool,
     block_sizes: BlockSizes,
     description: String,
     /// Holes are punched and zeroes made in whole blocks of so many bytes.
@@ -154,6 +156,7 @@ impl File {
         });
         let syncs = Syncs::new(file.try_clone()?, read_only);
         Ok(Self {
+            in_memory: regular && host::is_memory(&file),
             file,
             size,
             read_only,
@@ -355,9 +358,17 @@ impl Export for File {
         Ok(())
     }
 
+    fn may_block(&self) -> bool {
+        !self.in_memory
+    }
+
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
         if let Err(failure) = check_range(self.size, offset, buf.len() as u64, Errno::Inval) {
             return Some(Err(failure));
+        }
+        if self.in_memory {
+            // Which is where such a call is not to be had.
+            return Some(self.read(offset, buf));
         }
         let read = self
             .read_now

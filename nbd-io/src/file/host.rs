@@ -47,6 +47,16 @@ mod system {
         }
     }
 
+    /// Whether nothing but memory is behind a file.
+    pub(in super::super) fn is_memory(file: &File) -> bool {
+        const TMPFS: u32 = 0x0102_1994;
+        const RAMFS: u32 = 0x8584_58f6;
+        rustix::fs::fstatfs(file)
+            .ok()
+            .and_then(|system| u32::try_from(system.f_type).ok())
+            .is_some_and(|kind| kind == TMPFS || kind == RAMFS)
+    }
+
     /// Opens a file for reading and writing again, wherever it is now.
     pub(in super::super) fn reopen(file: &File) -> io::Result<File> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -117,6 +127,10 @@ mod system {
                 makes_zeroes: false,
             }
         }
+    }
+
+    pub(in super::super) fn is_memory(_: &File) -> bool {
+        false
     }
 
     pub(in super::super) fn reopen(_: &File) -> io::Result<File> {
