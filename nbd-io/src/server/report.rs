@@ -54,6 +54,9 @@ impl fmt::Debug for Report {
     }
 }
 
+/// What the extents of a block status reply may take up, in bytes.
+const LONG_STATUS: u64 = 2 << 20;
+
 /// What a request is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subject {
@@ -80,10 +83,11 @@ impl Subject {
         }
     }
 
-    /// Bytes of payload that the request or its reply has.
+    /// Bytes of payload that the request or its reply has, or may have.
     pub(super) const fn payload(&self) -> u64 {
         match self.command {
             Command::Read | Command::Write => self.len,
+            Command::BlockStatus => LONG_STATUS,
             _ => 0,
         }
     }
