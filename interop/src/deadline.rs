@@ -9,6 +9,18 @@ use std::{
 
 use crate::process;
 
+/// Ample even for a loaded machine: a test that reaches it hangs.
+const LIMIT: Duration = Duration::from_secs(100);
+
+/// Runs a test's body with an ample [`deadline`].
+///
+/// # Panics
+///
+/// Like [`deadline`].
+pub fn run(body: impl FnOnce() + Send + 'static) {
+    deadline(LIMIT, body);
+}
+
 /// Runs a test's body, and fails the test if that has not ended in time.
 ///
 /// The servers which the body started are stopped then, and what they printed is shown, so that a

@@ -21,25 +21,31 @@
 //!
 //! Everything here panics on failure, since its only callers are tests.
 
+mod bytes;
 mod certificates;
 mod deadline;
 mod image;
 mod nbd_server;
+mod nbdinfo;
 mod nbdkit;
 mod peer;
 mod process;
 mod qemu_nbd;
+mod readme;
 mod scripted;
 mod server;
 mod tap;
 
+pub use bytes::{KIB, MIB, assert_same, pattern};
 pub use certificates::{Certificates, Flaw};
-pub use deadline::deadline;
+pub use deadline::{deadline, run};
 pub use image::{Format, Image};
 pub use nbd_server::NbdServer;
+pub use nbdinfo::{info, map};
 pub use nbdkit::Nbdkit;
 pub use peer::{Finished, Peer, Program, require};
 pub use qemu_nbd::QemuNbd;
+pub use readme::{Support, Table};
 pub use scripted::{Conversation, Request, Scripted};
 pub use server::{Endpoint, Listen, Server};
 pub use tap::{Recording, Tap};

@@ -22,10 +22,14 @@ const RUN_LIMIT: Duration = Duration::from_secs(60);
 pub enum Peer {
     /// GnuTLS's tool for X.509 certificates.
     Certtool,
+    /// The flexible I/O tester, which is a client by libnbd.
+    Fio,
     /// The kernel client's control program.
     NbdClient,
     /// libnbd's copying program.
     NbdCopy,
+    /// libnbd's program that prints the bytes of an export.
+    NbdDump,
     /// libnbd's program that prints what an export offers.
     NbdInfo,
     /// The reference server.
@@ -51,8 +55,10 @@ impl Peer {
     pub const fn command(self) -> &'static str {
         match self {
             Self::Certtool => "certtool",
+            Self::Fio => "fio",
             Self::NbdClient => "nbd-client",
             Self::NbdCopy => "nbdcopy",
+            Self::NbdDump => "nbddump",
             Self::NbdInfo => "nbdinfo",
             Self::NbdServer => "nbd-server",
             Self::NbdSh => "nbdsh",
@@ -69,7 +75,9 @@ impl Peer {
         match self {
             Self::NbdClient | Self::NbdServer => "-V",
             Self::Certtool
+            | Self::Fio
             | Self::NbdCopy
+            | Self::NbdDump
             | Self::NbdInfo
             | Self::NbdSh
             | Self::Nbdkit
@@ -149,6 +157,30 @@ impl Program {
         );
         let said = if stdout.is_empty() { stderr } else { stdout };
         said.lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// The numbers in what it says about its version.
+    ///
+    /// # Panics
+    ///
+    /// When there are none.
+    pub fn version_number(&self) -> String {
+        let said = self.version();
+        let mut words = said.split([' ', '-']);
+        let number = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        number.expect("a version has digits").to_owned()
+    }
+
+    /// Whether it is of this version or a later one.
+    ///
+    /// # Panics
+    ///
+    /// Like [`version_number`](Self::version_number).
+    pub fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let number = self.version_number();
+        let mut parts = number.split('.').map(|part| part.parse().unwrap_or(0));
+        let mut next = || parts.next().unwrap_or(0);
+        (next(), next()) >= (major, minor)
     }
 
     /// Runs it to its end.

@@ -6,9 +6,7 @@ use std::{
     thread,
 };
 
-use interop::{
-    Certificates, Image, Listen, NbdServer, Nbdkit, Peer, Program, QemuNbd, Server, require,
-};
+use interop::{Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, require};
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, Cursor, Error, Greeted, Misuse, Mode};
 
 use crate::support::{
@@ -64,12 +62,8 @@ impl Who {
 
     /// nbd-server knows them from version 3.26 on.
     pub(crate) fn has_structured_replies(self) -> bool {
-        let old = |program: Program| {
-            let version = program.version();
-            let minor = version.rsplit_once("3.").map(|(_, minor)| minor.trim());
-            minor.and_then(|minor| minor.parse().ok()) < Some(26)
-        };
-        self != Self::NbdServer || !require(Peer::NbdServer).is_some_and(old)
+        self != Self::NbdServer
+            || require(Peer::NbdServer).is_none_or(|program| program.is_at_least(3, 26))
     }
 
     /// Which headers it uses where there are no extended ones.

@@ -1,8 +1,12 @@
 //! The table of who can do what, in the README.
 
-use std::{env, fmt::Write as _, fs, path::Path, process::Command};
+use std::process::Command;
 
-use interop::{Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, require};
+use interop::{
+    Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server,
+    Support::{self, No, Yes},
+    Table,
+};
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Haggling, Mode, TlsPolicy};
 
 use crate::{
@@ -11,20 +15,6 @@ use crate::{
         MIB, assert_has, connect, context, go, name, options, pattern, run, secure_uri, uri,
     },
 };
-
-const BEGIN: &str = "<!-- interop:begin -->\n";
-const END: &str = "<!-- interop:end -->";
-
-/// What a server makes of a feature of the client's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Support {
-    /// It was used, and the outcome was right.
-    Yes,
-    /// The server does not have it, for this reason.
-    No(&'static str),
-}
-
-use Support::{No, Yes};
 
 const NOT_OFFERED: Support = No("not offered");
 const REFUSED: Support = No("refused");
@@ -368,56 +358,24 @@ fn selects(who: Who, server: &Server, contexts: &[&str]) -> Support {
     Yes
 }
 
-/// The numbers in what a program says of its version.
-fn version(peer: Peer) -> Option<String> {
-    let said = require(peer)?.version();
-    let mut words = said.split_whitespace();
-    let number = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-    Some(number.expect("a version has digits").to_owned())
-}
-
-fn render() -> Option<(String, String)> {
-    let mut head = "| ".to_owned();
-    for peer in [Peer::QemuNbd, Peer::Nbdkit, Peer::NbdServer] {
-        write!(head, "| {} {} ", peer.command(), version(peer)?).unwrap();
-    }
-    head.push_str("|\n|---|---|---|---|\n");
-    let servers = Who::ALL.map(|who| (who, serve(who, Listen::Unix)));
-    let mut rows = String::new();
-    for (feature, probe) in ROWS {
-        write!(rows, "| {feature} ").unwrap();
-        for (who, server) in &servers {
-            match probe(*who, server) {
-                Yes => rows.push_str("| yes "),
-                No(why) => write!(rows, "| no: {why} ").unwrap(),
-            }
-        }
-        rows.push_str("|\n");
-    }
-    Some((head, rows))
-}
-
 #[test]
 fn the_readme_tells_what_was_found() {
     run(|| {
-        let Some((head, rows)) = render() else { return };
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-        let readme = fs::read_to_string(&path).unwrap();
-        let (before, rest) = readme.split_once(BEGIN).unwrap();
-        let (table, after) = rest.split_once(END).unwrap();
-        let found = format!("{head}{rows}");
-        if env::var_os("UPDATE_README").is_some_and(|update| update == "1") {
-            fs::write(&path, format!("{before}{BEGIN}{found}{END}{after}")).unwrap();
+        let columns = [
+            ("qemu-nbd", Peer::QemuNbd),
+            ("nbdkit", Peer::Nbdkit),
+            ("nbd-server", Peer::NbdServer),
+        ];
+        let Some(mut table) = Table::new(columns) else {
             return;
-        }
-        // Other versions may do more or less, and the table does not claim to know them.
-        if table.starts_with(&head) || table.is_empty() {
-            assert!(
-                table == found,
-                "README.md should have this table, which UPDATE_README=1 would write:\n{found}"
+        };
+        let servers = Who::ALL.map(|who| (who, serve(who, Listen::Unix)));
+        for (feature, probe) in ROWS {
+            table.row(
+                feature,
+                servers.iter().map(|(who, server)| probe(*who, server)),
             );
-        } else {
-            eprintln!("the table in README.md is about other versions; this one is\n{found}");
         }
+        table.compare("client");
     });
 }
