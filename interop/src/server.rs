@@ -44,6 +44,30 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// The path of the Unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When it is a TCP port.
+    pub fn socket(&self) -> &Path {
+        match self {
+            Self::Unix(path) => path,
+            Self::Tcp(address) => panic!("the server listens on {address}"),
+        }
+    }
+
+    /// The TCP address.
+    ///
+    /// # Panics
+    ///
+    /// When it is a Unix socket.
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Tcp(address) => *address,
+            Self::Unix(path) => panic!("the server listens on {}", path.display()),
+        }
+    }
+
     fn new(listen: Listen, dir: &Path) -> Self {
         let tcp = |listener: std::io::Result<TcpListener>| {
             let address = listener.and_then(|listener| listener.local_addr());
@@ -56,7 +80,18 @@ impl Endpoint {
         }
     }
 
-    fn uri(&self, secure: &str, export: &str, query: &str) -> String {
+    /// The URI of an export.
+    pub fn uri(&self, export: &str) -> String {
+        self.any_uri("", export, "")
+    }
+
+    /// The URI of an export over TLS, which names the directory of certificates to use.
+    pub fn tls_uri(&self, export: &str, certificates: &Certificates) -> String {
+        let query = format!("tls-certificates={}", certificates.dir().display());
+        self.any_uri("s", export, &query)
+    }
+
+    fn any_uri(&self, secure: &str, export: &str, query: &str) -> String {
         // The names which tests use need no percent encoding, save this one.
         let export = export.replace(' ', "%20");
         match self {
@@ -185,10 +220,7 @@ impl Server {
     ///
     /// When it listens on TCP.
     pub fn socket(&self) -> &Path {
-        match &self.endpoint {
-            Endpoint::Unix(path) => path,
-            Endpoint::Tcp(address) => panic!("the server listens on {address}"),
-        }
+        self.endpoint.socket()
     }
 
     /// Its TCP address.
@@ -197,21 +229,17 @@ impl Server {
     ///
     /// When it listens on a Unix socket.
     pub fn address(&self) -> SocketAddr {
-        match &self.endpoint {
-            Endpoint::Tcp(address) => *address,
-            Endpoint::Unix(path) => panic!("the server listens on {}", path.display()),
-        }
+        self.endpoint.address()
     }
 
     /// The URI of one of its exports.
     pub fn uri(&self, export: &str) -> String {
-        self.endpoint.uri("", export, "")
+        self.endpoint.uri(export)
     }
 
     /// The URI of one of its exports over TLS, which names the directory of certificates to use.
     pub fn tls_uri(&self, export: &str, certificates: &Certificates) -> String {
-        let query = format!("tls-certificates={}", certificates.dir().display());
-        self.endpoint.uri("s", export, &query)
+        self.endpoint.tls_uri(export, certificates)
     }
 
     /// The program it runs.

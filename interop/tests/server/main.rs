@@ -1,0 +1,13 @@
+//! The blocking server with clients that others wrote.
+//!
+//! Each module is about one client; [`table`] writes down who can do what. [`serving`] runs the
+//! server in this process and keeps its events, and [`spy`] tells what reached the storage.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so does its helper"
+)]
+
+mod nbdinfo;
+mod serving;
+mod spy;
