@@ -8,6 +8,7 @@
     reason = "a test fails by panicking, and so does its helper"
 )]
 
+mod nbdcopy;
 mod nbdinfo;
 mod serving;
 mod spy;
