@@ -1,14 +1,15 @@
 //! The blocking server with clients that others wrote.
 //!
 //! Each module is about one client; [`table`] writes down who can do what. [`serving`] runs the
-//! server in this process and keeps its events, and [`spy`] tells what reached the storage.
+//! server in this process and keeps its events, and [`exports`] tell what reached the storage.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test fails by panicking, and so does its helper"
 )]
 
+mod exports;
 mod nbdcopy;
 mod nbdinfo;
+mod nbdsh;
 mod serving;
-mod spy;

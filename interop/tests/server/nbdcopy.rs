@@ -13,8 +13,8 @@ use nbd_io::{Memory, NamedExports};
 use tempfile::TempDir;
 
 use crate::{
+    exports::{Call, Spy},
     serving::{Serving, name, server, tls},
-    spy::{Call, Spy},
 };
 
 /// The size of the disks, which is no multiple of anything.

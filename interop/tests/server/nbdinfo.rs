@@ -3,28 +3,14 @@
 use std::sync::Arc;
 
 use interop::{Certificates, KIB, Listen, MIB, Peer, Program, info, map, require, run};
-use nbd_blocking::{BlockSizes, Failure, Mode, server::Server};
+use nbd_blocking::{BlockSizes, Mode, server::Server};
 use nbd_io::{Export, Memory, NamedExports};
 use serde_json::{Value, json};
 
 use crate::{
+    exports::{Bare, Call, PARITY, Spy},
     serving::{Serving, name, server, tls},
-    spy::{Call, PARITY, Spy},
 };
-
-/// The smallest export there can be: it can be read.
-struct Bare;
-
-impl Export for Bare {
-    fn size(&self) -> u64 {
-        12_345
-    }
-
-    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), Failure> {
-        buf.fill(b'x');
-        Ok(())
-    }
-}
 
 /// Runs a test's body with `nbdinfo`, or not at all.
 fn with_nbdinfo(body: impl FnOnce(&Program) + Send + 'static) {

@@ -1,4 +1,5 @@
-//! An export that remembers what was asked of it.
+//! What is served: an export that remembers what was asked of it, and one that can do next to
+//! nothing.
 
 use std::{
     ops::ControlFlow,
@@ -180,6 +181,20 @@ impl Export for Spy {
                 break;
             }
         }
+        Ok(())
+    }
+}
+
+/// The smallest export there can be: it can be read.
+pub(crate) struct Bare;
+
+impl Export for Bare {
+    fn size(&self) -> u64 {
+        12_345
+    }
+
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        buf.fill(b'x');
         Ok(())
     }
 }

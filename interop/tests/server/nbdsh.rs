@@ -1,0 +1,204 @@
+//! libnbd's whole interface, by the scripts in the directory `nbdsh`.
+
+use std::{path::Path, sync::Arc};
+
+use interop::{Certificates, Listen, MIB, Peer, pattern, require, run};
+use nbd_blocking::{BlockSizes, Mode, server::Server};
+use nbd_io::{Memory, NamedExports, ZeroMode};
+
+use crate::{
+    exports::{Bare, Call, Spy},
+    serving::{Serving, name, server, tls},
+};
+
+/// Runs a script of the directory `nbdsh` with these lines before it, and returns what it prints;
+/// `None` without libnbd.
+fn script(file: &str, lines: &str) -> Option<String> {
+    let nbdsh = require(Peer::NbdSh)?;
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/nbdsh");
+    // The shell itself does not say where a script failed.
+    let runs = format!(
+        "import os, sys, traceback
+try:
+    {lines}
+    for path in ({:?}, {:?}):
+        exec(compile(open(path).read(), path, 'exec'))
+except Exception:
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)",
+        dir.join("prelude.py"),
+        dir.join(file),
+    );
+    Some(nbdsh.run(["-c", &runs]).expect_success())
+}
+
+/// Runs a script for an export.
+fn script_for(serving: &Serving, export: &str, file: &str) -> Option<String> {
+    script(file, &format!("uri = {:?}", serving.uri(export)))
+}
+
+#[test]
+fn every_command_and_flag_reaches_the_storage() {
+    run(|| {
+        let spy = Spy::new(4 * MIB);
+        let serving = Serving::disk(Arc::clone(&spy) as _);
+        if script_for(&serving, "disk", "commands.py").is_none() {
+            return;
+        }
+        let write = |offset, len, fua| Call::Write { offset, len, fua };
+        let zeroes = |offset, len, no_hole, fast, fua| Call::Zeroes {
+            offset,
+            len,
+            mode: ZeroMode { no_hole, fast, fua },
+        };
+        let trim = |offset, len, fua| Call::Trim { offset, len, fua };
+        let cache = |offset, len| Call::Cache { offset, len };
+        let mut calls = spy.calls();
+        calls.retain(|call| !matches!(call, Call::Read { .. }));
+        assert_eq!(
+            calls,
+            [
+                write(0, 65_536, false),
+                write(123_457, 1000, true),
+                Call::Flush,
+                cache(0, MIB),
+                zeroes(0, 4096, false, false, false),
+                zeroes(4096, 4096, true, false, false),
+                zeroes(8192, 4096, false, false, true),
+                zeroes(12_288, 4096, false, true, false),
+                zeroes(16_384, 4096, true, true, true),
+                zeroes(2 * MIB, 2 * MIB, false, true, false),
+                zeroes(2 * MIB, 2 * MIB, false, false, false),
+                trim(32_768, 32_768, false),
+                trim(98_304, 32_768, true),
+                write(4 * MIB - 1, 1, false),
+            ]
+        );
+        assert_eq!(serving.stop().modes(), [Mode::Structured]);
+    });
+}
+
+#[test]
+fn holes_and_contexts_are_told_as_they_are() {
+    run(|| {
+        let spy = Spy::new(4 * MIB);
+        spy.put(MIB, &pattern(1, 65_536));
+        let serving = Serving::disk(spy);
+        script_for(&serving, "disk", "replies.py");
+    });
+}
+
+#[test]
+fn simple_replies_do_for_everything_else() {
+    run(|| {
+        for server in [
+            server(Spy::new(4 * MIB)),
+            server(Spy::new(4 * MIB)).structured_replies(false),
+        ] {
+            let serving = Serving::new(server, Listen::Tcp4);
+            if script_for(&serving, "disk", "plain.py").is_some() {
+                assert_eq!(serving.stop().modes(), [Mode::Simple]);
+            }
+        }
+    });
+}
+
+#[test]
+fn two_hundred_requests_in_flight_are_told_apart() {
+    run(|| {
+        let certificates = Certificates::new();
+        let encrypted = || server(Spy::new(4 * MIB)).require_tls(&tls(&certificates));
+        let serving = Serving::new(encrypted().unwrap(), Listen::Tcp4);
+        let uri = serving.tls_uri("disk", &certificates);
+        script("flight.py", &format!("uri = {uri:?}"));
+        let serving = Serving::disk(Spy::new(4 * MIB));
+        script_for(&serving, "disk", "flight.py");
+    });
+}
+
+/// A disk with contexts and one that is read-only.
+fn two() -> Server {
+    let disk = Spy::over(Memory::new(4 * MIB).with_description("the disk itself"));
+    let exports = NamedExports::new()
+        .with(name("disk"), disk)
+        .with(name("other"), Arc::new(Memory::new(MIB).read_only()))
+        .with_default(name("disk"));
+    Server::new(exports)
+}
+
+#[test]
+fn a_client_haggles_as_long_as_it_likes() {
+    run(|| {
+        let serving = Serving::new(two(), Listen::Unix);
+        if script_for(&serving, "", "options.py").is_none() {
+            return;
+        }
+        let entered = serving.stop().entered;
+        let names: Vec<_> = entered.iter().map(|entered| &entered.export).collect();
+        assert_eq!(names, ["disk"]);
+    });
+}
+
+#[test]
+fn options_come_in_any_order() {
+    run(|| {
+        let certificates = Certificates::new();
+        let server = two().require_tls(&tls(&certificates)).unwrap();
+        let serving = Serving::new(server, Listen::Tcp4);
+        let port = serving.endpoint().address().port();
+        let dir = certificates.dir();
+        let Some(said) = script(
+            "newer.py",
+            &format!("certificates = {dir:?}; port = '{port}'"),
+        ) else {
+            return;
+        };
+        eprint!("{said}");
+        assert_eq!(serving.stop().entered.is_empty(), said.contains("lacks"));
+    });
+}
+
+#[test]
+fn a_client_of_old_gets_its_export_by_name() {
+    run(|| {
+        let serving = Serving::disk(Spy::new(4 * MIB));
+        if script_for(&serving, "disk", "old.py").is_none() {
+            return;
+        }
+        let modes = [Mode::Simple, Mode::Simple, Mode::Structured];
+        assert_eq!(serving.stop().modes(), modes);
+    });
+}
+
+#[test]
+fn what_must_not_be_sent_is_refused_and_forgiven() {
+    run(|| {
+        let serving = Serving::disk(Spy::new(4 * MIB));
+        if script_for(&serving, "disk", "strict.py").is_none() {
+            return;
+        }
+        // Only the last one is not forgiven.
+        let log = serving.stop();
+        assert_eq!((log.entered.len(), log.broken.len()), (3, 1), "{log:?}");
+        assert!(log.broken[0].contains("a payload of 33554433 bytes"));
+    });
+}
+
+#[test]
+fn exports_that_can_do_less_refuse_the_rest() {
+    run(|| {
+        let sizes = BlockSizes::new(4096, 4096, 65_536).unwrap();
+        let memory = || Memory::new(MIB);
+        let exports = NamedExports::new()
+            .with(name("read-only"), Arc::new(memory().read_only()))
+            .with(name("bare"), Arc::new(Bare))
+            .with(
+                name("of blocks"),
+                Arc::new(memory().with_block_sizes(sizes)),
+            )
+            .with(name("small"), Arc::new(memory().with_limit(32 << 10)));
+        let serving = Serving::new(Server::new(exports), Listen::Unix);
+        script_for(&serving, "", "limits.py");
+    });
+}
