@@ -2,7 +2,7 @@
 //! nothing.
 
 use std::{
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     sync::{Arc, Mutex},
 };
 
@@ -14,8 +14,8 @@ use nbd_proto::TransmissionFlags;
 /// The spy's own meta context, which says of each mebibyte whether its number is odd.
 pub(crate) const PARITY: &str = "x-spy:parity";
 
-/// The size at and above which a zeroing is too slow to be called fast.
-pub(crate) const SLOW: u64 = MIB;
+/// Where zeroing is too slow to be called fast.
+pub(crate) const SLOW: Range<u64> = 2 * MIB..3 * MIB;
 
 /// What reached the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +44,13 @@ pub(crate) enum Call {
         len: u64,
     },
     Flush,
+    Status {
+        offset: u64,
+        len: u64,
+    },
 }
 
-/// Memory that remembers what was asked of it, zeroes only small ranges fast, and has a meta
+/// Memory that remembers what was asked of it, zeroes slowly in one place, and has a meta
 /// context of its own beside `base:allocation`.
 pub(crate) struct Spy {
     memory: Memory,
@@ -123,7 +127,7 @@ impl Export for Spy {
 
     fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
         self.note(Call::Zeroes { offset, len, mode });
-        if mode.fast && len >= SLOW {
+        if mode.fast && SLOW.contains(&offset) {
             return Err(Errno::NotSup.into());
         }
         self.memory.write_zeroes(offset, len, mode)
@@ -166,6 +170,7 @@ impl Export for Spy {
         len: u64,
         each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
+        self.note(Call::Status { offset, len });
         if context.as_str() != PARITY {
             return self.memory.block_status(context, offset, len, each);
         }

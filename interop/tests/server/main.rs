@@ -12,4 +12,6 @@ mod exports;
 mod nbdcopy;
 mod nbdinfo;
 mod nbdsh;
+mod qemu;
+mod qemu_img;
 mod serving;
