@@ -34,6 +34,7 @@ mod qemu_nbd;
 mod readme;
 mod scripted;
 mod server;
+mod storage_daemon;
 mod tap;
 
 pub use bytes::{KIB, MIB, assert_same, pattern};
@@ -48,4 +49,5 @@ pub use qemu_nbd::QemuNbd;
 pub use readme::{Support, Table};
 pub use scripted::{Conversation, Request, Scripted};
 pub use server::{Endpoint, Listen, Server};
+pub use storage_daemon::StorageDaemon;
 pub use tap::{Recording, Tap};

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking, and so does its helper"
 )]
 
+mod block_jobs;
 mod exports;
 mod nbdcopy;
 mod nbdinfo;
