@@ -41,7 +41,7 @@ fn add_file(daemon: &mut StorageDaemon, node: &str, path: &Path) {
 }
 
 /// Adds "disk" of a server as a node, with the certificates of a client.
-fn add_nbd(
+pub(crate) fn add_nbd(
     daemon: &mut StorageDaemon,
     node: &str,
     serving: &Serving,

@@ -9,7 +9,10 @@
 )]
 
 mod block_jobs;
+mod chains;
 mod exports;
+mod fio;
+mod nbd_client;
 mod nbdcopy;
 mod nbdinfo;
 mod nbdsh;

@@ -13,7 +13,7 @@ use crate::{
 
 /// Runs a script of the directory `nbdsh` with these lines before it, and returns what it prints;
 /// `None` without libnbd.
-fn script(file: &str, lines: &str) -> Option<String> {
+pub(crate) fn script(file: &str, lines: &str) -> Option<String> {
     let nbdsh = require(Peer::NbdSh)?;
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/nbdsh");
     // The shell itself does not say where a script failed.
@@ -38,6 +38,34 @@ fn script_for(serving: &Serving, export: &str, file: &str) -> Option<String> {
     script(file, &format!("uri = {:?}", serving.uri(export)))
 }
 
+/// What reaches the storage by `commands.py`, without the reads.
+pub(crate) fn all_commands() -> Vec<Call> {
+    let write = |offset, len, fua| Call::Write { offset, len, fua };
+    let zeroes = |offset, len, no_hole, fast, fua| Call::Zeroes {
+        offset,
+        len,
+        mode: ZeroMode { no_hole, fast, fua },
+    };
+    let trim = |offset, len, fua| Call::Trim { offset, len, fua };
+    let cache = |offset, len| Call::Cache { offset, len };
+    vec![
+        write(0, 65_536, false),
+        write(123_457, 1000, true),
+        Call::Flush,
+        cache(0, MIB),
+        zeroes(0, 4096, false, false, false),
+        zeroes(4096, 4096, true, false, false),
+        zeroes(8192, 4096, false, false, true),
+        zeroes(12_288, 4096, false, true, false),
+        zeroes(16_384, 4096, true, true, true),
+        zeroes(2 * MIB, 2 * MIB, false, true, false),
+        zeroes(2 * MIB, 2 * MIB, false, false, false),
+        trim(32_768, 32_768, false),
+        trim(98_304, 32_768, true),
+        write(4 * MIB - 1, 1, false),
+    ]
+}
+
 #[test]
 fn every_command_and_flag_reaches_the_storage() {
     run(|| {
@@ -46,35 +74,9 @@ fn every_command_and_flag_reaches_the_storage() {
         if script_for(&serving, "disk", "commands.py").is_none() {
             return;
         }
-        let write = |offset, len, fua| Call::Write { offset, len, fua };
-        let zeroes = |offset, len, no_hole, fast, fua| Call::Zeroes {
-            offset,
-            len,
-            mode: ZeroMode { no_hole, fast, fua },
-        };
-        let trim = |offset, len, fua| Call::Trim { offset, len, fua };
-        let cache = |offset, len| Call::Cache { offset, len };
         let mut calls = spy.calls();
         calls.retain(|call| !matches!(call, Call::Read { .. }));
-        assert_eq!(
-            calls,
-            [
-                write(0, 65_536, false),
-                write(123_457, 1000, true),
-                Call::Flush,
-                cache(0, MIB),
-                zeroes(0, 4096, false, false, false),
-                zeroes(4096, 4096, true, false, false),
-                zeroes(8192, 4096, false, false, true),
-                zeroes(12_288, 4096, false, true, false),
-                zeroes(16_384, 4096, true, true, true),
-                zeroes(2 * MIB, 2 * MIB, false, true, false),
-                zeroes(2 * MIB, 2 * MIB, false, false, false),
-                trim(32_768, 32_768, false),
-                trim(98_304, 32_768, true),
-                write(4 * MIB - 1, 1, false),
-            ]
-        );
+        assert_eq!(calls, all_commands());
         assert_eq!(serving.stop().modes(), [Mode::Structured]);
     });
 }

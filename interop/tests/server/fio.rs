@@ -1,0 +1,129 @@
+//! fio writes at random, and verifies what it reads.
+
+use std::sync::Arc;
+
+use interop::{Certificates, Finished, KIB, Listen, MIB, Peer, Program, require, run};
+use nbd_blocking::server::Server;
+
+use crate::{
+    exports::{Call, Spy},
+    serving::{Serving, server},
+};
+
+const JOBS: u64 = 4;
+const EACH: u64 = 4 * MIB;
+const BLOCK: u64 = 4 * KIB;
+
+/// Runs a test's body with fio, or not at all.
+fn with_fio(body: impl FnOnce(&Program) + Send + 'static) {
+    if let Some(fio) = require(Peer::Fio) {
+        run(move || body(&fio));
+    }
+}
+
+/// Runs jobs, each with a connection and a part of the disk of its own.
+pub(crate) fn jobs(fio: &Program, uri: &str, options: &[&str]) -> Finished {
+    let uri = format!("--uri={uri}");
+    let size = format!("--size={EACH}");
+    let offset = format!("--offset_increment={EACH}");
+    let jobs = format!("--numjobs={JOBS}");
+    let block = format!("--bs={BLOCK}");
+    let common = [
+        "--name=job",
+        "--ioengine=nbd",
+        "--thread",
+        "--iodepth=16",
+        "--group_reporting",
+        "--verify_fatal=1",
+        &uri,
+        &size,
+        &offset,
+        &jobs,
+        &block,
+    ];
+    fio.run([&common, options].concat())
+}
+
+fn count(calls: &[Call], is: impl Fn(&Call) -> bool) -> u64 {
+    calls.iter().filter(|call| is(call)).count() as u64
+}
+
+fn writes(calls: &[Call]) -> u64 {
+    count(calls, |call| matches!(call, Call::Write { len: BLOCK, .. }))
+}
+
+fn bytes_read(calls: &[Call]) -> u64 {
+    let len = |call: &Call| match call {
+        Call::Read { len, .. } => *len,
+        _ => 0,
+    };
+    calls.iter().map(len).sum()
+}
+
+#[test]
+fn random_writes_of_several_jobs_are_verified() {
+    with_fio(|fio| {
+        for listen in [Listen::Unix, Listen::Tcp4] {
+            let spy = Spy::new(JOBS * EACH);
+            let serving = Serving::new(server(Arc::clone(&spy) as _), listen);
+            let uri = serving.uri("disk");
+            let verify = ["--rw=randwrite", "--verify=crc32c", "--do_verify=1"];
+            let _said = jobs(fio, &uri, &verify).expect_success();
+            let calls = spy.calls();
+            assert_eq!(writes(&calls), JOBS * EACH / BLOCK);
+            assert_eq!(bytes_read(&calls), JOBS * EACH);
+
+            // What it verifies is what is there: a single byte gives it away.
+            let again = ["--rw=randwrite", "--verify=crc32c", "--verify_only=1"];
+            let _said = jobs(fio, &uri, &again).expect_success();
+            let wrong = EACH + 12_345;
+            let byte = spy.contents()[usize::try_from(wrong).unwrap()];
+            spy.put(wrong, &[byte ^ 1]);
+            let found = jobs(fio, &uri, &again).expect_failure();
+            assert!(found.contains("verify"), "{found}");
+
+            let entered = serving.stop().entered.len() as u64;
+            assert!(entered >= 3 * JOBS, "{entered}");
+        }
+    });
+}
+
+#[test]
+fn reads_and_writes_are_mixed_with_flushes_and_trims() {
+    with_fio(|fio| {
+        let spy = Spy::new(JOBS * EACH);
+        let serving = Serving::disk(Arc::clone(&spy) as _);
+        let uri = serving.uri("disk");
+        let mixed = [
+            "--rw=randrw",
+            "--fsync=32",
+            "--verify=md5",
+            "--verify_backlog=64",
+        ];
+        let _said = jobs(fio, &uri, &mixed).expect_success();
+        let calls = spy.calls();
+        assert!(count(&calls, |call| *call == Call::Flush) >= JOBS * 4);
+        assert!(writes(&calls) > 0 && bytes_read(&calls) > 0);
+
+        let _said = jobs(fio, &uri, &["--rw=randtrim"]).expect_success();
+        let trims = |call: &Call| matches!(call, Call::Trim { len: BLOCK, .. });
+        assert_eq!(count(&spy.calls(), trims), JOBS * EACH / BLOCK);
+        assert!(spy.contents().iter().all(|byte| *byte == 0));
+        assert_eq!(spy.allocated(), 0);
+    });
+}
+
+#[test]
+fn it_knows_no_tls() {
+    with_fio(|fio| {
+        // Its library does, but wants leave to look at files.
+        let certificates = Certificates::new();
+        let tls = crate::serving::tls(&certificates);
+        let server: Server = server(Spy::new(JOBS * EACH)).require_tls(&tls).unwrap();
+        let serving = Serving::new(server, Listen::Tcp4);
+        for uri in [serving.uri("disk"), serving.tls_uri("disk", &certificates)] {
+            let _why = jobs(fio, &uri, &["--rw=randread"]).expect_failure();
+        }
+        assert!(serving.stop().entered.is_empty());
+    });
+}
