@@ -19,3 +19,4 @@ mod nbdsh;
 mod qemu;
 mod qemu_img;
 mod serving;
+mod tls;

@@ -1,6 +1,6 @@
 //! QEMU's `qemu-img` handles whole disks, and `qemu-nbd` lists them.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, sync::Arc};
 
 use interop::{Certificates, Image, KIB, Listen, MIB, Peer, assert_same, pattern, require};
 use nbd_blocking::server::Server;
@@ -353,44 +353,5 @@ fn a_list_tells_everything_of_every_export() {
         let said = qemu_nbd.run(list.iter().chain(&tls)).expect_success();
         assert!(said.contains("exports available: 2") && said.contains("export: 'secret'"));
         assert!(said.contains("readonly"), "{said}");
-    });
-}
-
-#[test]
-fn a_directory_of_other_certificates_does_not_do() {
-    with(Peer::QemuImg, |qemu_img| {
-        let (certificates, strangers) = (Certificates::new(), Certificates::new());
-        let server = server(Spy::new(MIB))
-            .require_tls(&strict(&certificates))
-            .unwrap();
-        let serving = Serving::new(server, Listen::Tcp4);
-        let info = |certificates: &Certificates| {
-            // It would refuse to show a certificate that its own authority does not know.
-            let credentials = format!("{},sanity-check=off", credentials(certificates));
-            let options = encrypted(&serving);
-            qemu_img.run(["info", "--object", &credentials, "--image-opts", &options])
-        };
-        let said = info(&certificates).expect_success();
-        assert!(said.contains("virtual size: 1 MiB"), "{said}");
-        // The client does not know the server's authority.
-        let refused = info(&strangers).expect_failure();
-        assert!(refused.contains("certificate"), "{refused}");
-        // The server does not know the client's.
-        fs::copy(certificates.ca_certificate(), strangers.ca_certificate()).unwrap();
-        let _why = info(&strangers).expect_failure();
-        let bare = |path: &Path| fs::remove_file(path).unwrap();
-        bare(&strangers.client_certificate());
-        bare(&strangers.client_key());
-        let _why = info(&strangers).expect_failure();
-        let _why = qemu_img
-            .run(["info", &serving.uri("disk")])
-            .expect_failure();
-
-        let broken = serving.stop().broken;
-        assert_eq!(broken.len(), 3, "{broken:?}");
-        assert!(
-            broken.iter().all(|ending| ending.contains("TLS")),
-            "{broken:?}"
-        );
     });
 }
