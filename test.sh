@@ -58,8 +58,9 @@ stage() {
 
 # Each program and the package of Debian and Ubuntu that has it.
 peers() {
-    local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdsh:python3-libnbd
-        nbd-server:nbd-server qemu-nbd:qemu-utils qemu-img:qemu-utils qemu-io:qemu-utils
+    local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbddump:libnbd-bin
+        nbdsh:python3-libnbd nbd-server:nbd-server nbd-client:nbd-client qemu-nbd:qemu-utils
+        qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-utils fio:fio
         certtool:gnutls-bin)
     local packages=() program version
     for program in "${programs[@]}"; do
@@ -80,7 +81,7 @@ peers() {
             continue
         fi
         case $program in
-        nbd-server) version=-V ;;
+        nbd-client | nbd-server) version=-V ;;
         *) version=--version ;;
         esac
         printf '%s\n' "$("$program" "$version" 2>&1 | head -n 1 || true)"

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use interop::{
-    Certificates, KIB, Listen, MIB, Nbdkit, Peer, Program, Server, StorageDaemon, assert_same,
-    info, map, pattern, require, run,
+    Certificates, KIB, Listen, MIB, Nbdkit, Peer, Program, StorageDaemon, assert_same, info, map,
+    pattern, require, run,
 };
 use serde_json::json;
 
@@ -18,8 +18,17 @@ use crate::{
 };
 
 /// An nbdkit that passes on what it is asked to the server at this URI.
-pub(crate) fn nbdkit(uri: &str) -> Option<Server> {
-    Nbdkit::new("nbd").param(format!("uri={uri}")).start()
+pub(crate) fn nbdkit(uri: &str) -> Nbdkit {
+    // It does not let URIs name files, and has parameters instead.
+    let (uri, certificates) = match uri.split_once("?tls-certificates=") {
+        Some((uri, certificates)) => (uri, Some(certificates)),
+        None => (uri, None),
+    };
+    let nbdkit = Nbdkit::new("nbd").param(format!("uri={uri}"));
+    match certificates {
+        Some(dir) => nbdkit.param(format!("tls-certificates={dir}")),
+        None => nbdkit,
+    }
 }
 
 #[test]
@@ -27,7 +36,7 @@ fn what_nbdkit_is_asked_it_asks_of_us() {
     run(|| {
         let spy = Spy::new(4 * MIB);
         let serving = Serving::disk(Arc::clone(&spy) as _);
-        let Some(front) = nbdkit(&serving.uri("disk")) else {
+        let Some(front) = nbdkit(&serving.uri("disk")).start() else {
             return;
         };
         let uri = front.uri("");
@@ -95,7 +104,7 @@ fn everything_is_done_through_nbdkit() {
     run(|| {
         let spy = Spy::new(2 * MIB + 77);
         let serving = Serving::disk(Arc::clone(&spy) as _);
-        let Some(front) = nbdkit(&serving.uri("disk")) else {
+        let Some(front) = nbdkit(&serving.uri("disk")).start() else {
             return;
         };
         exercise(&front.uri(""), "None");
@@ -144,7 +153,7 @@ fn a_disk_is_copied_through_nbdkit_over_several_connections() {
         let serving = [&from, &to].map(|spy| Serving::disk(Arc::clone(spy) as _));
         let fronts = serving
             .each_ref()
-            .map(|serving| nbdkit(&serving.uri("disk")));
+            .map(|serving| nbdkit(&serving.uri("disk")).start());
         let [Some(source), Some(destination)] = fronts else {
             return;
         };

@@ -21,27 +21,25 @@ fn with_fio(body: impl FnOnce(&Program) + Send + 'static) {
     }
 }
 
-/// Runs jobs, each with a connection and a part of the disk of its own.
-pub(crate) fn jobs(fio: &Program, uri: &str, options: &[&str]) -> Finished {
+/// Runs jobs of these options, each with a connection of its own.
+pub(crate) fn run_jobs(fio: &Program, uri: &str, options: &str) -> Finished {
     let uri = format!("--uri={uri}");
-    let size = format!("--size={EACH}");
-    let offset = format!("--offset_increment={EACH}");
-    let jobs = format!("--numjobs={JOBS}");
-    let block = format!("--bs={BLOCK}");
     let common = [
         "--name=job",
         "--ioengine=nbd",
         "--thread",
         "--iodepth=16",
-        "--group_reporting",
         "--verify_fatal=1",
-        &uri,
-        &size,
-        &offset,
-        &jobs,
-        &block,
+        "--verify_state_save=0",
     ];
-    fio.run([&common, options].concat())
+    let common = common.into_iter().chain([&*uri]);
+    fio.run(common.chain(options.split_whitespace()))
+}
+
+/// Runs several jobs, each with a part of the disk of its own.
+fn jobs(fio: &Program, uri: &str, options: &str) -> Finished {
+    let parts = format!("--numjobs={JOBS} --size={EACH} --offset_increment={EACH} --bs={BLOCK}");
+    run_jobs(fio, uri, &format!("{parts} {options}"))
 }
 
 fn count(calls: &[Call], is: impl Fn(&Call) -> bool) -> u64 {
@@ -67,19 +65,19 @@ fn random_writes_of_several_jobs_are_verified() {
             let spy = Spy::new(JOBS * EACH);
             let serving = Serving::new(server(Arc::clone(&spy) as _), listen);
             let uri = serving.uri("disk");
-            let verify = ["--rw=randwrite", "--verify=crc32c", "--do_verify=1"];
-            let _said = jobs(fio, &uri, &verify).expect_success();
+            let verify = "--rw=randwrite --verify=crc32c --do_verify=1";
+            let _said = jobs(fio, &uri, verify).expect_success();
             let calls = spy.calls();
             assert_eq!(writes(&calls), JOBS * EACH / BLOCK);
             assert_eq!(bytes_read(&calls), JOBS * EACH);
 
             // What it verifies is what is there: a single byte gives it away.
-            let again = ["--rw=randwrite", "--verify=crc32c", "--verify_only=1"];
-            let _said = jobs(fio, &uri, &again).expect_success();
+            let again = "--rw=randwrite --verify=crc32c --verify_only=1";
+            let _said = jobs(fio, &uri, again).expect_success();
             let wrong = EACH + 12_345;
             let byte = spy.contents()[usize::try_from(wrong).unwrap()];
             spy.put(wrong, &[byte ^ 1]);
-            let found = jobs(fio, &uri, &again).expect_failure();
+            let found = jobs(fio, &uri, again).expect_failure();
             assert!(found.contains("verify"), "{found}");
 
             let entered = serving.stop().entered.len() as u64;
@@ -94,18 +92,13 @@ fn reads_and_writes_are_mixed_with_flushes_and_trims() {
         let spy = Spy::new(JOBS * EACH);
         let serving = Serving::disk(Arc::clone(&spy) as _);
         let uri = serving.uri("disk");
-        let mixed = [
-            "--rw=randrw",
-            "--fsync=32",
-            "--verify=md5",
-            "--verify_backlog=64",
-        ];
-        let _said = jobs(fio, &uri, &mixed).expect_success();
+        let mixed = "--rw=randrw --fsync=32 --verify=md5 --verify_backlog=64";
+        let _said = jobs(fio, &uri, mixed).expect_success();
         let calls = spy.calls();
         assert!(count(&calls, |call| *call == Call::Flush) >= JOBS * 4);
         assert!(writes(&calls) > 0 && bytes_read(&calls) > 0);
 
-        let _said = jobs(fio, &uri, &["--rw=randtrim"]).expect_success();
+        let _said = jobs(fio, &uri, "--rw=randtrim").expect_success();
         let trims = |call: &Call| matches!(call, Call::Trim { len: BLOCK, .. });
         assert_eq!(count(&spy.calls(), trims), JOBS * EACH / BLOCK);
         assert!(spy.contents().iter().all(|byte| *byte == 0));
@@ -122,7 +115,7 @@ fn it_knows_no_tls() {
         let server: Server = server(Spy::new(JOBS * EACH)).require_tls(&tls).unwrap();
         let serving = Serving::new(server, Listen::Tcp4);
         for uri in [serving.uri("disk"), serving.tls_uri("disk", &certificates)] {
-            let _why = jobs(fio, &uri, &["--rw=randread"]).expect_failure();
+            let _why = jobs(fio, &uri, "--rw=randread").expect_failure();
         }
         assert!(serving.stop().entered.is_empty());
     });

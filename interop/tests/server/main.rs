@@ -19,4 +19,5 @@ mod nbdsh;
 mod qemu;
 mod qemu_img;
 mod serving;
+mod table;
 mod tls;

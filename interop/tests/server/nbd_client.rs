@@ -17,8 +17,8 @@ fn with_nbd_client(body: impl FnOnce(&Program) + Send + 'static) {
     }
 }
 
-fn place(serving: &Serving) -> Vec<OsString> {
-    match serving.endpoint() {
+fn place(endpoint: &Endpoint) -> Vec<OsString> {
+    match endpoint {
         Endpoint::Unix(path) => vec!["-unix".into(), path.into()],
         endpoint => {
             let address = endpoint.address();
@@ -46,25 +46,33 @@ fn encryption(certificates: &Certificates) -> Vec<OsString> {
 
 pub(crate) fn list(
     nbd_client: &Program,
-    serving: &Serving,
+    endpoint: &Endpoint,
     certificates: Option<&Certificates>,
 ) -> Finished {
     let certificates = certificates.map(encryption).unwrap_or_default();
-    let args = [vec!["-l".into()], place(serving), certificates];
+    let args = [vec!["-l".into()], place(endpoint), certificates];
     nbd_client.run(args.concat())
 }
 
 /// Negotiates for an export, and returns how large the client thinks that it is.
 pub(crate) fn enter(
     nbd_client: &Program,
-    serving: &Serving,
+    endpoint: &Endpoint,
     export: &str,
+    more: &[&str],
     certificates: Option<&Certificates>,
 ) -> Result<String, String> {
     let certificates = certificates.map(encryption).unwrap_or_default();
     let options = ["-nonetlink", "-nofork", "-name", export].map(OsString::from);
     let device = vec![OsString::from("/dev/null")];
-    let args = [options.to_vec(), place(serving), device, certificates];
+    let more = more.iter().map(OsString::from).collect();
+    let args = [
+        options.to_vec(),
+        place(endpoint),
+        device,
+        more,
+        certificates,
+    ];
     let finished = nbd_client.run(args.concat());
     match finished.stdout.split_once("size = ") {
         Some((_, size)) => Ok(size.trim().to_owned()),
@@ -98,10 +106,10 @@ fn exports_are_listed_with_their_descriptions() {
             let server = three().offer_tls(&tls(&certificates)).unwrap();
             let serving = Serving::new(server, listen);
             let open = ["disk: the disk itself", "other"];
-            assert_eq!(names(list(nbd_client, &serving, None)), open);
+            assert_eq!(names(list(nbd_client, serving.endpoint(), None)), open);
             if listen != Listen::Unix {
                 let all = ["disk: the disk itself", "other", "secret"];
-                let found = list(nbd_client, &serving, Some(&certificates));
+                let found = list(nbd_client, serving.endpoint(), Some(&certificates));
                 assert_eq!(names(found), all);
             }
         }
@@ -112,7 +120,7 @@ fn exports_are_listed_with_their_descriptions() {
 fn a_list_that_is_not_given_is_refused_with_words() {
     with_nbd_client(|nbd_client| {
         let serving = Serving::new(three().listing(false), Listen::Unix);
-        let said = list(nbd_client, &serving, None);
+        let said = list(nbd_client, serving.endpoint(), None);
         assert!(!said.stdout.contains("disk"), "{said:?}");
         assert!(
             said.stderr.contains("policy") || said.stderr.contains("list"),
@@ -128,7 +136,8 @@ fn an_export_is_entered_by_its_name() {
         for listen in [Listen::Unix, Listen::Tcp4, Listen::Tcp6] {
             let server = three().offer_tls(&tls(&certificates)).unwrap();
             let serving = Serving::new(server, listen);
-            let enter = |name, certificates| enter(nbd_client, &serving, name, certificates);
+            let enter =
+                |name, certificates| enter(nbd_client, serving.endpoint(), name, &[], certificates);
             assert_eq!(enter("disk", None).unwrap(), "4MB");
             assert_eq!(enter("other", None).unwrap(), "7MB");
             let _why = enter("none", None).unwrap_err();
@@ -156,7 +165,7 @@ fn a_server_that_wants_tls_gets_it() {
         let certificates = Certificates::new();
         let server = three().require_tls(&strict(&certificates)).unwrap();
         let serving = Serving::new(server, Listen::Tcp4);
-        let enter = |certificates| enter(nbd_client, &serving, "disk", certificates);
+        let enter = |certificates| enter(nbd_client, serving.endpoint(), "disk", &[], certificates);
         assert_eq!(enter(Some(&certificates)).unwrap(), "4MB");
         let why = enter(None).unwrap_err();
         assert!(why.contains("the server requires TLS"), "{why}");
@@ -167,7 +176,7 @@ fn a_server_that_wants_tls_gets_it() {
 fn terabytes_are_terabytes() {
     with_nbd_client(|nbd_client| {
         let serving = Serving::new(server(Arc::new(Memory::new(3 << 40))), Listen::Unix);
-        let size = enter(nbd_client, &serving, "disk", None).unwrap();
+        let size = enter(nbd_client, serving.endpoint(), "disk", &[], None).unwrap();
         assert_eq!(size, format!("{}MB", 3 << 20));
     });
 }

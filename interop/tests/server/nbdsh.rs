@@ -38,6 +38,11 @@ fn script_for(serving: &Serving, export: &str, file: &str) -> Option<String> {
     script(file, &format!("uri = {:?}", serving.uri(export)))
 }
 
+/// Runs some Python on an export that has been entered, and returns what that prints.
+pub(crate) fn python(uri: &str, code: &str) -> Option<String> {
+    script("python.py", &format!("uri, code = {uri:?}, {code:?}"))
+}
+
 /// What reaches the storage by `commands.py`, without the reads.
 pub(crate) fn all_commands() -> Vec<Call> {
     let write = |offset, len, fua| Call::Write { offset, len, fua };

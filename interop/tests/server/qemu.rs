@@ -56,11 +56,11 @@ pub(crate) fn credentials(certificates: &Certificates) -> String {
 }
 
 /// The options of a raw disk that is "disk" over TLS.
-pub(crate) fn encrypted(serving: &Serving) -> String {
-    let place = place(serving.endpoint(), "file.");
+pub(crate) fn encrypted(endpoint: &Endpoint) -> String {
+    let place = place(endpoint, "file.");
     let mut options =
         format!("driver=raw,file.driver=nbd,file.export=disk,file.tls-creds=tls,{place}");
-    if let Endpoint::Unix(_) = serving.endpoint() {
+    if let Endpoint::Unix(_) = endpoint {
         options.push_str(",file.tls-hostname=localhost");
     }
     options

@@ -158,7 +158,7 @@ fn an_image_goes_from_one_server_to_another_over_tls() {
             let spy = Spy::new(8 * MIB);
             let to = server(Arc::clone(&spy) as _).require_tls(&tls(&certificates));
             let to = Serving::new(to.unwrap(), listen);
-            let [source, target] = [&from, &to].map(encrypted);
+            let [source, target] = [&from, &to].map(|serving| encrypted(serving.endpoint()));
             let args = ["convert", "-n", "-W", "--object", &credentials];
             let places = ["--image-opts", "--target-image-opts", &source, &target];
             let _said = qemu_img.run(args.iter().chain(&places)).expect_success();
@@ -172,7 +172,7 @@ fn an_image_goes_from_one_server_to_another_over_tls() {
         other.put(5 * MIB + 7, b"x");
         let other = server(other).require_tls(&tls(&certificates)).unwrap();
         let other = Serving::new(other, Listen::Tcp6);
-        let places = [encrypted(&from), encrypted(&other)];
+        let places = [encrypted(from.endpoint()), encrypted(other.endpoint())];
         let args = args.map(str::to_owned).into_iter().chain(places);
         let differ = qemu_img.run(args);
         assert_eq!(differ.status.code(), Some(1), "{}", differ.stderr);

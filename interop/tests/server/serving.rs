@@ -143,10 +143,15 @@ impl Serving {
         self.endpoint.tls_uri(export, certificates)
     }
 
+    /// What has happened since this was last asked.
+    pub(crate) fn log(&self) -> Log {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
     /// Stops, and tells what happened.
     pub(crate) fn stop(mut self) -> Log {
         self.join();
-        std::mem::take(&mut self.log.lock().unwrap())
+        self.log()
     }
 
     fn join(&mut self) {

@@ -48,12 +48,13 @@ fn reaches(client: &Program, serving: &Serving, certificates: Option<&Certificat
             finished.status.success() && finished.stdout.trim() == MIB.to_string()
         }
         (Peer::NbdClient, _) => {
-            nbd_client::enter(client, serving, "disk", certificates) == Ok("1MB".to_owned())
+            nbd_client::enter(client, serving.endpoint(), "disk", &[], certificates)
+                == Ok("1MB".to_owned())
         }
         (_, None) => client.run(["info", &uri]).status.success(),
         (_, Some(certificates)) => {
             let object = qemu::credentials(certificates);
-            let options = qemu::encrypted(serving);
+            let options = qemu::encrypted(serving.endpoint());
             let finished = client.run(["info", "--object", &object, "--image-opts", &options]);
             finished.stdout.contains("virtual size: 1 MiB")
         }
@@ -189,7 +190,7 @@ fn older_tls_will_do_and_no_older_one() {
             let serving = Serving::new(offering(offer, &certificates), Listen::Tcp4);
             let object = qemu::credentials(&certificates);
             let object = format!("{object},priority=NORMAL:-VERS-ALL:{versions}");
-            let options = qemu::encrypted(&serving);
+            let options = qemu::encrypted(serving.endpoint());
             let finished = qemu_img.run(["info", "--object", &object, "--image-opts", &options]);
             assert_eq!(
                 finished.status.success(),

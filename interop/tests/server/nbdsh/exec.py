@@ -1,0 +1,3 @@
+# Whatever the caller wants, before there is a connection.
+
+exec(code)

@@ -1,0 +1,561 @@
+//! The table of which client can do what, in the README.
+
+use std::sync::Arc;
+
+use interop::{
+    Certificates, Endpoint, Listen, MIB, Peer, Program, Server,
+    Support::{self, No, Yes},
+    Table, Tap, require, run,
+};
+use nbd_blocking::{BlockSizes, Mode};
+use nbd_io::Memory;
+
+use crate::{
+    chains,
+    exports::{Call, PARITY, Spy},
+    fio, nbd_client, nbdsh, qemu,
+    serving::{Log, Serving, server, strict, tls},
+};
+
+const KERNEL: Support = No("left to the kernel");
+const NO_WAY: Support = No("cannot ask for it");
+const NO_TLS: Support = No("takes no certificates");
+
+// Options.
+const EXPORT_NAME: u32 = 1;
+const INFO: u32 = 6;
+const GO: u32 = 7;
+const SET_META_CONTEXT: u32 = 10;
+
+/// A client, or a family of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Libnbd,
+    Qemu,
+    /// With the plugin `nbd`. It is asked by libnbd, and asks us.
+    Nbdkit,
+    Fio,
+    NbdClient,
+}
+
+impl Who {
+    const ALL: [Self; 5] = [
+        Self::Libnbd,
+        Self::Qemu,
+        Self::Nbdkit,
+        Self::Fio,
+        Self::NbdClient,
+    ];
+}
+
+type Probe = fn(Who) -> Support;
+
+/// How each client is made to do something; an empty string where it has no way.
+struct Act {
+    python: &'static str,
+    qemu_io: &'static str,
+    fio: &'static str,
+}
+
+const ROUND_TRIP: Act = Act {
+    python: "h.pwrite(b'z' * 4096, 0); assert h.pread(4096, 0) == b'z' * 4096",
+    qemu_io: "write -P 122 0 4k",
+    fio: "--rw=write --verify=crc32c --do_verify=1",
+};
+
+const READ: Act = Act {
+    python: "assert h.pread(1 << 20, 0) == bytes(1 << 20)",
+    qemu_io: "read -P 0 0 1M",
+    fio: "--rw=read --bs=1M",
+};
+
+const ROWS: &[(&str, Probe)] = &[
+    ("TCP, IPv4 and IPv6", |who| {
+        for listen in [Listen::Tcp4, Listen::Tcp6] {
+            works(who, &serve(listen));
+        }
+        Yes
+    }),
+    ("Unix sockets", |who| {
+        works(who, &serve(Listen::Unix));
+        Yes
+    }),
+    ("`NBD_OPT_EXPORT_NAME`", |who| {
+        let serving = serve(Listen::Tcp4);
+        let tap = Tap::new(serving.endpoint().address());
+        let endpoint = Endpoint::Tcp(tap.address());
+        match who {
+            Who::Libnbd => {
+                let old = "h.set_handshake_flags(0)";
+                let entered = "h.connect_uri(uri); assert h.get_size() == MIB; h.shutdown()";
+                let lines = format!("{old}; uri, code = {:?}, {entered:?}", endpoint.uri("disk"));
+                let _said = nbdsh::script("exec.py", &lines).unwrap();
+            }
+            Who::NbdClient => {
+                // What it calls an option of the protocol is one of its own as well.
+                let nbd_client = program(Peer::NbdClient);
+                let size = nbd_client::enter(&nbd_client, &endpoint, "disk", &["-no-optgo"], None);
+                assert_eq!(size.unwrap(), "1MB");
+            }
+            _ => return No("only where `GO` is unknown"),
+        }
+        assert_eq!(codes(&tap), [EXPORT_NAME]);
+        Yes
+    }),
+    ("`NBD_OPT_GO`", |who| {
+        let serving = serve(Listen::Tcp4);
+        let tap = Tap::new(serving.endpoint().address());
+        act(who, &Endpoint::Tcp(tap.address()), &READ, None).unwrap_or_else(|_| {
+            enter(&Endpoint::Tcp(tap.address()), None);
+        });
+        let codes = codes(&tap);
+        assert!(codes.contains(&GO) && !codes.contains(&EXPORT_NAME));
+        Yes
+    }),
+    ("`NBD_OPT_INFO`", |who| {
+        let serving = serve(Listen::Tcp4);
+        let tap = Tap::new(serving.endpoint().address());
+        let endpoint = Endpoint::Tcp(tap.address());
+        let uri = endpoint.uri("disk");
+        match who {
+            Who::Libnbd => {
+                let code = "h.set_opt_mode(True); h.connect_uri(uri); h.opt_info(); \
+                    assert h.get_size() == MIB; h.opt_abort()";
+                let _said = nbdsh::script("exec.py", &format!("uri, code = {uri:?}, {code:?}"));
+            }
+            Who::Qemu => {
+                let list = list(Who::Qemu, &endpoint).unwrap();
+                assert!(list.contains("size:  1048576"), "{list}");
+            }
+            _ => return NO_WAY,
+        }
+        assert!(codes(&tap).contains(&INFO));
+        Yes
+    }),
+    ("`NBD_OPT_LIST`", |who| {
+        let serving = serve(Listen::Tcp4);
+        match list(who, serving.endpoint()) {
+            Some(list) => {
+                assert!(list.contains("disk"), "{list}");
+                Yes
+            }
+            None => NO_WAY,
+        }
+    }),
+    ("block size constraints", |who| {
+        let sizes = BlockSizes::new(4096, 4096, 65_536).unwrap();
+        let memory = Memory::new(MIB).with_block_sizes(sizes);
+        let serving = Serving::disk(Arc::new(memory));
+        match act(who, serving.endpoint(), &ROUND_TRIP, None) {
+            Ok(()) => Yes,
+            Err(_) => {
+                // They are not served who do not ask for them.
+                let nbd_client = program(Peer::NbdClient);
+                let endpoint = serving.endpoint();
+                let refused = nbd_client::enter(&nbd_client, endpoint, "disk", &[], None);
+                assert!(refused.is_err());
+                No("not asked for")
+            }
+        }
+    }),
+    ("structured replies", |who| {
+        let log = works(who, &serve_with(|server| server.extended_headers(false)));
+        match log.modes()[0] {
+            Mode::Structured => Yes,
+            _ => No("not asked for"),
+        }
+    }),
+    ("holes in reads", |who| {
+        let serving = serve(Listen::Tcp4);
+        let tap = Tap::new(serving.endpoint().address());
+        if let Err(no) = act(who, &Endpoint::Tcp(tap.address()), &READ, None) {
+            return no;
+        }
+        // A mebibyte was read, and did not have to be sent.
+        let received = tap.recording().server.len();
+        assert!(received < 10_000, "{received}");
+        Yes
+    }),
+    ("extended headers", |who| {
+        match works(who, &serve(Listen::Unix)).modes()[0] {
+            Mode::Extended => Yes,
+            _ => No("not asked for"),
+        }
+    }),
+    ("`base:allocation`", |who| {
+        let spy = Spy::new(2 * MIB);
+        spy.put(MIB, &[1; 1 << 20]);
+        let serving = Serving::disk(spy);
+        let code = "assert extents(h, 2 * MIB, 0) == {'base:allocation': [(MIB, 3), (MIB, 0)]}";
+        match who {
+            Who::Libnbd => run_python(&serving.uri("disk"), code),
+            Who::Nbdkit => run_python(&front(serving.endpoint(), None).uri(""), code),
+            Who::Qemu => {
+                let map = program(Peer::QemuImg).run(["map", &serving.uri("disk")]);
+                let said = map.expect_success();
+                let data: Vec<_> = said.lines().skip(1).collect();
+                assert!(
+                    data.len() == 1 && data[0].starts_with("0x100000 "),
+                    "{said}"
+                );
+            }
+            Who::Fio => return NO_WAY,
+            Who::NbdClient => return KERNEL,
+        }
+        Yes
+    }),
+    ("several contexts at once", |who| {
+        let serving = serve(Listen::Unix);
+        match who {
+            Who::Libnbd => {
+                let code = format!(
+                    "h.add_meta_context('base:allocation'); h.add_meta_context({PARITY:?}); \
+                    h.connect_uri(uri); assert len(extents(h, MIB, 0)) == 2"
+                );
+                let lines = format!("uri, code = {:?}, {code:?}", serving.uri("disk"));
+                let _said = nbdsh::script("exec.py", &lines).unwrap();
+                Yes
+            }
+            Who::Qemu | Who::Nbdkit => {
+                let serving = serve(Listen::Tcp4);
+                let tap = Tap::new(serving.endpoint().address());
+                act(who, &Endpoint::Tcp(tap.address()), &READ, None).unwrap();
+                let recording = tap.recording();
+                let (options, _) = recording.options();
+                let selects = |(code, _): &&(u32, Vec<u8>)| *code == SET_META_CONTEXT;
+                let (_, data) = options.iter().find(selects).unwrap();
+                // After the name of the export comes the number of queries.
+                let queries = data.strip_prefix(b"\0\0\0\x04disk").unwrap();
+                assert_eq!(queries[..4], 1_u32.to_be_bytes());
+                No("one at a time")
+            }
+            Who::Fio => NO_WAY,
+            Who::NbdClient => KERNEL,
+        }
+    }),
+    ("reads in one piece (`DF`)", |who| {
+        let spy = Spy::new(MIB);
+        spy.put(65_536, b"x");
+        let serving = Serving::disk(spy);
+        match who {
+            Who::Libnbd => {
+                let code = "assert len(chunks(h, MIB, 0)[1]) == 3; \
+                    assert len(chunks(h, MIB, 0, nbd.CMD_FLAG_DF)[1]) == 1";
+                run_python(&serving.uri("disk"), code);
+                Yes
+            }
+            Who::NbdClient => KERNEL,
+            _ => NO_WAY,
+        }
+    }),
+    ("`NBD_CMD_FLUSH`", |who| {
+        let flush = Act {
+            python: "h.flush()",
+            qemu_io: "flush",
+            fio: "--rw=write --fsync=1",
+        };
+        reaches_storage(who, &flush, |call| *call == Call::Flush)
+    }),
+    ("`NBD_CMD_TRIM`", |who| {
+        let trim = Act {
+            python: "h.trim(4096, 0)",
+            qemu_io: "discard 0 4k",
+            fio: "--rw=trim",
+        };
+        reaches_storage(who, &trim, |call| matches!(call, Call::Trim { .. }))
+    }),
+    ("`NBD_CMD_CACHE`", |who| {
+        let cache = Act {
+            python: "h.cache(4096, 0)",
+            qemu_io: "",
+            fio: "",
+        };
+        reaches_storage(who, &cache, |call| matches!(call, Call::Cache { .. }))
+    }),
+    ("`NBD_CMD_WRITE_ZEROES`", |who| {
+        let zero = Act {
+            python: "h.zero(4096, 0)",
+            qemu_io: "write -z -u 0 4k",
+            fio: "",
+        };
+        reaches_storage(who, &zero, |call| match call {
+            Call::Zeroes { mode, .. } => !mode.no_hole && !mode.fast,
+            _ => false,
+        })
+    }),
+    ("zeroes without holes (`NO_HOLE`)", |who| {
+        let zero = Act {
+            python: "h.zero(4096, 0, nbd.CMD_FLAG_NO_HOLE)",
+            qemu_io: "write -z 0 4k",
+            fio: "",
+        };
+        reaches_storage(who, &zero, |call| match call {
+            Call::Zeroes { mode, .. } => mode.no_hole,
+            _ => false,
+        })
+    }),
+    ("fast zeroes", |who| {
+        let zero = Act {
+            python: "h.zero(4096, 0, nbd.CMD_FLAG_FAST_ZERO)",
+            qemu_io: "write -z -u -n 0 4k",
+            fio: "",
+        };
+        reaches_storage(who, &zero, |call| match call {
+            Call::Zeroes { mode, .. } => mode.fast,
+            _ => false,
+        })
+    }),
+    ("forced unit access (`FUA`)", |who| {
+        let write = Act {
+            python: "h.pwrite(b'x' * 512, 0, FUA)",
+            qemu_io: "write -f 0 512",
+            fio: "",
+        };
+        reaches_storage(who, &write, |call| {
+            matches!(call, Call::Write { fua: true, .. })
+        })
+    }),
+    ("several connections (`CAN_MULTI_CONN`)", |who| {
+        let serving = serve(Listen::Unix);
+        let copy = |uri: &str| {
+            let args = ["--connections=2", "--threads=2", uri, "null:"];
+            let _said = program(Peer::NbdCopy).run(args).expect_success();
+        };
+        match who {
+            Who::Libnbd => copy(&serving.uri("disk")),
+            Who::Nbdkit => copy(&front(serving.endpoint(), None).uri("")),
+            Who::Fio => {
+                let jobs = fio::run_jobs(
+                    &program(Peer::Fio),
+                    &serving.uri("disk"),
+                    "--numjobs=2 --rw=read",
+                );
+                let _said = jobs.expect_success();
+            }
+            Who::Qemu => {
+                let qemu_img = program(Peer::QemuImg);
+                let bench = ["bench", "-f", "raw", "-c", "100", "-d", "64"];
+                let bench = qemu_img.run([&bench[..], &[&serving.uri("disk")]].concat());
+                let _said = bench.expect_success();
+                assert_eq!(serving.stop().entered.len(), 1);
+                return No("one for each disk");
+            }
+            Who::NbdClient => return KERNEL,
+        }
+        let entered = serving.stop().entered;
+        assert!(entered.len() >= 2, "{entered:?}");
+        Yes
+    }),
+    ("read-only exports", |who| {
+        let serving = Serving::disk(Arc::new(Memory::new(MIB).read_only()));
+        match who {
+            Who::Libnbd => run_python(&serving.uri("disk"), "assert h.is_read_only()"),
+            Who::Nbdkit => {
+                let front = front(serving.endpoint(), None);
+                run_python(&front.uri(""), "assert h.is_read_only()");
+            }
+            Who::Qemu => {
+                let qemu_io = program(Peer::QemuIo);
+                let uri = serving.uri("disk");
+                let open = ["-f", "raw", "-c", "read 0 512"];
+                let refused = qemu_io.run([&open[..], &[&uri]].concat()).expect_failure();
+                assert!(refused.contains("Permission denied"), "{refused}");
+                let read = qemu_io.run([&open[..], &["-r", &uri]].concat());
+                assert!(read.expect_success().contains("read 512/512"));
+            }
+            Who::Fio => {
+                let fio = program(Peer::Fio);
+                let uri = serving.uri("disk");
+                let _said = fio::run_jobs(&fio, &uri, "--rw=read").expect_success();
+                let _why = fio::run_jobs(&fio, &uri, "--rw=write").expect_failure();
+            }
+            Who::NbdClient => return KERNEL,
+        }
+        Yes
+    }),
+    ("TLS, required by the server", |who| {
+        encrypted(who, |server, certificates| {
+            server.require_tls(&tls(certificates)).unwrap()
+        })
+    }),
+    ("TLS, left to the client", |who| {
+        let offer = |server: nbd_blocking::server::Server, certificates: &Certificates| {
+            server.offer_tls(&tls(certificates)).unwrap()
+        };
+        works(
+            who,
+            &serve_with(|server| offer(server, &Certificates::new())),
+        );
+        encrypted(who, offer)
+    }),
+    ("TLS with a certificate of the client's", |who| {
+        encrypted(who, |server, certificates| {
+            server.require_tls(&strict(certificates)).unwrap()
+        })
+    }),
+];
+
+fn program(peer: Peer) -> Program {
+    require(peer).expect("it was found to be installed")
+}
+
+fn serve(listen: Listen) -> Serving {
+    Serving::new(server(Spy::new(MIB)), listen)
+}
+
+fn serve_with(
+    settings: impl FnOnce(nbd_blocking::server::Server) -> nbd_blocking::server::Server,
+) -> Serving {
+    Serving::new(settings(server(Spy::new(MIB))), Listen::Tcp4)
+}
+
+fn uri(endpoint: &Endpoint, certificates: Option<&Certificates>) -> String {
+    match certificates {
+        Some(certificates) => endpoint.tls_uri("disk", certificates),
+        None => endpoint.uri("disk"),
+    }
+}
+
+fn front(endpoint: &Endpoint, certificates: Option<&Certificates>) -> Server {
+    let nbdkit = chains::nbdkit(&uri(endpoint, certificates));
+    nbdkit.start().expect("it was found to be installed")
+}
+
+fn run_python(uri: &str, code: &str) {
+    let _said = nbdsh::python(uri, code).expect("it was found to be installed");
+}
+
+/// Has nbd-client negotiate for "disk", of a mebibyte.
+fn enter(endpoint: &Endpoint, certificates: Option<&Certificates>) {
+    let nbd_client = program(Peer::NbdClient);
+    let size = nbd_client::enter(&nbd_client, endpoint, "disk", &[], certificates);
+    assert_eq!(size.unwrap(), "1MB");
+}
+
+/// Makes a client do something with "disk", or says why it cannot.
+fn act(
+    who: Who,
+    endpoint: &Endpoint,
+    act: &Act,
+    certificates: Option<&Certificates>,
+) -> Result<(), Support> {
+    let uri = uri(endpoint, certificates);
+    match who {
+        Who::Libnbd => run_python(&uri, act.python),
+        Who::Nbdkit => run_python(&front(endpoint, certificates).uri(""), act.python),
+        Who::Qemu if act.qemu_io.is_empty() => return Err(NO_WAY),
+        Who::Qemu => {
+            let options = certificates.map(|certificates| {
+                let object = qemu::credentials(certificates);
+                [object, qemu::encrypted(endpoint)]
+            });
+            let place = match &options {
+                Some([object, options]) => vec!["--object", object, "--image-opts", options],
+                None => vec!["-f", "raw", &uri],
+            };
+            let options = ["-t", "writeback", "-d", "unmap", "-c", act.qemu_io];
+            let said = program(Peer::QemuIo).run([&options[..], &place].concat());
+            let said = said.expect_success();
+            assert!(!said.contains("failed"), "{said}");
+        }
+        Who::Fio if act.fio.is_empty() => return Err(NO_WAY),
+        Who::Fio if certificates.is_some() => return Err(NO_TLS),
+        Who::Fio => {
+            let _said = fio::run_jobs(&program(Peer::Fio), &uri, act.fio).expect_success();
+        }
+        Who::NbdClient => return Err(KERNEL),
+    }
+    Ok(())
+}
+
+/// Checks that bytes go there and come back, as far as they go.
+fn works(who: Who, serving: &Serving) -> Log {
+    if act(who, serving.endpoint(), &ROUND_TRIP, None).is_err() {
+        enter(serving.endpoint(), None);
+    }
+    serving.log()
+}
+
+/// Checks that something arrives where it should.
+fn reaches_storage(who: Who, what: &Act, is: fn(&Call) -> bool) -> Support {
+    let spy = Spy::new(MIB);
+    let serving = Serving::disk(Arc::clone(&spy) as _);
+    match act(who, serving.endpoint(), what, None) {
+        Ok(()) => {
+            let calls = spy.calls();
+            assert!(calls.iter().any(is), "{who:?}: {calls:?}");
+            Yes
+        }
+        Err(no) => no,
+    }
+}
+
+/// Checks that bytes go over TLS.
+fn encrypted(
+    who: Who,
+    settings: impl FnOnce(nbd_blocking::server::Server, &Certificates) -> nbd_blocking::server::Server,
+) -> Support {
+    let certificates = Certificates::new();
+    let serving = serve_with(|server| settings(server, &certificates));
+    let certificates = Some(&certificates);
+    match act(who, serving.endpoint(), &ROUND_TRIP, certificates) {
+        Ok(()) => {}
+        Err(KERNEL) => enter(serving.endpoint(), certificates),
+        Err(no) => return no,
+    }
+    let entered = serving.stop().entered;
+    assert!(entered.iter().any(|entered| entered.encrypted), "{who:?}");
+    Yes
+}
+
+/// What a client prints of the exports there are, if it has a way to ask.
+fn list(who: Who, endpoint: &Endpoint) -> Option<String> {
+    let nbdinfo = |uri: &str| program(Peer::NbdInfo).run(["--list", uri]).expect_success();
+    match who {
+        Who::Libnbd => Some(nbdinfo(&endpoint.uri("disk"))),
+        Who::Qemu => {
+            let address = endpoint.address();
+            let (host, port) = (address.ip().to_string(), address.port().to_string());
+            let args = ["--list", "-b", &host, "-p", &port];
+            Some(program(Peer::QemuNbd).run(args).expect_success())
+        }
+        Who::Nbdkit => {
+            let nbdkit = chains::nbdkit(&endpoint.uri("disk")).param("dynamic-export=true");
+            let front = nbdkit.start().expect("it was found to be installed");
+            Some(nbdinfo(&front.uri("disk")))
+        }
+        Who::Fio => None,
+        Who::NbdClient => {
+            let nbd_client = program(Peer::NbdClient);
+            let list = nbd_client::list(&nbd_client, endpoint, None);
+            Some(list.expect_success())
+        }
+    }
+}
+
+/// The options of the next conversation that has ended.
+fn codes(tap: &Tap) -> Vec<u32> {
+    let recording = tap.recording();
+    let (options, _) = recording.options();
+    options.iter().map(|(code, _)| *code).collect()
+}
+
+#[test]
+fn the_readme_tells_what_was_found() {
+    run(|| {
+        let columns = [
+            ("libnbd", Peer::NbdSh),
+            ("QEMU", Peer::QemuIo),
+            ("nbdkit", Peer::Nbdkit),
+            ("fio", Peer::Fio),
+            ("nbd-client", Peer::NbdClient),
+        ];
+        let Some(mut table) = Table::new(columns) else {
+            return;
+        };
+        for (feature, probe) in ROWS {
+            table.row(feature, Who::ALL.map(probe));
+        }
+        table.compare("server");
+    });
+}
