@@ -99,9 +99,7 @@ impl StorageDaemon {
     ///
     /// When the daemon ends, or does not answer in time.
     pub fn try_execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        let sent = self.qmp.get_mut().write_all(request.to_string().as_bytes());
-        sent.expect("the daemon listens to us");
+        self.send(command, arguments);
         loop {
             let mut message = self.receive();
             if message["event"].is_string() {
@@ -135,12 +133,19 @@ impl StorageDaemon {
     ///
     /// # Panics
     ///
-    /// When it fails, or does not end in time.
+    /// When it fails at that, or does not end in time.
     pub fn quit(mut self) {
-        self.execute("quit", &json!({}));
+        // It may be gone before it has answered.
+        self.send("quit", &json!({}));
         let ended = self.process.wait_until(|| false);
         let status = ended.expect_err("nothing else is waited for");
         assert!(status.success(), "{status}\n{}", self.process.printed());
+    }
+
+    fn send(&mut self, command: &str, arguments: &Value) {
+        let request = json!({ "execute": command, "arguments": arguments });
+        let sent = self.qmp.get_mut().write_all(request.to_string().as_bytes());
+        sent.expect("the daemon listens to us");
     }
 
     fn receive(&mut self) -> Value {
