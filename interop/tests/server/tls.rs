@@ -44,8 +44,8 @@ fn reaches(client: &Program, serving: &Serving, certificates: Option<&Certificat
     };
     match (client.peer(), certificates) {
         (Peer::NbdInfo, _) => {
-            let finished = client.run(["--size", &uri]);
-            finished.status.success() && finished.stdout.trim() == MIB.to_string()
+            let finished = client.run(["--map", &uri]);
+            finished.status.success() && finished.stdout.contains("1048576")
         }
         (Peer::NbdClient, _) => {
             nbd_client::enter(client, serving.endpoint(), "disk", &[], certificates)

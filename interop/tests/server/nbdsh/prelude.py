@@ -33,6 +33,11 @@ def fresh():
     return h
 
 
+def extended(h):
+    """Whether extended headers are in use, which older versions do not know."""
+    return getattr(h, "get_extended_headers_negotiated", bool)()
+
+
 def extents(h, count, offset, flags=0):
     """For each context its extents, as pairs of length and status."""
     found = {}
