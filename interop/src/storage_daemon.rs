@@ -1,6 +1,7 @@
 //! qemu-storage-daemon: QEMU's block layer without a machine, told what to do over QMP.
 
 use std::{
+    cell::OnceCell,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     sync::Arc,
@@ -51,13 +52,18 @@ impl StorageDaemon {
             ))
             .args(["--monitor", "chardev=qmp"]);
         let process = Process::spawn(command, Stop::Kill, &dir.path().join("log"));
-        let ready = process.wait_until(|| UnixStream::connect(&socket).is_ok());
+        // It talks to one at a time, so that what is connected to look has to be kept.
+        let stream = OnceCell::new();
+        let ready = process.wait_until(|| match UnixStream::connect(&socket) {
+            Ok(connected) => stream.set(connected).is_ok(),
+            Err(_) => false,
+        });
         if let Err(status) = ready {
             let printed = process.printed();
             panic!("{} ended with {status}\n{printed}", process.command());
         }
 
-        let stream = UnixStream::connect(&socket).expect("it listened a moment ago");
+        let stream = stream.into_inner().expect("it was connected to");
         let limited = stream.set_read_timeout(Some(LIMIT));
         limited.expect("a socket takes any timeout but 0");
         let mut daemon = Self {
