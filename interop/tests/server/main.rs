@@ -10,6 +10,7 @@
 
 mod block_jobs;
 mod chains;
+mod clients;
 mod exports;
 mod fio;
 mod nbd_client;

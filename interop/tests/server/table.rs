@@ -3,23 +3,21 @@
 use std::sync::Arc;
 
 use interop::{
-    Certificates, Endpoint, Listen, MIB, Peer, Program, Server,
+    Certificates, Endpoint, Listen, MIB, Peer,
     Support::{self, No, Yes},
     Table, Tap, require, run,
 };
-use nbd_blocking::{BlockSizes, Mode};
+use nbd_blocking::{BlockSizes, Mode, server::Server};
 use nbd_io::Memory;
 
 use crate::{
-    chains,
+    clients::{
+        Act, KERNEL, NO_WAY, READ, ROUND_TRIP, Who, act, enter, front, list, program, run_python,
+    },
     exports::{Call, PARITY, Spy},
-    fio, nbd_client, nbdsh, qemu,
+    fio, nbd_client, nbdsh,
     serving::{Log, Serving, server, strict, tls},
 };
-
-const KERNEL: Support = No("left to the kernel");
-const NO_WAY: Support = No("cannot ask for it");
-const NO_TLS: Support = No("takes no certificates");
 
 // Options.
 const EXPORT_NAME: u32 = 1;
@@ -27,47 +25,7 @@ const INFO: u32 = 6;
 const GO: u32 = 7;
 const SET_META_CONTEXT: u32 = 10;
 
-/// A client, or a family of clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
-    Libnbd,
-    Qemu,
-    /// With the plugin `nbd`. It is asked by libnbd, and asks us.
-    Nbdkit,
-    Fio,
-    NbdClient,
-}
-
-impl Who {
-    const ALL: [Self; 5] = [
-        Self::Libnbd,
-        Self::Qemu,
-        Self::Nbdkit,
-        Self::Fio,
-        Self::NbdClient,
-    ];
-}
-
 type Probe = fn(Who) -> Support;
-
-/// How each client is made to do something; an empty string where it has no way.
-struct Act {
-    python: &'static str,
-    qemu_io: &'static str,
-    fio: &'static str,
-}
-
-const ROUND_TRIP: Act = Act {
-    python: "h.pwrite(b'z' * 4096, 0); assert h.pread(4096, 0) == b'z' * 4096",
-    qemu_io: "write -P 122 0 4k",
-    fio: "--rw=write --verify=crc32c --do_verify=1",
-};
-
-const READ: Act = Act {
-    python: "assert h.pread(1 << 20, 0) == bytes(1 << 20)",
-    qemu_io: "read -P 0 0 1M",
-    fio: "--rw=read --bs=1M",
-};
 
 const ROWS: &[(&str, Probe)] = &[
     ("TCP, IPv4 and IPv6", |who| {
@@ -379,7 +337,7 @@ const ROWS: &[(&str, Probe)] = &[
         })
     }),
     ("TLS, left to the client", |who| {
-        let offer = |server: nbd_blocking::server::Server, certificates: &Certificates| {
+        let offer = |server: Server, certificates: &Certificates| {
             server.offer_tls(&tls(certificates)).unwrap()
         };
         works(
@@ -395,77 +353,12 @@ const ROWS: &[(&str, Probe)] = &[
     }),
 ];
 
-fn program(peer: Peer) -> Program {
-    require(peer).expect("it was found to be installed")
-}
-
 fn serve(listen: Listen) -> Serving {
     Serving::new(server(Spy::new(MIB)), listen)
 }
 
-fn serve_with(
-    settings: impl FnOnce(nbd_blocking::server::Server) -> nbd_blocking::server::Server,
-) -> Serving {
+fn serve_with(settings: impl FnOnce(Server) -> Server) -> Serving {
     Serving::new(settings(server(Spy::new(MIB))), Listen::Tcp4)
-}
-
-fn uri(endpoint: &Endpoint, certificates: Option<&Certificates>) -> String {
-    match certificates {
-        Some(certificates) => endpoint.tls_uri("disk", certificates),
-        None => endpoint.uri("disk"),
-    }
-}
-
-fn front(endpoint: &Endpoint, certificates: Option<&Certificates>) -> Server {
-    let nbdkit = chains::nbdkit(&uri(endpoint, certificates));
-    nbdkit.start().expect("it was found to be installed")
-}
-
-fn run_python(uri: &str, code: &str) {
-    let _said = nbdsh::python(uri, code).expect("it was found to be installed");
-}
-
-/// Has nbd-client negotiate for "disk", of a mebibyte.
-fn enter(endpoint: &Endpoint, certificates: Option<&Certificates>) {
-    let nbd_client = program(Peer::NbdClient);
-    let size = nbd_client::enter(&nbd_client, endpoint, "disk", &[], certificates);
-    assert_eq!(size.unwrap(), "1MB");
-}
-
-/// Makes a client do something with "disk", or says why it cannot.
-fn act(
-    who: Who,
-    endpoint: &Endpoint,
-    act: &Act,
-    certificates: Option<&Certificates>,
-) -> Result<(), Support> {
-    let uri = uri(endpoint, certificates);
-    match who {
-        Who::Libnbd => run_python(&uri, act.python),
-        Who::Nbdkit => run_python(&front(endpoint, certificates).uri(""), act.python),
-        Who::Qemu if act.qemu_io.is_empty() => return Err(NO_WAY),
-        Who::Qemu => {
-            let options = certificates.map(|certificates| {
-                let object = qemu::credentials(certificates);
-                [object, qemu::encrypted(endpoint)]
-            });
-            let place = match &options {
-                Some([object, options]) => vec!["--object", object, "--image-opts", options],
-                None => vec!["-f", "raw", &uri],
-            };
-            let options = ["-t", "writeback", "-d", "unmap", "-c", act.qemu_io];
-            let said = program(Peer::QemuIo).run([&options[..], &place].concat());
-            let said = said.expect_success();
-            assert!(!said.contains("failed"), "{said}");
-        }
-        Who::Fio if act.fio.is_empty() => return Err(NO_WAY),
-        Who::Fio if certificates.is_some() => return Err(NO_TLS),
-        Who::Fio => {
-            let _said = fio::run_jobs(&program(Peer::Fio), &uri, act.fio).expect_success();
-        }
-        Who::NbdClient => return Err(KERNEL),
-    }
-    Ok(())
 }
 
 /// Checks that bytes go there and come back, as far as they go.
@@ -491,10 +384,7 @@ fn reaches_storage(who: Who, what: &Act, is: fn(&Call) -> bool) -> Support {
 }
 
 /// Checks that bytes go over TLS.
-fn encrypted(
-    who: Who,
-    settings: impl FnOnce(nbd_blocking::server::Server, &Certificates) -> nbd_blocking::server::Server,
-) -> Support {
+fn encrypted(who: Who, settings: impl FnOnce(Server, &Certificates) -> Server) -> Support {
     let certificates = Certificates::new();
     let serving = serve_with(|server| settings(server, &certificates));
     let certificates = Some(&certificates);
@@ -506,31 +396,6 @@ fn encrypted(
     let entered = serving.stop().entered;
     assert!(entered.iter().any(|entered| entered.encrypted), "{who:?}");
     Yes
-}
-
-/// What a client prints of the exports there are, if it has a way to ask.
-fn list(who: Who, endpoint: &Endpoint) -> Option<String> {
-    let nbdinfo = |uri: &str| program(Peer::NbdInfo).run(["--list", uri]).expect_success();
-    match who {
-        Who::Libnbd => Some(nbdinfo(&endpoint.uri("disk"))),
-        Who::Qemu => {
-            let address = endpoint.address();
-            let (host, port) = (address.ip().to_string(), address.port().to_string());
-            let args = ["--list", "-b", &host, "-p", &port];
-            Some(program(Peer::QemuNbd).run(args).expect_success())
-        }
-        Who::Nbdkit => {
-            let nbdkit = chains::nbdkit(&endpoint.uri("disk")).param("dynamic-export=true");
-            let front = nbdkit.start().expect("it was found to be installed");
-            Some(nbdinfo(&front.uri("disk")))
-        }
-        Who::Fio => None,
-        Who::NbdClient => {
-            let nbd_client = program(Peer::NbdClient);
-            let list = nbd_client::list(&nbd_client, endpoint, None);
-            Some(list.expect_success())
-        }
-    }
 }
 
 /// The options of the next conversation that has ended.
@@ -550,6 +415,10 @@ fn the_readme_tells_what_was_found() {
             ("fio", Peer::Fio),
             ("nbd-client", Peer::NbdClient),
         ];
+        let others = [Peer::NbdInfo, Peer::NbdCopy, Peer::QemuImg, Peer::QemuNbd];
+        if others.into_iter().filter_map(require).count() < others.len() {
+            return;
+        }
         let Some(mut table) = Table::new(columns) else {
             return;
         };

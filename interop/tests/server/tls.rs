@@ -176,6 +176,7 @@ fn flawed_certificates_of_the_servers_are_refused_by_clients() {
 
 #[test]
 fn older_tls_will_do_and_no_older_one() {
+    // S-065
     run(|| {
         let Some(qemu_img) = require(Peer::QemuImg) else {
             return;
@@ -198,7 +199,9 @@ fn older_tls_will_do_and_no_older_one() {
                 "{versions}: {}",
                 finished.stderr
             );
-            assert_eq!(serving.stop().entered.len(), usize::from(accepted));
+            let log = serving.stop();
+            assert_eq!(log.entered.len(), usize::from(accepted));
+            assert_eq!(log.broken.is_empty(), accepted, "{log:?}");
         }
     });
 }
