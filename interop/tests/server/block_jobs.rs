@@ -9,6 +9,7 @@ use nbd_blocking::server::Server;
 use serde_json::{Value, json};
 
 use crate::{
+    chains::exercise,
     exports::{Call, Spy},
     qemu::mode,
     serving::{Serving, server, strict},
@@ -173,6 +174,46 @@ fn one_server_is_mirrored_to_another_over_tls() {
                     .all(|entered| entered.encrypted)
             );
         }
+    });
+}
+
+/// Lets a node be written to by others, at the URI returned, whose socket is in `dir`.
+pub(crate) fn export(daemon: &mut StorageDaemon, node: &str, dir: &Path) -> String {
+    let socket = dir.join("socket");
+    let address = json!({ "type": "unix", "data": { "path": socket } });
+    daemon.execute("nbd-server-start", &json!({ "addr": address }));
+    let export = json!({ "type": "nbd", "id": "export", "node-name": node, "writable": true });
+    daemon.execute("block-export-add", &export);
+    Endpoint::Unix(socket).uri(node)
+}
+
+#[test]
+fn a_disk_is_mirrored_while_it_is_in_use() {
+    run(|| {
+        let Some(mut daemon) = StorageDaemon::start() else {
+            return;
+        };
+        let (_, contents) = disk();
+        let image = file(Some(&contents));
+        let spy = Spy::new(SIZE);
+        let serving = Serving::disk(Arc::clone(&spy) as _);
+        add_file(&mut daemon, "from", &image.path());
+        add_nbd(&mut daemon, "to", &serving, None);
+        let dir = tempfile::Builder::new().prefix("nbd-").tempdir().unwrap();
+        let uri = export(&mut daemon, "from", dir.path());
+        // Slowly, so that it is not done before somebody writes.
+        let slowly = json!({ "speed": 8 * MIB });
+        daemon.execute("blockdev-mirror", &mirror("from", "to", &slowly));
+        if exercise(&uri, "None").is_none() {
+            return;
+        }
+        let fast = json!({ "device": "job", "speed": 0 });
+        daemon.execute("block-job-set-speed", &fast);
+        complete(&mut daemon, "job");
+        daemon.quit();
+        let found = fs::read(image.path()).unwrap();
+        assert!(found != contents);
+        assert_same(&spy.contents(), &found, 0);
     });
 }
 

@@ -7,10 +7,9 @@ use interop::{
     Certificates, KIB, Listen, MIB, Nbdkit, Peer, Program, StorageDaemon, assert_same, info, map,
     pattern, require, run,
 };
-use serde_json::json;
 
 use crate::{
-    block_jobs::add_nbd,
+    block_jobs::{add_nbd, export},
     exports::{Call, Spy},
     nbdsh::{all_commands, script},
     qemu,
@@ -74,7 +73,7 @@ fn what_nbdkit_is_asked_it_asks_of_us() {
 }
 
 /// What `exercise.py` leaves behind when it has this export to itself.
-fn exercise(uri: &str, structured: &str) -> Option<()> {
+pub(crate) fn exercise(uri: &str, structured: &str) -> Option<()> {
     let lines = format!("uri = {uri:?}; structured = {structured}");
     script("exercise.py", &lines).map(drop)
 }
@@ -125,13 +124,7 @@ fn everything_is_done_through_qemu() {
         add_nbd(&mut daemon, "disk", &serving, Some(&certificates));
 
         let dir = tempfile::Builder::new().prefix("nbd-").tempdir().unwrap();
-        let socket = dir.path().join("socket");
-        let address = json!({ "type": "unix", "data": { "path": socket } });
-        daemon.execute("nbd-server-start", &json!({ "addr": address }));
-        let export =
-            json!({ "type": "nbd", "id": "export", "node-name": "disk", "writable": true });
-        daemon.execute("block-export-add", &export);
-        let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+        let uri = export(&mut daemon, "disk", dir.path());
         if exercise(&uri, "None").is_none() {
             return;
         }
