@@ -1,6 +1,6 @@
 //! libnbd's whole interface, by the scripts in the directory `nbdsh`.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use interop::{Certificates, Listen, MIB, Peer, pattern, require, run};
 use nbd_blocking::{BlockSizes, Mode, server::Server};
@@ -194,6 +194,30 @@ fn terabytes_take_one_request() {
             assert_eq!(lens, [TIB, TIB, 2 * TIB]);
             assert_eq!(serving.stop().modes(), [Mode::Extended; 2]);
         }
+    });
+}
+
+#[test]
+fn what_was_answered_before_the_server_stops_is_done() {
+    run(|| {
+        let spy = Spy::new(64 * MIB);
+        let serving = Serving::disk(Arc::clone(&spy) as _);
+        let uri = serving.uri("disk");
+        let client = thread::spawn(move || script("until.py", &format!("uri = {uri:?}")));
+        let written = |call: &Call| matches!(call, Call::Write { .. });
+        while !client.is_finished() && !spy.calls().iter().any(written) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(Duration::from_millis(50));
+        let log = serving.stop();
+        let Some(said) = client.join().unwrap() else {
+            return;
+        };
+        let acknowledged: u64 = said.trim().parse().unwrap();
+        assert!(acknowledged > 0 && log.broken.is_empty(), "{log:?}");
+        let contents = spy.contents();
+        let mut numbers = contents.chunks(8).zip(1..=acknowledged);
+        assert!(numbers.all(|(found, number)| found == number.to_be_bytes()));
     });
 }
 

@@ -1,0 +1,13 @@
+# Writes, one after the other, until the server stops.
+
+h.connect_uri(uri)
+written = 0
+try:
+    while True:
+        h.pwrite((written + 1).to_bytes(8, "big"), 8 * written)
+        written += 1
+except nbd.Error as error:
+    # Either it said so, or it had closed the connection while nothing was under way.
+    assert error.errno in ("ESHUTDOWN", "ENOTCONN", "EINVAL"), error
+    assert error.errno == "ESHUTDOWN" or h.aio_is_closed() or h.aio_is_dead(), error
+print(written)
