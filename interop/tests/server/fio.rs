@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use interop::{Certificates, Finished, KIB, Listen, MIB, Peer, Program, require, run};
-use nbd_blocking::server::Server;
 
 use crate::{
     exports::{Call, Spy},
-    serving::{Serving, server},
+    serving::{Serving, server, tls},
 };
 
 const JOBS: u64 = 4;
@@ -111,11 +110,16 @@ fn it_knows_no_tls() {
     with_fio(|fio| {
         // Its library does, but wants leave to look at files.
         let certificates = Certificates::new();
-        let tls = crate::serving::tls(&certificates);
-        let server: Server = server(Spy::new(JOBS * EACH)).require_tls(&tls).unwrap();
-        let serving = Serving::new(server, Listen::Tcp4);
-        for uri in [serving.uri("disk"), serving.tls_uri("disk", &certificates)] {
-            let _why = jobs(fio, &uri, "--rw=randread").expect_failure();
+        let server = server(Spy::new(JOBS * EACH)).require_tls(&tls(&certificates));
+        let serving = Serving::new(server.unwrap(), Listen::Tcp4);
+        for (uri, why) in [
+            (serving.uri("disk"), "TLS"),
+            (serving.tls_uri("disk", &certificates), "not allowed"),
+        ] {
+            let refused = jobs(fio, &uri, "--rw=randread");
+            assert!(!refused.status.success());
+            let said = format!("{}{}", refused.stdout, refused.stderr);
+            assert!(said.contains(why), "{said}");
         }
         assert!(serving.stop().entered.is_empty());
     });
