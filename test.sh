@@ -56,12 +56,13 @@ stage() {
 
 # --- what the tests need ---
 
-# Each program and the package of Debian and Ubuntu that has it.
+# Each program and the package of Debian and Ubuntu that has it. With later versions of QEMU the
+# storage daemon is in qemu-utils, which others here want anyway.
 peers() {
     local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbddump:libnbd-bin
         nbdsh:python3-libnbd nbd-server:nbd-server nbd-client:nbd-client qemu-nbd:qemu-utils
-        qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-utils fio:fio
-        certtool:gnutls-bin)
+        qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common
+        fio:fio certtool:gnutls-bin)
     local packages=() program version
     for program in "${programs[@]}"; do
         command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
