@@ -12,16 +12,18 @@ use std::{
 };
 use tokio::{runtime::Handle, time::Sleep};
 
-/// A Tokio runtime, on which everything is done whoever asks for it. Its I/O and its time have to
-/// be enabled.
-#[derive(Clone, Debug)]
-pub struct Tokio(Handle);
+/// A Tokio runtime. Its I/O and its time have to be enabled.
+///
+/// The default is the runtime that a future is polled on, so that a server or a client can be made
+/// before there is any.
+#[derive(Clone, Debug, Default)]
+pub struct Tokio(Option<Handle>);
 
 impl Tokio {
-    /// The runtime whose handle is given.
+    /// The runtime whose handle is given, on which everything is done whoever polls.
     #[must_use]
     pub const fn new(handle: Handle) -> Self {
-        Self(handle)
+        Self(Some(handle))
     }
 
     /// The runtime that this code runs on.
@@ -31,14 +33,11 @@ impl Tokio {
     /// When it runs on none.
     #[must_use]
     pub fn current() -> Self {
-        Self(Handle::current())
+        Self(Some(Handle::current()))
     }
-}
 
-/// The [current](Tokio::current) one.
-impl Default for Tokio {
-    fn default() -> Self {
-        Self::current()
+    fn handle(&self) -> Handle {
+        self.0.clone().unwrap_or_else(Handle::current)
     }
 }
 
@@ -46,18 +45,18 @@ impl Runtime for Tokio {
     type Sleep = Pin<Box<Sleep>>;
 
     fn sleep(&self, time: Duration) -> Self::Sleep {
-        let _entered = self.0.enter();
+        let _entered = self.0.as_ref().map(Handle::enter);
         Box::pin(tokio::time::sleep(time))
     }
 
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
-        drop(self.0.spawn_blocking(job));
+        drop(self.handle().spawn_blocking(job));
     }
 }
 
 impl Tasks for Tokio {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        drop(self.0.spawn(task));
+        drop(self.handle().spawn(task));
     }
 }
 
@@ -76,11 +75,11 @@ impl Reactor for Tokio {
         let host = host.to_owned();
         // Which is what Tokio does, but it only does it for its own tasks.
         let lookup = move || Ok((host.as_str(), port).to_socket_addrs()?.collect());
-        self.0.spawn_blocking(lookup).await?
+        self.handle().spawn_blocking(lookup).await?
     }
 
     fn register(&self, socket: nbd_socket::Socket) -> io::Result<Socket> {
-        let _entered = self.0.enter();
+        let _entered = self.0.as_ref().map(Handle::enter);
         Socket::new(socket)
     }
 

@@ -2,10 +2,10 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use crate::runtime::Server;
 use interop::{
     Certificates, Endpoint, Image, KIB, Listen, MIB, StorageDaemon, assert_same, pattern, run,
 };
-use nbd_blocking::server::Server;
 use serde_json::{Value, json};
 
 use crate::{

@@ -1,4 +1,4 @@
-//! The blocking server with clients that others wrote.
+//! Our server with clients that others wrote.
 //!
 //! Each module is about one client; [`table`] writes down who can do what. [`serving`] runs the
 //! server in this process and keeps its events, and [`exports`] tell what reached the storage.
@@ -19,6 +19,7 @@ mod nbdinfo;
 mod nbdsh;
 mod qemu;
 mod qemu_img;
+mod runtime;
 mod serving;
 mod table;
 mod tls;

@@ -4,8 +4,9 @@
 
 use std::{ffi::OsString, sync::Arc};
 
+use crate::runtime::Server;
 use interop::{Certificates, Endpoint, Finished, Listen, MIB, Peer, Program, require, run};
-use nbd_blocking::{Mode, server::Server};
+use nbd_blocking::Mode;
 use nbd_io::{Memory, NamedExports};
 
 use crate::serving::{Serving, name, server, strict, tls};

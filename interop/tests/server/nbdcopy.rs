@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::runtime::Server;
 use interop::{Certificates, KIB, Listen, MIB, Peer, Program, assert_same, pattern, require, run};
-use nbd_blocking::server::Server;
 use nbd_io::{Memory, NamedExports};
 use tempfile::TempDir;
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::runtime::Server;
 use interop::{Certificates, KIB, Listen, MIB, Peer, Program, info, map, require, run};
-use nbd_blocking::{BlockSizes, Mode, server::Server};
+use nbd_blocking::{BlockSizes, Mode};
 use nbd_io::{Export, Memory, NamedExports};
 use serde_json::{Value, json};
 

@@ -2,8 +2,9 @@
 
 use std::{path::Path, sync::Arc, thread, time::Duration};
 
+use crate::runtime::Server;
 use interop::{Certificates, Listen, MIB, Peer, pattern, require, run};
-use nbd_blocking::{BlockSizes, Mode, server::Server};
+use nbd_blocking::{BlockSizes, Mode};
 use nbd_io::{Memory, NamedExports, ZeroMode};
 
 use crate::{

@@ -2,8 +2,8 @@
 
 use std::{fs, sync::Arc};
 
+use crate::runtime::Server;
 use interop::{Certificates, Image, KIB, Listen, MIB, Peer, assert_same, pattern, require};
-use nbd_blocking::server::Server;
 use nbd_io::{Memory, NamedExports};
 use serde_json::{Value, json};
 

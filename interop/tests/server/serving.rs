@@ -2,19 +2,21 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
-    os::unix::net::UnixListener,
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
 };
 
 use interop::{Certificates, Endpoint, Listen};
-use nbd_blocking::{
-    Mode, ServerTls,
-    server::{Event, Serve, Server, Stopper},
+use nbd_io::{
+    Export, NamedExports,
+    server::{Event, Stopper},
+    tls::ServerTls,
 };
-use nbd_io::{Export, NamedExports};
-use nbd_proto::ExportName;
+use nbd_proto::{ExportName, Mode};
+use nbd_socket::Listener;
 use tempfile::TempDir;
+
+use crate::runtime::{Server, serve};
 
 pub(crate) fn name(name: &str) -> ExportName {
     ExportName::new(name).unwrap()
@@ -101,20 +103,18 @@ impl Serving {
         let dir = tempfile::Builder::new().prefix("nbd-").tempdir().unwrap();
         let tcp = |listener: TcpListener| {
             let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
-            let server = server.clone();
-            (endpoint, thread::spawn(move || server.serve_tcp(listener)))
+            (endpoint, Listener::new(listener).unwrap())
         };
-        let (endpoint, thread) = match listen {
+        let (endpoint, listener) = match listen {
             Listen::Tcp4 => tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()),
             Listen::Tcp6 => tcp(TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap()),
             _ => {
                 let path = dir.path().join("socket");
-                let listener = UnixListener::bind(&path).unwrap();
-                let server = server.clone();
-                let thread = thread::spawn(move || server.serve_unix(listener));
-                (Endpoint::Unix(path), thread)
+                let listener = Listener::bind_unix(&path).unwrap();
+                (Endpoint::Unix(path), listener)
             }
         };
+        let thread = thread::spawn(move || serve(&server, listener));
         Self {
             endpoint,
             stopper,

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::runtime::Server;
 use interop::{
     Certificates, Endpoint, Listen, MIB, Peer,
     Support::{self, No, Yes},
     Table, Tap, require, run,
 };
-use nbd_blocking::{BlockSizes, Mode, server::Server};
+use nbd_blocking::{BlockSizes, Mode};
 use nbd_io::Memory;
 
 use crate::{

@@ -2,8 +2,8 @@
 
 use std::{fs, time::Duration};
 
+use crate::runtime::Server;
 use interop::{Certificates, Endpoint, Flaw, Listen, MIB, Peer, Program, Tap, require, run};
-use nbd_blocking::server::Server;
 
 use crate::{
     exports::Spy,

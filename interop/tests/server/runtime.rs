@@ -1,0 +1,12 @@
+//! The server on plain threads.
+
+use nbd_blocking::server::Serve;
+use nbd_socket::Listener;
+use std::io;
+
+pub(crate) use nbd_blocking::server::Server;
+
+/// Serves in this thread until the server is stopped.
+pub(crate) fn serve(server: &Server, listener: Listener) -> io::Result<()> {
+    server.serve_listener(listener)
+}
