@@ -185,7 +185,8 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// Whether clients get structured replies if they ask. On by default.
+    /// Whether clients get structured replies if they ask. On by default. Extended headers, which
+    /// have [a switch of their own](Self::extended_headers), bring the same replies with them.
     #[must_use]
     pub fn structured_replies(mut self, grant: bool) -> Self {
         self.settings.options.config.structured = grant;
