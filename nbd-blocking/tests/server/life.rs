@@ -1,6 +1,6 @@
 //! How connections begin and end.
 
-use crate::support::{Running, soon};
+use crate::support::{ENTERED, GO, Running, eventually, expect, memory, reply, small, soon};
 use nbd_blocking::{
     Command, CommandFlags, ConnectOptions, ExportName, Failure, Uri, server::Server,
 };
@@ -12,21 +12,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-
-fn memory() -> Server {
-    Server::single(Arc::new(Memory::new(1 << 20)))
-}
-
-fn eventually(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not come to that");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// The client's flags and NBD_OPT_GO for the default export.
-const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
 
 #[test]
 fn a_server_stops_at_once_when_its_clients_are_idle() {
@@ -67,33 +52,6 @@ impl Export for Gate {
         Ok(())
     }
 }
-
-/// The header of a request for 512 bytes at the start of the export.
-fn small(command: u8, cookie: u8) -> Vec<u8> {
-    let mut request = Vec::from(*b"\x25\x60\x95\x13\0\0\0");
-    request.push(command);
-    request.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
-    request.extend(b"\0\0\0\0\0\0\0\0\0\0\x02\0");
-    request
-}
-
-/// A simple reply to one.
-fn reply(errno: u8, cookie: u8, data: &[u8]) -> Vec<u8> {
-    let mut reply = Vec::from(*b"\x67\x44\x66\x98\0\0\0");
-    reply.push(errno);
-    reply.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
-    reply.extend(data);
-    reply
-}
-
-fn expect(raw: &mut impl Read, expected: &[u8]) {
-    let mut said = vec![0; expected.len()];
-    raw.read_exact(&mut said).unwrap();
-    assert_eq!(said, expected);
-}
-
-/// What a server says until the client may send requests.
-const ENTERED: usize = 18 + 32 + 20;
 
 #[test]
 fn what_was_begun_is_finished_when_the_server_stops() {
@@ -368,6 +326,7 @@ fn there_are_no_more_connections_than_allowed() {
         let _second = running.connect(&ConnectOptions::new());
         let mut third = running.raw();
         assert_eq!(third.read(&mut [0; 18]).unwrap(), 0);
+        assert_eq!(running.refused().0, 1);
         first.disconnect().unwrap();
         eventually(|| running.stopper.connections() == 1);
         running

@@ -7,7 +7,11 @@
 )]
 
 mod commands;
+mod faults;
+mod kernel;
 mod life;
+mod stopping;
 mod support;
 #[cfg(feature = "tls-base")]
 mod tls;
+mod vanishing;

@@ -4,15 +4,20 @@ use nbd_blocking::{
     Client, ConnectOptions,
     server::{Event, Serve, Server, Stopper},
 };
+use nbd_io::Memory;
 use std::{
-    io,
+    io::{self, Read},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     panic,
     path::PathBuf,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
@@ -32,25 +37,48 @@ pub(crate) fn soon<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static)
         .unwrap_or_else(|payload| panic::resume_unwind(payload))
 }
 
+/// What a server has told.
+#[derive(Default)]
+struct Log {
+    told: Mutex<Told>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Told {
+    endings: Vec<String>,
+    refused: usize,
+    not_accepted: Vec<String>,
+}
+
+impl Log {
+    fn note(&self, event: &Event<'_>) {
+        let mut told = self.told.lock().unwrap();
+        match event {
+            Event::Closed { ending, .. } => told.endings.push(ending.to_string()),
+            Event::Refused { .. } => told.refused += 1,
+            Event::AcceptFailed { error } => told.not_accepted.push(error.to_string()),
+            _ => return,
+        }
+        self.more.notify_all();
+    }
+}
+
 /// A server that listens on a Unix socket and on TCP.
 pub(crate) struct Running {
     pub(crate) stopper: Stopper,
     pub(crate) tcp: SocketAddr,
     pub(crate) unix: PathBuf,
-    endings: Arc<Mutex<Vec<String>>>,
+    log: Arc<Log>,
     threads: Vec<JoinHandle<io::Result<()>>>,
     _directory: TempDir,
 }
 
 impl Running {
     pub(crate) fn new(server: Server) -> Self {
-        let endings = Arc::new(Mutex::new(Vec::new()));
-        let log = endings.clone();
-        let server = server.on_event(move |event| {
-            if let Event::Closed { ending, .. } = event {
-                log.lock().unwrap().push(ending.to_string());
-            }
-        });
+        let log = Arc::new(Log::default());
+        let told = log.clone();
+        let server = server.on_event(move |event| told.note(event));
         let directory = tempfile::tempdir().unwrap();
         let unix = directory.path().join("socket");
         let tcp_listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -62,7 +90,7 @@ impl Running {
             stopper,
             tcp,
             unix,
-            endings,
+            log,
             threads: vec![
                 thread::spawn(move || server.serve_tcp(tcp_listener)),
                 thread::spawn(move || other.serve_unix(unix_listener)),
@@ -89,9 +117,23 @@ impl Running {
 
     /// Waits until so many connections have ended.
     pub(crate) fn wait_for_endings(&self, count: usize) {
-        while self.endings.lock().unwrap().len() < count {
-            thread::sleep(Duration::from_millis(2));
-        }
+        self.ending(count);
+    }
+
+    /// How the connection ended that was the `count`th to end, once it has.
+    pub(crate) fn ending(&self, count: usize) -> String {
+        let told = self.log.told.lock().unwrap();
+        let told = self
+            .log
+            .more
+            .wait_while(told, |told| told.endings.len() < count);
+        told.unwrap().endings[count - 1].clone()
+    }
+
+    /// Connections that were refused, and why others could not be accepted.
+    pub(crate) fn refused(&self) -> (usize, Vec<String>) {
+        let told = self.log.told.lock().unwrap();
+        (told.refused, told.not_accepted.clone())
     }
 
     /// Stops the server, waits for it, and returns how its connections ended.
@@ -101,7 +143,7 @@ impl Running {
             thread.join().unwrap().unwrap();
         }
         assert_eq!(self.stopper.connections(), 0);
-        self.endings.lock().unwrap().clone()
+        self.log.told.lock().unwrap().endings.clone()
     }
 }
 
@@ -125,4 +167,109 @@ pub(crate) fn pattern(len: usize, seed: u32) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+pub(crate) fn memory() -> Server {
+    Server::single(Arc::new(Memory::new(1 << 20)))
+}
+
+pub(crate) fn eventually(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to that");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The client's flags and NBD_OPT_GO for the default export.
+pub(crate) const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
+
+/// The header of a request for 512 bytes at the start of the export.
+pub(crate) fn small(command: u8, cookie: u8) -> Vec<u8> {
+    let mut request = Vec::from(*b"\x25\x60\x95\x13\0\0\0");
+    request.push(command);
+    request.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
+    request.extend(b"\0\0\0\0\0\0\0\0\0\0\x02\0");
+    request
+}
+
+/// A simple reply to one.
+pub(crate) fn reply(errno: u8, cookie: u8, data: &[u8]) -> Vec<u8> {
+    let mut reply = Vec::from(*b"\x67\x44\x66\x98\0\0\0");
+    reply.push(errno);
+    reply.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
+    reply.extend(data);
+    reply
+}
+
+pub(crate) fn expect(raw: &mut impl Read, expected: &[u8]) {
+    let mut said = vec![0; expected.len()];
+    raw.read_exact(&mut said).unwrap();
+    assert_eq!(said, expected);
+}
+
+/// What a server says until the client may send requests.
+pub(crate) const ENTERED: usize = 18 + 32 + 20;
+
+/// The header of a request of any kind, without flags.
+pub(crate) fn request(command: u8, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    flagged(0, command, cookie, offset, len)
+}
+
+/// The same with flags.
+pub(crate) fn flagged(flags: u16, command: u8, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let mut request = Vec::from(*b"\x25\x60\x95\x13");
+    request.extend(flags.to_be_bytes());
+    request.extend([0, command]);
+    request.extend(cookie.to_be_bytes());
+    request.extend(offset.to_be_bytes());
+    request.extend(len.to_be_bytes());
+    request
+}
+
+/// A client that goes on working while others misbehave.
+pub(crate) struct Witness {
+    client: Client,
+    enough: Arc<AtomicBool>,
+    thread: JoinHandle<u32>,
+}
+
+impl Witness {
+    /// Writes and reads at `offset`, where nobody else does.
+    pub(crate) fn new(running: &Running, offset: u64) -> Self {
+        let client = running.connect(&ConnectOptions::new());
+        let enough = Arc::new(AtomicBool::new(false));
+        let (busy, until) = (client.clone(), enough.clone());
+        let thread = thread::spawn(move || {
+            let mut rounds = 0;
+            while !until.load(Ordering::Relaxed) {
+                check(&busy, offset, rounds);
+                rounds += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+            rounds
+        });
+        Self {
+            client,
+            enough,
+            thread,
+        }
+    }
+
+    /// The client was served all the time, and still is. It ends its connection.
+    pub(crate) fn testify(self) {
+        self.enough.store(true, Ordering::Relaxed);
+        let rounds = self.thread.join().unwrap();
+        assert!(rounds > 0);
+        check(&self.client, 0, rounds);
+        self.client.disconnect().unwrap();
+    }
+}
+
+fn check(client: &Client, offset: u64, seed: u32) {
+    let data = pattern(4096, seed);
+    client.write_all_at(&data, offset).unwrap();
+    let mut read = vec![0; 4096];
+    client.read_exact_at(&mut read, offset).unwrap();
+    assert!(read == data, "what was written is not what was read");
 }

@@ -11,12 +11,12 @@ use nbd_io::{Memory, NamedExports};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::sync::Arc;
 
-struct Pki {
+pub(crate) struct Pki {
     ca: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -32,12 +32,12 @@ impl Pki {
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn server(&self) -> ServerTls {
+    pub(crate) fn server(&self) -> ServerTls {
         let (chain, key) = self.leaf("localhost");
         ServerTls::from_pem(chain.as_bytes(), key.as_bytes()).unwrap()
     }
 
-    fn client(&self) -> ClientTls {
+    pub(crate) fn client(&self) -> ClientTls {
         ClientTls::new()
             .roots_pem(self.ca.pem().as_bytes())
             .unwrap()
@@ -49,7 +49,7 @@ fn memory() -> Server {
     Server::single(Arc::new(Memory::new(64 << 20)))
 }
 
-fn secure(options: ConnectOptions, tls: ClientTls) -> ConnectOptions {
+pub(crate) fn secure(options: ConnectOptions, tls: ClientTls) -> ConnectOptions {
     options.tls(tls).tls_policy(TlsPolicy::Always)
 }
 

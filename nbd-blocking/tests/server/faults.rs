@@ -1,0 +1,251 @@
+//! Back ends that fail, and clients that are too slow.
+
+use crate::support::{ENTERED, GO, Running, Witness, memory, pattern, request, soon};
+use nbd_blocking::{ConnectOptions, Errno, Failure, server::Server};
+use nbd_io::{Export, File, Memory, failure};
+use std::{
+    io::{self, Read, Write},
+    net::Shutdown,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A disk in memory, until it breaks.
+struct Failing {
+    disk: Memory,
+    error: fn() -> io::Error,
+    is_broken: AtomicBool,
+    may_block: bool,
+}
+
+impl Failing {
+    fn check(&self) -> Result<(), Failure> {
+        if self.is_broken.load(Ordering::SeqCst) {
+            return Err(failure(&(self.error)()));
+        }
+        Ok(())
+    }
+}
+
+impl Export for Failing {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn flags(&self) -> nbd_proto::TransmissionFlags {
+        self.disk.flags()
+    }
+
+    fn may_block(&self) -> bool {
+        self.may_block
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        self.check()?;
+        self.disk.read(offset, buf)
+    }
+
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
+        self.check()?;
+        self.disk.write(offset, data, fua)
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.check()
+    }
+}
+
+fn refused<R: std::fmt::Debug>(result: Result<R, nbd_blocking::Error>) -> Failure {
+    match result {
+        Err(nbd_blocking::Error::Failed { source, .. }) => source,
+        other => panic!("it should have been refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_disk_that_fails_costs_requests_and_no_connection() {
+    // S-202, S-227
+    soon(|| {
+        let faults: [(fn() -> io::Error, Errno); 3] = [
+            (|| io::Error::from_raw_os_error(5), Errno::Io),
+            (|| io::Error::from_raw_os_error(28), Errno::NoSpc),
+            (|| io::ErrorKind::UnexpectedEof.into(), Errno::Io),
+        ];
+        for (error, errno) in faults {
+            for may_block in [false, true] {
+                let failing = Arc::new(Failing {
+                    disk: Memory::new(1 << 20),
+                    error,
+                    is_broken: AtomicBool::new(false),
+                    may_block,
+                });
+                let running = Running::new(Server::single(failing.clone()));
+                let client = running.connect(&ConnectOptions::new());
+                let other = running.connect(&ConnectOptions::new());
+                let data = pattern(4096, 7);
+                client.write_all_at(&data, 0).unwrap();
+                failing.is_broken.store(true, Ordering::SeqCst);
+                let failures = [
+                    refused(client.write_at(&data, 4096)),
+                    refused(client.read_at(&mut [0; 4096], 0)),
+                    refused(client.flush()),
+                    refused(other.read_at(&mut [0; 4096], 0)),
+                ];
+                for failure in failures {
+                    assert_eq!(failure.errno, errno);
+                    let text = error().to_string();
+                    assert_eq!(failure.message.as_str(), text);
+                }
+                failing.is_broken.store(false, Ordering::SeqCst);
+                let mut read = vec![0; 4096];
+                client.read_exact_at(&mut read, 0).unwrap();
+                assert!(read == data);
+                other.flush().unwrap();
+                client.disconnect().unwrap();
+                other.disconnect().unwrap();
+                assert_eq!(running.stop(), ["the client disconnected"; 2]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_file_that_shrinks_costs_requests_and_no_connection() {
+    // S-202
+    soon(|| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let running = Running::new(Server::single(Arc::new(File::open(file.path()).unwrap())));
+        let client = running.connect(&ConnectOptions::new());
+        let data = pattern(4096, 7);
+        client.write_all_at(&data, 0).unwrap();
+        file.as_file().set_len(8192).unwrap();
+        let gone = refused(client.read_at(&mut [0; 4096], 512 << 10));
+        assert_eq!(gone.errno, Errno::Io);
+        assert!(!gone.message.as_str().is_empty());
+        let mut read = vec![0; 4096];
+        client.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == data);
+        client.disconnect().unwrap();
+        assert_eq!(running.stop(), ["the client disconnected"]);
+    });
+}
+
+#[test]
+fn a_client_that_closes_one_direction_still_gets_its_replies() {
+    // S-233
+    soon(|| {
+        let running = Running::new(memory());
+        let mut raw = running.raw();
+        let mut said = Vec::from(GO);
+        for cookie in 0..40 {
+            said.extend(request(0, cookie, 0, 256 << 10));
+        }
+        raw.write_all(&said).unwrap();
+        raw.shutdown(Shutdown::Write).unwrap();
+        let mut told = Vec::new();
+        raw.read_to_end(&mut told).unwrap();
+        assert_eq!(told.len(), ENTERED + 40 * (16 + (256 << 10)));
+        assert_eq!(running.stop(), ["the client closed the connection"]);
+    });
+}
+
+#[test]
+fn who_takes_replies_slowly_keeps_nobody_waiting() {
+    // H-052
+    soon(|| {
+        let running = Running::new(memory().grace(Duration::from_millis(300)));
+        let witness = Witness::new(&running, 4096);
+        let mut never = running.raw();
+        let mut slow = running.raw_tcp();
+        let mut said = Vec::from(GO);
+        for cookie in 0..64 {
+            said.extend(request(0, cookie, 0, 1 << 20));
+        }
+        never.write_all(&said).unwrap();
+        slow.write_all(&said).unwrap();
+        for _ in 0..100 {
+            slow.read_exact(&mut [0; 1]).unwrap();
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(running.stopper.connections(), 3);
+        witness.testify();
+        let begin = Instant::now();
+        let endings = running.stop();
+        assert!(begin.elapsed() < Duration::from_secs(2));
+        assert_eq!(endings[1..], ["the server is stopping"; 2]);
+        drop((never, slow));
+    });
+}
+
+#[test]
+fn a_write_that_takes_long_to_come_keeps_nobody_waiting() {
+    // H-054
+    soon(|| {
+        let disk = Arc::new(Memory::new(64 << 20));
+        let running = Running::new(Server::single(disk.clone()));
+        let witness = Witness::new(&running, 48 << 20);
+        let mut raw = running.raw();
+        raw.write_all(GO).unwrap();
+        raw.read_exact(&mut [0; ENTERED]).unwrap();
+        let len = 32 << 20;
+        raw.write_all(&request(1, 9, 1 << 20, len as u32)).unwrap();
+        let data = pattern(len, 5);
+        let mut at = 0;
+        for part in 1..300 {
+            raw.write_all(&data[at..at + part % 7 + 1]).unwrap();
+            at += part % 7 + 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+        raw.write_all(&data[at..]).unwrap();
+        crate::support::expect(&mut raw, &crate::support::reply(0, 9, b""));
+        let mut read = vec![0; len];
+        disk.read(1 << 20, &mut read).unwrap();
+        assert!(read == data);
+        witness.testify();
+        drop(raw);
+        running.stop();
+    });
+}
+
+#[test]
+fn a_client_that_vanished_without_a_word_is_asked_for_and_given_up() {
+    soon(|| {
+        let server = memory()
+            .handshake_timeout(Some(Duration::from_millis(200)))
+            .idle_timeout(Some(Duration::from_millis(300)));
+        let running = Running::new(server);
+        let silent = running.raw_tcp();
+        assert_eq!(
+            running.ending(1),
+            "the connection failed while negotiating: the client took too long"
+        );
+        let mut idle = running.raw_tcp();
+        idle.write_all(GO).unwrap();
+        idle.read_exact(&mut [0; ENTERED]).unwrap();
+        // The timer of the server's socket is the one that keeps the connection alive.
+        let here = format!("{:04X}", running.tcp.port());
+        let there = format!("{:04X}", idle.local_addr().unwrap().port());
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let row = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|row| {
+                row.len() > 5
+                    && row[1].ends_with(&format!(":{here}"))
+                    && row[2].ends_with(&format!(":{there}"))
+            });
+        let timer = row.expect("the connection is there")[5];
+        assert!(timer.starts_with("02:"), "{timer}");
+        assert_eq!(
+            running.ending(2),
+            "nothing was sent or received for too long"
+        );
+        drop(silent);
+        running.stop();
+    });
+}
