@@ -156,10 +156,13 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             if ready!(said).is_err() || self.transport.waits() {
                 return Poll::Ready(());
             }
-            while let Poll::Ready(drained) = self.intake.poll_drain(cx, &mut self.transport) {
-                match drained {
-                    Ok(0) | Err(_) => return Poll::Ready(()),
-                    Ok(n) => moved += n as u64,
+            match self.intake.poll_drain(cx, &mut self.transport) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(n)) => {
+                    moved += n as u64;
+                    // Who goes on and on is left when patience ends, and others get their turn.
+                    cx.waker().wake_by_ref();
                 }
             }
             if elapsed(&mut lull, cx, runtime, LULL, moved) {
@@ -181,6 +184,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 },
                 Err(ending) => return Poll::Ready(ending),
             }
+        }
+        // A client that never pauses is no reason to forget the time.
+        if let Poll::Ready(Some(ending)) = self.poll_clocks(cx) {
+            return Poll::Ready(ending);
         }
         cx.waker().wake_by_ref();
         Poll::Pending

@@ -1,3 +1,4 @@
+mod busy;
 mod execution;
 mod haggling;
 mod loopback;
