@@ -1,8 +1,8 @@
 //! Back ends that fail, and clients that are too slow.
 
-use crate::support::{ENTERED, GO, Running, Witness, memory, pattern, request, soon};
+use crate::support::{ENTERED, GO, Running, Witness, eventually, memory, pattern, request, soon};
 use nbd_blocking::{ConnectOptions, Errno, Failure, server::Server};
-use nbd_io::{Export, File, Memory, failure};
+use nbd_io::{Export, Exports, File, Listing, Memory, NamedExports, Offer, failure};
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
@@ -132,6 +132,36 @@ fn a_file_that_shrinks_costs_requests_and_no_connection() {
         assert!(read == data);
         client.disconnect().unwrap();
         assert_eq!(running.stop(), ["the client disconnected"]);
+    });
+}
+
+/// Panics when somebody asks for it.
+struct Booby;
+
+impl Exports for Booby {
+    fn lookup(&self, name: &nbd_blocking::ExportName) -> Option<Offer> {
+        assert!(name.as_str().is_empty(), "as intended");
+        NamedExports::single(Arc::new(Memory::new(1 << 20))).lookup(name)
+    }
+
+    fn list(&self) -> Vec<Listing> {
+        panic!("as intended")
+    }
+}
+
+#[test]
+fn a_panic_while_negotiating_ends_the_connection_only() {
+    soon(|| {
+        let running = Running::new(Server::new(Booby));
+        let witness = Witness::new(&running, 4096);
+        let options = ConnectOptions::new().export(nbd_blocking::ExportName::new("x").unwrap());
+        for tried in 1..=3 {
+            assert!(options.connect_unix(running.raw()).is_err());
+            eventually(|| running.stopper.connections() == 1);
+            assert_eq!(running.ending(tried), "the export panicked");
+        }
+        witness.testify();
+        running.stop();
     });
 }
 

@@ -3,6 +3,7 @@
 use super::{
     Ended, Ending, Event, NegotiationError, Peer, Settings,
     admission::Admission,
+    jobs::guard,
     negotiation::{Entered, negotiate_with},
     registry::Place,
     session::{LULL, Session},
@@ -69,23 +70,26 @@ async fn enter<T: Transport, R: Runtime>(
     let mut deadline = settings.handshake_timeout.map(|time| runtime.sleep(time));
     let mut lull: Option<R::Sleep> = None;
     let negotiated = poll_fn(|cx| {
-        if let Poll::Ready(negotiated) = negotiation.as_mut().poll(cx) {
-            return Poll::Ready(Some(negotiated));
+        // The program is asked for its exports, and whether the client may use them.
+        match guard(|| negotiation.as_mut().poll(cx)) {
+            Ok(Poll::Ready(negotiated)) => return Poll::Ready(Ok(Some(negotiated))),
+            Ok(Poll::Pending) => {}
+            Err(panicked) => return Poll::Ready(Err(panicked)),
         }
         if is_over(&mut deadline, cx) {
             let late = io::Error::new(io::ErrorKind::TimedOut, "the client took too long");
-            return Poll::Ready(Some(Err(NegotiationError::Io(late))));
+            return Poll::Ready(Ok(Some(Err(NegotiationError::Io(late)))));
         }
         // Whoever is in the middle of it learns from a refusal that the server stops.
         if place.poll_stopping(cx).is_ready() {
             lull.get_or_insert_with(|| runtime.sleep(LULL));
             if is_over(&mut lull, cx) {
-                return Poll::Ready(None);
+                return Poll::Ready(Ok(None));
             }
         }
         Poll::Pending
     })
-    .await;
+    .await?;
     match negotiated {
         Some(Ok(Ok(entered))) => Ok(entered),
         Some(Ok(Err(Ended::Aborted))) => Err(Ending::Aborted),

@@ -91,7 +91,7 @@ pub enum Ending {
     Idle,
     /// The client closed the connection in the middle of a request.
     Truncated,
-    /// The export has panicked, so that there is no answer to a request.
+    /// The export has panicked, or who was asked for it, so that there is no answer to a request.
     Panicked,
     /// The negotiation failed.
     Negotiation(NegotiationError),

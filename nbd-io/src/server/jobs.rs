@@ -119,7 +119,7 @@ pub(super) fn carry_out_now(
 }
 
 /// What is left behind by a panic is not looked at any more.
-fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
+pub(super) fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|_| Panicked)
 }
 
