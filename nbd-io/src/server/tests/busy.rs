@@ -1,5 +1,10 @@
 //! Clients that never pause.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the runtime of these tests has a clock, as every one has"
+)]
+
 use crate::{
     Export, Memory,
     runtime::{Runtime, Tasks},
