@@ -17,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Threads that carry out requests at most, for all connections of a server together.
-const MOST_WORKERS: usize = 256;
+/// Threads that carry out requests at most, for all connections of a server together: as many as
+/// each of 256 has by default, so that an export that hangs takes none away from others.
+const MOST_WORKERS: usize = 4096;
 
 /// How long a thread without anything to do is kept.
 const IDLE: Duration = Duration::from_secs(10);

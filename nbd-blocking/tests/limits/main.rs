@@ -16,7 +16,6 @@ use nbd_io::Memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io::{Read, Write},
-    net::TcpStream,
     os::unix::net::UnixStream,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -116,14 +115,17 @@ fn a_shortage_of_descriptors_passes() {
     soon(|| {
         let running = Running::new(memory());
         let witness = Witness::new(&running, 4096);
-        let mut early: Vec<TcpStream> = Vec::new();
+        let early: Vec<_> = (0..20)
+            .map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None))
+            .collect::<Result<_, _>>()
+            .unwrap();
         let highest = std::fs::File::open("/dev/null").unwrap();
         let used = std::os::fd::AsRawFd::as_raw_fd(&highest);
         drop(highest);
-        // Room for the clients' own sockets and hardly more.
-        let before = allow(u64::try_from(used).unwrap() + 20);
-        while let Ok(stream) = TcpStream::connect(running.tcp) {
-            early.push(stream);
+        // Room for hardly any of the other ends.
+        let before = allow(u64::try_from(used).unwrap() + 5);
+        for client in &early {
+            client.connect(&running.tcp.into()).unwrap();
         }
         eventually(|| !running.refused().1.is_empty());
         let text = running.refused().1.remove(0);

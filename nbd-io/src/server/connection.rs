@@ -3,7 +3,7 @@
 use super::{
     Ended, Ending, Event, NegotiationError, Peer, Settings,
     admission::Admission,
-    jobs::guard,
+    jobs::{Panicked, guard},
     negotiation::{Entered, negotiate_with},
     registry::Place,
     session::{LULL, Session},
@@ -89,7 +89,8 @@ async fn enter<T: Transport, R: Runtime>(
         }
         Poll::Pending
     })
-    .await?;
+    .await
+    .map_err(|Panicked| Ending::Panicked)?;
     match negotiated {
         Some(Ok(Ok(entered))) => Ok(entered),
         Some(Ok(Err(Ended::Aborted))) => Err(Ending::Aborted),

@@ -21,6 +21,9 @@ use std::{
 /// How often it is looked at whether more threads would help.
 const TICK: Duration = Duration::from_millis(1);
 
+/// A tick of a connection for which no more threads can be had, in ticks.
+const LONG: u32 = 16;
+
 /// A thread that does fewer requests in a tick waits for something else than the processor.
 const SLOW: usize = 16;
 
@@ -317,12 +320,16 @@ impl<R: Runtime> Jobs<R> {
             if self.tick.is_none() {
                 self.done = 0;
             }
-            let tick = self.tick.get_or_insert_with(|| self.runtime.sleep(TICK));
+            // When there are as many as may be, there is no hurry.
+            let ticks = if self.width == self.most { LONG } else { 1 };
+            let tick = self
+                .tick
+                .get_or_insert_with(|| self.runtime.sleep(TICK * ticks));
             if Pin::new(tick).poll(cx).is_pending() {
                 return;
             }
             self.tick = None;
-            match self.done / self.width {
+            match self.done / self.width / ticks as usize {
                 0..SLOW => self.width = (self.width * 2).min(self.most),
                 QUICK.. => self.width = (self.width / 2).max(1),
                 _ => {}

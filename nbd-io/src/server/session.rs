@@ -46,12 +46,6 @@ const QUICK: Duration = Duration::from_micros(100);
 /// So many quick requests in a row are a reason to believe that the next one will be.
 const TRUSTED: u32 = 16;
 
-impl From<Panicked> for Ending {
-    fn from(_: Panicked) -> Self {
-        Self::Panicked
-    }
-}
-
 /// A client's use of an export.
 pub(super) struct Session<'a, T, R: Runtime> {
     settings: &'a Settings,
@@ -83,8 +77,8 @@ struct Clocks<S> {
     lull: Option<(S, u64)>,
     /// While the server stops: until it is done in any case.
     last_call: Option<S>,
-    /// Until a client that has left is given up.
-    farewell: Option<S>,
+    /// Until a client that has left and does not take its replies is given up.
+    farewell: Option<(S, u64)>,
 }
 
 impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
@@ -145,7 +139,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     async fn close(&mut self) {
         self.transport.set_alone(false);
         let runtime = self.runtime;
-        let mut patience = runtime.sleep(FAREWELL.min(self.settings.grace));
+        let most = if self.place.is_stopping() {
+            LULL * 2
+        } else {
+            FAREWELL.min(self.settings.grace)
+        };
+        let mut patience = runtime.sleep(most);
         let mut lull = None;
         let mut moved = 0;
         poll_fn(|cx| {
@@ -195,12 +194,16 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Does what can be done now. Returns whether that was anything, or why this is the end.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
-        let mut any = self.jobs.collect(cx, &mut self.replies)?;
+        let mut any = match self.jobs.collect(cx, &mut self.replies) {
+            Ok(any) => any,
+            Err(Panicked) => self.end(Ending::Panicked),
+        };
         if self.ending.is_none() {
-            match self.consume() {
-                Ok(consumed) => any |= consumed?,
-                Err(error) => self.ending = Some(Ending::Protocol(error)),
-            }
+            any |= match self.consume() {
+                Ok(Ok(any)) => any,
+                Ok(Err(Panicked)) => self.end(Ending::Panicked),
+                Err(error) => self.end(Ending::Protocol(error)),
+            };
         }
         match self.poll_write(cx) {
             Poll::Ready(Ok(0)) | Poll::Pending => {}
@@ -241,6 +244,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// Whether the client is the only one to be waited for.
     fn is_alone(&self) -> bool {
         self.jobs.running() == 0 && self.ending.is_none() && self.clocks.last_call.is_none()
+    }
+
+    /// No more requests are taken. Those that were are answered, as far as they can be.
+    fn end(&mut self, ending: Ending) -> bool {
+        self.ending.get_or_insert(ending);
+        true
     }
 
     /// The client closed its side.
@@ -366,16 +375,11 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
         if self.ending.is_some() {
-            let farewell = clocks
-                .farewell
-                .get_or_insert_with(|| runtime.sleep(FAREWELL));
             // What is being carried out is waited for, who does not take replies is not.
-            if Pin::new(farewell).poll(cx).is_ready() {
-                clocks.farewell = None;
-                if self.jobs.running() == 0 {
-                    return Poll::Ready(self.ending.take());
-                }
-                return Poll::Ready(None);
+            if elapsed(&mut clocks.farewell, cx, runtime, FAREWELL, self.moved)
+                && self.jobs.running() == 0
+            {
+                return Poll::Ready(self.ending.take());
             }
         }
         if let Some(idle) = self.settings.idle_timeout
