@@ -168,6 +168,11 @@ lints() {
 tests() {
     # What a build without TLS does with a URI that demands it.
     cargo test --locked --package nbd-blocking --no-default-features --lib
+    # The programs that tests start, which have no time to be built then.
+    local package
+    for package in nbd-blocking nbd-tokio nbd-async-std; do
+        cargo build --locked --package "$package" --example serve
+    done
     if command -v cargo-nextest >/dev/null; then
         cargo nextest run --locked --workspace --no-fail-fast
     else

@@ -6,10 +6,8 @@
     reason = "a test that cannot go on fails"
 )]
 
-mod commands;
 mod faults;
 mod kernel;
-mod life;
 mod stopping;
 mod support;
 #[cfg(feature = "tls-base")]

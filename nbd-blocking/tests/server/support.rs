@@ -184,15 +184,6 @@ pub(crate) fn eventually(condition: impl Fn() -> bool) {
 /// The client's flags and NBD_OPT_GO for the default export.
 pub(crate) const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
 
-/// The header of a request for 512 bytes at the start of the export.
-pub(crate) fn small(command: u8, cookie: u8) -> Vec<u8> {
-    let mut request = Vec::from(*b"\x25\x60\x95\x13\0\0\0");
-    request.push(command);
-    request.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
-    request.extend(b"\0\0\0\0\0\0\0\0\0\0\x02\0");
-    request
-}
-
 /// A simple reply to one.
 pub(crate) fn reply(errno: u8, cookie: u8, data: &[u8]) -> Vec<u8> {
     let mut reply = Vec::from(*b"\x67\x44\x66\x98\0\0\0");

@@ -178,6 +178,7 @@ fn a_client_that_is_gone_after_any_byte_of_tls_leaves_nothing_behind() {
             );
         }
         eventually(|| running.stopper.connections() == 1);
+        assert_eq!(running.refused(), (0, Vec::new()));
         witness.testify();
         running.stop();
     });

@@ -1,10 +1,10 @@
 //! Every command, in every layout of replies, over every kind of transport.
 
-use crate::support::{Running, modes, pattern, soon};
-use nbd_blocking::{
-    BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Failure, Mode,
-    server::{Serve, Server},
+use super::{
+    Server,
+    support::{Running, modes, pattern, soon},
 };
+use nbd_blocking::{BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Failure, Mode};
 use nbd_io::{Export, Memory};
 use nbd_proto::TransmissionFlags;
 use std::sync::Arc;
@@ -134,32 +134,6 @@ fn every_command_works_over_tcp() {
             client.disconnect().unwrap();
         }
         assert_eq!(running.stop(), ["the client disconnected"; 3]);
-    });
-}
-
-#[test]
-fn any_stream_can_be_served() {
-    soon(|| {
-        struct Plain(std::os::unix::net::UnixStream);
-        impl std::io::Read for Plain {
-            fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.read(buf)
-            }
-        }
-        impl std::io::Write for Plain {
-            fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-                self.0.write(buf)
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                self.0.flush()
-            }
-        }
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let serving = std::thread::spawn(move || memory().serve_stream(Plain(theirs)));
-        let client = modes()[2].connect_unix(ours).unwrap();
-        exercise(&client);
-        client.disconnect().unwrap();
-        assert!(serving.join().unwrap().unwrap().is_clean());
     });
 }
 

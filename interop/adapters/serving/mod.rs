@@ -1,0 +1,17 @@
+//! What the server has to do on every runtime. The tests of each of them include this file, and say
+//! what a `Server` is, how a test is run `on_runtime`, and how a listener is served there
+//! (`serve`), which is begun in the context of the runtime and told of by a channel when it ends.
+
+pub(crate) mod commands;
+mod crowds;
+mod life;
+mod listeners;
+#[cfg(feature = "tls-base")]
+pub(crate) mod programs;
+mod sparse;
+mod stalls;
+pub(crate) mod support;
+#[cfg(feature = "tls-base")]
+mod tls;
+
+use super::{Server, on_runtime, serve};

@@ -1,0 +1,132 @@
+//! What waits holds up nobody else.
+
+use super::{
+    Server,
+    support::{ENTERED, GO, Running, eventually, pattern, small, soon},
+};
+use nbd_blocking::{Client, Command, ConnectOptions};
+use nbd_io::{Fault, Faults, Faulty, Memory};
+use std::{
+    io::{Read, Write},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// No request may take so long that waits for nothing. What holds others up here does so for much
+/// longer, or for ever.
+const PROMPT: Duration = Duration::from_secs(2);
+
+/// Where the disk is in order.
+const SOUND: u64 = 1 << 19;
+
+fn scratched() -> (Server, Faults) {
+    let faults = Faults::new();
+    let disk = Faulty::new(Arc::new(Memory::new(1 << 20)), faults.clone());
+    (Server::single(Arc::new(disk)), faults)
+}
+
+/// Writes and reads back, each of which is prompt.
+fn goes_on(client: &Client, rounds: u32) {
+    for round in 0..rounds {
+        let data = pattern(4096, round);
+        let at = SOUND + u64::from(round % 64) * 4096;
+        let begin = Instant::now();
+        client.write_all_at(&data, at).unwrap();
+        let mut read = vec![0; 4096];
+        client.read_exact_at(&mut read, at).unwrap();
+        assert!(begin.elapsed() < PROMPT, "{:?}", begin.elapsed());
+        assert!(read == data);
+    }
+}
+
+#[test]
+fn reads_that_hang_hold_up_no_other_request_and_no_other_connection() {
+    soon(|| {
+        let (server, faults) = scratched();
+        faults.add(Fault::hang().on(Command::Read).touching(0..SOUND));
+        let running = Running::new(server);
+        let client = running.connect(&ConnectOptions::new());
+        let hanging: Vec<_> = (0..8)
+            .map(|_| {
+                let client = client.clone();
+                thread::spawn(move || client.read_exact_at(&mut [1; 512], 0))
+            })
+            .collect();
+        eventually(|| faults.hits() == 8);
+        goes_on(&client, 200);
+        goes_on(&running.connect(&ConnectOptions::new()), 200);
+        assert!(hanging.iter().all(|thread| !thread.is_finished()));
+        faults.clear();
+        for thread in hanging {
+            thread.join().unwrap().unwrap();
+        }
+        running.stop();
+    });
+}
+
+#[test]
+fn reads_that_take_long_do_so_side_by_side() {
+    soon(|| {
+        let (server, faults) = scratched();
+        let long = Duration::from_millis(300);
+        faults.add(Fault::delay(long).on(Command::Read));
+        let running = Running::new(server);
+        let begin = Instant::now();
+        let slow: Vec<_> = (0..4)
+            .flat_map(|_| {
+                let client = running.connect(&ConnectOptions::new());
+                [client.clone(), client]
+            })
+            .map(|client| thread::spawn(move || client.read_exact_at(&mut [1; 512], 0)))
+            .collect();
+        for thread in slow {
+            thread.join().unwrap().unwrap();
+        }
+        let took = begin.elapsed();
+        assert!(took >= long && took < 4 * long, "{took:?}");
+        running.stop();
+    });
+}
+
+#[test]
+fn clients_that_stall_delay_nobody() {
+    // H-041, H-052
+    soon(|| {
+        let memory = Memory::new(1 << 20);
+        let server = Server::single(Arc::new(memory)).grace(Duration::from_millis(200));
+        let running = Running::new(server);
+        let stalled: Vec<_> = (0..12_u8)
+            .map(|n| {
+                let mut raw = running.raw();
+                if n % 4 == 0 {
+                    raw.write_all(&GO[..11]).unwrap();
+                    return raw;
+                }
+                raw.write_all(GO).unwrap();
+                raw.read_exact(&mut [0; ENTERED]).unwrap();
+                match n % 4 {
+                    1 => raw.write_all(&small(0, n)[..13]).unwrap(),
+                    2 => {
+                        let mut half = small(1, n);
+                        half.extend([1; 200]);
+                        raw.write_all(&half).unwrap();
+                    }
+                    _ => {
+                        // The replies are more than the sockets hold.
+                        let mut long = small(0, n);
+                        long.splice(24.., *b"\0\x10\0\0");
+                        raw.write_all(&long.repeat(8)).unwrap();
+                    }
+                }
+                raw
+            })
+            .collect();
+        eventually(|| running.stopper.connections() == 12);
+        goes_on(&running.connect(&ConnectOptions::new()), 200);
+        // They are all still there.
+        eventually(|| running.stopper.connections() == 12);
+        running.stop();
+        drop(stalled);
+    });
+}

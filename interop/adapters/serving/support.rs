@@ -1,0 +1,156 @@
+//! A server that runs for the time of a test, and deadlines.
+
+use super::{Server, on_runtime, serve};
+use nbd_blocking::{
+    Client, ConnectOptions,
+    server::{Event, Listener, Stopper},
+};
+use std::{
+    io::{self, Read},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// Runs a test that must not hang.
+pub(crate) fn soon<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static) -> R {
+    interop::deadline(Duration::from_secs(60), || on_runtime(test))
+}
+
+/// Waits for what nobody tells of.
+pub(crate) fn eventually(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to that");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A server that listens on a Unix socket and on TCP.
+pub(crate) struct Running {
+    pub(crate) stopper: Stopper,
+    pub(crate) tcp: SocketAddr,
+    pub(crate) unix: PathBuf,
+    endings: Arc<Mutex<Vec<String>>>,
+    served: Vec<mpsc::Receiver<io::Result<()>>>,
+    _directory: TempDir,
+}
+
+impl Running {
+    pub(crate) fn new(server: Server) -> Self {
+        let endings = Arc::new(Mutex::new(Vec::new()));
+        let log = endings.clone();
+        let server = server.on_event(move |event| {
+            if let Event::Closed { ending, .. } = event {
+                log.lock().unwrap().push(ending.to_string());
+            }
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let unix = directory.path().join("socket");
+        let tcp_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = tcp_listener.local_addr().unwrap();
+        let unix_listener = UnixListener::bind(&unix).unwrap();
+        let stopper = server.stopper();
+        let listeners = [Listener::new(tcp_listener), Listener::new(unix_listener)];
+        Self {
+            stopper,
+            tcp,
+            unix,
+            endings,
+            served: listeners
+                .into_iter()
+                .map(|listener| serve(server.clone(), listener.unwrap()))
+                .collect(),
+            _directory: directory,
+        }
+    }
+
+    pub(crate) fn connect(&self, options: &ConnectOptions) -> Client {
+        options.connect_unix(self.raw()).unwrap()
+    }
+
+    pub(crate) fn raw(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.unix).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream
+    }
+
+    pub(crate) fn raw_tcp(&self) -> TcpStream {
+        TcpStream::connect(self.tcp).unwrap()
+    }
+
+    /// Waits until so many connections have ended.
+    pub(crate) fn wait_for_endings(&self, count: usize) {
+        while self.endings.lock().unwrap().len() < count {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Stops the server, waits for it, and returns how its connections ended.
+    pub(crate) fn stop(self) -> Vec<String> {
+        self.stopper.stop();
+        for served in self.served {
+            served.recv().unwrap().unwrap();
+        }
+        assert_eq!(self.stopper.connections(), 0);
+        self.endings.lock().unwrap().clone()
+    }
+}
+
+/// Options for each of the three layouts of replies.
+pub(crate) fn modes() -> [ConnectOptions; 3] {
+    let extended = ConnectOptions::new().context(nbd_blocking::ContextName::base_allocation());
+    let structured = extended.clone().extended_headers(false);
+    let simple = structured.clone().structured_replies(false);
+    [simple, structured, extended]
+}
+
+/// Bytes that are different everywhere.
+pub(crate) fn pattern(len: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut bytes = Vec::with_capacity(len + 4);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// The client's flags and NBD_OPT_GO for the default export.
+pub(crate) const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
+
+/// The header of a request for 512 bytes at the start of the export.
+pub(crate) fn small(command: u8, cookie: u8) -> Vec<u8> {
+    let mut request = Vec::from(*b"\x25\x60\x95\x13\0\0\0");
+    request.push(command);
+    request.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
+    request.extend(b"\0\0\0\0\0\0\0\0\0\0\x02\0");
+    request
+}
+
+/// A simple reply to one.
+pub(crate) fn reply(errno: u8, cookie: u8, data: &[u8]) -> Vec<u8> {
+    let mut reply = Vec::from(*b"\x67\x44\x66\x98\0\0\0");
+    reply.push(errno);
+    reply.extend([0, 0, 0, 0, 0, 0, 0, cookie]);
+    reply.extend(data);
+    reply
+}
+
+pub(crate) fn expect(raw: &mut impl Read, expected: &[u8]) {
+    let mut said = vec![0; expected.len()];
+    raw.read_exact(&mut said).unwrap();
+    assert_eq!(said, expected);
+}
+
+/// What a server says until the client may send requests.
+pub(crate) const ENTERED: usize = 18 + 32 + 20;

@@ -1,0 +1,28 @@
+//! The server on async-std.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on fails"
+)]
+
+#[path = "../../interop/adapters/serving/mod.rs"]
+mod serving;
+
+use nbd_async_std::{Listener, Server};
+use std::{io, sync::mpsc};
+
+/// Runs a test; the process has a runtime that is always there.
+fn on_runtime<R>(test: impl FnOnce() -> R) -> R {
+    test()
+}
+
+/// Serves in a task, which tells how that ended.
+fn serve(server: Server, listener: nbd_socket::Listener) -> mpsc::Receiver<io::Result<()>> {
+    let (tell, told) = mpsc::channel();
+    async_std::task::spawn(async move {
+        let served = async { server.serve(Listener::new(listener)?).await };
+        tell.send(served.await)
+    });
+    told
+}

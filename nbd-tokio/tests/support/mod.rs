@@ -1,0 +1,31 @@
+//! Serving on Tokio.
+
+use nbd_tokio::{Listener, Server};
+use std::{io, panic, sync::mpsc};
+use tokio::{
+    runtime::{Builder, Handle},
+    task,
+};
+
+/// Runs a test that waits by itself, in the context of a runtime.
+pub(crate) fn on_runtime<R: Send + 'static>(
+    mut builder: Builder,
+    test: impl FnOnce() -> R + Send + 'static,
+) -> R {
+    let runtime = builder.enable_all().build().unwrap();
+    let ended = runtime.block_on(async { task::spawn_blocking(test).await });
+    ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()))
+}
+
+/// Serves in a task, which tells how that ended.
+pub(crate) fn serve(
+    server: Server,
+    listener: nbd_socket::Listener,
+) -> mpsc::Receiver<io::Result<()>> {
+    let (tell, told) = mpsc::channel();
+    Handle::current().spawn(async move {
+        let served = async { server.serve(Listener::new(listener)?).await };
+        tell.send(served.await)
+    });
+    told
+}
