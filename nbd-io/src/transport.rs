@@ -78,47 +78,54 @@ pub trait Transport {
     }
 }
 
-impl<T: Transport + ?Sized> Transport for &mut T {
-    fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        (**self).poll_read(cx, bufs)
-    }
+macro_rules! forward {
+    ($pointer:ty) => {
+        impl<T: Transport + ?Sized> Transport for $pointer {
+            fn poll_read(
+                &mut self,
+                cx: &mut Context<'_>,
+                bufs: &mut [IoSliceMut<'_>],
+            ) -> Poll<io::Result<usize>> {
+                (**self).poll_read(cx, bufs)
+            }
 
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        (**self).poll_write(cx, bufs)
-    }
+            fn poll_write(
+                &mut self,
+                cx: &mut Context<'_>,
+                bufs: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                (**self).poll_write(cx, bufs)
+            }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        (**self).poll_flush(cx)
-    }
+            fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                (**self).poll_flush(cx)
+            }
 
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        (**self).poll_shutdown(cx)
-    }
+            fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                (**self).poll_shutdown(cx)
+            }
 
-    fn hurry(&mut self) {
-        (**self).hurry();
-    }
+            fn hurry(&mut self) {
+                (**self).hurry();
+            }
 
-    fn set_alone(&mut self, alone: bool) {
-        (**self).set_alone(alone);
-    }
+            fn set_alone(&mut self, alone: bool) {
+                (**self).set_alone(alone);
+            }
 
-    fn waits(&self) -> bool {
-        (**self).waits()
-    }
+            fn waits(&self) -> bool {
+                (**self).waits()
+            }
 
-    fn peer_certificate(&self) -> Option<&[u8]> {
-        (**self).peer_certificate()
-    }
+            fn peer_certificate(&self) -> Option<&[u8]> {
+                (**self).peer_certificate()
+            }
+        }
+    };
 }
+
+forward!(&mut T);
+forward!(Box<T>);
 
 /// A transport in the clear, or TLS over it.
 #[derive(Debug)]

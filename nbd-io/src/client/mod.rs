@@ -5,6 +5,7 @@ mod error;
 mod extents;
 mod negotiation;
 mod outbox;
+pub mod shared;
 mod split;
 
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};

@@ -1,0 +1,146 @@
+//! The task behind a connection.
+
+use super::{Link, Stop, signal::replace, unlock};
+use crate::{client::Lost, runtime::Runtime};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+/// How long a driver that was woken may stay away while others wait, at most twice.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Drives a connection when nobody else does, keeps its time and says goodbye. It ends when the
+/// connection is over.
+#[must_use]
+pub(crate) struct Keeper<R: Runtime> {
+    link: Arc<Link>,
+    runtime: R,
+    tick: Option<R::Sleep>,
+    watch: Option<R::Sleep>,
+    /// What [`State::drives`](super::State) was when the driver was last found to be late.
+    late: Option<u64>,
+    farewell: Option<R::Sleep>,
+    /// The stream was told that no more will come.
+    shut_down: bool,
+}
+
+impl<R: Runtime> Keeper<R> {
+    pub(crate) const fn new(link: Arc<Link>, runtime: R) -> Self {
+        Self {
+            link,
+            runtime,
+            tick: None,
+            watch: None,
+            late: None,
+            farewell: None,
+            shut_down: false,
+        }
+    }
+
+    /// Whether a timer has run out. It is started if it is not running.
+    fn timer(
+        sleep: &mut Option<R::Sleep>,
+        runtime: &R,
+        time: Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let running = sleep.get_or_insert_with(|| runtime.sleep(time));
+        ready!(Pin::new(running).poll(cx));
+        *sleep = None;
+        Poll::Ready(())
+    }
+}
+
+impl<R: Runtime> Future for Keeper<R>
+where
+    Self: Unpin,
+{
+    type Output = Arc<Lost>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Arc<Lost>> {
+        let this = self.get_mut();
+        let link = this.link.clone();
+        let mut state = link.lock();
+        let mut old = [replace(&mut state.keeper, Some(cx.waker())), None];
+        let mut drives = state.driver.is_none() || state.closing;
+
+        while state.ticking && Self::timer(&mut this.tick, &this.runtime, state.tick, cx).is_ready()
+        {
+            state.now = state.now.saturating_add(state.tick);
+            state.expire();
+            state.ticking = std::mem::take(&mut state.busy) || state.transmission.in_flight() > 0;
+            // The end of the stream would not be noticed if nobody has asked for more since.
+            drives = true;
+        }
+        while state.watching && Self::timer(&mut this.watch, &this.runtime, PATIENCE, cx).is_ready()
+        {
+            state.watching = state.live() > 1;
+            let now = Some(state.drives);
+            let fired = link.signal.has_fired();
+            if fired && this.late == now {
+                state.dismiss();
+                drives = true;
+            }
+            this.late = now.filter(|_| fired);
+        }
+
+        if state.driver.is_none() || state.closing {
+            state.driver = None;
+            old[1] = link.signal.set(Some(cx.waker()));
+        }
+        let mut tired = drives && state.drive(&link.waker, None) == Stop::Tired;
+
+        if state.closing && state.lost.is_none() {
+            let farewell = Self::timer(&mut this.farewell, &this.runtime, FAREWELL, cx);
+            if farewell.is_ready() {
+                state.lose(Lost::Disconnected);
+            } else if state.transmission.in_flight() == 0 && !state.goodbye {
+                match state.transmission.disconnect() {
+                    Ok(frame) => state.outbox.push(frame.header()),
+                    Err(_) => state.lose(Lost::Disconnected),
+                }
+                state.goodbye = true;
+                tired |= state.drive(&link.waker, None) == Stop::Tired;
+            }
+            let sent = state.goodbye && state.outbox.is_empty() && !state.unflushed;
+            if sent
+                && !this.shut_down
+                && let Some(stream) = &mut state.stream
+            {
+                let mut context = Context::from_waker(&link.waker);
+                match stream.poll_shutdown(&mut context) {
+                    Poll::Ready(Ok(())) => this.shut_down = true,
+                    Poll::Ready(Err(_)) => state.lose(Lost::Disconnected),
+                    Poll::Pending => {}
+                }
+            }
+        }
+        let lost = state.lost.clone();
+        unlock(state);
+        drop(old);
+        match lost {
+            Some(lost) => Poll::Ready(lost),
+            None => {
+                if tired {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Keeper<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper")
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
+}

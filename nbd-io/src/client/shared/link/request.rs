@@ -1,0 +1,114 @@
+//! What a task asks for, in a form that can be kept and sent again.
+
+use bytes::Bytes;
+use nbd_proto::{
+    Command, CommandFlags, Frame, Header, Misuse,
+    client::{Cookie, Transmission},
+};
+use std::sync::Arc;
+
+/// A request that fits into one message. It is cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    Read {
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+    },
+    Write {
+        offset: u64,
+        payload: Bytes,
+        flags: CommandFlags,
+    },
+    Flush,
+    Trim {
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+    },
+    Cache {
+        offset: u64,
+        len: u64,
+    },
+    WriteZeroes {
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+    },
+    BlockStatus {
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+        /// The contexts that are asked for, if not all.
+        ids: Option<Arc<[u32]>>,
+    },
+}
+
+impl Request {
+    pub(crate) const fn command(&self) -> Command {
+        match self {
+            Self::Read { .. } => Command::Read,
+            Self::Write { .. } => Command::Write,
+            Self::Flush => Command::Flush,
+            Self::Trim { .. } => Command::Trim,
+            Self::Cache { .. } => Command::Cache,
+            Self::WriteZeroes { .. } => Command::WriteZeroes,
+            Self::BlockStatus { .. } => Command::BlockStatus,
+        }
+    }
+
+    /// The payload in either direction, in bytes.
+    pub(super) const fn weight(&self) -> u64 {
+        match self {
+            Self::Read { len, .. } => *len,
+            Self::Write { payload, .. } => payload.len() as u64,
+            _ => 0,
+        }
+    }
+
+    /// Takes a place among the requests in flight.
+    pub(super) fn start(
+        self,
+        transmission: &mut Transmission,
+    ) -> Result<(Cookie, Header, Bytes), Misuse> {
+        match self {
+            Self::Read { offset, len, flags } => bare(transmission.read(offset, len, flags)),
+            Self::Write {
+                offset,
+                payload,
+                flags,
+            } => {
+                let (cookie, frame) = transmission.write(offset, payload, flags)?;
+                let (header, payload) = frame.into_parts();
+                Ok((cookie, header, payload))
+            }
+            Self::Flush => bare(transmission.flush()),
+            Self::Trim { offset, len, flags } => bare(transmission.trim(offset, len, flags)),
+            Self::Cache { offset, len } => bare(transmission.cache(offset, len)),
+            Self::WriteZeroes { offset, len, flags } => {
+                bare(transmission.write_zeroes(offset, len, flags))
+            }
+            Self::BlockStatus {
+                offset,
+                len,
+                flags,
+                ids: None,
+            } => bare(transmission.block_status(offset, len, flags)),
+            Self::BlockStatus {
+                offset,
+                len,
+                flags,
+                ids: Some(ids),
+            } => {
+                let (cookie, frame) = transmission.block_status_of(&ids, offset, len, flags)?;
+                let (header, payload) = frame.into_parts();
+                Ok((cookie, header, payload))
+            }
+        }
+    }
+}
+
+fn bare<P>(request: Result<(Cookie, Frame<P>), Misuse>) -> Result<(Cookie, Header, Bytes), Misuse> {
+    let (cookie, frame) = request?;
+    Ok((cookie, frame.into_parts().0, Bytes::new()))
+}

@@ -1,0 +1,4 @@
+mod engine;
+mod pipe;
+mod server;
+mod sim;

@@ -1,0 +1,186 @@
+//! A stream in memory that is as unhelpful as a stream may be.
+
+use super::sim::Chance;
+use crate::transport::Transport;
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Waker},
+};
+
+/// How a stream cuts what goes through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Not at all.
+    Whole,
+    /// Into single bytes, each of which is waited for.
+    Bytes,
+    /// Anyhow, with waits for nothing between.
+    Random,
+}
+
+#[derive(Debug, Default)]
+struct Way {
+    bytes: VecDeque<u8>,
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Way {
+    fn close(&mut self) {
+        self.closed = true;
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        self.reader.take().into_iter().for_each(Waker::wake);
+        self.writer.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+/// One end of a stream.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    from: Arc<Mutex<Way>>,
+    to: Arc<Mutex<Way>>,
+    chance: Chance,
+    cut: Cut,
+    capacity: usize,
+    /// Every second attempt waits.
+    flip: [bool; 2],
+}
+
+pub(crate) fn pipe(chance: &Chance) -> (Pipe, Pipe) {
+    let (a, b) = (Arc::<Mutex<Way>>::default(), Arc::default());
+    let end = |from: &Arc<_>, to: &Arc<_>| Pipe {
+        from: Arc::clone(from),
+        to: Arc::clone(to),
+        chance: chance.clone(),
+        cut: Cut::Whole,
+        capacity: 256 << 10,
+        flip: [false; 2],
+    };
+    (end(&a, &b), end(&b, &a))
+}
+
+fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
+    way.lock().unwrap()
+}
+
+/// Ends a stream from outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Scissors(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
+
+impl Scissors {
+    /// What was not read is lost.
+    pub(crate) fn cut(&self) {
+        for way in [&self.0, &self.1] {
+            let mut way = lock(way);
+            way.bytes.clear();
+            way.close();
+        }
+    }
+}
+
+impl Pipe {
+    pub(crate) fn cut(mut self, cut: Cut) -> Self {
+        self.cut = cut;
+        self
+    }
+
+    pub(crate) fn capacity(mut self, capacity: usize) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    pub(crate) fn scissors(&self) -> Scissors {
+        Scissors(self.from.clone(), self.to.clone())
+    }
+
+    /// How many bytes may pass now; none is to wait.
+    fn portion(&mut self, way: usize, cx: &Context<'_>) -> usize {
+        let portion = match self.cut {
+            Cut::Whole => return usize::MAX,
+            Cut::Bytes => {
+                self.flip[way] = !self.flip[way];
+                usize::from(self.flip[way])
+            }
+            Cut::Random => [0, 1, 7, 40, 1000, usize::MAX][self.chance.below(6)],
+        };
+        if portion == 0 {
+            cx.waker().wake_by_ref();
+        }
+        portion
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        lock(&self.to).close();
+        lock(&self.from).close();
+    }
+}
+
+impl Transport for Pipe {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let portion = self.portion(0, cx);
+        if portion == 0 {
+            return Poll::Pending;
+        }
+        let mut from = lock(&self.from);
+        if from.bytes.is_empty() && !from.closed {
+            from.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        from.bytes.make_contiguous();
+        let mut n = 0;
+        for buf in bufs {
+            let len = buf.len().min(portion - n);
+            n += from.bytes.read(&mut buf[..len])?;
+        }
+        from.writer.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let portion = self.portion(1, cx);
+        if portion == 0 {
+            return Poll::Pending;
+        }
+        let mut to = lock(&self.to);
+        if to.closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let portion = portion.min(self.capacity.saturating_sub(to.bytes.len()));
+        if portion == 0 {
+            to.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let mut n = 0;
+        for buf in bufs {
+            let len = buf.len().min(portion - n);
+            n += to.bytes.write(&buf[..len])?;
+        }
+        to.reader.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        lock(&self.to).close();
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,139 @@
+//! A server for one connection that answers when and in which order it likes.
+
+use super::{
+    pipe::Pipe,
+    sim::{Chance, Sim},
+};
+use crate::{
+    Export, Exports,
+    runtime::{Runtime, Tasks},
+    server::{Replies, ServerOptions, execute, negotiate},
+    transport::Transport,
+};
+use nbd_proto::server::{Event, Request};
+use std::{
+    future::poll_fn,
+    io::{IoSlice, IoSliceMut},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    task::Poll,
+    time::Duration,
+};
+
+/// How a server behaves.
+#[derive(Clone, Default)]
+pub(crate) struct Manner {
+    /// Replies come in random order, after random times.
+    pub(crate) shuffle: bool,
+    /// Requests that are not answered, by their number from 0.
+    pub(crate) silent: Option<Arc<dyn Fn(usize) -> bool + Send + Sync>>,
+    /// What was asked, as it came.
+    pub(crate) log: Log,
+}
+
+/// Requests as text.
+pub(crate) type Log = Arc<Mutex<Vec<String>>>;
+
+/// Serves one client in a task of its own.
+pub(crate) fn serve(sim: &Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
+    let server = session(sim.clone(), pipe, exports, manner);
+    sim.spawn(server);
+}
+
+async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
+    let running = AtomicBool::new(false);
+    let mut options = ServerOptions::default();
+    options.config.limits.accepted = 1000;
+    let entered = negotiate(pipe, &options, &*exports, &running, async |pipe| Ok(pipe)).await;
+    let Ok(Ok(entered)) = entered else { return };
+    let export: Arc<dyn Export> = entered.export;
+    let mut pipe = entered.transport;
+    let mut transmission = entered.transmission;
+    let mut inbox = vec![0; 64 << 10];
+    let mut payload = Vec::new();
+    let mut waiting: Vec<(Request, Vec<u8>)> = Vec::new();
+    let mut replies = Replies::new();
+    let mut count = 0;
+    let mut nap = None;
+    let chance: &Chance = sim.chance();
+    loop {
+        // What is there is taken in; replies are written as far as they can be.
+        enum Step {
+            Read(usize),
+            Wrote(usize),
+            Answer,
+        }
+        let step = poll_fn(|cx| {
+            if !replies.is_empty() {
+                let mut slices = [IoSlice::new(&[]); 16];
+                let n = replies.slices(&mut slices);
+                if let Poll::Ready(n) = pipe.poll_write(cx, &slices[..n]) {
+                    return Poll::Ready(n.map(Step::Wrote));
+                }
+            }
+            let mut bufs = [IoSliceMut::new(&mut inbox)];
+            if let Poll::Ready(n) = pipe.poll_read(cx, &mut bufs) {
+                return Poll::Ready(n.map(Step::Read));
+            }
+            if waiting.is_empty() {
+                return Poll::Pending;
+            }
+            let time = Duration::from_micros(chance.below(100) as u64);
+            let sleep = nap.get_or_insert_with(|| sim.sleep(time));
+            if manner.shuffle && std::pin::Pin::new(sleep).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            nap = None;
+            Poll::Ready(Ok(Step::Answer))
+        })
+        .await;
+        match step {
+            Err(_) | Ok(Step::Read(0)) => return,
+            Ok(Step::Wrote(n)) => {
+                replies.advance(n);
+                replies.retire(&mut transmission);
+            }
+            Ok(Step::Read(n)) => {
+                let mut bytes = &inbox[..n];
+                while !bytes.is_empty() {
+                    let Ok(fed) = transmission.feed(bytes) else {
+                        return;
+                    };
+                    if fed.payload.is_some() {
+                        payload.extend_from_slice(&bytes[..fed.used]);
+                    }
+                    assert!(fed.used > 0, "the server takes in whatever comes");
+                    bytes = &bytes[fed.used..];
+                    match fed.event {
+                        Some(Event::Request(request)) => {
+                            let text = format!("{request:?}");
+                            let end = text.find("ticket").unwrap_or(text.len());
+                            let text = text[..end].trim_end_matches([' ', ',', '{']);
+                            manner.log.lock().unwrap().push(text.to_owned());
+                            let silent = manner.silent.as_ref();
+                            let payload = std::mem::take(&mut payload);
+                            if !silent.is_some_and(|silent| silent(count)) {
+                                waiting.push((request, payload));
+                            }
+                            count += 1;
+                        }
+                        Some(Event::Answered(reply)) => replies.push(reply),
+                        Some(Event::Disconnect) => {
+                            manner.log.lock().unwrap().push("Disconnect".to_owned());
+                            return;
+                        }
+                        None => {}
+                    }
+                }
+            }
+            Ok(Step::Answer) => {
+                let at = if manner.shuffle {
+                    chance.below(waiting.len())
+                } else {
+                    0
+                };
+                let (request, payload) = waiting.remove(at);
+                execute(&*export, request, &payload, &mut replies);
+            }
+        }
+    }
+}
