@@ -17,9 +17,9 @@ mod tls;
 
 pub use client::Client;
 pub use cursor::Cursor;
-pub use extents::{Extents, Stretch};
+pub use extents::Extents;
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
-pub use nbd_io::client::{Error, Lost, NegotiationError, TlsPolicy};
+pub use nbd_io::client::{Error, Lost, NegotiationError, Stretch, TlsPolicy};
 #[cfg(feature = "tls-base")]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_proto::{

@@ -2,9 +2,10 @@
 
 use crate::{
     Error,
-    link::{Done, Link, Load, header, longest},
+    link::{Done, Link, Load, header},
 };
 use bytes::Bytes;
+use nbd_io::client::longest;
 use nbd_proto::{
     Command, CommandFlags, Header, Misuse,
     client::{ContextExtents, Cookie, Outcome, Transmission},

@@ -7,6 +7,7 @@ use crate::{
     link::{Link, Load, header},
     stream::Stream,
 };
+use nbd_io::client::blocks_of;
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
     client::{Context, ContextExtents, Outcome, Transmission},
@@ -133,7 +134,7 @@ impl Client {
     /// over. The buffer's contents are undefined then.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
         self.check_range(Command::Read, offset, buf.len() as u64)?;
-        let (head, body, tail) = self.blocks_of(offset, buf.len() as u64);
+        let [head, body, tail] = blocks_of(self.facts.blocks, offset, buf.len() as u64);
         let (head_buf, rest) = buf.split_at_mut(length(&head));
         let (body_buf, tail_buf) = rest.split_at_mut(length(&body));
         self.read_part(head_buf, head.start)?;
@@ -200,7 +201,7 @@ impl Client {
         if self.facts.blocks.minimum() == 1 {
             return self.write_whole(buf, offset, flags);
         }
-        let (head, body, tail) = self.blocks_of(offset, buf.len() as u64);
+        let [head, body, tail] = blocks_of(self.facts.blocks, offset, buf.len() as u64);
         let (head_buf, rest) = buf.split_at(length(&head));
         let (body_buf, tail_buf) = rest.split_at(length(&body));
         self.patch(head_buf, head.start, flags)?;

@@ -1,11 +1,11 @@
 //! Ranges of any length at any place, made of requests that the server takes.
 
-use super::Client;
+use super::{Client, Facts};
 use crate::{
     Error,
-    link::{Load, header, longest},
+    link::{Load, header},
 };
-use nbd_io::client::{Piece, split};
+use nbd_io::client::{Piece, check_blocks, check_range, longest, split};
 use nbd_proto::{
     Command, CommandFlags, Errno, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
@@ -21,32 +21,9 @@ impl Client {
         usize::try_from(left).map_or(len, |left| len.min(left))
     }
 
-    /// Refuses a range that is not inside the export, before a part of it is carried out.
     pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        let block = u64::from(self.facts.blocks.minimum());
-        let end = offset.checked_add(len);
-        let end = end.and_then(|end| end.checked_next_multiple_of(block));
-        if len > 0 && end.is_none_or(|end| end > self.size()) {
-            return Err(Error::Misuse(Misuse::OutOfBounds {
-                command,
-                offset,
-                len,
-                size: self.size(),
-            }));
-        }
-        Ok(())
-    }
-
-    /// A range cut at block boundaries: part of a block, whole blocks, part of a block.
-    pub(super) fn blocks_of(&self, offset: u64, len: u64) -> (Range<u64>, Range<u64>, Range<u64>) {
-        let block = u64::from(self.facts.blocks.minimum());
-        let end = offset.saturating_add(len);
-        let body = offset
-            .checked_next_multiple_of(block)
-            .unwrap_or(end)
-            .min(end);
-        let tail = (end - end % block).max(body);
-        (offset..body, body..tail, tail..end)
+        let Facts { export, blocks, .. } = &*self.facts;
+        Ok(check_range(export, *blocks, command, offset, len)?)
     }
 
     /// Reads a part of a single block.
@@ -136,15 +113,7 @@ impl Client {
         frame: impl Fn(&mut Transmission, Piece) -> Result<(Cookie, Header), Misuse> + Copy,
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
-        let minimum = self.facts.blocks.minimum();
-        if (offset | len) & u64::from(minimum - 1) != 0 {
-            return Err(Error::Misuse(Misuse::Unaligned {
-                command,
-                offset,
-                len,
-                minimum,
-            }));
-        }
+        check_blocks(self.facts.blocks, command, offset, len)?;
         let piece = |piece| {
             let frame = move |transmission: &mut Transmission| frame(transmission, piece);
             (Load::Nothing, frame)

@@ -538,14 +538,3 @@ pub(crate) fn header<P>(
 ) -> Result<(Cookie, Header), Misuse> {
     request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
 }
-
-/// The longest range that a server in use can be trusted with, in bytes.
-///
-/// nbd-server, which tells no block sizes, acknowledges longer zeroes than 64 MiB and leaves what is
-/// behind the first 64 MiB as it was.
-pub(crate) fn longest(transmission: &Transmission, command: Command) -> u64 {
-    match (command, transmission.export().block_sizes) {
-        (Command::WriteZeroes, None) => transmission.max_len(Command::Write),
-        _ => transmission.max_len(command),
-    }
-}

@@ -1,6 +1,12 @@
 //! Extents of a range of any length, put together from as many replies as it takes.
 
-use nbd_proto::{client::ContextExtents, meta::Extent};
+use super::Error;
+use nbd_proto::{
+    Command, Errno, Failure,
+    client::{Context, ContextExtents},
+    meta::Extent,
+};
+use std::{collections::VecDeque, ops::Range};
 
 /// Walks a range of the export, context by context the same.
 ///
@@ -52,6 +58,147 @@ impl ExtentWalk {
             self.end = self.next;
         }
         covered
+    }
+}
+
+/// A stretch of an export on which no meta context changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What each context says, in the order in which they were selected less the hidden ones.
+    pub status: Vec<u64>,
+}
+
+/// Makes [`Stretch`]es of the extents of several contexts.
+///
+/// They come in order and without gaps, are inside the range, and no two neighbours say the same.
+#[derive(Clone, Debug)]
+pub struct Stretches {
+    walk: ExtentWalk,
+    next: u64,
+    range: Range<u64>,
+    ready: VecDeque<Stretch>,
+    /// The last stretch of an answer, which the next answer may prolong.
+    last: Option<Stretch>,
+    over: bool,
+}
+
+impl Stretches {
+    /// Walks a range with requests of at most `max` bytes, all of which are multiples of `block`,
+    /// the minimum block size.
+    #[must_use]
+    pub fn new(range: Range<u64>, max: u64, block: u64) -> Self {
+        // Only whole blocks can be asked for; what is outside the range is cut off again.
+        let start = range.start - range.start % block;
+        let end = range
+            .end
+            .checked_next_multiple_of(block)
+            .unwrap_or(range.end);
+        Self {
+            walk: ExtentWalk::new(start, end.saturating_sub(start), max, block),
+            next: start,
+            range,
+            ready: VecDeque::new(),
+            last: None,
+            over: false,
+        }
+    }
+
+    /// The next stretch, if it is known.
+    pub fn pop(&mut self) -> Option<Stretch> {
+        self.ready.pop_front()
+    }
+
+    /// The offset and length to ask the server for when there is nothing to pop; `None` at the
+    /// end.
+    pub fn request(&mut self) -> Option<(u64, u64)> {
+        if self.over {
+            return None;
+        }
+        let request = self.walk.request();
+        if request.is_none() {
+            self.over = true;
+            self.ready.extend(self.last.take());
+        }
+        request
+    }
+
+    /// Ends the walk, because the server cannot be asked.
+    pub fn give_up(&mut self) {
+        self.over = true;
+    }
+
+    /// Takes the answer to [`request`](Stretches::request). `order` are the selected contexts.
+    ///
+    /// # Errors
+    ///
+    /// When the answer does not have a single block.
+    pub fn take(
+        &mut self,
+        mut contexts: Vec<ContextExtents>,
+        order: &[Context],
+    ) -> Result<(), Error> {
+        contexts.sort_by_key(|context| order.iter().position(|known| known.id == context.id));
+        let covered = self.walk.take(&mut contexts);
+        if covered == 0 && !contexts.is_empty() {
+            self.over = true;
+            return Err(Error::Failed {
+                command: Command::BlockStatus,
+                source: Failure {
+                    errno: Errno::Inval,
+                    message: "the extents end inside of the first block"
+                        .to_owned()
+                        .into(),
+                    offset: None,
+                },
+            });
+        }
+        let mut lists: Vec<_> = contexts
+            .iter()
+            .map(|ContextExtents { extents, .. }| extents.iter().copied())
+            .collect();
+        let mut current: Vec<Extent> = lists.iter_mut().filter_map(Iterator::next).collect();
+        let end = self.next + covered;
+        while self.next < end {
+            let shortest = current
+                .iter()
+                .map(|extent| extent.len)
+                .min()
+                .unwrap_or(end - self.next);
+            self.push(Stretch {
+                offset: self.next,
+                len: shortest,
+                status: current.iter().map(|extent| extent.status).collect(),
+            });
+            self.next += shortest;
+            for (extent, rest) in current.iter_mut().zip(&mut lists) {
+                extent.len -= shortest;
+                if extent.len == 0
+                    && let Some(next) = rest.next()
+                {
+                    *extent = next;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges a stretch with the one before, or makes that one ready.
+    fn push(&mut self, mut stretch: Stretch) {
+        let start = stretch.offset.max(self.range.start);
+        let end = (stretch.offset + stretch.len).min(self.range.end);
+        if start >= end {
+            return;
+        }
+        stretch.offset = start;
+        stretch.len = end - start;
+        match &mut self.last {
+            Some(last) if last.status == stretch.status => last.len += stretch.len,
+            last => self.ready.extend(last.replace(stretch)),
+        }
     }
 }
 

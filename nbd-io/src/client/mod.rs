@@ -10,7 +10,7 @@ mod split;
 
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
 pub use error::{Error, Lost};
-pub use extents::ExtentWalk;
+pub use extents::{ExtentWalk, Stretch, Stretches};
 pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
 pub use outbox::{Outbox, SLICES};
-pub use split::{Piece, split};
+pub use split::{Piece, blocks_of, check_blocks, check_range, longest, split};

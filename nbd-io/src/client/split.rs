@@ -1,4 +1,7 @@
-//! Requests of any length, cut to what one request may have.
+//! Requests of any length at any place, cut to what one request may have.
+
+use nbd_proto::{BlockSizes, Command, ExportInfo, Misuse, client::Transmission};
+use std::ops::Range;
 
 /// A part of a larger request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,81 @@ pub fn split(
         left -= now;
         Some(piece)
     })
+}
+
+/// Cuts a range at block boundaries: a part of a block, whole blocks, a part of a block. Each of
+/// them may be empty.
+#[must_use]
+pub fn blocks_of(blocks: BlockSizes, offset: u64, len: u64) -> [Range<u64>; 3] {
+    let block = u64::from(blocks.minimum());
+    let end = offset.saturating_add(len);
+    let body = offset
+        .checked_next_multiple_of(block)
+        .unwrap_or(end)
+        .min(end);
+    let tail = (end - end % block).max(body);
+    [offset..body, body..tail, tail..end]
+}
+
+/// Refuses a range whose blocks are not all inside the export, before a part of it is carried out.
+///
+/// # Errors
+///
+/// [`Misuse::OutOfBounds`].
+pub fn check_range(
+    export: &ExportInfo,
+    blocks: BlockSizes,
+    command: Command,
+    offset: u64,
+    len: u64,
+) -> Result<(), Misuse> {
+    let size = export.size;
+    let end = offset.checked_add(len);
+    let end = end.and_then(|end| end.checked_next_multiple_of(blocks.minimum().into()));
+    if len > 0 && end.is_none_or(|end| end > size) {
+        return Err(Misuse::OutOfBounds {
+            command,
+            offset,
+            len,
+            size,
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a range that does not consist of whole blocks.
+///
+/// # Errors
+///
+/// [`Misuse::Unaligned`].
+pub fn check_blocks(
+    blocks: BlockSizes,
+    command: Command,
+    offset: u64,
+    len: u64,
+) -> Result<(), Misuse> {
+    let minimum = blocks.minimum();
+    if (offset | len) & u64::from(minimum - 1) != 0 {
+        return Err(Misuse::Unaligned {
+            command,
+            offset,
+            len,
+            minimum,
+        });
+    }
+    Ok(())
+}
+
+/// The longest range that a server in use can be trusted with, in bytes.
+///
+/// nbd-server, which tells no block sizes, acknowledges longer zeroes than 64 MiB and leaves what is
+/// behind the first 64 MiB as it was.
+#[must_use]
+pub fn longest(transmission: &Transmission, command: Command) -> u64 {
+    match (command, transmission.export().block_sizes) {
+        (Command::WriteZeroes, None) => transmission.max_len(Command::Write),
+        _ => transmission.max_len(command),
+    }
 }
 
 #[cfg(test)]
