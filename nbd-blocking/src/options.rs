@@ -322,32 +322,8 @@ impl ConnectOptions {
 
     #[cfg(feature = "tls-base")]
     fn trust(&mut self, uri: &nbd_proto::uri::Tls) -> Result<(), Error> {
-        use nbd_proto::uri::TlsType;
-        match uri.kind() {
-            None | Some(TlsType::X509) if uri.psk_file().is_none() => {}
-            Some(TlsType::Anon) => {
-                return Err(Error::Unsupported {
-                    what: "TLS without certificates is not supported",
-                });
-            }
-            _ => {
-                return Err(Error::Unsupported {
-                    what: "TLS by pre-shared keys is not supported",
-                });
-            }
-        }
-        let mut tls = self.tls.take().unwrap_or_default();
-        if let Some(directory) = uri.certificates() {
-            use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-            tls = tls.directory(OsStr::from_bytes(directory))?;
-        }
-        if let Some(name) = uri.hostname() {
-            tls = tls.server_name(name.as_str());
-        }
-        if !uri.verify_peer() {
-            tls = tls.dangerous_accept_any_certificate();
-        }
-        self.tls = Some(tls);
+        let tls = self.tls.take().unwrap_or_default();
+        self.tls = Some(tls.with_uri(uri)?);
         Ok(())
     }
 

@@ -301,6 +301,40 @@ impl ClientTls {
         self
     }
 
+    /// What a URI says in addition.
+    ///
+    /// # Errors
+    ///
+    /// When it wants TLS without certificates, or its files cannot be used.
+    pub fn with_uri(mut self, uri: &nbd_proto::uri::Tls) -> Result<Self, crate::client::Error> {
+        use crate::client::Error;
+        use nbd_proto::uri::TlsType;
+        match uri.kind() {
+            None | Some(TlsType::X509) if uri.psk_file().is_none() => {}
+            Some(TlsType::Anon) => {
+                return Err(Error::Unsupported {
+                    what: "TLS without certificates is not supported",
+                });
+            }
+            _ => {
+                return Err(Error::Unsupported {
+                    what: "TLS by pre-shared keys is not supported",
+                });
+            }
+        }
+        if let Some(directory) = uri.certificates() {
+            use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+            self = self.directory(OsStr::from_bytes(directory))?;
+        }
+        if let Some(name) = uri.hostname() {
+            self = self.server_name(name.as_str());
+        }
+        if !uri.verify_peer() {
+            self = self.dangerous_accept_any_certificate();
+        }
+        Ok(self)
+    }
+
     /// The configuration and the server's name for one connection to `host`.
     ///
     /// # Errors

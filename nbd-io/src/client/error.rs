@@ -69,6 +69,12 @@ pub enum Lost {
     /// The server closed the connection without being asked to.
     #[error("the server closed the connection")]
     Closed,
+    /// Another connection was made, and the export is not the same any more.
+    #[error("on another connection the export differs: {what}")]
+    Changed {
+        /// What differs.
+        what: &'static str,
+    },
     /// This side disconnected.
     #[error("this side has disconnected")]
     Disconnected,
@@ -134,7 +140,7 @@ impl From<Error> for io::Error {
             Error::Timeout { .. } => io::ErrorKind::TimedOut,
             Error::Lost(lost) => match &**lost {
                 Lost::Io(error) => error.kind(),
-                Lost::Protocol(_) => io::ErrorKind::InvalidData,
+                Lost::Protocol(_) | Lost::Changed { .. } => io::ErrorKind::InvalidData,
                 Lost::Closed => io::ErrorKind::UnexpectedEof,
                 Lost::Disconnected => io::ErrorKind::NotConnected,
             },

@@ -1,6 +1,23 @@
-//! A client that any number of tasks share.
+//! A client that any number of tasks share, on any runtime that is a
+//! [`Network`](crate::runtime::Network).
+//!
+//! ```text
+//!  ConnectOptions ── connect ──▶ Client ── read, write, … ──▶ pool of connections
+//!        └── start ──▶ Haggling ──┘                           └─ link: one connection
+//! ```
 
+mod apart;
+mod client;
+mod extents;
+mod haggling;
 mod link;
-
+mod options;
+mod pool;
 #[cfg(test)]
 mod tests;
+mod timed;
+
+pub use client::Client;
+pub use extents::Extents;
+pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
+pub use options::ConnectOptions;

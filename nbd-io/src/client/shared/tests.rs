@@ -1,3 +1,4 @@
+mod api;
 mod engine;
 mod pipe;
 mod server;

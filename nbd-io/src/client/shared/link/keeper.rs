@@ -58,10 +58,10 @@ impl<R: Runtime> Keeper<R> {
     }
 }
 
-impl<R: Runtime> Future for Keeper<R>
-where
-    Self: Unpin,
-{
+// Nothing is pinned in it: timers can be moved.
+impl<R: Runtime> Unpin for Keeper<R> {}
+
+impl<R: Runtime> Future for Keeper<R> {
     type Output = Arc<Lost>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Arc<Lost>> {

@@ -65,7 +65,6 @@ pub(crate) struct Link {
     signal: Arc<Signal>,
     /// The signal as the stream knows it.
     waker: Waker,
-    timeout: Option<Duration>,
 }
 
 struct State {
@@ -192,13 +191,7 @@ impl Link {
             }),
             waker: Waker::from(signal.clone()),
             signal,
-            timeout,
         }
-    }
-
-    /// Looks at the protocol's side of the connection.
-    pub(crate) fn with<R>(&self, look: impl FnOnce(&Transmission) -> R) -> R {
-        look(&self.lock().transmission)
     }
 
     /// Whether the connection is over, and why.
@@ -211,8 +204,7 @@ impl Link {
         self.lock().live()
     }
 
-    /// A call with a buffer for what it reads. Nothing happens before it is polled or
-    /// [started](Call::start).
+    /// A call with a buffer for what it reads. Nothing happens before it is polled.
     pub(crate) fn call(&self, request: Request, sink: BytesMut) -> Call<'_> {
         Call {
             link: self,
@@ -227,13 +219,6 @@ impl Link {
         let first = state.close();
         unlock(state);
         first
-    }
-
-    /// Ends the connection at once.
-    pub(crate) fn abort(&self, why: Lost) {
-        let mut state = self.lock();
-        state.lose(why);
-        unlock(state);
     }
 
     /// Waits until the connection is over.
@@ -290,17 +275,6 @@ pub(crate) struct Done {
 }
 
 impl Call<'_> {
-    /// Begins the request without waiting for anything. Somebody has to be polled afterwards.
-    pub(crate) fn start(&mut self, cx: &Context<'_>) {
-        if let Stage::New(..) = self.stage {
-            let mut state = self.link.lock();
-            let key = self.begin(&mut state);
-            let old = state.attend(key, cx.waker());
-            unlock(state);
-            drop(old);
-        }
-    }
-
     fn begin(&mut self, state: &mut State) -> usize {
         match mem::replace(&mut self.stage, Stage::Over) {
             Stage::New(request, sink) => {
