@@ -2,6 +2,7 @@
 //! file, and say what a `Socket` and a `Listener` are and how a test is run `on_runtime`.
 
 mod children;
+mod client;
 mod connecting;
 mod entering;
 mod sockets;

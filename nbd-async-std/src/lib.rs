@@ -15,3 +15,23 @@ pub use stream::Stream;
 
 /// Serves exports to any number of clients, from a [`Listener`] or any transport.
 pub type Server = nbd_io::server::Server<AsyncStd>;
+
+/// Uses an export, from any number of tasks.
+pub type Client = nbd_io::client::shared::Client<AsyncStd>;
+
+/// How to reach an export, and what to ask for.
+pub type ConnectOptions = nbd_io::client::shared::ConnectOptions<AsyncStd>;
+
+/// Connects to what a URI names and enters its export, with [default
+/// options](ConnectOptions::new).
+///
+/// # Errors
+///
+/// When the URI is wrong, the server cannot be reached, or the export cannot be entered.
+///
+/// # Cancel safety
+///
+/// A future that is dropped leaves no connection behind.
+pub async fn connect(uri: &str) -> Result<Client, nbd_io::client::Error> {
+    ConnectOptions::new().connect(uri).await
+}

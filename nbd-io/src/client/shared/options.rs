@@ -371,11 +371,12 @@ impl<R: Network> ConnectOptions<R> {
     #[cfg(feature = "tls")]
     pub(super) async fn upgrade(
         &self,
-        _: Stream,
+        stream: Stream,
         host: Option<&str>,
     ) -> Result<Stream, NegotiationError> {
-        let (_config, _name) = self.tls.clone().unwrap_or_default().client(host)?;
-        Err(NegotiationError::Tls("TLS is not in this build".into()))
+        let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
+        let tls = crate::tls::TlsTransport::connect(stream, config, name).await?;
+        Ok(Box::new(tls))
     }
 
     /// Does the TLS handshake.

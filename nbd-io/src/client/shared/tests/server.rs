@@ -132,7 +132,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                     0
                 };
                 let (request, payload) = waiting.remove(at);
-                execute(&*export, request, &payload, &mut replies);
+                let _ = execute(&*export, request, &payload, &mut replies);
             }
         }
     }
