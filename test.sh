@@ -15,7 +15,7 @@ FUZZ_SECONDS=10
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 tools=$target/tools
 # The directories of administrators' programs are not on everybody's PATH.
-export PATH=$tools/bin:$PATH:/usr/sbin:/sbin
+export PATH=$tools/bin:$tools/linux:$PATH:/usr/sbin:/sbin
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 SKIPPED=77 # what a stage returns when it could not do its work
@@ -71,6 +71,8 @@ peers() {
         mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
         install_packages "${packages[@]}" || true
     fi
+    programs+=(linux-with-nbd)
+    command -v linux-with-nbd >/dev/null || emulated_machine || true
 
     local missing=()
     # Their scripts want the interpreter that was packaged with them.
@@ -91,6 +93,16 @@ peers() {
         because "tests with ${missing[*]} are not run"
         return "$SKIPPED"
     fi
+}
+
+# The kernel's client wants a kernel of its own.
+emulated_machine() {
+    if [[ $(uname -m) != x86_64 ]] || ! command -v apt-get >/dev/null; then
+        because "the kernel's client is only tried on x86-64, with packages of Debian"
+        return 1
+    fi
+    local prepare=(interop/linux/prepare.sh "$tools/linux")
+    "${prepare[@]}" || { apt-get update -q && "${prepare[@]}"; }
 }
 
 install_packages() {

@@ -16,6 +16,9 @@ use crate::process::POLL;
 /// How long a program that ends by itself may take.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long an emulated machine may take, which is slow when others want the processor too.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+
 /// A program written by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -24,6 +27,9 @@ pub enum Peer {
     Certtool,
     /// The flexible I/O tester, which is a client by libnbd.
     Fio,
+    /// An emulated machine with the kernel's client, which takes the kernel's arguments; made by
+    /// `interop/linux/prepare.sh`.
+    Linux,
     /// The kernel client's control program.
     NbdClient,
     /// libnbd's copying program.
@@ -56,6 +62,7 @@ impl Peer {
         match self {
             Self::Certtool => "certtool",
             Self::Fio => "fio",
+            Self::Linux => "linux-with-nbd",
             Self::NbdClient => "nbd-client",
             Self::NbdCopy => "nbdcopy",
             Self::NbdDump => "nbddump",
@@ -71,11 +78,19 @@ impl Peer {
         }
     }
 
+    const fn limit(self) -> Duration {
+        match self {
+            Self::Linux => BOOT_LIMIT,
+            _ => RUN_LIMIT,
+        }
+    }
+
     const fn version_option(self) -> &'static str {
         match self {
             Self::NbdClient | Self::NbdServer => "-V",
             Self::Certtool
             | Self::Fio
+            | Self::Linux
             | Self::NbdCopy
             | Self::NbdDump
             | Self::NbdInfo
@@ -187,7 +202,7 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// When it cannot be started, or has not ended after a minute.
+    /// When it cannot be started, or has not ended after a minute, an emulated machine after four.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
         // Files rather than pipes: nobody has to read while it runs.
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
@@ -204,12 +219,12 @@ impl Program {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} could not be started: {error}"));
 
-        let start = Instant::now();
+        let (start, limit) = (Instant::now(), self.peer.limit());
         let status = loop {
             if let Some(status) = child.try_wait().expect("our own child can be waited for") {
                 break Some(status);
             }
-            if start.elapsed() > RUN_LIMIT {
+            if start.elapsed() > limit {
                 drop(child.kill());
                 drop(child.wait());
                 break None;
@@ -221,7 +236,7 @@ impl Program {
         let (stdout, stderr): (String, String) = (read(&stdout), read(&stderr));
         let command = format!("{command:?}");
         let Some(status) = status else {
-            panic!("{command} did not end within {RUN_LIMIT:?}\n{stdout}{stderr}");
+            panic!("{command} did not end within {limit:?}\n{stdout}{stderr}");
         };
         Finished {
             command,

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Makes a small Linux system with the kernel's NBD client below a directory, and a program that
+# boots it: `DIRECTORY/linux-with-nbd KERNEL-ARGUMENTS...`, with the machine's console on standard
+# output.
+#
+# Everything comes from Debian's packages, which are unpacked and not installed, so that nothing
+# else on this machine changes and nobody has to be root. Only for x86-64.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+directory=$(realpath -m "$1")
+
+PACKAGES=(qemu-system-x86 linux-image-amd64 busybox-static nbd-client e2fsprogs util-linux)
+# In the order in which they need each other. Those that a kernel has built in are not there.
+MODULES=(failover net_failover e1000 crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 nbd)
+PROGRAMS=(sbin/nbd-client sbin/mke2fs sbin/e2fsck sbin/blkdiscard sbin/fstrim)
+
+unpacked=$directory/unpacked
+root=$directory/root
+loader=$unpacked/lib64/ld-linux-x86-64.so.2
+libraries=$unpacked/usr/lib/x86_64-linux-gnu:$unpacked/lib/x86_64-linux-gnu
+
+# Downloads all packages that those need, whatever is installed here, and unpacks them.
+unpack() {
+    local archives=$directory/archives
+    mkdir -p "$archives/partial"
+    : >"$directory/status"
+    apt-get install --download-only -y -qq --no-install-recommends \
+        -o Dir::State::status="$directory/status" \
+        -o Dir::Cache::archives="$archives" \
+        -o Debug::NoLocking=true "${PACKAGES[@]}"
+    local package
+    for package in "$archives"/*.deb; do
+        dpkg-deb --extract "$package" "$unpacked"
+    done
+    rm -r "$archives"
+}
+
+# Copies a program and the shared libraries that it needs.
+copy() {
+    local library
+    cp -L "$1" "$root/bin/"
+    "$loader" --library-path "$libraries" --list "$1" | sed -n 's/.* => \([^ ]*\) .*/\1/p' |
+        while read -r library; do
+            cp -L "$library" "$root/lib/"
+        done
+}
+
+initramfs() {
+    local name file
+    mkdir -p "$root"/{bin,lib,modules,proc,sys,dev,mnt}
+    ln -sfn lib "$root/lib64"
+    cp "$unpacked/bin/busybox" "$root/bin/"
+    cp -L "$loader" "$root/lib/"
+    for file in "${PROGRAMS[@]}"; do
+        copy "$unpacked/$file"
+    done
+    for name in "${MODULES[@]}"; do
+        file=$(find "$unpacked" -name "$name.ko*" -print -quit)
+        case $file in
+        *.xz) xz -dc "$file" >"$root/modules/$name.ko" ;;
+        *.ko) cp "$file" "$root/modules/" ;;
+        esac
+    done
+    cp init "$root/init"
+    chmod +x "$root/init"
+    (cd "$root" && find . | "$unpacked/bin/busybox" cpio -o -H newc 2>/dev/null) |
+        gzip -1 >"$directory/initramfs"
+    mv "$unpacked"/boot/vmlinuz-* "$directory/vmlinuz"
+    # Nearly all that was unpacked.
+    rm -r "$unpacked"/lib/modules/*/* "$unpacked"/usr/share/{doc,locale,man} "$root"
+}
+
+# The emulator finds its libraries and its firmware where they were unpacked.
+program() {
+    cat >"$directory/linux-with-nbd" <<'END'
+#!/usr/bin/env bash
+cd "$(dirname "${BASH_SOURCE[0]}")/unpacked"
+if [[ ${1:-} == --version ]]; then
+    printf 'Linux %s\n' "$(ls lib/modules)"
+    exit
+fi
+libraries=$PWD/usr/lib/x86_64-linux-gnu:$PWD/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR=$PWD/usr/lib/x86_64-linux-gnu/qemu
+exec "$PWD/lib64/ld-linux-x86-64.so.2" --library-path "$libraries" usr/bin/qemu-system-x86_64 \
+    -L usr/share/qemu -L usr/share/seabios -L usr/lib/ipxe/qemu \
+    -machine pc -m 512 -smp 2 -nographic -no-reboot \
+    -netdev user,id=net -device e1000,netdev=net,romfile= \
+    -kernel ../vmlinuz -initrd ../initramfs \
+    -append "console=ttyS0 quiet panic=-1 $*"
+END
+    chmod +x "$directory/linux-with-nbd"
+}
+
+rm -rf "$directory"
+unpack
+initramfs
+# The last, so that nobody finds it before all else is there.
+program
