@@ -28,15 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let server = arguments.server(AsyncStd)?;
-    let mut serving = Vec::new();
-    for listener in arguments.listeners()? {
-        let (server, listener) = (server.clone(), Listener::new(listener)?);
-        serving.push(async_std::task::spawn(async move {
-            server.serve(listener).await
-        }));
-    }
-    for served in serving {
-        served.await?;
-    }
-    Ok(arguments.clean_up()?)
+    let listeners = arguments.listeners()?.into_iter().map(Listener::new);
+    let listeners: Vec<Listener> = listeners.collect::<Result<_, _>>()?;
+    Ok(server.serve(listeners).await?)
 }

@@ -18,10 +18,15 @@ fn on_runtime<R>(test: impl FnOnce() -> R) -> R {
 }
 
 /// Serves in a task, which tells how that ended.
-fn serve(server: Server, listener: nbd_socket::Listener) -> mpsc::Receiver<io::Result<()>> {
+fn serve(server: Server, listeners: Vec<nbd_socket::Listener>) -> mpsc::Receiver<io::Result<()>> {
     let (tell, told) = mpsc::channel();
     async_std::task::spawn(async move {
-        let served = async { server.serve(Listener::new(listener)?).await };
+        let listeners = listeners.into_iter().map(Listener::new);
+        let served = async {
+            server
+                .serve(listeners.collect::<io::Result<Vec<_>>>()?)
+                .await
+        };
         tell.send(served.await)
     });
     told

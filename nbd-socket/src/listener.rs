@@ -4,15 +4,15 @@ use crate::Socket;
 use nbd_io::server::Peer;
 use socket2::TcpKeepalive;
 use std::{
-    io,
+    fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{
-            fs::FileTypeExt,
+            fs::{FileTypeExt, MetadataExt},
             net::{UnixListener, UnixStream},
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -24,7 +24,11 @@ const PROBES: u32 = 6;
 
 /// A listening stream socket that does not wait, for an event loop.
 #[derive(Debug)]
-pub struct Listener(socket2::Socket);
+pub struct Listener {
+    socket: socket2::Socket,
+    /// The name in the file system that was made for it.
+    _name: Option<Name>,
+}
 
 impl Listener {
     /// Takes over a listening socket, such as one of the standard library's, which becomes a
@@ -36,28 +40,35 @@ impl Listener {
     pub fn new(listener: impl Into<OwnedFd>) -> io::Result<Self> {
         let listener = socket2::Socket::from(listener.into());
         listener.set_nonblocking(true)?;
-        Ok(Self(listener))
+        Ok(Self {
+            socket: listener,
+            _name: None,
+        })
     }
 
     /// Listens on a Unix socket, in place of one that a server has left behind.
     ///
-    /// A socket that still answers, and a file that is no socket, are not touched. The file stays
-    /// when the listener is dropped.
+    /// A socket that still answers, and a file that is no socket, are not touched. When the
+    /// listener is dropped its file is removed, unless there is another one in its place by then.
     ///
     /// # Errors
     ///
     /// Of the kind [`io::ErrorKind::AddrInUse`] if there is something that is in use; whatever else
     /// keeps the socket from being made.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Self> {
-        let path = path.as_ref();
-        match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
-                std::fs::remove_file(path)?;
-                UnixListener::bind(path)
+        // Wherever the process goes until it is removed.
+        let path = std::path::absolute(path)?;
+        let bound = match UnixListener::bind(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&path) => {
+                fs::remove_file(&path)?;
+                UnixListener::bind(&path)
             }
             bound => bound,
-        }
-        .and_then(Self::new)
+        }?;
+        Ok(Self {
+            _name: Some(Name::of(path)?),
+            ..Self::new(bound)?
+        })
     }
 
     /// Takes the listening sockets that the process was started with, as `systemd` and others hand
@@ -94,7 +105,7 @@ impl Listener {
     /// What the system says, unaltered; of the kind [`io::ErrorKind::WouldBlock`] if there is no
     /// connection.
     pub fn accept(&self) -> io::Result<(Socket, Peer)> {
-        let (socket, address) = self.0.accept()?;
+        let (socket, address) = self.socket.accept()?;
         let peer = if let Some(address) = address.as_socket() {
             let keepalive = TcpKeepalive::new()
                 .with_time(SILENCE)
@@ -113,6 +124,35 @@ impl Listener {
     }
 }
 
+/// A file that is removed in the end.
+#[derive(Debug)]
+struct Name {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Name {
+    fn of(path: PathBuf) -> io::Result<Self> {
+        let identity = identity(&path)?;
+        Ok(Self { path, identity })
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            // Nobody is left who could be told.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
 #[cfg(target_os = "linux")]
 fn vsock(address: &socket2::SockAddr) -> Option<Peer> {
     let (cid, port) = address.as_vsock_address()?;
@@ -126,20 +166,20 @@ fn vsock(_: &socket2::SockAddr) -> Option<Peer> {
 
 /// Whether it is a socket to which nobody listens.
 fn is_stale(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+    fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
         && UnixStream::connect(path)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
 
@@ -151,17 +191,31 @@ mod tests {
     fn only_a_socket_that_nobody_listens_to_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
+        // The standard library's leaves its file behind.
+        drop(UnixListener::bind(&path).unwrap());
         let first = Listener::bind_unix(&path).unwrap();
         let error = Listener::bind_unix(&path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        let second = Listener::bind_unix(&path).unwrap();
         UnixStream::connect(&path).unwrap();
-        drop(second);
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "no socket").unwrap();
+        drop(first);
+        fs::write(&path, "no socket").unwrap();
         let error = Listener::bind_unix(&path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        assert_eq!(std::fs::read(&path).unwrap(), b"no socket");
+        assert_eq!(fs::read(&path).unwrap(), b"no socket");
+    }
+
+    #[test]
+    fn a_listener_removes_its_own_file_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        drop(Listener::bind_unix(&path).unwrap());
+        assert!(!path.exists());
+        let first = Listener::bind_unix(&path).unwrap();
+        fs::rename(&path, directory.path().join("elsewhere")).unwrap();
+        let second = Listener::bind_unix(&path).unwrap();
+        drop(first);
+        UnixStream::connect(&path).unwrap();
+        drop(second);
+        assert!(!path.exists());
     }
 }

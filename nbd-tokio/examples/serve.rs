@@ -12,7 +12,7 @@ use arguments::Arguments;
 use clap::{Parser, ValueEnum};
 use nbd_tokio::{Listener, Tokio};
 use std::error::Error;
-use tokio::{runtime::Builder, task::JoinSet};
+use tokio::runtime::Builder;
 
 /// Serves a disk until it is told to stop by a signal.
 ///
@@ -43,13 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let server = arguments.server(Tokio::current())?;
-    let mut serving = JoinSet::new();
-    for listener in arguments.listeners()? {
-        let (server, listener) = (server.clone(), Listener::new(listener)?);
-        serving.spawn(async move { server.serve(listener).await });
-    }
-    while let Some(served) = serving.join_next().await {
-        served??;
-    }
-    Ok(arguments.clean_up()?)
+    let listeners = arguments.listeners()?.into_iter().map(Listener::new);
+    let listeners: Vec<Listener> = listeners.collect::<Result<_, _>>()?;
+    Ok(server.serve(listeners).await?)
 }

@@ -12,6 +12,7 @@ use nbd_io::{
     Memory,
     client::{Target, negotiate},
     runtime::{Network, Runtime as _},
+    server::Peer,
 };
 use nbd_proto::{ExportName, Uri};
 use nbd_tokio::{Listener, Socket, Stream, Tokio};
@@ -46,6 +47,36 @@ fn any_stream_of_tokio_is_a_transport() {
             assert_eq!(connected.transmission.export().size, 4096);
             drop(connected);
             serving.join().unwrap().unwrap();
+        });
+    });
+}
+
+#[test]
+fn whoever_has_no_listener_can_wait_for_the_end_of_a_server() {
+    deadline(Duration::from_secs(60), || {
+        on_runtime(async |_| {
+            let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+            let server = nbd_tokio::Server::single(Arc::new(Memory::new(4096)));
+            let stopper = server.stopper();
+            let serving = tokio::spawn(async move {
+                let ending = server.serve_transport(Stream::new(theirs), Peer::Unix);
+                ending.await.unwrap()
+            });
+            let target = Target::new(ExportName::default());
+            let upgrade = |_| pending();
+            let connected = negotiate(Stream::new(ours), &target, upgrade)
+                .await
+                .unwrap();
+            let waiting = stopper.clone();
+            let mut stopped = tokio::spawn(async move { waiting.stopped().await });
+            stopper.stop();
+            // The client is given a moment for what it may have sent.
+            let early = tokio::time::timeout(Duration::from_millis(1), &mut stopped).await;
+            assert!(early.is_err());
+            drop(connected);
+            stopped.await.unwrap();
+            assert_eq!(stopper.connections(), 0);
+            serving.await.unwrap();
         });
     });
 }

@@ -36,7 +36,7 @@ pub(crate) struct Running {
     pub(crate) tcp: SocketAddr,
     pub(crate) unix: PathBuf,
     endings: Arc<Mutex<Vec<String>>>,
-    served: Vec<mpsc::Receiver<io::Result<()>>>,
+    served: mpsc::Receiver<io::Result<()>>,
     _directory: TempDir,
 }
 
@@ -55,16 +55,16 @@ impl Running {
         let tcp = tcp_listener.local_addr().unwrap();
         let unix_listener = UnixListener::bind(&unix).unwrap();
         let stopper = server.stopper();
-        let listeners = [Listener::new(tcp_listener), Listener::new(unix_listener)];
+        let listeners = vec![
+            Listener::new(tcp_listener).unwrap(),
+            Listener::new(unix_listener).unwrap(),
+        ];
         Self {
             stopper,
             tcp,
             unix,
             endings,
-            served: listeners
-                .into_iter()
-                .map(|listener| serve(server.clone(), listener.unwrap()))
-                .collect(),
+            served: serve(server, listeners),
             _directory: directory,
         }
     }
@@ -95,9 +95,7 @@ impl Running {
     /// Stops the server, waits for it, and returns how its connections ended.
     pub(crate) fn stop(self) -> Vec<String> {
         self.stopper.stop();
-        for served in self.served {
-            served.recv().unwrap().unwrap();
-        }
+        self.served.recv().unwrap().unwrap();
         assert_eq!(self.stopper.connections(), 0);
         self.endings.lock().unwrap().clone()
     }

@@ -101,11 +101,6 @@ impl Arguments {
         }
         Ok(listeners)
     }
-
-    /// Removes the Unix socket.
-    pub(crate) fn clean_up(&self) -> io::Result<()> {
-        self.unix.as_ref().map_or(Ok(()), std::fs::remove_file)
-    }
 }
 
 fn stop_by_signal(stopper: Stopper) -> io::Result<()> {

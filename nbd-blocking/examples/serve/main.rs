@@ -10,7 +10,7 @@ mod arguments;
 use arguments::Arguments;
 use clap::Parser;
 use nbd_blocking::server::{Ending, Serve, Threads};
-use std::{error::Error, thread};
+use std::error::Error;
 
 /// Serves a disk until it is told to stop by a signal.
 ///
@@ -34,16 +34,5 @@ fn main() -> Result<(), Box<dyn Error>> {
             ending => Err(ending.to_string().into()),
         };
     }
-    let listeners = arguments.listeners()?;
-    thread::scope(|scope| -> Result<(), Box<dyn Error>> {
-        let serving: Vec<_> = listeners
-            .into_iter()
-            .map(|listener| scope.spawn(|| server.serve_listener(listener)))
-            .collect();
-        for served in serving {
-            served.join().expect("the server does not panic")?;
-        }
-        Ok(())
-    })?;
-    Ok(arguments.clean_up()?)
+    Ok(server.serve_listeners(arguments.listeners()?)?)
 }

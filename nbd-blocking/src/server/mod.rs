@@ -71,6 +71,13 @@ pub trait Serve {
     /// Like [`serve_tcp`](Self::serve_tcp).
     fn serve_listener(&self, listener: Listener) -> io::Result<()>;
 
+    /// Serves clients that connect to any of several sockets; see [`serve_tcp`](Self::serve_tcp).
+    ///
+    /// # Errors
+    ///
+    /// Like [`serve_tcp`](Self::serve_tcp), when one of them fails.
+    fn serve_listeners(&self, listeners: Vec<Listener>) -> io::Result<()>;
+
     /// Serves one client over a TCP connection, in this thread.
     ///
     /// # Errors
@@ -115,7 +122,12 @@ impl Serve for Server {
     }
 
     fn serve_listener(&self, listener: Listener) -> io::Result<()> {
-        block_on(self.serve(Listening::new(listener)))?
+        self.serve_listeners(vec![listener])
+    }
+
+    fn serve_listeners(&self, listeners: Vec<Listener>) -> io::Result<()> {
+        let listeners: Vec<_> = listeners.into_iter().map(Listening::new).collect();
+        block_on(self.serve(listeners))?
     }
 
     fn serve_tcp_stream(&self, stream: TcpStream) -> io::Result<Ending> {

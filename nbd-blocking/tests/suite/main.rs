@@ -19,8 +19,8 @@ fn on_runtime<R>(test: impl FnOnce() -> R) -> R {
 }
 
 /// Serves in another thread, which tells how that ended.
-fn serve(server: Server, listener: Listener) -> mpsc::Receiver<io::Result<()>> {
+fn serve(server: Server, listeners: Vec<Listener>) -> mpsc::Receiver<io::Result<()>> {
     let (tell, told) = mpsc::channel();
-    thread::spawn(move || tell.send(server.serve_listener(listener)));
+    thread::spawn(move || tell.send(server.serve_listeners(listeners)));
     told
 }

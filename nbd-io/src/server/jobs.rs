@@ -80,11 +80,11 @@ struct Job {
     replies: Replies,
     subject: Subject,
     timed: bool,
-    outcome: Outcome,
+    went: Went,
 }
 
 /// How carrying it out went.
-enum Outcome {
+enum Went {
     Quick,
     Slow,
     Panicked,
@@ -154,12 +154,12 @@ impl Shared {
                 &mut job.replies,
                 &self.report,
             );
-            job.outcome = match carried_out {
-                Err(Panicked) => Outcome::Panicked,
+            job.went = match carried_out {
+                Err(Panicked) => Went::Panicked,
                 Ok(()) if is_quick(clock().saturating_sub(before), job.subject.payload()) => {
-                    Outcome::Quick
+                    Went::Quick
                 }
-                Ok(()) => Outcome::Slow,
+                Ok(()) => Went::Slow,
             };
             let waker = {
                 let mut state = self.lock();
@@ -240,7 +240,7 @@ impl<R: Runtime> Jobs<R> {
             replies: Replies::elsewhere(Arc::clone(&self.buffers)),
             subject,
             timed,
-            outcome: Outcome::Quick,
+            went: Went::Quick,
         });
         job.len = fill(&mut job.payload, &self.buffers);
         (job.subject, job.timed) = (subject, timed);
@@ -287,11 +287,11 @@ impl<R: Runtime> Jobs<R> {
             self.running -= 1;
             self.bytes -= job.subject.payload();
             self.done += 1;
-            match job.outcome {
-                Outcome::Quick if job.timed => self.trust = self.trust.saturating_add(1),
-                Outcome::Slow if job.timed => self.trust = 0,
-                Outcome::Quick | Outcome::Slow => {}
-                Outcome::Panicked => {
+            match job.went {
+                Went::Quick if job.timed => self.trust = self.trust.saturating_add(1),
+                Went::Slow if job.timed => self.trust = 0,
+                Went::Quick | Went::Slow => {}
+                Went::Panicked => {
                     panicked = true;
                     continue;
                 }

@@ -19,3 +19,21 @@ pub trait Listener {
     /// What the system said, unaltered: a server tells by its number whether to go on.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Stream, Peer)>>;
 }
+
+/// Several sockets that are one to a server: connections are taken from them in turn, and if one of
+/// them fails for good, all do. From none at all there comes no connection.
+impl<L: Listener> Listener for Vec<L> {
+    type Stream = L::Stream;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Stream, Peer)>> {
+        for at in 0..self.len() {
+            let accepted = self[at].poll_accept(cx);
+            if accepted.is_ready() {
+                // It is the last to be asked again.
+                self.rotate_left(at + 1);
+                return accepted;
+            }
+        }
+        Poll::Pending
+    }
+}

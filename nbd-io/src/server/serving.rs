@@ -273,8 +273,8 @@ impl<R: Tasks> Server<R> {
         }
     }
 
-    /// Serves clients that connect to `listener`, until the server is [stopped](Stopper::stop).
-    /// Ends when the last of all its connections is closed.
+    /// Serves clients that connect to `listener`, or to any of a `Vec` of them, until the server is
+    /// [stopped](Stopper::stop). Ends when the last of all its connections is closed.
     ///
     /// # Errors
     ///
@@ -472,6 +472,17 @@ impl Stopper {
     /// [`Server::serve`] ends when all this is done.
     pub fn stop(&self) {
         self.registry.stop();
+    }
+
+    /// Waits until the server was told to stop and the last of its connections is closed, however
+    /// long that takes.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits: dropping it changes nothing.
+    pub async fn stopped(&self) {
+        poll_fn(|cx| self.registry.poll_stopping(cx)).await;
+        poll_fn(|cx| self.registry.poll_empty(cx)).await;
     }
 
     /// How many connections there are.

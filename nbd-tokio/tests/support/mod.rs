@@ -20,11 +20,16 @@ pub(crate) fn on_runtime<R: Send + 'static>(
 /// Serves in a task, which tells how that ended.
 pub(crate) fn serve(
     server: Server,
-    listener: nbd_socket::Listener,
+    listeners: Vec<nbd_socket::Listener>,
 ) -> mpsc::Receiver<io::Result<()>> {
     let (tell, told) = mpsc::channel();
     Handle::current().spawn(async move {
-        let served = async { server.serve(Listener::new(listener)?).await };
+        let listeners = listeners.into_iter().map(Listener::new);
+        let served = async {
+            server
+                .serve(listeners.collect::<io::Result<Vec<_>>>()?)
+                .await
+        };
         tell.send(served.await)
     });
     told
