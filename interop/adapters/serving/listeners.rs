@@ -34,6 +34,7 @@ fn listeners_share_one_disk_one_limit_and_one_end() {
         ] {
             assert_eq!(refused.read(&mut [0; 18]).unwrap_or(0), 0);
         }
+        assert_eq!(running.refused(), (2, Vec::new()));
         let (address, path) = (running.tcp, running.unix.clone());
         assert_eq!(running.stop(), ["the server is stopping"; 2]);
         let error = TcpStream::connect(address).unwrap_err();

@@ -12,6 +12,6 @@ mod sparse;
 mod stalls;
 pub(crate) mod support;
 #[cfg(feature = "tls-base")]
-mod tls;
+pub(crate) mod tls;
 
 use super::{Server, on_runtime, serve};

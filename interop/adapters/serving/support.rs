@@ -10,7 +10,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Condvar, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -30,25 +30,48 @@ pub(crate) fn eventually(condition: impl Fn() -> bool) {
     }
 }
 
+/// What a server has told.
+#[derive(Default)]
+struct Log {
+    told: Mutex<Told>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Told {
+    endings: Vec<String>,
+    refused: usize,
+    not_accepted: Vec<String>,
+}
+
+impl Log {
+    fn note(&self, event: &Event<'_>) {
+        let mut told = self.told.lock().unwrap();
+        match event {
+            Event::Closed { ending, .. } => told.endings.push(ending.to_string()),
+            Event::Refused { .. } => told.refused += 1,
+            Event::AcceptFailed { error } => told.not_accepted.push(error.to_string()),
+            _ => return,
+        }
+        self.more.notify_all();
+    }
+}
+
 /// A server that listens on a Unix socket and on TCP.
 pub(crate) struct Running {
     pub(crate) stopper: Stopper,
     pub(crate) tcp: SocketAddr,
     pub(crate) unix: PathBuf,
-    endings: Arc<Mutex<Vec<String>>>,
+    log: Arc<Log>,
     served: mpsc::Receiver<io::Result<()>>,
     _directory: TempDir,
 }
 
 impl Running {
     pub(crate) fn new(server: Server) -> Self {
-        let endings = Arc::new(Mutex::new(Vec::new()));
-        let log = endings.clone();
-        let server = server.on_event(move |event| {
-            if let Event::Closed { ending, .. } = event {
-                log.lock().unwrap().push(ending.to_string());
-            }
-        });
+        let log = Arc::new(Log::default());
+        let told = log.clone();
+        let server = server.on_event(move |event| told.note(event));
         let directory = tempfile::tempdir().unwrap();
         let unix = directory.path().join("socket");
         let tcp_listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -63,7 +86,7 @@ impl Running {
             stopper,
             tcp,
             unix,
-            endings,
+            log,
             served: serve(server, listeners),
             _directory: directory,
         }
@@ -87,9 +110,23 @@ impl Running {
 
     /// Waits until so many connections have ended.
     pub(crate) fn wait_for_endings(&self, count: usize) {
-        while self.endings.lock().unwrap().len() < count {
-            thread::sleep(Duration::from_millis(2));
-        }
+        self.ending(count);
+    }
+
+    /// How the connection ended that was the `count`th to end, once it has.
+    pub(crate) fn ending(&self, count: usize) -> String {
+        let told = self.log.told.lock().unwrap();
+        let told = self
+            .log
+            .more
+            .wait_while(told, |told| told.endings.len() < count);
+        told.unwrap().endings[count - 1].clone()
+    }
+
+    /// Connections that were refused, and why others could not be accepted.
+    pub(crate) fn refused(&self) -> (usize, Vec<String>) {
+        let told = self.log.told.lock().unwrap();
+        (told.refused, told.not_accepted.clone())
     }
 
     /// Stops the server, waits for it, and returns how its connections ended.
@@ -97,7 +134,7 @@ impl Running {
         self.stopper.stop();
         self.served.recv().unwrap().unwrap();
         assert_eq!(self.stopper.connections(), 0);
-        self.endings.lock().unwrap().clone()
+        self.log.told.lock().unwrap().endings.clone()
     }
 }
 

@@ -13,13 +13,13 @@ use nbd_io::{Memory, NamedExports};
 use std::sync::{Arc, Mutex};
 
 /// A server that shows its certificate, and asks for none.
-fn shown(certificates: &Certificates) -> ServerTls {
+pub(crate) fn shown(certificates: &Certificates) -> ServerTls {
     let chain = certificates.server_certificate();
     ServerTls::from_files(chain, certificates.server_key()).unwrap()
 }
 
 /// A client that knows the authority, and shows no certificate.
-fn knowing(certificates: &Certificates) -> ClientTls {
+pub(crate) fn knowing(certificates: &Certificates) -> ClientTls {
     let tls = ClientTls::new().server_name("localhost");
     tls.roots_file(certificates.ca_certificate()).unwrap()
 }
@@ -28,7 +28,7 @@ fn memory() -> Server {
     Server::single(Arc::new(Memory::new(64 << 20)))
 }
 
-fn secure(options: ConnectOptions, tls: ClientTls) -> ConnectOptions {
+pub(crate) fn secure(options: ConnectOptions, tls: ClientTls) -> ConnectOptions {
     options.tls(tls).tls_policy(TlsPolicy::Always)
 }
 

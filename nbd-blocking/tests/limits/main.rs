@@ -7,12 +7,17 @@
     reason = "a test that cannot go on fails"
 )]
 
-#[path = "../server/support.rs"]
+#[path = "../server/runtime.rs"]
+mod runtime;
+#[path = "../../../interop/adapters/serving/support.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod support;
+#[path = "../server/witness.rs"]
+mod witness;
 
 use nbd_blocking::{ConnectOptions, server::Server};
 use nbd_io::Memory;
+use runtime::{on_runtime, serve};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io::{Read, Write},
@@ -21,7 +26,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{ENTERED, GO, Running, Witness, eventually, memory, pattern, reply, request, soon};
+use support::{ENTERED, GO, Running, eventually, pattern, reply, soon};
+use witness::{Witness, memory, request};
 
 /// One test at a time has the process to itself.
 static ALONE: Mutex<()> = Mutex::new(());

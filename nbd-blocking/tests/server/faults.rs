@@ -1,6 +1,7 @@
 //! Back ends that fail, and clients that are too slow.
 
-use crate::support::{ENTERED, GO, Running, Witness, eventually, memory, pattern, request, soon};
+use crate::support::{ENTERED, GO, Running, eventually, pattern, soon};
+use crate::witness::{Witness, memory, request};
 use nbd_blocking::{ConnectOptions, Errno, Failure, server::Server};
 use nbd_io::{Export, Exports, File, Listing, Memory, NamedExports, Offer, failure};
 use std::{

@@ -1,6 +1,7 @@
 //! Traffic as the client in the Linux kernel sends it, in bytes.
 
-use crate::support::{Running, flagged, pattern, request, soon};
+use crate::support::{Running, pattern, soon};
+use crate::witness::{flagged, request};
 use nbd_blocking::{Failure, server::Server};
 use nbd_io::{Export, Memory};
 use std::{

@@ -1,4 +1,4 @@
-//! The server, with this crate's own client and with raw bytes as peers.
+//! The server: what it does on every runtime, and what is this crate's own.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,8 +8,15 @@
 
 mod faults;
 mod kernel;
+mod runtime;
+#[path = "../../../interop/adapters/serving/mod.rs"]
+mod serving;
 mod stopping;
-mod support;
 #[cfg(feature = "tls-base")]
-mod tls;
+mod streams;
 mod vanishing;
+mod witness;
+
+use nbd_blocking::server::Server;
+use runtime::{on_runtime, serve};
+use serving::support;

@@ -1,6 +1,11 @@
 //! Clients that are gone from one byte to the next.
 
-use crate::support::{Running, Witness, eventually, memory, modes, soon};
+#[cfg(feature = "tls-base")]
+use crate::serving::tls::{knowing, secure, shown};
+use crate::support::{Running, eventually, modes, soon};
+use crate::witness::{Witness, memory};
+#[cfg(feature = "tls-base")]
+use interop::Certificates;
 use nbd_blocking::{CommandFlags, ConnectOptions};
 use std::{
     io::{Read, Write},
@@ -153,9 +158,9 @@ fn a_client_that_is_gone_after_any_byte_leaves_nothing_behind() {
 fn a_client_that_is_gone_after_any_byte_of_tls_leaves_nothing_behind() {
     // S-233, H-048
     soon(|| {
-        let pki = crate::tls::Pki::new();
-        let running = Running::new(memory().offer_tls(&pki.server()).unwrap());
-        let options = crate::tls::secure(modes()[2].clone(), pki.client());
+        let certificates = Certificates::new();
+        let running = Running::new(memory().offer_tls(&shown(&certificates)).unwrap());
+        let options = secure(modes()[2].clone(), knowing(&certificates));
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = running.raw();
         let whole = thread::spawn(move || relay(theirs, server, usize::MAX));
