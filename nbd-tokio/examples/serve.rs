@@ -7,12 +7,13 @@
 
 #[path = "../../nbd-blocking/examples/serve/arguments.rs"]
 mod arguments;
+mod support;
 
 use arguments::Arguments;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use nbd_tokio::{Listener, Tokio};
 use std::error::Error;
-use tokio::runtime::Builder;
+use support::Flavour;
 
 /// Serves a disk until it is told to stop by a signal.
 ///
@@ -26,19 +27,9 @@ struct Command {
     runtime: Flavour,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Flavour {
-    Current,
-    Multi,
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let Command { arguments, runtime } = Command::parse();
-    let mut builder = match runtime {
-        Flavour::Current => Builder::new_current_thread(),
-        Flavour::Multi => Builder::new_multi_thread(),
-    };
-    builder.enable_all().build()?.block_on(serve(arguments))
+    runtime.build()?.block_on(serve(arguments))
 }
 
 async fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
