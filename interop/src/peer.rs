@@ -198,7 +198,7 @@ impl Program {
         (next(), next()) >= (major, minor)
     }
 
-    /// Runs it to its end.
+    /// Runs it to its end, in a temporary directory, where it may leave files of its own.
     ///
     /// # Panics
     ///
@@ -212,6 +212,7 @@ impl Program {
         let mut command = self.command();
         command
             .args(args)
+            .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(create(&stdout))
             .stderr(create(&stderr));
