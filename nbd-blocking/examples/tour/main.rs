@@ -9,37 +9,23 @@
 
 #![expect(clippy::print_stdout, reason = "a tour is for looking at")]
 
+mod common;
 mod host;
 mod measure;
+mod show;
 mod walk;
 
 use clap::Parser;
-use host::{Certificates, Host};
+use common::{Arguments, Certificates, Outcome};
+use host::Host;
 use measure::measure;
-use nbd_blocking::{ConnectOptions, Uri};
-use walk::{Outcome, walk};
-
-#[derive(Debug, Parser)]
-struct Arguments {
-    /// The server to visit; one is started if none is given.
-    uri: Option<String>,
-    /// Overwrites the beginning of the export.
-    #[arg(long)]
-    write: bool,
-    /// Lets the URI name files of this machine (`tls-certificates`).
-    #[arg(long)]
-    local_files: bool,
-}
+use nbd_blocking::ConnectOptions;
+use walk::walk;
 
 fn main() -> Outcome<()> {
     let arguments = Arguments::parse();
     let options = ConnectOptions::new();
-    if let Some(uri) = arguments.uri {
-        let mut permissions = nbd_proto::uri::Permissions::default();
-        if arguments.local_files {
-            permissions = permissions.local_files();
-        }
-        let uri = Uri::parse_with(&uri, permissions)?;
+    if let Some(uri) = arguments.uri()? {
         let options = options.local_files(arguments.local_files);
         let client = walk(&options, &uri, arguments.write)?;
         measure(&[("this server", &client)], arguments.write)?;
@@ -48,13 +34,13 @@ fn main() -> Outcome<()> {
         return Ok(());
     }
     let directory = tempfile::tempdir()?;
-    let host = Host::start(&directory, None)?;
+    let host = Host::start(directory.path(), None)?;
     let plain = walk(&options, host.uri(), true)?;
 
     println!("The same over TLS, with certificates made on the spot:\n");
     let certificates = Certificates::new()?;
-    let secure_host = Host::start(&directory, Some(&certificates))?;
-    let options = certificates.trusted_by(options)?;
+    let secure_host = Host::start(directory.path(), Some(&certificates))?;
+    let options = options.tls(certificates.client()?);
     let secure = walk(&options, secure_host.uri(), true)?;
 
     measure(&[("Unix socket", &plain), ("TLS", &secure)], true)?;

@@ -1,6 +1,6 @@
 //! A small table of how fast it was.
 
-use crate::walk::Outcome;
+use crate::{common::Outcome, show};
 use nbd_blocking::{Client, CommandFlags};
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,7 @@ const EACH: Duration = Duration::from_millis(400);
 
 /// Measures and prints. Writes only if it may.
 pub(crate) fn measure(rows: &[(&str, &Client)], write: bool) -> Outcome<()> {
-    println!(
-        "{:<28} {:>14} {:>14} {:>12}",
-        "", "4 KiB, 1 at a", "4 KiB, 32 at", "256 KiB, 8 at"
-    );
-    println!(
-        "{:<28} {:>14} {:>14} {:>12}",
-        "", "time (IOPS)", "once (IOPS)", "once (MB/s)"
-    );
+    show::headings();
     for (name, client) in rows {
         // Written first, so that there is data to read and not just holes.
         for (what, writes) in [("write", true), ("read", false)] {
@@ -25,11 +18,8 @@ pub(crate) fn measure(rows: &[(&str, &Client)], write: bool) -> Outcome<()> {
             }
             let one = requests(client, 4096, 1, writes)?;
             let many = requests(client, 4096, 32, writes)?;
-            let large = requests(client, 256 << 10, 8, writes)? * f64::from(256 << 10) / 1e6;
-            println!(
-                "{:<28} {one:>14.0} {many:>14.0} {large:>12.0}",
-                format!("{name}, {what}")
-            );
+            let large = requests(client, 256 << 10, 8, writes)?;
+            show::speed(&format!("{name}, {what}"), one, many, large);
         }
     }
     println!();

@@ -1,18 +1,16 @@
 //! The main job, against any server: list, describe, map, write, verify, zero, trim, cache, flush.
 
+use crate::{
+    common::Outcome,
+    show::{self, Map, size},
+};
 use nbd_blocking::{
     Client, CommandFlags, ConnectOptions, ContextName, Error, ExportName, Go, Greeted, Haggling,
-    InfoSet, ListEntry, Uri,
-    meta::{Allocation, AllocationDepth, DirtyBitmap},
+    InfoSet, Uri,
 };
 
 /// How much of an export is written and verified, in bytes.
 const AREA: u64 = 8 << 20;
-
-/// Stretches that are shown before the rest is only counted.
-const SHOWN: usize = 12;
-
-pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Walks the main job, and writes only if it may.
 pub(crate) fn walk(options: &ConnectOptions, uri: &Uri, write: bool) -> Outcome<Client> {
@@ -22,7 +20,13 @@ pub(crate) fn walk(options: &ConnectOptions, uri: &Uri, write: bool) -> Outcome<
         options = options.context(context);
     }
     let client = options.connect_uri(uri)?;
-    describe(&client);
+    show::export(
+        client.export(),
+        client.block_sizes(),
+        client.mode(),
+        client.is_encrypted(),
+        client.contexts(),
+    );
     map(&client)?;
     if write {
         write_and_verify(&client)?;
@@ -40,136 +44,46 @@ fn look_around(options: &ConnectOptions, uri: &Uri) -> Outcome<Vec<ContextName>>
     match options.start(uri)? {
         Greeted::Options(haggling) => haggle(haggling, uri.export()),
         Greeted::ByName(_) => {
-            println!("The server speaks newstyle without options: nothing can be listed.\n");
+            show::by_name();
             Ok(Vec::new())
         }
         Greeted::Entered(entered) => {
-            println!(
-                "The server speaks oldstyle: {}.\n",
-                size(entered.export().size)
-            );
+            show::oldstyle(entered.export());
             Ok(Vec::new())
         }
     }
 }
 
 fn haggle<S>(mut haggling: Haggling<S>, wanted: &ExportName) -> Outcome<Vec<ContextName>> {
-    match haggling.list() {
-        Ok(entries) => {
-            println!("Exports:");
-            for ListEntry { name, description } in entries {
-                match name {
-                    Ok(name) => println!("  \"{name}\"  {description}"),
-                    Err(error) => println!("  a name that cannot be used: {error}"),
-                }
-            }
-        }
-        Err(error) => println!("The server does not list its exports: {error}"),
-    }
+    show::list(haggling.list());
     let described = haggling.info(Go {
         name: wanted.clone(),
         infos: InfoSet::ALL,
     });
     if let Ok(info) = described {
-        println!("\"{wanted}\" has {} before it is entered.", size(info.size));
+        show::outside(wanted, &info);
     }
     let mut contexts = Vec::new();
     // Some servers tell their contexts only to clients that could use them.
     if haggling.extended_headers().is_ok() || haggling.structured_reply().is_ok() {
         let listed = haggling.list_meta_context(wanted, &[]).unwrap_or_default();
-        contexts.extend(listed.into_iter().filter_map(|entry| entry.name.ok()));
-        // A name that ends in a colon stands for many.
-        contexts.retain(|name| !name.leaf().is_empty());
+        contexts = show::contexts(listed);
     }
     haggling.abort();
     println!();
     Ok(contexts)
 }
 
-fn describe(client: &Client) {
-    let info = client.export();
-    let blocks = client.block_sizes();
-    println!("Export:");
-    if let Some(name) = &info.name {
-        println!("  name         \"{name}\"");
-    }
-    if let Some(description) = &info.description {
-        println!("  description  {description}");
-    }
-    println!("  size         {}", size(info.size));
-    println!("  flags        {:?}", info.flags);
-    println!(
-        "  blocks       {} minimum, {} preferred, {} at most{}",
-        blocks.minimum(),
-        blocks.preferred(),
-        blocks.maximum(),
-        if info.block_sizes.is_some() {
-            ""
-        } else {
-            " (not told: what is usual)"
-        },
-    );
-    let encryption = if client.is_encrypted() {
-        "encrypted"
-    } else {
-        "in the clear"
-    };
-    println!("  connection   {:?} replies, {encryption}", client.mode());
-    for context in client.contexts() {
-        if let Some(name) = &context.name {
-            println!("  context      {name}");
-        }
-    }
-    println!();
-}
-
 /// Shows what the meta contexts say of the export.
 fn map(client: &Client) -> Outcome<()> {
-    let names: Vec<_> = client
-        .contexts()
-        .iter()
-        .filter_map(|context| context.name.clone())
-        .collect();
-    if names.is_empty() {
-        println!("The server tells nothing of allocation.\n");
+    let Some(mut map) = Map::start(client.contexts()) else {
         return Ok(());
-    }
-    println!("{:>16} {:>16}  status", "offset", "length");
-    let (mut count, mut covered) = (0, 0);
-    for stretch in client.extents(0..client.size()) {
-        let stretch = stretch?;
-        count += 1;
-        covered += stretch.len;
-        if count <= SHOWN {
-            let status: Vec<_> = names
-                .iter()
-                .zip(&stretch.status)
-                .map(|(name, status)| say(name, *status))
-                .collect();
-            println!(
-                "{:>16} {:>16}  {}",
-                stretch.offset,
-                stretch.len,
-                status.join("  ")
-            );
-        }
-    }
-    let stretches = if count == 1 {
-        "stretch covers"
-    } else {
-        "stretches cover"
     };
-    println!("{count} {stretches} {}.\n", size(covered));
-    Ok(())
-}
-
-fn say(context: &ContextName, status: u64) -> String {
-    match context.as_str() {
-        "base:allocation" => Allocation::new(status).to_string(),
-        "qemu:allocation-depth" => AllocationDepth::new(status).to_string(),
-        name if name.starts_with("qemu:dirty-bitmap:") => DirtyBitmap::new(status).to_string(),
-        _ => format!("{status:#x}"),
+    for stretch in client.extents(0..client.size()) {
+        map.row(&stretch?);
     }
+    map.end();
+    Ok(())
 }
 
 /// Writes and reads back, in every way that the server offers.
@@ -180,9 +94,7 @@ fn write_and_verify(client: &Client) -> Outcome<()> {
     }
     let area = AREA.min(client.size());
     let half = area / 2 - area / 2 % u64::from(client.block_sizes().preferred());
-    let data: Vec<u8> = (0..area)
-        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0])
-        .collect();
+    let data = show::sample(area);
     client.write_all_at(&data, 0)?;
     verify(client, 0, &data)?;
     println!("wrote, read back and verified {}\n", size(area));
@@ -223,23 +135,5 @@ fn write_and_verify(client: &Client) -> Outcome<()> {
 fn verify(client: &Client, offset: u64, expected: &[u8]) -> Outcome<()> {
     let mut found = vec![0xee; expected.len()];
     client.read_exact_at(&mut found, offset)?;
-    match found
-        .iter()
-        .zip(expected)
-        .position(|(found, expected)| found != expected)
-    {
-        None => Ok(()),
-        Some(at) => Err(format!("byte {} reads back wrong", offset + at as u64).into()),
-    }
-}
-
-pub(crate) fn size(bytes: u64) -> String {
-    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    match units
-        .iter()
-        .find(|(shift, _)| bytes >> shift > 0 && bytes.trailing_zeros() >= *shift)
-    {
-        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
-        None => format!("{bytes} bytes"),
-    }
+    show::compare(offset, &found, expected)
 }
