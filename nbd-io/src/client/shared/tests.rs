@@ -1,4 +1,5 @@
 mod api;
+mod ending;
 mod engine;
 mod pipe;
 mod server;

@@ -14,7 +14,7 @@ use crate::{
     runtime::{Runtime, Tasks},
 };
 use bytes::{Bytes, BytesMut};
-use nbd_proto::{Command, CommandFlags, ContextName, ExportName, Limits, Mode, client::Outcome};
+use nbd_proto::{CommandFlags, ContextName, ExportName, Limits, Mode, client::Outcome};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
@@ -23,20 +23,20 @@ use std::{
     time::Duration,
 };
 
-const NONE: CommandFlags = CommandFlags::NONE;
+pub(super) const NONE: CommandFlags = CommandFlags::NONE;
 const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
 const SIZE: u64 = 1 << 20;
 
 /// How a test wants its connection.
 #[derive(Clone)]
-struct Setup {
-    mode: Mode,
-    manner: Manner,
-    cut: Cut,
-    capacity: usize,
-    timeout: Option<Duration>,
-    in_flight: u32,
-    weight: u64,
+pub(super) struct Setup {
+    pub(super) mode: Mode,
+    pub(super) manner: Manner,
+    pub(super) cut: Cut,
+    pub(super) capacity: usize,
+    pub(super) timeout: Option<Duration>,
+    pub(super) in_flight: u32,
+    pub(super) weight: u64,
 }
 
 impl Default for Setup {
@@ -53,14 +53,14 @@ impl Default for Setup {
     }
 }
 
-struct Bench {
-    link: Arc<Link>,
-    memory: Arc<Memory>,
-    scissors: Scissors,
+pub(super) struct Bench {
+    pub(super) link: Arc<Link>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) scissors: Scissors,
 }
 
 impl Setup {
-    async fn connect(self, sim: &Sim) -> Bench {
+    pub(super) async fn connect(self, sim: &Sim) -> Bench {
         let memory = Arc::new(Memory::new(SIZE));
         let (ours, theirs) = pipe(sim.chance());
         let cut = |pipe: super::pipe::Pipe| pipe.cut(self.cut).capacity(self.capacity);
@@ -94,7 +94,7 @@ impl Setup {
     }
 }
 
-fn read(link: &Link, offset: u64, len: usize) -> Call<'_> {
+pub(super) fn read(link: &Link, offset: u64, len: usize) -> Call<'_> {
     let request = Request::Read {
         offset,
         len: len as u64,
@@ -103,7 +103,7 @@ fn read(link: &Link, offset: u64, len: usize) -> Call<'_> {
     link.call(request, BytesMut::zeroed(len))
 }
 
-fn write(link: &Link, offset: u64, payload: impl Into<Bytes>) -> Call<'_> {
+pub(super) fn write(link: &Link, offset: u64, payload: impl Into<Bytes>) -> Call<'_> {
     let request = Request::Write {
         offset,
         payload: payload.into(),
@@ -154,12 +154,12 @@ fn every_request(link: &Link, offset: u64, bytes: usize) -> Vec<Call<'_>> {
     ]
 }
 
-fn is_ok(done: &Done) -> bool {
+pub(super) fn is_ok(done: &Done) -> bool {
     matches!(done.result, Ok(Outcome::Done))
 }
 
 /// Writes and reads back on a part of the export that the rest of the test leaves alone.
-async fn verify(link: &Link, round: u8) {
+pub(super) async fn verify(link: &Link, round: u8) {
     let offset = SIZE - (64 << 10);
     for len in [1, 500] {
         let data = vec![round ^ 0x5a; len];
@@ -229,7 +229,7 @@ fn replies_find_their_calls_in_any_order() {
 }
 
 /// Polls a call so often and then drops it. Whether it was done before.
-async fn dropped_after(call: Call<'_>, polls: usize) -> bool {
+pub(super) async fn dropped_after(call: Call<'_>, polls: usize) -> bool {
     let mut call = pin!(call);
     let mut left = polls;
     poll_fn(|cx| {
@@ -525,205 +525,5 @@ fn a_lone_caller_wakes_nobody_but_itself() {
         // The caller once for each reply, and the server once or twice for each request.
         let polls = sim.polls() - before;
         assert!(polls <= 3010, "{polls} polls for 1000 requests");
-    });
-}
-
-#[test]
-fn a_request_that_is_not_answered_in_time_ends_alone() {
-    // C-208
-    let sim = Sim::new(1);
-    sim.run(async {
-        let timeout = Duration::from_secs(8);
-        let setup = Setup {
-            timeout: Some(timeout),
-            manner: Manner {
-                silent: Some(Arc::new(|n| n == 3 || n == 5)),
-                ..Manner::default()
-            },
-            ..Setup::default()
-        };
-        let Bench { link, .. } = setup.connect(&sim).await;
-        let link = &link;
-        let results = join_all((0..10_u8).map(|n| {
-            let sim = sim.clone();
-            async move {
-                let start = sim.now();
-                let done = write(link, n.into(), vec![n]).await;
-                (done.result, sim.now() - start)
-            }
-        }))
-        .await;
-        for (n, (result, took)) in results.into_iter().enumerate() {
-            if n == 3 || n == 5 {
-                let Err(Error::Timeout { command, after }) = result else {
-                    panic!("{result:?}");
-                };
-                assert_eq!((command, after), (Command::Write, timeout));
-                assert!(took >= timeout && took < timeout * 3 / 2, "{took:?}");
-            } else {
-                assert!(result.is_ok() && took < Duration::from_secs(1), "{n}");
-            }
-        }
-        verify(link, 2).await;
-        assert_eq!(link.load(), 0);
-    });
-}
-
-#[test]
-fn a_request_that_finds_no_room_in_time_ends_alone() {
-    let sim = Sim::new(1);
-    sim.run(async {
-        let setup = Setup {
-            timeout: Some(Duration::from_secs(8)),
-            in_flight: 1,
-            manner: Manner {
-                silent: Some(Arc::new(|_| true)),
-                ..Manner::default()
-            },
-            ..Setup::default()
-        };
-        let log = setup.manner.log.clone();
-        let Bench { link, .. } = setup.connect(&sim).await;
-        let (first, second) = super::sim::join(read(&link, 0, 1), read(&link, 1, 1)).await;
-        for done in [first, second] {
-            assert!(matches!(done.result, Err(Error::Timeout { .. })));
-        }
-        assert_eq!(log.lock().unwrap().len(), 1);
-    });
-}
-
-#[test]
-fn a_connection_that_breaks_ends_every_call_with_its_cause() {
-    for cut in [Cut::Whole, Cut::Random] {
-        for seed in 0..40 {
-            let sim = Sim::new(seed);
-            sim.run(async {
-                let setup = Setup {
-                    cut,
-                    capacity: 2000,
-                    in_flight: 3,
-                    ..Setup::default()
-                };
-                let Bench { link, scissors, .. } = setup.connect(&sim).await;
-                let polls = sim.chance().below(60);
-                let mut waits = 0;
-                let cutter = poll_fn(|cx| {
-                    waits += 1;
-                    if waits > polls {
-                        scissors.cut();
-                        return Poll::Ready(());
-                    }
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                });
-                let link = &link;
-                let calls = join_all((0..8_u8).map(|n| async move {
-                    let mut done = 0;
-                    loop {
-                        let wrote = write(link, u64::from(n) * 9000, vec![n; 9000]).await;
-                        match wrote.result {
-                            Ok(_) => done += 1,
-                            Err(Error::Lost(lost)) => return (done, lost),
-                            Err(other) => panic!("{other}"),
-                        }
-                    }
-                }));
-                let ((), ends) = super::sim::join(cutter, calls).await;
-                let first = ends[0].1.clone();
-                assert!(matches!(*first, Lost::Closed | Lost::Io(_)), "{first}");
-                assert!(ends.iter().all(|(_, lost)| Arc::ptr_eq(lost, &first)));
-                let late = read(link, 0, 1).await;
-                assert!(
-                    matches!(late.result, Err(Error::Lost(lost)) if Arc::ptr_eq(&lost, &first))
-                );
-                sim.sleep(Duration::from_millis(1)).await;
-            });
-            assert_eq!(sim.tasks(), 0, "the keeper and the server have ended");
-        }
-    }
-}
-
-#[test]
-fn the_end_of_an_idle_connection_is_noticed() {
-    for used in [false, true] {
-        let sim = Sim::new(4);
-        sim.run(async {
-            let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
-            if used {
-                verify(&link, 1).await;
-            }
-            scissors.cut();
-            let start = sim.now();
-            assert!(matches!(*link.over().await, Lost::Closed));
-            assert!(sim.now() - start <= Duration::from_secs(1));
-        });
-    }
-}
-
-#[test]
-fn a_farewell_waits_for_what_is_in_flight() {
-    // C-186, C-187
-    for seed in 0..20 {
-        let sim = Sim::new(seed);
-        let log = sim.run(async {
-            let setup = Setup {
-                cut: Cut::Random,
-                in_flight: 4,
-                manner: Manner {
-                    shuffle: true,
-                    ..Manner::default()
-                },
-                ..Setup::default()
-            };
-            let log = setup.manner.log.clone();
-            let Bench { link, .. } = setup.connect(&sim).await;
-            let link = &link;
-            let calls = join_all((0..6_u64).map(|n| write(link, n * 100, vec![1; 100])));
-            let farewell = async {
-                let mut once = false;
-                poll_fn(|cx| {
-                    cx.waker().wake_by_ref();
-                    let ready = std::mem::replace(&mut once, true);
-                    if ready { Poll::Ready(()) } else { Poll::Pending }
-                })
-                .await;
-                assert!(link.close());
-                assert!(!link.close());
-                link.over().await
-            };
-            let (calls, lost) = super::sim::join(calls, farewell).await;
-            assert!(matches!(*lost, Lost::Disconnected));
-            let done = calls.iter().filter(|call| call.result.is_ok()).count();
-            let refused = calls.iter().filter(
-                |call| matches!(&call.result, Err(Error::Lost(lost)) if matches!(**lost, Lost::Disconnected)),
-            );
-            assert_eq!((done, refused.count()), (4, 2));
-            log
-        });
-        let log = log.lock().unwrap();
-        assert_eq!(log.last().unwrap(), "Disconnect");
-        assert_eq!(log.len(), 5);
-    }
-}
-
-#[test]
-fn a_farewell_to_a_server_that_owes_a_reply_ends_after_five_seconds() {
-    // B-018
-    let sim = Sim::new(4);
-    sim.run(async {
-        let setup = Setup {
-            manner: Manner {
-                silent: Some(Arc::new(|_| true)),
-                ..Manner::default()
-            },
-            ..Setup::default()
-        };
-        let Bench { link, .. } = setup.connect(&sim).await;
-        assert!(!dropped_after(read(&link, 0, 100), 1).await);
-        let start = sim.now();
-        link.close();
-        link.over().await;
-        let took = sim.now() - start;
-        assert_eq!(took.as_secs(), 5, "{took:?}");
     });
 }

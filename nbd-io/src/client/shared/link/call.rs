@@ -1,0 +1,108 @@
+//! One request, as a future.
+
+use super::{Link, Request, State, Stop, unlock};
+use crate::client::Error;
+use bytes::BytesMut;
+use nbd_proto::client::Outcome;
+use std::{
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// One request and its reply.
+///
+/// # Cancel safety
+///
+/// It can be dropped at any time. A request that was not put into the outbox yet is forgotten; any
+/// other is sent and its reply thrown away.
+#[must_use]
+pub(crate) struct Call<'a> {
+    link: &'a Link,
+    stage: Stage,
+}
+
+enum Stage {
+    New(Request, BytesMut),
+    Begun(usize),
+    Over,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) result: Result<Outcome, Error>,
+    /// The buffer that was handed over. Its contents are to be trusted only after success.
+    pub(crate) sink: BytesMut,
+}
+
+impl<'a> Call<'a> {
+    pub(super) const fn new(link: &'a Link, request: Request, sink: BytesMut) -> Self {
+        Self {
+            link,
+            stage: Stage::New(request, sink),
+        }
+    }
+
+    fn begin(&mut self, state: &mut State) -> usize {
+        match mem::replace(&mut self.stage, Stage::Over) {
+            Stage::New(request, sink) => {
+                let key = state.begin(request, sink);
+                self.stage = Stage::Begun(key);
+                key
+            }
+            Stage::Begun(key) => {
+                self.stage = Stage::Begun(key);
+                key
+            }
+            Stage::Over => panic!("a call is not polled after its end"),
+        }
+    }
+}
+
+impl Future for Call<'_> {
+    type Output = Done;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let link = self.link;
+        let mut state = link.lock();
+        let key = self.begin(&mut state);
+        let mut stop = None;
+        let mut old = [None, None, None, None];
+        if !state.is_done(key) {
+            old[0] = state.attend(key, cx.waker());
+            old[1] = state.lead(key);
+            stop = Some(state.drive(&link.waker, Some(key)));
+        }
+        let done = state.take(key);
+        if done.is_some() {
+            self.stage = Stage::Over;
+            old[2] = state.release(key);
+            if state.driver == Some(key) {
+                old[3] = state.pass_on(stop == Some(Stop::Quiet));
+            }
+        }
+        unlock(state);
+        drop(old);
+        match done {
+            Some(done) => Poll::Ready(done),
+            None => {
+                if stop == Some(Stop::Tired) {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if let Stage::Begun(key) = self.stage {
+            let mut state = self.link.lock();
+            let old = state.forget(key);
+            unlock(state);
+            drop(old);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! One connection: requests that are late, and its end.
+
+use super::{
+    engine::{Bench, Setup, dropped_after, read, verify, write},
+    pipe::Cut,
+    server::Manner,
+    sim::{Sim, join_all},
+};
+use crate::{
+    client::{Error, Lost},
+    runtime::Runtime,
+};
+use nbd_proto::Command;
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+
+#[test]
+fn a_request_that_is_not_answered_in_time_ends_alone() {
+    // C-208
+    let sim = Sim::new(1);
+    sim.run(async {
+        let timeout = Duration::from_secs(8);
+        let setup = Setup {
+            timeout: Some(timeout),
+            manner: Manner {
+                silent: Some(Arc::new(|n| n == 3 || n == 5)),
+                ..Manner::default()
+            },
+            ..Setup::default()
+        };
+        let Bench { link, .. } = setup.connect(&sim).await;
+        let link = &link;
+        let results = join_all((0..10_u8).map(|n| {
+            let sim = sim.clone();
+            async move {
+                let start = sim.now();
+                let done = write(link, n.into(), vec![n]).await;
+                (done.result, sim.now() - start)
+            }
+        }))
+        .await;
+        for (n, (result, took)) in results.into_iter().enumerate() {
+            if n == 3 || n == 5 {
+                let Err(Error::Timeout { command, after }) = result else {
+                    panic!("{result:?}");
+                };
+                assert_eq!((command, after), (Command::Write, timeout));
+                assert!(took >= timeout && took < timeout * 3 / 2, "{took:?}");
+            } else {
+                assert!(result.is_ok() && took < Duration::from_secs(1), "{n}");
+            }
+        }
+        verify(link, 2).await;
+        assert_eq!(link.load(), 0);
+    });
+}
+
+#[test]
+fn a_request_that_finds_no_room_in_time_ends_alone() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let setup = Setup {
+            timeout: Some(Duration::from_secs(8)),
+            in_flight: 1,
+            manner: Manner {
+                silent: Some(Arc::new(|_| true)),
+                ..Manner::default()
+            },
+            ..Setup::default()
+        };
+        let log = setup.manner.log.clone();
+        let Bench { link, .. } = setup.connect(&sim).await;
+        let (first, second) = super::sim::join(read(&link, 0, 1), read(&link, 1, 1)).await;
+        for done in [first, second] {
+            assert!(matches!(done.result, Err(Error::Timeout { .. })));
+        }
+        assert_eq!(log.lock().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_connection_that_breaks_ends_every_call_with_its_cause() {
+    for cut in [Cut::Whole, Cut::Random] {
+        for seed in 0..40 {
+            let sim = Sim::new(seed);
+            sim.run(async {
+                let setup = Setup {
+                    cut,
+                    capacity: 2000,
+                    in_flight: 3,
+                    ..Setup::default()
+                };
+                let Bench { link, scissors, .. } = setup.connect(&sim).await;
+                let polls = sim.chance().below(60);
+                let mut waits = 0;
+                let cutter = poll_fn(|cx| {
+                    waits += 1;
+                    if waits > polls {
+                        scissors.cut();
+                        return Poll::Ready(());
+                    }
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                });
+                let link = &link;
+                let calls = join_all((0..8_u8).map(|n| async move {
+                    let mut done = 0;
+                    loop {
+                        let wrote = write(link, u64::from(n) * 9000, vec![n; 9000]).await;
+                        match wrote.result {
+                            Ok(_) => done += 1,
+                            Err(Error::Lost(lost)) => return (done, lost),
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                }));
+                let ((), ends) = super::sim::join(cutter, calls).await;
+                let first = ends[0].1.clone();
+                assert!(matches!(*first, Lost::Closed | Lost::Io(_)), "{first}");
+                assert!(ends.iter().all(|(_, lost)| Arc::ptr_eq(lost, &first)));
+                let late = read(link, 0, 1).await;
+                assert!(
+                    matches!(late.result, Err(Error::Lost(lost)) if Arc::ptr_eq(&lost, &first))
+                );
+                sim.sleep(Duration::from_millis(1)).await;
+            });
+            assert_eq!(sim.tasks(), 0, "the keeper and the server have ended");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_an_idle_connection_is_noticed() {
+    for used in [false, true] {
+        let sim = Sim::new(4);
+        sim.run(async {
+            let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
+            if used {
+                verify(&link, 1).await;
+            }
+            scissors.cut();
+            let start = sim.now();
+            assert!(matches!(*link.over().await, Lost::Closed));
+            assert!(sim.now() - start <= Duration::from_secs(1));
+        });
+    }
+}
+
+#[test]
+fn a_farewell_waits_for_what_is_in_flight() {
+    // C-186, C-187
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let log = sim.run(async {
+            let setup = Setup {
+                cut: Cut::Random,
+                in_flight: 4,
+                manner: Manner {
+                    shuffle: true,
+                    ..Manner::default()
+                },
+                ..Setup::default()
+            };
+            let log = setup.manner.log.clone();
+            let Bench { link, .. } = setup.connect(&sim).await;
+            let link = &link;
+            let calls = join_all((0..6_u64).map(|n| write(link, n * 100, vec![1; 100])));
+            let farewell = async {
+                let mut once = false;
+                poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    let ready = std::mem::replace(&mut once, true);
+                    if ready { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                assert!(link.close());
+                assert!(!link.close());
+                link.over().await
+            };
+            let (calls, lost) = super::sim::join(calls, farewell).await;
+            assert!(matches!(*lost, Lost::Disconnected));
+            let done = calls.iter().filter(|call| call.result.is_ok()).count();
+            let refused = calls.iter().filter(
+                |call| matches!(&call.result, Err(Error::Lost(lost)) if matches!(**lost, Lost::Disconnected)),
+            );
+            assert_eq!((done, refused.count()), (4, 2));
+            log
+        });
+        let log = log.lock().unwrap();
+        assert_eq!(log.last().unwrap(), "Disconnect");
+        assert_eq!(log.len(), 5);
+    }
+}
+
+#[test]
+fn a_farewell_to_a_server_that_owes_a_reply_ends_after_five_seconds() {
+    // B-018
+    let sim = Sim::new(4);
+    sim.run(async {
+        let setup = Setup {
+            manner: Manner {
+                silent: Some(Arc::new(|_| true)),
+                ..Manner::default()
+            },
+            ..Setup::default()
+        };
+        let Bench { link, .. } = setup.connect(&sim).await;
+        assert!(!dropped_after(read(&link, 0, 100), 1).await);
+        let start = sim.now();
+        link.close();
+        link.over().await;
+        let took = sim.now() - start;
+        assert_eq!(took.as_secs(), 5, "{took:?}");
+    });
+}
