@@ -51,6 +51,10 @@ pub enum Error {
         /// How long was waited.
         after: Duration,
     },
+    /// The flush was carried out, but writes that were answered before a connection was lost may be
+    /// gone for good. It is told once, by the next flush after that.
+    #[error("writes that were not flushed may have been lost with an earlier connection")]
+    Unflushed,
     /// The connection is over, for every command that was in flight and every later one.
     #[error("the connection is over")]
     Lost(#[source] Arc<Lost>),
@@ -74,6 +78,17 @@ pub enum Lost {
     Changed {
         /// What differs.
         what: &'static str,
+    },
+    /// Another connection of the same client was lost, and all of them are made anew.
+    #[error("another connection to the same server was lost")]
+    GivenUp,
+    /// The connection was lost, and no new one could be made.
+    #[error("the connection was lost and could not be restored in {attempts} attempts")]
+    NotRestored {
+        /// How often it was tried.
+        attempts: u32,
+        /// Why the last attempt failed, or how the connection was lost if there was none.
+        source: Arc<Error>,
     },
     /// This side disconnected.
     #[error("this side has disconnected")]
@@ -142,6 +157,7 @@ impl From<Error> for io::Error {
                 Lost::Io(error) => error.kind(),
                 Lost::Protocol(_) | Lost::Changed { .. } => io::ErrorKind::InvalidData,
                 Lost::Closed => io::ErrorKind::UnexpectedEof,
+                Lost::GivenUp | Lost::NotRestored { .. } => io::ErrorKind::ConnectionAborted,
                 Lost::Disconnected => io::ErrorKind::NotConnected,
             },
             _ => io::ErrorKind::Other,

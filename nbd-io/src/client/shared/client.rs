@@ -3,24 +3,29 @@
 use super::{
     apart::Apart,
     extents::Extents,
-    link::{Done, Request},
+    link::Request,
     pool::{Facts, Pool},
+    ranges::{index, length},
+    reconnect::ConnectionState,
 };
 use crate::{
-    client::{Error, Lost, Piece, blocks_of, check_blocks, check_range, split},
+    client::{Error, Lost, Piece, blocks_of},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
 use nbd_proto::{
-    BlockSizes, Command, CommandFlags, Errno, ExportInfo, Mode,
-    client::{Context, ContextExtents, Outcome},
+    BlockSizes, Command, CommandFlags, ExportInfo, Mode,
+    client::{Context, ContextExtents},
 };
 use std::{
-    collections::VecDeque, fmt, future::poll_fn, ops::Range, pin::Pin, sync::Arc, task::Poll,
+    fmt,
+    future::poll_fn,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
-
-/// Pieces of one request that are in flight at once.
-const WINDOW: usize = 8;
 
 /// An export that was entered.
 ///
@@ -45,19 +50,22 @@ const WINDOW: usize = 8;
 /// even then if the server has several requests of a client at work at once, until
 /// [`disconnect`](Client::disconnect).
 pub struct Client<R: Network> {
-    shared: Arc<Shared<R>>,
+    pub(super) shared: Arc<Shared<R>>,
+    /// How many losses of unflushed writes this clone was told of.
+    told: AtomicU64,
 }
 
-struct Shared<R: Network> {
-    pool: Pool<R>,
+pub(super) struct Shared<R: Network> {
+    pub(super) pool: Arc<Pool<R>>,
     /// Held alone while a part of a block is read, changed and written.
-    apart: Apart,
+    pub(super) apart: Apart,
 }
 
 impl<R: Network> Clone for Client<R> {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
+            told: AtomicU64::new(self.told.load(Ordering::Relaxed)),
         }
     }
 }
@@ -71,16 +79,17 @@ impl<R: Network> fmt::Debug for Client<R> {
 }
 
 impl<R: Network> Client<R> {
-    pub(super) fn new(pool: Pool<R>) -> Self {
+    pub(super) fn new(pool: Arc<Pool<R>>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 pool,
                 apart: Apart::default(),
             }),
+            told: AtomicU64::new(0),
         }
     }
 
-    fn facts(&self) -> &Facts {
+    pub(super) fn facts(&self) -> &Facts {
         &self.shared.pool.plan.facts
     }
 
@@ -120,10 +129,25 @@ impl<R: Network> Client<R> {
         self.facts().blocks
     }
 
-    /// How many connections there are.
+    /// How many connections there are at present.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.pool.links().len()
+        self.shared.pool.count()
+    }
+
+    /// How the connections are.
+    #[must_use]
+    pub fn state(&self) -> ConnectionState {
+        self.shared.pool.status()
+    }
+
+    /// Waits until the state is another one than `known`. States between may be left out.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped loses nothing.
+    pub async fn state_changed(&self, known: &ConnectionState) -> ConnectionState {
+        poll_fn(|cx| self.shared.pool.poll_status(known, cx)).await
     }
 
     /// Reads `len` bytes. Where the server has a minimum block size, the rest of the first and the
@@ -234,10 +258,16 @@ impl<R: Network> Client<R> {
     ///
     /// # Errors
     ///
-    /// When the server does not offer it or fails it, or the connection is over.
+    /// When the server does not offer it or fails it, the connection is over, or, with
+    /// [`Reconnect`](super::Reconnect), writes before this one may have been lost.
     pub async fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
-        self.done(Request::Flush).await
+        self.done(Request::Flush).await?;
+        let (_, tears) = self.shared.pool.changes();
+        if self.told.fetch_max(tears, Ordering::Relaxed) < tears {
+            return Err(Error::Unflushed);
+        }
+        Ok(())
     }
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
@@ -269,7 +299,7 @@ impl<R: Network> Client<R> {
     ///
     /// # Errors
     ///
-    /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`] says that writing would be
+    /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`](nbd_proto::Errno::NotSup) says that writing would be
     /// no slower.
     pub async fn write_zeroes(
         &self,
@@ -336,15 +366,14 @@ impl<R: Network> Client<R> {
     ///
     /// A future that is dropped leaves the rest to the background.
     pub async fn disconnect(&self) -> Result<(), Error> {
-        let links = self.shared.pool.links().clone();
-        let mut result = Ok(());
-        for link in &links {
-            if !link.close() {
-                let lost = link.lost();
-                let lost = lost.unwrap_or_else(|| Arc::new(Lost::Disconnected));
-                result = Err(Error::Lost(lost));
-            }
-        }
+        let over = self.state();
+        let Some(links) = self.shared.pool.close() else {
+            return Err(Error::lost(Lost::Disconnected));
+        };
+        let mut result = match over {
+            ConnectionState::Over(lost) => Err(Error::Lost(lost)),
+            _ => Ok(()),
+        };
         for link in &links {
             let lost = link.over().await;
             if result.is_ok() && !matches!(*lost, Lost::Disconnected) {
@@ -357,210 +386,6 @@ impl<R: Network> Client<R> {
     /// Whether the connection is over.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        let links = self.shared.pool.links();
-        links.iter().all(|link| link.lost().is_some())
+        self.shared.pool.is_over()
     }
-
-    fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        let Facts { export, blocks, .. } = self.facts();
-        Ok(check_range(export, *blocks, command, offset, len)?)
-    }
-
-    /// The whole blocks that a range touches.
-    fn around(&self, offset: u64, len: u64) -> Range<u64> {
-        let block = u64::from(self.facts().blocks.minimum());
-        if len == 0 {
-            return offset..offset;
-        }
-        let end = offset + len;
-        let end = end.checked_next_multiple_of(block).unwrap_or(end);
-        offset - offset % block..end
-    }
-
-    async fn read_whole(&self, offset: u64, mut buffer: BytesMut) -> Result<BytesMut, Error> {
-        let max = self.facts().max_payload;
-        let read = |piece: Piece, buffer| {
-            let Piece { offset, len } = piece;
-            let flags = CommandFlags::NONE;
-            self.perform(Request::Read { offset, len, flags }, buffer)
-        };
-        let len = buffer.len() as u64;
-        if len == 0 {
-            return Ok(buffer);
-        }
-        if len <= max {
-            return Ok(read(Piece { offset, len }, buffer).await?.1);
-        }
-        let mut whole = BytesMut::new();
-        let start = |piece: Piece| read(piece, buffer.split_to(index(piece.len)));
-        let take = |(_, part)| whole.unsplit(part);
-        self.pieces(offset, len, max, start, take).await?;
-        Ok(whole)
-    }
-
-    async fn write_whole(
-        &self,
-        offset: u64,
-        data: Bytes,
-        flags: CommandFlags,
-    ) -> Result<(), Error> {
-        let max = self.facts().max_payload;
-        let write = |offset, payload| {
-            let request = Request::Write {
-                offset,
-                payload,
-                flags,
-            };
-            self.done(request)
-        };
-        let len = data.len() as u64;
-        if len == 0 {
-            return Ok(());
-        }
-        if len <= max {
-            return write(offset, data).await;
-        }
-        let start = |piece: Piece| {
-            let at = index(piece.offset - offset);
-            write(piece.offset, data.slice(at..at + index(piece.len)))
-        };
-        self.pieces(offset, len, max, start, drop).await
-    }
-
-    /// Writes a part of a single block.
-    async fn patch(&self, offset: u64, data: Bytes, flags: CommandFlags) -> Result<(), Error> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let _apart = self.shared.apart.hold(true).await;
-        let block = self.around(offset, data.len() as u64);
-        let buffer = BytesMut::zeroed(length(&block));
-        let mut buffer = self.read_whole(block.start, buffer).await?;
-        let start = index(offset - block.start);
-        buffer[start..start + data.len()].copy_from_slice(&data);
-        self.write_whole(block.start, buffer.freeze(), flags).await
-    }
-
-    /// A command with a range and without payload. Servers may find a range too long that others
-    /// take, so it is tried again with shorter ones.
-    async fn range(
-        &self,
-        command: Command,
-        offset: u64,
-        len: u64,
-        max: u64,
-        request: impl Fn(Piece) -> Request,
-    ) -> Result<(), Error> {
-        self.check_range(command, offset, len)?;
-        check_blocks(self.facts().blocks, command, offset, len)?;
-        let start = |piece| self.done(request(piece));
-        if len > 0 && len <= max.min(self.facts().max_payload) {
-            return start(Piece { offset, len }).await;
-        }
-        let short = self.facts().max_payload;
-        match self.pieces(offset, len, max, start, drop).await {
-            Err(Error::Failed { ref source, .. })
-                if matches!(source.errno, Errno::Overflow | Errno::Inval)
-                    && len > short
-                    && max > short =>
-            {
-                self.pieces(offset, len, short, start, drop).await
-            }
-            done => done,
-        }
-    }
-
-    async fn status(
-        &self,
-        offset: u64,
-        len: u64,
-        flags: CommandFlags,
-        ids: Option<Arc<[u32]>>,
-    ) -> Result<Vec<ContextExtents>, Error> {
-        let request = Request::BlockStatus {
-            offset,
-            len,
-            flags,
-            ids,
-        };
-        Ok(match self.perform(request, BytesMut::new()).await?.0 {
-            Outcome::Extents(extents) => extents,
-            Outcome::Done | Outcome::Failed(_) => Vec::new(),
-        })
-    }
-
-    /// Cuts a request into pieces and has several of them in flight. `take` is given what came of
-    /// them, in order.
-    async fn pieces<T, F: Future<Output = Result<T, Error>>>(
-        &self,
-        offset: u64,
-        len: u64,
-        max: u64,
-        mut start: impl FnMut(Piece) -> F,
-        mut take: impl FnMut(T),
-    ) -> Result<(), Error> {
-        enum Started<T, F> {
-            Waits(Pin<Box<F>>),
-            Done(Result<T, Error>),
-        }
-        let mut pieces = split(offset, len, max, self.facts().blocks.preferred().into());
-        let mut window = VecDeque::with_capacity(WINDOW);
-        let mut result = Ok(());
-        poll_fn(|cx| {
-            loop {
-                while window.len() < WINDOW
-                    && result.is_ok()
-                    && let Some(piece) = pieces.next()
-                {
-                    let mut started = Box::pin(start(piece));
-                    window.push_back(match started.as_mut().poll(cx) {
-                        Poll::Ready(done) => Started::Done(done),
-                        Poll::Pending => Started::Waits(started),
-                    });
-                }
-                // The first moves on all of them.
-                let done = match window.pop_front() {
-                    None => return Poll::Ready(()),
-                    Some(Started::Done(done)) => done,
-                    Some(Started::Waits(mut waits)) => match waits.as_mut().poll(cx) {
-                        Poll::Ready(done) => done,
-                        Poll::Pending => {
-                            window.push_front(Started::Waits(waits));
-                            return Poll::Pending;
-                        }
-                    },
-                };
-                match done {
-                    Ok(done) => take(done),
-                    Err(error) => result = std::mem::replace(&mut result, Ok(())).and(Err(error)),
-                }
-            }
-        })
-        .await;
-        result
-    }
-
-    async fn done(&self, request: Request) -> Result<(), Error> {
-        self.perform(request, BytesMut::new()).await.map(drop)
-    }
-
-    /// Has a single request carried out.
-    async fn perform(
-        &self,
-        request: Request,
-        sink: BytesMut,
-    ) -> Result<(Outcome, BytesMut), Error> {
-        let link = self.shared.pool.link();
-        let Done { result, sink } = link.call(request, sink).await;
-        Ok((result?, sink))
-    }
-}
-
-/// A place in a buffer that exists.
-fn index(place: u64) -> usize {
-    usize::try_from(place).expect("a place in a buffer fits into memory")
-}
-
-fn length(range: &Range<u64>) -> usize {
-    index(range.end - range.start)
 }

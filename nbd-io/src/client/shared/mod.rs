@@ -13,6 +13,8 @@ mod haggling;
 mod link;
 mod options;
 mod pool;
+mod ranges;
+mod reconnect;
 #[cfg(test)]
 mod tests;
 mod timed;
@@ -21,3 +23,4 @@ pub use client::Client;
 pub use extents::Extents;
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
 pub use options::ConnectOptions;
+pub use reconnect::{ConnectionState, Reconnect};

@@ -5,6 +5,7 @@ use super::{
     haggling::{Greeted, Haggling},
     link::Stream,
     pool::{Plan, Pool},
+    reconnect::Reconnect,
     timed::{Release, Timed, within},
 };
 #[cfg(feature = "tls")]
@@ -33,6 +34,7 @@ pub struct ConnectOptions<R> {
     pub(super) request_timeout: Option<Duration>,
     pub(super) bytes_in_flight: u64,
     pub(super) connections: usize,
+    pub(super) reconnect: Option<Reconnect>,
     local_files: bool,
     #[cfg(feature = "tls")]
     tls: Option<ClientTls>,
@@ -75,6 +77,7 @@ impl<R: Network> ConnectOptions<R> {
             request_timeout: Some(Duration::from_secs(60)),
             bytes_in_flight: 128 << 20,
             connections: 1,
+            reconnect: None,
             local_files: false,
             #[cfg(feature = "tls")]
             tls: None,
@@ -147,8 +150,8 @@ impl<R: Network> ConnectOptions<R> {
     }
 
     /// How long each request may take, from when it is sent, and before that how long it may wait
-    /// until it is. A request that is late is noticed after at most half that time more. `None`
-    /// waits for ever.
+    /// until it is, and for a new connection. A request that is late is noticed after at most half
+    /// that time more. `None` waits for ever.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.request_timeout = timeout;
@@ -170,6 +173,17 @@ impl<R: Network> ConnectOptions<R> {
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
+        self
+    }
+
+    /// Whether and how to make a new connection when one is lost, which [`connect`] and
+    /// [`connect_uri`] can. Not by default: then every request fails with the cause.
+    ///
+    /// [`connect`]: ConnectOptions::connect
+    /// [`connect_uri`]: ConnectOptions::connect_uri
+    #[must_use]
+    pub fn reconnect(mut self, policy: Option<Reconnect>) -> Self {
+        self.reconnect = policy;
         self
     }
 

@@ -106,13 +106,20 @@ pub(super) async fn within<R: Runtime, O>(
     time: Option<Duration>,
     future: impl Future<Output = O>,
 ) -> Option<O> {
+    until::<R, _>(&mut time.map(|time| runtime.sleep(time)), future).await
+}
+
+/// What comes of `future` before `deadline`, if anything does.
+pub(super) async fn until<R: Runtime, O>(
+    deadline: &mut Option<R::Sleep>,
+    future: impl Future<Output = O>,
+) -> Option<O> {
     let mut future = std::pin::pin!(future);
-    let mut deadline = time.map(|time| runtime.sleep(time));
     std::future::poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        match &mut deadline {
+        match deadline {
             Some(deadline) => Pin::new(deadline).poll(cx).map(|()| None),
             None => Poll::Pending,
         }

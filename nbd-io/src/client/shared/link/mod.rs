@@ -215,9 +215,22 @@ impl Link {
         first
     }
 
-    /// Whether the connection is over, and why.
-    pub(crate) fn lost(&self) -> Option<Arc<Lost>> {
-        self.lock().lost.clone()
+    /// Ends the connection at once.
+    pub(crate) fn abort(&self, why: Lost) {
+        let mut state = self.lock();
+        state.lose(why);
+        unlock(state);
+    }
+
+    /// Whether the connection is over.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lock().lost.is_some()
+    }
+
+    /// Whether requests are taken.
+    pub(crate) fn is_open(&self) -> bool {
+        let state = self.lock();
+        !state.closing && state.lost.is_none()
     }
 
     /// Waits until the connection is over.

@@ -57,6 +57,25 @@ impl Request {
         }
     }
 
+    /// Whether the export is another one afterwards.
+    pub(crate) const fn changes(&self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. }
+        )
+    }
+
+    pub(crate) const fn has(&self, flag: CommandFlags) -> bool {
+        match self {
+            Self::Read { flags, .. }
+            | Self::Write { flags, .. }
+            | Self::Trim { flags, .. }
+            | Self::WriteZeroes { flags, .. }
+            | Self::BlockStatus { flags, .. } => flags.contains(flag),
+            Self::Flush | Self::Cache { .. } => false,
+        }
+    }
+
     /// The payload in either direction, in bytes.
     pub(super) const fn weight(&self) -> u64 {
         match self {

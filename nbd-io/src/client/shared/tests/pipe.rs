@@ -74,6 +74,12 @@ fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
 pub(crate) struct Scissors(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
 
 impl Scissors {
+    /// What was sent before can still be read.
+    pub(crate) fn end(&self) {
+        lock(&self.0).close();
+        lock(&self.1).close();
+    }
+
     /// What was not read is lost.
     pub(crate) fn cut(&self) {
         for way in [&self.0, &self.1] {

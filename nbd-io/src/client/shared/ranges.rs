@@ -1,0 +1,279 @@
+//! Ranges of any length at any place, made of requests that the server takes.
+
+use super::{
+    client::Client,
+    link::{Done, Request},
+    pool::Facts,
+};
+use crate::{
+    client::{Error, Piece, check_blocks, check_range, split},
+    runtime::Network,
+};
+use bytes::{Bytes, BytesMut};
+use nbd_proto::{
+    Command, CommandFlags, Errno,
+    client::{ContextExtents, Outcome},
+};
+use std::{collections::VecDeque, future::poll_fn, ops::Range, pin::Pin, sync::Arc, task::Poll};
+
+/// Pieces of one request that are in flight at once.
+const WINDOW: usize = 8;
+
+impl<R: Network> Client<R> {
+    pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
+        let Facts { export, blocks, .. } = self.facts();
+        Ok(check_range(export, *blocks, command, offset, len)?)
+    }
+
+    /// The whole blocks that a range touches.
+    pub(super) fn around(&self, offset: u64, len: u64) -> Range<u64> {
+        let block = u64::from(self.facts().blocks.minimum());
+        if len == 0 {
+            return offset..offset;
+        }
+        let end = offset + len;
+        let end = end.checked_next_multiple_of(block).unwrap_or(end);
+        offset - offset % block..end
+    }
+
+    pub(super) async fn read_whole(
+        &self,
+        offset: u64,
+        mut buffer: BytesMut,
+    ) -> Result<BytesMut, Error> {
+        let max = self.facts().max_payload;
+        let read = |piece: Piece, buffer| {
+            let Piece { offset, len } = piece;
+            let flags = CommandFlags::NONE;
+            self.perform(Request::Read { offset, len, flags }, buffer)
+        };
+        let len = buffer.len() as u64;
+        if len == 0 {
+            return Ok(buffer);
+        }
+        if len <= max {
+            return Ok(read(Piece { offset, len }, buffer).await?.1);
+        }
+        let mut whole = BytesMut::new();
+        let start = |piece: Piece| read(piece, buffer.split_to(index(piece.len)));
+        let take = |(_, part)| whole.unsplit(part);
+        self.pieces(offset, len, max, start, take).await?;
+        Ok(whole)
+    }
+
+    pub(super) async fn write_whole(
+        &self,
+        offset: u64,
+        data: Bytes,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        let max = self.facts().max_payload;
+        let write = |offset, payload| {
+            let request = Request::Write {
+                offset,
+                payload,
+                flags,
+            };
+            self.done(request)
+        };
+        let len = data.len() as u64;
+        if len == 0 {
+            return Ok(());
+        }
+        if len <= max {
+            return write(offset, data).await;
+        }
+        let start = |piece: Piece| {
+            let at = index(piece.offset - offset);
+            write(piece.offset, data.slice(at..at + index(piece.len)))
+        };
+        self.pieces(offset, len, max, start, drop).await
+    }
+
+    /// Writes a part of a single block.
+    pub(super) async fn patch(
+        &self,
+        offset: u64,
+        data: Bytes,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _apart = self.shared.apart.hold(true).await;
+        let block = self.around(offset, data.len() as u64);
+        let buffer = BytesMut::zeroed(length(&block));
+        let mut buffer = self.read_whole(block.start, buffer).await?;
+        let start = index(offset - block.start);
+        buffer[start..start + data.len()].copy_from_slice(&data);
+        self.write_whole(block.start, buffer.freeze(), flags).await
+    }
+
+    /// A command with a range and without payload. Servers may find a range too long that others
+    /// take, so it is tried again with shorter ones.
+    pub(super) async fn range(
+        &self,
+        command: Command,
+        offset: u64,
+        len: u64,
+        max: u64,
+        request: impl Fn(Piece) -> Request,
+    ) -> Result<(), Error> {
+        self.check_range(command, offset, len)?;
+        check_blocks(self.facts().blocks, command, offset, len)?;
+        let start = |piece| self.done(request(piece));
+        if len > 0 && len <= max.min(self.facts().max_payload) {
+            return start(Piece { offset, len }).await;
+        }
+        let short = self.facts().max_payload;
+        match self.pieces(offset, len, max, start, drop).await {
+            Err(Error::Failed { ref source, .. })
+                if matches!(source.errno, Errno::Overflow | Errno::Inval)
+                    && len > short
+                    && max > short =>
+            {
+                self.pieces(offset, len, short, start, drop).await
+            }
+            done => done,
+        }
+    }
+
+    pub(super) async fn status(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+        ids: Option<Arc<[u32]>>,
+    ) -> Result<Vec<ContextExtents>, Error> {
+        let request = Request::BlockStatus {
+            offset,
+            len,
+            flags,
+            ids,
+        };
+        Ok(match self.perform(request, BytesMut::new()).await?.0 {
+            Outcome::Extents(extents) => extents,
+            Outcome::Done | Outcome::Failed(_) => Vec::new(),
+        })
+    }
+
+    /// Cuts a request into pieces and has several of them in flight. `take` is given what came of
+    /// them, in order.
+    pub(super) async fn pieces<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        offset: u64,
+        len: u64,
+        max: u64,
+        mut start: impl FnMut(Piece) -> F,
+        mut take: impl FnMut(T),
+    ) -> Result<(), Error> {
+        enum Started<T, F> {
+            Waits(Pin<Box<F>>),
+            Done(Result<T, Error>),
+        }
+        let mut pieces = split(offset, len, max, self.facts().blocks.preferred().into());
+        let mut window = VecDeque::with_capacity(WINDOW);
+        let mut result = Ok(());
+        poll_fn(|cx| {
+            loop {
+                while window.len() < WINDOW
+                    && result.is_ok()
+                    && let Some(piece) = pieces.next()
+                {
+                    let mut started = Box::pin(start(piece));
+                    window.push_back(match started.as_mut().poll(cx) {
+                        Poll::Ready(done) => Started::Done(done),
+                        Poll::Pending => Started::Waits(started),
+                    });
+                }
+                // The first moves on all of them.
+                let done = match window.pop_front() {
+                    None => return Poll::Ready(()),
+                    Some(Started::Done(done)) => done,
+                    Some(Started::Waits(mut waits)) => match waits.as_mut().poll(cx) {
+                        Poll::Ready(done) => done,
+                        Poll::Pending => {
+                            window.push_front(Started::Waits(waits));
+                            return Poll::Pending;
+                        }
+                    },
+                };
+                match done {
+                    Ok(done) => take(done),
+                    Err(error) => result = std::mem::replace(&mut result, Ok(())).and(Err(error)),
+                }
+            }
+        })
+        .await;
+        result
+    }
+
+    pub(super) async fn done(&self, request: Request) -> Result<(), Error> {
+        self.perform(request, BytesMut::new()).await.map(drop)
+    }
+
+    /// Has a single request carried out, on another connection if the first is lost.
+    pub(super) async fn perform(
+        &self,
+        request: Request,
+        sink: BytesMut,
+    ) -> Result<(Outcome, BytesMut), Error> {
+        let pool = &*self.shared.pool;
+        if !pool.plan.reconnects() {
+            let link = poll_fn(|cx| pool.poll_link(cx)).await?;
+            let Done { result, sink } = link.call(request, sink).await;
+            return Ok((result?, sink));
+        }
+        if request.changes() && !pool.has_room(&request) {
+            self.again(&Request::Flush, BytesMut::new()).await?;
+        }
+        self.again(&request, sink).await
+    }
+
+    /// Has a request carried out, again and again until it is answered.
+    pub(super) async fn again(
+        &self,
+        request: &Request,
+        mut sink: BytesMut,
+    ) -> Result<(Outcome, BytesMut), Error> {
+        let pool = &*self.shared.pool;
+        let options = &pool.plan.options;
+        let mut late = None;
+        loop {
+            let link = poll_fn(|cx| {
+                let polled = pool.poll_link(cx);
+                let Some(after) = options.request_timeout.filter(|_| polled.is_pending()) else {
+                    return polled;
+                };
+                let late = late.get_or_insert_with(|| options.runtime.sleep(after));
+                let command = request.command();
+                let timeout = |()| Err(Error::Timeout { command, after });
+                Pin::new(late).poll(cx).map(timeout)
+            })
+            .await?;
+            let (count, _) = pool.changes();
+            let done = link.call(request.clone(), sink).await;
+            sink = done.sink;
+            // What was answered counts if the connection is still that of now, or the last.
+            let stays = match &done.result {
+                Err(Error::Lost(_)) => false,
+                Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
+                Ok(_) if request.changes() => pool.acknowledge(&link, request),
+                Ok(_) if request.command() == Command::Flush => pool.flushed(&link, count),
+                _ => true,
+            };
+            if stays || pool.is_closing() {
+                return Ok((done.result?, sink));
+            }
+        }
+    }
+}
+
+/// A place in a buffer that exists.
+pub(super) fn index(place: u64) -> usize {
+    usize::try_from(place).expect("a place in a buffer fits into memory")
+}
+
+pub(super) fn length(range: &Range<u64>) -> usize {
+    index(range.end - range.start)
+}
