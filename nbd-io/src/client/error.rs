@@ -83,7 +83,7 @@ pub enum Lost {
     #[error("another connection to the same server was lost")]
     GivenUp,
     /// The connection was lost, and no new one could be made.
-    #[error("the connection was lost and could not be restored in {attempts} attempts")]
+    #[error("the connection was lost and not restored (attempts: {attempts})")]
     NotRestored {
         /// How often it was tried.
         attempts: u32,

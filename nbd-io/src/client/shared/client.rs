@@ -4,7 +4,8 @@ use super::{
     apart::Apart,
     extents::Extents,
     link::Request,
-    pool::{Facts, Pool},
+    plan::Facts,
+    pool::Pool,
     ranges::{index, length},
     reconnect::ConnectionState,
 };
@@ -147,7 +148,9 @@ impl<R: Network> Client<R> {
     ///
     /// A future that is dropped loses nothing.
     pub async fn state_changed(&self, known: &ConnectionState) -> ConnectionState {
-        poll_fn(|cx| self.shared.pool.poll_status(known, cx)).await
+        let pool = &*self.shared.pool;
+        let mut watch = pool.watch();
+        poll_fn(|cx| pool.poll_status(known, &mut watch.place, cx)).await
     }
 
     /// Reads `len` bytes. Where the server has a minimum block size, the rest of the first and the
@@ -263,7 +266,7 @@ impl<R: Network> Client<R> {
     pub async fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.done(Request::Flush).await?;
-        let (_, tears) = self.shared.pool.changes();
+        let tears = self.shared.pool.tears();
         if self.told.fetch_max(tears, Ordering::Relaxed) < tears {
             return Err(Error::Unflushed);
         }
@@ -371,8 +374,10 @@ impl<R: Network> Client<R> {
             return Err(Error::lost(Lost::Disconnected));
         };
         let mut result = match over {
-            ConnectionState::Over(lost) => Err(Error::Lost(lost)),
-            _ => Ok(()),
+            ConnectionState::Over(lost) | ConnectionState::Reconnecting { cause: lost, .. } => {
+                Err(Error::Lost(lost))
+            }
+            ConnectionState::Connected => Ok(()),
         };
         for link in &links {
             let lost = link.over().await;

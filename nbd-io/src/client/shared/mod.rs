@@ -7,17 +7,21 @@
 //! ```
 
 mod apart;
+mod changes;
 mod client;
 mod extents;
 mod haggling;
 mod link;
 mod options;
+mod plan;
 mod pool;
 mod ranges;
 mod reconnect;
+mod tending;
 #[cfg(test)]
 mod tests;
 mod timed;
+mod watchers;
 
 pub use client::Client;
 pub use extents::Extents;

@@ -4,7 +4,8 @@ use super::{
     client::Client,
     haggling::{Greeted, Haggling},
     link::Stream,
-    pool::{Plan, Pool},
+    plan::Plan,
+    pool::Pool,
     reconnect::Reconnect,
     timed::{Release, Timed, within},
 };

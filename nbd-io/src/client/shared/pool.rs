@@ -1,135 +1,21 @@
 //! The connections of a client.
 
 use super::{
+    changes::Changes,
     link::{Link, Request, Stream},
-    options::ConnectOptions,
-    reconnect::{Changes, ConnectionState, Joined, keep},
+    plan::Plan,
+    reconnect::ConnectionState,
+    watchers::{Place, Watchers},
 };
 use crate::{
-    client::{Connected, Error, Lost, longest},
+    client::{Connected, Error, Lost},
     runtime::Network,
-};
-use nbd_proto::{
-    BlockSizes, Command, ExportInfo, Mode, Uri,
-    client::{Context, Transmission},
 };
 use std::{
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::{self, Poll, Waker},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
-
-/// How a client's connections are made and what they have in common.
-pub(super) struct Plan<R> {
-    pub(super) options: ConnectOptions<R>,
-    /// Where the server is, if more connections can be made.
-    uri: Option<Uri>,
-    pub(super) facts: Facts,
-}
-
-/// What does not change during transmission, and is the same on all connections.
-#[derive(Debug)]
-pub(super) struct Facts {
-    pub(super) export: ExportInfo,
-    pub(super) mode: Mode,
-    pub(super) contexts: Vec<Context>,
-    pub(super) blocks: BlockSizes,
-    pub(super) encrypted: bool,
-    /// The longest payload of one request, in bytes.
-    pub(super) max_payload: u64,
-    pub(super) max_zeroes: u64,
-    /// The longest range of other requests, in bytes.
-    pub(super) max_range: u64,
-}
-
-impl Facts {
-    fn new(transmission: &Transmission, encrypted: bool) -> Self {
-        Self {
-            export: transmission.export().clone(),
-            mode: transmission.mode(),
-            contexts: transmission.contexts().to_vec(),
-            blocks: transmission.block_sizes(),
-            encrypted,
-            max_payload: transmission.max_len(Command::Write),
-            max_zeroes: longest(transmission, Command::WriteZeroes),
-            max_range: transmission.max_len(Command::Trim),
-        }
-    }
-
-    /// What another connection to the same export does not have in common with this one.
-    fn differs(&self, other: &Self) -> Option<&'static str> {
-        let (ours, theirs) = (&self.export, &other.export);
-        [
-            (ours.size == theirs.size, "its size"),
-            (ours.flags == theirs.flags, "its flags"),
-            (self.blocks == other.blocks, "its block sizes"),
-            (self.contexts == other.contexts, "its meta contexts"),
-            (self.mode == other.mode, "the headers that are agreed on"),
-            (self.encrypted == other.encrypted, "whether there is TLS"),
-        ]
-        .into_iter()
-        .find_map(|(same, what)| (!same).then_some(what))
-    }
-}
-
-impl<R: Network> Plan<R> {
-    pub(super) fn new(
-        options: ConnectOptions<R>,
-        uri: Option<Uri>,
-        first: &Connected<Stream>,
-    ) -> Self {
-        Self {
-            options,
-            uri,
-            facts: Facts::new(&first.transmission, first.encrypted),
-        }
-    }
-
-    fn link(&self, connected: Connected<Stream>) -> Arc<Link> {
-        let Self { options, .. } = self;
-        Arc::new(Link::new(
-            connected.transport,
-            connected.transmission,
-            options.request_timeout,
-            options.bytes_in_flight,
-        ))
-    }
-
-    /// Makes another connection like the first.
-    pub(super) async fn another(self: &Arc<Self>) -> Result<Arc<Link>, Error> {
-        let Some(uri) = &self.uri else {
-            return Err(Error::lost(Lost::Closed));
-        };
-        let connected = self.options.open(uri).await?;
-        let facts = Facts::new(&connected.transmission, connected.encrypted);
-        let link = self.link(connected);
-        if let Some(what) = self.facts.differs(&facts) {
-            link.close();
-            self.tend(Weak::new(), 0, link);
-            return Err(Error::lost(Lost::Changed { what }));
-        }
-        Ok(link)
-    }
-
-    /// Starts the task behind a connection.
-    fn tend(self: &Arc<Self>, pool: Weak<Pool<R>>, index: usize, link: Arc<Link>) {
-        let task = keep(pool, self.clone(), index, link);
-        self.options.runtime.spawn(task);
-    }
-
-    /// Whether connections that are lost are replaced.
-    pub(super) const fn reconnects(&self) -> bool {
-        self.uri.is_some() && self.options.reconnect.is_some()
-    }
-
-    /// How many bytes of writes are kept until they are flushed.
-    fn kept(&self) -> u64 {
-        match &self.options.reconnect {
-            Some(policy) if self.uri.is_some() && self.facts.export.can_flush() => policy.kept,
-            _ => 0,
-        }
-    }
-}
 
 /// The connections of a client. When it is dropped, they are closed.
 pub(super) struct Pool<R> {
@@ -138,41 +24,80 @@ pub(super) struct Pool<R> {
 }
 
 struct State {
-    /// `None` while one is lost.
-    links: Vec<Option<Arc<Link>>>,
+    slots: Vec<Slot>,
     status: ConnectionState,
     /// The client wants no connections any more.
     closing: bool,
     changes: Changes,
-    watchers: Vec<Waker>,
+    watchers: Watchers,
+}
+
+/// What there is of one of the connections that are wanted.
+#[derive(Debug)]
+enum Slot {
+    Open(Arc<Link>),
+    /// It is being made anew.
+    Trying,
+    /// It could not be made anew, and is tried again when the next one is lost.
+    Resting,
+    /// There will be none any more.
+    Ended,
+}
+
+/// What became of a connection that was made anew, or what has to be done with it.
+#[derive(Debug)]
+pub(super) enum Joined {
+    Published,
+    Closed,
+    /// What is kept is to be sent over it.
+    Repair,
+    /// Another connection is to be asked whether it still talks to the server.
+    Ask(Arc<Link>),
 }
 
 impl State {
     fn open(&self) -> impl Iterator<Item = &Arc<Link>> {
-        self.links.iter().flatten()
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Open(link) => Some(link),
+            Slot::Trying | Slot::Resting | Slot::Ended => None,
+        })
     }
 
     fn has(&self, link: &Arc<Link>) -> bool {
         self.open().any(|open| Arc::ptr_eq(open, link))
     }
 
+    const fn is_over(&self) -> bool {
+        matches!(self.status, ConnectionState::Over(_))
+    }
+
     fn publish(&mut self, index: usize, link: &Arc<Link>) {
-        self.links[index] = Some(link.clone());
+        self.slots[index] = Slot::Open(link.clone());
         self.status = ConnectionState::Connected;
     }
 
-    fn watch(&mut self, cx: &task::Context<'_>) {
-        if !self.watchers.iter().any(|old| old.will_wake(cx.waker())) {
-            self.watchers.push(cx.waker().clone());
+    /// The client is over if there is no connection and none is being made.
+    fn settle(&mut self, why: impl FnOnce() -> Arc<Lost>) {
+        let alive = |slot: &Slot| matches!(slot, Slot::Open(_) | Slot::Trying);
+        if !self.slots.iter().any(alive) && !self.is_over() {
+            self.status = ConnectionState::Over(why());
         }
     }
 }
 
 /// Releases the lock and wakes everybody who waits for a change.
 fn changed(mut state: MutexGuard<'_, State>) {
-    let watchers = mem::take(&mut state.watchers);
+    let watchers = state.watchers.take();
     drop(state);
-    watchers.into_iter().for_each(Waker::wake);
+    watchers.into_iter().for_each(|(_, waker)| waker.wake());
+}
+
+/// Releases the lock and waits for a change.
+fn wait<T>(mut state: MutexGuard<'_, State>, place: &mut Place, cx: &Context<'_>) -> Poll<T> {
+    let old = state.watchers.watch(place, cx.waker());
+    drop(state);
+    drop(old);
+    Poll::Pending
 }
 
 impl<R: Network> Pool<R> {
@@ -181,11 +106,11 @@ impl<R: Network> Pool<R> {
         let link = plan.link(first);
         let pool = Arc::new(Self {
             state: Mutex::new(State {
-                links: Vec::new(),
+                slots: Vec::new(),
                 status: ConnectionState::Connected,
                 closing: false,
                 changes: Changes::default(),
-                watchers: Vec::new(),
+                watchers: Watchers::default(),
             }),
             plan: Arc::new(plan),
         });
@@ -203,56 +128,58 @@ impl<R: Network> Pool<R> {
 
     fn add(self: &Arc<Self>, link: Arc<Link>) {
         let mut state = self.lock();
-        let index = state.links.len();
-        state.links.push(Some(link.clone()));
+        let index = state.slots.len();
+        state.slots.push(Slot::Trying);
+        state.publish(index, &link);
         drop(state);
         self.plan.tend(Arc::downgrade(self), index, link);
     }
 
     /// A connection was lost. Whether to make a new one.
     pub(super) fn lost(&self, index: usize, lost: &Arc<Lost>) -> bool {
-        let again = self.plan.reconnects();
+        let export = &self.plan.facts.export;
         let keeps = self.plan.kept() > 0;
         let mut state = self.lock();
-        let again = again && !state.closing;
-        let was_current = state.links[index].take().is_some();
+        let again = self.plan.reconnects() && !state.closing && !state.is_over();
+        let next = if again { Slot::Trying } else { Slot::Ended };
+        let before = mem::replace(&mut state.slots[index], next);
         let mut given_up = Vec::new();
-        if again && was_current && !self.plan.facts.export.is_read_only() {
-            // If the server has crashed, the others are dead too, but what they have received
-            // before may not be read yet. No answer of that time may count as one of the new
-            // server's, whose flush would be taken to cover it.
-            given_up = state.links.iter_mut().filter_map(Option::take).collect();
-            if self.plan.facts.export.can_flush() {
+        if again && matches!(before, Slot::Open(_)) {
+            for slot in &mut state.slots {
+                // If the server has crashed, the others are dead too, but what they have received
+                // before may not be read yet. No answer of that time may count as one of the new
+                // server's, whose flush would be taken to cover it.
+                if matches!(slot, Slot::Resting)
+                    || matches!(slot, Slot::Open(_)) && !export.is_read_only()
+                {
+                    given_up.push(mem::replace(slot, Slot::Trying));
+                }
+            }
+            if export.can_flush() && !export.is_read_only() {
                 state.changes.tear(keeps);
             }
         }
-        if state.open().next().is_none() && !matches!(state.status, ConnectionState::Over(_)) {
+        if again && state.open().next().is_none() {
             let cause = lost.clone();
-            state.status = if again {
-                ConnectionState::Reconnecting { attempt: 0, cause }
-            } else {
-                ConnectionState::Over(cause)
-            };
+            state.status = ConnectionState::Reconnecting { attempt: 0, cause };
         }
-        let over = matches!(state.status, ConnectionState::Over(_));
+        state.settle(|| lost.clone());
         changed(state);
-        for link in given_up {
-            link.abort(Lost::GivenUp);
+        for slot in given_up {
+            if let Slot::Open(link) = slot {
+                link.abort(Lost::GivenUp);
+            }
         }
-        again && !over
+        again
     }
 
-    /// Takes note of an attempt. Whether it is still wanted.
-    pub(super) fn trying(&self, number: u32) -> bool {
+    /// Takes note of an attempt.
+    pub(super) fn trying(&self, number: u32) {
         let mut state = self.lock();
-        if state.closing || matches!(state.status, ConnectionState::Over(_)) {
-            return false;
-        }
         if let ConnectionState::Reconnecting { attempt, .. } = &mut state.status {
             *attempt = number;
+            changed(state);
         }
-        changed(state);
-        true
     }
 
     /// Publishes a new connection, or says what has to be done before. `asked` is one that was
@@ -262,47 +189,40 @@ impl<R: Network> Pool<R> {
         index: usize,
         link: &Arc<Link>,
         asked: Option<&(Arc<Link>, bool)>,
-        cx: &task::Context<'_>,
+        place: &mut Place,
+        cx: &Context<'_>,
     ) -> Poll<Joined> {
         let export = &self.plan.facts.export;
         let mut state = self.lock();
         if state.has(link) {
             return Poll::Ready(Joined::Published);
         }
-        if state.closing || matches!(state.status, ConnectionState::Over(_)) {
+        if state.closing || state.is_over() {
             return Poll::Ready(Joined::Closed);
         }
-        if !state.changes.torn {
-            // The others may be dead and not know it yet. If the server has crashed since, this
-            // one knows nothing of what they wrote. One that still answers proves the contrary.
-            let other = state.open().next().cloned();
-            if export.can_flush()
-                && !export.is_read_only()
-                && let Some(other) = other
-            {
-                match asked.filter(|(asked, _)| state.has(asked)) {
-                    None => return Poll::Ready(Joined::Ask(other)),
-                    Some((_, true)) => {}
-                    Some((_, false)) => {
-                        state.watch(cx);
-                        return Poll::Pending;
-                    }
-                }
+        if state.changes.torn {
+            if state.changes.repairer.is_some() {
+                return wait(state, place, cx);
             }
-            state.publish(index, link);
-            changed(state);
-            return Poll::Ready(Joined::Published);
+            state.changes.repairer = Some(index);
+            return Poll::Ready(Joined::Repair);
         }
-        match state.changes.repairer {
-            None => {
-                state.changes.repairer = Some(index);
-                Poll::Ready(Joined::Repair)
-            }
-            Some(_) => {
-                state.watch(cx);
-                Poll::Pending
+        // The others may be dead and not know it yet. If the server has crashed since, this one
+        // knows nothing of what they wrote. One that still answers proves the contrary.
+        let other = state.open().next().cloned();
+        if export.can_flush()
+            && !export.is_read_only()
+            && let Some(other) = other
+        {
+            match asked.filter(|(asked, _)| state.has(asked)) {
+                None => return Poll::Ready(Joined::Ask(other)),
+                Some((_, true)) => {}
+                Some((_, false)) => return wait(state, place, cx),
             }
         }
+        state.publish(index, link);
+        changed(state);
+        Poll::Ready(Joined::Published)
     }
 
     pub(super) fn kept(&self) -> Vec<Request> {
@@ -312,7 +232,7 @@ impl<R: Network> Pool<R> {
     /// What is kept was sent over a new connection, which is published with that.
     pub(super) fn repaired(&self, index: usize, link: &Arc<Link>) {
         let mut state = self.lock();
-        if state.changes.repairer == Some(index) && !state.closing {
+        if state.changes.repairer == Some(index) && !state.closing && !state.is_over() {
             state.changes.repairer = None;
             state.changes.torn = false;
             state.publish(index, link);
@@ -320,6 +240,7 @@ impl<R: Network> Pool<R> {
         changed(state);
     }
 
+    /// What is kept could not be sent over a new connection.
     pub(super) fn not_repaired(&self, index: usize) {
         let mut state = self.lock();
         if state.changes.repairer == Some(index) {
@@ -328,109 +249,84 @@ impl<R: Network> Pool<R> {
         changed(state);
     }
 
-    /// No new connection can be made. The client is over if it has no other.
-    pub(super) fn give_up(&self, why: Lost) {
+    /// A connection cannot be made anew.
+    pub(super) fn rest(&self, index: usize, why: Lost) {
         let mut state = self.lock();
-        if state.open().next().is_none() && !matches!(state.status, ConnectionState::Over(_)) {
-            let why = if state.closing {
-                Lost::Disconnected
-            } else {
-                why
-            };
-            state.status = ConnectionState::Over(Arc::new(why));
-        }
+        state.slots[index] = Slot::Resting;
+        let why = if state.closing {
+            Lost::Disconnected
+        } else {
+            why
+        };
+        state.settle(|| Arc::new(why));
         changed(state);
     }
-}
 
-impl<R: Network> Pool<R> {
+    /// Waits until a connection that could not be made anew is to be tried again. Whether it ever is.
+    pub(super) fn poll_rest(
+        &self,
+        index: usize,
+        place: &mut Place,
+        cx: &Context<'_>,
+    ) -> Poll<bool> {
+        let state = self.lock();
+        if state.closing || state.is_over() {
+            return Poll::Ready(false);
+        }
+        match &state.slots[index] {
+            Slot::Resting => wait(state, place, cx),
+            Slot::Open(_) | Slot::Trying | Slot::Ended => Poll::Ready(true),
+        }
+    }
+
+    /// Nobody is there any more who makes a connection anew.
+    pub(super) fn ended(&self, index: usize) {
+        let why = Arc::new(Lost::Disconnected);
+        self.lost(index, &why);
+        let mut state = self.lock();
+        state.slots[index] = Slot::Ended;
+        state.settle(|| why);
+        changed(state);
+    }
+
     /// Whether there is no connection and will be none.
     pub(super) fn is_over(&self) -> bool {
         let reconnects = self.plan.reconnects();
         let state = self.lock();
         let alive = reconnects || state.open().any(|link| !link.is_lost());
-        !alive || matches!(state.status, ConnectionState::Over(_))
-    }
-}
-
-impl<R> Pool<R> {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn status(&self) -> ConnectionState {
-        self.lock().status.clone()
-    }
-
-    pub(super) fn poll_status(
-        &self,
-        known: &ConnectionState,
-        cx: &task::Context<'_>,
-    ) -> Poll<ConnectionState> {
-        let mut state = self.lock();
-        if state.status.is_same(known) {
-            state.watch(cx);
-            return Poll::Pending;
-        }
-        Poll::Ready(state.status.clone())
-    }
-
-    /// How many connections there are.
-    pub(super) fn count(&self) -> usize {
-        self.lock().open().count()
+        !alive || state.is_over()
     }
 
     /// The connection that has the least to do, once there is one.
-    pub(super) fn poll_link(&self, cx: &task::Context<'_>) -> Poll<Result<Arc<Link>, Error>> {
-        let mut state = self.lock();
-        if let [Some(only)] = &state.links[..]
-            && only.is_open()
+    pub(super) fn poll_link(
+        &self,
+        place: &mut Place,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Arc<Link>, Error>> {
+        let reconnects = self.plan.reconnects();
+        let state = self.lock();
+        if let [Slot::Open(only)] = &state.slots[..]
+            && (!reconnects || only.load().is_some())
         {
             return Poll::Ready(Ok(only.clone()));
         }
-        let usable = state.open().filter(|link| link.is_open());
-        if let Some(best) = usable.min_by_key(|link| link.load()) {
+        let usable = state.open().filter_map(|link| Some((link.load()?, link)));
+        if let Some((_, best)) = usable.min_by_key(|(load, _)| *load) {
             return Poll::Ready(Ok(best.clone()));
         }
-        match &state.status {
-            ConnectionState::Over(lost) => Poll::Ready(Err(Error::Lost(lost.clone()))),
-            _ if state.closing => Poll::Ready(Err(Error::lost(Lost::Disconnected))),
-            _ => {
-                state.watch(cx);
-                Poll::Pending
-            }
+        if let ConnectionState::Over(lost) = &state.status {
+            return Poll::Ready(Err(Error::Lost(lost.clone())));
         }
+        if state.closing {
+            return Poll::Ready(Err(Error::lost(Lost::Disconnected)));
+        }
+        if !reconnects && let Some(ending) = state.open().next() {
+            // It knows how it ends.
+            return Poll::Ready(Ok(ending.clone()));
+        }
+        wait(state, place, cx)
     }
 
-    /// Takes no more requests. `None` if that was done before.
-    pub(super) fn close(&self) -> Option<Vec<Arc<Link>>> {
-        let mut state = self.lock();
-        if mem::replace(&mut state.closing, true) {
-            return None;
-        }
-        let links: Vec<_> = state.open().cloned().collect();
-        if links.is_empty() && !matches!(state.status, ConnectionState::Over(_)) {
-            state.status = ConnectionState::Over(Arc::new(Lost::Disconnected));
-        }
-        for link in &links {
-            link.close();
-        }
-        changed(state);
-        Some(links)
-    }
-
-    pub(super) fn is_closing(&self) -> bool {
-        self.lock().closing
-    }
-
-    /// How many changes were answered, and how often some may have been lost.
-    pub(super) fn changes(&self) -> (u64, u64) {
-        let state = self.lock();
-        (state.changes.count, state.changes.tears)
-    }
-}
-
-impl<R: Network> Pool<R> {
     /// Whether one more change can be kept without a flush.
     pub(super) fn has_room(&self, request: &Request) -> bool {
         let limit = self.plan.kept();
@@ -460,6 +356,87 @@ impl<R: Network> Pool<R> {
     }
 }
 
+impl<R> Pool<R> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a future that waits for a change, which leaves it when it is dropped.
+    pub(super) const fn watch(&self) -> Watch<'_, R> {
+        Watch {
+            pool: self,
+            place: None,
+        }
+    }
+
+    pub(super) fn status(&self) -> ConnectionState {
+        self.lock().status.clone()
+    }
+
+    pub(super) fn poll_status(
+        &self,
+        known: &ConnectionState,
+        place: &mut Place,
+        cx: &Context<'_>,
+    ) -> Poll<ConnectionState> {
+        let state = self.lock();
+        if state.status.is_same(known) {
+            return wait(state, place, cx);
+        }
+        Poll::Ready(state.status.clone())
+    }
+
+    /// Waits until the client wants no connections any more.
+    pub(super) fn poll_unwanted(&self, place: &mut Place, cx: &Context<'_>) -> Poll<()> {
+        let state = self.lock();
+        if state.closing || state.is_over() {
+            return Poll::Ready(());
+        }
+        wait(state, place, cx)
+    }
+
+    /// How many connections there are.
+    pub(super) fn count(&self) -> usize {
+        self.lock().open().count()
+    }
+
+    /// Takes no more requests. `None` if that was done before.
+    pub(super) fn close(&self) -> Option<Vec<Arc<Link>>> {
+        let mut state = self.lock();
+        if mem::replace(&mut state.closing, true) {
+            return None;
+        }
+        let links: Vec<_> = state.open().cloned().collect();
+        if links.is_empty() && !state.is_over() {
+            state.status = ConnectionState::Over(Arc::new(Lost::Disconnected));
+        }
+        changed(state);
+        for link in &links {
+            link.close();
+        }
+        Some(links)
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
+    /// How many changes were answered.
+    pub(super) fn changes(&self) -> u64 {
+        self.lock().changes.count
+    }
+
+    /// How often changes may have been lost.
+    pub(super) fn tears(&self) -> u64 {
+        self.lock().changes.tears
+    }
+
+    #[cfg(test)]
+    pub(super) fn watchers(&self) -> usize {
+        self.lock().watchers.len()
+    }
+}
+
 impl<R> Drop for Pool<R> {
     fn drop(&mut self) {
         self.close();
@@ -472,7 +449,22 @@ impl<R> fmt::Debug for Pool<R> {
         f.debug_struct("Pool")
             .field("facts", &self.plan.facts)
             .field("status", &state.status)
-            .field("links", &state.links)
+            .field("slots", &state.slots)
             .finish_non_exhaustive()
+    }
+}
+
+/// A place among those who wait for a change of a client's connections.
+pub(super) struct Watch<'a, R> {
+    pool: &'a Pool<R>,
+    pub(super) place: Place,
+}
+
+impl<R> Drop for Watch<'_, R> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let old = self.pool.lock().watchers.leave(self.place);
+            drop(old);
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{
     client::Client,
-    link::{Done, Request},
-    pool::Facts,
+    link::{Done, Link, Request},
+    plan::Facts,
 };
 use crate::{
     client::{Error, Piece, check_blocks, check_range, split},
@@ -220,7 +220,8 @@ impl<R: Network> Client<R> {
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
         if !pool.plan.reconnects() {
-            let link = poll_fn(|cx| pool.poll_link(cx)).await?;
+            let mut watch = pool.watch();
+            let link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
             let Done { result, sink } = link.call(request, sink).await;
             return Ok((result?, sink));
         }
@@ -231,27 +232,21 @@ impl<R: Network> Client<R> {
     }
 
     /// Has a request carried out, again and again until it is answered.
-    pub(super) async fn again(
+    async fn again(
         &self,
         request: &Request,
         mut sink: BytesMut,
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
-        let options = &pool.plan.options;
+        let command = request.command();
         let mut late = None;
         loop {
-            let link = poll_fn(|cx| {
-                let polled = pool.poll_link(cx);
-                let Some(after) = options.request_timeout.filter(|_| polled.is_pending()) else {
-                    return polled;
-                };
-                let late = late.get_or_insert_with(|| options.runtime.sleep(after));
-                let command = request.command();
-                let timeout = |()| Err(Error::Timeout { command, after });
-                Pin::new(late).poll(cx).map(timeout)
-            })
-            .await?;
-            let (count, _) = pool.changes();
+            let link = self.link(command, &mut late).await?;
+            // Before it is sent: what is answered later may be too late for it.
+            let count = match command {
+                Command::Flush => pool.changes(),
+                _ => 0,
+            };
             let done = link.call(request.clone(), sink).await;
             sink = done.sink;
             // What was answered counts if the connection is still that of now, or the last.
@@ -259,13 +254,34 @@ impl<R: Network> Client<R> {
                 Err(Error::Lost(_)) => false,
                 Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
                 Ok(_) if request.changes() => pool.acknowledge(&link, request),
-                Ok(_) if request.command() == Command::Flush => pool.flushed(&link, count),
+                Ok(_) if command == Command::Flush => pool.flushed(&link, count),
                 _ => true,
             };
             if stays || pool.is_closing() {
                 return Ok((done.result?, sink));
             }
         }
+    }
+
+    /// A connection, once there is one, but not too late. `late` goes on over several of them.
+    async fn link(
+        &self,
+        command: Command,
+        late: &mut Option<R::Sleep>,
+    ) -> Result<Arc<Link>, Error> {
+        let pool = &*self.shared.pool;
+        let options = &pool.plan.options;
+        let mut watch = pool.watch();
+        poll_fn(|cx| {
+            let polled = pool.poll_link(&mut watch.place, cx);
+            let Some(after) = options.request_timeout.filter(|_| polled.is_pending()) else {
+                return polled;
+            };
+            let late = late.get_or_insert_with(|| options.runtime.sleep(after));
+            let timeout = |()| Err(Error::Timeout { command, after });
+            Pin::new(late).poll(cx).map(timeout)
+        })
+        .await
     }
 }
 

@@ -2,6 +2,7 @@ mod api;
 mod ending;
 mod engine;
 mod pipe;
+mod policy;
 mod recovery;
 mod relapse;
 mod server;

@@ -196,9 +196,10 @@ impl Link {
         }
     }
 
-    /// How many calls were begun and have not ended.
-    pub(crate) fn load(&self) -> usize {
-        self.lock().live()
+    /// How many calls were begun and have not ended; `None` if no request is taken any more.
+    pub(crate) fn load(&self) -> Option<usize> {
+        let state = self.lock();
+        (!state.closing && state.lost.is_none()).then(|| state.live())
     }
 
     /// A call with a buffer for what it reads. Nothing happens before it is polled.
@@ -225,12 +226,6 @@ impl Link {
     /// Whether the connection is over.
     pub(crate) fn is_lost(&self) -> bool {
         self.lock().lost.is_some()
-    }
-
-    /// Whether requests are taken.
-    pub(crate) fn is_open(&self) -> bool {
-        let state = self.lock();
-        !state.closing && state.lost.is_none()
     }
 
     /// Waits until the connection is over.

@@ -6,7 +6,7 @@ use super::{
     sim::{Sim, join_all},
 };
 use crate::{
-    Export, Memory, NamedExports,
+    Export, Memory, NamedExports, ReadOnly,
     client::{
         Error, Lost, Stretch,
         shared::{Client, ConnectOptions, Greeted},
@@ -262,27 +262,38 @@ fn a_server_that_keeps_no_connections_consistent_gets_one() {
 
 #[test]
 fn another_connection_to_another_export_is_refused() {
-    // C-190
-    let sim = Sim::new(8);
-    let server = sim.clone();
-    let count = std::sync::atomic::AtomicU64::new(0);
-    sim.on_connect(move |pipe| {
-        let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let export = Arc::new(Memory::new(SIZE + n * 512));
-        let exports = Arc::new(NamedExports::single(export));
-        serve(&server, pipe, exports, Manner::default());
-        Ok(())
-    });
-    sim.run(async {
-        let options = options(&sim).connections(2);
-        let error = options.connect("nbd://localhost").await.unwrap_err();
-        let Error::Lost(lost) = &error else {
-            panic!("{error:?}");
-        };
-        assert!(matches!(**lost, Lost::Changed { what: "its size" }));
-        sim.sleep(Duration::from_secs(10)).await;
-    });
-    assert_eq!(sim.tasks(), 0, "both connections were closed");
+    // C-190, H-039
+    let others: [(Arc<dyn Export>, &str); 3] = [
+        (Arc::new(Memory::new(SIZE + 512)), "its size"),
+        (
+            Arc::new(ReadOnly::new(Arc::new(Memory::new(SIZE)))),
+            "its flags",
+        ),
+        (Arc::new(memory(512)), "its block sizes"),
+    ];
+    for (other, expected) in others {
+        let sim = Sim::new(8);
+        let server = sim.clone();
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        let first: Arc<dyn Export> = Arc::new(Memory::new(SIZE));
+        let both = [first, other];
+        sim.on_connect(move |pipe| {
+            let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let exports = Arc::new(NamedExports::single(both[n].clone()));
+            serve(&server, pipe, exports, Manner::default());
+            Ok(())
+        });
+        sim.run(async {
+            let options = options(&sim).connections(2);
+            let error = options.connect("nbd://localhost").await.unwrap_err();
+            let Error::Lost(lost) = &error else {
+                panic!("{error:?}");
+            };
+            assert!(matches!(**lost, Lost::Changed { what } if what == expected));
+            sim.sleep(Duration::from_secs(10)).await;
+        });
+        assert_eq!(sim.tasks(), 0, "both connections were closed");
+    }
 }
 
 #[test]

@@ -345,7 +345,7 @@ fn a_load_of_calls_survives_that_any_of_them_is_dropped() {
                 }
             }))
             .await;
-            assert_eq!(link.load(), 0);
+            assert_eq!(link.load(), Some(0));
         });
     }
 }

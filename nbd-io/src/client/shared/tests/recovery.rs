@@ -43,7 +43,7 @@ impl Disk {
         }
     }
 
-    fn crash(&self) {
+    pub(super) fn crash(&self) {
         let mut contents = self.contents.lock().unwrap();
         contents.0 = contents.1.clone();
     }

@@ -1,0 +1,129 @@
+//! What the connections of a client have in common.
+
+use super::{
+    link::{Link, Stream},
+    options::ConnectOptions,
+    pool::Pool,
+    tending::keep,
+};
+use crate::{
+    client::{Connected, Error, Lost, longest},
+    runtime::Network,
+};
+use nbd_proto::{
+    BlockSizes, Command, ExportInfo, Mode, Uri,
+    client::{Context, Transmission},
+};
+use std::sync::{Arc, Weak};
+
+/// How a client's connections are made and what they have in common.
+pub(super) struct Plan<R> {
+    pub(super) options: ConnectOptions<R>,
+    /// Where the server is, if more connections can be made.
+    pub(super) uri: Option<Uri>,
+    pub(super) facts: Facts,
+}
+
+/// What does not change during transmission, and is the same on all connections.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) export: ExportInfo,
+    pub(super) mode: Mode,
+    pub(super) contexts: Vec<Context>,
+    pub(super) blocks: BlockSizes,
+    pub(super) encrypted: bool,
+    /// The longest payload of one request, in bytes.
+    pub(super) max_payload: u64,
+    pub(super) max_zeroes: u64,
+    /// The longest range of other requests, in bytes.
+    pub(super) max_range: u64,
+}
+
+impl Facts {
+    fn new(transmission: &Transmission, encrypted: bool) -> Self {
+        Self {
+            export: transmission.export().clone(),
+            mode: transmission.mode(),
+            contexts: transmission.contexts().to_vec(),
+            blocks: transmission.block_sizes(),
+            encrypted,
+            max_payload: transmission.max_len(Command::Write),
+            max_zeroes: longest(transmission, Command::WriteZeroes),
+            max_range: transmission.max_len(Command::Trim),
+        }
+    }
+
+    /// What another connection to the same export does not have in common with this one.
+    fn differs(&self, other: &Self) -> Option<&'static str> {
+        let (ours, theirs) = (&self.export, &other.export);
+        [
+            (ours.size == theirs.size, "its size"),
+            (ours.flags == theirs.flags, "its flags"),
+            (self.blocks == other.blocks, "its block sizes"),
+            (self.contexts == other.contexts, "its meta contexts"),
+            (self.mode == other.mode, "the headers that are agreed on"),
+            (self.encrypted == other.encrypted, "whether there is TLS"),
+        ]
+        .into_iter()
+        .find_map(|(same, what)| (!same).then_some(what))
+    }
+}
+
+impl<R: Network> Plan<R> {
+    pub(super) fn new(
+        options: ConnectOptions<R>,
+        uri: Option<Uri>,
+        first: &Connected<Stream>,
+    ) -> Self {
+        Self {
+            options,
+            uri,
+            facts: Facts::new(&first.transmission, first.encrypted),
+        }
+    }
+
+    pub(super) fn link(&self, connected: Connected<Stream>) -> Arc<Link> {
+        let Self { options, .. } = self;
+        Arc::new(Link::new(
+            connected.transport,
+            connected.transmission,
+            options.request_timeout,
+            options.bytes_in_flight,
+        ))
+    }
+
+    /// Makes another connection like the first.
+    pub(super) async fn another(self: &Arc<Self>) -> Result<Arc<Link>, Error> {
+        let Some(uri) = &self.uri else {
+            return Err(Error::lost(Lost::Closed));
+        };
+        let connected = self.options.open(uri).await?;
+        let facts = Facts::new(&connected.transmission, connected.encrypted);
+        let link = self.link(connected);
+        if let Some(what) = self.facts.differs(&facts) {
+            link.close();
+            self.tend(Weak::new(), 0, link);
+            return Err(Error::lost(Lost::Changed { what }));
+        }
+        Ok(link)
+    }
+
+    /// Starts the task behind a connection.
+    pub(super) fn tend(self: &Arc<Self>, pool: Weak<Pool<R>>, index: usize, link: Arc<Link>) {
+        let task = keep(pool, self.clone(), index, link);
+        self.options.runtime.spawn(task);
+    }
+
+    /// Whether connections that are lost are replaced.
+    pub(super) const fn reconnects(&self) -> bool {
+        self.uri.is_some() && self.options.reconnect.is_some()
+    }
+
+    /// How many bytes of writes are kept until they are flushed.
+    pub(super) fn kept(&self) -> u64 {
+        match &self.options.reconnect {
+            Some(policy) if self.uri.is_some() && self.facts.export.can_flush() => policy.kept,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The task behind each connection of a client, which makes it anew.
+
+use super::{
+    link::{Keeper, Link, Request},
+    plan::Plan,
+    pool::{Joined, Pool},
+    reconnect::Reconnect,
+    timed::{until, within},
+};
+use crate::{
+    client::{Error, Lost},
+    runtime::Network,
+};
+use bytes::BytesMut;
+use nbd_proto::Errno;
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{Arc, Weak},
+    task::Poll,
+};
+
+/// Keeps one connection of a client up until there is no client any more.
+pub(super) async fn keep<R: Network>(
+    pool: Weak<Pool<R>>,
+    plan: Arc<Plan<R>>,
+    index: usize,
+    link: Arc<Link>,
+) {
+    let runtime = &plan.options.runtime;
+    let mut keeper = Keeper::new(link, runtime.clone());
+    let end = End { pool, index };
+    let pool = &end.pool;
+    let mut attempt = 0;
+    let mut deadline = None;
+    loop {
+        let lost = match &plan.options.reconnect {
+            // What is lost again right away was no success, or a request that a server dies of
+            // would be sent to it for ever.
+            Some(policy) => match within(runtime, Some(policy.lasting()), &mut keeper).await {
+                Some(lost) => lost,
+                None => {
+                    attempt = 0;
+                    deadline = None;
+                    (&mut keeper).await
+                }
+            },
+            None => (&mut keeper).await,
+        };
+        let again = pool.upgrade().is_some_and(|pool| pool.lost(index, &lost));
+        let Some(policy) = plan.options.reconnect.as_ref().filter(|_| again) else {
+            return;
+        };
+        let mut last = Error::Lost(lost);
+        keeper = loop {
+            if deadline.is_none() {
+                deadline = policy.total.map(|total| runtime.sleep(total));
+            }
+            let trying = attempts(pool, &plan, index, policy, &mut attempt, &mut last);
+            if let Some(new) = until::<R, _>(&mut deadline, trying).await.flatten() {
+                break new;
+            }
+            let why = Lost::NotRestored {
+                attempts: attempt,
+                source: Arc::new(last.clone()),
+            };
+            if !rest(pool, index, why).await {
+                return;
+            }
+            attempt = 0;
+            deadline = None;
+        };
+    }
+}
+
+/// The end of the task behind a connection, also when its runtime is shut down before.
+struct End<R: Network> {
+    pool: Weak<Pool<R>>,
+    index: usize,
+}
+
+impl<R: Network> Drop for End<R> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.ended(self.index);
+        }
+    }
+}
+
+/// Waits until a connection that could not be made anew is to be tried again. Whether it ever is.
+async fn rest<R: Network>(pool: &Weak<Pool<R>>, index: usize, why: Lost) -> bool {
+    if let Some(pool) = pool.upgrade() {
+        pool.not_repaired(index);
+        pool.rest(index, why);
+    }
+    let mut place = None;
+    poll_fn(|cx| match pool.upgrade() {
+        Some(pool) => pool.poll_rest(index, &mut place, cx),
+        None => Poll::Ready(false),
+    })
+    .await
+}
+
+/// What comes of `future`, unless nobody wants it any more.
+async fn if_wanted<R: Network, O>(
+    pool: &Weak<Pool<R>>,
+    future: impl Future<Output = O>,
+) -> Option<O> {
+    let mut future = pin!(future);
+    let mut place = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        match pool.upgrade() {
+            Some(pool) => pool.poll_unwanted(&mut place, cx).map(|()| None),
+            None => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+/// Makes a new connection and publishes it; `None` if it is of no use to try on.
+async fn attempts<R: Network>(
+    pool: &Weak<Pool<R>>,
+    plan: &Arc<Plan<R>>,
+    index: usize,
+    policy: &Reconnect,
+    attempt: &mut u32,
+    last: &mut Error,
+) -> Option<Keeper<R>> {
+    let runtime = &plan.options.runtime;
+    while policy.attempts.is_none_or(|most| *attempt < most) {
+        if let Some(before) = attempt.checked_sub(1) {
+            let pause = runtime.sleep(policy.delay_after(before));
+            if_wanted(pool, pause).await?;
+        }
+        *attempt = attempt.saturating_add(1);
+        pool.upgrade()?.trying(*attempt);
+        let link = match if_wanted(pool, plan.another()).await? {
+            Ok(link) => link,
+            Err(error) => {
+                let changed =
+                    matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Changed { .. }));
+                *last = error;
+                if changed {
+                    return None;
+                }
+                continue;
+            }
+        };
+        let mut keeper = Keeper::new(link.clone(), runtime.clone());
+        let mut joining = pin!(join(pool, index, &link));
+        let joined = poll_fn(|cx| match joining.as_mut().poll(cx) {
+            Poll::Ready(joined) => Poll::Ready(joined),
+            Poll::Pending => Pin::new(&mut keeper)
+                .poll(cx)
+                .map(|lost| Err(Error::Lost(lost))),
+        })
+        .await;
+        let error = match joined {
+            Ok(true) => return Some(keeper),
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        if let Some(pool) = pool.upgrade() {
+            pool.not_repaired(index);
+        }
+        link.close();
+        keeper.await;
+        *last = error?;
+        if is_final(last) {
+            return None;
+        }
+    }
+    None
+}
+
+/// Whether an answer to what is written again says that it will never be taken.
+fn is_final(error: &Error) -> bool {
+    match error {
+        Error::Lost(_) | Error::Timeout { .. } => false,
+        Error::Failed { source, .. } => source.errno != Errno::Shutdown,
+        _ => true,
+    }
+}
+
+/// Does what has to be done before requests may use the connection, and then lets them. Whether
+/// there is anybody to make some.
+async fn join<R: Network>(
+    pool: &Weak<Pool<R>>,
+    index: usize,
+    link: &Arc<Link>,
+) -> Result<bool, Error> {
+    let mut asked = None;
+    let mut place = None;
+    loop {
+        let joined = poll_fn(|cx| match pool.upgrade() {
+            Some(pool) => pool.poll_join(index, link, asked.as_ref(), &mut place, cx),
+            None => Poll::Ready(Joined::Closed),
+        })
+        .await;
+        match joined {
+            Joined::Closed => return Ok(false),
+            Joined::Published => return Ok(true),
+            Joined::Ask(other) => {
+                asked = match other.call(Request::Flush, BytesMut::new()).await.result {
+                    Err(Error::Timeout { .. }) => None,
+                    Err(Error::Lost(_)) => Some((other, false)),
+                    _ => Some((other, true)),
+                };
+            }
+            Joined::Repair => {
+                let Some(kept) = pool.upgrade().map(|pool| pool.kept()) else {
+                    return Ok(false);
+                };
+                // One after the other, because they may overlap.
+                for request in kept {
+                    link.call(request, BytesMut::new()).await.result?;
+                }
+                if let Some(pool) = pool.upgrade() {
+                    pool.repaired(index, link);
+                }
+            }
+        }
+    }
+}
