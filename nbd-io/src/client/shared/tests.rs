@@ -5,5 +5,8 @@ mod pipe;
 mod policy;
 mod recovery;
 mod relapse;
+#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
+mod secure;
 mod server;
 mod sim;
+mod sweep;

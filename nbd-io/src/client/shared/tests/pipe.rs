@@ -24,6 +24,7 @@ pub(crate) enum Cut {
 struct Way {
     bytes: VecDeque<u8>,
     closed: bool,
+    fuse: Option<Fuse>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -37,6 +38,35 @@ impl Way {
     fn wake(&mut self) {
         self.reader.take().into_iter().for_each(Waker::wake);
         self.writer.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+/// What happens when so many more bytes have been sent.
+struct Fuse {
+    left: usize,
+    burn: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Fuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Fuse({})", self.left)
+    }
+}
+
+impl Way {
+    /// How many bytes may pass before a fuse burns.
+    fn left(&self) -> usize {
+        self.fuse.as_ref().map_or(usize::MAX, |fuse| fuse.left)
+    }
+
+    /// Bytes have passed. The fuse if it burns, which is to be done without the lock.
+    fn passed(&mut self, bytes: usize) -> Option<Fuse> {
+        let fuse = self.fuse.as_mut()?;
+        fuse.left -= bytes;
+        if fuse.left > 0 {
+            return None;
+        }
+        self.fuse.take()
     }
 }
 
@@ -78,6 +108,14 @@ impl Scissors {
     pub(crate) fn end(&self) {
         lock(&self.0).close();
         lock(&self.1).close();
+    }
+
+    /// Does something when so many more bytes have been sent, from the end that these were made at
+    /// or to it.
+    pub(crate) fn fuse(&self, from: bool, left: usize, burn: impl FnOnce() + Send + 'static) {
+        let burn = Box::new(burn);
+        let way = if from { &self.1 } else { &self.0 };
+        lock(way).fuse = Some(Fuse { left, burn });
     }
 
     /// What was not read is lost.
@@ -168,6 +206,7 @@ impl Transport for Pipe {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let portion = portion.min(self.capacity.saturating_sub(to.bytes.len()));
+        let portion = portion.min(to.left());
         if portion == 0 {
             to.writer = Some(cx.waker().clone());
             return Poll::Pending;
@@ -178,6 +217,11 @@ impl Transport for Pipe {
             n += to.bytes.write(&buf[..len])?;
         }
         to.reader.take().into_iter().for_each(Waker::wake);
+        let fuse = to.passed(n);
+        drop(to);
+        if let Some(fuse) = fuse {
+            (fuse.burn)();
+        }
         Poll::Ready(Ok(n))
     }
 

@@ -6,10 +6,13 @@ use super::{
 };
 use crate::{
     Export, Exports,
+    client::shared::link::Stream,
     runtime::{Runtime, Tasks},
-    server::{Replies, ServerOptions, execute, negotiate},
+    server::{NegotiationError, Replies, ServerOptions, execute, negotiate},
     transport::Transport,
 };
+#[cfg(feature = "tls")]
+use crate::{server::TlsMode, tls::TlsTransport};
 use nbd_proto::server::{Event, Request};
 use std::{
     future::poll_fn,
@@ -28,6 +31,9 @@ pub(crate) struct Manner {
     pub(crate) silent: Option<Arc<dyn Fn(usize) -> bool + Send + Sync>>,
     /// What was asked, as it came.
     pub(crate) log: Log,
+    /// With what TLS is forced.
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<crate::tls::ServerTls>,
 }
 
 /// Requests as text.
@@ -39,11 +45,31 @@ pub(crate) fn serve(sim: &Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Ma
     sim.spawn(server);
 }
 
+#[cfg(feature = "tls")]
+async fn upgrade(stream: Stream, manner: &Manner) -> Result<Stream, NegotiationError> {
+    let tls = manner.tls.as_ref().unwrap().server().unwrap();
+    match TlsTransport::accept(stream, tls).await {
+        Ok(stream) => Ok(Box::new(stream)),
+        Err(error) => Err(NegotiationError::Tls(error.into())),
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+async fn upgrade(stream: Stream, _: &Manner) -> Result<Stream, NegotiationError> {
+    Ok(stream)
+}
+
 async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
     let running = AtomicBool::new(false);
     let mut options = ServerOptions::default();
     options.config.limits.accepted = 1000;
-    let entered = negotiate(pipe, &options, &*exports, &running, async |pipe| Ok(pipe)).await;
+    #[cfg(feature = "tls")]
+    if manner.tls.is_some() {
+        options.tls = TlsMode::Forced;
+    }
+    let stream: Stream = Box::new(pipe);
+    let upgrade = |stream| upgrade(stream, &manner);
+    let entered = negotiate(stream, &options, &*exports, &running, upgrade).await;
     let Ok(Ok(entered)) = entered else { return };
     let export: Arc<dyn Export> = entered.export;
     let mut pipe = entered.transport;
