@@ -108,7 +108,8 @@ fn without_delays_there_is_no_storm_either() {
     let counted = count.clone();
     // It ends at every request.
     sim.on_connect(move |pipe: Pipe| {
-        counted.fetch_add(1, Ordering::Relaxed);
+        let earlier = counted.fetch_add(1, Ordering::Relaxed);
+        assert!(earlier < 5000, "a storm");
         let scissors = pipe.scissors();
         let manner = Manner {
             silent: Some(Arc::new(move |_| {

@@ -14,7 +14,7 @@ use crate::{
     },
     runtime::Runtime,
 };
-use nbd_proto::{Errno, Failure};
+use nbd_proto::{CommandFlags, Errno, Failure};
 use std::{
     future::poll_fn,
     io,
@@ -93,6 +93,57 @@ fn a_flush_over_a_connection_that_joins_does_not_forget_what_was_kept() {
         });
     }
     assert_eq!(lost, 0, "of 20 times");
+}
+
+#[test]
+fn an_answer_that_nobody_has_looked_at_counts_for_nothing_after_a_crash() {
+    // C-192
+    for keep in [0, 1 << 20] {
+        let sim = Sim::new(1);
+        let machine = Machine::start(&sim, false);
+        sim.run(async {
+            let options = options(&sim, policy().keep_unflushed(keep));
+            let client = options.connect("nbd://localhost").await.unwrap();
+            // Answers are taken in by the request that was polled last.
+            let mut second = pin!(client.write(20, vec![7; 10]));
+            let poll_once =
+                |cx: &mut Context<'_>| Poll::Ready(second.as_mut().poll(cx).is_pending());
+            assert!(poll_fn(poll_once).await);
+            let fua = CommandFlags::FUA;
+            client.write_with(0, vec![7; 10], fua).await.unwrap();
+            machine.kill();
+            sim.sleep(Duration::from_millis(100)).await;
+            second.await.unwrap();
+            client.flush().await.unwrap();
+            machine.kill();
+            assert_eq!(&client.read(20, 10).await.unwrap()[..], [7; 10]);
+        });
+    }
+}
+
+#[test]
+fn a_flush_covers_nothing_that_was_answered_after_it_was_sent() {
+    // C-192
+    for keep in [0, 1 << 20] {
+        let sim = Sim::new(1);
+        let machine = Machine::start(&sim, false);
+        sim.run(async {
+            let options = options(&sim, policy().keep_unflushed(keep));
+            let client = options.connect("nbd://localhost").await.unwrap();
+            let mut flush = pin!(client.flush());
+            let poll_once =
+                |cx: &mut Context<'_>| Poll::Ready(flush.as_mut().poll(cx).is_pending());
+            assert!(poll_fn(poll_once).await);
+            client.write(0, vec![7; 10]).await.unwrap();
+            flush.await.unwrap();
+            machine.kill();
+            if keep > 0 {
+                assert_eq!(&client.read(0, 10).await.unwrap()[..], [7; 10]);
+            }
+            let flushed = client.flush().await;
+            assert_eq!(flushed.is_ok(), keep > 0, "{flushed:?}");
+        });
+    }
 }
 
 /// An export whose server is about to end, whatever it is asked.
