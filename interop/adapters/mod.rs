@@ -5,6 +5,8 @@ mod children;
 mod client;
 mod connecting;
 mod entering;
+mod example;
+mod recovery;
 mod sockets;
 
 use super::{Listener, Socket, on_runtime};
@@ -28,7 +30,11 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::Command,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     task::Poll,
     thread,
     time::{Duration, Instant},

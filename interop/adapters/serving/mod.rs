@@ -4,6 +4,9 @@
 
 pub(crate) mod commands;
 mod crowds;
+#[cfg(feature = "tls-base")]
+#[path = "../example.rs"]
+pub(crate) mod example;
 mod life;
 mod listeners;
 #[cfg(feature = "tls-base")]

@@ -2,7 +2,7 @@
 
 use crate::serving::{
     commands::exercise,
-    programs::program,
+    example::program,
     support::{modes, soon},
 };
 use nbd_blocking::{

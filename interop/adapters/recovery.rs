@@ -1,0 +1,348 @@
+//! A client whose server is killed again and again while tasks verify what they write.
+
+use super::{example::program, *};
+use interop::{Endpoint, Server as Foreign};
+use nbd_io::client::{
+    Error,
+    shared::{Client, ConnectOptions, Reconnect},
+};
+use nbd_proto::CommandFlags;
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{Child, Stdio},
+};
+use tempfile::TempDir;
+
+/// How often the server is killed.
+const KILLS: usize = 20;
+
+const TASKS: u64 = 4;
+
+/// The part of the export that a task has to itself, in bytes.
+const SHARE: usize = 256 << 10;
+
+/// How long a task may get no answer. The server is killed, started, and the client comes back
+/// meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The example `serve` of this crate, which serves a file.
+struct Own {
+    child: Child,
+    program: PathBuf,
+    image: Image,
+    endpoint: Endpoint,
+    _dir: TempDir,
+}
+
+impl Own {
+    fn start(image: Image, listen: Listen) -> Self {
+        let dir = scratch();
+        let endpoint = match listen {
+            Listen::Unix => Endpoint::Unix(dir.path().join("socket")),
+            _ => {
+                let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                Endpoint::Tcp(free.local_addr().unwrap())
+            }
+        };
+        let program = program(&dir);
+        let child = Self::launch(&program, &image, &endpoint);
+        Self {
+            child,
+            program,
+            image,
+            endpoint,
+            _dir: dir,
+        }
+    }
+
+    fn launch(program: &Path, image: &Image, endpoint: &Endpoint) -> Child {
+        let mut command = Command::new(program);
+        command.arg("--quiet").arg("--file").arg(image.path());
+        match endpoint {
+            Endpoint::Tcp(address) => command.arg("--tcp").arg(address.port().to_string()),
+            other => {
+                drop(fs::remove_file(other.socket()));
+                command.arg("--unix").arg(other.socket())
+            }
+        };
+        let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        let reached = || match endpoint {
+            Endpoint::Tcp(address) => TcpStream::connect(("localhost", address.port())).is_ok(),
+            other => UnixStream::connect(other.socket()).is_ok(),
+        };
+        while !reached() {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "{command:?} ended: {ended:?}");
+            assert!(start.elapsed() < PATIENCE, "{command:?} does not serve");
+            thread::sleep(Duration::from_millis(5));
+        }
+        child
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A server that is killed and started again at the same place.
+enum Victim {
+    Foreign(Foreign),
+    Own(Own),
+}
+
+impl Victim {
+    fn uri(&self) -> String {
+        match self {
+            Self::Foreign(server) => server.uri(""),
+            Self::Own(server) => match &server.endpoint {
+                // The program listens on one of the addresses of this name.
+                Endpoint::Tcp(address) => format!("nbd://localhost:{}", address.port()),
+                other => other.uri(""),
+            },
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Self::Foreign(server) => server.kill(),
+            Self::Own(server) => {
+                server.child.kill().unwrap();
+                server.child.wait().unwrap();
+            }
+        }
+    }
+
+    fn start_again(&mut self) {
+        match self {
+            Self::Foreign(server) => server.restart(),
+            Self::Own(server) => {
+                server.child = Own::launch(&server.program, &server.image, &server.endpoint);
+            }
+        }
+    }
+}
+
+/// What a task tells.
+enum Told {
+    /// It was answered.
+    Progress,
+    /// It has done, and this is what its share holds.
+    Done(u64, Vec<u8>),
+}
+
+/// A task that writes and reads its share.
+struct Worker<R: Network> {
+    client: Client<R>,
+    number: u64,
+    model: Vec<u8>,
+    chance: u64,
+    /// Whether unflushed writes are kept.
+    keeps: bool,
+}
+
+impl<R: Network> Worker<R> {
+    fn below(&mut self, end: usize) -> usize {
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        usize::try_from((self.chance >> 16) % end as u64).unwrap()
+    }
+
+    /// A range of the share.
+    fn range(&mut self) -> std::ops::Range<usize> {
+        let at = self.below(SHARE);
+        let len = 1 + self.below((SHARE - at).min(40_000));
+        at..at + len
+    }
+
+    fn place(&self, at: usize) -> u64 {
+        self.number * SHARE as u64 + at as u64
+    }
+
+    async fn verify(&self, range: std::ops::Range<usize>) {
+        let at = self.place(range.start);
+        let found = self.client.read(at, range.len()).await.unwrap();
+        assert!(found == self.model[range], "task {}: at {at}", self.number);
+    }
+
+    async fn flush(&self) {
+        match self.client.flush().await {
+            Ok(()) => {}
+            // What the program has written outlives it, but who knows that.
+            Err(Error::Unflushed) if !self.keeps => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    async fn step(&mut self) {
+        let range = self.range();
+        let at = self.place(range.start);
+        let value = u8::try_from(self.below(256)).unwrap();
+        let data = vec![value; range.len()];
+        match self.below(8) {
+            0 => self.flush().await,
+            1 => {
+                let (len, none) = (range.len() as u64, CommandFlags::NONE);
+                self.client.write_zeroes(at, len, none).await.unwrap();
+                self.model[range].fill(0);
+            }
+            2 => {
+                let fua = CommandFlags::FUA;
+                self.client.write_with(at, data, fua).await.unwrap();
+                self.model[range].fill(value);
+            }
+            3..6 => {
+                self.client.write(at, data).await.unwrap();
+                self.model[range].fill(value);
+            }
+            _ => {}
+        }
+        let range = self.range();
+        self.verify(range).await;
+    }
+
+    async fn run(mut self, tell: mpsc::Sender<Told>, stop: Arc<AtomicBool>) {
+        while !stop.load(Ordering::Relaxed) {
+            self.step().await;
+            tell.send(Told::Progress).unwrap();
+        }
+        self.verify(0..SHARE).await;
+        self.flush().await;
+        tell.send(Told::Done(self.number, self.model)).unwrap();
+    }
+}
+
+/// Kills a server under load, and compares what it leaves with what the tasks were told.
+async fn torment<R: Network>(
+    network: R,
+    victim: &mut Victim,
+    image: &Image,
+    connections: usize,
+    keeps: bool,
+) {
+    // C-191, C-192
+    let policy = Reconnect::new()
+        .delay(Duration::from_millis(10), Duration::from_millis(100))
+        .keep_unflushed(if keeps { 4 << 20 } else { 0 });
+    let client = ConnectOptions::with_runtime(network.clone())
+        .reconnect(Some(policy))
+        .connections(connections)
+        .connect(&victim.uri())
+        .await
+        .unwrap();
+    assert!(client.export().can_multi_conn(), "it is known to");
+    assert_eq!(client.connections(), connections);
+    // Of an earlier run there is something left.
+    let earlier = fs::read(image.path()).unwrap();
+    let stop = Arc::<AtomicBool>::default();
+    let (tell, told) = mpsc::channel();
+    for (number, share) in (0..TASKS).zip(earlier.chunks(SHARE)) {
+        let worker = Worker {
+            client: client.clone(),
+            number,
+            model: share.to_vec(),
+            chance: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ connections as u64,
+            keeps,
+        };
+        network.spawn(worker.run(tell.clone(), stop.clone()));
+    }
+    drop(tell);
+    let next = || {
+        told.recv_timeout(PATIENCE)
+            .expect("a task has panicked, or nothing is answered")
+    };
+    for kill in 0..KILLS {
+        // What was told before it was killed the last time says nothing of this time.
+        while told.try_recv().is_ok() {}
+        for _ in 0..10 + 30 * (kill % 5) {
+            next();
+        }
+        victim.kill();
+        victim.start_again();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut expected = vec![Vec::new(); usize::try_from(TASKS).unwrap()];
+    while expected.iter().any(Vec::is_empty) {
+        if let Told::Done(number, model) = next() {
+            expected[usize::try_from(number).unwrap()] = model;
+        }
+    }
+    let expected = expected.concat();
+    assert!(client.read(0, expected.len()).await.unwrap() == expected);
+    client.disconnect().await.unwrap();
+    victim.kill();
+    assert!(fs::read(image.path()).unwrap() == expected, "it was lost");
+    victim.start_again();
+}
+
+/// Does that with one connection and with several, with and without keeping what is unflushed.
+fn torment_all(listen: Listen, start: impl FnOnce(Image) -> Option<Victim> + Send + 'static) {
+    deadline(Duration::from_secs(150), move || {
+        let image = Image::raw(SIZE);
+        let Some(mut victim) = start(image.clone()) else {
+            return;
+        };
+        let keeps = listen == Listen::Unix;
+        for (connections, keeps) in [(1, keeps), (3, !keeps)] {
+            on_runtime(async |network| {
+                torment(network, &mut victim, &image, connections, keeps).await;
+            });
+        }
+    });
+}
+
+fn qemu_nbd(listen: Listen) {
+    torment_all(listen, move |image| {
+        let server = QemuNbd::new(image).listen(listen).start();
+        server.map(Victim::Foreign)
+    });
+}
+
+fn nbdkit(listen: Listen) {
+    torment_all(listen, move |image| {
+        let server = Nbdkit::file(image).listen(listen).start();
+        server.map(Victim::Foreign)
+    });
+}
+
+fn own(listen: Listen) {
+    torment_all(listen, move |image| {
+        Some(Victim::Own(Own::start(image, listen)))
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_qemu_nbd_is_killed_over_tcp() {
+    qemu_nbd(Listen::Tcp4);
+}
+
+#[test]
+fn nothing_is_lost_when_qemu_nbd_is_killed_over_unix_sockets() {
+    qemu_nbd(Listen::Unix);
+}
+
+#[test]
+fn nothing_is_lost_when_nbdkit_is_killed_over_tcp() {
+    nbdkit(Listen::Tcp4);
+}
+
+#[test]
+fn nothing_is_lost_when_nbdkit_is_killed_over_unix_sockets() {
+    nbdkit(Listen::Unix);
+}
+
+#[test]
+fn nothing_is_lost_when_our_server_is_killed_over_tcp() {
+    own(Listen::Tcp4);
+}
+
+#[test]
+fn nothing_is_lost_when_our_server_is_killed_over_unix_sockets() {
+    own(Listen::Unix);
+}
