@@ -8,6 +8,7 @@ mod socket;
 mod stream;
 
 pub use listener::Listener;
+pub use nbd_io::client::shared::{ConnectionState, Reconnect};
 pub use nbd_socket;
 pub use runtime::Tokio;
 pub use socket::Socket;

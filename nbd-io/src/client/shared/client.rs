@@ -38,7 +38,8 @@ use std::{
 /// are in flight together. If one of them fails, the others may or may not have been carried out.
 ///
 /// Requests that overlap and are in flight at once are carried out in any order. After the
-/// connection is over, every call returns the reason.
+/// connection is over, every call returns the reason, unless there is a policy by which to make a
+/// new one: see [`Reconnect`](super::Reconnect).
 ///
 /// Dropping the last clone says goodbye to the server in the background; see
 /// [`disconnect`](Client::disconnect).
@@ -363,7 +364,7 @@ impl<R: Network> Client<R> {
     ///
     /// # Errors
     ///
-    /// When a connection was over before.
+    /// When a connection was over before, or there was none at that time.
     ///
     /// # Cancel safety
     ///
