@@ -6,6 +6,7 @@ use super::{
     pool::{Joined, Pool},
     reconnect::Reconnect,
     timed::{until, within},
+    watchers::Place,
 };
 use crate::{
     client::{Error, Lost},
@@ -29,8 +30,12 @@ pub(super) async fn keep<R: Network>(
 ) {
     let runtime = &plan.options.runtime;
     let mut keeper = Keeper::new(link, runtime.clone());
-    let end = End { pool, index };
-    let pool = &end.pool;
+    let mut tender = Tender {
+        pool,
+        plan: plan.clone(),
+        index,
+        place: None,
+    };
     let mut attempt = 0;
     let mut deadline = None;
     loop {
@@ -47,7 +52,8 @@ pub(super) async fn keep<R: Network>(
             },
             None => (&mut keeper).await,
         };
-        let again = pool.upgrade().is_some_and(|pool| pool.lost(index, &lost));
+        let pool = tender.pool.upgrade();
+        let again = pool.is_some_and(|pool| pool.lost(index, &lost));
         let Some(policy) = plan.options.reconnect.as_ref().filter(|_| again) else {
             return;
         };
@@ -56,7 +62,7 @@ pub(super) async fn keep<R: Network>(
             if deadline.is_none() {
                 deadline = policy.total.map(|total| runtime.sleep(total));
             }
-            let trying = attempts(pool, &plan, index, policy, &mut attempt, &mut last);
+            let trying = tender.attempts(policy, &mut attempt, &mut last);
             if let Some(new) = until::<R, _>(&mut deadline, trying).await.flatten() {
                 break new;
             }
@@ -64,7 +70,7 @@ pub(super) async fn keep<R: Network>(
                 attempts: attempt,
                 source: Arc::new(last.clone()),
             };
-            if !rest(pool, index, why).await {
+            if !tender.rest(why).await {
                 return;
             }
             attempt = 0;
@@ -73,13 +79,16 @@ pub(super) async fn keep<R: Network>(
     }
 }
 
-/// The end of the task behind a connection, also when its runtime is shut down before.
-struct End<R: Network> {
+/// Who makes a connection anew. It is dropped without having ended when its runtime is shut down.
+struct Tender<R: Network> {
     pool: Weak<Pool<R>>,
+    plan: Arc<Plan<R>>,
     index: usize,
+    /// Where it waits, always for one thing.
+    place: Place,
 }
 
-impl<R: Network> Drop for End<R> {
+impl<R: Network> Drop for Tender<R> {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.ended(self.index);
@@ -87,93 +96,140 @@ impl<R: Network> Drop for End<R> {
     }
 }
 
-/// Waits until a connection that could not be made anew is to be tried again. Whether it ever is.
-async fn rest<R: Network>(pool: &Weak<Pool<R>>, index: usize, why: Lost) -> bool {
-    if let Some(pool) = pool.upgrade() {
-        pool.not_repaired(index);
-        pool.rest(index, why);
+impl<R: Network> Tender<R> {
+    /// Waits until a connection that could not be made anew is to be tried again. Whether it ever
+    /// is.
+    async fn rest(&mut self, why: Lost) -> bool {
+        let Self {
+            pool, index, place, ..
+        } = self;
+        if let Some(pool) = pool.upgrade() {
+            pool.not_repaired(*index);
+            pool.rest(*index, why);
+        }
+        poll_fn(|cx| match pool.upgrade() {
+            Some(pool) => pool.poll_rest(*index, place, cx),
+            None => Poll::Ready(false),
+        })
+        .await
     }
-    let mut place = None;
-    poll_fn(|cx| match pool.upgrade() {
-        Some(pool) => pool.poll_rest(index, &mut place, cx),
-        None => Poll::Ready(false),
-    })
-    .await
-}
 
-/// What comes of `future`, unless nobody wants it any more.
-async fn if_wanted<R: Network, O>(
-    pool: &Weak<Pool<R>>,
-    future: impl Future<Output = O>,
-) -> Option<O> {
-    let mut future = pin!(future);
-    let mut place = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
-            return Poll::Ready(Some(output));
-        }
-        match pool.upgrade() {
-            Some(pool) => pool.poll_unwanted(&mut place, cx).map(|()| None),
-            None => Poll::Ready(None),
-        }
-    })
-    .await
-}
-
-/// Makes a new connection and publishes it; `None` if it is of no use to try on.
-async fn attempts<R: Network>(
-    pool: &Weak<Pool<R>>,
-    plan: &Arc<Plan<R>>,
-    index: usize,
-    policy: &Reconnect,
-    attempt: &mut u32,
-    last: &mut Error,
-) -> Option<Keeper<R>> {
-    let runtime = &plan.options.runtime;
-    while policy.attempts.is_none_or(|most| *attempt < most) {
-        if let Some(before) = attempt.checked_sub(1) {
-            let pause = runtime.sleep(policy.delay_after(before));
-            if_wanted(pool, pause).await?;
-        }
-        *attempt = attempt.saturating_add(1);
-        pool.upgrade()?.trying(*attempt);
-        let link = match if_wanted(pool, plan.another()).await? {
-            Ok(link) => link,
-            Err(error) => {
-                let changed =
-                    matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Changed { .. }));
-                *last = error;
-                if changed {
-                    return None;
-                }
-                continue;
+    /// What comes of `future`, unless nobody wants it any more.
+    async fn if_wanted<O>(&mut self, future: impl Future<Output = O>) -> Option<O> {
+        let Self { pool, place, .. } = self;
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
             }
-        };
-        let mut keeper = Keeper::new(link.clone(), runtime.clone());
-        let mut joining = pin!(join(pool, index, &link));
-        let joined = poll_fn(|cx| match joining.as_mut().poll(cx) {
+            match pool.upgrade() {
+                Some(pool) => pool.poll_unwanted(place, cx).map(|()| None),
+                None => Poll::Ready(None),
+            }
+        })
+        .await
+    }
+
+    /// Makes a new connection and publishes it; `None` if it is of no use to try on.
+    async fn attempts(
+        &mut self,
+        policy: &Reconnect,
+        attempt: &mut u32,
+        last: &mut Error,
+    ) -> Option<Keeper<R>> {
+        let plan = self.plan.clone();
+        let runtime = &plan.options.runtime;
+        while policy.attempts.is_none_or(|most| *attempt < most) {
+            if let Some(before) = attempt.checked_sub(1) {
+                let pause = runtime.sleep(policy.delay_after(before));
+                self.if_wanted(pause).await?;
+            }
+            *attempt = attempt.saturating_add(1);
+            self.pool.upgrade()?.trying(*attempt);
+            let link = match self.if_wanted(plan.another()).await? {
+                Ok(link) => link,
+                Err(error) => {
+                    let changed = matches!(
+                        &error,
+                        Error::Lost(lost) if matches!(**lost, Lost::Changed { .. })
+                    );
+                    *last = error;
+                    if changed {
+                        return None;
+                    }
+                    continue;
+                }
+            };
+            let mut keeper = Keeper::new(link.clone(), runtime.clone());
+            let joined = self.join_kept(&link, &mut keeper).await;
+            let error = match joined {
+                Ok(true) => return Some(keeper),
+                Ok(false) => None,
+                Err(error) => Some(error),
+            };
+            if let Some(pool) = self.pool.upgrade() {
+                pool.not_repaired(self.index);
+            }
+            link.close();
+            keeper.await;
+            *last = error?;
+            if is_final(last) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Like [`join`](Self::join), of a connection that is kept up meanwhile.
+    async fn join_kept(&mut self, link: &Arc<Link>, keeper: &mut Keeper<R>) -> Result<bool, Error> {
+        let mut joining = pin!(self.join(link));
+        poll_fn(|cx| match joining.as_mut().poll(cx) {
             Poll::Ready(joined) => Poll::Ready(joined),
-            Poll::Pending => Pin::new(&mut keeper)
+            Poll::Pending => Pin::new(&mut *keeper)
                 .poll(cx)
                 .map(|lost| Err(Error::Lost(lost))),
         })
-        .await;
-        let error = match joined {
-            Ok(true) => return Some(keeper),
-            Ok(false) => None,
-            Err(error) => Some(error),
-        };
-        if let Some(pool) = pool.upgrade() {
-            pool.not_repaired(index);
-        }
-        link.close();
-        keeper.await;
-        *last = error?;
-        if is_final(last) {
-            return None;
+        .await
+    }
+
+    /// Does what has to be done before requests may use the connection, and then lets them. Whether
+    /// there is anybody to make some.
+    async fn join(&mut self, link: &Arc<Link>) -> Result<bool, Error> {
+        let Self {
+            pool, index, place, ..
+        } = self;
+        let mut asked = None;
+        loop {
+            let joined = poll_fn(|cx| match pool.upgrade() {
+                Some(pool) => pool.poll_join(*index, link, asked.as_ref(), place, cx),
+                None => Poll::Ready(Joined::Closed),
+            })
+            .await;
+            match joined {
+                Joined::Closed => return Ok(false),
+                Joined::Published => return Ok(true),
+                Joined::Ask(other) => {
+                    asked = match other.call(Request::Flush, BytesMut::new()).await.result {
+                        Err(Error::Timeout { .. }) => None,
+                        Err(Error::Lost(_)) => Some((other, false)),
+                        _ => Some((other, true)),
+                    };
+                }
+                Joined::Repair => {
+                    let Some(kept) = pool.upgrade().map(|pool| pool.kept()) else {
+                        return Ok(false);
+                    };
+                    // One after the other, because they may overlap.
+                    for request in kept {
+                        link.call(request, BytesMut::new()).await.result?;
+                    }
+                    if let Some(pool) = pool.upgrade() {
+                        pool.repaired(*index, link);
+                    }
+                }
+            }
         }
     }
-    None
 }
 
 /// Whether an answer to what is written again says that it will never be taken.
@@ -182,46 +238,5 @@ fn is_final(error: &Error) -> bool {
         Error::Lost(_) | Error::Timeout { .. } => false,
         Error::Failed { source, .. } => source.errno != Errno::Shutdown,
         _ => true,
-    }
-}
-
-/// Does what has to be done before requests may use the connection, and then lets them. Whether
-/// there is anybody to make some.
-async fn join<R: Network>(
-    pool: &Weak<Pool<R>>,
-    index: usize,
-    link: &Arc<Link>,
-) -> Result<bool, Error> {
-    let mut asked = None;
-    let mut place = None;
-    loop {
-        let joined = poll_fn(|cx| match pool.upgrade() {
-            Some(pool) => pool.poll_join(index, link, asked.as_ref(), &mut place, cx),
-            None => Poll::Ready(Joined::Closed),
-        })
-        .await;
-        match joined {
-            Joined::Closed => return Ok(false),
-            Joined::Published => return Ok(true),
-            Joined::Ask(other) => {
-                asked = match other.call(Request::Flush, BytesMut::new()).await.result {
-                    Err(Error::Timeout { .. }) => None,
-                    Err(Error::Lost(_)) => Some((other, false)),
-                    _ => Some((other, true)),
-                };
-            }
-            Joined::Repair => {
-                let Some(kept) = pool.upgrade().map(|pool| pool.kept()) else {
-                    return Ok(false);
-                };
-                // One after the other, because they may overlap.
-                for request in kept {
-                    link.call(request, BytesMut::new()).await.result?;
-                }
-                if let Some(pool) = pool.upgrade() {
-                    pool.repaired(index, link);
-                }
-            }
-        }
     }
 }

@@ -349,3 +349,20 @@ fn futures_that_wait_for_a_connection_leave_nothing_when_they_are_dropped() {
         assert_eq!(client.shared.pool.watchers(), 1);
     });
 }
+
+#[test]
+fn attempts_without_end_leave_nothing_behind() {
+    let sim = Sim::new(1);
+    let (count, connections) = host(&sim, |number| {
+        [0, 1, 2].contains(&number).then(|| memory(4096))
+    });
+    sim.run(async {
+        let options = options(&sim, policy().total_time(None)).connections(2);
+        let client = options.connect("nbd://localhost").await.unwrap();
+        kill(&connections);
+        client.read(0, 1).await.unwrap();
+        sim.sleep(Duration::from_secs(10)).await;
+        assert!(count.load(Ordering::Relaxed) > 1000, "it is still tried");
+        assert!(client.shared.pool.watchers() <= 2);
+    });
+}
