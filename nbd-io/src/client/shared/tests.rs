@@ -1,4 +1,5 @@
 mod api;
+mod dropping;
 mod ending;
 mod engine;
 mod pipe;
