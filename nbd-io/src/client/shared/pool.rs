@@ -1,5 +1,9 @@
 //! The connections of a client.
 
+mod joining;
+
+pub(super) use joining::Joined;
+
 use super::{
     changes::Changes,
     link::{Link, Request, Stream},
@@ -42,17 +46,6 @@ enum Slot {
     Resting,
     /// There will be none any more.
     Ended,
-}
-
-/// What became of a connection that was made anew, or what has to be done with it.
-#[derive(Debug)]
-pub(super) enum Joined {
-    Published,
-    Closed,
-    /// What is kept is to be sent over it.
-    Repair,
-    /// Another connection is to be asked whether it still talks to the server.
-    Ask(Arc<Link>),
 }
 
 impl State {
@@ -171,112 +164,6 @@ impl<R: Network> Pool<R> {
             }
         }
         again
-    }
-
-    /// Takes note of an attempt.
-    pub(super) fn trying(&self, number: u32) {
-        let mut state = self.lock();
-        if let ConnectionState::Reconnecting { attempt, .. } = &mut state.status {
-            *attempt = number;
-            changed(state);
-        }
-    }
-
-    /// Publishes a new connection, or says what has to be done before. `asked` is one that was
-    /// asked, and whether it answered.
-    pub(super) fn poll_join(
-        &self,
-        index: usize,
-        link: &Arc<Link>,
-        asked: Option<&(Arc<Link>, bool)>,
-        place: &mut Place,
-        cx: &Context<'_>,
-    ) -> Poll<Joined> {
-        let export = &self.plan.facts.export;
-        let mut state = self.lock();
-        if state.has(link) {
-            return Poll::Ready(Joined::Published);
-        }
-        if state.closing || state.is_over() {
-            return Poll::Ready(Joined::Closed);
-        }
-        if state.changes.torn {
-            if state.changes.repairer.is_some() {
-                return wait(state, place, cx);
-            }
-            state.changes.repairer = Some(index);
-            return Poll::Ready(Joined::Repair);
-        }
-        // The others may be dead and not know it yet. If the server has crashed since, this one
-        // knows nothing of what they wrote. One that still answers proves the contrary.
-        let other = state.open().next().cloned();
-        if export.can_flush()
-            && !export.is_read_only()
-            && let Some(other) = other
-        {
-            match asked.filter(|(asked, _)| state.has(asked)) {
-                None => return Poll::Ready(Joined::Ask(other)),
-                Some((_, true)) => {}
-                Some((_, false)) => return wait(state, place, cx),
-            }
-        }
-        state.publish(index, link);
-        changed(state);
-        Poll::Ready(Joined::Published)
-    }
-
-    pub(super) fn kept(&self) -> Vec<Request> {
-        self.lock().changes.kept()
-    }
-
-    /// What is kept was sent over a new connection, which is published with that.
-    pub(super) fn repaired(&self, index: usize, link: &Arc<Link>) {
-        let mut state = self.lock();
-        if state.changes.repairer == Some(index) && !state.closing && !state.is_over() {
-            state.changes.repairer = None;
-            state.changes.torn = false;
-            state.publish(index, link);
-        }
-        changed(state);
-    }
-
-    /// What is kept could not be sent over a new connection.
-    pub(super) fn not_repaired(&self, index: usize) {
-        let mut state = self.lock();
-        if state.changes.repairer == Some(index) {
-            state.changes.repairer = None;
-        }
-        changed(state);
-    }
-
-    /// A connection cannot be made anew.
-    pub(super) fn rest(&self, index: usize, why: Lost) {
-        let mut state = self.lock();
-        state.slots[index] = Slot::Resting;
-        let why = if state.closing {
-            Lost::Disconnected
-        } else {
-            why
-        };
-        state.settle(|| Arc::new(why));
-        changed(state);
-    }
-
-    /// Waits until a connection that could not be made anew is to be tried again. Whether it ever is.
-    pub(super) fn poll_rest(
-        &self,
-        index: usize,
-        place: &mut Place,
-        cx: &Context<'_>,
-    ) -> Poll<bool> {
-        let state = self.lock();
-        if state.closing || state.is_over() {
-            return Poll::Ready(false);
-        }
-        match &state.slots[index] {
-            Slot::Resting => wait(state, place, cx),
-            Slot::Open(_) | Slot::Trying | Slot::Ended => Poll::Ready(true),
-        }
     }
 
     /// Nobody is there any more who makes a connection anew.
