@@ -1,6 +1,6 @@
 //! One request, as a future.
 
-use super::{Link, Request, State, Stop, unlock};
+use super::{Link, Request, State, Stop};
 use crate::client::Error;
 use bytes::BytesMut;
 use nbd_proto::client::Outcome;
@@ -66,13 +66,22 @@ impl Future for Call<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         let link = self.link;
         let mut state = link.lock();
+        let leaves = matches!(self.stage, Stage::New(..)) && state.others_come();
         let key = self.begin(&mut state);
         let mut stop = None;
+        let mut calls_driver = false;
         let mut old = [None, None, None, None];
         if !state.is_done(key) {
             old[0] = state.attend(key, cx.waker());
-            old[1] = state.lead(key);
-            stop = Some(state.drive(&link.waker, Some(key)));
+            if leaves {
+                calls_driver = !state.driver_comes();
+                if calls_driver {
+                    old[1] = state.lead(key);
+                }
+            } else {
+                old[1] = state.lead(key);
+                stop = Some(state.drive(&link.waker, Some(key)));
+            }
         }
         let done = state.take(key);
         if done.is_some() {
@@ -82,8 +91,11 @@ impl Future for Call<'_> {
                 old[3] = state.pass_on(stop == Some(Stop::Quiet));
             }
         }
-        unlock(state);
+        link.unlock(state);
         drop(old);
+        if calls_driver {
+            link.waker.wake_by_ref();
+        }
         match done {
             Some(done) => Poll::Ready(done),
             None => {
@@ -101,7 +113,7 @@ impl Drop for Call<'_> {
         if let Stage::Begun(key) = self.stage {
             let mut state = self.link.lock();
             let old = state.forget(key);
-            unlock(state);
+            self.link.unlock(state);
             drop(old);
         }
     }

@@ -1,6 +1,6 @@
 //! The task behind a connection.
 
-use super::{Link, Stop, signal::replace, unlock};
+use super::{Link, Stop, signal::replace};
 use crate::{client::Lost, runtime::Runtime};
 use std::{
     fmt,
@@ -123,7 +123,7 @@ impl<R: Runtime> Future for Keeper<R> {
             }
         }
         let lost = state.lost.clone();
-        unlock(state);
+        link.unlock(state);
         drop(old);
         match lost {
             Some(lost) => Poll::Ready(lost),

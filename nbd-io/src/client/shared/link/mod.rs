@@ -12,6 +12,9 @@
 //! the [`Signal`], which wakes the call that drove last. When that call has its reply or is
 //! dropped, the role goes to another one that waits.
 //!
+//! Where others are about to begin requests too, a new call leaves its own in the outbox, and the
+//! driver is called, who comes after them: so they are written by one system call.
+//!
 //! **The keeper** is the one task behind a connection. It drives when no call does: what dropped
 //! calls have left half sent, replies that nobody wants, the end of the stream, the farewell. It
 //! also keeps time, in coarse ticks and only while there is something to do, so that no request
@@ -83,6 +86,8 @@ struct State {
     slots: Vec<Slot>,
     /// Calls whose requests wait until they may be in flight, in order.
     queue: VecDeque<usize>,
+    /// Requests that were begun since the last one ended.
+    begun: usize,
     /// Payload of all requests in flight, in bytes.
     weight: u64,
     max_weight: u64,
@@ -171,6 +176,7 @@ impl Link {
                 free: Vec::new(),
                 slots: Vec::new(),
                 queue: VecDeque::new(),
+                begun: 0,
                 weight: 0,
                 max_weight,
                 large: 0,
@@ -212,7 +218,7 @@ impl Link {
     pub(crate) fn close(&self) -> bool {
         let mut state = self.lock();
         let first = state.close();
-        unlock(state);
+        self.unlock(state);
         first
     }
 
@@ -220,7 +226,7 @@ impl Link {
     pub(crate) fn abort(&self, why: Lost) {
         let mut state = self.lock();
         state.lose(why);
-        unlock(state);
+        self.unlock(state);
     }
 
     /// Whether the connection is over.
@@ -246,13 +252,22 @@ impl Link {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Releases the lock, and only then wakes whom that concerns.
-fn unlock(mut state: MutexGuard<'_, State>) {
-    let wakes = mem::take(&mut state.wakes);
-    drop(state);
-    wakes.into_iter().for_each(Waker::wake);
+    /// Releases the lock, and only then wakes whom that concerns.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        if state.wakes.is_empty() {
+            return;
+        }
+        let mut wakes = mem::take(&mut state.wakes);
+        drop(state);
+        wakes.drain(..).for_each(Waker::wake);
+        // The list's memory is used again, if nobody else needs the lock.
+        if let Ok(mut state) = self.state.try_lock()
+            && state.wakes.is_empty()
+        {
+            state.wakes = wakes;
+        }
+    }
 }
 
 impl fmt::Debug for Link {

@@ -39,6 +39,7 @@ impl State {
             entry.sink = sink;
         }
         if queued {
+            self.begun += 1;
             self.queue.push_back(key);
             self.pump();
             self.busy = true;
@@ -109,6 +110,17 @@ impl State {
         entry.absent = false;
         let waits = !matches!(entry.phase, Phase::Done(_));
         replace(&mut entry.waker, waits.then_some(waker))
+    }
+
+    /// Whether other requests are likely to follow a new one at once: there are calls that have
+    /// been woken for their results, or a request was begun before it and none has ended since.
+    pub(super) fn others_come(&self) -> bool {
+        self.begun > 0 || self.live() > self.transmission.in_flight() + self.queue.len()
+    }
+
+    /// Whether the driver was called and has not come yet.
+    pub(super) fn driver_comes(&self) -> bool {
+        self.driver.is_some() && self.signal.has_fired()
     }
 
     /// Makes a call the one that the stream wakes.
@@ -226,6 +238,7 @@ impl State {
             weight,
             large,
         } = mem::take(&mut self.slots[cookie.slot()]);
+        self.begun = 0;
         self.weight -= weight;
         self.large -= usize::from(large);
         if let Some(key) = call {
@@ -241,6 +254,7 @@ impl State {
 
     /// Leaves a call its result.
     pub(super) fn finish(&mut self, key: usize, result: Result<Outcome, Error>) {
+        self.begun = 0;
         let entry = &mut self.calls[key];
         entry.phase = Phase::Done(result);
         if self.current != Some(key) {

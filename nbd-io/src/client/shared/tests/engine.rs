@@ -19,7 +19,7 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -525,5 +525,66 @@ fn a_lone_caller_wakes_nobody_but_itself() {
         // The caller once for each reply, and the server once or twice for each request.
         let polls = sim.polls() - before;
         assert!(polls <= 3010, "{polls} polls for 1000 requests");
+    });
+}
+
+#[test]
+fn requests_that_begin_together_are_written_together() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
+        let (link, scissors) = (&link, &scissors);
+        let count = async |tasks: u64, each| {
+            let before = scissors.writes();
+            join_all((0..tasks).map(|n| async move {
+                for _ in 0..each {
+                    assert!(is_ok(&read(link, n * 512, 512).await));
+                }
+            }))
+            .await;
+            scissors.writes() - before
+        };
+        // The first of them does not know of the others.
+        let burst = count(32, 1).await;
+        assert!(burst <= 2, "{burst} writes for 32 requests at once");
+        // Those that follow replies that were read together.
+        let more = count(32, 100).await;
+        assert!(more < 400, "{more} writes for 3200 requests");
+    });
+}
+
+#[test]
+fn a_reply_that_is_not_taken_holds_up_nobody() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let Bench { link, .. } = Setup::default().connect(&sim).await;
+        let mut left = pin!(read(&link, 0, 512));
+        assert!(poll_fn(|cx| Poll::Ready(left.as_mut().poll(cx).is_pending())).await);
+        let start = sim.now();
+        for _ in 0..100 {
+            assert!(is_ok(&read(&link, 512, 512).await));
+        }
+        assert_eq!(sim.now(), start);
+        assert!(is_ok(&left.await));
+    });
+}
+
+#[test]
+fn a_request_that_is_left_to_a_task_that_does_not_come_is_sent_all_the_same() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let Bench { link, .. } = Setup::default().connect(&sim).await;
+        // It is called to write its own request and this one, and its task has other things to do.
+        let mut stuck = pin!(read(&link, 0, 512));
+        let mut behind = pin!(read(&link, 512, 512));
+        let mut first = pin!(read(&link, 1024, 512));
+        let elsewhere = &mut Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(elsewhere).is_pending());
+        assert!(stuck.as_mut().poll(elsewhere).is_pending());
+        let start = sim.now();
+        assert!(is_ok(&behind.as_mut().await));
+        let waited = sim.now() - start;
+        assert!(waited < Duration::from_millis(50), "{waited:?}");
+        assert!(is_ok(&first.await) && is_ok(&stuck.await));
     });
 }

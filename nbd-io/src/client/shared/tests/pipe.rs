@@ -23,6 +23,8 @@ pub(crate) enum Cut {
 #[derive(Debug, Default)]
 struct Way {
     bytes: VecDeque<u8>,
+    /// How often something was written.
+    writes: usize,
     closed: bool,
     fuse: Option<Fuse>,
     reader: Option<Waker>,
@@ -104,6 +106,11 @@ fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
 pub(crate) struct Scissors(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
 
 impl Scissors {
+    /// How often something was written to the end at which these were made.
+    pub(crate) fn writes(&self) -> usize {
+        lock(&self.1).writes
+    }
+
     /// What was sent before can still be read.
     pub(crate) fn end(&self) {
         lock(&self.0).close();
@@ -216,6 +223,7 @@ impl Transport for Pipe {
             let len = buf.len().min(portion - n);
             n += to.bytes.write(&buf[..len])?;
         }
+        to.writes += 1;
         to.reader.take().into_iter().for_each(Waker::wake);
         let fuse = to.passed(n);
         drop(to);
