@@ -7,7 +7,7 @@
 mod suite;
 
 use interop::deadline;
-use nbd_blocking::server::{Serve, Server};
+use nbd_blocking::server::{Event, Serve, Server};
 use nbd_io::{
     Memory,
     client::{Target, negotiate},
@@ -15,11 +15,11 @@ use nbd_io::{
     server::Peer,
 };
 use nbd_proto::{ExportName, Uri};
-use nbd_tokio::{Listener, Socket, Stream, Tokio};
+use nbd_tokio::{ConnectOptions, Listener, Socket, Stream, Tokio};
 use std::{
     future::pending,
     os::unix::net::UnixListener,
-    sync::Arc,
+    sync::{Arc, mpsc},
     task::{Context, Wake, Waker},
     thread::{self, Thread},
     time::Duration,
@@ -113,5 +113,29 @@ fn whoever_asks_need_not_run_on_tokio() {
             thread::park();
         }
         drop(listener);
+    });
+}
+
+#[test]
+fn a_connection_that_haggles_is_dropped_on_any_thread() {
+    deadline(Duration::from_secs(60), || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, told) = mpsc::channel();
+        let server = Server::single(Arc::new(Memory::new(4096))).on_event(move |event| {
+            if let Event::Closed { ending, .. } = event {
+                tell.send(ending.to_string()).unwrap();
+            }
+        });
+        let stopper = server.stopper();
+        let serving = thread::spawn(move || server.serve_tcp(listener));
+        let runtime = Runtime::new().unwrap();
+        let uri = Uri::parse(&format!("nbd://127.0.0.1:{port}")).unwrap();
+        // The options find the runtime by themselves, which a thread without one cannot.
+        let haggling = runtime.block_on(ConnectOptions::new().start(&uri)).unwrap();
+        drop(haggling);
+        assert_eq!(told.recv().unwrap(), "the client gave up the negotiation");
+        stopper.stop();
+        serving.join().unwrap().unwrap();
     });
 }

@@ -31,6 +31,8 @@ pub(super) struct Timed<R: Runtime, T> {
     runtime: R,
     deadline: Option<R::Sleep>,
     released: Release,
+    /// Nothing is waited for any more, perhaps by a thread that is none of the runtime's.
+    hurried: bool,
 }
 
 impl<R: Runtime, T> Timed<R, T> {
@@ -41,6 +43,7 @@ impl<R: Runtime, T> Timed<R, T> {
             runtime,
             deadline,
             released,
+            hurried: false,
         }
     }
 
@@ -89,13 +92,14 @@ impl<R: Runtime, T: Transport> Transport for Timed<R, T> {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = self.stream.poll_shutdown(cx);
-        if polled.is_ready() && !self.released.0.load(Ordering::Relaxed) {
+        if polled.is_ready() && !self.hurried && !self.released.0.load(Ordering::Relaxed) {
             self.deadline = Some(self.runtime.sleep(FAREWELL));
         }
         self.in_time(cx, polled)
     }
 
     fn hurry(&mut self) {
+        self.hurried = true;
         self.stream.hurry();
     }
 }
