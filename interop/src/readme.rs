@@ -60,15 +60,21 @@ impl Table {
     ///
     /// # Panics
     ///
-    /// When they differ, although the README's table is about the same versions; or when there are
-    /// no such marks.
-    pub fn compare(&self, name: &str) {
+    /// When they differ, although the README's table is about the same versions; when there are no
+    /// such marks; or when the paragraph before them does not say that the table is about `driver`.
+    pub fn compare(&self, name: &str, driver: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
         let readme = fs::read_to_string(&path).expect("the README can be read");
         let [begin, end] = ["begin", "end"].map(|what| format!("<!-- interop:{name}:{what} -->\n"));
         let (before, rest) = readme
             .split_once(&begin)
             .expect("the README has this table");
+        let paragraph = before.trim_end().rsplit("\n\n").next();
+        let driver = format!("`{driver}`");
+        assert!(
+            paragraph.is_some_and(|paragraph| paragraph.contains(&driver)),
+            "README.md should say that the table is about {driver} too: {paragraph:?}"
+        );
         let (table, after) = rest.split_once(&end).expect("the table has an end");
         let Self { head, rows } = self;
         let found = format!("{head}{rows}");

@@ -1,9 +1,9 @@
 //! What only nbd-server does, and does wrong.
 
 use interop::{Certificates, Image, Listen, NbdServer};
-use nbd_blocking::{CommandFlags, ConnectOptions, Errno, Error, Misuse, Mode, Tolerance};
 
 use crate::{
+    driver::{CommandFlags, ConnectOptions, Errno, Error, Misuse, Mode, Tolerance},
     peers::Who,
     support::{
         MIB, assert_has, assert_names, connect, go, name, names, options, pattern, run, secure_uri,
@@ -191,15 +191,14 @@ fn without_block_sizes_the_usual_ones_hold() {
         assert_eq!(client.export().block_sizes, None);
         assert_eq!(client.block_sizes().maximum(), 32 << 20);
         let data = pattern(2, (32 << 20) + 1);
-        let mut queue = client.queue();
-        let error = queue
-            .write(0, data.clone(), CommandFlags::NONE)
+        let mut buf = vec![0; data.len()];
+        let error = client
+            .read_exact_at_with(&mut buf, 0, CommandFlags::NONE)
             .unwrap_err();
         assert!(
             matches!(error, Error::Misuse(Misuse::TooLong { .. })),
             "{error:?}"
         );
-        drop(queue);
         client.write_all_at(&data, 0).unwrap();
         assert_has(&client, 0, &data);
         client.disconnect().unwrap();

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use interop::{Image, Listen, Nbdkit};
-use nbd_blocking::{CommandFlags, ConnectOptions, Errno, Greeted, Mode};
 
 use crate::{
+    driver::{CommandFlags, ConnectOptions, Errno, Greeted, Mode},
     peers::exercise,
     support::{
         KIB, MIB, assert_has, assert_names, connect, extents, go, info, map, name, names, options,

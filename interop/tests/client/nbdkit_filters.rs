@@ -8,13 +8,13 @@ use std::{
 };
 
 use interop::{Image, Listen, Nbdkit};
-use nbd_blocking::{CommandFlags, Errno, Error, Misuse};
 
 use crate::{
+    driver::{CommandFlags, Errno, Error, Misuse},
     peers::exercise,
     support::{
-        KIB, MIB, assert_has, assert_names, connect, context, extents, name, options, pattern, run,
-        uri,
+        KIB, MIB, assert_has, assert_names, connect, context, extents, go, name, options, pattern,
+        run, uri,
     },
 };
 
@@ -237,8 +237,10 @@ fn a_server_that_shuts_down_is_left() {
         client.write_all_at(&[1; 512], 0).unwrap();
         let error = client.read_exact_at(&mut [0; 512], 0).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::Shutdown));
-        assert!(client.is_lost());
         assert!(client.write_all_at(&[1; 512], 0).unwrap_err().is_lost());
+        // The farewell may still be on its way.
+        client.disconnect().unwrap_err();
+        assert!(client.is_lost());
     });
 }
 
@@ -454,15 +456,8 @@ fn export_names_can_be_strict() {
             .set_meta_context(&name("disk"), &[context("base:allocation")])
             .unwrap();
         // C-076
-        let refused = haggling
-            .go(nbd_blocking::Go::new(name("other")))
-            .unwrap()
-            .unwrap_err();
-        let client = refused
-            .handle
-            .go(nbd_blocking::Go::new(name("disk")))
-            .unwrap()
-            .unwrap();
+        let refused = haggling.go(go("other")).unwrap().unwrap_err();
+        let client = refused.handle.go(go("disk")).unwrap().unwrap();
         assert_eq!(client.size(), MIB);
         client.disconnect().unwrap();
     });

@@ -6,9 +6,11 @@ use std::{
 };
 
 use interop::{Conversation, Scripted};
-use nbd_blocking::{CommandFlags, ConnectOptions, Errno, Error, Mode, TlsPolicy};
 
-use crate::support::{MIB, assert_names, context, go, name, run, uri};
+use crate::{
+    driver::{CommandFlags, ConnectOptions, Errno, Error, Mode, TlsPolicy},
+    support::{MIB, assert_names, context, go, name, run, uri},
+};
 
 // Options.
 const EXPORT_NAME: u32 = 1;

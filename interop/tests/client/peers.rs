@@ -1,17 +1,20 @@
 //! What is the same with every server.
 
 use std::{
-    io::{Read, Seek, SeekFrom, Write},
     sync::atomic::{AtomicU64, Ordering},
     thread,
 };
 
 use interop::{Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, require};
-use nbd_blocking::{Client, CommandFlags, ConnectOptions, Cursor, Error, Greeted, Misuse, Mode};
 
-use crate::support::{
-    KIB, MIB, assert_has, assert_names, assert_same, causes, connect, context, extents, go, info,
-    map, name, names, options, pattern, read, run, secure_uri, uri,
+use crate::{
+    driver::{
+        Client, CommandFlags, ConnectOptions, Error, Greeted, MetaContextEntry, Misuse, Mode,
+    },
+    support::{
+        KIB, MIB, assert_has, assert_names, assert_same, causes, connect, context, extents, go,
+        info, map, name, names, options, pattern, read, run, secure_uri, uri,
+    },
 };
 
 /// A server that writes to a file of one export, "disk".
@@ -344,7 +347,7 @@ fn an_export_is_entered_step_by_step() {
                 }
                 Who::Qemu | Who::Nbdkit => {
                     let every = every.unwrap();
-                    let found = |entry: &nbd_blocking::MetaContextEntry| {
+                    let found = |entry: &MetaContextEntry| {
                         entry.name.as_ref().unwrap().as_str() == "base:allocation"
                     };
                     assert!(every.iter().any(found));
@@ -495,9 +498,6 @@ fn nothing_is_sent_that_makes_no_sense() {
                 matches!(error, Error::Misuse(Misuse::OutOfBounds { .. })),
                 "{error:?}"
             );
-            assert_eq!(client.read_at(&mut buf, MIB - 512).unwrap(), 512);
-            assert_eq!(client.read_at(&mut buf, MIB).unwrap(), 0);
-            assert_eq!(client.read_at(&mut buf, MIB + 1).unwrap(), 0);
             let error = client.write_all_at(&buf, MIB - 512).unwrap_err();
             assert!(matches!(error, Error::Misuse(_)), "{error:?}");
             if !client.export().can_cache() {
@@ -507,81 +507,6 @@ fn nothing_is_sent_that_makes_no_sense() {
                     "{error:?}"
                 );
             }
-            client.disconnect().unwrap();
-        }
-    });
-}
-
-#[test]
-fn an_export_is_a_seekable_stream() {
-    run(|| {
-        for who in Who::ALL {
-            let Some(server) = who.start(&Image::raw(MIB)) else {
-                continue;
-            };
-            let mut cursor = Cursor::new(connect(&server, "disk"));
-            let data = pattern(4, 10_000);
-            cursor.seek(SeekFrom::End(-10_000)).unwrap();
-            cursor.write_all(&data).unwrap();
-            cursor.flush().unwrap();
-            let mut rest = Vec::new();
-            cursor.seek(SeekFrom::Current(-10_000)).unwrap();
-            cursor.read_to_end(&mut rest).unwrap();
-            assert_same(&rest, &data, MIB - 10_000);
-        }
-    });
-}
-
-#[test]
-fn sixty_four_requests_are_in_flight() {
-    run(|| {
-        const BLOCK: u64 = 16 * KIB;
-        const BLOCKS: u64 = 512;
-        for who in Who::ALL {
-            let Some(server) = who.start(&Image::raw(BLOCKS * BLOCK)) else {
-                continue;
-            };
-            let client = connect(&server, "disk");
-            let mut queue = client.queue();
-            let mut written = 0;
-            for block in 0..BLOCKS {
-                if queue.outstanding() == 64 {
-                    queue.complete().unwrap().unwrap().result.unwrap();
-                    written += 1;
-                }
-                let data = pattern(block, BLOCK);
-                queue
-                    .write(block * BLOCK, data, CommandFlags::NONE)
-                    .unwrap();
-            }
-            assert_eq!(queue.outstanding(), 64);
-            while let Some(completion) = queue.complete().unwrap() {
-                completion.result.unwrap();
-                written += 1;
-            }
-            assert_eq!(written, BLOCKS);
-
-            let mut blocks = std::collections::HashMap::new();
-            let mut next = 0;
-            loop {
-                while queue.outstanding() < 64 && next < BLOCKS {
-                    // Not in order.
-                    let block = next * 37 % BLOCKS;
-                    let cookie = queue
-                        .read(block * BLOCK, vec![0; usize::try_from(BLOCK).unwrap()])
-                        .unwrap();
-                    blocks.insert(cookie, block);
-                    next += 1;
-                }
-                let Some(completion) = queue.complete().unwrap() else {
-                    break;
-                };
-                let block = blocks.remove(&completion.cookie).unwrap();
-                let data = completion.into_buffer().unwrap();
-                assert_same(&data, &pattern(block, BLOCK), block * BLOCK);
-            }
-            assert!(blocks.is_empty());
-            drop(queue);
             client.disconnect().unwrap();
         }
     });

@@ -4,10 +4,11 @@ use std::error::Error as _;
 
 use interop::{Certificates, Endpoint, Server};
 pub(crate) use interop::{KIB, MIB, assert_same, info, map, pattern, run};
-use nbd_blocking::{
+use nbd_proto::uri::Permissions;
+
+use crate::driver::{
     Client, ConnectOptions, ContextName, Error, ExportName, Go, ListEntry, Stretch, Uri,
 };
-use nbd_proto::uri::Permissions;
 
 /// Connects as most programs would, with the URI's files allowed.
 pub(crate) fn options() -> ConnectOptions {

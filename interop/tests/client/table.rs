@@ -7,9 +7,12 @@ use interop::{
     Support::{self, No, Yes},
     Table,
 };
-use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Haggling, Mode, TlsPolicy};
 
 use crate::{
+    driver::{
+        self, Client, ClientTls, CommandFlags, ConnectOptions, Error, Haggling, Mode, Plain,
+        TlsPolicy,
+    },
     peers::Who,
     support::{
         MIB, assert_has, connect, context, go, name, options, pattern, run, secure_uri, uri,
@@ -267,9 +270,7 @@ const ROWS: &[(&str, Probe)] = &[
                 .start(),
         };
         let server = server.unwrap();
-        let tls = nbd_blocking::ClientTls::new()
-            .directory(certificates.dir())
-            .unwrap();
+        let tls = ClientTls::new().directory(certificates.dir()).unwrap();
         for (policy, encrypted) in [(TlsPolicy::Never, false), (TlsPolicy::IfOffered, true)] {
             let options = options().tls(tls.clone()).tls_policy(policy);
             let client = options.connect(&server.uri("disk")).unwrap();
@@ -304,7 +305,7 @@ fn serve(who: Who, listen: Listen) -> Server {
         .expect("it was found to be installed")
 }
 
-fn haggling(server: &Server) -> Haggling<nbd_proto::client::Plain> {
+fn haggling(server: &Server) -> Haggling<Plain> {
     let greeted = options().start(&uri(&server.uri("disk"))).unwrap();
     greeted.options().expect("the server speaks fixed newstyle")
 }
@@ -376,6 +377,6 @@ fn the_readme_tells_what_was_found() {
                 servers.iter().map(|(who, server)| probe(*who, server)),
             );
         }
-        table.compare("client");
+        table.compare("client", driver::NAME);
     });
 }

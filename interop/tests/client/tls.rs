@@ -5,9 +5,9 @@ use std::net::TcpStream;
 use interop::{
     Certificates, Endpoint, Flaw, Image, Listen, NbdServer, Nbdkit, QemuNbd, Recording, Server, Tap,
 };
-use nbd_blocking::{ClientTls, ConnectOptions, Error, Greeted, Mode, TlsPolicy};
 
 use crate::{
+    driver::{ClientTls, ConnectOptions, Error, Greeted, Mode, TlsPolicy},
     peers::{Who, exercise},
     support::{
         MIB, assert_has, assert_names, causes, go, name, options, pattern, run, secure_uri, uri,

@@ -6,6 +6,9 @@ use std::io;
 
 pub(crate) use nbd_blocking::server::Server;
 
+/// What the README calls it.
+pub(crate) const NAME: &str = "nbd-blocking";
+
 /// Serves in this thread until the server is stopped.
 pub(crate) fn serve(server: &Server, listener: Listener) -> io::Result<()> {
     server.serve_listener(listener)

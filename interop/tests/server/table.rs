@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::runtime::Server;
+use crate::runtime::{self, Server};
 use interop::{
     Certificates, Endpoint, Listen, MIB, Peer,
     Support::{self, No, Yes},
@@ -426,6 +426,6 @@ fn the_readme_tells_what_was_found() {
         for (feature, probe) in ROWS {
             table.row(feature, Who::ALL.map(probe));
         }
-        table.compare("server");
+        table.compare("server", runtime::NAME);
     });
 }

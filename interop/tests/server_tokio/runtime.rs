@@ -6,6 +6,9 @@ use tokio::runtime::Runtime;
 
 pub(crate) use nbd_tokio::Server;
 
+/// What the README calls it.
+pub(crate) const NAME: &str = "nbd-tokio";
+
 /// Serves in this thread, and others, until the server is stopped.
 pub(crate) fn serve(server: &Server, listener: Listener) -> io::Result<()> {
     Runtime::new()?.block_on(async {

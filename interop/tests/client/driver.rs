@@ -1,0 +1,13 @@
+//! The client for plain threads.
+
+pub(crate) use nbd_blocking::{
+    Client, ClientTls, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Go,
+    Greeted, Haggling, ListEntry, MetaContextEntry, Misuse, Mode, Plain, Stretch, TlsPolicy,
+    Tolerance, Uri, meta,
+};
+
+/// What the README calls it.
+pub(crate) const NAME: &str = "nbd-blocking";
+
+/// Whether dropping the client waits for the child process that it has started.
+pub(crate) const WAITS_FOR_CHILDREN: bool = true;

@@ -1,0 +1,48 @@
+//! The client on Tokio, waited for from plain threads.
+
+use crate::waiting;
+use nbd_tokio::Tokio;
+use std::sync::LazyLock;
+use tokio::runtime::Runtime;
+
+pub(crate) use nbd_io::{
+    client::{Error, Stretch, TlsPolicy},
+    tls::ClientTls,
+};
+pub(crate) use nbd_proto::{
+    CommandFlags, ContextName, Errno, ExportName, Misuse, Mode, Uri,
+    client::{Go, ListEntry, MetaContextEntry, Plain, Tolerance},
+    meta,
+};
+
+/// What the README calls it.
+pub(crate) const NAME: &str = "nbd-tokio";
+
+/// Whether dropping the client waits for the child process that it has started. Threads of a
+/// runtime must not wait.
+pub(crate) const WAITS_FOR_CHILDREN: bool = false;
+
+/// Has threads of its own, on which tasks go on while nobody waits.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Runtime::new().expect("threads can be started"));
+
+/// [`RUNTIME`], found by the client itself where it needs one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Threads;
+
+impl waiting::Driver for Threads {
+    type Network = Tokio;
+
+    fn network(&self) -> Tokio {
+        Tokio::default()
+    }
+
+    fn wait<F: Future>(&self, future: F) -> F::Output {
+        RUNTIME.block_on(future)
+    }
+}
+
+pub(crate) type Client = waiting::Client<Threads>;
+pub(crate) type ConnectOptions = waiting::ConnectOptions<Threads>;
+pub(crate) type Greeted = waiting::Greeted<Threads>;
+pub(crate) type Haggling<S> = waiting::Haggling<Threads, S>;

@@ -1,0 +1,31 @@
+//! The tests of `client`, on Tokio.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so does its helper"
+)]
+
+mod driver;
+#[path = "../waiting/mod.rs"]
+mod waiting;
+
+#[path = "../client/nbd_server.rs"]
+mod nbd_server;
+#[path = "../client/nbdkit.rs"]
+mod nbdkit;
+#[path = "../client/nbdkit_filters.rs"]
+mod nbdkit_filters;
+#[path = "../client/order.rs"]
+mod order;
+#[path = "../client/peers.rs"]
+mod peers;
+#[path = "../client/processes.rs"]
+mod processes;
+#[path = "../client/qemu.rs"]
+mod qemu;
+#[path = "../client/support.rs"]
+mod support;
+#[path = "../client/table.rs"]
+mod table;
+#[path = "../client/tls.rs"]
+mod tls;

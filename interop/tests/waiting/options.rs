@@ -1,0 +1,115 @@
+//! How a connection is to be made.
+
+use super::{Client, Driver, Greeted, Haggling};
+use nbd_io::{
+    client::{Error, TlsPolicy, shared},
+    tls::ClientTls,
+};
+use nbd_proto::{
+    ContextName, ExportName, Uri,
+    client::{Encrypted, Tolerance},
+};
+use nbd_socket::{Reactor, Socket};
+use std::{io, net::TcpStream, process::Command, sync::Arc, time::Duration};
+
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectOptions<D: Driver> {
+    inner: shared::ConnectOptions<D::Network>,
+    driver: D,
+}
+
+macro_rules! setters {
+    ($($name:ident: $type:ty;)*) => {
+        $(pub(crate) fn $name(self, value: $type) -> Self {
+            let inner = self.inner.$name(value);
+            Self { inner, ..self }
+        })*
+    };
+}
+
+impl<D: Driver> ConnectOptions<D> {
+    pub(crate) fn on(driver: D) -> Self {
+        Self {
+            inner: shared::ConnectOptions::with_runtime(driver.network()),
+            driver,
+        }
+    }
+
+    setters! {
+        export: ExportName;
+        context: ContextName;
+        extended_headers: bool;
+        structured_replies: bool;
+        tolerance: Tolerance;
+        negotiation_timeout: Option<Duration>;
+        request_timeout: Option<Duration>;
+        local_files: bool;
+        tls: ClientTls;
+        tls_policy: TlsPolicy;
+    }
+
+    pub(crate) fn connect(&self, uri: &str) -> Result<Client<D>, Error> {
+        self.entered(self.inner.connect(uri))
+    }
+
+    pub(crate) fn connect_tcp(&self, stream: TcpStream) -> Result<Client<D>, Error> {
+        stream.set_nodelay(true).map_err(Error::lost)?;
+        let host = stream.peer_addr().map_err(Error::lost)?.ip().to_string();
+        let socket = Socket::new(stream.into()).map_err(Error::lost)?;
+        self.connect_over(socket, Some(&host))
+    }
+
+    pub(crate) fn connect_command(&self, command: Command) -> Result<Client<D>, Error> {
+        let program = format!("{:?}", command.get_program());
+        self.connect_child(program, Socket::spawn(command))
+    }
+
+    pub(crate) fn connect_activated(&self, command: &Command) -> Result<Client<D>, Error> {
+        let program = format!("{:?}", command.get_program());
+        self.connect_child(program, Socket::activate(command))
+    }
+
+    pub(crate) fn start(&self, uri: &Uri) -> Result<Greeted<D>, Error> {
+        let greeted = self.driver.wait(self.inner.start(uri))?;
+        Ok(Greeted::new(greeted, self.driver.clone()))
+    }
+
+    pub(crate) fn start_secure(&self, uri: &Uri) -> Result<Haggling<D, Encrypted>, Error> {
+        let haggling = self.driver.wait(self.inner.start_secure(uri))?;
+        Ok(Haggling::new(haggling, self.driver.clone()))
+    }
+
+    fn connect_child(&self, to: String, started: io::Result<Socket>) -> Result<Client<D>, Error> {
+        let socket = started.map_err(|source| Error::Connect {
+            to,
+            source: Arc::new(source),
+        })?;
+        self.connect_over(socket, None)
+    }
+
+    fn connect_over(&self, socket: Socket, host: Option<&str>) -> Result<Client<D>, Error> {
+        self.entered(async {
+            let socket = socket.nonblocking().map_err(Error::lost)?;
+            let socket = self.driver.network().register(socket);
+            self.inner
+                .connect_over(socket.map_err(Error::lost)?, host)
+                .await
+        })
+    }
+
+    fn entered(
+        &self,
+        entering: impl Future<Output = Result<shared::Client<D::Network>, Error>>,
+    ) -> Result<Client<D>, Error> {
+        Ok(Client {
+            inner: self.driver.wait(entering)?,
+            driver: self.driver.clone(),
+        })
+    }
+}
+
+impl<D: Driver + Default> ConnectOptions<D> {
+    pub(crate) fn new() -> Self {
+        Self::on(D::default())
+    }
+}
