@@ -513,7 +513,7 @@ fn nothing_is_sent_that_makes_no_sense() {
 }
 
 /// Eight threads, each in a part of the export of its own, at the same connection.
-fn is_hammered(client: &Client) {
+pub(crate) fn is_hammered(client: &Client) {
     const THREADS: u64 = 8;
     let part = client.size() / THREADS;
     let done = AtomicU64::new(0);

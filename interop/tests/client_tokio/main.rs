@@ -6,6 +6,7 @@
 )]
 
 mod driver;
+mod futures;
 #[path = "../waiting/mod.rs"]
 mod waiting;
 

@@ -1,9 +1,10 @@
 //! The asynchronous client with the methods of the blocking one, so that one test is about both.
 //!
 //! A call waits in the calling thread for what goes on in a [`Driver`]'s runtime. What is missing
-//! here is missing on purpose: the blocking client's `queue`, of which a set of futures is the
+//! here is missing on purpose: the blocking client's `queue`, of which [`flight`] is the
 //! counterpart, and its `Cursor` and `read_at`, which are the traits of `std::io`.
 
+pub(crate) mod flight;
 mod haggling;
 mod options;
 
@@ -48,6 +49,11 @@ impl<D: Driver> Deref for Client<D> {
 }
 
 impl<D: Driver> Client<D> {
+    /// Waits for something else that is done with the client inside.
+    pub(crate) fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.driver.wait(future)
+    }
+
     pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
         let read = self.inner.read(offset, buf.len());
         buf.copy_from_slice(&self.driver.wait(read)?);

@@ -44,6 +44,7 @@ impl<D: Driver> ConnectOptions<D> {
         negotiation_timeout: Option<Duration>;
         request_timeout: Option<Duration>;
         local_files: bool;
+        connections: usize;
         tls: ClientTls;
         tls_policy: TlsPolicy;
     }
