@@ -1,0 +1,77 @@
+//! The asynchronous client, waited for.
+
+use super::*;
+use crate::{
+    runtimes::Own,
+    waiting::{Client, ConnectOptions, Driver, flight},
+};
+use nbd_io::client::shared;
+
+/// The asynchronous client on some runtime.
+pub(crate) struct On<O>(pub(crate) O);
+
+impl<D: Driver> Client<D> {
+    fn facts(&self) -> &shared::Client<D::Network> {
+        self
+    }
+
+    const fn one(&self) -> &Self {
+        self
+    }
+
+    fn flight(&self, requests: Vec<Request>, depth: usize) -> Vec<Answer> {
+        self.wait(flight::together(self, requests, depth))
+    }
+
+    fn alone(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        self.write_all_at(data, offset)
+    }
+
+    fn over(&self) -> bool {
+        self.facts().is_lost()
+    }
+}
+
+disk!(
+    [D: Driver] Client<D>,
+    Self::flight,
+    Self::alone,
+    Self::disconnect,
+    Self::over
+);
+
+haggling!([D: Driver] crate::waiting::Haggling<D, Plain>, Client<D>, |client| client);
+haggling!([D: Driver] crate::waiting::Haggling<D, Encrypted>, Client<D>, |client| client);
+
+impl<O: Own> Kind for On<O> {
+    type Disk = Client<O>;
+    type Plain = crate::waiting::Haggling<O, Plain>;
+    type Encrypted = crate::waiting::Haggling<O, Encrypted>;
+
+    fn connect(&self, uri: &str, wanted: Wanted) -> Result<Self::Disk, Error> {
+        let options = ConnectOptions::on(self.0.clone());
+        let client = wanted!(options, wanted)
+            .connections(wanted.connections)
+            .connect(uri)?;
+        assert_eq!(client.connections(), wanted.connections);
+        Ok(client)
+    }
+
+    fn start(&self, uri: &Uri, certificates: Option<&Path>) -> Self::Plain {
+        let options = ConnectOptions::on(self.0.clone());
+        started!(options, uri, certificates)
+    }
+
+    fn start_secure(&self, uri: &Uri) -> Self::Encrypted {
+        let options = ConnectOptions::on(self.0.clone());
+        options.start_secure(uri).unwrap()
+    }
+
+    fn start_tls(haggling: Self::Plain) -> Self::Encrypted {
+        haggling.start_tls().unwrap().unwrap()
+    }
+
+    fn end(self) {
+        self.0.end();
+    }
+}

@@ -1,0 +1,250 @@
+//! The servers, all with the same exports.
+
+use crate::{
+    census::{Counting, PATIENCE},
+    exports::{Bare, Spy},
+    runtimes::{OnAsyncStd, Own, OwnTokio},
+};
+use interop::{Certificates, Endpoint, MIB};
+use nbd_blocking::server::Serve as _;
+use nbd_io::{
+    Faults, Faulty, Memory, NamedExports,
+    runtime::Tasks,
+    server::{Event, Server, Stopper},
+    tls::ServerTls,
+};
+use nbd_proto::{Command, ExportName, Uri, uri::Permissions};
+use nbd_socket::Listener;
+use std::{
+    io,
+    net::TcpListener,
+    sync::{Arc, Mutex, Weak},
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+use tempfile::TempDir;
+
+/// The size of "disk" and "quick".
+pub(crate) const SIZE: u64 = 8 * MIB;
+
+/// What a server runs on.
+pub(crate) trait Host: Send + 'static {
+    type Runtime: Tasks;
+
+    fn runtime(&self) -> Self::Runtime;
+
+    /// Serves in this thread until the server is stopped, and then until nothing is left of it.
+    fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()>;
+}
+
+/// Plain threads.
+#[derive(Default)]
+pub(crate) struct Plain(nbd_blocking::server::Threads);
+
+impl Host for Plain {
+    type Runtime = nbd_blocking::server::Threads;
+
+    fn runtime(&self) -> Self::Runtime {
+        self.0.clone()
+    }
+
+    fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()> {
+        server.serve_listener(listener)?;
+        let start = Instant::now();
+        while connection_threads() > 0 {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "threads of connections are left"
+            );
+            thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+/// Threads of this process that serve a connection each. Those for jobs stay for a while, without
+/// anything to do and without the export.
+fn connection_threads() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = threads.filter_map(|thread| std::fs::read(thread.path().join("comm")).ok());
+    names.filter(|name| name == b"nbd\n").count()
+}
+
+macro_rules! host {
+    ($own:ty, $listener:path) => {
+        impl Host for $own {
+            type Runtime = Counting<<Self as Own>::Inner>;
+
+            fn runtime(&self) -> Self::Runtime {
+                self.network()
+            }
+
+            fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()> {
+                self.block_on(async { server.serve($listener(listener)?).await })?;
+                drop(server);
+                self.end();
+                Ok(())
+            }
+        }
+    };
+}
+
+host!(OwnTokio, nbd_tokio::Listener::new);
+host!(OnAsyncStd, nbd_async_std::Listener::new);
+
+/// How a client gets there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Unix,
+    /// Over TCP.
+    Tls,
+}
+
+/// A server that runs. It has the exports "disk", which is watched and has faults on demand,
+/// "quick", which never waits, and "bare", which can only be read.
+pub(crate) struct Serving {
+    pub(crate) spy: Arc<Spy>,
+    pub(crate) faults: Faults,
+    pub(crate) certificates: Option<Certificates>,
+    endpoint: Endpoint,
+    stopper: Stopper,
+    thread: Option<JoinHandle<io::Result<()>>>,
+    log: Arc<Mutex<Log>>,
+    /// Where writes began that were told to have succeeded.
+    written: Arc<Mutex<Vec<u64>>>,
+    quick: Weak<Memory>,
+    _dir: TempDir,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    connected: usize,
+    endings: Vec<String>,
+    broken: Vec<String>,
+}
+
+impl Serving {
+    pub(crate) fn new<H: Host>(host: H, transport: Transport) -> Self {
+        let (spy, faults) = (Spy::new(SIZE), Faults::new());
+        let quick = Arc::new(Memory::new(SIZE));
+        let weak = Arc::downgrade(&quick);
+        let exports = NamedExports::new()
+            .with(
+                name("disk"),
+                Arc::new(Faulty::new(spy.clone(), faults.clone())),
+            )
+            .with(name("quick"), quick)
+            .with(name("bare"), Arc::new(Bare));
+        let log = Arc::new(Mutex::new(Log::default()));
+        let events = log.clone();
+        let written = Arc::<Mutex<Vec<u64>>>::default();
+        let writes = written.clone();
+        let mut server = Server::on_runtime(host.runtime(), Arc::new(exports)).on_event(
+            move |event| match event {
+                Event::Connected { .. } => events.lock().unwrap().connected += 1,
+                Event::Closed { ending, .. } => {
+                    let mut log = events.lock().unwrap();
+                    log.endings.push(ending.to_string());
+                    if !ending.is_clean() {
+                        log.broken.push(ending.to_string());
+                    }
+                }
+                _ => {}
+            },
+        );
+        server = server.on_request(move |outcome| {
+            if outcome.command == Command::Write && outcome.failure.is_none() {
+                writes.lock().unwrap().push(outcome.offset);
+            }
+        });
+        let certificates = (transport == Transport::Tls).then(Certificates::new);
+        if let Some(certificates) = &certificates {
+            let tls = ServerTls::from_directory(certificates.dir()).unwrap();
+            server = server.require_tls(&tls).unwrap();
+        }
+        let dir = tempfile::Builder::new().prefix("nbd-").tempdir().unwrap();
+        let (endpoint, listener) = if transport == Transport::Unix {
+            let path = dir.path().join("socket");
+            let listener = Listener::bind_unix(&path).unwrap();
+            (Endpoint::Unix(path), listener)
+        } else {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+            (endpoint, Listener::new(listener).unwrap())
+        };
+        Self {
+            spy,
+            faults,
+            certificates,
+            endpoint,
+            stopper: server.stopper(),
+            thread: Some(thread::spawn(move || host.serve(server, listener))),
+            log,
+            written,
+            quick: weak,
+            _dir: dir,
+        }
+    }
+
+    /// Where an export is, over TLS if there is any.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        match &self.certificates {
+            Some(certificates) => self.endpoint.tls_uri(export, certificates),
+            None => self.endpoint.uri(export),
+        }
+    }
+
+    pub(crate) fn parsed_uri(&self, export: &str) -> Uri {
+        Uri::parse_with(&self.uri(export), Permissions::default().local_files()).unwrap()
+    }
+
+    /// Where an export is that no TLS is started for by itself.
+    pub(crate) fn plain_uri(&self, export: &str) -> Uri {
+        Uri::parse(&self.endpoint.uri(export)).unwrap()
+    }
+
+    /// Where writes began that succeeded, since this was last asked, in order of their places.
+    pub(crate) fn written(&self) -> Vec<u64> {
+        let mut written = std::mem::take(&mut *self.written.lock().unwrap());
+        written.sort_unstable();
+        written
+    }
+
+    /// Begins to stop.
+    pub(crate) fn stop(&self) {
+        self.stopper.stop();
+    }
+
+    /// Waits until everything is over, and returns how connections ended.
+    pub(crate) fn end(mut self) -> Vec<String> {
+        self.stop();
+        let thread = self.thread.take().expect("it is taken here only");
+        thread.join().unwrap().unwrap();
+        assert_eq!(self.stopper.connections(), 0);
+        // Whoever was served has let go of the exports.
+        assert_eq!(self.quick.strong_count(), 0);
+        assert_eq!(Arc::strong_count(&self.spy), 1);
+        let log = std::mem::take(&mut *self.log.lock().unwrap());
+        assert!(log.broken.is_empty(), "{:?}", log.broken);
+        assert_eq!(log.connected, log.endings.len());
+        log.endings
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // After a failure nothing may wait for this server, nor for what it waits for.
+        self.faults.clear();
+        self.stop();
+        if thread::panicking() {
+            let log = self.log.lock();
+            let log = log.unwrap_or_else(std::sync::PoisonError::into_inner);
+            eprintln!("the server: {log:?}");
+        }
+    }
+}
+
+pub(crate) fn name(name: &str) -> ExportName {
+    ExportName::new(name).unwrap()
+}

@@ -1,0 +1,91 @@
+//! What a client and a server have to do together, whichever they are.
+
+mod commands;
+mod errors;
+mod negotiation;
+mod stopping;
+mod transfers;
+
+use crate::{
+    clients::{Disk, Kind, Wanted},
+    servers::{Host, Serving, Transport},
+};
+use nbd_proto::Mode;
+use std::sync::{Mutex, PoisonError};
+
+/// A process has one of these at a time, because it is looked at which threads there are.
+static ALONE: Mutex<()> = Mutex::new(());
+
+pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transport: Transport) {
+    interop::run(move || {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let (client, serving) = (client(), Serving::new(host(), transport));
+        let aborted = negotiation::every_option_is_asked_for(&client, &serving);
+        let entered = negotiation::exports_are_entered(&client, &serving)
+            + every_mode_works(&client, &serving)
+            + several_connections_work(&client, &serving);
+        let stopped = stopping::nothing_is_lost_when_the_server_stops(&client, &serving);
+        client.end();
+
+        let mut endings = serving.end();
+        endings.sort_unstable();
+        let mut expected = vec!["the client disconnected"; entered];
+        expected.extend(vec!["the client gave up the negotiation"; aborted]);
+        // Whoever is told that the server stops says goodbye, unless the server was quicker.
+        let quicker = endings
+            .iter()
+            .filter(|ending| *ending == "the server is stopping");
+        let quicker = quicker.count();
+        assert!(quicker <= stopped, "{endings:?}");
+        expected.extend(vec!["the server is stopping"; quicker]);
+        expected.extend(vec!["the client disconnected"; stopped - quicker]);
+        expected.sort_unstable();
+        assert_eq!(endings, expected);
+    });
+}
+
+/// Returns how many connections there were.
+fn every_mode_works<K: Kind>(client: &K, serving: &Serving) -> usize {
+    let modes = [Mode::Simple, Mode::Structured, Mode::Extended];
+    for mode in modes {
+        let connections = 1;
+        let connect = |export| {
+            let wanted = Wanted { mode, connections };
+            let disk = client.connect(&serving.uri(export), wanted).unwrap();
+            assert_eq!(disk.mode(), mode);
+            assert_eq!(disk.is_encrypted(), serving.certificates.is_some());
+            disk
+        };
+        let (disk, quick) = (connect("disk"), connect("quick"));
+        commands::all_reach_the_storage(&disk, serving);
+        commands::holes_are_described(&disk);
+        errors::misuse_is_not_sent(&disk);
+        errors::failures_end_nothing(&disk, serving);
+        for depth in [1, 4, 16] {
+            transfers::are_verified(&quick, depth);
+        }
+        transfers::are_verified(&disk, 8);
+        transfers::overtake_each_other(&disk, serving);
+        disk.disconnect().unwrap();
+        assert!(disk.is_lost());
+        quick.disconnect().unwrap();
+        assert!(quick.is_lost());
+    }
+    2 * modes.len()
+}
+
+/// Returns how many there were.
+fn several_connections_work<K: Kind>(client: &K, serving: &Serving) -> usize {
+    let connections = 3;
+    let wanted = Wanted {
+        mode: Mode::Extended,
+        connections,
+    };
+    let disk = client.connect(&serving.uri("disk"), wanted).unwrap();
+    transfers::are_verified(&disk, 16);
+    transfers::of_threads_are_verified(&disk);
+    commands::all_reach_the_storage(&disk, serving);
+    disk.disconnect().unwrap();
+    assert!(disk.is_lost());
+    connections
+}

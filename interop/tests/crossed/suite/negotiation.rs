@@ -1,0 +1,123 @@
+//! Options, step by step.
+
+use crate::{
+    clients::{Disk, Haggling, Kind, Wanted, context},
+    exports::PARITY,
+    servers::{SIZE, Serving, name},
+};
+use nbd_io::client::Error;
+use nbd_proto::Mode;
+
+/// Asks for every option once, and returns how many connections were given up then.
+pub(super) fn every_option_is_asked_for<K: Kind>(client: &K, serving: &Serving) -> usize {
+    let uri = serving.plain_uri("disk");
+    let Some(certificates) = &serving.certificates else {
+        asks(client.start(&uri, None));
+        return 1;
+    };
+    // Nothing goes without TLS, neither begun later nor at once.
+    let mut plain = client.start(&uri, Some(certificates.dir()));
+    assert_refused(plain.list().unwrap_err(), "NBD_REP_ERR_TLS_REQD");
+    let (plain, error) = plain.go("disk").err().unwrap();
+    assert_eq!(error.code.to_string(), "NBD_REP_ERR_TLS_REQD");
+    asks(K::start_tls(plain));
+    asks(client.start_secure(&serving.parsed_uri("disk")));
+    2
+}
+
+fn asks<H: Haggling>(mut haggling: H) {
+    assert_eq!(haggling.mode(), Mode::Simple);
+    let list = haggling.list().unwrap();
+    let mut list: Vec<_> = list
+        .iter()
+        .map(|entry| entry.name.as_ref().unwrap().as_str())
+        .collect();
+    list.sort_unstable();
+    assert_eq!(list, ["bare", "disk", "quick"]);
+
+    let info = haggling.info("disk").unwrap();
+    assert_eq!(info.size, SIZE);
+    assert!(info.can_multi_conn() && info.is_rotational());
+    assert_refused(haggling.info("other").unwrap_err(), "NBD_REP_ERR_UNKNOWN");
+
+    // No contexts without structured replies.
+    let disk = name("disk");
+    haggling.set_meta_context(&disk, &[]).unwrap_err();
+    haggling.structured_reply().unwrap();
+    assert_eq!(haggling.mode(), Mode::Structured);
+    haggling.extended_headers().unwrap();
+    assert_eq!(haggling.mode(), Mode::Extended);
+    haggling.structured_reply().unwrap_err();
+
+    let every = haggling.list_meta_context(&disk, &[]).unwrap();
+    assert_eq!(every.len(), 2);
+    let some = haggling
+        .list_meta_context(&disk, &[context("x-spy:")])
+        .unwrap();
+    assert_eq!(some.len(), 1);
+    assert_eq!(some[0].name.as_ref().unwrap().as_str(), PARITY);
+    let queries = [context(PARITY), context("other:context")];
+    let selected = haggling.set_meta_context(&disk, &queries).unwrap();
+    assert_eq!(selected.len(), 1);
+
+    let (haggling, error) = haggling.go("other").err().unwrap();
+    assert_eq!(error.code.to_string(), "NBD_REP_ERR_UNKNOWN");
+    haggling.abort();
+}
+
+fn assert_refused(error: Error, code: &str) {
+    let mut source: Option<&dyn std::error::Error> = Some(&error);
+    let mut text = String::new();
+    while let Some(cause) = source {
+        text = format!("{text}{cause}: ");
+        source = cause.source();
+    }
+    assert!(text.contains(code), "{text}");
+}
+
+/// Enters exports by both options, and at once. Returns how many connections there were.
+pub(super) fn exports_are_entered<K: Kind>(client: &K, serving: &Serving) -> usize {
+    match &serving.certificates {
+        None => {
+            let start = || client.start(&serving.plain_uri("disk"), None);
+            enters(start(), start());
+        }
+        Some(_) => {
+            let start = || client.start_secure(&serving.parsed_uri("disk"));
+            enters(start(), start());
+        }
+    }
+    let mode = Mode::Structured;
+    let connections = 1;
+    let wanted = Wanted { mode, connections };
+    let bare = client.connect(&serving.uri("bare"), wanted).unwrap();
+    assert!(bare.export().is_read_only() && !bare.export().can_multi_conn());
+    assert_eq!(bare.read(12_000, 345).unwrap(), [b'x'; 345]);
+    assert!(matches!(
+        bare.write(0, &[0], nbd_proto::CommandFlags::NONE)
+            .unwrap_err(),
+        Error::Misuse(nbd_proto::Misuse::ReadOnly { .. })
+    ));
+    bare.disconnect().unwrap();
+    3
+}
+
+fn enters<H: Haggling<Disk: Disk>>(mut first: H, mut second: H) {
+    first.extended_headers().unwrap();
+    let queries = [context("base:allocation"), context(PARITY)];
+    first.set_meta_context(&name("disk"), &queries).unwrap();
+    let disk = first.go("disk").ok().unwrap();
+    assert_eq!(disk.mode(), Mode::Extended);
+    assert_eq!(disk.contexts().len(), 2);
+    assert_eq!(disk.extents(0..SIZE).unwrap().len(), 8);
+
+    second.structured_reply().unwrap();
+    let quick = second.export_name(&name("quick")).unwrap();
+    assert_eq!(quick.mode(), Mode::Structured);
+    assert_eq!(quick.export().size, SIZE);
+    assert_eq!(quick.export().block_sizes, None);
+    assert_eq!(quick.read(SIZE - 512, 512).unwrap(), [0; 512]);
+    for disk in [disk, quick] {
+        disk.disconnect().unwrap();
+    }
+}
