@@ -22,61 +22,20 @@ use std::{
 };
 
 /// Keeps one connection of a client up until there is no client any more.
-pub(super) async fn keep<R: Network>(
+pub(super) fn keep<R: Network>(
     pool: Weak<Pool<R>>,
     plan: Arc<Plan<R>>,
     index: usize,
     link: Arc<Link>,
-) {
-    let runtime = &plan.options.runtime;
-    let mut keeper = Keeper::new(link, runtime.clone());
-    let mut tender = Tender {
+) -> impl Future<Output = ()> + Send + 'static {
+    // Made here, because a runtime that is shut down drops tasks that it has never begun.
+    let tender = Tender {
         pool,
-        plan: plan.clone(),
+        plan,
         index,
         place: None,
     };
-    let mut attempt = 0;
-    let mut deadline = None;
-    loop {
-        let lost = match &plan.options.reconnect {
-            // What is lost again right away was no success, or a request that a server dies of
-            // would be sent to it for ever.
-            Some(policy) => match within(runtime, Some(policy.lasting()), &mut keeper).await {
-                Some(lost) => lost,
-                None => {
-                    attempt = 0;
-                    deadline = None;
-                    (&mut keeper).await
-                }
-            },
-            None => (&mut keeper).await,
-        };
-        let pool = tender.pool.upgrade();
-        let again = pool.is_some_and(|pool| pool.lost(index, &lost));
-        let Some(policy) = plan.options.reconnect.as_ref().filter(|_| again) else {
-            return;
-        };
-        let mut last = Error::Lost(lost);
-        keeper = loop {
-            if deadline.is_none() {
-                deadline = policy.total.map(|total| runtime.sleep(total));
-            }
-            let trying = tender.attempts(policy, &mut attempt, &mut last);
-            if let Some(new) = until::<R, _>(&mut deadline, trying).await.flatten() {
-                break new;
-            }
-            let why = Lost::NotRestored {
-                attempts: attempt,
-                source: Arc::new(last.clone()),
-            };
-            if !tender.rest(why).await {
-                return;
-            }
-            attempt = 0;
-            deadline = None;
-        };
-    }
+    tender.keep(link)
 }
 
 /// Who makes a connection anew. It is dropped without having ended when its runtime is shut down.
@@ -97,6 +56,53 @@ impl<R: Network> Drop for Tender<R> {
 }
 
 impl<R: Network> Tender<R> {
+    async fn keep(mut self, link: Arc<Link>) {
+        let plan = self.plan.clone();
+        let runtime = &plan.options.runtime;
+        let mut keeper = Keeper::new(link, runtime.clone());
+        let mut attempt = 0;
+        let mut deadline = None;
+        loop {
+            let lost = match &plan.options.reconnect {
+                // What is lost again right away was no success, or a request that a server dies of
+                // would be sent to it for ever.
+                Some(policy) => match within(runtime, Some(policy.lasting()), &mut keeper).await {
+                    Some(lost) => lost,
+                    None => {
+                        attempt = 0;
+                        deadline = None;
+                        (&mut keeper).await
+                    }
+                },
+                None => (&mut keeper).await,
+            };
+            let pool = self.pool.upgrade();
+            let again = pool.is_some_and(|pool| pool.lost(self.index, &lost));
+            let Some(policy) = plan.options.reconnect.as_ref().filter(|_| again) else {
+                return;
+            };
+            let mut last = Error::Lost(lost);
+            keeper = loop {
+                if deadline.is_none() {
+                    deadline = policy.total.map(|total| runtime.sleep(total));
+                }
+                let trying = self.attempts(policy, &mut attempt, &mut last);
+                if let Some(new) = until::<R, _>(&mut deadline, trying).await.flatten() {
+                    break new;
+                }
+                let why = Lost::NotRestored {
+                    attempts: attempt,
+                    source: Arc::new(last.clone()),
+                };
+                if !self.rest(why).await {
+                    return;
+                }
+                attempt = 0;
+                deadline = None;
+            };
+        }
+    }
+
     /// Waits until a connection that could not be made anew is to be tried again. Whether it ever
     /// is.
     async fn rest(&mut self, why: Lost) -> bool {

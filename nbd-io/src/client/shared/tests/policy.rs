@@ -366,3 +366,30 @@ fn attempts_without_end_leave_nothing_behind() {
         assert!(client.shared.pool.watchers() <= 2);
     });
 }
+
+#[test]
+fn a_client_whose_runtime_is_shut_down_is_over() {
+    for connections in [1, 3] {
+        for connected in [true, false] {
+            let sim = Sim::new(1);
+            let (_, open) = host(&sim, move |number| {
+                (number < connections).then(|| memory(4096))
+            });
+            sim.run(async {
+                let options = options(&sim, Reconnect::new()).connections(connections);
+                let client = options.connect("nbd://localhost").await.unwrap();
+                if !connected {
+                    kill(&open);
+                    sim.sleep(Duration::from_secs(1)).await;
+                }
+                sim.shut_down();
+                // Nobody is there any more who would wake it.
+                let Err(Error::Lost(lost)) = client.read(0, 1).await else {
+                    panic!("there is no runtime");
+                };
+                assert!(matches!(*lost, Lost::Disconnected), "{lost:?}");
+                assert!(matches!(client.state(), ConnectionState::Over(_)));
+            });
+        }
+    }
+}

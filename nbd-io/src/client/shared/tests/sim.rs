@@ -164,6 +164,12 @@ impl Sim {
         }
     }
 
+    /// Drops all tasks.
+    pub(crate) fn shut_down(&self) {
+        let tasks = std::mem::take(&mut self.lock().tasks);
+        drop(tasks);
+    }
+
     /// How many tasks have not ended.
     pub(crate) fn tasks(&self) -> usize {
         self.lock().tasks.len()
