@@ -9,6 +9,7 @@
 mod apart;
 mod changes;
 mod client;
+mod cursor;
 mod extents;
 mod haggling;
 mod link;
@@ -24,6 +25,7 @@ mod timed;
 mod watchers;
 
 pub use client::Client;
+pub use cursor::Cursor;
 pub use extents::Extents;
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
 pub use options::ConnectOptions;

@@ -1,6 +1,7 @@
 mod api;
 mod dropping;
 mod ending;
+mod cursor;
 mod engine;
 mod pipe;
 mod policy;
