@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod cursor;
 mod listener;
 mod runtime;
 mod socket;
 mod stream;
 
+pub use cursor::Cursor;
 pub use listener::Listener;
 pub use nbd_io::client::shared::{ConnectionState, Reconnect};
 pub use nbd_socket;

@@ -7,7 +7,7 @@
 mod suite;
 
 use interop::deadline;
-use nbd_async_std::{AsyncStd, Listener, Socket, Stream};
+use nbd_async_std::{AsyncStd, Cursor, Listener, Socket, Stream};
 use nbd_blocking::server::{Serve, Server};
 use nbd_io::{
     Memory,
@@ -16,6 +16,26 @@ use nbd_io::{
 };
 use nbd_proto::ExportName;
 use std::{future::pending, os::unix::net::UnixStream, sync::Arc, thread, time::Duration};
+
+mod streams {
+    use super::Cursor;
+    use async_std::io::{self, BufReader, BufWriter};
+    pub(crate) use async_std::io::{
+        ReadExt as AsyncReadExt, SeekExt as AsyncSeekExt, WriteExt as AsyncWriteExt,
+    };
+    use futures_io::AsyncWrite as _;
+    use std::{future::poll_fn, pin::Pin};
+
+    pub(crate) async fn copy(from: Cursor, to: &mut Cursor) -> io::Result<u64> {
+        let mut from = BufReader::with_capacity(1 << 20, from);
+        let mut to = BufWriter::with_capacity(1 << 20, to);
+        io::copy(&mut from, &mut to).await
+    }
+
+    pub(crate) async fn close(cursor: &mut Cursor) -> io::Result<()> {
+        poll_fn(|cx| Pin::new(&mut *cursor).poll_close(cx)).await
+    }
+}
 
 /// Runs a test on the runtime of the process.
 fn on_runtime(test: impl AsyncFnOnce(AsyncStd)) {

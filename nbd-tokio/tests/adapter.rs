@@ -1,30 +1,35 @@
-//! Tokio as a runtime.
+//! Tokio as a runtime with a thread for each processor.
 
 #![cfg(feature = "tls-base")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod streams;
 #[path = "../../interop/adapters/mod.rs"]
 mod suite;
 
 use interop::deadline;
 use nbd_blocking::server::{Event, Serve, Server};
 use nbd_io::{
-    Memory,
+    Fault, Faults, Faulty, Memory,
     client::{Target, negotiate},
     runtime::{Network, Runtime as _},
     server::Peer,
 };
-use nbd_proto::{ExportName, Uri};
-use nbd_tokio::{ConnectOptions, Listener, Socket, Stream, Tokio};
+use nbd_proto::{Command, ExportName, Uri};
+use nbd_tokio::{ConnectOptions, Cursor, Listener, Socket, Stream, Tokio};
 use std::{
     future::pending,
+    io,
     os::unix::net::UnixListener,
     sync::{Arc, mpsc},
     task::{Context, Wake, Waker},
     thread::{self, Thread},
     time::Duration,
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    io::AsyncWriteExt as _,
+    runtime::{Builder, Runtime},
+};
 
 /// Runs a test on a runtime of its own.
 fn on_runtime(test: impl AsyncFnOnce(Tokio)) {
@@ -78,6 +83,35 @@ fn whoever_has_no_listener_can_wait_for_the_end_of_a_server() {
             assert_eq!(stopper.connections(), 0);
             serving.await.unwrap();
         });
+    });
+}
+
+#[test]
+fn a_write_whose_runtime_is_gone_is_not_waited_for() {
+    deadline(Duration::from_secs(60), || {
+        let faults = Faults::new();
+        faults.add(Fault::hang().on(Command::Write));
+        let disk = Faulty::new(Arc::new(Memory::new(4096)), faults.clone());
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let serving =
+            thread::spawn(move || Server::single(Arc::new(disk)).serve_unix_stream(theirs));
+        let runtime = Runtime::new().unwrap();
+        let tokio = Tokio::new(runtime.handle().clone());
+        let other = Runtime::new().unwrap();
+        other.block_on(async {
+            let entered = runtime.enter();
+            let socket = Socket::new(nbd_socket::Socket::new(ours.into()).unwrap()).unwrap();
+            drop(entered);
+            let options = ConnectOptions::with_runtime(tokio.clone());
+            let client = options.connect_over(socket, None).await.unwrap();
+            let mut cursor = Cursor::with_runtime(client, tokio);
+            cursor.write_all(&[1; 512]).await.unwrap();
+            runtime.shutdown_background();
+            let error = cursor.flush().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotConnected);
+        });
+        faults.clear();
+        serving.join().unwrap().unwrap();
     });
 }
 

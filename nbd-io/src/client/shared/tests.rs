@@ -1,7 +1,7 @@
 mod api;
+mod cursor;
 mod dropping;
 mod ending;
-mod cursor;
 mod engine;
 mod pipe;
 mod policy;

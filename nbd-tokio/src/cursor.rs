@@ -1,0 +1,112 @@
+//! An export as a seekable stream of bytes.
+
+use crate::{Client, Tokio};
+use nbd_io::client::shared;
+use std::{
+    io::{self, SeekFrom},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
+
+/// A position in an export, with the traits of `tokio::io`.
+///
+/// It is to an export what `tokio::fs::File` is to a file. Nothing is buffered or read ahead: wrap
+/// it in a `BufReader` or `BufWriter` for small reads and writes. Every operation moves up to 2 MiB.
+/// To copy, `tokio::io::copy_buf` from a `BufReader` of 1 MiB is about as fast as reading and
+/// writing by hand, and larger buffers are not faster; `tokio::io::copy` moves only 8 KiB at a time.
+///
+/// A write takes the data and is carried out in the background, one at a time, and what goes wrong
+/// with it is told to the next write, flush or shutdown. What others may rely on is there only
+/// after a flush. [`flush`](AsyncWrite::poll_flush) and [`shutdown`](AsyncWrite::poll_shutdown) put
+/// what was written on stable storage, if the server offers that; nothing is closed by the latter.
+///
+/// # Cancel safety
+///
+/// A read whose future is dropped has read nothing, and a write whose future is dropped has written
+/// nothing, as Tokio says of its streams: both are in order in a `select!`. The dropped read goes
+/// on, and a next one at the same place may be given what it found, although others have written
+/// there since.
+///
+/// ```no_run
+/// use nbd_tokio::Cursor;
+/// use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+///
+/// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut disk = Cursor::new(nbd_tokio::connect("nbd://localhost/disk").await?);
+/// disk.seek(std::io::SeekFrom::End(-512)).await?;
+/// let mut last = [0; 512];
+/// disk.read_exact(&mut last).await?;
+/// disk.rewind().await?;
+/// disk.write_all(&last).await?;
+/// disk.flush().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Cursor(shared::Cursor<Tokio>);
+
+impl Cursor {
+    /// Starts at the beginning of the export. The cursor is to be polled on a Tokio runtime.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self(shared::Cursor::new(client))
+    }
+
+    /// Like [`new`](Cursor::new), but tasks of this runtime write, whoever polls.
+    #[must_use]
+    pub fn with_runtime(client: Client, runtime: Tokio) -> Self {
+        Self(shared::Cursor::with_runtime(client, runtime))
+    }
+
+    /// The export.
+    #[must_use]
+    pub const fn client(&self) -> &Client {
+        self.0.client()
+    }
+
+    /// Where the next read or write starts, in bytes.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.0.position()
+    }
+}
+
+impl AsyncRead for Cursor {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let bytes = ready!(self.0.poll_read(cx, buf.remaining()))?;
+        buf.put_slice(bytes);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Cursor {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
+    }
+}
+
+impl AsyncSeek for Cursor {
+    fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
+        self.0.seek(to).map(drop)
+    }
+
+    fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        Poll::Ready(Ok(self.position()))
+    }
+}
