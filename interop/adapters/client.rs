@@ -1,7 +1,6 @@
 //! The client, with our server and with those of others.
 
 use super::*;
-use nbd_io::client::shared::{Client, ConnectOptions};
 use nbd_proto::CommandFlags;
 
 /// Uses an export of [`SIZE`] bytes, many requests at a time, and verifies what it reads.

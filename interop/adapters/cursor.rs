@@ -5,61 +5,18 @@ use super::{
         Cursor,
         streams::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _, close, copy},
     },
+    disks::{Disk, Way, options, qemu},
     *,
 };
-use interop::pattern;
-use nbd_io::{Export as _, client::shared::ConnectOptions};
+use nbd_io::Export as _;
 use nbd_proto::CommandFlags;
 use std::io::{ErrorKind, SeekFrom};
 
 /// Whole sectors, and not a multiple of any buffer.
 const LEN: usize = (5 << 20) + 1536;
 
-/// Exports of [`LEN`] bytes, each with a server of its own.
-struct Disks {
-    disks: Vec<(Arc<Memory>, String)>,
-    stop: Vec<Box<dyn FnOnce()>>,
-    _directory: tempfile::TempDir,
-}
-
-impl Disks {
-    fn new(certificates: &Certificates) -> Self {
-        let directory = scratch();
-        let mut disks = Vec::new();
-        let mut stop: Vec<Box<dyn FnOnce()>> = Vec::new();
-        for place in ["unix", "tcp", "tls"] {
-            let disk = Arc::new(Memory::new(LEN as u64));
-            let tls = ServerTls::from_directory(certificates.dir()).unwrap();
-            let server = Server::single(disk.clone()).offer_tls(&tls).unwrap();
-            let stopper = server.stopper();
-            let (uri, serving) = if place == "unix" {
-                let path = directory.path().join("socket");
-                let listener = UnixListener::bind(&path).unwrap();
-                let serving = thread::spawn(move || server.serve_unix(listener));
-                (format!("nbd+unix:///?socket={}", path.display()), serving)
-            } else {
-                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-                let port = listener.local_addr().unwrap().port();
-                let scheme = if place == "tls" { "nbds" } else { "nbd" };
-                let serving = thread::spawn(move || server.serve_tcp(listener));
-                (format!("{scheme}://localhost:{port}"), serving)
-            };
-            disks.push((disk, uri));
-            stop.push(Box::new(move || {
-                stopper.stop();
-                serving.join().unwrap().unwrap();
-            }));
-        }
-        Self {
-            disks,
-            stop,
-            _directory: directory,
-        }
-    }
-
-    fn stop(self) {
-        self.stop.into_iter().for_each(|stop| stop());
-    }
+fn disks(certificates: &Certificates) -> [Disk; 3] {
+    Way::ALL.map(|way| Disk::new(way, certificates, LEN as u64))
 }
 
 fn contents(disk: &Memory) -> Vec<u8> {
@@ -72,16 +29,15 @@ fn contents(disk: &Memory) -> Vec<u8> {
 fn an_export_is_copied_to_another_one_byte_by_byte() {
     limited(|| {
         let certificates = Certificates::new();
-        let disks = Disks::new(&certificates);
-        let qemu = QemuNbd::new(Image::raw(LEN as u64)).start();
+        let disks = disks(&certificates);
+        let qemu = qemu(Way::Unix, &certificates, LEN as u64, 1);
         let all = pattern(1, LEN as u64);
-        disks.disks[0].0.write(0, &all, false).unwrap();
+        disks[0].memory.write(0, &all, false).unwrap();
         on_runtime(async |network| {
-            let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-            let options = ConnectOptions::with_runtime(network).tls(tls);
-            let mut places: Vec<_> = disks.disks.iter().map(|(_, uri)| uri.clone()).collect();
+            let options = options(&network, &certificates);
+            let mut places: Vec<_> = disks.iter().map(|disk| disk.uri.clone()).collect();
             // QEMU's server in the middle, if there is one: to it and on from it.
-            places.splice(1..1, qemu.iter().map(|qemu| qemu.uri("")));
+            places.splice(1..1, qemu.iter().map(|(_, uri)| uri.clone()));
             for pair in places.windows(2) {
                 let from = Cursor::new(options.connect(&pair[0]).await.unwrap());
                 let mut to = Cursor::new(options.connect(&pair[1]).await.unwrap());
@@ -90,10 +46,10 @@ fn an_export_is_copied_to_another_one_byte_by_byte() {
                 to.client().disconnect().await.unwrap();
             }
         });
-        for (disk, uri) in &disks.disks {
-            assert!(contents(disk) == all, "{uri}");
+        for disk in &disks {
+            assert!(contents(&disk.memory) == all, "{}", disk.uri);
         }
-        disks.stop();
+        disks.into_iter().for_each(Disk::stop);
     });
 }
 
@@ -101,12 +57,11 @@ fn an_export_is_copied_to_another_one_byte_by_byte() {
 fn a_cursor_is_a_file_of_fixed_length() {
     limited(|| {
         let certificates = Certificates::new();
-        let disks = Disks::new(&certificates);
+        let disks = disks(&certificates);
         on_runtime(async |network| {
-            let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-            let options = ConnectOptions::with_runtime(network).tls(tls);
-            for (disk, uri) in &disks.disks {
-                let mut cursor = Cursor::new(options.connect(uri).await.unwrap());
+            let options = options(&network, &certificates);
+            for disk in &disks {
+                let mut cursor = Cursor::new(options.connect(&disk.uri).await.unwrap());
                 cursor.write_all(b"start").await.unwrap();
                 assert_eq!(cursor.position(), 5);
                 let place = cursor.seek(SeekFrom::End(-3)).await.unwrap();
@@ -115,7 +70,7 @@ fn a_cursor_is_a_file_of_fixed_length() {
                 assert_eq!(error.kind(), ErrorKind::WriteZero);
                 assert_eq!(cursor.read(&mut [0; 9]).await.unwrap(), 0);
                 cursor.flush().await.unwrap();
-                assert!(contents(disk).starts_with(b"start"));
+                assert!(contents(&disk.memory).starts_with(b"start"));
                 cursor.seek(SeekFrom::Current(-3)).await.unwrap();
                 let mut rest = Vec::new();
                 cursor.read_to_end(&mut rest).await.unwrap();
@@ -131,7 +86,7 @@ fn a_cursor_is_a_file_of_fixed_length() {
                 assert_eq!(error.kind(), ErrorKind::NotConnected);
             }
         });
-        disks.stop();
+        disks.into_iter().for_each(Disk::stop);
     });
 }
 
@@ -139,13 +94,12 @@ fn a_cursor_is_a_file_of_fixed_length() {
 fn futures_of_a_cursor_can_be_dropped_at_any_time() {
     limited(|| {
         let certificates = Certificates::new();
-        let disks = Disks::new(&certificates);
+        let disks = disks(&certificates);
         let all = pattern(2, LEN as u64);
         on_runtime(async |network| {
-            let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-            let options = ConnectOptions::with_runtime(network).tls(tls);
-            for (disk, uri) in &disks.disks {
-                let mut cursor = Cursor::new(options.connect(uri).await.unwrap());
+            let options = options(&network, &certificates);
+            for disk in &disks {
+                let mut cursor = Cursor::new(options.connect(&disk.uri).await.unwrap());
                 let mut polls = (0..5).cycle();
                 let mut at = 0;
                 while at < LEN {
@@ -157,7 +111,7 @@ fn futures_of_a_cursor_can_be_dropped_at_any_time() {
                     assert_eq!(cursor.position(), at as u64);
                 }
                 close(&mut cursor).await.unwrap();
-                assert!(contents(disk) == all, "{uri}");
+                assert!(contents(&disk.memory) == all, "{}", disk.uri);
                 // What was dropped is behind, and nothing but what was read is passed over.
                 cursor.seek(SeekFrom::Start(0)).await.unwrap();
                 let mut back: Vec<u8> = Vec::new();
@@ -168,7 +122,7 @@ fn futures_of_a_cursor_can_be_dropped_at_any_time() {
                         back.extend(&buf[..n.unwrap()]);
                     }
                 }
-                assert!(back == all, "{uri}");
+                assert!(back == all, "{}", disk.uri);
                 let client = cursor.client();
                 client
                     .write_zeroes(0, 4096, CommandFlags::NONE)
@@ -177,6 +131,6 @@ fn futures_of_a_cursor_can_be_dropped_at_any_time() {
                 client.disconnect().await.unwrap();
             }
         });
-        disks.stop();
+        disks.into_iter().for_each(Disk::stop);
     });
 }

@@ -2,24 +2,32 @@
 //! file, and say what a `Socket`, a `Listener` and a `Cursor` are, how a test is run `on_runtime`, and
 //! what the runtime's extension traits for `streams` are.
 
+mod cancelling;
 mod children;
 mod client;
 mod connecting;
 mod cursor;
+mod disks;
 mod entering;
 mod example;
 mod recovery;
 mod sockets;
+mod stalling;
 
 use super::{Listener, Socket, on_runtime};
-use interop::{Certificates, Flaw, Image, Listen, Nbdkit, Peer, QemuNbd, deadline, require};
+use interop::{
+    Certificates, Flaw, Image, Listen, Nbdkit, Peer, QemuNbd, deadline, pattern, require,
+};
 use nbd_blocking::{
     ServerTls,
     server::{Serve, Server},
 };
 use nbd_io::{
     Memory,
-    client::{Connected, NegotiationError, Target, TlsPolicy, negotiate},
+    client::{
+        Connected, NegotiationError, Target, TlsPolicy, negotiate,
+        shared::{Client, ConnectOptions},
+    },
     runtime::{Network, Runtime, Tasks},
     tls::{ClientTls, TlsError},
     transport::{Layered, Transport},
@@ -33,11 +41,11 @@ use std::{
     path::Path,
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    task::Poll,
+    task::{Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -111,6 +119,99 @@ async fn some_polls<F: Future>(future: F, polls: usize) -> Option<F::Output> {
         }
     })
     .await
+}
+
+/// Lets others have their turn.
+async fn yielded() {
+    let mut turns = 0;
+    poll_fn(|cx| {
+        turns += 1;
+        cx.waker().wake_by_ref();
+        if turns > 1 {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+/// Has tasks carried on by the runtime and waits for all of them.
+async fn together<T: Future<Output = ()> + Send + 'static>(
+    network: &impl Network,
+    tasks: impl IntoIterator<Item = T>,
+) {
+    let state = Arc::<Mutex<Together>>::default();
+    for task in tasks {
+        state.lock().unwrap().running += 1;
+        let running = Running(state.clone());
+        network.spawn(async move {
+            task.await;
+            running.0.lock().unwrap().done += 1;
+        });
+    }
+    let started = state.lock().unwrap().running;
+    let done = poll_fn(|cx| {
+        let mut state = state.lock().unwrap();
+        state.waker = Some(cx.waker().clone());
+        match state.running {
+            0 => Poll::Ready(state.done),
+            _ => Poll::Pending,
+        }
+    });
+    assert_eq!(done.await, started, "a task failed");
+}
+
+#[derive(Default)]
+struct Together {
+    running: usize,
+    done: usize,
+    waker: Option<Waker>,
+}
+
+/// Held by a task until it ends, in whichever way.
+struct Running(Arc<Mutex<Together>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.0.lock().unwrap();
+        state.running -= 1;
+        state.waker.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Waits for what nobody tells of.
+async fn eventually(network: &impl Network, condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "it did not come to that"
+        );
+        network.sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Requests that were sent and not answered, and those that somebody waits for.
+fn in_flight<R: Network>(client: &Client<R>) -> usize {
+    let text = format!("{client:?}");
+    let calls = text.split("calls: ").skip(1);
+    let calls = calls.map(|text| text.split(',').next().unwrap().parse::<usize>().unwrap());
+    let count = calls.sum::<usize>() + text.matches("busy: true").count();
+    assert!(
+        text.contains("calls: ") && text.contains("busy: "),
+        "{text}"
+    );
+    count
+}
+
+/// Writes and reads back a part of an export that nobody else uses, of 64 KiB.
+async fn verify<R: Network>(client: &Client<R>, offset: u64, round: u64) {
+    let len = 1 + (offset + round * 4099) % (64 << 10);
+    let data = pattern(offset ^ round, len);
+    client.write(offset, data.clone()).await.unwrap();
+    let back = client.read(offset, data.len()).await.unwrap();
+    assert!(back == data, "{len} at {offset} in round {round}");
 }
 
 /// Takes a connection that is made meanwhile.

@@ -1,0 +1,175 @@
+//! Servers that stop reading and writing for a while.
+
+use super::{
+    disks::{Disk, Way, options},
+    *,
+};
+use nbd_io::client::Error;
+use nbd_proto::{Command, CommandFlags};
+use std::{net::Shutdown, pin::Pin, sync::Condvar};
+
+const TIMEOUT: Duration = Duration::from_secs(4);
+
+/// No request may take so long that waits for nothing.
+const PROMPT: Duration = Duration::from_secs(2);
+
+/// More than the sockets on the way hold, together with what is verified.
+const LEN: u64 = 32 << 20;
+
+/// Stands between a client and a server.
+struct Line {
+    address: SocketAddr,
+    valve: Arc<Valve>,
+}
+
+#[derive(Default)]
+struct Valve {
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Valve {
+    fn turn(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut closed = self.closed.lock().unwrap();
+        while *closed {
+            closed = self.opened.wait(closed).unwrap();
+        }
+    }
+
+    /// Passes on one direction to its end.
+    fn forward(&self, mut from: &TcpStream, mut to: &TcpStream) {
+        let mut buf = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = from.read(&mut buf) {
+            self.pass();
+            if to.write_all(&buf[..n]).is_err() {
+                break;
+            }
+            self.pass();
+        }
+        // Either may be gone already.
+        drop(to.shutdown(Shutdown::Write));
+    }
+}
+
+impl Line {
+    fn new(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let valve = Arc::<Valve>::default();
+        let shared = valve.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, valve) = (Arc::new(client.unwrap()), shared.clone());
+                let server = Arc::new(TcpStream::connect(server).unwrap());
+                let (from, to) = (client.clone(), server.clone());
+                let other = valve.clone();
+                thread::spawn(move || other.forward(&from, &to));
+                thread::spawn(move || valve.forward(&server, &client));
+            }
+        });
+        Self { address, valve }
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Asks a server that does not answer.
+fn ask<R: Network>(client: Client<R>, command: Command) -> Task {
+    Box::pin(async move {
+        let begin = Instant::now();
+        let none = CommandFlags::NONE;
+        let asked = match command {
+            Command::Read => client.read(0, 4096).await.map(drop),
+            Command::Write => client.write(SIZE, vec![1; 16 << 20]).await,
+            Command::Flush => client.flush().await,
+            _ => client.write_zeroes(0, 4096, none).await,
+        };
+        let took = begin.elapsed();
+        let Error::Timeout {
+            command: late,
+            after,
+        } = asked.unwrap_err()
+        else {
+            panic!("{command}");
+        };
+        assert_eq!((late, after), (command, TIMEOUT));
+        assert!(took >= TIMEOUT && took < 2 * TIMEOUT, "{command}: {took:?}");
+    })
+}
+
+/// Uses a disk behind a line that is shut for a while, and another way to it that is not.
+async fn stall<R: Network>(network: &R, options: &ConnectOptions<R>, disk: &Disk) {
+    let (scheme, address) = disk.uri.split_once("://").unwrap();
+    let line = Line::new(address.parse().unwrap());
+    let behind = format!("{scheme}://{}", line.address);
+    let slow = options.clone().request_timeout(Some(TIMEOUT));
+    let stalled = slow.connect(&behind).await.unwrap();
+    let sound = options.connect(&disk.uri).await.unwrap();
+    verify(&stalled, 0, 1).await;
+
+    line.valve.turn(true);
+    let busy = Arc::new(());
+    let (others, other) = (Arc::downgrade(&busy), sound.clone());
+    let goes_on: Task = Box::pin(async move {
+        let mut round = 0;
+        while others.strong_count() > 0 {
+            let begin = Instant::now();
+            verify(&other, LEN - SIZE, round).await;
+            assert!(begin.elapsed() < PROMPT, "{:?}", begin.elapsed());
+            round += 1;
+        }
+        assert!(round > 100, "{round} rounds in all that time");
+    });
+    let hasty = slow.negotiation_timeout(Some(TIMEOUT / 2));
+    let enters: Task = Box::pin(async move {
+        let error = hasty.connect(&behind).await.unwrap_err();
+        assert!(matches!(error, Error::Negotiation(_)), "{error:?}");
+    });
+    let asks = [
+        Command::Write,
+        Command::Read,
+        Command::Flush,
+        Command::WriteZeroes,
+        Command::Read,
+        Command::Write,
+    ];
+    let asks = asks.map(|command| ask(stalled.clone(), command));
+    let own = network.clone();
+    let waits: Task = Box::pin(async move {
+        together(&own, asks.into_iter().chain([enters])).await;
+        drop(busy);
+    });
+    together(network, [goes_on, waits]).await;
+    assert!(!stalled.is_lost());
+    assert!(in_flight(&stalled) > 0, "the server owes replies");
+
+    line.valve.turn(false);
+    eventually(network, || in_flight(&stalled) == 0).await;
+    for round in 0..100 {
+        verify(&stalled, SIZE, round).await;
+    }
+    stalled.disconnect().await.unwrap();
+    sound.disconnect().await.unwrap();
+    eventually(network, || disk.stopper.connections() == 0).await;
+}
+
+#[test]
+fn a_server_that_stalls_holds_up_nobody_else_and_is_used_when_it_goes_on() {
+    // C-208
+    limited(|| {
+        let certificates = Certificates::new();
+        on_runtime(async |network| {
+            let options = options(&network, &certificates);
+            for way in [Way::Tcp, Way::Tls] {
+                let disk = Disk::new(way, &certificates, LEN);
+                stall(&network, &options, &disk).await;
+                disk.stop();
+            }
+        });
+    });
+}
