@@ -4,9 +4,11 @@
 
 mod child;
 mod connect;
+mod launch;
 mod listener;
 mod socket;
 
 pub use connect::{Reactor, Waiting, connect};
+pub use launch::Launch;
 pub use listener::Listener;
 pub use socket::Socket;

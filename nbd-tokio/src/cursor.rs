@@ -46,16 +46,10 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 pub struct Cursor(shared::Cursor<Tokio>);
 
 impl Cursor {
-    /// Starts at the beginning of the export. The cursor is to be polled on a Tokio runtime.
+    /// Starts at the beginning of the export.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self(shared::Cursor::new(client))
-    }
-
-    /// Like [`new`](Cursor::new), but tasks of this runtime write, whoever polls.
-    #[must_use]
-    pub fn with_runtime(client: Client, runtime: Tokio) -> Self {
-        Self(shared::Cursor::with_runtime(client, runtime))
     }
 
     /// The export.

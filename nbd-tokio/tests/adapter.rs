@@ -104,7 +104,7 @@ fn a_write_whose_runtime_is_gone_is_not_waited_for() {
             drop(entered);
             let options = ConnectOptions::with_runtime(tokio.clone());
             let client = options.connect_over(socket, None).await.unwrap();
-            let mut cursor = Cursor::with_runtime(client, tokio);
+            let mut cursor = Cursor::new(client);
             cursor.write_all(&[1; 512]).await.unwrap();
             runtime.shutdown_background();
             let error = cursor.flush().await.unwrap_err();

@@ -9,8 +9,8 @@ use nbd_proto::{
     ContextName, ExportName, Uri,
     client::{Encrypted, Tolerance},
 };
-use nbd_socket::{Reactor, Socket};
-use std::{io, net::TcpStream, process::Command, sync::Arc, time::Duration};
+use nbd_socket::{Launch, Reactor, Socket};
+use std::{net::TcpStream, process::Command, time::Duration};
 
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectOptions<D: Driver> {
@@ -56,18 +56,21 @@ impl<D: Driver> ConnectOptions<D> {
     pub(crate) fn connect_tcp(&self, stream: TcpStream) -> Result<Client<D>, Error> {
         stream.set_nodelay(true).map_err(Error::lost)?;
         let host = stream.peer_addr().map_err(Error::lost)?.ip().to_string();
-        let socket = Socket::new(stream.into()).map_err(Error::lost)?;
-        self.connect_over(socket, Some(&host))
+        let socket = Socket::new(stream.into()).and_then(Socket::nonblocking);
+        let socket = socket.map_err(Error::lost)?;
+        self.entered(async {
+            let socket = self.driver.network().register(socket);
+            let socket = socket.map_err(Error::lost)?;
+            self.inner.connect_over(socket, Some(&host)).await
+        })
     }
 
     pub(crate) fn connect_command(&self, command: Command) -> Result<Client<D>, Error> {
-        let program = format!("{:?}", command.get_program());
-        self.connect_child(program, Socket::spawn(command))
+        self.entered(self.inner.connect_command(command))
     }
 
     pub(crate) fn connect_activated(&self, command: &Command) -> Result<Client<D>, Error> {
-        let program = format!("{:?}", command.get_program());
-        self.connect_child(program, Socket::activate(command))
+        self.entered(self.inner.connect_activated(command))
     }
 
     pub(crate) fn start(&self, uri: &Uri) -> Result<Greeted<D>, Error> {
@@ -78,24 +81,6 @@ impl<D: Driver> ConnectOptions<D> {
     pub(crate) fn start_secure(&self, uri: &Uri) -> Result<Haggling<D, Encrypted>, Error> {
         let haggling = self.driver.wait(self.inner.start_secure(uri))?;
         Ok(Haggling::new(haggling, self.driver.clone()))
-    }
-
-    fn connect_child(&self, to: String, started: io::Result<Socket>) -> Result<Client<D>, Error> {
-        let socket = started.map_err(|source| Error::Connect {
-            to,
-            source: Arc::new(source),
-        })?;
-        self.connect_over(socket, None)
-    }
-
-    fn connect_over(&self, socket: Socket, host: Option<&str>) -> Result<Client<D>, Error> {
-        self.entered(async {
-            let socket = socket.nonblocking().map_err(Error::lost)?;
-            let socket = self.driver.network().register(socket);
-            self.inner
-                .connect_over(socket.map_err(Error::lost)?, host)
-                .await
-        })
     }
 
     fn entered(

@@ -91,6 +91,10 @@ impl<R: Network> Client<R> {
         }
     }
 
+    pub(super) fn runtime(&self) -> &R {
+        self.shared.pool.plan.options.runtime()
+    }
+
     pub(super) fn facts(&self) -> &Facts {
         &self.shared.pool.plan.facts
     }

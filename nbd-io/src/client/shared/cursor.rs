@@ -40,7 +40,6 @@ type Operation<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 /// one position.
 pub struct Cursor<R: Network> {
     client: Client<R>,
-    runtime: R,
     position: u64,
     /// At the position.
     reading: Option<Reading>,
@@ -58,21 +57,12 @@ struct Reading {
     waker: Waker,
 }
 
-impl<R: Network + Default> Cursor<R> {
+impl<R: Network> Cursor<R> {
     /// Starts at the beginning of the export.
     #[must_use]
     pub fn new(client: Client<R>) -> Self {
-        Self::with_runtime(client, R::default())
-    }
-}
-
-impl<R: Network> Cursor<R> {
-    /// Like [`new`](Cursor::new); what is written is carried out by tasks of this runtime.
-    #[must_use]
-    pub fn with_runtime(client: Client<R>, runtime: R) -> Self {
         Self {
             client,
-            runtime,
             position: 0,
             reading: None,
             buffer: BytesMut::new(),
@@ -145,7 +135,7 @@ impl<R: Network> Cursor<R> {
                 self.writing = Some(writing.clone());
                 let teller = Teller(writing);
                 let task = async move { teller.tell(write.await) };
-                self.runtime.spawn(task);
+                self.client.runtime().spawn(task);
             }
         }
         self.position += n as u64;

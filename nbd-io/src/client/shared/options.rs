@@ -85,6 +85,12 @@ impl<R: Network> ConnectOptions<R> {
         }
     }
 
+    /// The runtime that connections are made on.
+    #[must_use]
+    pub const fn runtime(&self) -> &R {
+        &self.runtime
+    }
+
     /// The export to enter where no URI names it.
     #[must_use]
     pub fn export(mut self, name: ExportName) -> Self {

@@ -46,7 +46,7 @@ async fn enter(sim: &Sim, export: Arc<dyn Export>, cut: Cut) -> (Cursor<Sim>, Lo
     };
     let options = ConnectOptions::with_runtime(sim.clone()).limits(limits);
     let client = options.connect("nbd://localhost").await.unwrap();
-    (Cursor::with_runtime(client, sim.clone()), log)
+    (Cursor::new(client), log)
 }
 
 fn memory(minimum: u32) -> Arc<Memory> {
@@ -153,7 +153,7 @@ fn an_operation_has_a_limit() {
         });
         let options = ConnectOptions::with_runtime(sim.clone());
         let client = options.connect("nbd://localhost").await.unwrap();
-        let mut cursor = Cursor::with_runtime(client, sim.clone());
+        let mut cursor = Cursor::new(client);
         let data = pattern(3 << 20, 1);
         assert_eq!(write(&mut cursor, &data).await.unwrap(), 2 << 20);
         cursor.seek(SeekFrom::Start(0)).unwrap();
