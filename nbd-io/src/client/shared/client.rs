@@ -4,6 +4,7 @@ use super::{
     apart::Apart,
     extents::Extents,
     link::Request,
+    overlaps::Overlaps,
     plan::Facts,
     pool::Pool,
     ranges::{index, length},
@@ -61,6 +62,8 @@ pub(super) struct Shared<R: Network> {
     pub(super) pool: Arc<Pool<R>>,
     /// Held alone while a part of a block is read, changed and written.
     pub(super) apart: Apart,
+    /// Changes that may have to be sent again.
+    pub(super) overlaps: Overlaps,
 }
 
 impl<R: Network> Clone for Client<R> {
@@ -86,6 +89,7 @@ impl<R: Network> Client<R> {
             shared: Arc::new(Shared {
                 pool,
                 apart: Apart::default(),
+                overlaps: Overlaps::default(),
             }),
             told: AtomicU64::new(0),
         }

@@ -14,6 +14,7 @@ mod extents;
 mod haggling;
 mod link;
 mod options;
+mod overlaps;
 mod plan;
 mod pool;
 mod ranges;

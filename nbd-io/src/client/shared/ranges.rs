@@ -225,6 +225,11 @@ impl<R: Network> Client<R> {
             let Done { result, sink } = link.call(request, sink).await;
             return Ok((result?, sink));
         }
+        // Sent again at once, they could change places.
+        let _turn = match request.change() {
+            Some(range) => Some(self.shared.overlaps.turn(range).await),
+            None => None,
+        };
         if request.changes() && !pool.has_room(&request) {
             self.again(&Request::Flush, BytesMut::new()).await?;
         }

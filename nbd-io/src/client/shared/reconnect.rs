@@ -38,8 +38,10 @@ use std::{
 ///   they are written again instead.
 /// * Requests that follow each other, because one was begun after the other was answered, stay in
 ///   that order.
-/// * Requests that overlap and were in flight at once may be carried out in another order when they
-///   are sent again, even if all were answered and not flushed.
+/// * Writes, trims and zeroes of the same bytes are carried out in the order in which they were
+///   begun: a later one is not sent before those before it are answered. A read that is in flight
+///   together with one of them may find what was there before or after, and before again if the
+///   server crashes.
 ///
 /// What it cannot: the protocol has no way to make sure that a server that was cut off has finished
 /// with the requests of the lost connection. If it still works on a write that was sent again, that

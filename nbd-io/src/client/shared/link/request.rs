@@ -5,7 +5,7 @@ use nbd_proto::{
     Command, CommandFlags, Frame, Header, Misuse,
     client::{Cookie, Transmission},
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// A request that fits into one message. It is cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,6 +63,22 @@ impl Request {
             self,
             Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. }
         )
+    }
+
+    /// The bytes of the export that it changes.
+    pub(crate) fn change(&self) -> Option<Range<u64>> {
+        let (offset, len) = match self {
+            Self::Write {
+                offset, payload, ..
+            } => (*offset, payload.len() as u64),
+            Self::Trim { offset, len, .. } | Self::WriteZeroes { offset, len, .. } => {
+                (*offset, *len)
+            }
+            Self::Read { .. } | Self::Flush | Self::Cache { .. } | Self::BlockStatus { .. } => {
+                return None;
+            }
+        };
+        Some(offset..offset.saturating_add(len))
     }
 
     pub(crate) const fn has(&self, flag: CommandFlags) -> bool {

@@ -1,0 +1,57 @@
+//! Changes of the same bytes that are in flight together.
+
+use super::{
+    recovery::{Machine, killer, options, policy},
+    sim::{Sim, join, join_all},
+};
+use nbd_proto::CommandFlags;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[test]
+fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
+    let mut kills = 0;
+    for seed in 0..60 {
+        let sim = Sim::new(seed);
+        // A server that carries out requests in any order.
+        let machine = Machine::start(&sim, true);
+        kills += sim.run(async {
+            let client = options(&sim, policy().keep_unflushed(1 << 20))
+                .connections(1 + usize::try_from(seed % 3).unwrap())
+                .connect("nbd://localhost")
+                .await
+                .unwrap();
+            let client = &client;
+            let done = AtomicBool::new(false);
+            let load = async {
+                for round in 0..20_u8 {
+                    // They are begun in this order, and none waits for the others.
+                    join_all((1..=4_u8).map(|n| async move {
+                        let (at, len) = (u64::from(n) * 50, 1000);
+                        if (round + n) % 4 == 0 {
+                            let flags = CommandFlags::NONE;
+                            client.write_zeroes(at, len, flags).await.unwrap();
+                        } else {
+                            let data = vec![round * 4 + n; 1000];
+                            client.write(at, data).await.unwrap();
+                        }
+                    }))
+                    .await;
+                    // What is kept has to be written again between two kills.
+                    client.flush().await.unwrap();
+                    let found = client.read(50, 1150).await.unwrap();
+                    for (at, byte) in (50_usize..).zip(&found[..]) {
+                        let last = u8::try_from((at / 50).min(4)).unwrap();
+                        let expected = match (round + last) % 4 {
+                            0 => 0,
+                            _ => round * 4 + last,
+                        };
+                        assert_eq!(*byte, expected, "at {at} in round {round}");
+                    }
+                }
+                done.store(true, Ordering::Relaxed);
+            };
+            join(load, killer(&sim, &machine, &done)).await.1
+        });
+    }
+    assert!(kills > 200, "only {kills} kills");
+}
