@@ -81,7 +81,7 @@ impl<R: Runtime> Future for Keeper<R> {
         }
         while state.watching && Self::timer(&mut this.watch, &this.runtime, PATIENCE, cx).is_ready()
         {
-            state.watching = state.live() > 1;
+            state.watching = state.live() > 1 || !state.outbox.is_empty();
             let now = Some(state.drives);
             let fired = link.signal.has_fired();
             if fired && this.late == now {
