@@ -218,41 +218,13 @@ impl<R: Network> Worker<R> {
     }
 }
 
-/// Kills a server under load, and compares what it leaves with what the tasks were told.
-async fn torment<R: Network>(
-    network: R,
+/// Kills a server until it has been enough, then stops the tasks. Returns what the export holds as
+/// far as they were told.
+fn kill_again_and_again(
     victim: &mut Victim,
-    image: &Image,
-    connections: usize,
-    keeps: bool,
-) {
-    // C-191, C-192
-    let policy = Reconnect::new()
-        .delay(Duration::from_millis(10), Duration::from_millis(100))
-        .keep_unflushed(if keeps { 4 << 20 } else { 0 });
-    let client = ConnectOptions::with_runtime(network.clone())
-        .reconnect(Some(policy))
-        .connections(connections)
-        .connect(&victim.uri())
-        .await
-        .unwrap();
-    assert!(client.export().can_multi_conn(), "it is known to");
-    assert_eq!(client.connections(), connections);
-    // Of an earlier run there is something left.
-    let earlier = fs::read(image.path()).unwrap();
-    let stop = Arc::<AtomicBool>::default();
-    let (tell, told) = mpsc::channel();
-    for (number, share) in (0..TASKS).zip(earlier.chunks(SHARE)) {
-        let worker = Worker {
-            client: client.clone(),
-            number,
-            model: share.to_vec(),
-            chance: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ connections as u64,
-            keeps,
-        };
-        network.spawn(worker.run(tell.clone(), stop.clone()));
-    }
-    drop(tell);
+    told: &mpsc::Receiver<Told>,
+    stop: &AtomicBool,
+) -> Vec<u8> {
     let next = || {
         told.recv_timeout(PATIENCE)
             .expect("a task has panicked, or nothing is answered")
@@ -273,9 +245,84 @@ async fn torment<R: Network>(
             expected[usize::try_from(number).unwrap()] = model;
         }
     }
-    let expected = expected.concat();
+    expected.concat()
+}
+
+/// Has tasks use a server that comes and goes, until it has been enough, and compares what it holds
+/// then with what they were told.
+async fn use_it<R: Network>(
+    options: ConnectOptions<R>,
+    connections: usize,
+    uri: &str,
+    earlier: Vec<u8>,
+    channels: Channels,
+    keeps: bool,
+) {
+    let Channels { tell, stop, held } = channels;
+    let network = options.runtime().clone();
+    let options = options.connections(connections);
+    let client = options.connect(uri).await.unwrap();
+    assert!(client.export().can_multi_conn(), "it is known to");
+    assert_eq!(client.connections(), connections);
+    // Of an earlier run there is something left.
+    for (number, share) in (0..TASKS).zip(earlier.chunks(SHARE)) {
+        let worker = Worker {
+            client: client.clone(),
+            number,
+            model: share.to_vec(),
+            chance: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ connections as u64,
+            keeps,
+        };
+        network.spawn(worker.run(tell.clone(), stop.clone()));
+    }
+    drop(tell);
+    let expected = loop {
+        match held.try_recv() {
+            Ok(expected) => break expected,
+            // The tasks may have no other thread than this one.
+            Err(mpsc::TryRecvError::Empty) => network.sleep(Duration::from_millis(5)).await,
+            Err(gone) => panic!("{gone}"),
+        }
+    };
     assert!(client.read(0, expected.len()).await.unwrap() == expected);
     client.disconnect().await.unwrap();
+}
+
+/// How those who use a server and who kills it know of each other.
+struct Channels {
+    tell: mpsc::Sender<Told>,
+    stop: Arc<AtomicBool>,
+    /// What the export has to hold in the end.
+    held: mpsc::Receiver<Vec<u8>>,
+}
+
+/// Kills a server under load, and looks at what it leaves.
+fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) {
+    // C-191, C-192
+    let policy = Reconnect::new()
+        .delay(Duration::from_millis(10), Duration::from_millis(100))
+        .keep_unflushed(if keeps { 4 << 20 } else { 0 });
+    let (tell, told) = mpsc::channel();
+    let (hold, held) = mpsc::channel();
+    let stop = Arc::<AtomicBool>::default();
+    let channels = Channels {
+        tell,
+        stop: stop.clone(),
+        held,
+    };
+    let (uri, earlier) = (victim.uri(), fs::read(image.path()).unwrap());
+    let expected = thread::scope(|scope| {
+        scope.spawn(move || {
+            on_runtime(async |network| {
+                let options = ConnectOptions::with_runtime(network).reconnect(Some(policy));
+                use_it(options, connections, &uri, earlier, channels, keeps).await;
+            });
+        });
+        // In this thread, because some servers end when the thread does that has started them.
+        let expected = kill_again_and_again(victim, &told, &stop);
+        hold.send(expected.clone()).unwrap();
+        expected
+    });
     victim.kill();
     assert!(fs::read(image.path()).unwrap() == expected, "it was lost");
     victim.start_again();
@@ -289,11 +336,8 @@ fn torment_all(listen: Listen, start: impl FnOnce(Image) -> Option<Victim> + Sen
             return;
         };
         let keeps = listen == Listen::Unix;
-        for (connections, keeps) in [(1, keeps), (3, !keeps)] {
-            on_runtime(async |network| {
-                torment(network, &mut victim, &image, connections, keeps).await;
-            });
-        }
+        torment(&mut victim, &image, 1, keeps);
+        torment(&mut victim, &image, 3, !keeps);
     });
 }
 
