@@ -20,7 +20,12 @@ use std::{
 /// A write takes the data and is carried out in the background, one at a time, and what goes wrong
 /// with it is told to the next write, flush or close. What others may rely on is there only after a
 /// flush. [`flush`](AsyncWrite::poll_flush) and [`close`](AsyncWrite::poll_close) put what was
-/// written on stable storage, if the server offers that; nothing is closed by the latter.
+/// written on stable storage, if the server offers that; nothing is closed by the latter. When a
+/// cursor is dropped, nobody is told what went wrong with its last write.
+///
+/// At the end of the export nothing is read or written, so that `write_all` fails there with
+/// [`WriteZero`](io::ErrorKind::WriteZero). What the client fails with, an
+/// [`Error`](crate::Error), is inside the [`io::Error`].
 ///
 /// # Cancel safety
 ///

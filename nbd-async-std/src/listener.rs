@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// A listening stream socket of any family.
+/// A listening stream socket of any family, for [`Server::serve`](nbd_io::server::Server::serve).
 #[derive(Debug)]
 pub struct Listener(Async<nbd_socket::Listener>);
 

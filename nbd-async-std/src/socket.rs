@@ -12,6 +12,9 @@ use std::{
 /// A connected stream socket of any family. One system call reads into several buffers, or writes
 /// from them.
 ///
+/// A client uses it by [`connect_over`](crate::ConnectOptions::connect_over), a server by
+/// [`serve_transport`](nbd_io::server::Server::serve_transport).
+///
 /// If its peer is a child process, dropping it ends that process, without waiting for it.
 #[derive(Debug)]
 pub struct Socket {

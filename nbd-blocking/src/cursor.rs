@@ -7,6 +7,10 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 ///
 /// Nothing is buffered: wrap it in a `BufReader` or `BufWriter` for small reads and writes.
 /// [`Write::flush`] puts what was written on stable storage, if the server offers that.
+///
+/// At the end of the export nothing is read or written, so that `write_all` fails there with
+/// [`WriteZero`](io::ErrorKind::WriteZero). What the client fails with, an
+/// [`Error`](crate::Error), is inside the [`io::Error`].
 #[derive(Clone, Debug)]
 pub struct Cursor {
     client: Client,

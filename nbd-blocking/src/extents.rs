@@ -10,6 +10,8 @@ use std::ops::Range;
 ///
 /// The items are stretches on which no context changes, in order and without gaps. They are inside
 /// the range, and no two neighbours say the same. An error ends the iteration.
+///
+/// Spec: [Metadata querying](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#metadata-querying).
 #[derive(Debug)]
 pub struct Extents {
     client: Client,

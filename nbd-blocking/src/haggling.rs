@@ -107,6 +107,8 @@ impl Entered {
 /// negotiation timeout of [`ConnectOptions`] counts from the start, over all steps.
 ///
 /// Dropping it tells the server goodbye like [`abort`](Haggling::abort), but waits for nothing.
+///
+/// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 #[derive(Debug)]
 pub struct Haggling<S> {
     inner: io::Haggling<Negotiating, S>,

@@ -77,7 +77,8 @@ impl ConnectOptions {
         }
     }
 
-    /// The export to enter where no URI names it.
+    /// The export to enter where there is no URI: over a stream that the program brings, or of a
+    /// server that it starts. A URI always names one: without a path, the default export.
     #[must_use]
     pub fn export(mut self, name: ExportName) -> Self {
         self.target.export = name;
@@ -106,7 +107,8 @@ impl ConnectOptions {
         self
     }
 
-    /// Whether to ask for structured replies. On by default; extended headers imply them.
+    /// Whether to ask for structured replies. On by default; extended headers imply them. Without
+    /// them no meta context is selected.
     #[must_use]
     pub const fn structured_replies(mut self, ask: bool) -> Self {
         self.target.structured_replies = ask;
@@ -127,22 +129,23 @@ impl ConnectOptions {
         self
     }
 
-    /// How long connecting may take, over all addresses of a host. `None` waits as long as the
-    /// system does.
+    /// How long connecting may take, over all addresses of a host. 30 s by default; `None` waits as
+    /// long as the system does.
     #[must_use]
     pub const fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long TLS and the negotiation may take together. `None` waits for ever.
+    /// How long TLS and the negotiation may take together. 30 s by default; `None` waits for ever.
     #[must_use]
     pub const fn negotiation_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.negotiation_timeout = timeout;
         self
     }
 
-    /// How long each request may take. It is noticed after at most twice that time. `None` waits
+    /// How long each request may take. A late one is noticed after at most twice that time.
+    /// Each piece of a long read or write is a request of its own. 60 s by default; `None` waits
     /// for ever.
     #[must_use]
     pub const fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
@@ -151,7 +154,8 @@ impl ConnectOptions {
     }
 
     /// Lets a URI name files of this machine (`tls-certificates`, `tls-psk-file`). To be allowed
-    /// only for URIs that come from a trusted place. Off by default.
+    /// only for URIs that come from a trusted place. Off by default. It is about
+    /// [`connect`](ConnectOptions::connect); a [`Uri`] was parsed with permissions of its own.
     #[must_use]
     pub const fn local_files(mut self, allow: bool) -> Self {
         self.local_files = allow;
@@ -167,7 +171,8 @@ impl ConnectOptions {
         self
     }
 
-    /// Whether to start TLS where the URI does not demand it. A URI that does always gets it.
+    /// Whether to start TLS where the URI does not demand it; not by default. A URI that does
+    /// always gets it.
     #[must_use]
     pub const fn tls_policy(mut self, policy: TlsPolicy) -> Self {
         self.target.tls = policy;
@@ -274,6 +279,9 @@ impl ConnectOptions {
 
     /// Connects to what a URI names and stops before any option is sent, to go on step by step.
     /// Not for URIs that demand TLS: see [`start_secure`](ConnectOptions::start_secure).
+    ///
+    /// What these options would have asked for, such as meta contexts, is then the caller's to ask
+    /// for.
     ///
     /// # Errors
     ///

@@ -41,7 +41,8 @@ const MAX_QUERIES: usize = 4096;
 /// # Blocking
 ///
 /// The methods are synchronous. An asynchronous server calls them on a thread that may block,
-/// unless [`may_block`](Self::may_block) says that they never wait for anything slow.
+/// unless [`may_block`](Self::may_block) says that they never wait for anything slow. Storage that
+/// is asynchronous itself is waited for there, by Tokio's `Handle::block_on` or the like.
 ///
 /// ```
 /// use nbd_io::Export;

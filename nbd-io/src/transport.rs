@@ -18,6 +18,8 @@ use std::{
 ///
 /// One implementation per runtime is enough: it holds that runtime's socket, or TLS over it. A
 /// blocking stream implements it by never returning [`Poll::Pending`].
+///
+/// A read and a write may pend at the same time: each wakes the task that polled it last.
 pub trait Transport {
     /// Reads into `bufs` in order. 0 bytes are the end of the stream.
     ///
@@ -145,6 +147,10 @@ impl<T: Transport> Layered<T> {
     /// # Errors
     ///
     /// When TLS cannot be set up, its handshake fails, or it is up already.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: the transport is lost with the future.
     pub async fn start_tls(
         self,
         tls: &ClientTls,
@@ -255,6 +261,10 @@ pub enum DriveError {
 ///
 /// When the stream breaks or ends, or the peer breaks the protocol. The transport is to be closed
 /// then, without sending anything else.
+///
+/// # Cancel safety
+///
+/// None: the phase is gone with a future that is dropped, and the transport is to be closed.
 pub async fn drive<T: Transport, P: Phase>(
     transport: &mut T,
     out: &mut BytesMut,
@@ -281,6 +291,10 @@ pub async fn drive<T: Transport, P: Phase>(
 /// # Errors
 ///
 /// When the stream is broken.
+///
+/// # Cancel safety
+///
+/// None: what was written is no longer in `out`, but may not have been flushed.
 pub async fn write_all<T: Transport>(transport: &mut T, out: &mut BytesMut) -> io::Result<()> {
     if out.is_empty() {
         return Ok(());

@@ -20,11 +20,16 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 /// with it is told to the next write, flush or shutdown. What others may rely on is there only
 /// after a flush. [`flush`](AsyncWrite::poll_flush) and [`shutdown`](AsyncWrite::poll_shutdown) put
 /// what was written on stable storage, if the server offers that; nothing is closed by the latter.
+/// When a cursor is dropped, nobody is told what went wrong with its last write.
+///
+/// At the end of the export nothing is read or written, so that `write_all` fails there with
+/// [`WriteZero`](io::ErrorKind::WriteZero). What the client fails with, an
+/// [`Error`](crate::Error), is inside the [`io::Error`].
 ///
 /// # Cancel safety
 ///
 /// A read whose future is dropped has read nothing, and a write whose future is dropped has written
-/// nothing, as Tokio says of its streams: both are in order in a `select!`. The dropped read goes
+/// nothing, as Tokio says of its streams: both can be used in a `select!`. The dropped read goes
 /// on, and a next one at the same place may be given what it found, although others have written
 /// there since.
 ///

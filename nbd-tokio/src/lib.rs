@@ -64,6 +64,10 @@ pub type ConnectOptions = nbd_io::client::shared::ConnectOptions<Tokio>;
 ///
 /// When the URI is wrong, the server cannot be reached, or the export cannot be entered.
 ///
+/// # Panics
+///
+/// Outside a Tokio runtime, or if its I/O or its time is not enabled.
+///
 /// # Cancel safety
 ///
 /// A future that is dropped leaves no connection behind.

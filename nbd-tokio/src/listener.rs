@@ -8,7 +8,7 @@ use std::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// A listening stream socket of any family.
+/// A listening stream socket of any family, for [`Server::serve`](nbd_io::server::Server::serve).
 #[derive(Debug)]
 pub struct Listener(AsyncFd<nbd_socket::Listener>);
 

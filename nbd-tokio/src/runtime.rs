@@ -15,7 +15,7 @@ use tokio::{runtime::Handle, time::Sleep};
 /// A Tokio runtime. Its I/O and its time have to be enabled.
 ///
 /// The default is the runtime that a future is polled on, so that a server or a client can be made
-/// before there is any.
+/// before there is any. What is polled elsewhere may panic then.
 #[derive(Clone, Debug, Default)]
 pub struct Tokio(Option<Handle>);
 

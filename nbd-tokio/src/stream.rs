@@ -11,6 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Any stream of Tokio's kind as a [`Transport`], such as a pipe in memory or a tunnel.
 ///
+/// A client uses it by [`connect_over`](crate::ConnectOptions::connect_over), a server by
+/// [`serve_transport`](nbd_io::server::Server::serve_transport).
+///
 /// For sockets, [`Socket`](crate::Socket) is faster: streams of this kind read into one buffer at a
 /// time, and not all of them write from several.
 #[derive(Debug)]

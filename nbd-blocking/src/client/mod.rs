@@ -33,6 +33,8 @@ use std::{
 ///
 /// Dropping the last clone tells the server goodbye if that needs no waiting; see
 /// [`disconnect`](Client::disconnect).
+///
+/// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
 #[derive(Clone, Debug)]
 pub struct Client {
     link: Arc<Link>,
@@ -142,7 +144,8 @@ impl Client {
         self.read_part(tail_buf, tail.start)
     }
 
-    /// Reads all of the buffer in one request with these flags; nothing is split or aligned.
+    /// Reads all of the buffer in one request with these flags; nothing is split or aligned. Flags:
+    /// [`CommandFlags::DF`].
     ///
     /// # Errors
     ///
@@ -339,12 +342,13 @@ impl Client {
         Queue::new(self.link.clone())
     }
 
-    /// Ends the session: waits for what is in flight, says goodbye and waits up to 5 s for the
-    /// server to close. Clones and queues cannot be used afterwards.
+    /// Ends the session: waits for what is in flight, says goodbye and waits for the server to
+    /// close, all together up to 5 s. Clones and queues cannot be used afterwards.
     ///
     /// # Errors
     ///
-    /// When the connection was over before.
+    /// When the connection was over before, or is lost before what is in flight is done, or when
+    /// this was called before.
     pub fn disconnect(&self) -> Result<(), Error> {
         self.link.disconnect()
     }

@@ -15,6 +15,8 @@ use nbd_proto::{
 use std::{fmt, io};
 
 /// Whether a connection is encrypted.
+///
+/// Spec: [TLS support](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#tls-support).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsPolicy {
     /// Never.
@@ -167,6 +169,10 @@ impl NegotiationError {
 ///
 /// When the export cannot be entered. If the server speaks the protocol, the session has been
 /// ended by `NBD_OPT_ABORT` then.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
 pub async fn negotiate<T, F>(
     transport: T,
     target: &Target,

@@ -22,7 +22,7 @@ pub enum Error {
     Connect {
         /// Where.
         to: String,
-        /// Why not: of several addresses, the reason of the last.
+        /// Why not: of several addresses, how each of them failed.
         source: Arc<io::Error>,
     },
     /// The export cannot be entered.

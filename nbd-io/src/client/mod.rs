@@ -1,4 +1,5 @@
-//! The client's side: negotiation, step by step or all at once, and the planning of requests.
+//! The client's side: negotiation, step by step or all at once, and the planning of requests; in
+//! [`shared`] all of a client.
 
 mod connect;
 mod error;

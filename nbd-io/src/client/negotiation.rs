@@ -38,6 +38,10 @@ pub enum Greeted<T: Transport> {
 /// # Errors
 ///
 /// When the transport fails or the peer is no NBD server.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
 pub async fn greet<T: Transport>(
     mut transport: T,
     config: Config,
@@ -58,6 +62,10 @@ pub async fn greet<T: Transport>(
 /// # Errors
 ///
 /// When the transport fails, the peer is no NBD server or cannot start TLS.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
 pub async fn greet_secure<T: Transport>(
     mut transport: T,
     config: Config,
@@ -96,6 +104,10 @@ impl<T: Transport> TlsOnly<T> {
     /// # Errors
     ///
     /// When the transport or the TLS handshake fails, or the server refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: the transport is lost with the future.
     pub async fn start_tls<U: Transport, F>(
         self,
         upgrade: impl FnOnce(T) -> F,
@@ -427,6 +439,10 @@ impl<T: Transport> Haggling<T, Plain> {
 /// # Errors
 ///
 /// When the connection fails. A server refuses by closing it.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
 pub async fn enter_by_name<T: Transport>(
     mut transport: T,
     mut out: BytesMut,

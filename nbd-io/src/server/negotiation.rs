@@ -134,6 +134,10 @@ impl From<DriveError> for NegotiationError {
 ///
 /// When the transport or the TLS handshake fails, or the client breaks the protocol. The transport
 /// has been shut down then.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
 pub async fn negotiate<T, F>(
     transport: T,
     options: &ServerOptions,

@@ -9,7 +9,7 @@ use nbd_proto::{
 };
 use std::{collections::VecDeque, fmt, io::IoSlice, sync::Arc};
 
-/// The longest header of a message in bytes.
+/// The longest header of a message with data, in bytes.
 const HEADER: usize = 40;
 
 /// Data of reads up to this length is put between the headers, in bytes.

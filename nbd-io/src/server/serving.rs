@@ -171,7 +171,8 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// How much a client may ask for.
+    /// How much a client may ask for. By default the [usual limits](Limits::default), but 64
+    /// requests at once, whose memory [`in_flight`](Self::in_flight) bounds.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.settings.options.config.limits = limits;
@@ -200,7 +201,7 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// How long TLS and the negotiation may take together. `None` waits for ever.
+    /// How long TLS and the negotiation may take together. 10 s by default; `None` waits for ever.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.settings.handshake_timeout = timeout;
@@ -249,7 +250,7 @@ impl<R: Tasks> Server<R> {
     }
 
     /// Calls `on_event` whenever something happens that is worth a line in a log. It is called
-    /// where it happened, and waited for.
+    /// where it happened, and must not wait for anything slow.
     #[must_use]
     pub fn on_event(mut self, on_event: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
         self.settings.on_event = Some(Arc::new(on_event));
@@ -257,8 +258,8 @@ impl<R: Tasks> Server<R> {
     }
 
     /// Calls `on_request` whenever an export has carried out a request, before the reply is sent.
-    /// It is called where that happened, and waited for. Requests that never came to an export,
-    /// because the protocol or the export's flags forbid them, are not told of.
+    /// It is called where that happened, and holds up the reply. Requests that never came to an
+    /// export, because the protocol or the export's flags forbid them, are not told of.
     #[must_use]
     pub fn on_request(mut self, on_request: impl Fn(&Outcome<'_>) + Send + Sync + 'static) -> Self {
         self.settings.on_request = Some(Arc::new(on_request));
@@ -274,12 +275,13 @@ impl<R: Tasks> Server<R> {
     }
 
     /// Serves clients that connect to `listener`, or to any of a `Vec` of them, until the server is
-    /// [stopped](Stopper::stop). Ends when the last of all its connections is closed.
+    /// [stopped](Stopper::stop). Ends when the last of all its connections is closed, or 1 s after
+    /// the [grace](Self::grace) if an export still holds one of them up.
     ///
     /// # Errors
     ///
-    /// When the listener fails for good. What goes wrong with one connection is an
-    /// [event](Self::on_event) and no error.
+    /// When the listener fails for good; connections that there are go on. What goes wrong with one
+    /// of them is an [event](Self::on_event) and no error.
     ///
     /// # Cancel safety
     ///
@@ -469,7 +471,8 @@ impl Stopper {
     /// client disconnects or sends nothing more for a moment. What is still there after the
     /// [grace](Server::grace) is closed.
     ///
-    /// [`Server::serve`] ends when all this is done.
+    /// [`Server::serve`] ends when all this is done. A server that was stopped takes no connections
+    /// any more.
     pub fn stop(&self) {
         self.registry.stop();
     }

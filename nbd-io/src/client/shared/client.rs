@@ -43,15 +43,18 @@ use std::{
 /// new one: see [`Reconnect`](super::Reconnect).
 ///
 /// Dropping the last clone says goodbye to the server in the background; see
-/// [`disconnect`](Client::disconnect).
+/// [`disconnect`](Client::disconnect). If the runtime ends before that, the connection is just
+/// closed.
+///
+/// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
 ///
 /// # Cancel safety
 ///
 /// Every future can be dropped at any time: the connection and all other requests go on. Whether a
-/// request whose future was dropped is carried out is not known, and it may be carried out later:
-/// a write to the same place can only be relied on after a new one has been waited for, and not
-/// even then if the server has several requests of a client at work at once, until
-/// [`disconnect`](Client::disconnect).
+/// request whose future was dropped is carried out is not known, and it may be carried out later.
+/// After a write was dropped, what is at its place is therefore only known when another write there
+/// has been answered. If the server works on several requests of a client at once, the dropped one
+/// may come even after that, until [`disconnect`](Client::disconnect).
 pub struct Client<R: Network> {
     pub(super) shared: Arc<Shared<R>>,
     /// How many losses of unflushed writes this clone was told of.
@@ -151,7 +154,8 @@ impl<R: Network> Client<R> {
         self.shared.pool.status()
     }
 
-    /// Waits until the state is another one than `known`. States between may be left out.
+    /// Waits until the state is another one than `known`. States between may be left out. There is
+    /// no other one after [`ConnectionState::Over`], so that this then waits for ever.
     ///
     /// # Cancel safety
     ///
@@ -199,7 +203,8 @@ impl<R: Network> Client<R> {
         Ok(buffer)
     }
 
-    /// Reads in one request with these flags; nothing is split or aligned.
+    /// Reads in one request with these flags; nothing is split or aligned. Flags:
+    /// [`CommandFlags::DF`].
     ///
     /// # Errors
     ///
@@ -372,7 +377,7 @@ impl<R: Network> Client<R> {
     ///
     /// # Errors
     ///
-    /// When a connection was over before, or there was none at that time.
+    /// When a connection was over before, there was none at that time, or this was called before.
     ///
     /// # Cancel safety
     ///
@@ -397,7 +402,7 @@ impl<R: Network> Client<R> {
         result
     }
 
-    /// Whether the connection is over.
+    /// Whether there is no connection any more, and none will be made.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.shared.pool.is_over()

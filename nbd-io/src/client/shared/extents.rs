@@ -22,6 +22,8 @@ type Answer = Result<Vec<ContextExtents>, Error>;
 ///
 /// The items are stretches on which no context changes, in order and without gaps. They are inside
 /// the range, and no two neighbours say the same. An error ends the stream.
+///
+/// Spec: [Metadata querying](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#metadata-querying).
 pub struct Extents<R: Network> {
     client: Client<R>,
     stretches: Stretches,

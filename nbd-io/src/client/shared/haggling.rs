@@ -71,6 +71,10 @@ impl<R: Network> ByName<R> {
     /// # Errors
     ///
     /// When the connection fails or is closed, which is how such a server refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped leaves no connection behind.
     pub async fn export_name(self, name: &ExportName) -> Result<Client<R>, Error> {
         let mut out = bytes::BytesMut::new();
         let pending = self.newstyle.export_name(name, &mut out);
@@ -101,6 +105,10 @@ impl<R: Network> Entered<R> {
     /// # Errors
     ///
     /// None at present.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped leaves no connection behind.
     pub async fn accept(self) -> Result<Client<R>, Error> {
         self.options
             .entered(self.stream, self.oldstyle.accept(), false, &self.release)
@@ -114,6 +122,8 @@ impl<R: Network> Entered<R> {
 /// negotiation timeout of [`ConnectOptions`] counts from the start, over all steps.
 ///
 /// Dropping it tells the server goodbye like [`abort`](Haggling::abort), but waits for nothing.
+///
+/// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 ///
 /// # Cancel safety
 ///

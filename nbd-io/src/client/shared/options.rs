@@ -91,7 +91,8 @@ impl<R: Network> ConnectOptions<R> {
         &self.runtime
     }
 
-    /// The export to enter where no URI names it.
+    /// The export to enter where there is no URI: over a stream that the program brings, or of a
+    /// server that it starts. A URI always names one: without a path, the default export.
     #[must_use]
     pub fn export(mut self, name: ExportName) -> Self {
         self.target.export = name;
@@ -120,7 +121,8 @@ impl<R: Network> ConnectOptions<R> {
         self
     }
 
-    /// Whether to ask for structured replies. On by default; extended headers imply them.
+    /// Whether to ask for structured replies. On by default; extended headers imply them. Without
+    /// them no meta context is selected.
     #[must_use]
     pub fn structured_replies(mut self, ask: bool) -> Self {
         self.target.structured_replies = ask;
@@ -141,24 +143,25 @@ impl<R: Network> ConnectOptions<R> {
         self
     }
 
-    /// How long connecting may take, over all addresses of a host. `None` waits as long as the
-    /// system does.
+    /// How long connecting may take, over all addresses of a host. 30 s by default; `None` waits as
+    /// long as the system does.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long TLS and the negotiation may take together. `None` waits for ever.
+    /// How long TLS and the negotiation may take together. 30 s by default; `None` waits for ever.
     #[must_use]
     pub fn negotiation_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.negotiation_timeout = timeout;
         self
     }
 
-    /// How long each request may take, from when it is sent, and before that how long it may wait
-    /// until it is, and for a new connection. A request that is late is noticed after at most half
-    /// that time more. `None` waits for ever.
+    /// How long each request may take once it is sent. It may wait as long again until it can be
+    /// sent, and as long again for a new connection. A late one is noticed after at most half that
+    /// time more. Each piece of a long read or write is a request of its own. 60 s by default; `None`
+    /// waits for ever.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.request_timeout = timeout;
@@ -176,7 +179,10 @@ impl<R: Network> ConnectOptions<R> {
     /// How many connections to share the requests between, if the server says that it keeps
     /// several of one client's consistent
     /// ([`can_multi_conn`](nbd_proto::ExportInfo::can_multi_conn)); otherwise there is one. 1 by
-    /// default; 0 counts as 1.
+    /// default; 0 counts as 1. Only [`connect`] and [`connect_uri`] make more than one.
+    ///
+    /// [`connect`]: ConnectOptions::connect
+    /// [`connect_uri`]: ConnectOptions::connect_uri
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
@@ -195,7 +201,8 @@ impl<R: Network> ConnectOptions<R> {
     }
 
     /// Lets a URI name files of this machine (`tls-certificates`, `tls-psk-file`). To be allowed
-    /// only for URIs that come from a trusted place. Off by default.
+    /// only for URIs that come from a trusted place. Off by default. It is about
+    /// [`connect`](ConnectOptions::connect); a [`Uri`] was parsed with permissions of its own.
     #[must_use]
     pub fn local_files(mut self, allow: bool) -> Self {
         self.local_files = allow;
@@ -211,7 +218,8 @@ impl<R: Network> ConnectOptions<R> {
         self
     }
 
-    /// Whether to start TLS where the URI does not demand it. A URI that does always gets it.
+    /// Whether to start TLS where the URI does not demand it; not by default. A URI that does
+    /// always gets it.
     #[must_use]
     pub fn tls_policy(mut self, policy: TlsPolicy) -> Self {
         self.target.tls = policy;
@@ -252,7 +260,8 @@ impl<R: Network> ConnectOptions<R> {
     }
 
     /// Enters the export over a stream that the program brings. `host` is the name that a
-    /// certificate is checked against unless [`tls`](ConnectOptions::tls) has another one.
+    /// certificate is checked against unless [`tls`](ConnectOptions::tls) has another one. If this
+    /// connection is lost, no new one is made.
     ///
     /// # Errors
     ///
@@ -274,9 +283,16 @@ impl<R: Network> ConnectOptions<R> {
     /// Connects to what a URI names and stops before any option is sent, to go on step by step.
     /// Not for URIs that demand TLS: see [`start_secure`](ConnectOptions::start_secure).
     ///
+    /// What these options would have asked for, such as meta contexts, is then the caller's to ask
+    /// for. The client that comes of it has one connection, and makes no new one if that is lost.
+    ///
     /// # Errors
     ///
     /// When the URI is wrong or demands TLS, the server cannot be reached, or is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped leaves no connection behind.
     pub async fn start(&self, uri: &Uri) -> Result<Greeted<R>, Error> {
         let options = self.clone().with_uri(uri)?;
         if options.target.tls == TlsPolicy::Always {
@@ -291,11 +307,16 @@ impl<R: Network> ConnectOptions<R> {
         Ok(Greeted::new(greeted, options, host(uri.address()), release))
     }
 
-    /// Connects to what a URI names and starts TLS, to go on step by step.
+    /// Connects to what a URI names and starts TLS, to go on step by step as after
+    /// [`start`](ConnectOptions::start).
     ///
     /// # Errors
     ///
     /// When the URI is wrong, the server cannot be reached, is none, or TLS cannot be started.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped leaves no connection behind.
     pub async fn start_secure(&self, uri: &Uri) -> Result<Haggling<R, Encrypted>, Error> {
         let options = self.clone().with_uri(uri)?;
         let socket = options.dial(uri).await?;
