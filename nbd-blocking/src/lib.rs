@@ -34,6 +34,7 @@ pub use nbd_proto::{
 pub use options::ConnectOptions;
 pub use queue::{Completion, Queue};
 pub use stream::Negotiating;
+pub use {nbd_io, nbd_proto};
 
 /// Connects to what a URI names and enters its export, with [default
 /// options](ConnectOptions::new).

@@ -29,12 +29,17 @@ struct Command {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Command { arguments, runtime } = Command::parse();
-    runtime.build()?.block_on(serve(arguments))
+    // Those that the process was started with are to be taken before there are other threads.
+    let listeners = arguments.listeners()?;
+    runtime.build()?.block_on(serve(arguments, listeners))
 }
 
-async fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+async fn serve(
+    arguments: Arguments,
+    listeners: Vec<nbd_socket::Listener>,
+) -> Result<(), Box<dyn Error>> {
     let server = arguments.server(Tokio::current())?;
-    let listeners = arguments.listeners()?.into_iter().map(Listener::new);
+    let listeners = listeners.into_iter().map(Listener::new);
     let listeners: Vec<Listener> = listeners.collect::<Result<_, _>>()?;
     Ok(server.serve(listeners).await?)
 }

@@ -15,7 +15,7 @@ pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_io::{
     client::{
         Error, Lost, NegotiationError, Stretch, TlsPolicy,
-        shared::{ConnectionState, Reconnect, RefusedStep},
+        shared::{ConnectionState, Reconnect},
     },
     server::{Applicant, Ending, Event, Outcome, Peer, Stopper},
 };
@@ -28,10 +28,11 @@ pub use nbd_proto::{
     },
     meta,
 };
-pub use nbd_socket::{self, Launch};
+pub use nbd_socket::Launch;
 pub use runtime::Tokio;
 pub use socket::Socket;
 pub use stream::Stream;
+pub use {nbd_io, nbd_proto, nbd_socket};
 
 /// Serves exports to any number of clients, from a [`Listener`] or any transport.
 pub type Server = nbd_io::server::Server<Tokio>;
@@ -53,6 +54,9 @@ pub type Entered = nbd_io::client::shared::Entered<Tokio>;
 
 /// Negotiates with a server option by option.
 pub type Haggling<S> = nbd_io::client::shared::Haggling<Tokio, S>;
+
+/// An option that the server has refused, and the negotiation, which goes on.
+pub type RefusedStep<S> = nbd_io::client::shared::RefusedStep<Tokio, S>;
 
 /// How to reach an export, and what to ask for.
 pub type ConnectOptions = nbd_io::client::shared::ConnectOptions<Tokio>;

@@ -26,13 +26,16 @@ struct Command {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Command { arguments, stdio } = Command::parse();
-    let server = arguments.server(Threads::default())?;
     if stdio {
+        let server = arguments.server(Threads::default())?;
         return match server.serve_stdio()? {
             Ending::Io(error) => Err(error.into()),
             ending if ending.is_clean() => Ok(()),
             ending => Err(ending.to_string().into()),
         };
     }
-    Ok(server.serve_listeners(arguments.listeners()?)?)
+    // Those that the process was started with are to be taken before there are other threads.
+    let listeners = arguments.listeners()?;
+    let server = arguments.server(Threads::default())?;
+    Ok(server.serve_listeners(listeners)?)
 }

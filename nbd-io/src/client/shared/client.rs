@@ -220,7 +220,10 @@ impl<R: Network> Client<R> {
             len: len as u64,
             flags,
         };
-        let (_, buffer) = self.perform(request, BytesMut::zeroed(len)).await?;
+        // What is too long for one request is refused, and needs no memory.
+        let is_sent = len as u64 <= self.facts().max_read;
+        let buffer = BytesMut::zeroed(if is_sent { len } else { 0 });
+        let (_, buffer) = self.perform(request, buffer).await?;
         Ok(buffer.freeze())
     }
 

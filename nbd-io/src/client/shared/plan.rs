@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) contexts: Vec<Context>,
     pub(super) blocks: BlockSizes,
     pub(super) encrypted: bool,
+    /// The longest read in one request, in bytes.
+    pub(super) max_read: u64,
     /// The longest payload of one request, in bytes.
     pub(super) max_payload: u64,
     pub(super) max_zeroes: u64,
@@ -47,6 +49,7 @@ impl Facts {
             contexts: transmission.contexts().to_vec(),
             blocks: transmission.block_sizes(),
             encrypted,
+            max_read: transmission.max_len(Command::Read),
             max_payload: transmission.max_len(Command::Write),
             max_zeroes: longest(transmission, Command::WriteZeroes),
             max_range: transmission.max_len(Command::Trim),

@@ -186,6 +186,10 @@ fn every_command_is_carried_out() {
         }
         let outside = client.read(SIZE - 1, 2).await.unwrap_err();
         assert!(matches!(outside, Error::Misuse(Misuse::OutOfBounds { .. })));
+        for len in [usize::MAX, 1 << 40] {
+            let huge = client.read_with(0, len, NONE).await.unwrap_err();
+            assert!(matches!(huge, Error::Misuse(_)), "{huge:?}");
+        }
         let unaligned = client.trim(1, 512, NONE).await.unwrap_err();
         assert!(matches!(unaligned, Error::Misuse(Misuse::Unaligned { .. })));
         assert!(client.read(0, 1).await.is_ok());
