@@ -283,6 +283,11 @@ impl<R: Network> Client<R> {
     pub async fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.done(Request::Flush).await?;
+        self.tell_loss()
+    }
+
+    /// Whether all that was answered before a flush has been covered by it. A loss is told once.
+    pub(super) fn tell_loss(&self) -> Result<(), Error> {
         let tears = self.shared.pool.tears();
         if self.told.fetch_max(tears, Ordering::Relaxed) < tears {
             return Err(Error::Unflushed);

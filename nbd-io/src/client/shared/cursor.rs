@@ -1,6 +1,6 @@
 //! An export as a stream of bytes with a position, below the traits of every runtime.
 
-use super::client::Client;
+use super::{client::Client, link::Request};
 use crate::{
     client::{Error, Lost},
     runtime::Network,
@@ -158,11 +158,13 @@ impl<R: Network> Cursor<R> {
         let client = &self.client;
         let flushing = self.flushing.get_or_insert_with(|| {
             let client = client.clone();
-            Box::pin(async move { client.flush().await })
+            // A clone would be told of a loss in the place of this one.
+            Box::pin(async move { client.done(Request::Flush).await })
         });
         let flushed = ready!(flushing.as_mut().poll(cx));
         self.flushing = None;
-        Poll::Ready(flushed.map_err(io::Error::from))
+        flushed?;
+        Poll::Ready(Ok(self.client.tell_loss()?))
     }
 
     /// Changes the position, which may then be behind the end of the export.

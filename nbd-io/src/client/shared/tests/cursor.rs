@@ -2,6 +2,7 @@
 
 use super::{
     pipe::{Cut, Pipe},
+    recovery::{self, Machine, policy},
     server::{Log, Manner, serve},
     sim::{Sim, join},
 };
@@ -336,6 +337,27 @@ fn a_failed_write_is_told_once_by_what_comes_next() {
         cursor.seek(SeekFrom::Start(0)).unwrap();
         assert_eq!(write(&mut cursor, &[1; 100]).await.unwrap(), 100);
         flush(&mut cursor).await.unwrap();
+    });
+}
+
+#[test]
+fn a_loss_is_told_by_one_flush() {
+    let sim = Sim::new(1);
+    let machine = Machine::start(&sim, false);
+    sim.run(async {
+        let options = recovery::options(&sim, policy());
+        let client = options.connect("nbd://localhost").await.unwrap();
+        let mut cursor = Cursor::new(client);
+        for _ in 0..2 {
+            write(&mut cursor, &[1; 10]).await.unwrap();
+            // It waits for what was written.
+            read(&mut cursor, 10).await.unwrap();
+            machine.kill();
+            read(&mut cursor, 10).await.unwrap();
+            let error = flush(&mut cursor).await.unwrap_err();
+            assert!(error.to_string().contains("flushed"), "{error}");
+            flush(&mut cursor).await.unwrap();
+        }
     });
 }
 
