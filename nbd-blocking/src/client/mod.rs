@@ -265,6 +265,12 @@ impl Client {
     /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`](crate::Errno::NotSup) says
     /// that writing would be no slower.
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
+        // A part of a block that is written at the same time would bring the rest of it back.
+        let _apart = self
+            .facts
+            .patching
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         self.range(Command::WriteZeroes, offset, len, |transmission, piece| {
             header(transmission.write_zeroes(piece.offset, piece.len, flags))
         })

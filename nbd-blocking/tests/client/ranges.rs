@@ -280,6 +280,26 @@ fn writers_to_parts_of_one_block_lose_nothing() {
 }
 
 #[test]
+fn zeroes_are_written_apart_from_parts_of_the_same_block() {
+    within(20, || {
+        let model = Model::new(64 << 10).block_sizes(4096, 4096, 64 << 10);
+        let (stream, disk) = model.unix();
+        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        for round in 0..100 {
+            client.write_all_at(&[7; 4096], 0).expect("written");
+            let other = client.clone();
+            let writer = spawn(move || other.write_all_at(&[1; 100], 0).expect("written"));
+            let flags = CommandFlags::NONE;
+            client.write_zeroes(0, 4096, flags).expect("zeroed");
+            writer.join().expect("the writer does not fail");
+            let disk = disk.lock().expect("no panics");
+            let zero = disk[100..4096].iter().all(|byte| *byte == 0);
+            assert!(zero, "what was there is back in round {round}");
+        }
+    });
+}
+
+#[test]
 fn nothing_is_sent_of_a_range_that_leaves_the_export() {
     // C-123
     within(10, || {

@@ -332,7 +332,16 @@ impl<R: Network> Client<R> {
         len: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        let max = self.facts().max_zeroes;
+        let Facts {
+            max_zeroes: max,
+            blocks,
+            ..
+        } = *self.facts();
+        // A part of a block that is written at the same time would bring the rest of it back.
+        let _apart = match blocks.minimum() {
+            1 => None,
+            _ => Some(self.shared.apart.hold(false).await),
+        };
         let request = |Piece { offset, len }| Request::WriteZeroes { offset, len, flags };
         self.range(Command::WriteZeroes, offset, len, max, request)
             .await

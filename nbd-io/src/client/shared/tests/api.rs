@@ -3,7 +3,7 @@
 use super::{
     pipe::{Cut, Pipe},
     server::{Log, Manner, serve},
-    sim::{Sim, join_all},
+    sim::{Sim, join, join_all},
 };
 use crate::{
     Export, Memory, NamedExports, ReadOnly,
@@ -158,6 +158,25 @@ fn parts_of_one_block_are_written_by_many_tasks_at_once() {
             assert!(part.iter().all(|byte| usize::from(*byte) == n), "{n}");
         }
     });
+}
+
+#[test]
+fn zeroes_are_written_apart_from_parts_of_the_same_block() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        host(&sim, Arc::new(memory(4096)), Cut::Random, true);
+        sim.run(async {
+            let client = options(&sim).connect("nbd://localhost").await.unwrap();
+            client.write(0, vec![7; 4096]).await.unwrap();
+            let part = client.write(0, vec![1; 100]);
+            let zeroes = client.write_zeroes(0, 4096, NONE);
+            let (part, zeroes) = join(part, zeroes).await;
+            part.unwrap();
+            zeroes.unwrap();
+            let now = client.read(100, 3996).await.unwrap();
+            assert!(now.iter().all(|byte| *byte == 0), "what was there is back");
+        });
+    }
 }
 
 #[test]
