@@ -42,7 +42,7 @@ enum Slot {
     Open(Arc<Link>),
     /// It is being made anew.
     Trying,
-    /// It could not be made anew, and is tried again when the next one is lost.
+    /// It could not be made anew, and is tried again when one is lost that has lasted.
     Resting,
     /// There will be none any more.
     Ended,
@@ -128,8 +128,8 @@ impl<R: Network> Pool<R> {
         self.plan.tend(Arc::downgrade(self), index, link);
     }
 
-    /// A connection was lost. Whether to make a new one.
-    pub(super) fn lost(&self, index: usize, lost: &Arc<Lost>) -> bool {
+    /// A connection was lost, after it had `lasted` or not. Whether to make a new one.
+    pub(super) fn lost(&self, index: usize, lost: &Arc<Lost>, lasted: bool) -> bool {
         let export = &self.plan.facts.export;
         let keeps = self.plan.kept() > 0;
         let mut state = self.lock();
@@ -142,7 +142,9 @@ impl<R: Network> Pool<R> {
                 // If the server has crashed, the others are dead too, but what they have received
                 // before may not be read yet. No answer of that time may count as one of the new
                 // server's, whose flush would be taken to cover it.
-                if matches!(slot, Slot::Resting)
+                // Those that rest are left alone if nothing says that it will go better now, or they
+                // would be tried in turn without end.
+                if lasted && matches!(slot, Slot::Resting)
                     || matches!(slot, Slot::Open(_)) && !export.is_read_only()
                 {
                     given_up.push(mem::replace(slot, Slot::Trying));
@@ -169,7 +171,7 @@ impl<R: Network> Pool<R> {
     /// Nobody is there any more who makes a connection anew.
     pub(super) fn ended(&self, index: usize) {
         let why = Arc::new(Lost::Disconnected);
-        self.lost(index, &why);
+        self.lost(index, &why, false);
         let mut state = self.lock();
         state.slots[index] = Slot::Ended;
         state.settle(|| why);

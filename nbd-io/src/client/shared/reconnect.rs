@@ -25,7 +25,7 @@ use std::{
 /// When one of several connections is lost, all are made anew, unless the export is read-only: if
 /// the server has crashed, what the others still bring is from before. The limits hold for each. If
 /// some of them cannot be made, the client goes on with the others, and tries again when one of
-/// these is lost.
+/// these is lost that has lasted so long.
 ///
 /// What a program can rely on:
 ///

@@ -76,8 +76,9 @@ impl<R: Network> Tender<R> {
                 },
                 None => (&mut keeper).await,
             };
+            let lasted = attempt == 0;
             let pool = self.pool.upgrade();
-            let again = pool.is_some_and(|pool| pool.lost(self.index, &lost));
+            let again = pool.is_some_and(|pool| pool.lost(self.index, &lost, lasted));
             let Some(policy) = plan.options.reconnect.as_ref().filter(|_| again) else {
                 return;
             };

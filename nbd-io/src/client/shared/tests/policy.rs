@@ -136,6 +136,38 @@ fn without_delays_there_is_no_storm_either() {
 }
 
 #[test]
+fn connections_that_are_lost_in_turn_are_no_storm_either() {
+    // H-038
+    for (attempts, connections) in [(1, 2), (1, 3), (3, 2), (5, 4)] {
+        let sim = Sim::new(1);
+        let (count, server) = (Arc::new(AtomicUsize::new(0)), sim.clone());
+        let disk = Machine::start(&sim, false).disk;
+        // It ends at every request.
+        sim.on_connect(move |pipe: Pipe| {
+            let earlier = count.fetch_add(1, Ordering::Relaxed);
+            assert!(earlier < 200, "a storm");
+            let scissors = pipe.scissors();
+            let manner = Manner {
+                silent: Some(Arc::new(move |_| {
+                    scissors.cut();
+                    true
+                })),
+                ..Manner::default()
+            };
+            let exports = Arc::new(NamedExports::single(disk.clone()));
+            serve(&server, pipe, exports, manner);
+            Ok(())
+        });
+        sim.run(async {
+            let policy = Reconnect::new().attempts(Some(attempts));
+            let client = options(&sim, policy).connections(connections);
+            let client = client.connect("nbd://localhost").await.unwrap();
+            not_restored(client.read(0, 1).await.unwrap_err());
+        });
+    }
+}
+
+#[test]
 fn a_connection_that_is_given_up_is_tried_again_when_another_is_lost() {
     // C-189
     for seed in 0..10 {
