@@ -28,14 +28,15 @@ pub(super) fn keep<R: Network>(
     index: usize,
     link: Arc<Link>,
 ) -> impl Future<Output = ()> + Send + 'static {
-    // Made here, because a runtime that is shut down drops tasks that it has never begun.
+    // Both are made here, because a runtime that is shut down drops tasks that it has never begun.
+    let keeper = Keeper::new(link, plan.options.runtime.clone());
     let tender = Tender {
         pool,
         plan,
         index,
         place: None,
     };
-    tender.keep(link)
+    tender.keep(keeper)
 }
 
 /// Who makes a connection anew. It is dropped without having ended when its runtime is shut down.
@@ -56,10 +57,9 @@ impl<R: Network> Drop for Tender<R> {
 }
 
 impl<R: Network> Tender<R> {
-    async fn keep(mut self, link: Arc<Link>) {
+    async fn keep(mut self, mut keeper: Keeper<R>) {
         let plan = self.plan.clone();
         let runtime = &plan.options.runtime;
-        let mut keeper = Keeper::new(link, runtime.clone());
         let mut attempt = 0;
         let mut deadline = None;
         loop {

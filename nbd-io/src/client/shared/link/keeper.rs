@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Drives a connection when nobody else does, keeps its time and says goodbye. It ends when the
-/// connection is over.
+/// connection is over. If it is dropped before, with its runtime, the connection is over too.
 #[must_use]
 pub(crate) struct Keeper<R: Runtime> {
     link: Arc<Link>,
@@ -134,6 +134,13 @@ impl<R: Runtime> Future for Keeper<R> {
                 Poll::Pending
             }
         }
+    }
+}
+
+impl<R: Runtime> Drop for Keeper<R> {
+    fn drop(&mut self) {
+        // Without it requests would have no deadline, and a farewell no end.
+        self.link.abort(Lost::Disconnected);
     }
 }
 

@@ -425,3 +425,24 @@ fn a_client_whose_runtime_is_shut_down_is_over() {
         }
     }
 }
+
+#[test]
+fn a_farewell_ends_when_its_runtime_is_shut_down() {
+    for begun in [false, true] {
+        let sim = Sim::new(1);
+        host(&sim, |_| Some(memory(4096)));
+        sim.run(async {
+            let options = options(&sim, policy()).reconnect(None);
+            let client = options.connect("nbd://localhost").await.unwrap();
+            if begun {
+                client.read(0, 1).await.unwrap();
+            }
+            let mut farewell = pin!(client.disconnect());
+            let waker = Waker::from(Arc::new(Nobody));
+            let polled = farewell.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            sim.shut_down();
+            farewell.await.unwrap();
+        });
+    }
+}
