@@ -202,13 +202,12 @@ impl<R: Network> Tender<R> {
     /// Does what has to be done before requests may use the connection, and then lets them. Whether
     /// there is anybody to make some.
     async fn join(&mut self, link: &Arc<Link>) -> Result<bool, Error> {
-        let Self {
-            pool, index, place, ..
-        } = self;
+        let index = self.index;
         let mut asked = None;
         loop {
-            let joined = poll_fn(|cx| match pool.upgrade() {
-                Some(pool) => pool.poll_join(*index, link, asked.as_ref(), place, cx),
+            let place = &mut self.place;
+            let joined = poll_fn(|cx| match self.pool.upgrade() {
+                Some(pool) => pool.poll_join(index, link, asked.as_ref(), place, cx),
                 None => Poll::Ready(Joined::Closed),
             })
             .await;
@@ -223,15 +222,19 @@ impl<R: Network> Tender<R> {
                     };
                 }
                 Joined::Repair => {
-                    let Some(kept) = pool.upgrade().map(|pool| pool.kept()) else {
+                    let Some(kept) = self.pool.upgrade().map(|pool| pool.kept()) else {
                         return Ok(false);
                     };
                     // One after the other, because they may overlap.
                     for request in kept {
-                        link.call(request, BytesMut::new()).await.result?;
+                        let call = link.call(request, BytesMut::new());
+                        match self.if_wanted(call).await {
+                            Some(done) => done.result?,
+                            None => return Ok(false),
+                        };
                     }
-                    if let Some(pool) = pool.upgrade() {
-                        pool.repaired(*index, link);
+                    if let Some(pool) = self.pool.upgrade() {
+                        pool.repaired(index, link);
                     }
                 }
             }

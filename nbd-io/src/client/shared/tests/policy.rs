@@ -446,3 +446,31 @@ fn a_farewell_ends_when_its_runtime_is_shut_down() {
         });
     }
 }
+
+#[test]
+fn nobody_waits_for_a_server_that_is_silent_when_what_is_kept_is_sent_again() {
+    let sim = Sim::new(1);
+    let machine = Machine::start(&sim, false);
+    let disk = machine.disk.clone();
+    sim.run(async {
+        let policy = policy().total_time(None).keep_unflushed(1 << 20);
+        let client = options(&sim, policy);
+        let client = client.connect("nbd://localhost").await.unwrap();
+        client.write(0, vec![7; 10]).await.unwrap();
+        let server = sim.clone();
+        sim.on_connect(move |pipe: Pipe| {
+            let manner = Manner {
+                silent: Some(Arc::new(|_| true)),
+                ..Manner::default()
+            };
+            let exports = Arc::new(NamedExports::single(disk.clone()));
+            serve(&server, pipe, exports, manner);
+            Ok(())
+        });
+        machine.kill();
+        sim.sleep(Duration::from_secs(1)).await;
+        drop(client);
+        sim.sleep(Duration::from_secs(60)).await;
+    });
+    assert_eq!(sim.tasks(), 0, "somebody waits for ever");
+}
