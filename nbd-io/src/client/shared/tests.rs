@@ -3,6 +3,7 @@ mod cursor;
 mod dropping;
 mod ending;
 mod engine;
+mod late;
 mod order;
 mod pipe;
 mod policy;

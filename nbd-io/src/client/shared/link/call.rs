@@ -100,7 +100,7 @@ impl Future for Call<'_> {
             Some(done) => Poll::Ready(done),
             None => {
                 if stop == Some(Stop::Tired) {
-                    cx.waker().wake_by_ref();
+                    link.waker.wake_by_ref();
                 }
                 Poll::Pending
             }

@@ -129,7 +129,7 @@ impl<R: Runtime> Future for Keeper<R> {
             Some(lost) => Poll::Ready(lost),
             None => {
                 if tired {
-                    cx.waker().wake_by_ref();
+                    link.waker.wake_by_ref();
                 }
                 Poll::Pending
             }

@@ -28,7 +28,12 @@ impl Signal {
         replace(&mut target, waker)
     }
 
-    /// Whether the stream woke somebody since the last [`answer`](Signal::answer).
+    /// Takes note that the driver is woken, not by the stream.
+    pub(super) fn call(&self) {
+        self.fired.store(true, Ordering::Release);
+    }
+
+    /// Whether the driver was woken since the last [`answer`](Signal::answer).
     pub(super) fn has_fired(&self) -> bool {
         self.fired.load(Ordering::Acquire)
     }

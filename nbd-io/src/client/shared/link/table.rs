@@ -144,6 +144,7 @@ impl State {
         };
         let waker = self.calls[next].waker.as_ref();
         if !quiet {
+            self.signal.call();
             self.wakes.extend(waker.cloned());
         }
         self.signal.set(waker)
@@ -211,6 +212,7 @@ impl State {
         match self.driver {
             Some(driver) if !self.outbox.is_empty() => {
                 let driver = self.calls[driver].waker.clone();
+                self.signal.call();
                 self.wakes.extend(driver);
             }
             None if self.has_work() => self.wake_keeper(),

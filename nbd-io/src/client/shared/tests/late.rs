@@ -1,0 +1,47 @@
+//! Tasks that are called and do not come.
+
+use super::{
+    engine::{Bench, Setup, is_ok, read},
+    server::Manner,
+    sim::{Sim, join},
+};
+use crate::client::shared::link::Link;
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+/// Polls a future for a task that has other things to do afterwards.
+fn begin(future: Pin<&mut impl Future>) {
+    let elsewhere = &mut Context::from_waker(Waker::noop());
+    assert!(future.poll(elsewhere).is_pending());
+}
+
+#[test]
+fn a_driver_that_was_called_by_another_and_does_not_come_is_replaced_soon() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        sim.run(async {
+            let setup = Setup {
+                manner: Manner {
+                    shuffle: true,
+                    // The first is never answered.
+                    silent: Some(Arc::new(|n| n == 0)),
+                    ..Manner::default()
+                },
+                ..Setup::default()
+            };
+            let Bench { link, .. } = setup.connect(&sim).await;
+            let link: &Link = &link;
+            let mut stuck = pin!(read(link, 0, 512));
+            begin(stuck.as_mut());
+            let start = sim.now();
+            let (first, second) = join(read(link, 512, 512), read(link, 1024, 512)).await;
+            assert!(is_ok(&first) && is_ok(&second));
+            let took = sim.now() - start;
+            assert!(took < Duration::from_millis(50), "{took:?}");
+        });
+    }
+}
