@@ -113,9 +113,10 @@ impl State {
     }
 
     /// Whether other requests are likely to follow a new one at once: there are calls that have
-    /// been woken for their results, or a request was begun before it and none has ended since.
+    /// been woken for their results, or others wait and none has ended since the last was begun.
     pub(super) fn others_come(&self) -> bool {
-        self.begun > 0 || self.live() > self.transmission.in_flight() + self.queue.len()
+        self.live() > 0 && self.begun > 0
+            || self.live() > self.transmission.in_flight() + self.queue.len()
     }
 
     /// Whether the driver was called and has not come yet.

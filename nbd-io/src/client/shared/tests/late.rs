@@ -5,7 +5,7 @@ use super::{
     server::Manner,
     sim::{Sim, join},
 };
-use crate::client::shared::link::Link;
+use crate::{client::shared::link::Link, runtime::Runtime};
 use std::{
     pin::{Pin, pin},
     sync::Arc,
@@ -44,4 +44,29 @@ fn a_driver_that_was_called_by_another_and_does_not_come_is_replaced_soon() {
             assert!(took < Duration::from_millis(50), "{took:?}");
         });
     }
+}
+
+#[test]
+fn a_request_that_is_alone_is_sent_although_nobody_waits_for_it_yet() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let setup = Setup {
+            manner: Manner {
+                silent: Some(Arc::new(|n| n == 0)),
+                ..Manner::default()
+            },
+            ..Setup::default()
+        };
+        let log = setup.manner.log.clone();
+        let Bench { link, .. } = setup.connect(&sim).await;
+        {
+            let mut dropped = pin!(read(&link, 0, 512));
+            begin(dropped.as_mut());
+        }
+        sim.sleep(Duration::from_micros(1)).await;
+        let mut alone = pin!(read(&link, 512, 512));
+        begin(alone.as_mut());
+        sim.sleep(Duration::from_millis(50)).await;
+        assert_eq!(log.lock().unwrap().len(), 2);
+    });
 }
