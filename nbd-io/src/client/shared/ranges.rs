@@ -3,6 +3,7 @@
 use super::{
     client::Client,
     link::{Done, Link, Request},
+    overlaps::Turn,
     plan::Facts,
 };
 use crate::{
@@ -14,7 +15,14 @@ use nbd_proto::{
     Command, CommandFlags, Errno,
     client::{ContextExtents, Outcome},
 };
-use std::{collections::VecDeque, future::poll_fn, ops::Range, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    ops::Range,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 /// Pieces of one request that are in flight at once.
 const WINDOW: usize = 8;
@@ -227,7 +235,7 @@ impl<R: Network> Client<R> {
         }
         // Sent again at once, they could change places.
         let _turn = match request.change() {
-            Some(range) => Some(self.shared.overlaps.turn(range).await),
+            Some(range) => Some(self.turn(request.command(), range).await?),
             None => None,
         };
         if request.changes() && !pool.has_room(&request) {
@@ -275,18 +283,41 @@ impl<R: Network> Client<R> {
         late: &mut Option<R::Sleep>,
     ) -> Result<Arc<Link>, Error> {
         let pool = &*self.shared.pool;
-        let options = &pool.plan.options;
         let mut watch = pool.watch();
         poll_fn(|cx| {
             let polled = pool.poll_link(&mut watch.place, cx);
-            let Some(after) = options.request_timeout.filter(|_| polled.is_pending()) else {
-                return polled;
-            };
-            let late = late.get_or_insert_with(|| options.runtime.sleep(after));
-            let timeout = |()| Err(Error::Timeout { command, after });
-            Pin::new(late).poll(cx).map(timeout)
+            self.in_time(command, late, polled, cx)
         })
         .await
+    }
+
+    /// The turn of a change among those of the same bytes, but not too late: one of them may be
+    /// held up by its own task.
+    async fn turn(&self, command: Command, range: Range<u64>) -> Result<Turn<'_>, Error> {
+        let mut turn = pin!(self.shared.overlaps.turn(range));
+        let mut late = None;
+        poll_fn(|cx| {
+            let polled = turn.as_mut().poll(cx).map(Ok);
+            self.in_time(command, &mut late, polled, cx)
+        })
+        .await
+    }
+
+    /// Fails what would have to be waited for longer than a request may take.
+    fn in_time<T>(
+        &self,
+        command: Command,
+        late: &mut Option<R::Sleep>,
+        polled: Poll<Result<T, Error>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<T, Error>> {
+        let options = &self.shared.pool.plan.options;
+        let Some(after) = options.request_timeout.filter(|_| polled.is_pending()) else {
+            return polled;
+        };
+        let late = late.get_or_insert_with(|| options.runtime.sleep(after));
+        let timeout = |()| Err(Error::Timeout { command, after });
+        Pin::new(late).poll(cx).map(timeout)
     }
 }
 

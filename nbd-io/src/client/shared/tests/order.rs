@@ -4,8 +4,14 @@ use super::{
     recovery::{Machine, killer, options, policy},
     sim::{Sim, join, join_all},
 };
+use crate::client::Error;
 use nbd_proto::CommandFlags;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicBool, Ordering},
+    task::{Context, Waker},
+    time::Duration,
+};
 
 #[test]
 fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
@@ -54,4 +60,23 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
         });
     }
     assert!(kills > 200, "only {kills} kills");
+}
+
+#[test]
+fn a_change_does_not_wait_for_ever_for_one_whose_task_does_not_come() {
+    let sim = Sim::new(1);
+    Machine::start(&sim, false);
+    sim.run(async {
+        let timeout = Duration::from_secs(2);
+        let options = options(&sim, policy()).request_timeout(Some(timeout));
+        let client = options.connect("nbd://localhost").await.unwrap();
+        let mut first = pin!(client.write(0, vec![1; 10]));
+        let elsewhere = &mut Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(elsewhere).is_pending());
+        let error = client.write(5, vec![2; 10]).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+        assert_eq!(sim.now(), timeout);
+        first.await.unwrap();
+        client.write(5, vec![2; 10]).await.unwrap();
+    });
 }
