@@ -218,6 +218,10 @@ impl<R: Network> Tender<R> {
                     asked = match other.call(Request::Flush, BytesMut::new()).await.result {
                         Err(Error::Timeout { .. }) => None,
                         Err(Error::Lost(_)) => Some((other, false)),
+                        // One that ends may do so beside the one that this connection is to.
+                        Err(Error::Failed { source, .. }) if source.errno == Errno::Shutdown => {
+                            Some((other, false))
+                        }
                         _ => Some((other, true)),
                     };
                 }
