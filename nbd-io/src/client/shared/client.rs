@@ -1,7 +1,6 @@
 //! An export that any number of tasks use.
 
 use super::{
-    apart::Apart,
     extents::Extents,
     link::Request,
     overlaps::Overlaps,
@@ -63,10 +62,8 @@ pub struct Client<R: Network> {
 
 pub(super) struct Shared<R: Network> {
     pub(super) pool: Arc<Pool<R>>,
-    /// Held alone while a part of a block is read, changed and written.
-    pub(super) apart: Apart,
-    /// Changes that may have to be sent again.
-    pub(super) overlaps: Overlaps,
+    /// Changes of the same bytes, where they have to be kept in order.
+    pub(super) overlaps: Arc<Overlaps>,
 }
 
 impl<R: Network> Clone for Client<R> {
@@ -91,8 +88,7 @@ impl<R: Network> Client<R> {
         Self {
             shared: Arc::new(Shared {
                 pool,
-                apart: Apart::default(),
-                overlaps: Overlaps::default(),
+                overlaps: Arc::default(),
             }),
             told: AtomicU64::new(0),
         }
@@ -264,7 +260,6 @@ impl<R: Network> Client<R> {
         self.patch(head.start, data.split_to(length(&head)), flags)
             .await?;
         if !body.is_empty() {
-            let _apart = self.shared.apart.hold(false).await;
             let data = data.split_to(length(&body));
             self.write_whole(body.start, data, flags).await?;
         }
@@ -332,16 +327,7 @@ impl<R: Network> Client<R> {
         len: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        let Facts {
-            max_zeroes: max,
-            blocks,
-            ..
-        } = *self.facts();
-        // A part of a block that is written at the same time would bring the rest of it back.
-        let _apart = match blocks.minimum() {
-            1 => None,
-            _ => Some(self.shared.apart.hold(false).await),
-        };
+        let max = self.facts().max_zeroes;
         let request = |Piece { offset, len }| Request::WriteZeroes { offset, len, flags };
         self.range(Command::WriteZeroes, offset, len, max, request)
             .await

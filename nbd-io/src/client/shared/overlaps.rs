@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
 };
 
@@ -33,8 +33,8 @@ impl Entry {
 
 /// A range that nobody else changes.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
-    overlaps: &'a Overlaps,
+pub(super) struct Turn {
+    overlaps: Arc<Overlaps>,
     number: u64,
 }
 
@@ -44,7 +44,7 @@ impl Overlaps {
     /// # Cancel safety
     ///
     /// A future that is dropped waits no more, and nobody waits for it.
-    pub(super) async fn turn(&self, range: Range<u64>) -> Turn<'_> {
+    pub(super) async fn turn(self: &Arc<Self>, range: Range<u64>) -> Turn {
         let turn = self.enter(range);
         poll_fn(|cx| {
             let mut state = self.lock();
@@ -63,7 +63,7 @@ impl Overlaps {
         turn
     }
 
-    fn enter(&self, range: Range<u64>) -> Turn<'_> {
+    fn enter(self: &Arc<Self>, range: Range<u64>) -> Turn {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
@@ -73,7 +73,7 @@ impl Overlaps {
             waker: None,
         });
         Turn {
-            overlaps: self,
+            overlaps: Arc::clone(self),
             number,
         }
     }
@@ -89,7 +89,7 @@ impl State {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.overlaps.lock();
         let own = state.place(self.number);
@@ -111,7 +111,7 @@ mod tests {
         task::Context,
     };
 
-    fn is_ready<'a>(turn: Pin<&mut impl Future<Output = Turn<'a>>>) -> Option<Turn<'a>> {
+    fn is_ready(turn: Pin<&mut impl Future<Output = Turn>>) -> Option<Turn> {
         match turn.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(turn) => Some(turn),
             Poll::Pending => None,
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn only_what_overlaps_waits_and_in_order() {
-        let overlaps = Overlaps::default();
+        let overlaps = Arc::<Overlaps>::default();
         let mut first = pin!(overlaps.turn(0..10));
         let mut second = pin!(overlaps.turn(5..15));
         let mut third = pin!(overlaps.turn(12..20));
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn who_is_dropped_is_not_waited_for() {
-        let overlaps = Overlaps::default();
+        let overlaps = Arc::<Overlaps>::default();
         let mut first = pin!(overlaps.turn(0..10));
         let _held = is_ready(first.as_mut()).unwrap();
         let mut last = pin!(overlaps.turn(10..20));

@@ -108,13 +108,20 @@ impl<R: Network> Client<R> {
         if data.is_empty() {
             return Ok(());
         }
-        let _apart = self.shared.apart.hold(true).await;
         let block = self.around(offset, data.len() as u64);
+        // Others that change the block come before this one reads it, or after it has written.
+        let turn = self.turn(Command::Write, block.clone()).await?;
         let buffer = BytesMut::zeroed(length(&block));
         let mut buffer = self.read_whole(block.start, buffer).await?;
         let start = index(offset - block.start);
         buffer[start..start + data.len()].copy_from_slice(&data);
-        self.write_whole(block.start, buffer.freeze(), flags).await
+        let request = Request::Write {
+            offset: block.start,
+            payload: buffer.freeze(),
+            flags,
+        };
+        let done = self.perform_in_turn(request, BytesMut::new(), Some(turn));
+        done.await.map(drop)
     }
 
     /// A command with a range and without payload. Servers may find a range too long that others
@@ -226,22 +233,36 @@ impl<R: Network> Client<R> {
         request: Request,
         sink: BytesMut,
     ) -> Result<(Outcome, BytesMut), Error> {
+        let turn = match request.change() {
+            Some(range) if self.has_turns() => Some(self.turn(request.command(), range).await?),
+            _ => None,
+        };
+        self.perform_in_turn(request, sink, turn).await
+    }
+
+    /// Whether changes of the same bytes come one after the other: sent again at once, they could
+    /// change places, and parts of a block must not be written over by others.
+    fn has_turns(&self) -> bool {
+        self.shared.pool.plan.reconnects() || self.facts().blocks.minimum() > 1
+    }
+
+    async fn perform_in_turn(
+        &self,
+        request: Request,
+        sink: BytesMut,
+        turn: Option<Arc<Turn>>,
+    ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
         if !pool.plan.reconnects() {
             let mut watch = pool.watch();
             let link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
-            let Done { result, sink } = link.call(request, sink).await;
+            let Done { result, sink } = link.call_in_turn(request, sink, turn).await;
             return Ok((result?, sink));
         }
-        // Sent again at once, they could change places.
-        let _turn = match request.change() {
-            Some(range) => Some(self.turn(request.command(), range).await?),
-            None => None,
-        };
         if request.changes() && !pool.has_room(&request) {
-            self.again(&Request::Flush, BytesMut::new()).await?;
+            self.again(&Request::Flush, BytesMut::new(), None).await?;
         }
-        self.again(&request, sink).await
+        self.again(&request, sink, turn).await
     }
 
     /// Has a request carried out, again and again until it is answered.
@@ -249,6 +270,7 @@ impl<R: Network> Client<R> {
         &self,
         request: &Request,
         mut sink: BytesMut,
+        turn: Option<Arc<Turn>>,
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
         let command = request.command();
@@ -260,7 +282,7 @@ impl<R: Network> Client<R> {
                 Command::Flush => pool.changes(),
                 _ => 0,
             };
-            let done = link.call(request.clone(), sink).await;
+            let done = link.call_in_turn(request.clone(), sink, turn.clone()).await;
             sink = done.sink;
             // What was answered counts if the connection is still that of now, or the last.
             let stays = match &done.result {
@@ -293,11 +315,11 @@ impl<R: Network> Client<R> {
 
     /// The turn of a change among those of the same bytes, but not too late: one of them may be
     /// held up by its own task.
-    async fn turn(&self, command: Command, range: Range<u64>) -> Result<Turn<'_>, Error> {
+    async fn turn(&self, command: Command, range: Range<u64>) -> Result<Arc<Turn>, Error> {
         let mut turn = pin!(self.shared.overlaps.turn(range));
         let mut late = None;
         poll_fn(|cx| {
-            let polled = turn.as_mut().poll(cx).map(Ok);
+            let polled = turn.as_mut().poll(cx).map(|turn| Ok(Arc::new(turn)));
             self.in_time(command, &mut late, polled, cx)
         })
         .await

@@ -1,12 +1,13 @@
 //! One request, as a future.
 
 use super::{Link, Request, State, Stop};
-use crate::client::Error;
+use crate::client::{Error, shared::overlaps::Turn};
 use bytes::BytesMut;
 use nbd_proto::client::Outcome;
 use std::{
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -23,7 +24,7 @@ pub(crate) struct Call<'a> {
 }
 
 enum Stage {
-    New(Request, BytesMut),
+    New(Request, BytesMut, Option<Arc<Turn>>),
     Begun(usize),
     Over,
 }
@@ -37,17 +38,22 @@ pub(crate) struct Done {
 }
 
 impl<'a> Call<'a> {
-    pub(super) const fn new(link: &'a Link, request: Request, sink: BytesMut) -> Self {
+    pub(super) const fn new(
+        link: &'a Link,
+        request: Request,
+        sink: BytesMut,
+        turn: Option<Arc<Turn>>,
+    ) -> Self {
         Self {
             link,
-            stage: Stage::New(request, sink),
+            stage: Stage::New(request, sink, turn),
         }
     }
 
     fn begin(&mut self, state: &mut State) -> usize {
         match mem::replace(&mut self.stage, Stage::Over) {
-            Stage::New(request, sink) => {
-                let key = state.begin(request, sink);
+            Stage::New(request, sink, turn) => {
+                let key = state.begin(request, sink, turn);
                 self.stage = Stage::Begun(key);
                 key
             }

@@ -34,7 +34,10 @@ mod request;
 mod signal;
 mod table;
 
-use super::super::{Error, Lost, Outbox};
+use super::{
+    super::{Error, Lost, Outbox},
+    overlaps::Turn,
+};
 use crate::transport::Transport;
 use bytes::BytesMut;
 use drive::{INBOX, LARGE, Stop};
@@ -120,6 +123,8 @@ struct State {
     mourners: Vec<Waker>,
     /// Tasks to be woken when the lock is released.
     wakes: Vec<Waker>,
+    /// Turns to be ended then.
+    turns: Vec<Arc<Turn>>,
 }
 
 /// A call that was begun and whose result was not taken.
@@ -135,6 +140,8 @@ struct Entry {
     due: Duration,
     /// The buffer of a read.
     sink: BytesMut,
+    /// The turn of a change, until it is in flight.
+    turn: Option<Arc<Turn>>,
 }
 
 #[derive(Debug)]
@@ -152,6 +159,8 @@ struct Slot {
     call: Option<usize>,
     weight: u64,
     large: bool,
+    /// The turn of a change, which lasts until it is answered, whoever waits for that.
+    turn: Option<Arc<Turn>>,
 }
 
 impl Link {
@@ -196,6 +205,7 @@ impl Link {
                 lost: None,
                 mourners: Vec::new(),
                 wakes: Vec::new(),
+                turns: Vec::new(),
             }),
             waker: Waker::from(signal.clone()),
             signal,
@@ -210,7 +220,18 @@ impl Link {
 
     /// A call with a buffer for what it reads. Nothing happens before it is polled.
     pub(crate) fn call(&self, request: Request, sink: BytesMut) -> Call<'_> {
-        Call::new(self, request, sink)
+        Call::new(self, request, sink, None)
+    }
+
+    /// Like [`call`](Link::call), of a change that has its turn until it is answered, or cannot be
+    /// any more.
+    pub(crate) fn call_in_turn(
+        &self,
+        request: Request,
+        sink: BytesMut,
+        turn: Option<Arc<Turn>>,
+    ) -> Call<'_> {
+        Call::new(self, request, sink, turn)
     }
 
     /// Begins the farewell: no request is taken any more, those in flight are waited for, and the
@@ -255,11 +276,15 @@ impl Link {
 
     /// Releases the lock, and only then wakes whom that concerns.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let turns = mem::take(&mut state.turns);
         if state.wakes.is_empty() {
+            drop(state);
+            drop(turns);
             return;
         }
         let mut wakes = mem::take(&mut state.wakes);
         drop(state);
+        drop(turns);
         wakes.drain(..).for_each(Waker::wake);
         // The list's memory is used again, if nobody else needs the lock.
         if let Ok(mut state) = self.state.try_lock()

@@ -1,7 +1,7 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
 use super::{Done, Entry, LARGE, Phase, Request, Slot, State, signal::replace};
-use crate::client::{Error, Lost, Outbox};
+use crate::client::{Error, Lost, Outbox, shared::overlaps::Turn};
 use bytes::BytesMut;
 use nbd_proto::client::{Cookie, Outcome};
 use std::{mem, sync::Arc, task::Waker, time::Duration};
@@ -12,7 +12,12 @@ impl State {
     }
 
     /// Takes a request in, and puts it into the outbox if it may be in flight.
-    pub(super) fn begin(&mut self, request: Request, sink: BytesMut) -> usize {
+    pub(super) fn begin(
+        &mut self,
+        request: Request,
+        sink: BytesMut,
+        turn: Option<Arc<Turn>>,
+    ) -> usize {
         let command = request.command();
         let phase = match &self.lost {
             Some(lost) => Phase::Done(Err(Error::Lost(lost.clone()))),
@@ -30,6 +35,7 @@ impl State {
                 command,
                 due,
                 sink,
+                turn,
             });
         } else {
             let entry = &mut self.calls[key];
@@ -37,6 +43,7 @@ impl State {
             entry.command = command;
             entry.due = due;
             entry.sink = sink;
+            entry.turn = turn;
         }
         if queued {
             self.begun += 1;
@@ -84,6 +91,7 @@ impl State {
                 Ok((cookie, header, payload)) => {
                     entry.phase = Phase::InFlight(cookie);
                     entry.due = due;
+                    let turn = entry.turn.take();
                     let large = entry.sink.len() >= LARGE;
                     let slot = cookie.slot();
                     if self.slots.len() <= slot {
@@ -93,6 +101,7 @@ impl State {
                         call: Some(key),
                         weight,
                         large,
+                        turn,
                     };
                     self.weight += weight;
                     self.large += usize::from(large);
@@ -196,6 +205,7 @@ impl State {
         entry.phase = Phase::Free;
         entry.sink = BytesMut::new();
         entry.absent = false;
+        self.turns.extend(entry.turn.take());
         self.free.push(key);
         entry.waker.take()
     }
@@ -240,7 +250,9 @@ impl State {
             call,
             weight,
             large,
+            turn,
         } = mem::take(&mut self.slots[cookie.slot()]);
+        self.turns.extend(turn);
         self.begun = 0;
         self.weight -= weight;
         self.large -= usize::from(large);
@@ -314,6 +326,8 @@ impl State {
                 self.finish(key, Err(Error::Lost(lost.clone())));
             }
         }
+        let turns = self.slots.iter_mut().filter_map(|slot| slot.turn.take());
+        self.turns.extend(turns);
         let mourners = mem::take(&mut self.mourners);
         self.wakes.extend(mourners);
         self.wake_keeper();

@@ -1,15 +1,25 @@
 //! Changes of the same bytes that are in flight together.
 
 use super::{
+    pipe::{Cut, Pipe},
     recovery::{Machine, killer, options, policy},
+    server::{Manner, serve},
     sim::{Sim, join, join_all},
 };
-use crate::client::Error;
-use nbd_proto::CommandFlags;
+use crate::{
+    Memory, NamedExports,
+    client::{Error, shared::ConnectOptions},
+    runtime::Runtime,
+};
+use nbd_proto::{BlockSizes, CommandFlags};
 use std::{
+    future::poll_fn,
     pin::pin,
-    sync::atomic::{AtomicBool, Ordering},
-    task::{Context, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -79,4 +89,53 @@ fn a_change_does_not_wait_for_ever_for_one_whose_task_does_not_come() {
         first.await.unwrap();
         client.write(5, vec![2; 10]).await.unwrap();
     });
+}
+
+/// Begins a future for as many polls as it takes, up to these, and drops it.
+async fn begin(future: impl Future, polls: usize) {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|cx| {
+        left = left.saturating_sub(1);
+        if future.as_mut().poll(cx).is_ready() || left == 0 {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn a_part_of_a_block_that_nobody_waits_for_does_not_undo_another() {
+    for seed in 0..200 {
+        let sim = Sim::new(seed);
+        let disk = Arc::new(
+            Memory::new(1 << 20).with_block_sizes(BlockSizes::new(4096, 4096, 1 << 20).unwrap()),
+        );
+        let server = sim.clone();
+        sim.on_connect(move |pipe: Pipe| {
+            let exports = Arc::new(NamedExports::single(disk.clone()));
+            let manner = Manner {
+                shuffle: true,
+                ..Manner::default()
+            };
+            serve(&server, pipe.cut(Cut::Random), exports, manner);
+            Ok(())
+        });
+        sim.run(async {
+            let options = ConnectOptions::with_runtime(sim.clone());
+            let client = options.connect("nbd://localhost").await.unwrap();
+            for round in 1..20_u8 {
+                // Dropped while it reads the block, or when the block is on its way.
+                let polls = 1 + sim.chance().below(6);
+                begin(client.write(0, vec![round; 100]), polls).await;
+                client.write(2000, vec![round; 100]).await.unwrap();
+                let found = client.read(2000, 100).await.unwrap();
+                assert_eq!(&found[..], [round; 100], "seed {seed}, {polls} polls");
+            }
+            sim.sleep(Duration::from_secs(1)).await;
+            let found = client.read(2000, 100).await.unwrap();
+            assert_eq!(&found[..], [19; 100], "in the end");
+        });
+    }
 }
