@@ -49,7 +49,10 @@ use signal::Signal;
 use std::{
     collections::VecDeque,
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Poll, Waker},
     time::Duration,
 };
@@ -73,7 +76,13 @@ pub(crate) struct Link {
     signal: Arc<Signal>,
     /// The signal as the stream knows it.
     waker: Waker,
+    /// What [`load`](Link::load) tells, as of when the lock was last released: whoever drives may
+    /// hold it for long.
+    load: AtomicUsize,
 }
+
+/// The load of a connection on which no request is taken any more.
+const CLOSED: usize = usize::MAX;
 
 struct State {
     /// `None` when the connection is over.
@@ -209,13 +218,14 @@ impl Link {
             }),
             waker: Waker::from(signal.clone()),
             signal,
+            load: AtomicUsize::new(0),
         }
     }
 
     /// How many calls were begun and have not ended; `None` if no request is taken any more.
     pub(crate) fn load(&self) -> Option<usize> {
-        let state = self.lock();
-        (!state.closing && state.lost.is_none()).then(|| state.live())
+        let load = self.load.load(Ordering::Relaxed);
+        (load != CLOSED).then_some(load)
     }
 
     /// A call with a buffer for what it reads. Nothing happens before it is polled.
@@ -276,6 +286,9 @@ impl Link {
 
     /// Releases the lock, and only then wakes whom that concerns.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let open = !state.closing && state.lost.is_none();
+        let load = if open { state.live() } else { CLOSED };
+        self.load.store(load, Ordering::Relaxed);
         let turns = mem::take(&mut state.turns);
         if state.wakes.is_empty() {
             drop(state);
