@@ -75,7 +75,8 @@ impl State {
         Stop::Tired
     }
 
-    /// Writes all that is in the outbox.
+    /// Writes all that is in the outbox, and the end of the stream after a goodbye: at once,
+    /// because the server may close its side as soon as it has read that.
     fn write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Ok(()));
@@ -93,6 +94,10 @@ impl State {
         if self.unflushed {
             ready!(stream.poll_flush(cx))?;
             self.unflushed = false;
+        }
+        if self.goodbye && !self.shut_down {
+            ready!(stream.poll_shutdown(cx))?;
+            self.shut_down = true;
         }
         Poll::Ready(Ok(()))
     }

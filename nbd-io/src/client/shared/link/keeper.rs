@@ -27,8 +27,6 @@ pub(crate) struct Keeper<R: Runtime> {
     /// What [`State::drives`](super::State) was when the driver was last found to be late.
     late: Option<u64>,
     farewell: Option<R::Sleep>,
-    /// The stream was told that no more will come.
-    shut_down: bool,
 }
 
 impl<R: Runtime> Keeper<R> {
@@ -40,7 +38,6 @@ impl<R: Runtime> Keeper<R> {
             watch: None,
             late: None,
             farewell: None,
-            shut_down: false,
         }
     }
 
@@ -108,18 +105,6 @@ impl<R: Runtime> Future for Keeper<R> {
                 }
                 state.goodbye = true;
                 tired |= state.drive(&link.waker, None) == Stop::Tired;
-            }
-            let sent = state.goodbye && state.outbox.is_empty() && !state.unflushed;
-            if sent
-                && !this.shut_down
-                && let Some(stream) = &mut state.stream
-            {
-                let mut context = Context::from_waker(&link.waker);
-                match stream.poll_shutdown(&mut context) {
-                    Poll::Ready(Ok(())) => this.shut_down = true,
-                    Poll::Ready(Err(_)) => state.lose(Lost::Disconnected),
-                    Poll::Pending => {}
-                }
             }
         }
         let lost = state.lost.clone();

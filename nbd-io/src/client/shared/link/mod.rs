@@ -127,6 +127,8 @@ struct State {
     closing: bool,
     /// `NBD_CMD_DISC` is on its way.
     goodbye: bool,
+    /// The stream was told that no more will come.
+    shut_down: bool,
     lost: Option<Arc<Lost>>,
     /// Tasks that wait for the end.
     mourners: Vec<Waker>,
@@ -211,6 +213,7 @@ impl Link {
                 watching: false,
                 closing: false,
                 goodbye: false,
+                shut_down: false,
                 lost: None,
                 mourners: Vec::new(),
                 wakes: Vec::new(),
