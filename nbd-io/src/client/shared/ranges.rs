@@ -201,7 +201,8 @@ impl<R: Network> Client<R> {
                         Poll::Pending => Started::Waits(started),
                     });
                 }
-                // The first moves on all of them.
+                // The first moves on all of its connection; those of others are polled in their turn,
+                // or moved on by the keepers.
                 let done = match window.pop_front() {
                     None => return Poll::Ready(()),
                     Some(Started::Done(done)) => done,
