@@ -239,7 +239,9 @@ fn a_server_that_shuts_down_is_left() {
         assert_eq!(error.errno(), Some(Errno::Shutdown));
         assert!(client.write_all_at(&[1; 512], 0).unwrap_err().is_lost());
         // The farewell may still be on its way.
-        let _ = client.disconnect();
+        if let Err(error) = client.disconnect() {
+            assert!(error.is_lost(), "{error:?}");
+        }
         assert!(client.is_lost());
     });
 }
