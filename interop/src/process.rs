@@ -135,6 +135,19 @@ impl Drop for Process {
     }
 }
 
+/// Waits for something that nobody announces.
+///
+/// # Panics
+///
+/// When it does not come in time.
+pub(crate) fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LIMIT, "{what} was awaited for {LIMIT:?}");
+        thread::sleep(POLL);
+    }
+}
+
 /// Stops whatever `thread` has started and not stopped itself.
 pub(crate) fn kill_started_by(thread: ThreadId) {
     // Collected first: the last reference to a process may be dropped here, which must not happen

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{
     Certificates, Program,
-    process::{Process, Stop},
+    process::{Process, Stop, wait_for},
 };
 
 /// How often a TCP port is tried that somebody else took in the meantime.
@@ -77,6 +77,16 @@ impl Endpoint {
             Listen::Unix => Self::Unix(dir.join("socket")),
             Listen::Tcp4 => tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))),
             Listen::Tcp6 => tcp(TcpListener::bind((Ipv6Addr::LOCALHOST, 0))),
+        }
+    }
+
+    /// Whether a server can listen there: not while one that was killed is still dying.
+    ///
+    /// A Unix socket is made anew at its path, whoever holds the old one.
+    fn is_free(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp(address) => TcpListener::bind(address).is_ok(),
         }
     }
 
@@ -274,6 +284,8 @@ impl Server {
     /// When it does not start again.
     pub fn restart(&mut self) {
         self.process.stop();
+        // The process that we waited for may have been the guard of others.
+        wait_for("the port of the server before", || self.endpoint.is_free());
         match self.recipe.launch(self.dir.path(), &self.endpoint) {
             Ok(process) => self.process = process,
             Err(Failure {
