@@ -60,6 +60,26 @@ fn an_export_is_entered_over_tls() {
 }
 
 #[test]
+fn a_server_leaves_a_client_that_breaks_the_protocol_with_the_end_of_tls() {
+    // S-023
+    limited(|| {
+        let certificates = Certificates::new();
+        let (serving, address) = serve_tls(&certificates);
+        on_runtime(async |network| {
+            let socket = network.connect(uri(&address).address()).await.unwrap();
+            let tls = ClientTls::new().directory(certificates.dir()).unwrap();
+            let mut target = Target::new(ExportName::default());
+            target.tls = TlsPolicy::Always;
+            let mut connected = enter(socket, &target, &tls).await.unwrap();
+            write(&mut connected.transport, &[0xff; 28]).await;
+            let end = read(&mut connected.transport, &mut [0; 16]).await;
+            assert_eq!(end.unwrap(), 0);
+        });
+        serving.join().unwrap().unwrap();
+    });
+}
+
+#[test]
 fn a_server_with_the_wrong_certificate_is_not_believed() {
     limited(|| {
         for flaw in [Flaw::Expired, Flaw::OtherAuthority, Flaw::WrongName] {

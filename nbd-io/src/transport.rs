@@ -131,7 +131,7 @@ forward!(Box<T>);
 
 /// A transport in the clear, or TLS over it.
 #[derive(Debug)]
-pub enum Layered<T> {
+pub enum Layered<T: Transport> {
     /// In the clear.
     Plain(T),
     /// Inside TLS.

@@ -129,6 +129,9 @@ async fn upgrade<T: Transport>(
 }
 
 #[cfg(not(feature = "tls"))]
-async fn upgrade<T>(_: &Settings, _: Layered<T>) -> Result<Layered<T>, NegotiationError> {
+async fn upgrade<T: Transport>(
+    _: &Settings,
+    _: Layered<T>,
+) -> Result<Layered<T>, NegotiationError> {
     Err(NegotiationError::Tls("TLS is not in this build".into()))
 }

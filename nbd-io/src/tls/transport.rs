@@ -11,7 +11,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 #[cfg(all(test, any(feature = "aws-lc-rs", feature = "ring")))]
@@ -24,7 +24,8 @@ mod tests;
 ///
 /// The end of the transport without the end of TLS is an error of the kind
 /// [`io::ErrorKind::UnexpectedEof`], since anybody on the way could have cut the connection.
-pub struct TlsTransport<T> {
+/// Dropping this ends TLS, as far as that needs no waiting.
+pub struct TlsTransport<T: Transport> {
     transport: T,
     connection: Connection,
     received: Received,
@@ -272,7 +273,17 @@ impl<T: Transport> Transport for TlsTransport<T> {
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for TlsTransport<T> {
+impl<T: Transport> Drop for TlsTransport<T> {
+    fn drop(&mut self) {
+        // C-040, S-023
+        if !self.closing && !self.connection.is_handshaking() && !self.transport.waits() {
+            self.connection.send_close_notify();
+            let _ = self.poll_send_and_flush(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+impl<T: Transport + fmt::Debug> fmt::Debug for TlsTransport<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsTransport")
             .field("transport", &self.transport)

@@ -278,6 +278,23 @@ fn the_end_of_tls_is_an_end_and_comes_before_that_of_the_transport() {
 }
 
 #[test]
+fn a_connection_that_is_dropped_ends_tls_if_that_needs_no_waiting() {
+    for (capacity, ends) in [(1 << 16, true), (1, false)] {
+        let (mut client, mut server) = connected(&rustls::version::TLS13, capacity, capacity);
+        client.transport.hasten();
+        drop(client);
+        let (end, ()) = run(read(&mut server, &mut [0; 16]), done(()));
+        match end {
+            Ok(n) => assert!(ends && n == 0, "{n} bytes"),
+            Err(error) => {
+                assert!(!ends, "{error:?}");
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_cut_connection_is_no_end_but_an_error() {
     for version in VERSIONS {
         let (mut client, mut server) = connected(version, 1 << 10, 100);

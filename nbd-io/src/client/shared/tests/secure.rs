@@ -3,18 +3,25 @@
 use super::{
     pipe::{Pipe, Scissors},
     recovery::{options, policy},
-    server::{Manner, serve},
+    server::{Manner, enter, serve},
     sim::Sim,
 };
 use crate::{
     Memory, NamedExports,
-    client::{Error, Lost, NegotiationError},
+    client::{Error, Lost, NegotiationError, shared::ConnectOptions},
+    runtime::{Runtime, Tasks},
     tls::{ClientTls, ServerTls},
+    transport::{read, write_all},
 };
+use bytes::BytesMut;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 /// A server by a certificate of its own authority, and who trusts it.
@@ -112,4 +119,48 @@ fn handshakes_that_fail_count_as_attempts() {
             });
         }
     }
+}
+
+#[test]
+fn a_server_that_breaks_the_protocol_is_left_with_the_end_of_tls() {
+    // C-040
+    let sim = Sim::new(1);
+    let (server, client) = authority();
+    let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(4096))));
+    let (runtime, ended) = (
+        sim.clone(),
+        Arc::<Mutex<Option<io::Result<usize>>>>::default(),
+    );
+    let end = ended.clone();
+    sim.on_connect(move |pipe: Pipe| {
+        let (exports, end) = (exports.clone(), end.clone());
+        let manner = Manner {
+            tls: Some(server.clone()),
+            ..Manner::default()
+        };
+        runtime.spawn(async move {
+            let mut stream = enter(pipe, exports, &manner).await.unwrap().transport;
+            let mut request = [0; 32];
+            read(&mut stream, &mut request).await.unwrap();
+            let mut garbage = BytesMut::from(&[0xff; 16][..]);
+            write_all(&mut stream, &mut garbage).await.unwrap();
+            let read = read(&mut stream, &mut request).await;
+            *end.lock().unwrap() = Some(read);
+        });
+        Ok(())
+    });
+    sim.run(async {
+        let options = ConnectOptions::with_runtime(sim.clone()).tls(client);
+        let client = options.connect("nbds://localhost").await.unwrap();
+        let error = client.read(0, 10).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Protocol(_))),
+            "{error:?}"
+        );
+        while ended.lock().unwrap().is_none() {
+            sim.sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let end = ended.lock().unwrap().take().unwrap();
+    assert_eq!(end.unwrap(), 0);
 }

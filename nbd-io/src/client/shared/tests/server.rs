@@ -8,7 +8,7 @@ use crate::{
     Export, Exports,
     client::shared::link::Stream,
     runtime::{Runtime, Tasks},
-    server::{NegotiationError, Replies, ServerOptions, execute, negotiate},
+    server::{Entered, NegotiationError, Replies, ServerOptions, execute, negotiate},
     transport::Transport,
 };
 #[cfg(feature = "tls")]
@@ -59,7 +59,12 @@ async fn upgrade(stream: Stream, _: &Manner) -> Result<Stream, NegotiationError>
     Ok(stream)
 }
 
-async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
+/// Negotiates until the client enters an export, if it does.
+pub(super) async fn enter(
+    pipe: Pipe,
+    exports: Arc<dyn Exports>,
+    manner: &Manner,
+) -> Option<Entered<Stream>> {
     let running = AtomicBool::new(false);
     let mut options = ServerOptions::default();
     options.config.limits.accepted = 1000;
@@ -68,9 +73,15 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
         options.tls = TlsMode::Forced;
     }
     let stream: Stream = Box::new(pipe);
-    let upgrade = |stream| upgrade(stream, &manner);
+    let upgrade = |stream| upgrade(stream, manner);
     let entered = negotiate(stream, &options, &*exports, &running, upgrade).await;
-    let Ok(Ok(entered)) = entered else { return };
+    entered.ok()?.ok()
+}
+
+async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
+    let Some(entered) = enter(pipe, exports, &manner).await else {
+        return;
+    };
     let export: Arc<dyn Export> = entered.export;
     let mut pipe = entered.transport;
     let mut transmission = entered.transmission;

@@ -52,6 +52,11 @@ pub(super) fn pipe(capacity: usize, chunk: usize) -> (End, End) {
 }
 
 impl End {
+    /// Has the next write not pend if it need not.
+    pub(super) fn hasten(&mut self) {
+        self.lazy[1] = true;
+    }
+
     fn is_lazy(&mut self, direction: usize, cx: &Context<'_>) -> bool {
         let lazy = &mut self.lazy[direction];
         *lazy = !*lazy;
