@@ -1,6 +1,7 @@
 mod api;
 mod cursor;
 mod dropping;
+mod early;
 mod ending;
 mod engine;
 mod late;
