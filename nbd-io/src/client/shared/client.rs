@@ -229,6 +229,10 @@ impl<R: Network> Client<R> {
     /// changing and writing the block, which this client and its clones keep apart from their other
     /// writes, but other clients cannot know of.
     ///
+    /// The data's owner, if it is one of [`Bytes::from_owner`], is dropped while the connection is
+    /// locked, by whichever task sends it: its `Drop` must not use the client or wait for anybody who
+    /// does.
+    ///
     /// # Errors
     ///
     /// When the range is not inside the export, the server fails the command, or the connection is
