@@ -11,14 +11,19 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 const MIB: usize = 1 << 20;
 
-fn patient(milliseconds: u64) -> ConnectOptions {
-    ConnectOptions::new().request_timeout(Some(Duration::from_millis(milliseconds)))
+/// How long a request may take where one of them takes too long. The others have to be answered in
+/// that time, on a machine that is busy with something else.
+const LIMIT: Duration = Duration::from_secs(3);
+
+fn patient() -> ConnectOptions {
+    ConnectOptions::new().request_timeout(Some(LIMIT))
 }
 
 fn reply(peer: &mut Peer, read: Seen) {
@@ -125,9 +130,11 @@ fn a_writer_takes_over_from_a_reader_that_leaves() {
     // C-185: the writer waits for the stream while another thread reads, which then stops.
     within(20, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (client, server) = session(Haggling::simple(), &options, |peer| {
+        let (tell, told) = mpsc::channel();
+        let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let queued = peer.request();
             let read = peer.request();
+            tell.send(()).expect("the writer waits");
             let write = peer.request();
             pause(100); // until the writer cannot go on
             reply(peer, read);
@@ -143,7 +150,7 @@ fn a_writer_takes_over_from_a_reader_that_leaves() {
             let client = client.clone();
             spawn(move || client.read_exact_at(&mut [0; 512], 0).expect("read"))
         };
-        pause(20);
+        told.recv().expect("the reader has asked");
         client.write_all_at(&vec![1; 32 * MIB], 0).expect("written");
         reader.join().expect("the reader is served");
         assert!(queue.complete().expect("read").is_some());
@@ -159,7 +166,7 @@ fn is_timeout(error: &Error) -> bool {
 fn a_request_that_is_never_answered_times_out_alone() {
     // C-208, H-024
     within(20, || {
-        let (client, server) = session(Haggling::simple(), &patient(200), |peer| {
+        let (client, server) = session(Haggling::simple(), &patient(), |peer| {
             let mut lost: Option<Seen> = None;
             let mut after = 0;
             loop {
@@ -196,13 +203,10 @@ fn a_request_that_is_never_answered_times_out_alone() {
             })
             .collect();
         pause(20);
-        let started = Instant::now();
         let mut data = vec![0; 100_000];
         let error = client.read_exact_at(&mut data, 0).unwrap_err();
-        let took = started.elapsed();
         assert!(is_timeout(&error), "{error:?}");
-        says(&error, &["not answered within 200ms"]);
-        assert!(took < Duration::from_millis(500), "{took:?}");
+        says(&error, &["not answered within 3s"]);
         pause(20);
         over.store(true, Ordering::Relaxed);
         for other in others {
@@ -227,10 +231,11 @@ fn a_request_that_finds_no_room_times_out_too() {
             in_flight: 1,
             ..Limits::default()
         };
-        let options = patient(100).limits(limits);
-        let (client, server) = session(Haggling::simple(), &options, |peer| {
+        let options = patient().limits(limits);
+        let (tell, told) = mpsc::channel();
+        let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let lost = peer.request();
-            pause(500);
+            told.recv().expect("both are given up");
             reply(peer, lost);
             stubborn(peer);
         });
@@ -238,7 +243,7 @@ fn a_request_that_finds_no_room_times_out_too() {
             let error = client.read_exact_at(&mut [0; 512], 0).unwrap_err();
             assert!(is_timeout(&error), "{error:?}");
         }
-        pause(400);
+        tell.send(()).expect("the server waits");
         let mut data = [0; 512];
         client.read_exact_at(&mut data, 7).expect("read");
         assert_eq!(data[..], content(7, 512));
@@ -281,7 +286,7 @@ fn a_free_place_in_flight_is_taken_while_another_thread_reads() {
 #[test]
 fn a_request_of_a_queue_times_out_as_a_completion() {
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &patient(100), |peer| {
+        let (client, server) = session(Haggling::structured(), &patient(), |peer| {
             peer.request(); // to which nothing is said
             let write = peer.request();
             peer.says(sr(0, write.cookie, []));
@@ -318,10 +323,11 @@ fn upload(client: &Client) -> Result<(), Error> {
 #[test]
 fn a_server_that_takes_a_write_slowly_is_not_given_up() {
     within(10, || {
-        let (client, server) = session(Haggling::simple(), &patient(150), |peer| {
+        let (client, server) = session(Haggling::simple(), &patient(), |peer| {
             let write = peer.request();
+            // All in all that takes longer than a request may.
             for _ in 0..16 {
-                pause(30);
+                pause(250);
                 peer.hears(MIB);
             }
             peer.says(sr(0, write.cookie, []));
@@ -337,16 +343,16 @@ fn a_server_that_takes_a_write_slowly_is_not_given_up() {
 fn a_server_that_takes_nothing_is_given_up() {
     // C-184
     within(10, || {
-        let (client, server) = session(Haggling::simple(), &patient(150), |peer| {
+        let (tell, told) = mpsc::channel();
+        let (client, server) = session(Haggling::simple(), &patient(), move |peer| {
             peer.request();
             peer.hears(1000);
-            pause(600);
+            told.recv().expect("it is given up");
             let rest = peer.rest().len();
             assert!(rest < 16 * MIB - 1000, "no other frame follows half of one");
         });
-        let started = Instant::now();
         let error = upload(&client).unwrap_err();
-        assert!(started.elapsed() < Duration::from_millis(500));
+        tell.send(()).expect("the server waits");
         assert!(matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Io(_))));
         says(&error, &["the connection is over", "timed out"]);
         says(&client.flush().unwrap_err(), &["timed out"]);
@@ -359,12 +365,13 @@ fn a_server_that_takes_nothing_is_given_up() {
 #[test]
 fn a_timed_out_read_with_chunks_under_way_keeps_the_connection_in_step() {
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &patient(100), |peer| {
+        let (tell, told) = mpsc::channel();
+        let (client, server) = session(Haggling::structured(), &patient(), move |peer| {
             let read = peer.request();
             // Half of a chunk, and then nothing for too long.
             let chunk = bytes::data(0, read.cookie, 0, content(0, 100_000));
             peer.says(&chunk[..50_000]);
-            pause(300);
+            told.recv().expect("it is given up");
             peer.says(&chunk[50_000..]);
             peer.says(bytes::hole(bytes::D, read.cookie, 100_000, 100_000));
             let next = peer.request();
@@ -373,7 +380,7 @@ fn a_timed_out_read_with_chunks_under_way_keeps_the_connection_in_step() {
         });
         let error = client.read_exact_at(&mut vec![0; 200_000], 0).unwrap_err();
         assert!(is_timeout(&error), "{error:?}");
-        pause(300);
+        tell.send(()).expect("the server waits");
         let mut data = [0; 512];
         client.read_exact_at(&mut data, 9).expect("read");
         assert_eq!(data[..], content(9, 512));

@@ -93,25 +93,30 @@ fn nobody_says_goodbye_twice_or_to_a_server_that_broke_the_protocol() {
 fn a_goodbye_on_the_way_out_waits_for_nothing() {
     // C-038
     within(10, || {
-        let (listener, uri, _directory) = listening("/");
-        let server = spawn(move || {
-            let (stream, _) = listener.accept().expect("it is connected to");
-            let mut peer = Peer {
-                stream,
-                one_byte: false,
+        let drops = || {
+            let (listener, uri, _directory) = listening("/");
+            let server = spawn(move || {
+                let (stream, _) = listener.accept().expect("it is connected to");
+                let mut peer = Peer {
+                    stream,
+                    one_byte: false,
+                };
+                peer.says(bytes::hello());
+                peer
+            });
+            let options = ConnectOptions::new().negotiation_timeout(None);
+            let Greeted::Options(haggling) = options.start(&uri).expect("greeted") else {
+                panic!("it is fixed newstyle");
             };
-            peer.says(bytes::hello());
-            peer
-        });
-        let options = ConnectOptions::new().negotiation_timeout(None);
-        let Greeted::Options(haggling) = options.start(&uri).expect("greeted") else {
-            panic!("it is fixed newstyle");
+            let peer = server.join().expect("the script ends");
+            let started = Instant::now();
+            drop(haggling);
+            let took = started.elapsed();
+            drop(peer);
+            took
         };
-        let peer = server.join().expect("the script ends");
-        let started = Instant::now();
-        drop(haggling);
-        let took = started.elapsed();
-        assert!(took < Duration::from_millis(500), "{took:?}");
-        drop(peer);
+        // The machine may hold up one of them, and what waits takes its time whenever it does.
+        let least = (0..4).map(|_| drops()).min().expect("there are some");
+        assert!(least < Duration::from_millis(500), "{least:?}");
     });
 }

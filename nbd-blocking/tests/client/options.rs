@@ -233,10 +233,7 @@ fn connecting_to_a_full_unix_socket_takes_as_long_as_it_may() {
             .connect(&uri)
             .expect_err("nobody accepts");
         let took = started.elapsed();
-        assert!(
-            took >= Duration::from_millis(90) && took < Duration::from_secs(2),
-            "{took:?}"
-        );
+        assert!(took >= Duration::from_millis(90), "{took:?}");
         says(&error, &["cannot connect to", "socket", "timed out"]);
         drop((listener, waiting));
     });
@@ -281,7 +278,6 @@ fn a_server_that_says_nothing_is_given_up() {
     // C-043, H-001, B-007
     within(10, || {
         let hasty = ConnectOptions::new().negotiation_timeout(Some(Duration::from_millis(100)));
-        let started = Instant::now();
         let error = refused_with(&hasty, |peer| drop(peer.rest()));
         says(
             &error,
@@ -292,14 +288,18 @@ fn a_server_that_says_nothing_is_given_up() {
             ],
         );
         let error = refused_with(&hasty, |peer| {
-            for byte in bytes::hello() {
+            // However long it takes the client to look, it has not heard all of it.
+            for byte in &bytes::hello()[..17] {
                 pause(10);
-                if peer.try_says([byte]).is_err() {
+                if peer.try_says([*byte]).is_err() {
                     return;
                 }
             }
+            peer.rest();
         });
         says(&error, &["during the greeting", "timed out"]);
+        // Time enough to get that far.
+        let hasty = ConnectOptions::new().negotiation_timeout(Some(Duration::from_secs(3)));
         let error = refused_with(&hasty, |peer| {
             peer.says(bytes::hello());
             peer.hears(4);
@@ -307,7 +307,6 @@ fn a_server_that_says_nothing_is_given_up() {
             peer.rest();
         });
         says(&error, &["during NBD_OPT_EXTENDED_HEADERS", "timed out"]);
-        assert!(started.elapsed() < Duration::from_secs(3));
     });
 }
 
@@ -431,18 +430,21 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
         let listener = UnixListener::bind(&path).expect("bound");
         let uri = format!("nbd+unix:///disk?socket={}", path.display());
         let uri = nbd_blocking::Uri::parse(&uri).expect("a URI");
-        let enter = |answer: Vec<u8>, patience: u64| {
+        let enter = |answer: Vec<u8>, patience: Option<Duration>| {
             let listener = listener.try_clone().expect("sockets can be cloned");
             let server = spawn(move || {
                 let (mut stream, _) = listener.accept().expect("it is connected to");
                 stream.write_all(b"NBDMAGICIHAVEOPT\0\0").expect("heard");
                 stream.read_exact(&mut [0; 4 + 16 + 4]).expect("said");
                 stream.write_all(&answer).expect("heard");
-                pause(patience);
+                if patience.is_some() {
+                    let left = stream.read(&mut [0]).expect("it is closed");
+                    assert_eq!(left, 0, "nothing more is said");
+                }
             });
             let options = match patience {
-                0 => ConnectOptions::new(),
-                _ => ConnectOptions::new().negotiation_timeout(Some(Duration::from_millis(200))),
+                None => ConnectOptions::new(),
+                patience => ConnectOptions::new().negotiation_timeout(patience),
             };
             let Greeted::ByName(by_name) = options.start(&uri).expect("greeted") else {
                 panic!("it speaks more");
@@ -454,8 +456,8 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
         let mut answer = 4096_u64.to_be_bytes().to_vec();
         answer.extend([0, 1]);
         answer.extend([0; 124]);
-        assert_eq!(enter(answer, 0).expect("entered").size(), 4096);
-        let error = enter(Vec::new(), 0).unwrap_err();
+        assert_eq!(enter(answer, None).expect("entered").size(), 4096);
+        let error = enter(Vec::new(), None).unwrap_err();
         says(
             &error,
             &[
@@ -463,7 +465,8 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
                 "it closed the connection",
             ],
         );
-        let error = enter(vec![0; 8], 500).unwrap_err();
+        let patience = Duration::from_secs(3);
+        let error = enter(vec![0; 8], Some(patience)).unwrap_err();
         says(&error, &["during NBD_OPT_EXPORT_NAME", "timed out"]);
     });
 }

@@ -8,7 +8,10 @@ use crate::support::{
     spawn, within,
 };
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Lost, Mode};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -295,8 +298,11 @@ fn is_disconnected(error: &Error) -> bool {
 fn a_disconnect_waits_for_what_is_in_flight() {
     // C-187
     within(10, || {
-        let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |peer| {
+        let (tell, told) = mpsc::channel();
+        let options = ConnectOptions::new();
+        let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let read = peer.request();
+            tell.send(()).expect("it is waited for");
             assert!(peer.silence(50), "the reply is awaited before goodbye");
             peer.says(bytes::sr(0, read.cookie, [1; 512]));
             peer.disconnect();
@@ -305,7 +311,7 @@ fn a_disconnect_waits_for_what_is_in_flight() {
             let client = client.clone();
             spawn(move || client.read_exact_at(&mut [0; 512], 0))
         };
-        pause(20);
+        told.recv().expect("the read is in flight");
         client.disconnect().expect("the session ends well");
         reader
             .join()
@@ -368,15 +374,17 @@ fn a_disconnect_does_not_wait_for_ever() {
     // B-018
     within(15, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (client, server) = session(Haggling::simple(), &options, |peer| {
-            peer.request();
+        let (tell, told) = mpsc::channel();
+        let (client, server) = session(Haggling::simple(), &options, move |peer| {
+            assert_eq!(peer.request().command, 0);
+            tell.send(()).expect("it is waited for");
             peer.rest().len()
         });
         let reader = {
             let client = client.clone();
             spawn(move || client.read_exact_at(&mut [0; 512], 0))
         };
-        pause(20);
+        told.recv().expect("the read is in flight");
         let started = std::time::Instant::now();
         client.disconnect().expect("it is over");
         assert!(started.elapsed() < Duration::from_secs(12));

@@ -4,23 +4,23 @@ use super::*;
 
 /// A known client compared every chunk with all before it.
 #[test]
-fn defect_12_forty_thousand_chunks_of_one_byte_take_no_time() {
+fn defect_12_many_chunks_of_one_byte_take_no_time() {
     // H-021
+    // So many that comparing each with all before it would not end in time.
+    const COUNT: u64 = 200_000;
     within(10, || {
         let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             let mut said = Vec::new();
             // From the back to the front, so that nothing can be joined to what came before.
-            for at in (0..40_000_u64).rev() {
+            for at in (0..COUNT).rev() {
                 said.extend(data(0, read.cookie, at, content(at, 1)));
             }
             said.extend(bytes::ch(D, 0, read.cookie, []));
             peer.says(said);
         });
-        let started = Instant::now();
-        assert!(read(&client, 0, 40_000).expect("read") == content(0, 40_000));
-        let took = started.elapsed();
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        let len = usize::try_from(COUNT).expect("short");
+        assert!(read(&client, 0, len).expect("read") == content(0, len));
         server.join().expect("the script ends");
     });
 }
@@ -233,7 +233,7 @@ fn defect_18_everything_can_be_done_from_every_thread() {
 #[test]
 fn defect_19_requests_are_in_flight_together_and_time_out_apart() {
     within(10, || {
-        let options = ConnectOptions::new().request_timeout(Some(Duration::from_millis(100)));
+        let options = ConnectOptions::new().request_timeout(Some(LIMIT));
         let (client, server) = session(Haggling::simple(), &options, |peer| {
             let all: Vec<_> = (0..10).map(|_| peer.request()).collect();
             for request in all[1..].iter().rev() {
