@@ -1,7 +1,7 @@
 //! The example `serve` as a program.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -24,6 +24,9 @@ pub(crate) fn program(directory: &TempDir) -> PathBuf {
     let (_, path) = told.split_once(r#""executable":""#).unwrap();
     let (path, _) = path.split_once('"').unwrap();
     let copy = directory.path().join("serve");
-    fs::copy(path, &copy).unwrap();
+    // By another process: one that this one starts meanwhile in another thread would inherit the
+    // file as one that is written to, which cannot be run.
+    let copied = Command::new("cp").arg(path).arg(&copy).status().unwrap();
+    assert!(copied.success(), "{copied}");
     copy
 }

@@ -185,7 +185,7 @@ async fn eventually(network: &impl Network, condition: impl Fn() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(
-            begin.elapsed() < Duration::from_secs(20),
+            begin.elapsed() < Duration::from_secs(30),
             "it did not come to that"
         );
         network.sleep(Duration::from_millis(2)).await;

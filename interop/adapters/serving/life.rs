@@ -22,13 +22,13 @@ fn memory() -> Server {
 fn a_server_stops_at_once_when_its_clients_are_idle() {
     // S-231
     soon(|| {
-        let running = Running::new(memory());
+        // What is not at once takes longer than the test may.
+        let server = memory().grace(Duration::from_secs(3600));
+        let running = Running::new(server.handshake_timeout(None));
         let idle = running.connect(&ConnectOptions::new());
         let _silent = running.raw();
         eventually(|| running.stopper.connections() == 2);
-        let begin = Instant::now();
         let endings = running.stop();
-        assert!(begin.elapsed() < Duration::from_secs(2));
         assert_eq!(endings, ["the server is stopping"; 2]);
         assert!(idle.read_exact_at(&mut [0; 512], 0).is_err());
     });
@@ -72,7 +72,6 @@ fn what_was_begun_is_finished_when_the_server_stops() {
         }
         eventually(|| gate.state.lock().unwrap().0 == 4);
         running.stopper.stop();
-        thread::sleep(Duration::from_millis(20));
         // Refused at once, while others are not done.
         raw.write_all(&small(0, 5)).unwrap();
         expect(&mut raw, &reply(108, 5, b""));
@@ -168,14 +167,14 @@ fn a_client_that_says_nothing_for_too_long_is_disconnected() {
         let running = Running::new(server);
         let idle = running.connect(&ConnectOptions::new());
         let mut busy = running.raw();
-        busy.write_all(GO).unwrap();
+        // The request is there when it is entered, whatever holds up this thread.
+        busy.write_all(&[GO, &small(0, 1)].concat()).unwrap();
         busy.read_exact(&mut [0; ENTERED]).unwrap();
-        busy.write_all(&small(0, 1)).unwrap();
         running.wait_for_endings(1);
         assert!(idle.read_exact_at(&mut [0; 512], 0).is_err());
         // Whoever waits for the export is not idle, and is afterwards.
         thread::sleep(Duration::from_millis(500));
-        assert_eq!(running.stopper.connections(), 1);
+        eventually(|| running.stopper.connections() == 1);
         gate.state.lock().unwrap().1 = true;
         gate.moved.notify_all();
         expect(&mut busy, &reply(0, 1, &[7; 512]));
@@ -289,12 +288,13 @@ fn what_does_not_end_is_ended_after_the_grace() {
         let running = Running::new(memory().grace(Duration::from_millis(300)));
         let mut raw = running.raw();
         raw.write_all(GO).unwrap();
-        // The header of a write whose payload never comes.
-        raw.write_all(b"\x25\x60\x95\x13\0\0\0\x01\0\0\0\0\0\0\0\0")
-            .unwrap();
-        raw.write_all(b"\0\0\0\0\0\0\0\0\0\x01\0\0half").unwrap();
-        eventually(|| running.stopper.connections() == 1);
-        thread::sleep(Duration::from_millis(100));
+        raw.read_exact(&mut [0; ENTERED]).unwrap();
+        // Behind a request that is answered the header of a write whose payload never comes.
+        let mut requests = small(0, 9);
+        requests.extend(b"\x25\x60\x95\x13\0\0\0\x01\0\0\0\0\0\0\0\0");
+        requests.extend(b"\0\0\0\0\0\0\0\0\0\x01\0\0half");
+        raw.write_all(&requests).unwrap();
+        expect(&mut raw, &reply(0, 9, &[0; 512]));
         let begin = Instant::now();
         let endings = running.stop();
         assert!(begin.elapsed() >= Duration::from_millis(250));
@@ -306,18 +306,17 @@ fn what_does_not_end_is_ended_after_the_grace() {
 fn who_does_not_negotiate_is_disconnected() {
     // S-014, H-041
     soon(|| {
-        let running = Running::new(memory().handshake_timeout(Some(Duration::from_millis(200))));
+        // Who uses an export may be silent as long as they like.
+        let running = Running::new(memory().handshake_timeout(Some(Duration::from_secs(3))));
+        let patient = running.connect(&ConnectOptions::new());
         let mut silent = running.raw();
         let mut halfway = running.raw();
         halfway.write_all(&GO[..9]).unwrap();
-        // Who uses an export may be silent as long as they like.
-        let patient = running.connect(&ConnectOptions::new());
         for raw in [&mut silent, &mut halfway] {
             let mut greeting = Vec::new();
             raw.read_to_end(&mut greeting).unwrap();
             assert_eq!(greeting, b"NBDMAGICIHAVEOPT\0\x03");
         }
-        thread::sleep(Duration::from_millis(300));
         patient.read_exact_at(&mut [0; 512], 0).unwrap();
         running.stop();
     });

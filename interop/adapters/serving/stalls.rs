@@ -10,12 +10,8 @@ use std::{
     io::{Read, Write},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-/// No request may take so long that waits for nothing. What holds others up here does so for much
-/// longer, or for ever.
-const PROMPT: Duration = Duration::from_secs(2);
 
 /// Where the disk is in order.
 const SOUND: u64 = 1 << 19;
@@ -26,16 +22,14 @@ fn scratched() -> (Server, Faults) {
     (Server::single(Arc::new(disk)), faults)
 }
 
-/// Writes and reads back, each of which is prompt.
+/// Writes and reads back. What could hold that up lasts until this is done, and so for ever.
 fn goes_on(client: &Client, rounds: u32) {
     for round in 0..rounds {
         let data = pattern(4096, round);
         let at = SOUND + u64::from(round % 64) * 4096;
-        let begin = Instant::now();
         client.write_all_at(&data, at).unwrap();
         let mut read = vec![0; 4096];
         client.read_exact_at(&mut read, at).unwrap();
-        assert!(begin.elapsed() < PROMPT, "{:?}", begin.elapsed());
         assert!(read == data);
     }
 }
@@ -69,10 +63,8 @@ fn reads_that_hang_hold_up_no_other_request_and_no_other_connection() {
 fn reads_that_take_long_do_so_side_by_side() {
     soon(|| {
         let (server, faults) = scratched();
-        let long = Duration::from_millis(300);
-        faults.add(Fault::delay(long).on(Command::Read));
+        faults.add(Fault::hang().on(Command::Read));
         let running = Running::new(server);
-        let begin = Instant::now();
         let slow: Vec<_> = (0..4)
             .flat_map(|_| {
                 let client = running.connect(&ConnectOptions::new());
@@ -80,11 +72,12 @@ fn reads_that_take_long_do_so_side_by_side() {
             })
             .map(|client| thread::spawn(move || client.read_exact_at(&mut [1; 512], 0)))
             .collect();
+        eventually(|| faults.hits() == 8);
+        assert!(slow.iter().all(|thread| !thread.is_finished()));
+        faults.clear();
         for thread in slow {
             thread.join().unwrap().unwrap();
         }
-        let took = begin.elapsed();
-        assert!(took >= long && took < 4 * long, "{took:?}");
         running.stop();
     });
 }
@@ -94,7 +87,9 @@ fn clients_that_stall_delay_nobody() {
     // H-041, H-052
     soon(|| {
         let memory = Memory::new(1 << 20);
-        let server = Server::single(Arc::new(memory)).grace(Duration::from_millis(200));
+        let server = Server::single(Arc::new(memory))
+            .handshake_timeout(None)
+            .grace(Duration::from_millis(200));
         let running = Running::new(server);
         let stalled: Vec<_> = (0..12_u8)
             .map(|n| {

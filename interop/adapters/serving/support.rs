@@ -23,7 +23,7 @@ pub(crate) fn soon<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static)
 
 /// Waits for what nobody tells of.
 pub(crate) fn eventually(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to that");
         thread::sleep(Duration::from_millis(5));
@@ -133,7 +133,8 @@ impl Running {
     pub(crate) fn stop(self) -> Vec<String> {
         self.stopper.stop();
         self.served.recv().unwrap().unwrap();
-        assert_eq!(self.stopper.connections(), 0);
+        // With a short grace it does not wait for one whose thread gets no processor.
+        eventually(|| self.stopper.connections() == 0);
         self.log.told.lock().unwrap().endings.clone()
     }
 }
