@@ -55,8 +55,6 @@ pub fn deadline<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
@@ -75,14 +73,17 @@ mod tests {
     #[test]
     #[should_panic(expected = "a_body_that_hangs_fails_by_its_tests_name did not end within 10ms")]
     fn a_body_that_hangs_fails_by_its_tests_name() {
-        deadline(Duration::from_millis(10), || {
-            thread::sleep(Duration::from_secs(2))
-        });
+        let (_never, told) = mpsc::channel::<()>();
+        deadline(Duration::from_millis(10), move || drop(told.recv()));
     }
 
     #[test]
     fn a_hanging_body_takes_its_servers_with_it() {
-        let hang = || {
+        if crate::require(crate::Peer::Nbdkit).is_none() {
+            return;
+        }
+        let (tell, told) = mpsc::channel();
+        let hang = move || {
             let server = crate::Nbdkit::new("memory").param("1M").start();
             while server
                 .as_ref()
@@ -90,13 +91,12 @@ mod tests {
             {
                 thread::sleep(process::POLL);
             }
+            tell.send(server.is_some()).unwrap();
         };
-        if crate::require(crate::Peer::Nbdkit).is_none() {
-            return;
-        }
-        let start = Instant::now();
-        let outcome = panic::catch_unwind(|| deadline(Duration::from_secs(2), hang));
+        // Time enough to start it.
+        let limit = Duration::from_secs(4);
+        let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| deadline(limit, hang)));
         assert!(outcome.is_err());
-        assert!(start.elapsed() < Duration::from_secs(15));
+        assert_eq!(told.recv_timeout(LIMIT), Ok(true));
     }
 }

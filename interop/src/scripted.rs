@@ -160,7 +160,13 @@ impl Conversation {
             set.expect("a socket takes any timeout but 0");
         };
         patience(&self.stream, time);
-        let read = self.stream.read(&mut [0]);
+        let read = loop {
+            match self.stream.read(&mut [0]) {
+                // A process that was stopped and goes on is told so.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
         patience(&self.stream, LIMIT);
         match read {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
