@@ -61,24 +61,31 @@ fn whoever_has_no_listener_can_wait_for_the_end_of_a_server() {
     deadline(Duration::from_secs(60), || {
         on_runtime(async |_| {
             let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-            let server = nbd_tokio::Server::single(Arc::new(Memory::new(4096)));
+            let faults = Faults::new();
+            faults.add(Fault::hang().on(Command::Read));
+            let disk = Faulty::new(Arc::new(Memory::new(4096)), faults.clone());
+            let server = nbd_tokio::Server::single(Arc::new(disk)).grace(Duration::from_secs(3600));
             let stopper = server.stopper();
             let serving = tokio::spawn(async move {
                 let ending = server.serve_transport(Stream::new(theirs), Peer::Unix);
                 ending.await.unwrap()
             });
-            let target = Target::new(ExportName::default());
-            let upgrade = |_| pending();
-            let connected = negotiate(Stream::new(ours), &target, upgrade)
-                .await
-                .unwrap();
+            let options = ConnectOptions::new();
+            let client = options.connect_over(Stream::new(ours), None).await.unwrap();
+            let reader = client.clone();
+            let read = tokio::spawn(async move { reader.read(0, 512).await });
+            while faults.hits() == 0 {
+                tokio::task::yield_now().await;
+            }
             let waiting = stopper.clone();
             let mut stopped = tokio::spawn(async move { waiting.stopped().await });
             stopper.stop();
-            // The client is given a moment for what it may have sent.
-            let early = tokio::time::timeout(Duration::from_millis(1), &mut stopped).await;
+            // What is being carried out is waited for.
+            let early = tokio::time::timeout(Duration::from_millis(200), &mut stopped).await;
             assert!(early.is_err());
-            drop(connected);
+            faults.clear();
+            assert_eq!(read.await.unwrap().unwrap(), [0; 512][..]);
+            drop(client);
             stopped.await.unwrap();
             assert_eq!(stopper.connections(), 0);
             serving.await.unwrap();

@@ -1,12 +1,7 @@
 //! Clients that never pause.
 
-#![expect(
-    clippy::disallowed_types,
-    reason = "the runtime of these tests has a clock, as every one has"
-)]
-
 use crate::{
-    Export, Memory,
+    Export, Memory, NamedExports,
     runtime::{Runtime, Tasks},
     server::{Ending, Peer, Server},
     transport::Transport,
@@ -14,22 +9,39 @@ use crate::{
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+/// A clock that is moved on by what is read, and by nothing else.
+#[derive(Clone, Default)]
+struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+
+    fn advance(&self) {
+        self.0.fetch_add(100, Ordering::Relaxed);
+    }
+}
 
 /// A runtime for whoever polls all the time.
 #[derive(Clone, Default)]
-struct Spinning;
+struct Spinning(Clock);
 
-struct Until(Instant);
+struct Until(Clock, Duration);
 
 impl Future for Until {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() < self.0 {
+        if self.0.now() < self.1 {
             return Poll::Pending;
         }
         Poll::Ready(())
@@ -40,7 +52,7 @@ impl Runtime for Spinning {
     type Sleep = Until;
 
     fn sleep(&self, time: Duration) -> Until {
-        Until(Instant::now() + time)
+        Until(self.0.clone(), self.0.now() + time)
     }
 
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
@@ -54,8 +66,10 @@ impl Tasks for Spinning {
     }
 }
 
-/// Has said all of `once`, and says `again` for ever. Whatever it is sent it takes.
+/// Has said all of `once`, and says `again` for ever, a little at a time. Whatever it is sent it
+/// takes.
 struct Endless {
+    clock: Clock,
     once: &'static [u8],
     again: &'static [u8],
     at: usize,
@@ -67,8 +81,9 @@ impl Transport for Endless {
         _: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.clock.advance();
         let mut n = 0;
-        for byte in bufs.iter_mut().flat_map(|buf| buf.iter_mut()) {
+        for byte in bufs.iter_mut().flat_map(|buf| buf.iter_mut()).take(256) {
             *byte = match self.at.checked_sub(self.once.len()) {
                 None => self.once[self.at],
                 Some(at) => self.again[at % self.again.len()],
@@ -103,25 +118,27 @@ const GRACE: Duration = Duration::from_millis(200);
 /// and the longest time that it kept its thread.
 fn serve(again: &'static [u8]) -> (Option<Ending>, Duration) {
     let disk: Arc<dyn Export> = Arc::new(Memory::new(4096));
-    let server = Server::<Spinning>::single(disk).grace(GRACE);
+    let clock = Clock::default();
+    let exports = Arc::new(NamedExports::single(disk));
+    let server = Server::on_runtime(Spinning(clock.clone()), exports).grace(GRACE);
     let stopper = server.stopper();
     let client = Endless {
+        clock: clock.clone(),
         once: GO,
         again,
         at: 0,
     };
     let mut serving = pin!(server.serve_transport(client, Peer::Other));
     let cx = &mut Context::from_waker(Waker::noop());
-    let begin = Instant::now();
     let mut longest = Duration::ZERO;
-    while begin.elapsed() < Duration::from_secs(5) {
-        let before = Instant::now();
+    while clock.now() < Duration::from_secs(5) {
+        let before = clock.now();
         let polled = serving.as_mut().poll(cx);
-        longest = longest.max(before.elapsed());
+        longest = longest.max(clock.now() - before);
         if let Poll::Ready(ending) = polled {
             return (Some(ending.unwrap()), longest);
         }
-        if begin.elapsed() > GRACE {
+        if clock.now() > GRACE {
             stopper.stop();
         }
     }
