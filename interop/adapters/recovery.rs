@@ -1,7 +1,7 @@
 //! A client whose server is killed again and again while tasks verify what they write.
 
 use super::{example::program, *};
-use interop::{Endpoint, Server as Foreign};
+use interop::{Endpoint, Port, Server as Foreign};
 use nbd_io::client::{
     Error,
     shared::{Client, ConnectOptions, Reconnect},
@@ -34,17 +34,17 @@ struct Own {
     image: Image,
     endpoint: Endpoint,
     _dir: TempDir,
+    /// Kept for it also while it is not running.
+    _port: Option<Port>,
 }
 
 impl Own {
     fn start(image: Image, listen: Listen) -> Self {
         let dir = scratch();
-        let endpoint = match listen {
-            Listen::Unix => Endpoint::Unix(dir.path().join("socket")),
-            _ => {
-                let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                Endpoint::Tcp(free.local_addr().unwrap())
-            }
+        let port = (listen != Listen::Unix).then(|| Port::new(Ipv4Addr::LOCALHOST));
+        let endpoint = match &port {
+            None => Endpoint::Unix(dir.path().join("socket")),
+            Some(port) => Endpoint::Tcp(port.address()),
         };
         let program = program(&dir);
         let child = Self::launch(&program, &image, &endpoint);
@@ -54,6 +54,7 @@ impl Own {
             image,
             endpoint,
             _dir: dir,
+            _port: port,
         }
     }
 

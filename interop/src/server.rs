@@ -13,11 +13,11 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    Certificates, Program,
+    Certificates, Port, Program,
     process::{Process, Stop, wait_for},
 };
 
-/// How often a TCP port is tried that somebody else took in the meantime.
+/// How often a TCP port is tried that somebody else took in the meantime, where it cannot be held.
 const PORT_TRIES: usize = 5;
 
 /// Where a server shall listen.
@@ -68,15 +68,13 @@ impl Endpoint {
         }
     }
 
-    fn new(listen: Listen, dir: &Path) -> Self {
-        let tcp = |listener: std::io::Result<TcpListener>| {
-            let address = listener.and_then(|listener| listener.local_addr());
-            Self::Tcp(address.expect("the loopback has a free port"))
-        };
+    /// Where to listen, and what keeps others from it.
+    fn new(listen: Listen, dir: &Path) -> (Self, Option<Port>) {
+        let tcp = |port: Port| (Self::Tcp(port.address()), Some(port));
         match listen {
-            Listen::Unix => Self::Unix(dir.join("socket")),
-            Listen::Tcp4 => tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))),
-            Listen::Tcp6 => tcp(TcpListener::bind((Ipv6Addr::LOCALHOST, 0))),
+            Listen::Unix => (Self::Unix(dir.join("socket")), None),
+            Listen::Tcp4 => tcp(Port::new(Ipv4Addr::LOCALHOST)),
+            Listen::Tcp6 => tcp(Port::new(Ipv6Addr::LOCALHOST)),
         }
     }
 
@@ -150,7 +148,7 @@ impl Recipe {
         let dir = dir.expect("a temporary directory can be made");
         let mut tries = PORT_TRIES;
         loop {
-            let endpoint = Endpoint::new(listen, dir.path());
+            let (endpoint, port) = Endpoint::new(listen, dir.path());
             match self.launch(dir.path(), &endpoint) {
                 Ok(process) => {
                     return Server {
@@ -158,6 +156,7 @@ impl Recipe {
                         endpoint,
                         recipe: self,
                         dir,
+                        _port: port,
                     };
                 }
                 Err(Failure { printed, .. }) if tries > 1 && printed.contains("in use") => {
@@ -216,6 +215,8 @@ pub struct Server {
     recipe: Recipe,
     /// Holds the socket, the log, and what else the server keeps.
     dir: TempDir,
+    /// Kept for it also while it is not running.
+    _port: Option<Port>,
 }
 
 impl Server {
