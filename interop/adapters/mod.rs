@@ -54,7 +54,7 @@ const SIZE: u64 = 1 << 20;
 
 /// Runs the body of a test with a time limit.
 fn limited(body: impl FnOnce() + Send + 'static) {
-    deadline(Duration::from_secs(60), body);
+    deadline(Duration::from_secs(200), body);
 }
 
 fn server() -> Server {

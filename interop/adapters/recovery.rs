@@ -331,7 +331,7 @@ fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) 
 
 /// Does that with one connection and with several, with and without keeping what is unflushed.
 fn torment_all(listen: Listen, start: impl FnOnce(Image) -> Option<Victim> + Send + 'static) {
-    deadline(Duration::from_secs(150), move || {
+    deadline(Duration::from_secs(250), move || {
         let image = Image::raw(SIZE);
         let Some(mut victim) = start(image.clone()) else {
             return;

@@ -10,7 +10,7 @@ use std::{
 use crate::process;
 
 /// Ample even for a loaded machine: a test that reaches it hangs.
-const LIMIT: Duration = Duration::from_secs(100);
+const LIMIT: Duration = Duration::from_secs(250);
 
 /// Runs a test's body with an ample [`deadline`].
 ///

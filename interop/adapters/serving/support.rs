@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 /// Runs a test that must not hang.
 pub(crate) fn soon<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static) -> R {
-    interop::deadline(Duration::from_secs(60), || on_runtime(test))
+    interop::deadline(Duration::from_secs(200), || on_runtime(test))
 }
 
 /// Waits for what nobody tells of.
