@@ -25,30 +25,27 @@
 mod aside;
 mod farewell;
 mod reading;
+mod table;
 mod writing;
 
 use crate::{Error, Lost, stream::Stream};
 use aside::Aside;
 use bytes::Bytes;
-use nbd_io::client::Outbox;
 use nbd_proto::{
     Command, Header, Misuse,
-    client::{Cookie, Outcome, Transmission},
+    client::{Cookie, Transmission},
 };
-use reading::{Inbox, LARGE};
+use reading::LARGE;
 use std::{
-    collections::VecDeque,
-    mem,
     ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+pub(crate) use table::Done;
+use table::{Entry, Sink, State, Until};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
-
-/// The caller of a request that nobody waits for any more.
-const NOBODY: usize = usize::MAX;
 
 /// A connection in transmission.
 #[derive(Debug)]
@@ -59,90 +56,6 @@ pub(crate) struct Link {
     may_write: Condvar,
     /// How long a request may take.
     timeout: Option<Duration>,
-}
-
-#[derive(Debug)]
-struct State {
-    transmission: Transmission,
-    /// What is kept of each request in flight, by the slot of its cookie.
-    entries: Vec<Entry>,
-    callers: Vec<Caller>,
-    free_callers: Vec<usize>,
-    /// How many callers wait until one more request may be in flight.
-    wait_for_room: usize,
-    /// `None` while somebody reads.
-    inbox: Option<Inbox>,
-    /// The only caller that may read on, because the payload is for its own buffer.
-    reader: Option<usize>,
-    /// Reads in flight whose payload is worth a system call of its own.
-    large: usize,
-    outbox: Outbox,
-    /// An empty outbox to swap for a full one.
-    spare: Outbox,
-    writing: bool,
-    /// No request is taken any more, because the session is about to end.
-    closing: bool,
-    /// `NBD_CMD_DISC` is on its way.
-    goodbye: bool,
-    lost: Option<Arc<Lost>>,
-}
-
-/// What a caller reads for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Until {
-    /// Something that it waits for is complete.
-    Served,
-    /// One more request may be in flight.
-    Room,
-    /// Nothing is in flight.
-    Idle,
-    /// The server has ended the stream.
-    Ended,
-    /// Nothing more is there; the only one that does not wait.
-    Dry,
-}
-
-/// A request in flight.
-#[derive(Debug)]
-struct Entry {
-    cookie: Option<Cookie>,
-    command: Command,
-    caller: usize,
-    deadline: Option<Instant>,
-    large: bool,
-    sink: Sink,
-}
-
-/// Where the payload of a read goes.
-#[derive(Debug)]
-enum Sink {
-    None,
-    /// To the caller's own buffer, from this position on.
-    Borrowed {
-        at: usize,
-        aside: Aside,
-    },
-    /// To a buffer that was handed over.
-    Owned(Vec<u8>),
-}
-
-/// A thread in a call, or a queue.
-#[derive(Debug)]
-struct Caller {
-    wake: Arc<Condvar>,
-    /// What it waits for, if it does.
-    waits: Option<Until>,
-    done: VecDeque<Done>,
-}
-
-/// A request that is complete.
-#[derive(Debug)]
-pub(crate) struct Done {
-    pub(crate) cookie: Cookie,
-    pub(crate) result: Result<Outcome, Error>,
-    /// The buffer that was handed over with it.
-    pub(crate) buffer: Option<Vec<u8>>,
-    aside: Option<(usize, Aside)>,
 }
 
 /// The place of a thread or a queue among the callers.
@@ -180,22 +93,7 @@ impl Link {
         stream.set_patience(timeout).map_err(Error::lost)?;
         Ok(Self {
             stream,
-            state: Mutex::new(State {
-                transmission,
-                entries: Vec::new(),
-                callers: Vec::new(),
-                free_callers: Vec::new(),
-                wait_for_room: 0,
-                inbox: Some(Inbox::new()),
-                reader: None,
-                large: 0,
-                outbox: Outbox::default(),
-                spare: Outbox::default(),
-                writing: false,
-                closing: false,
-                goodbye: false,
-                lost: None,
-            }),
+            state: Mutex::new(State::new(transmission)),
             may_write: Condvar::new(),
             timeout,
         })
@@ -220,31 +118,12 @@ impl Link {
     }
 
     pub(crate) fn enter(&self) -> usize {
-        let mut state = self.lock();
-        state.free_callers.pop().unwrap_or_else(|| {
-            state.callers.push(Caller {
-                wake: Arc::default(),
-                waits: None,
-                done: VecDeque::new(),
-            });
-            state.callers.len() - 1
-        })
+        self.lock().enter()
     }
 
     /// Gives a place back. Requests that were made from it and are not complete are abandoned.
     pub(crate) fn leave(&self, place: usize) {
-        let mut state = self.lock();
-        for slot in 0..state.entries.len() {
-            if state.entries[slot].caller == place
-                && let Some(cookie) = state.entries[slot].cookie
-            {
-                state.abandon(cookie);
-            }
-        }
-        state.callers[place].done.clear();
-        state.callers[place].waits = None;
-        state.free_callers.push(place);
-        state.pass_on();
+        self.lock().leave(place);
     }
 
     /// Makes a request, once there is room for one more in flight. Its frame may wait in the
@@ -416,100 +295,6 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.link.leave(self.index);
-    }
-}
-
-impl State {
-    /// The entry of a request.
-    fn entry(&mut self, cookie: Cookie) -> &mut Entry {
-        let slot = cookie.slot();
-        if self.entries.len() <= slot {
-            self.entries.resize_with(slot + 1, || Entry {
-                cookie: None,
-                command: Command::Disc,
-                caller: NOBODY,
-                deadline: None,
-                large: false,
-                sink: Sink::None,
-            });
-        }
-        &mut self.entries[slot]
-    }
-
-    /// Reports a request as complete to whoever waits for it.
-    fn complete(&mut self, cookie: Cookie, result: Result<Outcome, Error>) {
-        let entry = &mut self.entries[cookie.slot()];
-        entry.cookie = None;
-        self.large -= usize::from(entry.large);
-        let caller = mem::replace(&mut entry.caller, NOBODY);
-        let (buffer, aside) = match mem::replace(&mut entry.sink, Sink::None) {
-            Sink::None => (None, None),
-            Sink::Owned(buffer) => (Some(buffer), None),
-            Sink::Borrowed { aside, .. } if aside.is_empty() => (None, None),
-            Sink::Borrowed { at, aside } => (None, Some((at, aside))),
-        };
-        if let Some(caller) = self.callers.get_mut(caller) {
-            caller.done.push_back(Done {
-                cookie,
-                result,
-                buffer,
-                aside,
-            });
-            if caller.waits.is_some() {
-                caller.wake.notify_one();
-            }
-        }
-        self.wake_for_room();
-    }
-
-    /// Wakes a caller that waits until one more request may be in flight.
-    fn wake_for_room(&mut self) {
-        if self.wait_for_room > 0
-            && let Some(caller) = self
-                .callers
-                .iter_mut()
-                .find(|caller| caller.waits == Some(Until::Room))
-        {
-            // The next one to be woken is another one.
-            caller.waits = None;
-            self.wait_for_room -= 1;
-            caller.wake.notify_one();
-        }
-    }
-
-    /// Gives up a request: its reply is read and thrown away when it comes.
-    fn abandon(&mut self, cookie: Cookie) {
-        self.transmission.abandon(cookie);
-        let entry = &mut self.entries[cookie.slot()];
-        if self.reader == Some(entry.caller) {
-            self.reader = None;
-        }
-        entry.caller = NOBODY;
-        entry.sink = Sink::None;
-    }
-
-    /// Ends the connection for everybody.
-    fn lose(&mut self, why: Lost) {
-        if self.lost.is_none() {
-            self.lost = Some(Arc::new(why));
-        }
-        for caller in &self.callers {
-            caller.wake.notify_all();
-        }
-    }
-
-    /// Wakes the caller that is to read on, or any that waits.
-    fn pass_on(&self) {
-        if self.inbox.is_none() {
-            return;
-        }
-        let next = match self.reader {
-            Some(reader) => self.callers.get(reader),
-            None => self.callers.iter().find(|caller| caller.waits.is_some()),
-        };
-        if let Some(caller) = next {
-            caller.wake.notify_one();
-        }
     }
 }
 

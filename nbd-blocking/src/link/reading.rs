@@ -1,6 +1,10 @@
 //! Taking the baton: reading for everybody.
 
-use super::{Entry, Link, NOBODY, Sink, State, Until, is_past, wait_until};
+use super::{
+    Link, is_past,
+    table::{Done, Entry, NOBODY, Sink, State, Until},
+    wait_until,
+};
 use crate::{Error, Lost};
 use nbd_proto::{
     Failure,
@@ -267,7 +271,7 @@ impl Link {
                 };
                 state.abandon(cookie);
                 let result = Err(Error::Timeout { command, after });
-                let done = super::Done {
+                let done = Done {
                     cookie,
                     result,
                     buffer,
