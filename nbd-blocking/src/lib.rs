@@ -8,6 +8,7 @@ mod extents;
 mod haggling;
 mod link;
 mod options;
+mod overlaps;
 mod queue;
 pub mod server;
 mod socket;

@@ -1,8 +1,9 @@
 //! Many requests in flight from one thread.
 
 use crate::{
-    Error,
+    Client, Error,
     link::{Done, Link, Load, header},
+    overlaps::Owner,
 };
 use bytes::Bytes;
 use nbd_io::client::longest;
@@ -10,7 +11,7 @@ use nbd_proto::{
     Command, CommandFlags, Header, Misuse,
     client::{ContextExtents, Cookie, Outcome, Transmission},
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Requests that one thread submits and whose completions it takes, in the order in which they
 /// come.
@@ -31,12 +32,18 @@ use std::sync::Arc;
 /// # Ok(()) }
 /// ```
 ///
+/// Where the server has a minimum block size, submitting a change also waits for those of the same
+/// bytes that are not this queue's, such as parts of a block.
+///
 /// Dropping a queue gives its requests up: they are sent and their replies thrown away.
 #[derive(Debug)]
 pub struct Queue {
+    client: Client,
     link: Arc<Link>,
     place: usize,
     outstanding: usize,
+    /// Where changes of the same bytes have to be kept apart from those of others.
+    owner: Option<Owner>,
 }
 
 /// A request of a queue that is complete.
@@ -87,12 +94,14 @@ impl From<Done> for Completion {
 }
 
 impl Queue {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        let place = link.enter();
+    pub(crate) fn new(client: &Client) -> Self {
+        let link = client.link.clone();
         Self {
+            client: client.clone(),
+            place: link.enter(),
             link,
-            place,
             outstanding: 0,
+            owner: client.has_turns().then(|| client.overlaps().owner()),
         }
     }
 
@@ -127,11 +136,11 @@ impl Queue {
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         let payload = payload.into();
-        self.submit(
-            Command::Write,
-            Load::Owned(payload.clone()),
-            |transmission| header(transmission.write(offset, payload, flags)),
-        )
+        let load = Load::Owned(payload.clone());
+        let range = range(offset, payload.len() as u64);
+        self.change(Command::Write, range, load, |transmission| {
+            header(transmission.write(offset, payload, flags))
+        })
     }
 
     /// Asks that what was answered before is on stable storage. Writes of this queue that are in
@@ -152,7 +161,8 @@ impl Queue {
     ///
     /// Like [`read`](Queue::read).
     pub fn trim(&mut self, offset: u64, len: u64, flags: CommandFlags) -> Result<Cookie, Error> {
-        self.submit(Command::Trim, Load::Nothing, |transmission| {
+        let range = range(offset, len);
+        self.change(Command::Trim, range, Load::Nothing, |transmission| {
             header(transmission.trim(offset, len, flags))
         })
     }
@@ -182,8 +192,9 @@ impl Queue {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
-        self.submit(Command::WriteZeroes, Load::Nothing, |transmission| {
-            let command = Command::WriteZeroes;
+        let command = Command::WriteZeroes;
+        let range = range(offset, len);
+        self.change(command, range, Load::Nothing, |transmission| {
             let max = longest(transmission, command);
             if len > max {
                 return Err(Misuse::TooLong { command, len, max });
@@ -227,7 +238,7 @@ impl Queue {
             return Ok(None);
         }
         let done = self.link.wait(self.place, &mut [])?;
-        self.outstanding -= 1;
+        self.take(&done);
         if let Err(error) = &done.result {
             self.link.notice(error);
         }
@@ -245,10 +256,39 @@ impl Queue {
         }
         self.link.flush(self.place)?;
         let done = self.link.poll(self.place)?;
-        if done.is_some() {
-            self.outstanding -= 1;
+        if let Some(done) = &done {
+            self.take(done);
         }
         Ok(done.map(Completion::from))
+    }
+
+    fn take(&mut self, done: &Done) {
+        self.outstanding -= 1;
+        if let Some(owner) = self.owner
+            && !matches!(done.result, Err(Error::Timeout { .. }))
+        {
+            self.client.overlaps().ended(owner, done.cookie);
+        }
+    }
+
+    /// Submits a change, which has its turn until it is answered.
+    fn change(
+        &mut self,
+        command: Command,
+        range: Range<u64>,
+        load: Load<'_>,
+        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+    ) -> Result<Cookie, Error> {
+        let Some(owner) = self.owner else {
+            return self.submit(command, load, frame);
+        };
+        let client = self.client.clone();
+        let turn = client.turn_of(command, range, Some(owner))?;
+        let cookie = self.submit(command, load, frame)?;
+        if let Some(turn) = turn {
+            turn.leave_to(&self.link, cookie);
+        }
+        Ok(cookie)
     }
 
     fn submit(
@@ -263,6 +303,10 @@ impl Queue {
         self.outstanding += 1;
         Ok(cookie)
     }
+}
+
+fn range(offset: u64, len: u64) -> Range<u64> {
+    offset..offset.saturating_add(len)
 }
 
 impl Drop for Queue {

@@ -5,6 +5,7 @@ mod ranges;
 use crate::{
     Error, Extents, Queue,
     link::{Link, Load, header},
+    overlaps::Overlaps,
     stream::Stream,
 };
 use nbd_io::client::blocks_of;
@@ -13,11 +14,7 @@ use nbd_proto::{
     client::{Context, ContextExtents, Outcome, Transmission},
 };
 use ranges::length;
-use std::{
-    ops::Range,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 /// An export that was entered.
 ///
@@ -37,7 +34,7 @@ use std::{
 /// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
 #[derive(Clone, Debug)]
 pub struct Client {
-    link: Arc<Link>,
+    pub(crate) link: Arc<Link>,
     facts: Arc<Facts>,
 }
 
@@ -51,8 +48,8 @@ struct Facts {
     encrypted: bool,
     /// The longest payload of one request, in bytes.
     max_payload: u64,
-    /// Held for writing while a part of a block is read, changed and written.
-    patching: RwLock<()>,
+    /// Changes of the same bytes, where they have to be kept apart.
+    overlaps: Overlaps,
 }
 
 impl Client {
@@ -69,7 +66,7 @@ impl Client {
             blocks: transmission.block_sizes(),
             encrypted,
             max_payload: transmission.max_len(Command::Write),
-            patching: RwLock::new(()),
+            overlaps: Overlaps::default(),
         };
         let link = Link::new(stream, transmission, timeout)?;
         Ok(Self {
@@ -178,8 +175,9 @@ impl Client {
     /// Writes all of the buffer. It is on stable storage after a [`flush`](Client::flush).
     ///
     /// Where the server has a minimum block size, a part of a block is written by reading,
-    /// changing and writing the block, which this client and its clones keep apart from their other
-    /// writes, but other connections cannot know of.
+    /// changing and writing the block, which this client, its clones and queues keep apart from
+    /// their other changes, but other clients cannot know of. They wait for each other, and also for
+    /// one that took too long and may still be carried out, up to the time that a request may take.
     ///
     /// # Errors
     ///
@@ -202,20 +200,15 @@ impl Client {
     ) -> Result<(), Error> {
         self.check_range(Command::Write, offset, buf.len() as u64)?;
         if self.facts.blocks.minimum() == 1 {
-            return self.write_whole(buf, offset, flags);
+            return self.write_whole(buf, offset, flags, None);
         }
         let [head, body, tail] = blocks_of(self.facts.blocks, offset, buf.len() as u64);
         let (head_buf, rest) = buf.split_at(length(&head));
         let (body_buf, tail_buf) = rest.split_at(length(&body));
         self.patch(head_buf, head.start, flags)?;
-        {
-            let _apart = self
-                .facts
-                .patching
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            self.write_whole(body_buf, body.start, flags)?;
-        }
+        let turn = self.turn(Command::Write, body.clone())?;
+        self.write_whole(body_buf, body.start, flags, turn.as_ref())?;
+        drop(turn);
         self.patch(tail_buf, tail.start, flags)
     }
 
@@ -265,12 +258,6 @@ impl Client {
     /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`](crate::Errno::NotSup) says
     /// that writing would be no slower.
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
-        // A part of a block that is written at the same time would bring the rest of it back.
-        let _apart = self
-            .facts
-            .patching
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
         self.range(Command::WriteZeroes, offset, len, |transmission, piece| {
             header(transmission.write_zeroes(piece.offset, piece.len, flags))
         })
@@ -345,7 +332,7 @@ impl Client {
     /// A queue of requests on this connection, for one thread that has many of them in flight.
     #[must_use]
     pub fn queue(&self) -> Queue {
-        Queue::new(self.link.clone())
+        Queue::new(self)
     }
 
     /// Ends the session: waits for what is in flight, says goodbye and waits for the server to

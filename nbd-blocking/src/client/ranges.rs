@@ -4,16 +4,29 @@ use super::{Client, Facts};
 use crate::{
     Error,
     link::{Load, header},
+    overlaps::{Overlaps, Owner, Turn},
 };
 use nbd_io::client::{Piece, check_blocks, check_range, longest, split};
 use nbd_proto::{
     Command, CommandFlags, Errno, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
-use std::{ops::Range, sync::PoisonError};
+use std::ops::Range;
 
 /// Pieces of one request that are in flight at once.
 const WINDOW: usize = 8;
+
+/// What is cut into pieces.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    command: Command,
+    offset: u64,
+    len: u64,
+    /// The longest that a piece may be, in bytes.
+    max: u64,
+    /// What a piece keeps that is not answered in time.
+    turn: Option<&'a Turn<'a>>,
+}
 
 impl Client {
     pub(super) fn until_end(&self, len: usize, offset: u64) -> usize {
@@ -24,6 +37,47 @@ impl Client {
     pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
         let Facts { export, blocks, .. } = &*self.facts;
         Ok(check_range(export, *blocks, command, offset, len)?)
+    }
+
+    /// Whether changes of the same bytes wait for each other: parts of a block must not be written
+    /// over by others.
+    pub(crate) fn has_turns(&self) -> bool {
+        self.facts.blocks.minimum() > 1
+    }
+
+    pub(crate) fn overlaps(&self) -> &Overlaps {
+        &self.facts.overlaps
+    }
+
+    /// The turn of a change among those of the same bytes, where they have any.
+    pub(super) fn turn(
+        &self,
+        command: Command,
+        range: Range<u64>,
+    ) -> Result<Option<Turn<'_>>, Error> {
+        if !self.has_turns() {
+            return Ok(None);
+        }
+        self.turn_of(command, range, None)
+    }
+
+    pub(crate) fn turn_of(
+        &self,
+        command: Command,
+        range: Range<u64>,
+        owner: Option<Owner>,
+    ) -> Result<Option<Turn<'_>>, Error> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let deadline = || self.link.deadline();
+        match self.facts.overlaps.turn(range, owner, deadline) {
+            None => Err(Error::Timeout {
+                command,
+                after: self.link.timeout().unwrap_or_default(),
+            }),
+            turn => Ok(turn),
+        }
     }
 
     /// Reads a part of a single block.
@@ -41,14 +95,13 @@ impl Client {
         if buf.is_empty() {
             return Ok(());
         }
-        let _apart = self
-            .facts
-            .patching
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let size = u64::from(self.facts.blocks.minimum());
+        let at = offset - offset % size;
+        // Others that change the block come before this one reads it, or after it has written.
+        let turn = self.turn(Command::Write, at..at + size)?;
         let (mut block, start) = self.block_around(offset)?;
         block[start..start + buf.len()].copy_from_slice(buf);
-        self.write_whole(&block, offset - start as u64, flags)
+        self.write_whole(&block, at, flags, turn.as_ref())
     }
 
     /// The block that a byte is in, and the byte's place in it.
@@ -61,22 +114,21 @@ impl Client {
     }
 
     pub(super) fn read_whole(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        let len = buf.len() as u64;
-        self.pieces(
-            Command::Read,
+        let job = Job {
+            command: Command::Read,
             offset,
-            len,
-            self.facts.max_payload,
-            buf,
-            |piece| {
-                let start = index(piece.offset - offset);
-                let load = Load::Into(start..start + index(piece.len));
-                let frame = move |transmission: &mut Transmission| {
-                    header(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
-                };
-                (load, frame)
-            },
-        )
+            len: buf.len() as u64,
+            max: self.facts.max_payload,
+            turn: None,
+        };
+        self.pieces(job, buf, |piece| {
+            let start = index(piece.offset - offset);
+            let load = Load::Into(start..start + index(piece.len));
+            let frame = move |transmission: &mut Transmission| {
+                header(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
+            };
+            (load, frame)
+        })
     }
 
     pub(super) fn write_whole(
@@ -84,23 +136,23 @@ impl Client {
         buf: &[u8],
         offset: u64,
         flags: CommandFlags,
+        turn: Option<&Turn<'_>>,
     ) -> Result<(), Error> {
-        let len = buf.len() as u64;
-        self.pieces(
-            Command::Write,
+        let job = Job {
+            command: Command::Write,
             offset,
-            len,
-            self.facts.max_payload,
-            &mut [],
-            |piece| {
-                let start = index(piece.offset - offset);
-                let payload = &buf[start..start + index(piece.len)];
-                let frame = move |transmission: &mut Transmission| {
-                    header(transmission.write(piece.offset, payload, flags))
-                };
-                (Load::Borrowed(payload), frame)
-            },
-        )
+            len: buf.len() as u64,
+            max: self.facts.max_payload,
+            turn,
+        };
+        self.pieces(job, &mut [], |piece| {
+            let start = index(piece.offset - offset);
+            let payload = &buf[start..start + index(piece.len)];
+            let frame = move |transmission: &mut Transmission| {
+                header(transmission.write(piece.offset, payload, flags))
+            };
+            (Load::Borrowed(payload), frame)
+        })
     }
 
     /// A command with a range and without payload. Servers may find a range too long that others
@@ -114,6 +166,10 @@ impl Client {
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
         check_blocks(self.facts.blocks, command, offset, len)?;
+        let turn = match command {
+            Command::Cache => None,
+            _ => self.turn(command, offset..offset + len)?,
+        };
         let piece = |piece| {
             let frame = move |transmission: &mut Transmission| frame(transmission, piece);
             (Load::Nothing, frame)
@@ -122,14 +178,20 @@ impl Client {
         let max = self
             .link
             .with(|transmission| longest(transmission, command));
-        let result = self.pieces(command, offset, len, max, &mut [], piece);
-        match result {
+        let job = Job {
+            command,
+            offset,
+            len,
+            max,
+            turn: turn.as_ref(),
+        };
+        match self.pieces(job, &mut [], piece) {
             Err(Error::Failed { ref source, .. })
                 if matches!(source.errno, Errno::Overflow | Errno::Inval)
                     && len > short
                     && max > short =>
             {
-                self.pieces(command, offset, len, short, &mut [], piece)
+                self.pieces(Job { max: short, ..job }, &mut [], piece)
             }
             done => done,
         }
@@ -138,10 +200,7 @@ impl Client {
     /// Cuts a request into pieces and has several of them in flight.
     fn pieces<'a, F>(
         &self,
-        command: Command,
-        offset: u64,
-        len: u64,
-        max: u64,
+        job: Job<'_>,
         dest: &mut [u8],
         request: impl Fn(Piece) -> (Load<'a>, F),
     ) -> Result<(), Error>
@@ -149,7 +208,7 @@ impl Client {
         F: FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
     {
         let preferred = u64::from(self.facts.blocks.preferred());
-        let mut pieces = split(offset, len, max, preferred);
+        let mut pieces = split(job.offset, job.len, job.max, preferred);
         let place = self.link.place();
         let mut result = Ok(());
         let mut in_flight = 0;
@@ -157,7 +216,8 @@ impl Client {
             while in_flight < WINDOW && result.is_ok() {
                 let Some(piece) = pieces.next() else { break };
                 let (load, frame) = request(piece);
-                match self.link.submit(place.index(), command, load, dest, frame) {
+                let place = place.index();
+                match self.link.submit(place, job.command, load, dest, frame) {
                     Ok(_) => in_flight += 1,
                     Err(error) => result = Err(error),
                 }
@@ -169,6 +229,9 @@ impl Client {
             let done = self.link.wait(place.index(), dest)?;
             in_flight -= 1;
             if let Err(error) = done.result {
+                if let (Error::Timeout { .. }, Some(turn)) = (&error, job.turn) {
+                    turn.leave_to(&self.link, done.cookie);
+                }
                 result = result.and(Err(error));
             }
         }

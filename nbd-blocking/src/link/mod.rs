@@ -275,8 +275,37 @@ impl Link {
         }
     }
 
+    /// Whether a request has been answered, or cannot be any more.
+    pub(crate) fn is_answered(&self, cookie: Cookie) -> bool {
+        let state = self.lock();
+        state.lost.is_some() || state.is_answered(cookie)
+    }
+
+    /// Waits until a request is answered that is not this caller's, or cannot be any more. Whether
+    /// that is so by the deadline.
+    pub(crate) fn wait_until_answered(&self, cookie: Cookie, deadline: Option<Instant>) -> bool {
+        let place = self.place();
+        let mut state = self.lock();
+        loop {
+            let over = state.lost.is_some() || state.is_answered(cookie);
+            if over || is_past(deadline) {
+                return over;
+            }
+            let until = Until::Answered(cookie);
+            match self.turn(state, place.index, &mut [], until, deadline) {
+                Ok(next) => state = next,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// How long a request may take.
+    pub(crate) const fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// When a request that is made now has taken too long.
-    fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timeout
             .and_then(|timeout| Instant::now().checked_add(timeout))
     }

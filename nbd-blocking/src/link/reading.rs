@@ -85,12 +85,15 @@ impl Link {
         } else if until != Until::Dry {
             let wake = state.callers[place].wake.clone();
             let for_room = usize::from(until == Until::Room);
+            let for_others = usize::from(matches!(until, Until::Answered(_)));
             state.callers[place].waits = Some(until);
             state.wait_for_room += for_room;
+            state.wait_for_others += for_others;
             state = wait_until(&wake, state, deadline);
             if state.callers[place].waits.take() == Some(Until::Room) {
                 state.wait_for_room -= 1;
             }
+            state.wait_for_others -= for_others;
         }
         if self.timeout.is_some() {
             self.expire(&mut state, place);
@@ -238,7 +241,7 @@ impl Link {
             match result {
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
-                        && matches!(until, Until::Room | Until::Idle | Until::Ended) =>
+                        && !matches!(until, Until::Served | Until::Dry) =>
                 {
                     match self.stream.wait(true, false, deadline) {
                         Err(late) if late.kind() == io::ErrorKind::TimedOut => return Err(error),
@@ -298,6 +301,7 @@ impl State {
                 !self.callers[place].done.is_empty() || self.transmission.in_flight() == 0
             }
             Until::Room => self.closing || self.transmission.has_room(),
+            Until::Answered(cookie) => self.is_answered(cookie),
             Until::Idle | Until::Dry => self.transmission.in_flight() == 0,
             Until::Ended => false,
         }

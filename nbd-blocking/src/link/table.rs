@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) free_callers: Vec<usize>,
     /// How many callers wait until one more request may be in flight.
     pub(super) wait_for_room: usize,
+    /// How many callers wait for the answer to a request that is not theirs.
+    pub(super) wait_for_others: usize,
     /// `None` while somebody reads.
     pub(super) inbox: Option<Inbox>,
     /// The only caller that may read on, because the payload is for its own buffer.
@@ -50,6 +52,8 @@ pub(super) enum Until {
     Served,
     /// One more request may be in flight.
     Room,
+    /// This request is answered, whoever made it.
+    Answered(Cookie),
     /// Nothing is in flight.
     Idle,
     /// The server has ended the stream.
@@ -109,6 +113,7 @@ impl State {
             callers: Vec::new(),
             free_callers: Vec::new(),
             wait_for_room: 0,
+            wait_for_others: 0,
             inbox: Some(Inbox::new()),
             reader: None,
             large: 0,
@@ -188,6 +193,17 @@ impl State {
             }
         }
         self.wake_for_room();
+        if self.wait_for_others > 0 {
+            let until = Some(Until::Answered(cookie));
+            let waiting = self.callers.iter().filter(|caller| caller.waits == until);
+            waiting.for_each(|caller| caller.wake.notify_one());
+        }
+    }
+
+    /// Whether a request has been answered.
+    pub(super) fn is_answered(&self, cookie: Cookie) -> bool {
+        let entry = self.entries.get(cookie.slot());
+        entry.is_none_or(|entry| entry.cookie != Some(cookie))
     }
 
     /// Wakes a caller that waits until one more request may be in flight.

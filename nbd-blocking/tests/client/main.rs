@@ -4,6 +4,7 @@ mod bad;
 mod farewells;
 mod flow;
 mod haggling;
+mod late;
 mod options;
 mod ranges;
 mod regressions;
