@@ -1,17 +1,23 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
 //! [`shared`] all of a client.
 
+mod changes;
 mod connect;
 mod error;
 mod extents;
+mod facts;
 mod negotiation;
 mod outbox;
+mod request;
 pub mod shared;
 mod split;
 
+pub use changes::{Changes, is_refusal};
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
 pub use error::{Error, Lost};
 pub use extents::{ExtentWalk, Stretch, Stretches};
+pub use facts::Facts;
 pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
 pub use outbox::{Outbox, SLICES};
+pub use request::Request;
 pub use split::{Piece, blocks_of, check_blocks, check_range, longest, split};

@@ -4,13 +4,12 @@ use super::{
     extents::Extents,
     link::Request,
     overlaps::Overlaps,
-    plan::Facts,
     pool::Pool,
     ranges::{index, length},
     reconnect::ConnectionState,
 };
 use crate::{
-    client::{Error, Lost, Piece, blocks_of},
+    client::{Error, Facts, Lost, Piece, blocks_of},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};

@@ -6,7 +6,6 @@
 //!        └── start ──▶ Haggling ──┘                           └─ link: one connection
 //! ```
 
-mod changes;
 mod client;
 mod cursor;
 mod extents;

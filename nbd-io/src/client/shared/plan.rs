@@ -7,13 +7,10 @@ use super::{
     tending::keep,
 };
 use crate::{
-    client::{Connected, Error, Lost, longest},
+    client::{Connected, Error, Facts, Lost},
     runtime::Network,
 };
-use nbd_proto::{
-    BlockSizes, Command, ExportInfo, Mode, Uri,
-    client::{Context, Transmission},
-};
+use nbd_proto::Uri;
 use std::sync::{Arc, Weak};
 
 /// How a client's connections are made and what they have in common.
@@ -22,54 +19,6 @@ pub(super) struct Plan<R> {
     /// Where the server is, if more connections can be made.
     pub(super) uri: Option<Uri>,
     pub(super) facts: Facts,
-}
-
-/// What does not change during transmission, and is the same on all connections.
-#[derive(Debug)]
-pub(super) struct Facts {
-    pub(super) export: ExportInfo,
-    pub(super) mode: Mode,
-    pub(super) contexts: Vec<Context>,
-    pub(super) blocks: BlockSizes,
-    pub(super) encrypted: bool,
-    /// The longest read in one request, in bytes.
-    pub(super) max_read: u64,
-    /// The longest payload of one request, in bytes.
-    pub(super) max_payload: u64,
-    pub(super) max_zeroes: u64,
-    /// The longest range of other requests, in bytes.
-    pub(super) max_range: u64,
-}
-
-impl Facts {
-    fn new(transmission: &Transmission, encrypted: bool) -> Self {
-        Self {
-            export: transmission.export().clone(),
-            mode: transmission.mode(),
-            contexts: transmission.contexts().to_vec(),
-            blocks: transmission.block_sizes(),
-            encrypted,
-            max_read: transmission.max_len(Command::Read),
-            max_payload: transmission.max_len(Command::Write),
-            max_zeroes: longest(transmission, Command::WriteZeroes),
-            max_range: transmission.max_len(Command::Trim),
-        }
-    }
-
-    /// What another connection to the same export does not have in common with this one.
-    fn differs(&self, other: &Self) -> Option<&'static str> {
-        let (ours, theirs) = (&self.export, &other.export);
-        [
-            (ours.size == theirs.size, "its size"),
-            (ours.flags == theirs.flags, "its flags"),
-            (self.blocks == other.blocks, "its block sizes"),
-            (self.contexts == other.contexts, "its meta contexts"),
-            (self.mode == other.mode, "the headers that are agreed on"),
-            (self.encrypted == other.encrypted, "whether there is TLS"),
-        ]
-        .into_iter()
-        .find_map(|(same, what)| (!same).then_some(what))
-    }
 }
 
 impl<R: Network> Plan<R> {
@@ -125,7 +74,7 @@ impl<R: Network> Plan<R> {
     /// How many bytes of writes are kept until they are flushed.
     pub(super) fn kept(&self) -> u64 {
         match &self.options.reconnect {
-            Some(policy) if self.uri.is_some() && self.facts.export.can_flush() => policy.kept,
+            Some(policy) if self.uri.is_some() && self.facts.export.can_flush() => policy.keeps(),
             _ => 0,
         }
     }

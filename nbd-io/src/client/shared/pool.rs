@@ -5,16 +5,16 @@ mod joining;
 pub(super) use joining::Joined;
 
 use super::{
-    changes::Changes,
     link::{Link, Request, Stream},
     plan::Plan,
     reconnect::ConnectionState,
     watchers::{Place, Watchers},
 };
 use crate::{
-    client::{Connected, Error, Lost},
+    client::{Changes, Connected, Error, Lost},
     runtime::Network,
 };
+use nbd_proto::CommandFlags;
 use std::{
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -33,6 +33,8 @@ struct State {
     /// The client wants no connections any more.
     closing: bool,
     changes: Changes,
+    /// The connection over which what is kept is being sent again.
+    repairer: Option<usize>,
     watchers: Watchers,
 }
 
@@ -103,6 +105,7 @@ impl<R: Network> Pool<R> {
                 status: ConnectionState::Connected,
                 closing: false,
                 changes: Changes::default(),
+                repairer: None,
                 watchers: Watchers::default(),
             }),
             plan: Arc::new(plan),
@@ -152,6 +155,7 @@ impl<R: Network> Pool<R> {
             }
             if export.can_flush() && !export.is_read_only() {
                 state.changes.tear(keeps);
+                state.repairer = state.repairer.filter(|_| !keeps);
             }
         }
         if again && state.open().next().is_none() {
@@ -219,7 +223,7 @@ impl<R: Network> Pool<R> {
     /// Whether one more change can be kept without a flush.
     pub(super) fn has_room(&self, request: &Request) -> bool {
         let limit = self.plan.kept();
-        limit == 0 || self.lock().changes.has_room(request, limit)
+        limit == 0 || self.lock().changes.has_room(request.weight(), limit)
     }
 
     /// A change was answered. If the connection was lost meanwhile, it counts for nothing.
@@ -228,7 +232,9 @@ impl<R: Network> Pool<R> {
         let mut state = self.lock();
         let current = state.has(link);
         if current {
-            state.changes.add(request, keeps);
+            let kept = keeps.then(|| request.clone());
+            let forced = request.has(CommandFlags::FUA);
+            state.changes.add(forced, kept);
         }
         current
     }
@@ -312,12 +318,12 @@ impl<R> Pool<R> {
 
     /// How many changes were answered.
     pub(super) fn changes(&self) -> u64 {
-        self.lock().changes.count
+        self.lock().changes.count()
     }
 
     /// How often changes may have been lost.
     pub(super) fn tears(&self) -> u64 {
-        self.lock().changes.tears
+        self.lock().changes.tears()
     }
 
     #[cfg(test)]

@@ -4,10 +4,9 @@ use super::{
     client::Client,
     link::{Done, Link, Request},
     overlaps::Turn,
-    plan::Facts,
 };
 use crate::{
-    client::{Error, Piece, check_blocks, check_range, split},
+    client::{Error, Facts, Piece, check_blocks, check_range, split},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};

@@ -48,11 +48,11 @@ use std::{
 /// write may be carried out a second time after later ones. Servers that crash or stop do not.
 #[derive(Clone, Debug)]
 pub struct Reconnect {
-    pub(super) attempts: Option<u32>,
+    attempts: Option<u32>,
     first_delay: Duration,
     longest_delay: Duration,
-    pub(super) total: Option<Duration>,
-    pub(super) kept: u64,
+    total: Option<Duration>,
+    kept: u64,
 }
 
 /// No two attempts follow each other faster.
@@ -115,15 +115,35 @@ impl Reconnect {
         self
     }
 
+    /// Whether there may be one more attempt after so many.
+    #[must_use]
+    pub fn allows(&self, attempts: u32) -> bool {
+        self.attempts.is_none_or(|most| attempts < most)
+    }
+
+    /// How long to try, if there is a limit.
+    #[must_use]
+    pub const fn time_limit(&self) -> Option<Duration> {
+        self.total
+    }
+
+    /// How many bytes of writes are kept until they are flushed.
+    #[must_use]
+    pub const fn keeps(&self) -> u64 {
+        self.kept
+    }
+
     /// How long to wait after so many attempts, of which the first went without.
-    pub(super) fn delay_after(&self, attempts: u32) -> Duration {
+    #[must_use]
+    pub fn delay_after(&self, attempts: u32) -> Duration {
         let factor = 1_u32.checked_shl(attempts).unwrap_or(u32::MAX);
         let delay = self.first_delay.saturating_mul(factor);
         by_chance(delay.min(self.longest_delay).max(SHORTEST_DELAY))
     }
 
     /// How long a connection has to last if making it was a success.
-    pub(super) fn lasting(&self) -> Duration {
+    #[must_use]
+    pub fn lasting(&self) -> Duration {
         self.longest_delay.max(SHORTEST_LIFE)
     }
 }
@@ -147,6 +167,12 @@ pub enum ConnectionState {
 }
 
 impl ConnectionState {
+    /// A connection is being made anew.
+    #[must_use]
+    pub const fn reconnecting(attempt: u32, cause: Arc<Lost>) -> Self {
+        Self::Reconnecting { attempt, cause }
+    }
+
     pub(super) const fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Reconnecting { attempt: ours, .. }, Self::Reconnecting { attempt, .. }) => {

@@ -9,7 +9,7 @@ use super::{
     watchers::Place,
 };
 use crate::{
-    client::{Error, Lost},
+    client::{Error, Lost, is_refusal},
     runtime::Network,
 };
 use bytes::BytesMut;
@@ -85,7 +85,7 @@ impl<R: Network> Tender<R> {
             let mut last = Error::Lost(lost);
             keeper = loop {
                 if deadline.is_none() {
-                    deadline = policy.total.map(|total| runtime.sleep(total));
+                    deadline = policy.time_limit().map(|total| runtime.sleep(total));
                 }
                 let trying = self.attempts(policy, &mut attempt, &mut last);
                 if let Some(new) = until::<R, _>(&mut deadline, trying).await.flatten() {
@@ -146,7 +146,7 @@ impl<R: Network> Tender<R> {
     ) -> Option<Keeper<R>> {
         let plan = self.plan.clone();
         let runtime = &plan.options.runtime;
-        while policy.attempts.is_none_or(|most| *attempt < most) {
+        while policy.allows(*attempt) {
             if let Some(before) = attempt.checked_sub(1) {
                 let pause = runtime.sleep(policy.delay_after(before));
                 self.if_wanted(pause).await?;
@@ -180,7 +180,7 @@ impl<R: Network> Tender<R> {
             link.close();
             keeper.await;
             *last = error?;
-            if is_final(last) {
+            if is_refusal(last) {
                 return None;
             }
         }
@@ -243,14 +243,5 @@ impl<R: Network> Tender<R> {
                 }
             }
         }
-    }
-}
-
-/// Whether an answer to what is written again says that it will never be taken.
-fn is_final(error: &Error) -> bool {
-    match error {
-        Error::Lost(_) | Error::Timeout { .. } => false,
-        Error::Failed { source, .. } => source.errno != Errno::Shutdown,
-        _ => true,
     }
 }

@@ -30,7 +30,6 @@
 mod call;
 mod drive;
 mod keeper;
-mod request;
 mod signal;
 mod table;
 
@@ -57,9 +56,9 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use super::super::Request;
 pub(crate) use call::{Call, Done};
 pub(crate) use keeper::Keeper;
-pub(crate) use request::Request;
 
 /// A stream of any kind.
 pub(crate) type Stream = Box<dyn Transport + Send>;

@@ -56,11 +56,11 @@ impl<R: Network> Pool<R> {
         if state.closing || state.is_over() {
             return Poll::Ready(Joined::Closed);
         }
-        if state.changes.torn {
-            if state.changes.repairer.is_some() {
+        if state.changes.is_torn() {
+            if state.repairer.is_some() {
                 return wait(state, place, cx);
             }
-            state.changes.repairer = Some(index);
+            state.repairer = Some(index);
             return Poll::Ready(Joined::Repair);
         }
         // The others may be dead and not know it yet. If the server has crashed since, this one
@@ -88,9 +88,9 @@ impl<R: Network> Pool<R> {
     /// What is kept was sent over a new connection, which is published with that.
     pub(in super::super) fn repaired(&self, index: usize, link: &Arc<Link>) {
         let mut state = self.lock();
-        if state.changes.repairer == Some(index) && !state.closing && !state.is_over() {
-            state.changes.repairer = None;
-            state.changes.torn = false;
+        if state.repairer == Some(index) && !state.closing && !state.is_over() {
+            state.repairer = None;
+            state.changes.mend();
             state.publish(index, link);
         }
         changed(state);
@@ -99,8 +99,8 @@ impl<R: Network> Pool<R> {
     /// What is kept could not be sent over a new connection.
     pub(in super::super) fn not_repaired(&self, index: usize) {
         let mut state = self.lock();
-        if state.changes.repairer == Some(index) {
-            state.changes.repairer = None;
+        if state.repairer == Some(index) {
+            state.repairer = None;
         }
         changed(state);
     }

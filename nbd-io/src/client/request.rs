@@ -1,4 +1,4 @@
-//! What a task asks for, in a form that can be kept and sent again.
+//! What a program asks for, in a form that can be kept and sent again.
 
 use bytes::Bytes;
 use nbd_proto::{
@@ -9,35 +9,60 @@ use std::{ops::Range, sync::Arc};
 
 /// A request that fits into one message. It is cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) enum Request {
+#[non_exhaustive]
+pub enum Request {
+    /// `NBD_CMD_READ`.
     Read {
+        /// Where it starts, in bytes.
         offset: u64,
+        /// How many bytes there are of it.
         len: u64,
+        /// [`CommandFlags::DF`].
         flags: CommandFlags,
     },
+    /// `NBD_CMD_WRITE`.
     Write {
+        /// Where it starts, in bytes.
         offset: u64,
+        /// What is written.
         payload: Bytes,
+        /// [`CommandFlags::FUA`].
         flags: CommandFlags,
     },
+    /// `NBD_CMD_FLUSH`.
     Flush,
+    /// `NBD_CMD_TRIM`.
     Trim {
+        /// Where it starts, in bytes.
         offset: u64,
+        /// How many bytes there are of it.
         len: u64,
+        /// [`CommandFlags::FUA`].
         flags: CommandFlags,
     },
+    /// `NBD_CMD_CACHE`.
     Cache {
+        /// Where it starts, in bytes.
         offset: u64,
+        /// How many bytes there are of it.
         len: u64,
     },
+    /// `NBD_CMD_WRITE_ZEROES`.
     WriteZeroes {
+        /// Where it starts, in bytes.
         offset: u64,
+        /// How many bytes there are of it.
         len: u64,
+        /// [`CommandFlags::FUA`], [`CommandFlags::NO_HOLE`], [`CommandFlags::FAST_ZERO`].
         flags: CommandFlags,
     },
+    /// `NBD_CMD_BLOCK_STATUS`.
     BlockStatus {
+        /// Where it starts, in bytes.
         offset: u64,
+        /// How many bytes there are of it.
         len: u64,
+        /// [`CommandFlags::REQ_ONE`].
         flags: CommandFlags,
         /// The contexts that are asked for, if not all.
         ids: Option<Arc<[u32]>>,
@@ -45,7 +70,9 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    pub(crate) const fn command(&self) -> Command {
+    /// Its command.
+    #[must_use]
+    pub const fn command(&self) -> Command {
         match self {
             Self::Read { .. } => Command::Read,
             Self::Write { .. } => Command::Write,
@@ -58,7 +85,8 @@ impl Request {
     }
 
     /// Whether the export is another one afterwards.
-    pub(crate) const fn changes(&self) -> bool {
+    #[must_use]
+    pub const fn changes(&self) -> bool {
         matches!(
             self,
             Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. }
@@ -66,7 +94,8 @@ impl Request {
     }
 
     /// The bytes of the export that it changes.
-    pub(crate) fn change(&self) -> Option<Range<u64>> {
+    #[must_use]
+    pub fn change(&self) -> Option<Range<u64>> {
         let (offset, len) = match self {
             Self::Write {
                 offset, payload, ..
@@ -81,7 +110,9 @@ impl Request {
         Some(offset..offset.saturating_add(len))
     }
 
-    pub(crate) const fn has(&self, flag: CommandFlags) -> bool {
+    /// Whether it has a flag.
+    #[must_use]
+    pub const fn has(&self, flag: CommandFlags) -> bool {
         match self {
             Self::Read { flags, .. }
             | Self::Write { flags, .. }
@@ -93,7 +124,8 @@ impl Request {
     }
 
     /// The payload in either direction, in bytes.
-    pub(super) const fn weight(&self) -> u64 {
+    #[must_use]
+    pub const fn weight(&self) -> u64 {
         match self {
             Self::Read { len, .. } => *len,
             Self::Write { payload, .. } => payload.len() as u64,
@@ -101,11 +133,13 @@ impl Request {
         }
     }
 
-    /// Takes a place among the requests in flight.
-    pub(super) fn start(
-        self,
-        transmission: &mut Transmission,
-    ) -> Result<(Cookie, Header, Bytes), Misuse> {
+    /// Takes a place among the requests in flight. What has to be sent are the header and the
+    /// payload behind it.
+    ///
+    /// # Errors
+    ///
+    /// When the request makes no sense on this connection.
+    pub fn start(self, transmission: &mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse> {
         match self {
             Self::Read { offset, len, flags } => bare(transmission.read(offset, len, flags)),
             Self::Write {

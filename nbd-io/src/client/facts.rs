@@ -1,0 +1,65 @@
+//! What the connections of a client have in common.
+
+use super::longest;
+use nbd_proto::{
+    BlockSizes, Command, ExportInfo, Mode,
+    client::{Context, Transmission},
+};
+
+/// What does not change during transmission, and is the same on all connections of a client.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Facts {
+    /// What the server told of the export.
+    pub export: ExportInfo,
+    /// Which headers are used.
+    pub mode: Mode,
+    /// The meta contexts that were selected.
+    pub contexts: Vec<Context>,
+    /// The block sizes that hold.
+    pub blocks: BlockSizes,
+    /// Whether there is TLS.
+    pub encrypted: bool,
+    /// The longest read in one request, in bytes.
+    pub max_read: u64,
+    /// The longest payload of one request, in bytes.
+    pub max_payload: u64,
+    /// The longest zeroes in one request, in bytes.
+    pub max_zeroes: u64,
+    /// The longest range of other requests, in bytes.
+    pub max_range: u64,
+}
+
+impl Facts {
+    /// What holds on a connection.
+    #[must_use]
+    pub fn new(transmission: &Transmission, encrypted: bool) -> Self {
+        Self {
+            export: transmission.export().clone(),
+            mode: transmission.mode(),
+            contexts: transmission.contexts().to_vec(),
+            blocks: transmission.block_sizes(),
+            encrypted,
+            max_read: transmission.max_len(Command::Read),
+            max_payload: transmission.max_len(Command::Write),
+            max_zeroes: longest(transmission, Command::WriteZeroes),
+            max_range: transmission.max_len(Command::Trim),
+        }
+    }
+
+    /// What another connection to the same export does not have in common with this one.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> Option<&'static str> {
+        let (ours, theirs) = (&self.export, &other.export);
+        [
+            (ours.size == theirs.size, "its size"),
+            (ours.flags == theirs.flags, "its flags"),
+            (self.blocks == other.blocks, "its block sizes"),
+            (self.contexts == other.contexts, "its meta contexts"),
+            (self.mode == other.mode, "the headers that are agreed on"),
+            (self.encrypted == other.encrypted, "whether there is TLS"),
+        ]
+        .into_iter()
+        .find_map(|(same, what)| (!same).then_some(what))
+    }
+}
