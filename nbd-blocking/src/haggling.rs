@@ -71,7 +71,7 @@ impl ByName {
         let pending = self.newstyle.export_name(name, &mut out);
         let entering = enter_by_name(self.transport, out, pending, name);
         let (transport, transmission) = block_on_ready(entering)?;
-        self.options.client(transport, transmission, false)
+        self.options.entered(transport, transmission, false)
     }
 }
 
@@ -97,7 +97,7 @@ impl Entered {
     /// When the transport fails.
     pub fn accept(self) -> Result<Client, Error> {
         self.options
-            .client(self.transport, self.oldstyle.accept(), false)
+            .entered(self.transport, self.oldstyle.accept(), false)
     }
 }
 
@@ -228,7 +228,7 @@ macro_rules! entering {
                 } = self;
                 Ok(match block_on_ready(inner.go(request))? {
                     Ok((transport, transmission)) => {
-                        Ok(options.client(transport, transmission, $encrypted)?)
+                        Ok(options.entered(transport, transmission, $encrypted)?)
                     }
                     Err(Refused {
                         handle: inner,
@@ -252,7 +252,7 @@ macro_rules! entering {
             /// server refuses this option.
             pub fn export_name(self, name: &ExportName) -> Result<Client, Error> {
                 let (transport, transmission) = block_on_ready(self.inner.export_name(name))?;
-                self.options.client(transport, transmission, $encrypted)
+                self.options.entered(transport, transmission, $encrypted)
             }
         }
     };

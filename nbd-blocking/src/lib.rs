@@ -9,6 +9,7 @@ mod haggling;
 mod link;
 mod options;
 mod overlaps;
+mod pool;
 mod queue;
 pub mod server;
 mod socket;

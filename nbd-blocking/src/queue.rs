@@ -95,7 +95,7 @@ impl From<Done> for Completion {
 
 impl Queue {
     pub(crate) fn new(client: &Client) -> Self {
-        let link = client.link.clone();
+        let link = client.pool.link().clone();
         Self {
             client: client.clone(),
             place: link.enter(),

@@ -4,21 +4,20 @@ mod ranges;
 
 use crate::{
     Error, Extents, Queue,
-    link::{Link, Load, header},
-    overlaps::Overlaps,
-    stream::Stream,
+    link::{Load, header},
+    pool::Pool,
 };
-use nbd_io::client::blocks_of;
+use nbd_io::client::{Facts, blocks_of};
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
     client::{Context, ContextExtents, Outcome, Transmission},
 };
 use ranges::length;
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc};
 
 /// An export that was entered.
 ///
-/// All methods take `&self`, and clones are cheap and share one connection: any number of threads
+/// All methods take `&self`, and clones are cheap and share the connections: any number of threads
 /// can have requests in flight at once, and replies come in any order. There is no thread behind
 /// it; callers that wait serve each other.
 ///
@@ -34,81 +33,61 @@ use std::{ops::Range, sync::Arc, time::Duration};
 /// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
 #[derive(Clone, Debug)]
 pub struct Client {
-    pub(crate) link: Arc<Link>,
-    facts: Arc<Facts>,
-}
-
-/// What does not change during transmission.
-#[derive(Debug)]
-struct Facts {
-    export: ExportInfo,
-    mode: Mode,
-    contexts: Vec<Context>,
-    blocks: BlockSizes,
-    encrypted: bool,
-    /// The longest payload of one request, in bytes.
-    max_payload: u64,
-    /// Changes of the same bytes, where they have to be kept apart.
-    overlaps: Overlaps,
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Client {
-    pub(crate) fn new(
-        stream: Stream,
-        transmission: Transmission,
-        encrypted: bool,
-        timeout: Option<Duration>,
-    ) -> Result<Self, Error> {
-        let facts = Facts {
-            export: transmission.export().clone(),
-            mode: transmission.mode(),
-            contexts: transmission.contexts().to_vec(),
-            blocks: transmission.block_sizes(),
-            encrypted,
-            max_payload: transmission.max_len(Command::Write),
-            overlaps: Overlaps::default(),
-        };
-        let link = Link::new(stream, transmission, timeout)?;
-        Ok(Self {
-            link: Arc::new(link),
-            facts: Arc::new(facts),
-        })
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self {
+            pool: Arc::new(pool),
+        }
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.pool.facts
     }
 
     /// What the server told of the export.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {
-        &self.facts.export
+        &self.facts().export
     }
 
     /// The export's size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.facts.export.size
+        self.facts().export.size
     }
 
-    /// Which headers the connection uses.
+    /// Which headers the connections use.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.facts.mode
+        self.facts().mode
     }
 
-    /// Whether the connection is encrypted.
+    /// Whether the connections are encrypted.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
-        self.facts.encrypted
+        self.facts().encrypted
     }
 
     /// The meta contexts that were selected.
     #[must_use]
     pub fn contexts(&self) -> &[Context] {
-        &self.facts.contexts
+        &self.facts().contexts
     }
 
     /// The block sizes that hold, in bytes; what is usual if the server told none.
     #[must_use]
     pub fn block_sizes(&self) -> BlockSizes {
-        self.facts.blocks
+        self.facts().blocks
+    }
+
+    /// How many connections there are at present. One that was lost counts until somebody has
+    /// noticed.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.pool.count()
     }
 
     /// Reads up to the end of the buffer or of the export. Returns the number of bytes read, which
@@ -133,7 +112,7 @@ impl Client {
     /// over. The buffer's contents are undefined then.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
         self.check_range(Command::Read, offset, buf.len() as u64)?;
-        let [head, body, tail] = blocks_of(self.facts.blocks, offset, buf.len() as u64);
+        let [head, body, tail] = blocks_of(self.facts().blocks, offset, buf.len() as u64);
         let (head_buf, rest) = buf.split_at_mut(length(&head));
         let (body_buf, tail_buf) = rest.split_at_mut(length(&body));
         self.read_part(head_buf, head.start)?;
@@ -199,10 +178,10 @@ impl Client {
         flags: CommandFlags,
     ) -> Result<(), Error> {
         self.check_range(Command::Write, offset, buf.len() as u64)?;
-        if self.facts.blocks.minimum() == 1 {
+        if self.facts().blocks.minimum() == 1 {
             return self.write_whole(buf, offset, flags, None);
         }
-        let [head, body, tail] = blocks_of(self.facts.blocks, offset, buf.len() as u64);
+        let [head, body, tail] = blocks_of(self.facts().blocks, offset, buf.len() as u64);
         let (head_buf, rest) = buf.split_at(length(&head));
         let (body_buf, tail_buf) = rest.split_at(length(&body));
         self.patch(head_buf, head.start, flags)?;
@@ -212,7 +191,8 @@ impl Client {
         self.patch(tail_buf, tail.start, flags)
     }
 
-    /// Puts everything that was answered before this call on stable storage.
+    /// Puts everything that was answered before this call on stable storage, over whichever
+    /// connection it was written.
     ///
     /// Without [`ExportInfo::can_flush`] the server cannot be asked.
     ///
@@ -220,6 +200,7 @@ impl Client {
     ///
     /// When the server does not offer it or fails it, or the connection is over.
     pub fn flush(&self) -> Result<(), Error> {
+        // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.single(Command::Flush, Load::Nothing, &mut [], |transmission| {
             header(transmission.flush())
         })
@@ -298,8 +279,9 @@ impl Client {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Vec<ContextExtents>, Error> {
-        let place = self.link.place();
-        self.link.submit_with_payload(
+        let link = self.pool.link();
+        let place = link.place();
+        link.submit_with_payload(
             place.index(),
             Command::BlockStatus,
             Load::Nothing,
@@ -310,26 +292,22 @@ impl Client {
                 Ok((cookie, header, payload))
             },
         )?;
-        let done = self.link.wait(place.index(), &mut [])?;
+        let done = link.wait(place.index(), &mut [])?;
         drop(place);
-        extents(done.result.map_err(|error| self.noticed(error))?)
+        extents(done.result.map_err(|error| link.noticed(error))?)
     }
 
     /// Walks the extents of a range to its end, with equal neighbours merged.
     #[must_use]
     pub fn extents(&self, range: Range<u64>) -> Extents {
-        let max = self
-            .link
-            .with(|transmission| transmission.max_len(Command::BlockStatus));
-        Extents::new(
-            self.clone(),
-            range,
-            max,
-            u64::from(self.facts.blocks.minimum()),
-        )
+        let Facts {
+            max_range, blocks, ..
+        } = self.facts();
+        Extents::new(self.clone(), range, *max_range, blocks.minimum().into())
     }
 
-    /// A queue of requests on this connection, for one thread that has many of them in flight.
+    /// A queue of requests, for one thread that has many of them in flight. It stays on one
+    /// connection, which has the least to do now.
     #[must_use]
     pub fn queue(&self) -> Queue {
         Queue::new(self)
@@ -340,16 +318,16 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When the connection was over before, or is lost before what is in flight is done, or when
+    /// When a connection was over before, or is lost before what is in flight is done, or when
     /// this was called before.
     pub fn disconnect(&self) -> Result<(), Error> {
-        self.link.disconnect()
+        self.pool.disconnect()
     }
 
-    /// Whether the connection is over.
+    /// Whether there is no connection any more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.link.lost().is_some()
+        self.pool.count() == 0
     }
 }
 

@@ -1,17 +1,17 @@
 //! Ranges of any length at any place, made of requests that the server takes.
 
-use super::{Client, Facts};
+use super::Client;
 use crate::{
     Error,
     link::{Load, header},
     overlaps::{Overlaps, Owner, Turn},
 };
-use nbd_io::client::{Piece, check_blocks, check_range, longest, split};
+use nbd_io::client::{Facts, Piece, check_blocks, check_range, split};
 use nbd_proto::{
     Command, CommandFlags, Errno, Header, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
-use std::ops::Range;
+use std::{ops::Range, time::Instant};
 
 /// Pieces of one request that are in flight at once.
 const WINDOW: usize = 8;
@@ -35,18 +35,18 @@ impl Client {
     }
 
     pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        let Facts { export, blocks, .. } = &*self.facts;
+        let Facts { export, blocks, .. } = self.facts();
         Ok(check_range(export, *blocks, command, offset, len)?)
     }
 
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
     /// over by others.
     pub(crate) fn has_turns(&self) -> bool {
-        self.facts.blocks.minimum() > 1
+        self.facts().blocks.minimum() > 1
     }
 
     pub(crate) fn overlaps(&self) -> &Overlaps {
-        &self.facts.overlaps
+        &self.pool.overlaps
     }
 
     /// The turn of a change among those of the same bytes, where they have any.
@@ -70,11 +70,12 @@ impl Client {
         if range.is_empty() {
             return Ok(None);
         }
-        let deadline = || self.link.deadline();
-        match self.facts.overlaps.turn(range, owner, deadline) {
+        let after = self.pool.timeout;
+        let deadline = || Instant::now().checked_add(after?);
+        match self.pool.overlaps.turn(range, owner, deadline) {
             None => Err(Error::Timeout {
                 command,
-                after: self.link.timeout().unwrap_or_default(),
+                after: after.unwrap_or_default(),
             }),
             turn => Ok(turn),
         }
@@ -95,7 +96,7 @@ impl Client {
         if buf.is_empty() {
             return Ok(());
         }
-        let size = u64::from(self.facts.blocks.minimum());
+        let size = u64::from(self.facts().blocks.minimum());
         let at = offset - offset % size;
         // Others that change the block come before this one reads it, or after it has written.
         let turn = self.turn(Command::Write, at..at + size)?;
@@ -106,7 +107,7 @@ impl Client {
 
     /// The block that a byte is in, and the byte's place in it.
     fn block_around(&self, offset: u64) -> Result<(Vec<u8>, usize), Error> {
-        let size = u64::from(self.facts.blocks.minimum());
+        let size = u64::from(self.facts().blocks.minimum());
         let start = offset % size;
         let mut block = vec![0; index(size)];
         self.read_whole(&mut block, offset - start)?;
@@ -118,7 +119,7 @@ impl Client {
             command: Command::Read,
             offset,
             len: buf.len() as u64,
-            max: self.facts.max_payload,
+            max: self.facts().max_payload,
             turn: None,
         };
         self.pieces(job, buf, |piece| {
@@ -142,7 +143,7 @@ impl Client {
             command: Command::Write,
             offset,
             len: buf.len() as u64,
-            max: self.facts.max_payload,
+            max: self.facts().max_payload,
             turn,
         };
         self.pieces(job, &mut [], |piece| {
@@ -165,7 +166,7 @@ impl Client {
         frame: impl Fn(&mut Transmission, Piece) -> Result<(Cookie, Header), Misuse> + Copy,
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
-        check_blocks(self.facts.blocks, command, offset, len)?;
+        check_blocks(self.facts().blocks, command, offset, len)?;
         let turn = match command {
             Command::Cache => None,
             _ => self.turn(command, offset..offset + len)?,
@@ -174,10 +175,11 @@ impl Client {
             let frame = move |transmission: &mut Transmission| frame(transmission, piece);
             (Load::Nothing, frame)
         };
-        let short = self.facts.max_payload;
-        let max = self
-            .link
-            .with(|transmission| longest(transmission, command));
+        let short = self.facts().max_payload;
+        let max = match command {
+            Command::WriteZeroes => self.facts().max_zeroes,
+            _ => self.facts().max_range,
+        };
         let job = Job {
             command,
             offset,
@@ -207,9 +209,10 @@ impl Client {
     where
         F: FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
     {
-        let preferred = u64::from(self.facts.blocks.preferred());
+        let preferred = u64::from(self.facts().blocks.preferred());
         let mut pieces = split(job.offset, job.len, job.max, preferred);
-        let place = self.link.place();
+        let link = self.pool.link();
+        let place = link.place();
         let mut result = Ok(());
         let mut in_flight = 0;
         loop {
@@ -217,20 +220,20 @@ impl Client {
                 let Some(piece) = pieces.next() else { break };
                 let (load, frame) = request(piece);
                 let place = place.index();
-                match self.link.submit(place, job.command, load, dest, frame) {
+                match link.submit(place, job.command, load, dest, frame) {
                     Ok(_) => in_flight += 1,
                     Err(error) => result = Err(error),
                 }
             }
             if in_flight == 0 {
                 drop(place);
-                return result.map_err(|error| self.noticed(error));
+                return result.map_err(|error| link.noticed(error));
             }
-            let done = self.link.wait(place.index(), dest)?;
+            let done = link.wait(place.index(), dest)?;
             in_flight -= 1;
             if let Err(error) = done.result {
                 if let (Error::Timeout { .. }, Some(turn)) = (&error, job.turn) {
-                    turn.leave_to(&self.link, done.cookie);
+                    turn.leave_to(link, done.cookie);
                 }
                 result = result.and(Err(error));
             }
@@ -244,17 +247,12 @@ impl Client {
         dest: &mut [u8],
         frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
     ) -> Result<Outcome, Error> {
-        let place = self.link.place();
-        self.link
-            .submit(place.index(), command, load, dest, frame)?;
-        let done = self.link.wait(place.index(), dest)?;
+        let link = self.pool.link();
+        let place = link.place();
+        link.submit(place.index(), command, load, dest, frame)?;
+        let done = link.wait(place.index(), dest)?;
         drop(place);
-        done.result.map_err(|error| self.noticed(error))
-    }
-
-    pub(super) fn noticed(&self, error: Error) -> Error {
-        self.link.notice(&error);
-        error
+        done.result.map_err(|error| link.noticed(error))
     }
 }
 

@@ -12,12 +12,16 @@ use std::{
 /// How long a disconnect may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// When a disconnect that begins now has taken too long.
+pub(crate) fn farewell() -> Option<Instant> {
+    Instant::now().checked_add(FAREWELL)
+}
+
 impl Link {
     /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits for the
-    /// server to close, all together for a bounded time.
-    pub(crate) fn disconnect(&self) -> Result<(), Error> {
+    /// server to close, all together until the deadline.
+    pub(crate) fn disconnect(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let place = self.place();
-        let deadline = Instant::now().checked_add(FAREWELL);
         let mut state = self.lock();
         if let Some(lost) = &state.lost {
             return Err(Error::Lost(lost.clone()));
@@ -25,6 +29,7 @@ impl Link {
         if mem::replace(&mut state.closing, true) {
             return Err(Error::lost(Lost::Disconnected));
         }
+        state.note_load();
         while state.wait_for_room > 0 {
             state.wake_for_room();
         }
@@ -57,8 +62,14 @@ impl Link {
     /// Leaves a server that says it is shutting down, as the protocol asks for.
     pub(crate) fn notice(&self, error: &Error) {
         if error.errno() == Some(Errno::Shutdown) {
-            let _ = self.disconnect();
+            let _ = self.disconnect(farewell());
         }
+    }
+
+    /// The error of a request, which was [noticed](Link::notice).
+    pub(crate) fn noticed(&self, error: Error) -> Error {
+        self.notice(&error);
+        error
     }
 
     /// Waits until the outbox is written, whoever does it.

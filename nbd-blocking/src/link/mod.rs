@@ -31,6 +31,7 @@ mod writing;
 use crate::{Error, Lost, stream::Stream};
 use aside::Aside;
 use bytes::Bytes;
+pub(crate) use farewell::farewell;
 use nbd_proto::{
     Command, Header, Misuse,
     client::{Cookie, Transmission},
@@ -38,11 +39,14 @@ use nbd_proto::{
 use reading::LARGE;
 use std::{
     ops::Range,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 pub(crate) use table::Done;
-use table::{Entry, Sink, State, Until};
+use table::{CLOSED, Entry, Sink, State, Until};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -54,6 +58,7 @@ pub(crate) struct Link {
     state: Mutex<State>,
     /// Wakes callers whose payload is too large to be left to another writer.
     may_write: Condvar,
+    load: Arc<AtomicUsize>,
     /// How long a request may take.
     timeout: Option<Duration>,
 }
@@ -91,17 +96,20 @@ impl Link {
     ) -> Result<Self, Error> {
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
         stream.set_patience(timeout).map_err(Error::lost)?;
+        let state = State::new(transmission);
         Ok(Self {
             stream,
-            state: Mutex::new(State::new(transmission)),
+            load: state.load.clone(),
+            state: Mutex::new(state),
             may_write: Condvar::new(),
             timeout,
         })
     }
 
-    /// Looks at the protocol's side of the connection.
-    pub(crate) fn with<R>(&self, look: impl FnOnce(&Transmission) -> R) -> R {
-        look(&self.lock().transmission)
+    /// How many requests are in flight; `None` if none is taken any more.
+    pub(crate) fn load(&self) -> Option<usize> {
+        let load = self.load.load(Ordering::Relaxed);
+        (load != CLOSED).then_some(load)
     }
 
     /// Whether the connection is over, and why.
@@ -184,6 +192,7 @@ impl Link {
             sink,
         };
         state.large += usize::from(large);
+        state.note_load();
         match payload {
             None => state.outbox.push_copied(header.as_bytes(), &own),
             Some(Payload::Owned(payload)) => state.outbox.push_owned(header.as_bytes(), payload),
@@ -299,13 +308,8 @@ impl Link {
         }
     }
 
-    /// How long a request may take.
-    pub(crate) const fn timeout(&self) -> Option<Duration> {
-        self.timeout
-    }
-
     /// When a request that is made now has taken too long.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Instant> {
         self.timeout
             .and_then(|timeout| Instant::now().checked_add(timeout))
     }

@@ -10,7 +10,10 @@ use nbd_proto::{
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Condvar},
+    sync::{
+        Arc, Condvar,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
@@ -43,7 +46,12 @@ pub(super) struct State {
     /// `NBD_CMD_DISC` is on its way.
     pub(super) goodbye: bool,
     pub(super) lost: Option<Arc<Lost>>,
+    /// What [`Link::load`](super::Link::load) tells, for those who do not have the lock.
+    pub(super) load: Arc<AtomicUsize>,
 }
+
+/// The load of a connection on which no request is taken any more.
+pub(super) const CLOSED: usize = usize::MAX;
 
 /// What a caller reads for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +131,19 @@ impl State {
             closing: false,
             goodbye: false,
             lost: None,
+            load: Arc::default(),
         }
+    }
+
+    /// Tells others how much there is to do.
+    pub(super) fn note_load(&self) {
+        let open = !self.closing && self.lost.is_none();
+        let load = if open {
+            self.transmission.in_flight()
+        } else {
+            CLOSED
+        };
+        self.load.store(load, Ordering::Relaxed);
     }
 
     /// Takes a place among the callers.
@@ -192,6 +212,7 @@ impl State {
                 caller.wake.notify_one();
             }
         }
+        self.note_load();
         self.wake_for_room();
         if self.wait_for_others > 0 {
             let until = Some(Until::Answered(cookie));
@@ -236,6 +257,7 @@ impl State {
     pub(super) fn lose(&mut self, why: Lost) {
         if self.lost.is_none() {
             self.lost = Some(Arc::new(why));
+            self.note_load();
         }
         for caller in &self.callers {
             caller.wake.notify_all();

@@ -8,6 +8,7 @@ mod late;
 mod options;
 mod ranges;
 mod regressions;
+mod several;
 mod support;
 mod threads;
 #[cfg(feature = "tls-base")]

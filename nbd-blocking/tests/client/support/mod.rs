@@ -1,6 +1,7 @@
 //! What the tests have in common: deadlines, randomness, and servers of two kinds.
 
 pub(crate) mod bytes;
+pub(crate) mod host;
 pub(crate) mod model;
 pub(crate) mod script;
 

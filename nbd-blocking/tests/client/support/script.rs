@@ -27,6 +27,20 @@ pub(crate) struct Seen {
     pub(crate) len: u64,
 }
 
+impl Seen {
+    /// A request with 32-bit lengths.
+    pub(crate) fn parse(header: &[u8]) -> Self {
+        assert_eq!(&header[..4], [0x25, 0x60, 0x95, 0x13], "{header:?}");
+        Self {
+            flags: u16::from_be_bytes([header[4], header[5]]),
+            command: u16::from_be_bytes([header[6], header[7]]),
+            cookie: u64_at(header, 8),
+            offset: u64_at(header, 16),
+            len: u32_at(header, 24).into(),
+        }
+    }
+}
+
 /// How a scripted server haggles.
 #[derive(Clone, Debug)]
 pub(crate) struct Haggling {
@@ -174,15 +188,7 @@ impl Peer {
 
     /// A request with 32-bit lengths.
     pub(crate) fn request(&mut self) -> Seen {
-        let header = self.hears(28);
-        assert_eq!(&header[..4], [0x25, 0x60, 0x95, 0x13], "{header:?}");
-        Seen {
-            flags: u16::from_be_bytes([header[4], header[5]]),
-            command: u16::from_be_bytes([header[6], header[7]]),
-            cookie: u64_at(&header, 8),
-            offset: u64_at(&header, 16),
-            len: u32_at(&header, 24).into(),
-        }
+        Seen::parse(&self.hears(28))
     }
 
     /// A request with extended headers.

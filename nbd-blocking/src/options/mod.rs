@@ -1,21 +1,24 @@
 //! How a connection is to be made.
 
+mod connecting;
+
 use crate::{
     Client, Error,
     haggling::{Greeted, Haggling},
-    socket::{Socket, connect},
-    stream::{Negotiating, Stream},
+    pool::Pool,
+    socket::Socket,
+    stream::Stream,
 };
+use connecting::host;
 #[cfg(feature = "tls-base")]
 use nbd_io::tls::ClientTls;
 use nbd_io::{
-    client::{NegotiationError, Target, TlsPolicy, greet, greet_secure, negotiate},
+    client::{Target, TlsPolicy, greet, greet_secure},
     transport::block_on_ready,
 };
 use nbd_proto::{
     ContextName, ExportName, Limits, Uri,
     client::{Encrypted, InfoSet, Tolerance},
-    uri::Address,
 };
 use std::{
     fmt,
@@ -23,7 +26,7 @@ use std::{
     net::TcpStream,
     os::{fd::OwnedFd, unix::net::UnixStream},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How a connection is to be made: by default with everything that makes it better.
@@ -41,7 +44,8 @@ pub struct ConnectOptions {
     target: Target,
     connect_timeout: Option<Duration>,
     negotiation_timeout: Option<Duration>,
-    request_timeout: Option<Duration>,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) connections: usize,
     local_files: bool,
     #[cfg(feature = "tls-base")]
     tls: Option<ClientTls>,
@@ -57,13 +61,15 @@ impl fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectOptions")
             .field("target", &self.target)
+            .field("connections", &self.connections)
             .finish_non_exhaustive()
     }
 }
 
 impl ConnectOptions {
     /// Extended headers or structured replies if the server has them, no meta context, TLS exactly
-    /// if the URI asks for it, 30 s to connect, 30 s to negotiate and 60 s for each request.
+    /// if the URI asks for it, one connection, 30 s to connect, 30 s to negotiate and 60 s for each
+    /// request.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -71,6 +77,7 @@ impl ConnectOptions {
             connect_timeout: Some(Duration::from_secs(30)),
             negotiation_timeout: Some(Duration::from_secs(30)),
             request_timeout: Some(Duration::from_secs(60)),
+            connections: 1,
             local_files: false,
             #[cfg(feature = "tls-base")]
             tls: None,
@@ -115,7 +122,7 @@ impl ConnectOptions {
         self
     }
 
-    /// How much the server may send, and how many requests may be in flight.
+    /// How much the server may send, and how many requests may be in flight on each connection.
     #[must_use]
     pub const fn limits(mut self, limits: Limits) -> Self {
         self.target.config.limits = limits;
@@ -150,6 +157,20 @@ impl ConnectOptions {
     #[must_use]
     pub const fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.request_timeout = timeout;
+        self
+    }
+
+    /// How many connections to share the requests between, if the server says that it keeps
+    /// several of one client's consistent
+    /// ([`can_multi_conn`](nbd_proto::ExportInfo::can_multi_conn)); otherwise there is one. 1 by
+    /// default; 0 counts as 1. Only [`connect`] and [`connect_uri`] make more than one. A call uses
+    /// the one that has the least to do, with all the pieces of its request.
+    ///
+    /// [`connect`]: ConnectOptions::connect
+    /// [`connect_uri`]: ConnectOptions::connect_uri
+    #[must_use]
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections.max(1);
         self
     }
 
@@ -199,8 +220,8 @@ impl ConnectOptions {
     /// Like [`connect`](ConnectOptions::connect).
     pub fn connect_uri(&self, uri: &Uri) -> Result<Client, Error> {
         let options = self.clone().with_uri(uri)?;
-        let socket = options.dial(uri.address())?;
-        options.enter(Stream::Socket(socket), host(uri.address()))
+        let first = options.open(uri)?;
+        Ok(Client::new(Pool::open(options, uri.clone(), first)?))
     }
 
     /// Enters the export over a TCP connection that the program has made.
@@ -215,7 +236,7 @@ impl ConnectOptions {
             .map(|address| address.ip().to_string())
             .ok();
         let socket = Socket::new(stream.into()).map_err(Error::lost)?;
-        self.enter(Stream::Socket(socket), peer.as_deref())
+        self.enter_once(Stream::Socket(socket), peer.as_deref())
     }
 
     /// Enters the export over a Unix connection that the program has made.
@@ -225,7 +246,7 @@ impl ConnectOptions {
     /// When the export cannot be entered.
     pub fn connect_unix(&self, stream: UnixStream) -> Result<Client, Error> {
         let socket = Socket::new(OwnedFd::from(stream)).map_err(Error::lost)?;
-        self.enter(Stream::Socket(socket), None)
+        self.enter_once(Stream::Socket(socket), None)
     }
 
     /// Enters the export over any stream.
@@ -243,7 +264,7 @@ impl ConnectOptions {
     ) -> Result<Client, Error> {
         let mut options = self.clone();
         options.target.config.limits.in_flight = 1;
-        options.enter(Stream::any(stream), None)
+        options.enter_once(Stream::any(stream), None)
     }
 
     /// Starts a server that serves one connection on its standard input and output, such as
@@ -259,7 +280,7 @@ impl ConnectOptions {
             to,
             source: std::sync::Arc::new(source),
         })?;
-        self.enter(Stream::Socket(socket), None)
+        self.enter_once(Stream::Socket(socket), None)
     }
 
     /// Starts a server that takes a listening socket from its parent by the environment variables
@@ -274,14 +295,14 @@ impl ConnectOptions {
             to,
             source: std::sync::Arc::new(source),
         })?;
-        self.enter(Stream::Socket(socket), None)
+        self.enter_once(Stream::Socket(socket), None)
     }
 
     /// Connects to what a URI names and stops before any option is sent, to go on step by step.
     /// Not for URIs that demand TLS: see [`start_secure`](ConnectOptions::start_secure).
     ///
     /// What these options would have asked for, such as meta contexts, is then the caller's to ask
-    /// for.
+    /// for. The client that comes of it has one connection.
     ///
     /// # Errors
     ///
@@ -315,109 +336,6 @@ impl ConnectOptions {
                 .await
         })?;
         Ok(Haggling::new(haggling, options, host))
-    }
-
-    /// These options and what a URI says.
-    fn with_uri(mut self, uri: &Uri) -> Result<Self, Error> {
-        self.target.export = uri.export().clone();
-        let Some(tls) = uri.tls() else {
-            return Ok(self);
-        };
-        self.target.tls = TlsPolicy::Always;
-        self.trust(tls)?;
-        Ok(self)
-    }
-
-    #[cfg(feature = "tls-base")]
-    fn trust(&mut self, uri: &nbd_proto::uri::Tls) -> Result<(), Error> {
-        let tls = self.tls.take().unwrap_or_default();
-        self.tls = Some(tls.with_uri(uri)?);
-        Ok(())
-    }
-
-    #[cfg(not(feature = "tls-base"))]
-    fn trust(&mut self, _: &nbd_proto::uri::Tls) -> Result<(), Error> {
-        Err(Error::Unsupported {
-            what: "this URI demands TLS, which is not in this build",
-        })
-    }
-
-    fn dial(&self, address: &Address) -> Result<Socket, Error> {
-        connect(address, after(self.connect_timeout))
-    }
-
-    fn negotiating(&self, stream: Stream) -> Negotiating {
-        Negotiating {
-            stream,
-            deadline: after(self.negotiation_timeout),
-        }
-    }
-
-    fn enter(&self, stream: Stream, host: Option<&str>) -> Result<Client, Error> {
-        let transport = self.negotiating(stream);
-        let upgrade = |transport| self.upgrade(transport, host);
-        let connected = block_on_ready(negotiate(transport, &self.target, upgrade))?;
-        self.client(
-            connected.transport,
-            connected.transmission,
-            connected.encrypted,
-        )
-    }
-
-    pub(crate) fn client(
-        &self,
-        transport: Negotiating,
-        transmission: nbd_proto::client::Transmission,
-        encrypted: bool,
-    ) -> Result<Client, Error> {
-        Client::new(
-            transport.stream,
-            transmission,
-            encrypted,
-            self.request_timeout,
-        )
-    }
-
-    /// Does the TLS handshake.
-    #[cfg(feature = "tls-base")]
-    pub(crate) async fn upgrade(
-        &self,
-        transport: Negotiating,
-        host: Option<&str>,
-    ) -> Result<Negotiating, NegotiationError> {
-        let Negotiating { stream, deadline } = transport;
-        let Stream::Socket(socket) = stream else {
-            return Err(NegotiationError::Tls(
-                "TLS can only be started over a socket".into(),
-            ));
-        };
-        let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
-        let tls = crate::tls::TlsStream::connect(socket, config, &name, deadline)?;
-        Ok(Negotiating {
-            stream: Stream::Tls(Box::new(tls)),
-            deadline,
-        })
-    }
-
-    #[cfg(not(feature = "tls-base"))]
-    pub(crate) async fn upgrade(
-        &self,
-        _: Negotiating,
-        _: Option<&str>,
-    ) -> Result<Negotiating, NegotiationError> {
-        Err(NegotiationError::Tls("TLS is not in this build".into()))
-    }
-}
-
-fn after(timeout: Option<Duration>) -> Option<Instant> {
-    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
-}
-
-/// The name that a certificate is checked against unless another one is given.
-fn host(address: &Address) -> Option<&str> {
-    match address {
-        Address::Tcp { host, .. } => Some(host.as_str()),
-        _ => None,
     }
 }
 

@@ -1,0 +1,127 @@
+//! What the ways to connect have in common.
+
+use super::ConnectOptions;
+use crate::{
+    Client, Error,
+    pool::Pool,
+    socket::{Socket, connect},
+    stream::{Negotiating, Stream},
+};
+use nbd_io::{
+    client::{Connected, NegotiationError, TlsPolicy, negotiate},
+    transport::block_on_ready,
+};
+use nbd_proto::{Uri, client::Transmission, uri::Address};
+use std::time::{Duration, Instant};
+
+impl ConnectOptions {
+    /// These options and what a URI says.
+    pub(super) fn with_uri(mut self, uri: &Uri) -> Result<Self, Error> {
+        self.target.export = uri.export().clone();
+        let Some(tls) = uri.tls() else {
+            return Ok(self);
+        };
+        self.target.tls = TlsPolicy::Always;
+        self.trust(tls)?;
+        Ok(self)
+    }
+
+    #[cfg(feature = "tls-base")]
+    fn trust(&mut self, uri: &nbd_proto::uri::Tls) -> Result<(), Error> {
+        let tls = self.tls.take().unwrap_or_default();
+        self.tls = Some(tls.with_uri(uri)?);
+        Ok(())
+    }
+
+    #[cfg(not(feature = "tls-base"))]
+    fn trust(&mut self, _: &nbd_proto::uri::Tls) -> Result<(), Error> {
+        Err(Error::Unsupported {
+            what: "this URI demands TLS, which is not in this build",
+        })
+    }
+
+    /// Makes one more connection to what a URI names, with everything that belongs to it.
+    pub(crate) fn open(&self, uri: &Uri) -> Result<Connected<Negotiating>, Error> {
+        let socket = self.dial(uri.address())?;
+        self.enter(Stream::Socket(socket), host(uri.address()))
+    }
+
+    pub(super) fn dial(&self, address: &Address) -> Result<Socket, Error> {
+        connect(address, after(self.connect_timeout))
+    }
+
+    pub(super) fn negotiating(&self, stream: Stream) -> Negotiating {
+        Negotiating {
+            stream,
+            deadline: after(self.negotiation_timeout),
+        }
+    }
+
+    fn enter(&self, stream: Stream, host: Option<&str>) -> Result<Connected<Negotiating>, Error> {
+        let transport = self.negotiating(stream);
+        let upgrade = |transport| self.upgrade(transport, host);
+        Ok(block_on_ready(negotiate(transport, &self.target, upgrade))?)
+    }
+
+    /// A client with this stream alone.
+    pub(super) fn enter_once(&self, stream: Stream, host: Option<&str>) -> Result<Client, Error> {
+        Ok(Client::new(Pool::alone(self, self.enter(stream, host)?)?))
+    }
+
+    /// An export that was entered step by step.
+    pub(crate) fn entered(
+        &self,
+        transport: Negotiating,
+        transmission: Transmission,
+        encrypted: bool,
+    ) -> Result<Client, Error> {
+        let connected = Connected {
+            transport,
+            transmission,
+            encrypted,
+        };
+        Ok(Client::new(Pool::alone(self, connected)?))
+    }
+
+    /// Does the TLS handshake.
+    #[cfg(feature = "tls-base")]
+    pub(crate) async fn upgrade(
+        &self,
+        transport: Negotiating,
+        host: Option<&str>,
+    ) -> Result<Negotiating, NegotiationError> {
+        let Negotiating { stream, deadline } = transport;
+        let Stream::Socket(socket) = stream else {
+            return Err(NegotiationError::Tls(
+                "TLS can only be started over a socket".into(),
+            ));
+        };
+        let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
+        let tls = crate::tls::TlsStream::connect(socket, config, &name, deadline)?;
+        Ok(Negotiating {
+            stream: Stream::Tls(Box::new(tls)),
+            deadline,
+        })
+    }
+
+    #[cfg(not(feature = "tls-base"))]
+    pub(crate) async fn upgrade(
+        &self,
+        _: Negotiating,
+        _: Option<&str>,
+    ) -> Result<Negotiating, NegotiationError> {
+        Err(NegotiationError::Tls("TLS is not in this build".into()))
+    }
+}
+
+fn after(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// The name that a certificate is checked against unless another one is given.
+pub(super) fn host(address: &Address) -> Option<&str> {
+    match address {
+        Address::Tcp { host, .. } => Some(host.as_str()),
+        _ => None,
+    }
+}
