@@ -21,7 +21,10 @@ pub use client::Client;
 pub use cursor::Cursor;
 pub use extents::Extents;
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
-pub use nbd_io::client::{Error, Lost, NegotiationError, Stretch, TlsPolicy};
+pub use nbd_io::client::{
+    Error, Lost, NegotiationError, Stretch, TlsPolicy,
+    shared::{ConnectionState, Reconnect},
+};
 #[cfg(feature = "tls-base")]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_proto::{

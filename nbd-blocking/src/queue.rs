@@ -1,17 +1,18 @@
 //! Many requests in flight from one thread.
 
 use crate::{
-    Client, Error,
-    link::{Done, Link, Load, header},
+    Client, Error, Lost,
+    link::{Done, Framed, Link, Load, header},
     overlaps::Owner,
+    pool::{Effect, Restored},
 };
 use bytes::Bytes;
-use nbd_io::client::longest;
+use nbd_io::client::Request;
 use nbd_proto::{
-    Command, CommandFlags, Header, Misuse,
+    Command, CommandFlags, Misuse,
     client::{ContextExtents, Cookie, Outcome, Transmission},
 };
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 /// Requests that one thread submits and whose completions it takes, in the order in which they
 /// come.
@@ -35,15 +36,34 @@ use std::{ops::Range, sync::Arc};
 /// Where the server has a minimum block size, submitting a change also waits for those of the same
 /// bytes that are not this queue's, such as parts of a block.
 ///
+/// A queue stays on its connection. When that is lost, everything fails that has no completion yet,
+/// and the queue is over, even if the client makes a new connection: then a new queue uses that.
+///
 /// Dropping a queue gives its requests up: they are sent and their replies thrown away.
 #[derive(Debug)]
 pub struct Queue {
     client: Client,
-    link: Arc<Link>,
-    place: usize,
+    /// The connection, or why there is none.
+    seat: Result<Seat, Error>,
     outstanding: usize,
     /// Where changes of the same bytes have to be kept apart from those of others.
     owner: Option<Owner>,
+    /// What becomes of the export, where that is to be known after a connection was lost.
+    effects: Vec<(Cookie, Effect)>,
+}
+
+/// A place on a connection.
+#[derive(Debug)]
+struct Seat {
+    link: Arc<Link>,
+    place: usize,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let _ = self.link.flush(self.place);
+        self.link.leave(self.place);
+    }
 }
 
 /// A request of a queue that is complete.
@@ -95,13 +115,20 @@ impl From<Done> for Completion {
 
 impl Queue {
     pub(crate) fn new(client: &Client) -> Self {
-        let link = client.pool.link().clone();
-        Self {
-            client: client.clone(),
+        let link = match client.pool.link() {
+            Ok(link) => Ok(link.clone()),
+            Err(restored) => restored.link(Command::Read, &mut None),
+        };
+        let seat = link.map(|link| Seat {
             place: link.enter(),
             link,
+        });
+        Self {
+            client: client.clone(),
+            seat,
             outstanding: 0,
             owner: client.has_turns().then(|| client.overlaps().owner()),
+            effects: Vec::new(),
         }
     }
 
@@ -136,23 +163,27 @@ impl Queue {
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         let payload = payload.into();
-        let load = Load::Owned(payload.clone());
-        let range = range(offset, payload.len() as u64);
-        self.change(Command::Write, range, load, |transmission| {
-            header(transmission.write(offset, payload, flags))
+        self.change(Request::Write {
+            offset,
+            payload,
+            flags,
         })
     }
 
     /// Asks that what was answered before is on stable storage. Writes of this queue that are in
-    /// flight are not covered.
+    /// flight are not covered. With [`Reconnect`](crate::Reconnect), its completion tells once of
+    /// writes that may have been lost before, like [`Client::flush`].
     ///
     /// # Errors
     ///
     /// Like [`read`](Queue::read).
     pub fn flush(&mut self) -> Result<Cookie, Error> {
-        self.submit(Command::Flush, Load::Nothing, |transmission| {
+        let effect = self.client.pool.restored().map(Restored::flush);
+        let cookie = self.submit(Command::Flush, Load::Nothing, |transmission| {
             header(transmission.flush())
-        })
+        })?;
+        self.effects.extend(effect.map(|effect| (cookie, effect)));
+        Ok(cookie)
     }
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
@@ -161,10 +192,7 @@ impl Queue {
     ///
     /// Like [`read`](Queue::read).
     pub fn trim(&mut self, offset: u64, len: u64, flags: CommandFlags) -> Result<Cookie, Error> {
-        let range = range(offset, len);
-        self.change(Command::Trim, range, Load::Nothing, |transmission| {
-            header(transmission.trim(offset, len, flags))
-        })
+        self.change(Request::Trim { offset, len, flags })
     }
 
     /// Tells that a range will be read soon.
@@ -192,15 +220,11 @@ impl Queue {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
-        let command = Command::WriteZeroes;
-        let range = range(offset, len);
-        self.change(command, range, Load::Nothing, |transmission| {
-            let max = longest(transmission, command);
-            if len > max {
-                return Err(Misuse::TooLong { command, len, max });
-            }
-            header(transmission.write_zeroes(offset, len, flags))
-        })
+        let (command, max) = (Command::WriteZeroes, self.client.pool.facts.max_zeroes);
+        if len > max {
+            return Err(Misuse::TooLong { command, len, max }.into());
+        }
+        self.change(Request::WriteZeroes { offset, len, flags })
     }
 
     /// Asks what the selected meta contexts say of a range. Flags: [`CommandFlags::REQ_ONE`].
@@ -225,7 +249,9 @@ impl Queue {
     ///
     /// When the connection is over.
     pub fn send(&mut self) -> Result<(), Error> {
-        self.link.flush(self.place)
+        let Seat { link, place } = self.seat()?;
+        let sent = link.flush(*place);
+        self.noticed(sent)
     }
 
     /// Waits for the next completion; `None` when nothing is outstanding.
@@ -237,12 +263,13 @@ impl Queue {
         if self.outstanding == 0 {
             return Ok(None);
         }
-        let done = self.link.wait(self.place, &mut [])?;
-        self.take(&done);
+        let Seat { link, place } = self.seat()?;
+        let done = link.wait(*place, &mut []);
+        let done = self.noticed(done)?;
         if let Err(error) = &done.result {
-            self.link.notice(error);
+            self.seat()?.link.notice(error);
         }
-        Ok(Some(done.into()))
+        self.take(done).map(Some)
     }
 
     /// The next completion if it is there without waiting.
@@ -254,64 +281,97 @@ impl Queue {
         if self.outstanding == 0 {
             return Ok(None);
         }
-        self.link.flush(self.place)?;
-        let done = self.link.poll(self.place)?;
-        if let Some(done) = &done {
-            self.take(done);
+        let Seat { link, place } = self.seat()?;
+        let done = link.flush(*place).and_then(|()| link.poll(*place));
+        match self.noticed(done)? {
+            Some(done) => self.take(done).map(Some),
+            None => Ok(None),
         }
-        Ok(done.map(Completion::from))
     }
 
-    fn take(&mut self, done: &Done) {
+    fn seat(&self) -> Result<&Seat, Error> {
+        self.seat.as_ref().map_err(Clone::clone)
+    }
+
+    /// Has the client know of a connection that is over.
+    fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let (Err(Error::Lost(_)), Some(restored), Ok(seat)) =
+            (&result, self.client.pool.restored(), &self.seat)
+        {
+            restored.lost(&seat.link);
+        }
+        result
+    }
+
+    fn take(&mut self, mut done: Done) -> Result<Completion, Error> {
         self.outstanding -= 1;
         if let Some(owner) = self.owner
             && !matches!(done.result, Err(Error::Timeout { .. }))
         {
             self.client.overlaps().ended(owner, done.cookie);
         }
+        let Some(restored) = self.client.pool.restored() else {
+            return Ok(done.into());
+        };
+        let of = |(cookie, _): &(Cookie, Effect)| *cookie == done.cookie;
+        let effect = self.effects.iter().position(of);
+        if let Some((_, effect)) = effect.map(|at| self.effects.swap_remove(at))
+            && done.result.is_ok()
+        {
+            let flushes = matches!(effect, Effect::Flush(_));
+            let link = &self.seat()?.link;
+            if !restored.counts(link, effect) {
+                let lost = link.lost().unwrap_or_else(|| Arc::new(Lost::GivenUp));
+                done.result = Err(Error::Lost(lost));
+            } else if flushes && let Err(loss) = self.client.tell_loss() {
+                done.result = Err(loss);
+            }
+        }
+        Ok(done.into())
     }
 
     /// Submits a change, which has its turn until it is answered.
-    fn change(
-        &mut self,
-        command: Command,
-        range: Range<u64>,
-        load: Load<'_>,
-        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
-    ) -> Result<Cookie, Error> {
+    fn change(&mut self, request: Request) -> Result<Cookie, Error> {
         let Some(owner) = self.owner else {
-            return self.submit(command, load, frame);
+            return self.submit_change(request);
         };
         let client = self.client.clone();
-        let turn = client.turn_of(command, range, Some(owner))?;
-        let cookie = self.submit(command, load, frame)?;
-        if let Some(turn) = turn {
-            turn.leave_to(&self.link, cookie);
+        let forced = request.has(CommandFlags::FUA);
+        let effect = match client.pool.restored() {
+            None => None,
+            Some(restored) => {
+                client.make_room(restored, request.weight())?;
+                Some(restored.change(forced, || request.clone()))
+            }
+        };
+        let turn = match request.change() {
+            Some(range) => client.turn_of(request.command(), range, Some(owner))?,
+            None => None,
+        };
+        let cookie = self.submit_change(request)?;
+        if let (Some(turn), Ok(seat)) = (turn, &self.seat) {
+            turn.leave_to(&seat.link, cookie);
         }
+        self.effects.extend(effect.map(|effect| (cookie, effect)));
         Ok(cookie)
+    }
+
+    fn submit_change(&mut self, request: Request) -> Result<Cookie, Error> {
+        self.submit(request.command(), Load::Nothing, |transmission| {
+            request.start(transmission)
+        })
     }
 
     fn submit(
         &mut self,
         command: Command,
         load: Load<'_>,
-        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
+        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<Cookie, Error> {
-        let cookie = self
-            .link
-            .submit(self.place, command, load, &mut [], frame)?;
+        let Seat { link, place } = self.seat()?;
+        let cookie = link.submit(*place, command, load, &mut [], frame);
+        let cookie = self.noticed(cookie)?;
         self.outstanding += 1;
         Ok(cookie)
-    }
-}
-
-fn range(offset: u64, len: u64) -> Range<u64> {
-    offset..offset.saturating_add(len)
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        let _ = self.link.flush(self.place);
-        self.link.leave(self.place);
     }
 }

@@ -1,5 +1,6 @@
 //! An export that is used from any number of threads.
 
+mod again;
 mod ranges;
 
 use crate::{
@@ -7,13 +8,19 @@ use crate::{
     link::{Load, header},
     pool::Pool,
 };
-use nbd_io::client::{Facts, blocks_of};
+use nbd_io::client::{Facts, Piece, Request, blocks_of, shared::ConnectionState};
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
     client::{Context, ContextExtents, Outcome, Transmission},
 };
 use ranges::length;
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// An export that was entered.
 ///
@@ -25,21 +32,35 @@ use std::{ops::Range, sync::Arc};
 /// are in flight together. If one of them fails, the others may or may not have been carried out.
 ///
 /// Requests that overlap and are in flight at once are carried out in any order. After the
-/// connection is over, every call returns the reason.
+/// connection is over, every call returns the reason, unless there is a policy by which to make a
+/// new one: see [`Reconnect`](crate::Reconnect). Changes of the same bytes then come one after the
+/// other, in the order in which the calls were begun.
 ///
 /// Dropping the last clone tells the server goodbye if that needs no waiting; see
 /// [`disconnect`](Client::disconnect).
 ///
 /// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Client {
     pub(crate) pool: Arc<Pool>,
+    /// How many losses of unflushed writes this clone was told of.
+    told: AtomicU64,
+}
+
+impl Clone for Client {
+    fn clone(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            told: AtomicU64::new(self.told.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 impl Client {
     pub(crate) fn new(pool: Pool) -> Self {
         Self {
             pool: Arc::new(pool),
+            told: AtomicU64::new(0),
         }
     }
 
@@ -90,6 +111,13 @@ impl Client {
         self.pool.count()
     }
 
+    /// How the connections are, as far as somebody has noticed: there is no thread that looks at them
+    /// while there are no requests.
+    #[must_use]
+    pub fn state(&self) -> ConnectionState {
+        self.pool.status()
+    }
+
     /// Reads up to the end of the buffer or of the export. Returns the number of bytes read, which
     /// is less than the buffer's length only at the end of the export.
     ///
@@ -133,9 +161,13 @@ impl Client {
         flags: CommandFlags,
     ) -> Result<(), Error> {
         let len = buf.len() as u64;
-        let frame = |transmission: &mut Transmission| header(transmission.read(offset, len, flags));
-        self.single(Command::Read, Load::Into(0..buf.len()), buf, frame)
-            .map(drop)
+        let all = 0..buf.len();
+        self.single(Command::Read, buf, || {
+            let frame =
+                |transmission: &mut Transmission| header(transmission.read(offset, len, flags));
+            (Load::Into(all.clone()), frame)
+        })
+        .map(drop)
     }
 
     /// Writes up to the end of the buffer or of the export. Returns the number of bytes written,
@@ -178,7 +210,7 @@ impl Client {
         flags: CommandFlags,
     ) -> Result<(), Error> {
         self.check_range(Command::Write, offset, buf.len() as u64)?;
-        if self.facts().blocks.minimum() == 1 {
+        if !self.has_turns() {
             return self.write_whole(buf, offset, flags, None);
         }
         let [head, body, tail] = blocks_of(self.facts().blocks, offset, buf.len() as u64);
@@ -198,13 +230,12 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When the server does not offer it or fails it, or the connection is over.
+    /// When the server does not offer it or fails it, the connection is over, or, with
+    /// [`Reconnect`](crate::Reconnect), writes before this one may have been lost.
     pub fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
-        self.single(Command::Flush, Load::Nothing, &mut [], |transmission| {
-            header(transmission.flush())
-        })
-        .map(drop)
+        self.flush_once()?;
+        self.tell_loss()
     }
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
@@ -214,8 +245,9 @@ impl Client {
     /// When the range or the flags make no sense here, the server fails the command, or the
     /// connection is over.
     pub fn trim(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
-        self.range(Command::Trim, offset, len, |transmission, piece| {
-            header(transmission.trim(piece.offset, piece.len, flags))
+        self.range(Command::Trim, Piece { offset, len }, |piece| {
+            let Piece { offset, len } = piece;
+            Request::Trim { offset, len, flags }
         })
     }
 
@@ -226,8 +258,9 @@ impl Client {
     ///
     /// Like [`trim`](Client::trim).
     pub fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.range(Command::Cache, offset, len, |transmission, piece| {
-            header(transmission.cache(piece.offset, piece.len))
+        self.range(Command::Cache, Piece { offset, len }, |piece| {
+            let Piece { offset, len } = piece;
+            Request::Cache { offset, len }
         })
     }
 
@@ -239,8 +272,9 @@ impl Client {
     /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`](crate::Errno::NotSup) says
     /// that writing would be no slower.
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
-        self.range(Command::WriteZeroes, offset, len, |transmission, piece| {
-            header(transmission.write_zeroes(piece.offset, piece.len, flags))
+        self.range(Command::WriteZeroes, Piece { offset, len }, |piece| {
+            let Piece { offset, len } = piece;
+            Request::WriteZeroes { offset, len, flags }
         })
     }
 
@@ -258,12 +292,12 @@ impl Client {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Vec<ContextExtents>, Error> {
-        extents(self.single(
-            Command::BlockStatus,
-            Load::Nothing,
-            &mut [],
-            |transmission| header(transmission.block_status(offset, len, flags)),
-        )?)
+        extents(self.single(Command::BlockStatus, &mut [], || {
+            let frame = |transmission: &mut Transmission| {
+                header(transmission.block_status(offset, len, flags))
+            };
+            (Load::Nothing, frame)
+        })?)
     }
 
     /// Asks once what some of the selected meta contexts say of a range.
@@ -279,22 +313,14 @@ impl Client {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Vec<ContextExtents>, Error> {
-        let link = self.pool.link();
-        let place = link.place();
-        link.submit_with_payload(
-            place.index(),
-            Command::BlockStatus,
-            Load::Nothing,
-            &mut [],
-            |transmission| {
+        extents(self.single(Command::BlockStatus, &mut [], || {
+            let frame = |transmission: &mut Transmission| {
                 let (cookie, frame) = transmission.block_status_of(ids, offset, len, flags)?;
                 let (header, payload) = frame.into_parts();
                 Ok((cookie, header, payload))
-            },
-        )?;
-        let done = link.wait(place.index(), &mut [])?;
-        drop(place);
-        extents(done.result.map_err(|error| link.noticed(error))?)
+            };
+            (Load::Nothing, frame)
+        })?)
     }
 
     /// Walks the extents of a range to its end, with equal neighbours merged.
@@ -318,16 +344,16 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When a connection was over before, or is lost before what is in flight is done, or when
-    /// this was called before.
+    /// When a connection was over before, or is lost before what is in flight is done, there was none
+    /// at that time, or when this was called before.
     pub fn disconnect(&self) -> Result<(), Error> {
         self.pool.disconnect()
     }
 
-    /// Whether there is no connection any more.
+    /// Whether there is no connection any more, and none will be made.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.pool.count() == 0
+        matches!(self.state(), ConnectionState::Over(_))
     }
 }
 

@@ -1,32 +1,15 @@
 //! Ranges of any length at any place, made of requests that the server takes.
 
-use super::Client;
+use super::{Client, again::Job};
 use crate::{
     Error,
     link::{Load, header},
     overlaps::{Overlaps, Owner, Turn},
 };
-use nbd_io::client::{Facts, Piece, check_blocks, check_range, split};
-use nbd_proto::{
-    Command, CommandFlags, Errno, Header, Misuse,
-    client::{Cookie, Outcome, Transmission},
-};
+use bytes::Bytes;
+use nbd_io::client::{Facts, Piece, Request, check_blocks, check_range};
+use nbd_proto::{Command, CommandFlags, Errno, client::Transmission};
 use std::{ops::Range, time::Instant};
-
-/// Pieces of one request that are in flight at once.
-const WINDOW: usize = 8;
-
-/// What is cut into pieces.
-#[derive(Clone, Copy)]
-struct Job<'a> {
-    command: Command,
-    offset: u64,
-    len: u64,
-    /// The longest that a piece may be, in bytes.
-    max: u64,
-    /// What a piece keeps that is not answered in time.
-    turn: Option<&'a Turn<'a>>,
-}
 
 impl Client {
     pub(super) fn until_end(&self, len: usize, offset: u64) -> usize {
@@ -40,9 +23,9 @@ impl Client {
     }
 
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
-    /// over by others.
+    /// over by others, and what is sent again could change places.
     pub(crate) fn has_turns(&self) -> bool {
-        self.facts().blocks.minimum() > 1
+        self.facts().blocks.minimum() > 1 || self.pool.restored().is_some()
     }
 
     pub(crate) fn overlaps(&self) -> &Overlaps {
@@ -120,7 +103,9 @@ impl Client {
             offset,
             len: buf.len() as u64,
             max: self.facts().max_payload,
+            flags: CommandFlags::NONE,
             turn: None,
+            kept: None,
         };
         self.pieces(job, buf, |piece| {
             let start = index(piece.offset - offset);
@@ -139,16 +124,26 @@ impl Client {
         flags: CommandFlags,
         turn: Option<&Turn<'_>>,
     ) -> Result<(), Error> {
+        let payload = |piece: Piece| {
+            let start = index(piece.offset - offset);
+            &buf[start..start + index(piece.len)]
+        };
+        let kept = |piece: Piece| Request::Write {
+            offset: piece.offset,
+            payload: Bytes::copy_from_slice(payload(piece)),
+            flags,
+        };
         let job = Job {
             command: Command::Write,
             offset,
             len: buf.len() as u64,
             max: self.facts().max_payload,
+            flags,
             turn,
+            kept: Some(&kept),
         };
         self.pieces(job, &mut [], |piece| {
-            let start = index(piece.offset - offset);
-            let payload = &buf[start..start + index(piece.len)];
+            let payload = payload(piece);
             let frame = move |transmission: &mut Transmission| {
                 header(transmission.write(piece.offset, payload, flags))
             };
@@ -156,23 +151,25 @@ impl Client {
         })
     }
 
-    /// A command with a range and without payload. Servers may find a range too long that others
-    /// take, so it is tried again with shorter ones.
+    /// A command with a range and without payload, in whichever form it is kept. Servers may find a
+    /// range too long that others take, so it is tried again with shorter ones.
     pub(super) fn range(
         &self,
         command: Command,
-        offset: u64,
-        len: u64,
-        frame: impl Fn(&mut Transmission, Piece) -> Result<(Cookie, Header), Misuse> + Copy,
+        Piece { offset, len }: Piece,
+        request: impl Fn(Piece) -> Request,
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
         check_blocks(self.facts().blocks, command, offset, len)?;
-        let turn = match command {
-            Command::Cache => None,
-            _ => self.turn(command, offset..offset + len)?,
+        let changes = command != Command::Cache;
+        let turn = if changes {
+            self.turn(command, offset..offset + len)?
+        } else {
+            None
         };
         let piece = |piece| {
-            let frame = move |transmission: &mut Transmission| frame(transmission, piece);
+            let request = request(piece);
+            let frame = move |transmission: &mut Transmission| request.start(transmission);
             (Load::Nothing, frame)
         };
         let short = self.facts().max_payload;
@@ -180,12 +177,18 @@ impl Client {
             Command::WriteZeroes => self.facts().max_zeroes,
             _ => self.facts().max_range,
         };
+        let flags = match request(Piece { offset, len }) {
+            request if request.has(CommandFlags::FUA) => CommandFlags::FUA,
+            _ => CommandFlags::NONE,
+        };
         let job = Job {
             command,
             offset,
             len,
             max,
+            flags,
             turn: turn.as_ref(),
+            kept: changes.then_some(&request),
         };
         match self.pieces(job, &mut [], piece) {
             Err(Error::Failed { ref source, .. })
@@ -197,62 +200,6 @@ impl Client {
             }
             done => done,
         }
-    }
-
-    /// Cuts a request into pieces and has several of them in flight.
-    fn pieces<'a, F>(
-        &self,
-        job: Job<'_>,
-        dest: &mut [u8],
-        request: impl Fn(Piece) -> (Load<'a>, F),
-    ) -> Result<(), Error>
-    where
-        F: FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
-    {
-        let preferred = u64::from(self.facts().blocks.preferred());
-        let mut pieces = split(job.offset, job.len, job.max, preferred);
-        let link = self.pool.link();
-        let place = link.place();
-        let mut result = Ok(());
-        let mut in_flight = 0;
-        loop {
-            while in_flight < WINDOW && result.is_ok() {
-                let Some(piece) = pieces.next() else { break };
-                let (load, frame) = request(piece);
-                let place = place.index();
-                match link.submit(place, job.command, load, dest, frame) {
-                    Ok(_) => in_flight += 1,
-                    Err(error) => result = Err(error),
-                }
-            }
-            if in_flight == 0 {
-                drop(place);
-                return result.map_err(|error| link.noticed(error));
-            }
-            let done = link.wait(place.index(), dest)?;
-            in_flight -= 1;
-            if let Err(error) = done.result {
-                if let (Error::Timeout { .. }, Some(turn)) = (&error, job.turn) {
-                    turn.leave_to(link, done.cookie);
-                }
-                result = result.and(Err(error));
-            }
-        }
-    }
-
-    pub(super) fn single(
-        &self,
-        command: Command,
-        load: Load<'_>,
-        dest: &mut [u8],
-        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
-    ) -> Result<Outcome, Error> {
-        let link = self.pool.link();
-        let place = link.place();
-        link.submit(place.index(), command, load, dest, frame)?;
-        let done = link.wait(place.index(), dest)?;
-        drop(place);
-        done.result.map_err(|error| link.noticed(error))
     }
 }
 

@@ -79,13 +79,6 @@ pub(crate) enum Load<'a> {
     Fill(Vec<u8>),
     /// Payload of the caller's.
     Borrowed(&'a [u8]),
-    /// Payload that is handed over.
-    Owned(Bytes),
-}
-
-enum Payload<'a> {
-    Owned(Bytes),
-    Borrowed(&'a [u8]),
 }
 
 impl Link {
@@ -110,6 +103,12 @@ impl Link {
     pub(crate) fn load(&self) -> Option<usize> {
         let load = self.load.load(Ordering::Relaxed);
         (load != CLOSED).then_some(load)
+    }
+
+    /// Ends the connection at once.
+    pub(crate) fn abort(&self, why: Lost) {
+        self.lock().lose(why);
+        self.stream.close();
     }
 
     /// Whether the connection is over, and why.
@@ -142,21 +141,7 @@ impl Link {
         command: Command,
         load: Load<'_>,
         dest: &mut [u8],
-        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header), Misuse>,
-    ) -> Result<Cookie, Error> {
-        self.submit_with_payload(place, command, load, dest, |transmission| {
-            frame(transmission).map(|(cookie, header)| (cookie, header, Bytes::new()))
-        })
-    }
-
-    /// Makes a request that has a payload of the protocol's own.
-    pub(crate) fn submit_with_payload(
-        &self,
-        place: usize,
-        command: Command,
-        load: Load<'_>,
-        dest: &mut [u8],
-        frame: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse>,
+        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<Cookie, Error> {
         let mut state = self.room(command, place, dest)?;
         let (cookie, header, own) = match frame(&mut state.transmission) {
@@ -180,8 +165,7 @@ impl Link {
                 large = buffer.len() >= LARGE;
                 (Sink::Owned(buffer), None)
             }
-            Load::Owned(payload) => (Sink::None, Some(Payload::Owned(payload))),
-            Load::Borrowed(payload) => (Sink::None, Some(Payload::Borrowed(payload))),
+            Load::Borrowed(payload) => (Sink::None, Some(payload)),
         };
         *state.entry(cookie) = Entry {
             cookie: Some(cookie),
@@ -194,9 +178,8 @@ impl Link {
         state.large += usize::from(large);
         state.note_load();
         match payload {
-            None => state.outbox.push_copied(header.as_bytes(), &own),
-            Some(Payload::Owned(payload)) => state.outbox.push_owned(header.as_bytes(), payload),
-            Some(Payload::Borrowed(payload)) => {
+            None => state.outbox.push_owned(header.as_bytes(), own),
+            Some(payload) => {
                 self.write(state, place, dest, header.as_bytes(), payload, None)?;
                 // The server can answer from now on.
                 let deadline = self.deadline();
@@ -350,9 +333,13 @@ fn wait_until<'a>(
     }
 }
 
-/// A frame's header; the payload, if there is one, goes its own way.
+/// A request in flight, and what has to be sent of it: the header, and a payload unless that goes
+/// its own way.
+pub(crate) type Framed = (Cookie, Header, Bytes);
+
+/// A frame whose payload, if there is one, goes its own way.
 pub(crate) fn header<P>(
     request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
-) -> Result<(Cookie, Header), Misuse> {
-    request.map(|(cookie, frame)| (cookie, frame.into_parts().0))
+) -> Result<Framed, Misuse> {
+    request.map(|(cookie, frame)| (cookie, frame.into_parts().0, Bytes::new()))
 }

@@ -40,10 +40,20 @@ impl ConnectOptions {
         })
     }
 
-    /// Makes one more connection to what a URI names, with everything that belongs to it.
-    pub(crate) fn open(&self, uri: &Uri) -> Result<Connected<Negotiating>, Error> {
-        let socket = self.dial(uri.address())?;
-        self.enter(Stream::Socket(socket), host(uri.address()))
+    /// Makes one more connection to what a URI names, with everything that belongs to it. After the
+    /// deadline it is of no use.
+    pub(crate) fn open(
+        &self,
+        uri: &Uri,
+        deadline: Option<Instant>,
+    ) -> Result<Connected<Negotiating>, Error> {
+        let sooner = |timeout| after(timeout).into_iter().chain(deadline).min();
+        let socket = connect(uri.address(), sooner(self.connect_timeout))?;
+        let transport = Negotiating {
+            stream: Stream::Socket(socket),
+            deadline: sooner(self.negotiation_timeout),
+        };
+        self.enter(transport, host(uri.address()))
     }
 
     pub(super) fn dial(&self, address: &Address) -> Result<Socket, Error> {
@@ -57,15 +67,19 @@ impl ConnectOptions {
         }
     }
 
-    fn enter(&self, stream: Stream, host: Option<&str>) -> Result<Connected<Negotiating>, Error> {
-        let transport = self.negotiating(stream);
+    fn enter(
+        &self,
+        transport: Negotiating,
+        host: Option<&str>,
+    ) -> Result<Connected<Negotiating>, Error> {
         let upgrade = |transport| self.upgrade(transport, host);
         Ok(block_on_ready(negotiate(transport, &self.target, upgrade))?)
     }
 
     /// A client with this stream alone.
     pub(super) fn enter_once(&self, stream: Stream, host: Option<&str>) -> Result<Client, Error> {
-        Ok(Client::new(Pool::alone(self, self.enter(stream, host)?)?))
+        let connected = self.enter(self.negotiating(stream), host)?;
+        Ok(Client::new(Pool::alone(self, connected)?))
     }
 
     /// An export that was entered step by step.

@@ -13,7 +13,7 @@ use connecting::host;
 #[cfg(feature = "tls-base")]
 use nbd_io::tls::ClientTls;
 use nbd_io::{
-    client::{Target, TlsPolicy, greet, greet_secure},
+    client::{Target, TlsPolicy, greet, greet_secure, shared::Reconnect},
     transport::block_on_ready,
 };
 use nbd_proto::{
@@ -46,6 +46,7 @@ pub struct ConnectOptions {
     negotiation_timeout: Option<Duration>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) connections: usize,
+    pub(crate) reconnect: Option<Reconnect>,
     local_files: bool,
     #[cfg(feature = "tls-base")]
     tls: Option<ClientTls>,
@@ -78,6 +79,7 @@ impl ConnectOptions {
             negotiation_timeout: Some(Duration::from_secs(30)),
             request_timeout: Some(Duration::from_secs(60)),
             connections: 1,
+            reconnect: None,
             local_files: false,
             #[cfg(feature = "tls-base")]
             tls: None,
@@ -151,7 +153,9 @@ impl ConnectOptions {
         self
     }
 
-    /// How long each request may take. A late one is noticed after at most twice that time.
+    /// How long each request may take. A late one is noticed after at most twice that time. It may
+    /// wait as long again for others that change the same bytes, and as long again for a new
+    /// connection.
     /// Each piece of a long read or write is a request of its own. 60 s by default; `None` waits
     /// for ever.
     #[must_use]
@@ -171,6 +175,25 @@ impl ConnectOptions {
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
+        self
+    }
+
+    /// Whether and how to make a new connection when one is lost, which [`connect`] and
+    /// [`connect_uri`] can. Not by default: then every request fails with the cause.
+    ///
+    /// There is no thread behind a client. A loss is noticed by the next call, and a call that finds
+    /// a connection missing makes it: so attempts go on only while there are calls that want one,
+    /// and the first that comes late is made all the same. The others wait as long as a request may
+    /// take; the one that makes the connection also as long as
+    /// [`connect_timeout`](ConnectOptions::connect_timeout) and
+    /// [`negotiation_timeout`](ConnectOptions::negotiation_timeout) say. A [`Queue`](crate::Queue)
+    /// ends with its connection.
+    ///
+    /// [`connect`]: ConnectOptions::connect
+    /// [`connect_uri`]: ConnectOptions::connect_uri
+    #[must_use]
+    pub fn reconnect(mut self, policy: Option<Reconnect>) -> Self {
+        self.reconnect = policy;
         self
     }
 
@@ -220,7 +243,7 @@ impl ConnectOptions {
     /// Like [`connect`](ConnectOptions::connect).
     pub fn connect_uri(&self, uri: &Uri) -> Result<Client, Error> {
         let options = self.clone().with_uri(uri)?;
-        let first = options.open(uri)?;
+        let first = options.open(uri, None)?;
         Ok(Client::new(Pool::open(options, uri.clone(), first)?))
     }
 
@@ -302,7 +325,7 @@ impl ConnectOptions {
     /// Not for URIs that demand TLS: see [`start_secure`](ConnectOptions::start_secure).
     ///
     /// What these options would have asked for, such as meta contexts, is then the caller's to ask
-    /// for. The client that comes of it has one connection.
+    /// for. The client that comes of it has one connection, and makes no new one if that is lost.
     ///
     /// # Errors
     ///

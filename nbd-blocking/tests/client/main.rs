@@ -7,6 +7,7 @@ mod haggling;
 mod late;
 mod options;
 mod ranges;
+mod recovery;
 mod regressions;
 mod several;
 mod support;

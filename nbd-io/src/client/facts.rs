@@ -7,7 +7,7 @@ use nbd_proto::{
 };
 
 /// What does not change during transmission, and is the same on all connections of a client.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Facts {
     /// What the server told of the export.

@@ -1,0 +1,274 @@
+//! Requests over one connection, and once more over the next when that is lost.
+
+use super::Client;
+use crate::{
+    Error, Lost,
+    link::{Framed, Link, Load, header},
+    overlaps::Turn,
+    pool::{Effect, Restored},
+};
+use nbd_io::client::{Piece, Request, split};
+use nbd_proto::{
+    Command, CommandFlags, Errno, Misuse,
+    client::{Cookie, Outcome, Transmission},
+};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// Pieces of one request that are in flight at once.
+const WINDOW: usize = 8;
+
+/// What is cut into pieces.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) command: Command,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// The longest that a piece may be, in bytes.
+    pub(super) max: u64,
+    pub(super) flags: CommandFlags,
+    /// What a piece keeps that is not answered in time.
+    pub(super) turn: Option<&'a Turn<'a>>,
+    /// A piece of a change in a form that can be kept.
+    pub(super) kept: Option<&'a dyn Fn(Piece) -> Request>,
+}
+
+impl Client {
+    /// Cuts a request into pieces and has several of them in flight.
+    pub(super) fn pieces<'a, F>(
+        &self,
+        job: Job<'_>,
+        dest: &mut [u8],
+        request: impl Fn(Piece) -> (Load<'a>, F),
+    ) -> Result<(), Error>
+    where
+        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    {
+        let preferred = u64::from(self.facts().blocks.preferred());
+        let mut pieces = split(job.offset, job.len, job.max, preferred);
+        let link = match self.pool.link() {
+            Ok(link) => link,
+            Err(restored) => {
+                return self.again(restored, job, pieces, dest, request).map(|_| ());
+            }
+        };
+        let next = || pieces.next();
+        let result = in_flight(link, job.command, next, dest, request, |_, done| {
+            done.map(drop).map_err(|late| job.failed(link, late))
+        });
+        result.map_err(|error| link.noticed(error))
+    }
+
+    /// Has a single request carried out that has no pieces.
+    pub(super) fn single<'a, F>(
+        &self,
+        command: Command,
+        dest: &mut [u8],
+        request: impl Fn() -> (Load<'a>, F),
+    ) -> Result<Outcome, Error>
+    where
+        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    {
+        let link = match self.pool.link() {
+            Ok(link) => link,
+            Err(restored) => {
+                let job = Job {
+                    command,
+                    offset: 0,
+                    len: 1,
+                    max: 1,
+                    flags: CommandFlags::NONE,
+                    turn: None,
+                    kept: None,
+                };
+                let only = Piece { offset: 0, len: 1 };
+                let only = std::iter::once(only);
+                return self.again(restored, job, only, dest, |_| request());
+            }
+        };
+        let place = link.place();
+        let (load, frame) = request();
+        link.submit(place.index(), command, load, dest, frame)?;
+        let done = link.wait(place.index(), dest)?;
+        drop(place);
+        done.result.map_err(|error| link.noticed(error))
+    }
+
+    /// Has pieces carried out, again and again until they are answered, and gives what came of the
+    /// last one.
+    fn again<'a, F>(
+        &self,
+        restored: &Restored,
+        job: Job<'_>,
+        mut pieces: impl Iterator<Item = Piece>,
+        dest: &mut [u8],
+        request: impl Fn(Piece) -> (Load<'a>, F),
+    ) -> Result<Outcome, Error>
+    where
+        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    {
+        if job.kept.is_some() {
+            let payload = if job.command == Command::Write {
+                job.len
+            } else {
+                0
+            };
+            self.make_room(restored, payload)?;
+        }
+        let unanswered = RefCell::new(VecDeque::new());
+        let mut outcome = Outcome::Done;
+        let mut late = None;
+        loop {
+            let link = restored.link(job.command, &mut late)?;
+            // Before it is sent: what is answered later may be too late for it.
+            let flush = match job.command {
+                Command::Flush => restored.flush(),
+                _ => Effect::None,
+            };
+            let mut flush = Some(flush);
+            let next = || {
+                let again = unanswered.borrow_mut().pop_front();
+                again.or_else(|| pieces.next())
+            };
+            let mut failed = None;
+            let take = |piece: Piece, done: Answer| {
+                let error = match done {
+                    Ok(answer) => {
+                        let effect = match job.kept {
+                            Some(kept) => {
+                                let forced = job.flags.contains(CommandFlags::FUA);
+                                restored.change(forced, || kept(piece))
+                            }
+                            None => flush.take().unwrap_or(Effect::None),
+                        };
+                        if restored.counts(&link, effect) {
+                            outcome = answer;
+                            return Ok(());
+                        }
+                        Error::lost(Lost::GivenUp)
+                    }
+                    Err((error, _)) if ends(&error) => error,
+                    Err(late) => {
+                        let error = job.failed(&link, late);
+                        failed.get_or_insert_with(|| error.clone());
+                        return Err(error);
+                    }
+                };
+                unanswered.borrow_mut().push_back(piece);
+                Err(error)
+            };
+            let result = in_flight(&link, job.command, next, dest, &request, take);
+            let Err(error) = result else {
+                return Ok(outcome);
+            };
+            link.notice(&error);
+            restored.lost(&link);
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            if restored.is_closing() {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Makes sure that one more change with so much payload can be kept.
+    pub(crate) fn make_room(&self, restored: &Restored, payload: u64) -> Result<(), Error> {
+        if restored.has_room(payload) {
+            return Ok(());
+        }
+        self.flush_once().map(drop)
+    }
+
+    pub(super) fn flush_once(&self) -> Result<Outcome, Error> {
+        self.single(Command::Flush, &mut [], || {
+            let frame = |transmission: &mut Transmission| header(transmission.flush());
+            (Load::Nothing, frame)
+        })
+    }
+
+    /// Whether all that was answered before a flush has been covered by it. A loss is told once.
+    pub(crate) fn tell_loss(&self) -> Result<(), Error> {
+        if let Some(restored) = self.pool.restored() {
+            let tears = restored.tears();
+            if self.told.fetch_max(tears, Ordering::Relaxed) < tears {
+                return Err(Error::Unflushed);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Job<'_> {
+    /// The error of a piece. One that may still be carried out keeps the turn.
+    fn failed(&self, link: &Arc<Link>, (error, cookie): (Error, Option<Cookie>)) -> Error {
+        if let (Error::Timeout { .. }, Some(turn), Some(cookie)) = (&error, self.turn, cookie) {
+            turn.leave_to(link, cookie);
+        }
+        error
+    }
+}
+
+/// Whether an error says that the connection cannot be used any more.
+fn ends(error: &Error) -> bool {
+    error.is_lost() || error.errno() == Some(Errno::Shutdown)
+}
+
+/// What came of a request; if it was in flight, with its cookie.
+type Answer = Result<Outcome, (Error, Option<Cookie>)>;
+
+/// Has requests carried out over one connection, several at once. `take` is given what came of each
+/// that was begun, and the first error that it gives ends it when those in flight have ended.
+fn in_flight<'a, F>(
+    link: &Link,
+    command: Command,
+    mut next: impl FnMut() -> Option<Piece>,
+    dest: &mut [u8],
+    request: impl Fn(Piece) -> (Load<'a>, F),
+    mut take: impl FnMut(Piece, Answer) -> Result<(), Error>,
+) -> Result<(), Error>
+where
+    F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+{
+    let place = link.place();
+    let mut window = [None; WINDOW];
+    let mut result = Ok(());
+    loop {
+        for free in window.iter_mut().filter(|slot| slot.is_none()) {
+            if result.is_err() {
+                break;
+            }
+            let Some(piece) = next() else { break };
+            let (load, frame) = request(piece);
+            match link.submit(place.index(), command, load, dest, frame) {
+                Ok(cookie) => *free = Some((cookie, piece)),
+                Err(error) => result = take(piece, Err((error, None))),
+            }
+        }
+        if window.iter().all(Option::is_none) {
+            return result;
+        }
+        match link.wait(place.index(), dest) {
+            Ok(done) => {
+                let own = |slot: &&mut Option<(Cookie, Piece)>| {
+                    slot.is_some_and(|(cookie, _)| cookie == done.cookie)
+                };
+                let slot = window.iter_mut().find(own).and_then(Option::take);
+                if let Some((cookie, piece)) = slot {
+                    let taken = take(piece, done.result.map_err(|error| (error, Some(cookie))));
+                    result = result.and(taken);
+                }
+            }
+            Err(error) => {
+                for (_, piece) in window.into_iter().flatten() {
+                    let taken = take(piece, Err((error.clone(), None)));
+                    result = result.and(taken);
+                }
+                return result;
+            }
+        }
+    }
+}

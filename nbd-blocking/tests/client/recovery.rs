@@ -1,0 +1,538 @@
+//! Connections that are lost and made again.
+
+use crate::support::{
+    bytes,
+    host::{Disk, Host, disk},
+    script::{Haggling, Peer},
+    spawn, within,
+};
+use nbd_blocking::{Client, CommandFlags, ConnectOptions, ConnectionState, Error, Lost, Reconnect};
+use std::{
+    io,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+const SIZE: usize = 1 << 20;
+
+/// How often each of several threads writes and reads.
+const ROUNDS: u8 = 100;
+
+fn haggling() -> Haggling {
+    Haggling {
+        size: SIZE as u64,
+        ..Haggling::simple()
+    }
+}
+
+fn policy() -> Reconnect {
+    Reconnect::new().delay(Duration::from_millis(2), Duration::from_millis(20))
+}
+
+fn options(policy: Reconnect) -> ConnectOptions {
+    ConnectOptions::new().reconnect(Some(policy))
+}
+
+/// A server that can be killed.
+struct Machine {
+    host: Host,
+    disk: Disk,
+    connections: Arc<Mutex<Vec<UnixStream>>>,
+    /// Nobody who comes is served.
+    down: Arc<AtomicBool>,
+}
+
+impl Machine {
+    fn start() -> Self {
+        Self::start_with(|_, _| true)
+    }
+
+    /// A server that ends when `lives` says so of a connection and the number of a request on it.
+    fn start_with(lives: impl Fn(usize, usize) -> bool + Send + Sync + 'static) -> Self {
+        let disk = disk(SIZE);
+        let connections = Arc::<Mutex<Vec<UnixStream>>>::default();
+        let down = Arc::<AtomicBool>::default();
+        let (served, open, closed) = (disk.clone(), connections.clone(), down.clone());
+        let host = Host::start(move |number, peer| {
+            if closed.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let stream = peer.stream.try_clone()?;
+            open.lock().expect("no panics").push(stream);
+            peer.try_haggle(&haggling())?;
+            let mut count = 0;
+            while lives(number, count) && peer.serve_one(number, &served)? {
+                count += 1;
+            }
+            if !lives(number, count) {
+                peer.try_request()?;
+                kill(&open, &served);
+            }
+            // There is another handle.
+            peer.stream.shutdown(Shutdown::Both)
+        });
+        Self {
+            host,
+            disk,
+            connections,
+            down,
+        }
+    }
+
+    /// Ends every connection, and everything that was not flushed.
+    fn kill(&self) {
+        kill(&self.connections, &self.disk);
+    }
+
+    fn connect(&self, options: &ConnectOptions) -> Client {
+        options.connect(&self.host.uri()).expect("entered")
+    }
+}
+
+fn kill(connections: &Mutex<Vec<UnixStream>>, disk: &Disk) {
+    // No request is in the middle.
+    let mut disk = disk.lock().expect("no panics");
+    for stream in connections.lock().expect("no panics").drain(..) {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    disk.crash();
+}
+
+fn read(client: &Client, offset: u64, len: usize) -> Vec<u8> {
+    let mut data = vec![0xa5; len];
+    client.read_exact_at(&mut data, offset).expect("read");
+    data
+}
+
+/// How often it was tried in vain, and what came of it the last time.
+fn not_restored(error: Error) -> (u32, Arc<Error>) {
+    let Error::Lost(lost) = error else {
+        panic!("{error:?}");
+    };
+    match &*lost {
+        Lost::NotRestored { attempts, source } => (*attempts, source.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn requests_that_were_not_answered_are_made_again() {
+    within(10, || {
+        // It ends at the first request of the first connection, and at the third of the second.
+        let machine = Machine::start_with(|number, count| match number {
+            0 => false,
+            1 => count < 2,
+            _ => true,
+        });
+        let client = machine.connect(&options(policy()));
+        client.write_all_at(&[7; 512], 0).expect("written");
+        assert_eq!(read(&client, 0, 512), [7; 512]);
+        client.flush().expect_err("it is over, and there again");
+        assert!(matches!(client.state(), ConnectionState::Connected));
+        assert_eq!(machine.host.count(), 3);
+        client.disconnect().expect("the session ends well");
+        assert!(client.is_lost());
+    });
+}
+
+#[test]
+fn threads_in_the_middle_of_many_requests_do_not_notice() {
+    within(30, || {
+        for connections in [1, 3] {
+            let machine = Arc::new(Machine::start());
+            let options = options(policy().keep_unflushed(1 << 20)).connections(connections);
+            let client = machine.connect(&options);
+            let done = Arc::new(AtomicUsize::new(0));
+            let workers: Vec<_> = (0..4_u64)
+                .map(|number| {
+                    let (client, done) = (client.clone(), done.clone());
+                    spawn(move || {
+                        for round in 0..ROUNDS {
+                            let at = number * 65536 + u64::from(round % 5) * 10_000;
+                            let data = vec![round; 5000];
+                            client.write_all_at(&data, at).expect("written");
+                            assert_eq!(read(&client, at, 5000), data, "{number}");
+                            if round % 10 == 0 {
+                                client.flush().expect("flushed");
+                            }
+                            done.fetch_add(1, Ordering::SeqCst);
+                        }
+                    })
+                })
+                .collect();
+            let all = 4 * usize::from(ROUNDS);
+            for kill in 1..=20 {
+                while done.load(Ordering::SeqCst) < kill * all / 21 {
+                    assert!(!workers.iter().all(thread::JoinHandle::is_finished));
+                    thread::sleep(Duration::from_micros(100));
+                }
+                machine.kill();
+            }
+            for worker in workers {
+                worker.join().expect("no worker fails");
+            }
+            client.flush().expect("flushed");
+            let disk = machine.disk.lock().expect("no panics");
+            assert_eq!(disk.stable[3 * 65536 + 40_000], ROUNDS - 1);
+        }
+    });
+}
+
+#[test]
+fn what_was_flushed_stays_and_a_loss_is_told_once_to_each_clone() {
+    // C-192, S-220
+    within(10, || {
+        let machine = Machine::start();
+        let first = machine.connect(&options(policy()));
+        let second = first.clone();
+        first.write_all_at(&[1; 10], 0).expect("written");
+        first.flush().expect("flushed");
+        first.write_all_at(&[2; 10], 512).expect("written");
+        machine.kill();
+        assert_eq!(read(&second, 0, 10), [1; 10]);
+        assert_eq!(read(&second, 512, 10), [0; 10], "it is gone");
+        let third = first.clone();
+        for client in [&first, &second, &third] {
+            let error = client.flush().expect_err("it may be lost");
+            assert!(matches!(error, Error::Unflushed), "{error:?}");
+            client.flush().expect("it is told once");
+        }
+        third.clone().flush().expect("it was told");
+        // Nothing is lost that was not written, or was flushed, or was forced.
+        first.write_all_at(&[1; 10], 0).expect("written");
+        first.flush().expect("flushed");
+        let fua = CommandFlags::FUA;
+        first.write_all_at_with(&[3; 10], 0, fua).expect("written");
+        machine.kill();
+        assert_eq!(read(&first, 0, 10), [3; 10]);
+        first.flush().expect("nothing was lost");
+    });
+}
+
+#[test]
+fn what_is_kept_is_written_again_before_anything_else() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = machine.connect(&options(policy().keep_unflushed(1 << 20)));
+        client.write_all_at(&[1; 600], 0).expect("written");
+        client.write_all_at(&[2; 10], 5).expect("written");
+        client
+            .write_zeroes(100, 50, CommandFlags::NONE)
+            .expect("written");
+        // Older ones would overwrite it.
+        let fua = CommandFlags::FUA;
+        client
+            .write_all_at_with(&[3; 10], 10, fua)
+            .expect("written");
+        machine.kill();
+        machine.disk.lock().expect("no panics").log.clear();
+        let found = read(&client, 0, 600);
+        let mut expected = vec![1; 600];
+        expected[5..15].fill(2);
+        expected[100..150].fill(0);
+        expected[10..20].fill(3);
+        assert_eq!(found, expected);
+        let commands = machine.disk.lock().expect("no panics").commands();
+        assert_eq!(commands, [1, 1, 6, 1, 0]);
+        client.flush().expect("nothing was lost");
+        // What was flushed is kept no more.
+        machine.kill();
+        machine.disk.lock().expect("no panics").log.clear();
+        assert_eq!(read(&client, 0, 600), expected);
+        assert_eq!(machine.disk.lock().expect("no panics").commands(), [0]);
+    });
+}
+
+#[test]
+fn a_write_that_would_be_one_too_many_to_keep_flushes_first() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = machine.connect(&options(policy().keep_unflushed(2000)));
+        for round in 0..4 {
+            client
+                .write_all_at(&[1; 600], round * 600)
+                .expect("written");
+        }
+        let commands = machine.disk.lock().expect("no panics").commands();
+        assert_eq!(commands, [1, 1, 3, 1, 1]);
+    });
+}
+
+#[test]
+fn an_export_that_comes_back_as_another_one_is_refused_and_told() {
+    // H-039
+    within(10, || {
+        let host = Host::start(|number, peer| {
+            let mut haggling = haggling();
+            if number > 0 {
+                haggling.size = 4096;
+            }
+            peer.try_haggle(&haggling)?;
+            peer.try_request()?;
+            Ok(())
+        });
+        let client = options(policy()).connect(&host.uri()).expect("entered");
+        let error = client.read_exact_at(&mut [0; 512], 0).expect_err("another");
+        let (attempts, source) = not_restored(error);
+        let Error::Lost(lost) = &*source else {
+            panic!("{source:?}");
+        };
+        let Lost::Changed { what } = **lost else {
+            panic!("{lost:?}");
+        };
+        assert_eq!((attempts, what), (1, "its size"));
+        assert!(matches!(client.state(), ConnectionState::Over(_)));
+        assert!(client.flush().expect_err("it is over").is_lost());
+        assert_eq!(host.count(), 2, "it is not tried again");
+    });
+}
+
+#[test]
+fn a_client_that_cannot_come_back_says_why_to_all_who_wait() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = machine.connect(&options(policy().attempts(Some(5))));
+        machine.down.store(true, Ordering::SeqCst);
+        machine.kill();
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let client = client.clone();
+                spawn(move || client.read_exact_at(&mut [0; 512], 0))
+            })
+            .collect();
+        for reader in readers {
+            let error = reader.join().expect("no panics").expect_err("it is down");
+            let (attempts, source) = not_restored(error);
+            assert_eq!(attempts, 5);
+            assert!(matches!(*source, Error::Negotiation(_)), "{source:?}");
+        }
+        assert_eq!(machine.host.count(), 6);
+        assert!(client.is_lost());
+        machine.down.store(false, Ordering::SeqCst);
+        assert!(client.flush().expect_err("it is over").is_lost());
+        assert!(client.disconnect().expect_err("it is over").is_lost());
+    });
+}
+
+#[test]
+fn a_client_stops_trying_when_its_time_is_over() {
+    within(10, || {
+        let machine = Machine::start();
+        let limit = Duration::from_millis(200);
+        let client = machine.connect(&options(policy().total_time(Some(limit))));
+        machine.down.store(true, Ordering::SeqCst);
+        machine.kill();
+        let start = Instant::now();
+        let error = client.flush().expect_err("it is down");
+        let (attempts, _) = not_restored(error);
+        assert!(attempts > 5, "{attempts}");
+        assert!(start.elapsed() >= limit - Duration::from_millis(20));
+    });
+}
+
+#[test]
+fn a_server_that_ends_at_every_request_is_not_stormed() {
+    // H-038
+    within(15, || {
+        for (shuts_down, connections) in [(false, 1), (true, 1), (false, 3)] {
+            let host = Host::start(move |number, peer| {
+                assert!(number < 50, "a storm");
+                peer.try_haggle(&haggling())?;
+                let (request, _) = peer.try_request()?;
+                if shuts_down {
+                    // ESHUTDOWN
+                    peer.try_says(bytes::sr(108, request.cookie, []))?;
+                    peer.rest();
+                }
+                Ok(())
+            });
+            let policy = Reconnect::new()
+                .attempts(Some(4))
+                .delay(Duration::from_millis(100), Duration::from_secs(1));
+            let options = options(policy).connections(connections);
+            let client = options.connect(&host.uri()).expect("entered");
+            let start = Instant::now();
+            let error = client.read_exact_at(&mut [0; 512], 0).expect_err("in vain");
+            let (attempts, _) = not_restored(error);
+            assert_eq!(attempts, 4);
+            // At least a half of 100, 200 and 400 ms.
+            assert!(start.elapsed() >= Duration::from_millis(350));
+            assert!(host.count() <= 5 * connections, "{}", host.count());
+        }
+    });
+}
+
+#[test]
+fn all_connections_are_made_anew_when_one_is_lost() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = machine.connect(&options(policy()).connections(3));
+        client.write_all_at(&[1; 512], 0).expect("written");
+        let one = machine.connections.lock().expect("no panics").remove(0);
+        one.shutdown(Shutdown::Both).expect("it is open");
+        for _ in 0..10 {
+            read(&client, 0, 512);
+        }
+        assert_eq!(client.connections(), 3);
+        assert_eq!(machine.host.count(), 6);
+        let error = client.flush().expect_err("that is not known");
+        assert!(matches!(error, Error::Unflushed), "{error:?}");
+        client.disconnect().expect("the session ends well");
+    });
+}
+
+#[test]
+fn a_connection_that_joins_others_has_one_of_them_answer_first() {
+    // C-192
+    within(10, || {
+        let machine = Machine::start();
+        let client = machine.connect(&options(policy().keep_unflushed(1 << 20)).connections(2));
+        client.write_all_at(&[1; 512], 0).expect("written");
+        machine.kill();
+        machine.disk.lock().expect("no panics").log.clear();
+        assert_eq!(read(&client, 0, 512), [1; 512]);
+        assert_eq!(read(&client, 0, 512), [1; 512]);
+        let log = machine.disk.lock().expect("no panics").log.clone();
+        // Over the first what is kept, and over that a flush before the other is used.
+        let (first, _) = log[0];
+        assert_eq!(log[..2], [(first, 1), (first, 3)], "{log:?}");
+        assert_eq!(client.connections(), 2);
+    });
+}
+
+#[test]
+fn requests_are_late_while_there_is_no_connection_too() {
+    within(10, || {
+        let machine = Machine::start();
+        let timeout = Duration::from_millis(300);
+        let options = options(policy()).request_timeout(Some(timeout));
+        let client = machine.connect(&options);
+        machine.down.store(true, Ordering::SeqCst);
+        machine.kill();
+        let start = Instant::now();
+        let error = client.read_exact_at(&mut [0; 512], 0).expect_err("late");
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+        assert!(start.elapsed() >= timeout);
+        assert!(matches!(
+            client.state(),
+            ConnectionState::Reconnecting { .. }
+        ));
+        machine.down.store(false, Ordering::SeqCst);
+        assert_eq!(read(&client, 0, 10), [0; 10]);
+    });
+}
+
+#[test]
+fn a_queue_ends_with_its_connection_and_a_new_one_works() {
+    within(10, || {
+        for keeps in [false, true] {
+            let machine = Machine::start();
+            let limit = if keeps { 1 << 20 } else { 0 };
+            let client = machine.connect(&options(policy().keep_unflushed(limit)));
+            let mut queue = client.queue();
+            let none = CommandFlags::NONE;
+            queue.write(0, vec![1; 512], none).expect("submitted");
+            let done = queue.complete().expect("answered").expect("one");
+            done.result.expect("written");
+            machine.kill();
+            queue.read(0, vec![0; 512]).expect("submitted");
+            let error = queue.complete().expect_err("the connection is lost");
+            assert!(error.is_lost(), "{error:?}");
+            assert!(queue.flush().expect_err("it is over").is_lost());
+            let mut queue = client.queue();
+            queue.read(0, vec![0; 512]).expect("submitted");
+            let done = queue.complete().expect("answered").expect("one");
+            let found = done.into_buffer().expect("read");
+            assert_eq!(found, vec![u8::from(keeps); 512]);
+            // A flush tells of what its client was not told.
+            for first in [true, false] {
+                queue.flush().expect("submitted");
+                let done = queue.complete().expect("answered").expect("one");
+                match done.result {
+                    Ok(()) => assert!(keeps || !first),
+                    Err(Error::Unflushed) => assert!(!keeps && first),
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn disconnecting_while_there_is_no_connection_ends_those_who_wait() {
+    within(10, || {
+        let machine = Machine::start();
+        let delay = Duration::from_secs(60);
+        let client = machine.connect(&options(Reconnect::new().delay(delay, delay)));
+        machine.down.store(true, Ordering::SeqCst);
+        machine.kill();
+        let waits = {
+            let client = client.clone();
+            spawn(move || client.read_exact_at(&mut [0; 512], 0))
+        };
+        while !matches!(client.state(), ConnectionState::Reconnecting { attempt, .. } if attempt > 0)
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let Err(Error::Lost(lost)) = client.disconnect() else {
+            panic!("there was no connection");
+        };
+        assert!(matches!(*lost, Lost::Closed | Lost::Io(_)), "{lost:?}");
+        let error = waits.join().expect("no panics").expect_err("it is over");
+        let Error::Lost(lost) = error else {
+            panic!("{error:?}");
+        };
+        assert!(matches!(*lost, Lost::Disconnected), "{lost:?}");
+        assert!(client.is_lost());
+    });
+}
+
+/// Holds back the answer to the first change of the first connection, which is cut then.
+fn cut_after(peer: &mut Peer, number: usize, disk: &Disk) -> io::Result<()> {
+    loop {
+        let (request, payload) = peer.try_request()?;
+        let data = disk.lock().expect("no panics");
+        let data = { data }.carry_out(number, request, &payload);
+        if number == 0 && request.command == 1 {
+            return Ok(());
+        }
+        peer.try_says(bytes::sr(0, request.cookie, data))?;
+    }
+}
+
+#[test]
+fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
+    within(15, || {
+        for seed in 0..20_u8 {
+            let disk = disk(SIZE);
+            let served = disk.clone();
+            let host = Host::start(move |number, peer| {
+                peer.try_haggle(&haggling())?;
+                cut_after(peer, number, &served)
+            });
+            let client = options(policy()).connect(&host.uri()).expect("entered");
+            let first = {
+                let client = client.clone();
+                spawn(move || client.write_all_at(&[1; 1000], 0).expect("written"))
+            };
+            // The first is there, and will be sent again.
+            while disk.lock().expect("no panics").log.is_empty() {
+                thread::yield_now();
+            }
+            if seed % 2 == 0 {
+                thread::sleep(Duration::from_micros(u64::from(seed) * 20));
+            }
+            client.write_all_at(&[2; 1000], 500).expect("written");
+            first.join().expect("no panics");
+            let disk = disk.lock().expect("no panics");
+            assert_eq!(disk.contents[500..1500], [2; 1000]);
+            assert_eq!(disk.contents[..500], [1; 500]);
+        }
+    });
+}
