@@ -10,6 +10,7 @@ mod cursor;
 mod disks;
 mod entering;
 mod example;
+mod recovering;
 mod recovery;
 mod sockets;
 mod stalling;
@@ -40,11 +41,7 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, mpsc},
     task::{Poll, Waker},
     thread,
     time::{Duration, Instant},

@@ -1,19 +1,28 @@
-//! A client whose server is killed again and again while tasks verify what they write.
+//! A client whose server is killed again and again while tasks verify what they write. Whoever
+//! includes this says in `recovering` how the client is used: what its `Storage` is, and how it is
+//! to `hold` a session.
 
-use super::{example::program, *};
-use interop::{Endpoint, Port, Server as Foreign};
-use nbd_io::client::{
-    Error,
-    shared::{Client, ConnectOptions, Reconnect},
-};
+use super::{example::program, recovering::hold};
+use interop::{Endpoint, Image, Listen, Nbdkit, Port, QemuNbd, Server as Foreign, deadline};
+use nbd_io::client::{Error, shared::Reconnect};
 use nbd_proto::CommandFlags;
 use std::{
     fs,
-    net::Ipv4Addr,
-    path::PathBuf,
-    process::{Child, Stdio},
+    net::{Ipv4Addr, TcpStream},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
+
+const SIZE: u64 = 1 << 20;
 
 /// How often the server is killed.
 const KILLS: usize = 20;
@@ -40,7 +49,7 @@ struct Own {
 
 impl Own {
     fn start(image: Image, listen: Listen) -> Self {
-        let dir = scratch();
+        let dir = tempfile::tempdir().unwrap();
         let port = (listen != Listen::Unix).then(|| Port::new(Ipv4Addr::LOCALHOST));
         let endpoint = match &port {
             None => Endpoint::Unix(dir.path().join("socket")),
@@ -129,6 +138,22 @@ impl Victim {
     }
 }
 
+/// What a client does, whether it waits for that or not.
+pub(crate) trait Storage: Clone + Send + Sync + 'static {
+    fn read(&self, at: u64, len: usize) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
+
+    fn write(
+        &self,
+        at: u64,
+        data: Vec<u8>,
+        flags: CommandFlags,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn write_zeroes(&self, at: u64, len: u64) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
 /// What a task tells.
 enum Told {
     /// It was answered.
@@ -138,8 +163,8 @@ enum Told {
 }
 
 /// A task that writes and reads its share.
-struct Worker<R: Network> {
-    client: Client<R>,
+struct Worker<S> {
+    client: S,
     number: u64,
     model: Vec<u8>,
     chance: u64,
@@ -147,7 +172,7 @@ struct Worker<R: Network> {
     keeps: bool,
 }
 
-impl<R: Network> Worker<R> {
+impl<S: Storage> Worker<S> {
     fn below(&mut self, end: usize) -> usize {
         self.chance ^= self.chance << 13;
         self.chance ^= self.chance >> 7;
@@ -189,17 +214,18 @@ impl<R: Network> Worker<R> {
         match self.below(8) {
             0 => self.flush().await,
             1 => {
-                let (len, none) = (range.len() as u64, CommandFlags::NONE);
-                self.client.write_zeroes(at, len, none).await.unwrap();
+                let len = range.len() as u64;
+                self.client.write_zeroes(at, len).await.unwrap();
                 self.model[range].fill(0);
             }
             2 => {
                 let fua = CommandFlags::FUA;
-                self.client.write_with(at, data, fua).await.unwrap();
+                self.client.write(at, data, fua).await.unwrap();
                 self.model[range].fill(value);
             }
             3..6 => {
-                self.client.write(at, data).await.unwrap();
+                let none = CommandFlags::NONE;
+                self.client.write(at, data, none).await.unwrap();
                 self.model[range].fill(value);
             }
             _ => {}
@@ -249,52 +275,40 @@ fn kill_again_and_again(
     expected.concat()
 }
 
-/// Has tasks use a server that comes and goes, until it has been enough, and compares what it holds
-/// then with what they were told.
-async fn use_it<R: Network>(
-    options: ConnectOptions<R>,
-    connections: usize,
-    uri: &str,
-    earlier: Vec<u8>,
-    channels: Channels,
+/// The use of a server that comes and goes.
+pub(crate) struct Session {
+    pub(crate) uri: String,
+    pub(crate) policy: Reconnect,
+    pub(crate) connections: usize,
     keeps: bool,
-) {
-    let Channels { tell, stop, held } = channels;
-    let network = options.runtime().clone();
-    let options = options.connections(connections);
-    let client = options.connect(uri).await.unwrap();
-    assert!(client.export().can_multi_conn(), "it is known to");
-    assert_eq!(client.connections(), connections);
-    // Of an earlier run there is something left.
-    for (number, share) in (0..TASKS).zip(earlier.chunks(SHARE)) {
-        let worker = Worker {
-            client: client.clone(),
-            number,
-            model: share.to_vec(),
-            chance: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ connections as u64,
-            keeps,
-        };
-        network.spawn(worker.run(tell.clone(), stop.clone()));
-    }
-    drop(tell);
-    let expected = loop {
-        match held.try_recv() {
-            Ok(expected) => break expected,
-            // The tasks may have no other thread than this one.
-            Err(mpsc::TryRecvError::Empty) => network.sleep(Duration::from_millis(5)).await,
-            Err(gone) => panic!("{gone}"),
-        }
-    };
-    assert!(client.read(0, expected.len()).await.unwrap() == expected);
-    client.disconnect().await.unwrap();
-}
-
-/// How those who use a server and who kills it know of each other.
-struct Channels {
+    /// What the export holds at first.
+    earlier: Vec<u8>,
     tell: mpsc::Sender<Told>,
     stop: Arc<AtomicBool>,
-    /// What the export has to hold in the end.
-    held: mpsc::Receiver<Vec<u8>>,
+    /// What it has to hold in the end, as soon as it has been enough.
+    pub(crate) held: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Session {
+    /// The tasks that use the server, each with a clone of the client.
+    pub(crate) fn workers<S: Storage>(
+        &self,
+        client: &S,
+    ) -> Vec<impl Future<Output = ()> + Send + use<S>> {
+        let shares = (0..TASKS).zip(self.earlier.chunks(SHARE));
+        let workers = shares.map(|(number, share)| {
+            let seed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let worker = Worker {
+                client: client.clone(),
+                number,
+                model: share.to_vec(),
+                chance: seed ^ self.connections as u64,
+                keeps: self.keeps,
+            };
+            worker.run(self.tell.clone(), self.stop.clone())
+        });
+        workers.collect()
+    }
 }
 
 /// Kills a server under load, and looks at what it leaves.
@@ -304,24 +318,24 @@ fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) 
         .delay(Duration::from_millis(10), Duration::from_millis(100))
         .keep_unflushed(if keeps { 4 << 20 } else { 0 });
     let (tell, told) = mpsc::channel();
-    let (hold, held) = mpsc::channel();
+    let (enough, held) = mpsc::channel();
     let stop = Arc::<AtomicBool>::default();
-    let channels = Channels {
+    let session = Session {
+        uri: victim.uri(),
+        policy,
+        connections,
+        keeps,
+        earlier: fs::read(image.path()).unwrap(),
         tell,
         stop: stop.clone(),
         held,
     };
-    let (uri, earlier) = (victim.uri(), fs::read(image.path()).unwrap());
     let expected = thread::scope(|scope| {
-        scope.spawn(move || {
-            on_runtime(async |network| {
-                let options = ConnectOptions::with_runtime(network).reconnect(Some(policy));
-                use_it(options, connections, &uri, earlier, channels, keeps).await;
-            });
-        });
+        let enough = enough; // so that nobody waits for it after a panic
+        scope.spawn(move || hold(session));
         // In this thread, because some servers end when the thread does that has started them.
         let expected = kill_again_and_again(victim, &told, &stop);
-        hold.send(expected.clone()).unwrap();
+        enough.send(expected.clone()).unwrap();
         expected
     });
     victim.kill();
