@@ -1,6 +1,6 @@
 //! Connecting, for drivers that wait and for drivers that do not.
 
-use crate::Socket;
+use crate::{Socket, vsock};
 use nbd_proto::uri::Address;
 use rustix::net::sockopt;
 use socket2::{Domain, SockAddr, Type};
@@ -82,13 +82,16 @@ pub async fn connect<R: Reactor>(reactor: &R, address: &Address) -> io::Result<R
             let address = SockAddr::unix(OsStr::from_bytes(&name))?;
             dial(reactor, &address).await
         }
-        #[cfg(target_os = "linux")]
-        Address::Vsock { cid, port, .. } => dial(reactor, &SockAddr::vsock(*cid, *port)).await,
-        _ => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this system has no addresses of this kind",
-        )),
+        Address::Vsock { cid, port, .. } => dial(reactor, &vsock::address(*cid, *port)?).await,
+        _ => Err(unsupported()),
     }
+}
+
+pub(crate) fn unsupported() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this system has no addresses of this kind",
+    )
 }
 
 async fn tcp<R: Reactor>(reactor: &R, host: &str, port: u16) -> io::Result<R::Socket> {

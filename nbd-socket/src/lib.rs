@@ -7,6 +7,7 @@ mod connect;
 mod launch;
 mod listener;
 mod socket;
+mod vsock;
 
 pub use connect::{Reactor, Waiting, connect};
 pub use launch::Launch;

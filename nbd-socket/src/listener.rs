@@ -1,8 +1,8 @@
 //! Listening sockets.
 
-use crate::Socket;
+use crate::{Socket, vsock};
 use nbd_io::server::Peer;
-use socket2::TcpKeepalive;
+use socket2::{TcpKeepalive, Type};
 use std::{
     fs, io,
     os::{
@@ -21,6 +21,12 @@ use std::{
 const SILENCE: Duration = Duration::from_secs(60);
 const PROBE: Duration = Duration::from_secs(10);
 const PROBES: u32 = 6;
+
+/// `VMADDR_CID_ANY`, and `VMADDR_PORT_ANY` as well.
+const ANY: u32 = u32::MAX;
+
+/// How many connections may wait to be accepted, as with the listeners of the standard library.
+const BACKLOG: i32 = 4096;
 
 /// A listening stream socket that does not wait, for an event loop.
 #[derive(Debug)]
@@ -71,6 +77,31 @@ impl Listener {
         })
     }
 
+    /// Listens on a port of the sockets between a virtual machine and its host (vsock).
+    ///
+    /// `cid` is one of this machine's own numbers: 1 is for programs of the machine itself, where
+    /// the system has a module for that, and 2 for the virtual machines of a host. With `None` it
+    /// is all that there are (`VMADDR_CID_ANY`), so that a host serves every virtual machine. Ports
+    /// are numbers of 32 bits, of which those below 1024 are for the privileged.
+    ///
+    /// # Errors
+    ///
+    /// Of the kind [`io::ErrorKind::InvalidInput`] if the port is 0 or `u32::MAX`, which no URI can
+    /// name; [`io::ErrorKind::AddrInUse`] if somebody listens on it;
+    /// [`io::ErrorKind::AddrNotAvailable`] if the machine has no such number; and whatever else
+    /// keeps the socket from being made, such as a system that knows none of this kind.
+    pub fn bind_vsock(cid: Option<u32>, port: u32) -> io::Result<Self> {
+        if matches!(port, 0 | ANY) {
+            let error = format!("vsock has no port {port} that could be connected to");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        let address = vsock::address(cid.unwrap_or(ANY), port)?;
+        let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
+        socket.bind(&address)?;
+        socket.listen(BACKLOG)?;
+        Self::new(socket)
+    }
+
     /// Takes the listening sockets that the process was started with, as `systemd` and others hand
     /// them over by `LISTEN_FDS` and `LISTEN_PID` (socket activation). There are none if it was not
     /// started so.
@@ -80,16 +111,20 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// When one of them is no listening socket of TCP or of the file system.
+    /// When one of them is no listening socket of TCP, of the file system, or of vsock.
     pub fn inherited() -> io::Result<Vec<Self>> {
         let mut inherited = listenfd::ListenFd::from_env();
         let mut listeners = Vec::with_capacity(inherited.len());
         for at in 0..inherited.len() {
             // One of another kind stays where it is.
-            let fd = match inherited.take_unix_listener(at) {
-                Ok(listener) => listener.map(OwnedFd::from),
-                Err(_) => inherited.take_tcp_listener(at)?.map(OwnedFd::from),
-            };
+            let fd = inherited
+                .take_unix_listener(at)
+                .map(|unix| unix.map(OwnedFd::from))
+                .or_else(|_| vsock::inherited(&mut inherited, at))
+                .or_else(|_| {
+                    let tcp = inherited.take_tcp_listener(at);
+                    tcp.map(|tcp| tcp.map(OwnedFd::from))
+                })?;
             listeners.extend(fd.map(Self::new).transpose()?);
         }
         Ok(listeners)
@@ -117,7 +152,7 @@ impl Listener {
             let _ = socket.set_tcp_keepalive(&keepalive);
             Peer::Tcp(address)
         } else {
-            vsock(&address).unwrap_or(Peer::Unix)
+            vsock::peer(&address).unwrap_or(Peer::Unix)
         };
         let socket = Socket::new(OwnedFd::from(socket))?.nonblocking()?;
         Ok((socket, peer))
@@ -151,17 +186,6 @@ impl Drop for Name {
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let file = fs::symlink_metadata(path)?;
     Ok((file.dev(), file.ino()))
-}
-
-#[cfg(target_os = "linux")]
-fn vsock(address: &socket2::SockAddr) -> Option<Peer> {
-    let (cid, port) = address.as_vsock_address()?;
-    Some(Peer::Vsock { cid, port })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn vsock(_: &socket2::SockAddr) -> Option<Peer> {
-    None
 }
 
 /// Whether it is a socket to which nobody listens.
@@ -217,5 +241,14 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_vsock_port_that_no_uri_can_name_is_refused() {
+        for port in [0, u32::MAX] {
+            let error = Listener::bind_vsock(None, port).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(&port.to_string()), "{error}");
+        }
     }
 }

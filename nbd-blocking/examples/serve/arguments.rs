@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// Listen on this TCP port of the local host.
     #[arg(long, group = "address")]
     tcp: Option<u16>,
+    /// Listen on this port of vsock, for virtual machines, their host, or this machine itself.
+    #[arg(long, group = "address")]
+    vsock: Option<u32>,
     /// Serve an empty disk in memory of this size in bytes, or with a suffix K, M, G or T.
     #[arg(long, group = "disk", default_value = "64M", value_parser = size)]
     size: u64,
@@ -93,11 +96,14 @@ impl Arguments {
         if let Some(port) = self.tcp {
             listeners.push(Listener::new(TcpListener::bind(("localhost", port))?)?);
         }
+        if let Some(port) = self.vsock {
+            listeners.push(Listener::bind_vsock(None, port)?);
+        }
         if listeners.is_empty() {
             listeners = Listener::inherited()?;
         }
         if listeners.is_empty() {
-            return Err("there is nothing to listen on: give --unix or --tcp".into());
+            return Err("there is nothing to listen on: give --unix, --tcp or --vsock".into());
         }
         Ok(listeners)
     }

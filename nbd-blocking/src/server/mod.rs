@@ -63,8 +63,8 @@ pub trait Serve {
     fn serve_unix(&self, listener: UnixListener) -> io::Result<()>;
 
     /// Serves clients that connect to any listening socket: one that the process was
-    /// [started with](Listener::inherited), one in place of an [old one](Listener::bind_unix), or
-    /// one of another family; see [`serve_tcp`](Self::serve_tcp).
+    /// [started with](Listener::inherited), one in place of an [old one](Listener::bind_unix), one
+    /// for [virtual machines](Listener::bind_vsock), or one of another family; see [`serve_tcp`](Self::serve_tcp).
     ///
     /// # Errors
     ///

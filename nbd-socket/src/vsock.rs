@@ -1,0 +1,44 @@
+//! What only Linux has: sockets between a virtual machine and its host.
+
+use listenfd::ListenFd;
+use nbd_io::server::Peer;
+use socket2::SockAddr;
+use std::{io, os::fd::OwnedFd};
+
+#[cfg(target_os = "linux")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "other systems have no such addresses"
+)]
+pub(crate) fn address(cid: u32, port: u32) -> io::Result<SockAddr> {
+    Ok(SockAddr::vsock(cid, port))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn address(_: u32, _: u32) -> io::Result<SockAddr> {
+    Err(crate::connect::unsupported())
+}
+
+/// Who it is, if it is a virtual machine or the host of some.
+#[cfg(target_os = "linux")]
+pub(crate) fn peer(address: &SockAddr) -> Option<Peer> {
+    let (cid, port) = address.as_vsock_address()?;
+    Some(Peer::Vsock { cid, port })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn peer(_: &SockAddr) -> Option<Peer> {
+    None
+}
+
+/// Takes one of those that the process was started with, if it is of this kind.
+#[cfg(target_os = "linux")]
+pub(crate) fn inherited(inherited: &mut ListenFd, at: usize) -> io::Result<Option<OwnedFd>> {
+    let (domain, stream) = (socket2::Domain::VSOCK.into(), socket2::Type::STREAM.into());
+    inherited.take_custom(at, domain, stream, "vsock stream socket")
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn inherited(_: &mut ListenFd, _: usize) -> io::Result<Option<OwnedFd>> {
+    Err(crate::connect::unsupported())
+}
