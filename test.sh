@@ -72,7 +72,10 @@ peers() {
         install_packages "${packages[@]}" || true
     fi
     programs+=(linux-with-nbd)
-    command -v linux-with-nbd >/dev/null || emulated_machine || true
+    # One that was made here may be out of date.
+    case $(command -v linux-with-nbd) in
+    '' | "$tools"/*) emulated_machine || true ;;
+    esac
 
     local missing=()
     # Their scripts want the interpreter that was packaged with them.
@@ -95,10 +98,10 @@ peers() {
     fi
 }
 
-# The kernel's client wants a kernel of its own.
+# The kernel's client wants a kernel of its own, and vsock a machine.
 emulated_machine() {
     if [[ $(uname -m) != x86_64 ]] || ! command -v apt-get >/dev/null; then
-        because "the kernel's client is only tried on x86-64, with packages of Debian"
+        because "the kernel's client and vsock are only tried on x86-64, with packages of Debian"
         return 1
     fi
     local prepare=(interop/linux/prepare.sh "$tools/linux")

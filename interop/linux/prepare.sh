@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Makes a small Linux system with the kernel's NBD client below a directory, and a program that
-# boots it: `DIRECTORY/linux-with-nbd KERNEL-ARGUMENTS...`, with the machine's console on standard
-# output.
+# Makes a small Linux system with the kernel's NBD client and with vsock below a directory, and a
+# program that boots it: `DIRECTORY/linux-with-nbd KERNEL-ARGUMENTS...`, with the machine's console
+# on standard output. It can read this machine's files, and run them by `nbd_run="PROGRAM ARGUMENTS"`.
+#
+# Does nothing if all is there and was made by this script as it is.
 #
 # Everything comes from Debian's packages, which are unpacked and not installed, so that nothing
 # else on this machine changes and nobody has to be root. Only for x86-64.
@@ -11,8 +13,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 directory=$(realpath -m "$1")
 
 PACKAGES=(qemu-system-x86 linux-image-amd64 busybox-static nbd-client e2fsprogs util-linux)
-# In the order in which they need each other. Those that a kernel has built in are not there.
-MODULES=(failover net_failover e1000 crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 nbd)
+# Those that a kernel has built in are not there.
+MODULES=(failover net_failover e1000 crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 nbd
+    virtio virtio_ring virtio_pci virtio_pci_legacy_dev virtio_pci_modern_dev
+    9p 9pnet 9pnet_virtio fscache netfs overlay
+    vsock vmw_vsock_virtio_transport_common vsock_loopback)
 PROGRAMS=(sbin/nbd-client sbin/mke2fs sbin/e2fsck sbin/blkdiscard sbin/fstrim)
 
 unpacked=$directory/unpacked
@@ -86,14 +91,20 @@ exec "$PWD/lib64/ld-linux-x86-64.so.2" --library-path "$libraries" usr/bin/qemu-
     -L usr/share/qemu -L usr/share/seabios -L usr/lib/ipxe/qemu \
     -machine pc -m 512 -smp 2 -nographic -no-reboot \
     -netdev user,id=net -device e1000,netdev=net,romfile= \
+    -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
     -kernel ../vmlinuz -initrd ../initramfs \
     -append "console=ttyS0 quiet panic=-1 $*"
 END
     chmod +x "$directory/linux-with-nbd"
 }
 
+made_by=$(cat prepare.sh init | sha256sum)
+if [[ -e $directory/linux-with-nbd && $(cat "$directory/made-by" 2>&1) == "$made_by" ]]; then
+    exit
+fi
 rm -rf "$directory"
 unpack
 initramfs
+printf '%s\n' "$made_by" >"$directory/made-by"
 # The last, so that nobody finds it before all else is there.
 program

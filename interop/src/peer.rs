@@ -27,8 +27,8 @@ pub enum Peer {
     Certtool,
     /// The flexible I/O tester, which is a client by libnbd.
     Fio,
-    /// An emulated machine with the kernel's client, which takes the kernel's arguments; made by
-    /// `interop/linux/prepare.sh`.
+    /// An emulated machine with the kernel's client and vsock, which takes the kernel's arguments;
+    /// made by `interop/linux/prepare.sh`.
     Linux,
     /// The kernel client's control program.
     NbdClient,
@@ -136,7 +136,7 @@ pub fn require(peer: Peer) -> Option<Program> {
     None
 }
 
-fn in_ci() -> bool {
+pub(crate) fn in_ci() -> bool {
     env::var_os("CI").is_some_and(|ci| ci == "true" || ci == "1")
 }
 
