@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 /// A copy of the program, since those of all crates go to the same place, where each build is in
 /// the way of the others.
-pub(crate) fn program(directory: &TempDir) -> PathBuf {
+pub(crate) fn program(package: &str, directory: &TempDir) -> PathBuf {
     let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example-serve.lock");
     let lock = File::create(lock).unwrap();
     #[expect(clippy::incompatible_msrv, reason = "tests want a current compiler")]
@@ -17,7 +17,7 @@ pub(crate) fn program(directory: &TempDir) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.args(["build", "--quiet", "--message-format=json"]);
-    cargo.args(["--package", env!("CARGO_PKG_NAME"), "--example", "serve"]);
+    cargo.args(["--package", package, "--example", "serve"]);
     let built = cargo.output().unwrap();
     assert!(built.status.success(), "{built:?}");
     let told = String::from_utf8(built.stdout).unwrap();

@@ -55,7 +55,7 @@ impl Own {
             None => Endpoint::Unix(dir.path().join("socket")),
             Some(port) => Endpoint::Tcp(port.address()),
         };
-        let program = program(&dir);
+        let program = program(env!("CARGO_PKG_NAME"), &dir);
         let child = Self::launch(&program, &image, &endpoint);
         Self {
             child,

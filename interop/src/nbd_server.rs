@@ -162,7 +162,8 @@ impl NbdServer {
         let mut config = format!("[generic]\n{}", self.generic);
         match endpoint {
             Endpoint::Unix(path) => writeln!(config, "unixsock = {}", path.display()),
-            Endpoint::Tcp(address) => {
+            other => {
+                let address = other.address();
                 writeln!(
                     config,
                     "listenaddr = {}\nport = {}",

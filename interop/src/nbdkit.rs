@@ -146,6 +146,7 @@ impl Nbdkit {
                     Endpoint::Tcp(address) => command
                         .arg(format!("--ipaddr={}", address.ip()))
                         .arg(format!("--port={}", address.port())),
+                    Endpoint::Vsock(port) => command.arg("--vsock").arg(format!("--port={port}")),
                 };
                 command.args(&args).arg(&plugin).args(&params);
                 command

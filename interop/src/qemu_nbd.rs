@@ -141,7 +141,8 @@ impl QemuNbd {
                 command.arg(joined("--pid-file=", &pid_file(dir)));
                 match endpoint {
                     Endpoint::Unix(path) => command.arg("-k").arg(path),
-                    Endpoint::Tcp(address) => {
+                    other => {
+                        let address = other.address();
                         let (ip, port) = (address.ip().to_string(), address.port().to_string());
                         command.args(["-b", &ip, "-p", &port])
                     }

@@ -7,7 +7,10 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use tempfile::TempDir;
@@ -20,6 +23,9 @@ use crate::{
 /// How often a TCP port is tried that somebody else took in the meantime, where it cannot be held.
 const PORT_TRIES: usize = 5;
 
+/// The number of the machine itself, among virtual machines.
+const VMADDR_CID_LOCAL: u32 = 1;
+
 /// Where a server shall listen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -31,6 +37,8 @@ pub enum Listen {
     Tcp4,
     /// On a free port of ::1.
     Tcp6,
+    /// On a port of vsock, which nbdkit alone can.
+    Vsock,
 }
 
 /// Where a server listens.
@@ -41,18 +49,27 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// On this address and port.
     Tcp(SocketAddr),
+    /// On this port of the sockets between virtual machines and their host, for programs of the
+    /// same machine.
+    Vsock(u32),
 }
 
 impl Endpoint {
+    /// A port of vsock that nobody listens on, in a machine where nobody else uses them.
+    pub fn unused_vsock() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(20_000);
+        Self::Vsock(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// The path of the Unix socket.
     ///
     /// # Panics
     ///
-    /// When it is a TCP port.
+    /// When it is something else.
     pub fn socket(&self) -> &Path {
         match self {
             Self::Unix(path) => path,
-            Self::Tcp(address) => panic!("the server listens on {address}"),
+            other => panic!("the server listens on {other:?}"),
         }
     }
 
@@ -60,11 +77,11 @@ impl Endpoint {
     ///
     /// # Panics
     ///
-    /// When it is a Unix socket.
+    /// When it is something else.
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Tcp(address) => *address,
-            Self::Unix(path) => panic!("the server listens on {}", path.display()),
+            other => panic!("the server listens on {other:?}"),
         }
     }
 
@@ -75,15 +92,17 @@ impl Endpoint {
             Listen::Unix => (Self::Unix(dir.join("socket")), None),
             Listen::Tcp4 => tcp(Port::new(Ipv4Addr::LOCALHOST)),
             Listen::Tcp6 => tcp(Port::new(Ipv6Addr::LOCALHOST)),
+            Listen::Vsock => (Self::unused_vsock(), None),
         }
     }
 
     /// Whether a server can listen there: not while one that was killed is still dying.
     ///
-    /// A Unix socket is made anew at its path, whoever holds the old one.
+    /// A Unix socket is made anew at its path, whoever holds the old one, and a port of vsock is free
+    /// at once.
     fn is_free(&self) -> bool {
         match self {
-            Self::Unix(_) => true,
+            Self::Unix(_) | Self::Vsock(_) => true,
             Self::Tcp(address) => TcpListener::bind(address).is_ok(),
         }
     }
@@ -113,6 +132,10 @@ impl Endpoint {
             Self::Tcp(address) => {
                 let more = if query.is_empty() { "" } else { "?" };
                 format!("nbd{secure}://{address}/{export}{more}{query}")
+            }
+            Self::Vsock(port) => {
+                let more = if query.is_empty() { "" } else { "?" };
+                format!("nbd{secure}+vsock://{VMADDR_CID_LOCAL}:{port}/{export}{more}{query}")
             }
         }
     }
@@ -188,9 +211,7 @@ impl Recipe {
                 && match (&self.ready, endpoint) {
                     (Ready::PidFile, _) => true,
                     (Ready::Connects, Endpoint::Unix(path)) => UnixStream::connect(path).is_ok(),
-                    (Ready::Connects, Endpoint::Tcp(address)) => {
-                        TcpStream::connect(address).is_ok()
-                    }
+                    (Ready::Connects, other) => TcpStream::connect(other.address()).is_ok(),
                 }
         });
         ready.map_err(|status| Failure {
@@ -229,7 +250,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// When it listens on TCP.
+    /// When it listens on something else.
     pub fn socket(&self) -> &Path {
         self.endpoint.socket()
     }
@@ -238,7 +259,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// When it listens on a Unix socket.
+    /// When it listens on something else.
     pub fn address(&self) -> SocketAddr {
         self.endpoint.address()
     }

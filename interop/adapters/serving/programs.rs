@@ -169,7 +169,7 @@ fn path(directory: &Path, name: &str) -> String {
 fn a_signal_in_the_middle_of_everything_loses_no_reply_and_no_write() {
     // S-231
     let directory = tempfile::tempdir().unwrap();
-    let program = program(&directory);
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
         let image = directory.path().join("disk.img");
         let data = pattern(1 << 20, 1);
@@ -208,7 +208,7 @@ fn a_signal_in_the_middle_of_everything_loses_no_reply_and_no_write() {
 #[test]
 fn a_socket_that_the_program_was_started_with_is_served() {
     let directory = tempfile::tempdir().unwrap();
-    let program = program(&directory);
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
         let mut command = Command::new(&program);
         command.args(["--quiet", "--size", "1M"]);

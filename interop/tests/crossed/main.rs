@@ -14,6 +14,7 @@ mod exports;
 mod runtimes;
 mod servers;
 mod suite;
+mod vsock;
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../waiting/mod.rs"]
 mod waiting;

@@ -10,14 +10,15 @@ use nbd_blocking::server::Serve as _;
 use nbd_io::{
     Faults, Faulty, Memory, NamedExports,
     runtime::Tasks,
-    server::{Event, Server, Stopper},
+    server::{Event, Peer, Server, Stopper},
     tls::ServerTls,
 };
-use nbd_proto::{Command, ExportName, Uri, uri::Permissions};
+use nbd_proto::{Command, ExportName, Mode, Uri, uri::Permissions};
 use nbd_socket::Listener;
 use std::{
     io,
     net::TcpListener,
+    path::Path,
     sync::{Arc, Mutex, Weak},
     thread::{self, JoinHandle},
     time::Instant,
@@ -99,6 +100,36 @@ pub(crate) enum Transport {
     Unix,
     /// Over TCP.
     Tls,
+    Vsock,
+    /// TLS over vsock.
+    VsockTls,
+}
+
+impl Transport {
+    const fn is_encrypted(self) -> bool {
+        matches!(self, Self::Tls | Self::VsockTls)
+    }
+
+    /// What is tried over it: an emulated machine is slow.
+    pub(crate) const fn modes(self) -> &'static [Mode] {
+        match self {
+            Self::Vsock | Self::VsockTls => &[Mode::Extended],
+            Self::Tcp | Self::Unix | Self::Tls => &[Mode::Simple, Mode::Structured, Mode::Extended],
+        }
+    }
+
+    /// Whether a client may have come from there.
+    fn brings(self, peer: Peer) -> bool {
+        match self {
+            Self::Unix => peer == Peer::Unix,
+            Self::Tcp | Self::Tls => {
+                matches!(peer, Peer::Tcp(address) if address.ip().is_loopback())
+            }
+            Self::Vsock | Self::VsockTls => {
+                matches!(peer, Peer::Vsock { cid: 1, port } if port != u32::MAX)
+            }
+        }
+    }
 }
 
 /// A server that runs. It has the exports "disk", which is watched and has faults on demand,
@@ -142,7 +173,13 @@ impl Serving {
         let writes = written.clone();
         let mut server = Server::on_runtime(host.runtime(), Arc::new(exports)).on_event(
             move |event| match event {
-                Event::Connected { .. } => events.lock().unwrap().connected += 1,
+                Event::Connected { peer, .. } => {
+                    let mut log = events.lock().unwrap();
+                    log.connected += 1;
+                    if !transport.brings(**peer) {
+                        log.broken.push(format!("from {peer}"));
+                    }
+                }
                 Event::Closed { ending, .. } => {
                     let mut log = events.lock().unwrap();
                     log.endings.push(ending.to_string());
@@ -158,21 +195,13 @@ impl Serving {
                 writes.lock().unwrap().push(outcome.offset);
             }
         });
-        let certificates = (transport == Transport::Tls).then(Certificates::new);
+        let certificates = transport.is_encrypted().then(Certificates::new);
         if let Some(certificates) = &certificates {
             let tls = ServerTls::from_directory(certificates.dir()).unwrap();
             server = server.require_tls(&tls).unwrap();
         }
         let dir = tempfile::Builder::new().prefix("nbd-").tempdir().unwrap();
-        let (endpoint, listener) = if transport == Transport::Unix {
-            let path = dir.path().join("socket");
-            let listener = Listener::bind_unix(&path).unwrap();
-            (Endpoint::Unix(path), listener)
-        } else {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
-            (endpoint, Listener::new(listener).unwrap())
-        };
+        let (endpoint, listener) = listen(transport, dir.path());
         Self {
             spy,
             faults,
@@ -190,7 +219,13 @@ impl Serving {
     /// Where an export is, over TLS if there is any.
     pub(crate) fn uri(&self, export: &str) -> String {
         match &self.certificates {
-            Some(certificates) => self.endpoint.tls_uri(export, certificates),
+            Some(certificates) => {
+                let uri = self.endpoint.tls_uri(export, certificates);
+                match self.endpoint {
+                    Endpoint::Vsock(_) => format!("{uri}&tls-hostname=localhost"),
+                    _ => uri,
+                }
+            }
             None => self.endpoint.uri(export),
         }
     }
@@ -241,6 +276,28 @@ impl Drop for Serving {
             let log = self.log.lock();
             let log = log.unwrap_or_else(std::sync::PoisonError::into_inner);
             eprintln!("the server: {log:?}");
+        }
+    }
+}
+
+fn listen(transport: Transport, dir: &Path) -> (Endpoint, Listener) {
+    match transport {
+        Transport::Unix => {
+            let path = dir.join("socket");
+            let listener = Listener::bind_unix(&path).unwrap();
+            (Endpoint::Unix(path), listener)
+        }
+        Transport::Tcp | Transport::Tls => {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+            (endpoint, Listener::new(listener).unwrap())
+        }
+        Transport::Vsock | Transport::VsockTls => {
+            let endpoint = Endpoint::unused_vsock();
+            let Endpoint::Vsock(port) = endpoint else {
+                unreachable!("it is one of these");
+            };
+            (endpoint, Listener::bind_vsock(None, port).unwrap())
         }
     }
 }

@@ -42,7 +42,7 @@ fn any_stream_can_be_served() {
 #[test]
 fn standard_input_and_output_are_served() {
     let directory = tempfile::tempdir().unwrap();
-    let program = program(&directory);
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
         let serve = |options: &ConnectOptions| {
             let mut command = Command::new(&program);

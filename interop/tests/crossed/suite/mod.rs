@@ -4,7 +4,7 @@ mod commands;
 mod errors;
 mod negotiation;
 mod stopping;
-mod transfers;
+pub(crate) mod transfers;
 
 use crate::{
     clients::{Disk, Kind, Wanted},
@@ -22,7 +22,7 @@ pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transpor
         let (client, serving) = (client(), Serving::new(host(), transport));
         let aborted = negotiation::every_option_is_asked_for(&client, &serving);
         let entered = negotiation::exports_are_entered(&client, &serving)
-            + every_mode_works(&client, &serving)
+            + modes_work(&client, &serving, transport.modes())
             + several_connections_work(&client, &serving);
         let stopped = stopping::nothing_is_lost_when_the_server_stops(&client, &serving);
         client.end();
@@ -45,9 +45,8 @@ pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transpor
 }
 
 /// Returns how many connections there were.
-fn every_mode_works<K: Kind>(client: &K, serving: &Serving) -> usize {
-    let modes = [Mode::Simple, Mode::Structured, Mode::Extended];
-    for mode in modes {
+fn modes_work<K: Kind>(client: &K, serving: &Serving, modes: &[Mode]) -> usize {
+    for &mode in modes {
         let connections = 1;
         let connect = |export| {
             let wanted = Wanted { mode, connections };

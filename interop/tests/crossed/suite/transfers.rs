@@ -19,7 +19,7 @@ const SIZES: [usize; 12] = [
 
 /// Writes all sizes to places of their own, along with requests that change nothing; then reads
 /// them in another order, and once more as a whole.
-pub(super) fn are_verified(disk: &impl Disk, depth: usize) {
+pub(crate) fn are_verified(disk: &impl Disk, depth: usize) {
     let mut expected = vec![0; usize::try_from(SIZE).unwrap()];
     let mut requests = vec![Request::Zeroes {
         offset: 4 * MIB,
