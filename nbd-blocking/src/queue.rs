@@ -163,6 +163,13 @@ impl Queue {
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         let payload = payload.into();
+        if self.owner.is_none() {
+            return self.submit(Command::Write, Load::Nothing, |transmission| {
+                let (cookie, frame) = transmission.write(offset, payload, flags)?;
+                let (header, payload) = frame.into_parts();
+                Ok((cookie, header, payload))
+            });
+        }
         self.change(Request::Write {
             offset,
             payload,
@@ -250,8 +257,7 @@ impl Queue {
     /// When the connection is over.
     pub fn send(&mut self) -> Result<(), Error> {
         let Seat { link, place } = self.seat()?;
-        let sent = link.flush(*place);
-        self.noticed(sent)
+        link.flush(*place).map_err(|error| self.noticed(error))
     }
 
     /// Waits for the next completion; `None` when nothing is outstanding.
@@ -264,12 +270,16 @@ impl Queue {
             return Ok(None);
         }
         let Seat { link, place } = self.seat()?;
-        let done = link.wait(*place, &mut []);
-        let done = self.noticed(done)?;
-        if let Err(error) = &done.result {
-            self.seat()?.link.notice(error);
+        match link.wait(*place, &mut []) {
+            Ok(mut done) => {
+                if let Err(error) = &done.result {
+                    link.notice(error);
+                }
+                self.take(&mut done);
+                Ok(Some(done.into()))
+            }
+            Err(error) => Err(self.noticed(error)),
         }
-        self.take(done).map(Some)
     }
 
     /// The next completion if it is there without waiting.
@@ -282,10 +292,13 @@ impl Queue {
             return Ok(None);
         }
         let Seat { link, place } = self.seat()?;
-        let done = link.flush(*place).and_then(|()| link.poll(*place));
-        match self.noticed(done)? {
-            Some(done) => self.take(done).map(Some),
-            None => Ok(None),
+        match link.flush(*place).and_then(|()| link.poll(*place)) {
+            Ok(Some(mut done)) => {
+                self.take(&mut done);
+                Ok(Some(done.into()))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.noticed(error)),
         }
     }
 
@@ -294,40 +307,45 @@ impl Queue {
     }
 
     /// Has the client know of a connection that is over.
-    fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        if let (Err(Error::Lost(_)), Some(restored), Ok(seat)) =
-            (&result, self.client.pool.restored(), &self.seat)
+    fn noticed(&self, error: Error) -> Error {
+        if let (true, Some(restored), Ok(seat)) =
+            (error.is_lost(), self.client.pool.restored(), &self.seat)
         {
             restored.lost(&seat.link);
         }
-        result
+        error
     }
 
-    fn take(&mut self, mut done: Done) -> Result<Completion, Error> {
+    fn take(&mut self, done: &mut Done) {
         self.outstanding -= 1;
-        if let Some(owner) = self.owner
-            && !matches!(done.result, Err(Error::Timeout { .. }))
-        {
-            self.client.overlaps().ended(owner, done.cookie);
-        }
-        let Some(restored) = self.client.pool.restored() else {
-            return Ok(done.into());
-        };
-        let of = |(cookie, _): &(Cookie, Effect)| *cookie == done.cookie;
-        let effect = self.effects.iter().position(of);
-        if let Some((_, effect)) = effect.map(|at| self.effects.swap_remove(at))
-            && done.result.is_ok()
-        {
-            let flushes = matches!(effect, Effect::Flush(_));
-            let link = &self.seat()?.link;
-            if !restored.counts(link, effect) {
-                let lost = link.lost().unwrap_or_else(|| Arc::new(Lost::GivenUp));
-                done.result = Err(Error::Lost(lost));
-            } else if flushes && let Err(loss) = self.client.tell_loss() {
-                done.result = Err(loss);
+        if let Some(owner) = self.owner {
+            if !matches!(done.result, Err(Error::Timeout { .. })) {
+                self.client.overlaps().ended(owner, done.cookie);
             }
+            self.count(done);
         }
-        Ok(done.into())
+    }
+
+    /// Takes note of what becomes of the export, unless the connection was lost meanwhile.
+    fn count(&mut self, done: &mut Done) {
+        let of = |(cookie, _): &(Cookie, Effect)| *cookie == done.cookie;
+        let Some(at) = self.effects.iter().position(of) else {
+            return;
+        };
+        let (_, effect) = self.effects.swap_remove(at);
+        let (Some(restored), Ok(seat), Ok(_)) =
+            (self.client.pool.restored(), &self.seat, &done.result)
+        else {
+            return;
+        };
+        let flushes = matches!(effect, Effect::Flush(_));
+        if !restored.counts(&seat.link, effect) {
+            let lost = seat.link.lost();
+            let lost = lost.unwrap_or_else(|| Arc::new(Lost::GivenUp));
+            done.result = Err(Error::Lost(lost));
+        } else if flushes && let Err(loss) = self.client.tell_loss() {
+            done.result = Err(loss);
+        }
     }
 
     /// Submits a change, which has its turn until it is answered.
@@ -369,9 +387,12 @@ impl Queue {
         frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<Cookie, Error> {
         let Seat { link, place } = self.seat()?;
-        let cookie = link.submit(*place, command, load, &mut [], frame);
-        let cookie = self.noticed(cookie)?;
-        self.outstanding += 1;
-        Ok(cookie)
+        match link.submit(*place, command, load, &mut [], frame) {
+            Ok(cookie) => {
+                self.outstanding += 1;
+                Ok(cookie)
+            }
+            Err(error) => Err(self.noticed(error)),
+        }
     }
 }

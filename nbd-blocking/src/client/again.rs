@@ -55,6 +55,15 @@ impl Client {
                 return self.again(restored, job, pieces, dest, request).map(|_| ());
             }
         };
+        if job.len <= job.max
+            && let Some(only) = pieces.next()
+        {
+            let (load, frame) = request(only);
+            return match once(link, job.command, dest, load, frame) {
+                Ok(_) => Ok(()),
+                Err(late) => Err(link.noticed(job.failed(link, late))),
+            };
+        }
         let next = || pieces.next();
         let result = in_flight(link, job.command, next, dest, request, |_, done| {
             done.map(drop).map_err(|late| job.failed(link, late))
@@ -89,12 +98,9 @@ impl Client {
                 return self.again(restored, job, only, dest, |_| request());
             }
         };
-        let place = link.place();
         let (load, frame) = request();
-        link.submit(place.index(), command, load, dest, frame)?;
-        let done = link.wait(place.index(), dest)?;
-        drop(place);
-        done.result.map_err(|error| link.noticed(error))
+        let answer = once(link, command, dest, load, frame);
+        answer.map_err(|(error, _)| link.noticed(error))
     }
 
     /// Has pieces carried out, again and again until they are answered, and gives what came of the
@@ -219,6 +225,22 @@ fn ends(error: &Error) -> bool {
 
 /// What came of a request; if it was in flight, with its cookie.
 type Answer = Result<Outcome, (Error, Option<Cookie>)>;
+
+/// Has one request carried out over a connection.
+fn once(
+    link: &Link,
+    command: Command,
+    dest: &mut [u8],
+    load: Load<'_>,
+    frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+) -> Answer {
+    let place = link.place();
+    let sent = link.submit(place.index(), command, load, dest, frame);
+    let cookie = sent.map_err(|error| (error, None))?;
+    let done = link.wait(place.index(), dest);
+    let done = done.map_err(|error| (error, None))?;
+    done.result.map_err(|error| (error, Some(cookie)))
+}
 
 /// Has requests carried out over one connection, several at once. `take` is given what came of each
 /// that was begun, and the first error that it gives ends it when those in flight have ended.
