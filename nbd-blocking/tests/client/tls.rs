@@ -6,10 +6,18 @@ use crate::support::{
     script::play,
     spawn, within,
 };
-use nbd_blocking::{Client, ClientTls, CommandFlags, ConnectOptions, ServerTls, TlsPolicy};
-use nbd_io::tls::rustls::{ServerConnection, StreamOwned};
+use nbd_blocking::{
+    Client, ClientTls, CommandFlags, ConnectOptions, Error, Reconnect, ServerTls, TlsPolicy,
+    server::{Serve, Server},
+};
+use nbd_io::{
+    Memory,
+    tls::rustls::{ServerConnection, StreamOwned},
+};
 use std::{
     io::{Read, Write},
+    net::TcpListener,
+    sync::Arc,
     thread::JoinHandle,
 };
 
@@ -59,12 +67,15 @@ fn serve(mut stream: impl Read + Write) {
     }
 }
 
-fn secure() -> (Client, JoinHandle<()>) {
+fn certified() -> ServerTls {
     let certified =
         rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("certified");
     let (chain, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
-    let tls = ServerTls::from_pem(chain.as_bytes(), key.as_bytes()).expect("usable");
-    let config = tls.server().expect("usable");
+    ServerTls::from_pem(chain.as_bytes(), key.as_bytes()).expect("usable")
+}
+
+fn secure() -> (Client, JoinHandle<()>) {
+    let config = certified().server().expect("usable");
     let (stream, server) = play(move |peer| {
         peer.says(bytes::hello());
         peer.hears(4);
@@ -145,5 +156,42 @@ fn a_queue_takes_its_replies_while_it_writes_inside_tls() {
         assert_eq!(seen, 13);
         drop((queue, client));
         server.join().expect("goodbye was said");
+    });
+}
+
+#[test]
+fn a_connection_that_is_made_anew_has_tls_too() {
+    within(30, || {
+        let tls = certified();
+        let disk = Arc::new(Memory::new(1 << 20));
+        let listener = TcpListener::bind("localhost:0").expect("there is a loopback");
+        let address = listener.local_addr().expect("it is bound");
+        let start = |listener| {
+            let server = Server::single(disk.clone())
+                .require_tls(&tls)
+                .expect("usable");
+            let stopper = server.stopper();
+            (stopper, spawn(move || server.serve_tcp(listener)))
+        };
+        let (stopper, serving) = start(listener);
+        let client = ConnectOptions::new()
+            .reconnect(Some(Reconnect::new()))
+            .connections(2)
+            .tls(ClientTls::new().dangerous_accept_any_certificate())
+            .connect(&format!("nbds://localhost:{}", address.port()))
+            .expect("entered");
+        client.write_all_at(&[7; 512], 0).expect("written");
+        stopper.stop();
+        serving.join().expect("no panics").expect("it has served");
+        let (stopper, serving) = start(TcpListener::bind(address).expect("it is free"));
+        let mut data = [0; 512];
+        client.read_exact_at(&mut data, 0).expect("read");
+        assert_eq!(data, [7; 512]);
+        assert!(client.is_encrypted());
+        assert!(matches!(client.flush(), Err(Error::Unflushed)));
+        assert_eq!(client.connections(), 2);
+        client.disconnect().expect("the session ends well");
+        stopper.stop();
+        serving.join().expect("no panics").expect("it has served");
     });
 }
