@@ -17,7 +17,7 @@ use crate::process::POLL;
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long an emulated machine may take, which is slow when others want the processor too.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
 
 /// A program written by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -202,7 +202,7 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// When it cannot be started, or has not ended after a minute, an emulated machine after four.
+    /// When it cannot be started, or has not ended after a minute, an emulated machine after ten.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
         // Files rather than pipes: nobody has to read while it runs.
         let dir = tempfile::tempdir().expect("a temporary directory can be made");

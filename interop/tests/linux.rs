@@ -175,7 +175,7 @@ impl Export for Counted {
 
 #[test]
 fn the_kernels_client_keeps_file_systems_on_the_servers_of_all_runtimes() {
-    deadline(Duration::from_secs(280), || {
+    deadline(Duration::from_secs(640), || {
         let Some(linux) = require(Peer::Linux) else {
             return;
         };
