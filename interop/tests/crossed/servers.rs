@@ -13,7 +13,7 @@ use nbd_io::{
     server::{Event, Peer, Server, Stopper},
     tls::ServerTls,
 };
-use nbd_proto::{Command, ExportName, Mode, Uri, uri::Permissions};
+use nbd_proto::{Command, ExportName, Uri, uri::Permissions};
 use nbd_socket::Listener;
 use std::{
     io,
@@ -110,12 +110,9 @@ impl Transport {
         matches!(self, Self::Tls | Self::VsockTls)
     }
 
-    /// What is tried over it: an emulated machine is slow.
-    pub(crate) const fn modes(self) -> &'static [Mode] {
-        match self {
-            Self::Vsock | Self::VsockTls => &[Mode::Extended],
-            Self::Tcp | Self::Unix | Self::Tls => &[Mode::Simple, Mode::Structured, Mode::Extended],
-        }
+    /// Whether it is tried in an emulated machine only.
+    pub(crate) const fn is_slow(self) -> bool {
+        matches!(self, Self::Vsock | Self::VsockTls)
     }
 
     /// Whether a client may have come from there.
