@@ -10,12 +10,12 @@ use crate::{
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{FuturesOrdered, StreamExt};
 use nbd_proto::{
     Command, CommandFlags, Errno,
     client::{ContextExtents, Outcome},
 };
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     ops::Range,
     pin::{Pin, pin},
@@ -181,23 +181,46 @@ impl<R: Network> Client<R> {
         mut start: impl FnMut(Piece) -> F,
         mut take: impl FnMut(T),
     ) -> Result<(), Error> {
-        let mut pieces = split(offset, len, max, self.facts().blocks.preferred().into());
-        // Each has a waker of its own: they may be on different connections.
-        let mut window = FuturesOrdered::new();
-        let mut result = Ok(());
-        loop {
-            while window.len() < WINDOW
-                && result.is_ok()
-                && let Some(piece) = pieces.next()
-            {
-                window.push_back(start(piece));
-            }
-            match window.next().await {
-                None => return result,
-                Some(Ok(done)) => take(done),
-                Some(Err(error)) => result = result.and(Err(error)),
-            }
+        enum Started<T, F> {
+            Waits(Pin<Box<F>>),
+            Done(Result<T, Error>),
         }
+        let mut pieces = split(offset, len, max, self.facts().blocks.preferred().into());
+        let mut window = VecDeque::with_capacity(WINDOW);
+        let mut result = Ok(());
+        poll_fn(|cx| {
+            loop {
+                while window.len() < WINDOW
+                    && result.is_ok()
+                    && let Some(piece) = pieces.next()
+                {
+                    let mut started = Box::pin(start(piece));
+                    window.push_back(match started.as_mut().poll(cx) {
+                        Poll::Ready(done) => Started::Done(done),
+                        Poll::Pending => Started::Waits(started),
+                    });
+                }
+                // The first moves on all of its connection; those of others are polled in their turn,
+                // or moved on by the keepers.
+                let done = match window.pop_front() {
+                    None => return Poll::Ready(()),
+                    Some(Started::Done(done)) => done,
+                    Some(Started::Waits(mut waits)) => match waits.as_mut().poll(cx) {
+                        Poll::Ready(done) => done,
+                        Poll::Pending => {
+                            window.push_front(Started::Waits(waits));
+                            return Poll::Pending;
+                        }
+                    },
+                };
+                match done {
+                    Ok(done) => take(done),
+                    Err(error) => result = std::mem::replace(&mut result, Ok(())).and(Err(error)),
+                }
+            }
+        })
+        .await;
+        result
     }
 
     pub(super) async fn done(&self, request: Request) -> Result<(), Error> {
