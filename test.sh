@@ -245,6 +245,24 @@ no_std() {
     cargo build --manifest-path nbd-proto/nostd-check/Cargo.toml --target-dir "$target/nostd"
 }
 
+# Other systems than this one, as far as a compiler can tell. TLS wants one for C, too.
+platforms() {
+    local platform packages
+    while read -r platform packages; do
+        if ! rustup target add "$platform"; then
+            because "not compiled for $platform"
+            continue
+        fi
+        # Words are meant.
+        # shellcheck disable=SC2086
+        cargo check --locked --target "$platform" --no-default-features ${packages//+/ --package }
+    done <<'END'
+x86_64-unknown-freebsd +nbd-blocking+nbd-tokio+nbd-async-std
+x86_64-apple-darwin +nbd-blocking+nbd-tokio+nbd-async-std
+x86_64-pc-windows-gnu +nbd-io
+END
+}
+
 policy() {
     if ! command -v cargo-deny >/dev/null; then
         because "cargo-deny is missing"
@@ -279,6 +297,7 @@ stage "formatting" formatted
 stage "lints" lints
 stage "layers" layers
 stage "no standard library" no_std
+stage "other platforms" platforms
 stage "licences and bans" policy
 stage "documentation" documentation
 if [[ -d fuzz ]]; then

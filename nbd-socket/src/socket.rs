@@ -15,6 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Nobody gets a signal where the peer has closed; on Apple's systems that is up to the socket.
+#[cfg(not(target_vendor = "apple"))]
+const QUIETLY: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const QUIETLY: SendFlags = SendFlags::empty();
+
 /// A connected stream socket.
 ///
 /// If its peer is a child process, dropping it ends that process.
@@ -45,7 +51,7 @@ impl Socket {
     pub fn spawn(command: Command) -> io::Result<Self> {
         let (fd, child) = Child::spawn(command)?;
         let child = Some(child);
-        Ok(Self { fd, child })
+        Self { fd, child }.blocking()
     }
 
     /// Starts a server that takes a listening socket from its parent by the environment variables
@@ -58,7 +64,7 @@ impl Socket {
     pub fn activate(command: &Command) -> io::Result<Self> {
         let (fd, child) = Child::activate(command)?;
         let child = Some(child);
-        Ok(Self { fd, child })
+        Self { fd, child }.blocking()
     }
 
     /// Makes it a blocking socket. Whoever drops it waits for its child process to end.
@@ -82,6 +88,8 @@ impl Socket {
 
     fn with_mode(mut self, nonblocking: bool) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&self.fd, nonblocking)?;
+        #[cfg(target_vendor = "apple")]
+        socket2::SockRef::from(&self.fd).set_nosigpipe(true)?;
         if let Some(child) = &mut self.child {
             child.ends_aside = nonblocking;
         }
@@ -116,7 +124,7 @@ impl Socket {
     ///
     /// When the socket is broken, or nothing fitted in time.
     pub fn send(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
-        let mut flags = SendFlags::NOSIGNAL;
+        let mut flags = QUIETLY;
         flags.set(SendFlags::DONTWAIT, !block);
         loop {
             match sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags) {
