@@ -37,7 +37,7 @@ const WANTED: Wanted = Wanted {
 
 #[test]
 fn everything_works_over_vsock_in_an_emulated_machine() {
-    interop::deadline(Duration::from_secs(280), || {
+    interop::deadline(Duration::from_secs(640), || {
         if require(Peer::Linux).is_none() {
             return;
         }

@@ -142,13 +142,16 @@ fn one_flush_covers_what_was_written_over_all_connections() {
     within(10, || {
         let disk = disk(1 << 20);
         let (served, gate) = (disk.clone(), Arc::new(Barrier::new(3)));
+        let (tell, told) = mpsc::channel();
+        let tell = Mutex::new(tell);
         let host = Host::start(move |number, peer| {
             peer.try_haggle(&haggling())?;
             let mut first = true;
             loop {
                 let (request, payload) = peer.try_request()?;
-                // Both are in flight at once, so each goes over its own connection.
+                // All are in flight at once, so each goes over its own connection.
                 if request.command == 1 && std::mem::take(&mut first) {
+                    let _ = tell.lock().expect("no panics").send(());
                     gate.wait();
                 }
                 let data = served.lock().expect("no panics");
@@ -159,11 +162,14 @@ fn one_flush_covers_what_was_written_over_all_connections() {
         let client = connect(&host, 3);
         let writers = [1_u8, 2, 3].map(|n| {
             let client = client.clone();
-            spawn(move || {
+            let writer = spawn(move || {
                 client
                     .write_all_at(&[n; 512], u64::from(n) * 512)
                     .expect("written");
-            })
+            });
+            // The next one comes when this one is in flight.
+            told.recv().expect("the server is there");
+            writer
         });
         for writer in writers {
             writer.join().expect("it is written");
