@@ -6,7 +6,7 @@ use super::{
     support::{eventually, pattern, soon},
 };
 use interop::{Peer, require};
-use nbd_blocking::{Client, ConnectOptions, Errno, Error, Lost, Misuse};
+use nbd_blocking::{Client, ConnectOptions, Errno, Error, Lost};
 use std::{
     fs::{self, File},
     os::unix::{fs::FileExt, net::UnixStream},
@@ -87,9 +87,6 @@ fn write_until_refused(client: &Client, thread: usize, written: &AtomicUsize) ->
 /// client waits for all replies that are to come, and says goodbye.
 fn is_refusal(error: &Error) -> bool {
     match error {
-        Error::Misuse(unsent) => {
-            matches!(unsent, Misuse::ServerShutsDown | Misuse::Disconnecting)
-        }
         Error::Lost(lost) => matches!(**lost, Lost::Disconnected),
         error => error.errno() == Some(Errno::Shutdown),
     }

@@ -59,11 +59,18 @@ impl Link {
         Ok(())
     }
 
-    /// Leaves a server that says it is shutting down, as the protocol asks for.
+    /// Leaves a server that has said it is shutting down, as the protocol asks for. It may have said
+    /// so to somebody who waits no more.
     pub(crate) fn notice(&self, error: &Error) {
-        if error.errno() == Some(Errno::Shutdown) {
+        if error.errno() == Some(Errno::Shutdown) || self.is_to_be_left() {
             let _ = self.disconnect(farewell());
         }
+    }
+
+    /// Whether the server has said that it is shutting down, and nobody has reacted to that yet.
+    pub(crate) fn is_to_be_left(&self) -> bool {
+        let state = self.lock();
+        state.lost.is_none() && !state.closing && state.transmission.server_shuts_down()
     }
 
     /// The error of a request, which was [noticed](Link::notice).

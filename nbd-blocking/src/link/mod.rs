@@ -203,7 +203,7 @@ impl Link {
         let mut state = self.lock();
         let mut deadline = None;
         let mut waited = false;
-        while state.lost.is_none() && !state.closing && !state.transmission.has_room() {
+        while state.takes_requests() && !state.transmission.has_room() {
             if !waited {
                 waited = true;
                 deadline = self.deadline();
@@ -221,8 +221,8 @@ impl Link {
         }
         match &state.lost {
             Some(lost) => Err(Error::Lost(lost.clone())),
-            None if state.closing => Err(Error::lost(Lost::Disconnected)),
-            None => Ok(state),
+            None if state.takes_requests() => Ok(state),
+            None => Err(Error::lost(Lost::Disconnected)),
         }
     }
 

@@ -300,7 +300,7 @@ impl State {
             Until::Served => {
                 !self.callers[place].done.is_empty() || self.transmission.in_flight() == 0
             }
-            Until::Room => self.closing || self.transmission.has_room(),
+            Until::Room => !self.takes_requests() || self.transmission.has_room(),
             Until::Answered(cookie) => self.is_answered(cookie),
             Until::Idle | Until::Dry => self.transmission.in_flight() == 0,
             Until::Ended => false,

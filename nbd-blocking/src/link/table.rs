@@ -135,10 +135,14 @@ impl State {
         }
     }
 
+    /// Whether there can be more requests: not when either side wants an end.
+    pub(super) fn takes_requests(&self) -> bool {
+        !self.closing && self.lost.is_none() && !self.transmission.server_shuts_down()
+    }
+
     /// Tells others how much there is to do.
     pub(super) fn note_load(&self) {
-        let open = !self.closing && self.lost.is_none();
-        let load = if open {
+        let load = if self.takes_requests() {
             self.transmission.in_flight()
         } else {
             CLOSED
@@ -210,6 +214,11 @@ impl State {
             });
             if caller.waits.is_some() {
                 caller.wake.notify_one();
+            }
+        }
+        if self.transmission.server_shuts_down() {
+            while self.wait_for_room > 0 {
+                self.wake_for_room();
             }
         }
         self.note_load();

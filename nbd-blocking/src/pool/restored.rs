@@ -13,7 +13,10 @@ use super::{
     plan::Plan,
     slots::{Slot, State},
 };
-use crate::{Error, Lost, link::Link};
+use crate::{
+    Error, Lost,
+    link::{Link, farewell},
+};
 use nbd_io::client::{
     Changes, Request,
     shared::{ConnectionState, Reconnect},
@@ -107,6 +110,14 @@ impl Restored {
             let usable = state.open().filter_map(|link| Some((link.load()?, link)));
             if let Some((_, best)) = usable.min_by_key(|(load, _)| *load) {
                 return Ok(best.clone());
+            }
+            let left = state.open().find(|link| link.is_to_be_left()).cloned();
+            if let Some(left) = left {
+                drop(state);
+                let _ = left.disconnect(farewell());
+                self.lost(&left);
+                state = self.lock();
+                continue;
             }
             if let Some(after) = self.plan.options.request_timeout
                 && let now = Instant::now()

@@ -8,7 +8,9 @@ use crate::support::{
     script::{Haggling, Peer},
     spawn, within,
 };
-use nbd_blocking::{Client, CommandFlags, ConnectOptions, ConnectionState, Error, Reconnect};
+use nbd_blocking::{
+    Client, CommandFlags, ConnectOptions, ConnectionState, Errno, Error, Reconnect,
+};
 use std::{
     io,
     net::Shutdown,
@@ -16,6 +18,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
@@ -392,6 +395,59 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
             let disk = disk.lock().expect("no panics");
             assert_eq!(disk.contents[500..1500], [2; 1000]);
             assert_eq!(disk.contents[..500], [1; 500]);
+        }
+    });
+}
+
+#[test]
+fn a_server_that_shuts_down_is_left_whoever_was_told() {
+    // C-188
+    within(10, || {
+        for comes_back in [true, false] {
+            let (tell, told) = mpsc::channel();
+            let tell = Mutex::new(tell);
+            let disk = disk(SIZE);
+            let host = Host::start(move |number, peer| {
+                peer.try_haggle(&haggling())?;
+                if number > 0 {
+                    return peer.serve(number, &disk);
+                }
+                let (request, _) = peer.try_request()?;
+                peer.try_says(bytes::sr(108, request.cookie, []))?;
+                let (last, _) = peer.try_request()?;
+                tell.lock()
+                    .expect("no panics")
+                    .send(last.command)
+                    .expect("it is waited for");
+                Ok(())
+            });
+            let options = ConnectOptions::new().reconnect(comes_back.then(policy));
+            let client = options.connect(&host.uri()).expect("entered");
+            let mut queue = client.queue();
+            queue.read(0, vec![0; 512]).expect("sent");
+            // This does not wait, so it cannot say goodbye either.
+            let completion = loop {
+                if let Some(completion) = queue.try_complete().expect("it is there") {
+                    break completion;
+                }
+                thread::yield_now();
+            };
+            let error = completion.result.expect_err("it is refused");
+            assert_eq!(error.errno(), Some(Errno::Shutdown));
+            let error = queue
+                .read(0, vec![0; 512])
+                .expect_err("nothing more is sent");
+            assert!(error.is_lost(), "{error:?}");
+
+            let read = client.read_exact_at(&mut [0; 512], 0);
+            if comes_back {
+                read.expect("there is another connection");
+            } else {
+                let error = read.expect_err("nothing more is sent");
+                assert!(error.is_lost(), "{error:?}");
+                assert!(client.is_lost());
+            }
+            assert_eq!(told.recv().expect("it is told"), 2, "NBD_CMD_DISC");
         }
     });
 }
