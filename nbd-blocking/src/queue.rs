@@ -274,6 +274,9 @@ impl Queue {
             Ok(mut done) => {
                 if let Err(error) = &done.result {
                     link.notice(error);
+                    if let Some(restored) = self.client.pool.restored() {
+                        restored.lost(link);
+                    }
                 }
                 self.take(&mut done);
                 Ok(Some(done.into()))

@@ -5,6 +5,7 @@ mod policy;
 use crate::support::{
     bytes,
     host::{Disk, Host, disk},
+    pause,
     script::{Haggling, Peer},
     spawn, within,
 };
@@ -449,5 +450,43 @@ fn a_server_that_shuts_down_is_left_whoever_was_told() {
             }
             assert_eq!(told.recv().expect("it is told"), 2, "NBD_CMD_DISC");
         }
+    });
+}
+
+#[test]
+fn whoever_waits_while_a_queue_says_goodbye_goes_on_afterwards() {
+    within(10, || {
+        let (tell, told) = mpsc::channel();
+        let (leave, left) = mpsc::channel::<()>();
+        let ends = Mutex::new((tell, left));
+        let disk = disk(SIZE);
+        let host = Host::start(move |number, peer| {
+            peer.try_haggle(&haggling())?;
+            if number > 0 {
+                return peer.serve(number, &disk);
+            }
+            let (request, _) = peer.try_request()?;
+            peer.try_says(bytes::sr(108, request.cookie, []))?;
+            peer.try_request()?;
+            let (tell, left) = &*ends.lock().expect("no panics");
+            tell.send(()).expect("it is waited for");
+            left.recv().expect("it is told");
+            Ok(())
+        });
+        let client = options(policy()).connect(&host.uri()).expect("entered");
+        let mut queue = client.queue();
+        let leaver = spawn(move || {
+            queue.read(0, vec![0; 512]).expect("sent");
+            let completion = queue.complete().expect("it is there");
+            let error = completion.expect("one").result.expect_err("it is refused");
+            assert_eq!(error.errno(), Some(Errno::Shutdown));
+        });
+        told.recv().expect("goodbye is said");
+        let reader = spawn(move || client.read_exact_at(&mut [0; 512], 0).expect("read"));
+        // It waits by now, or has it easier.
+        pause(100);
+        leave.send(()).expect("it is waited for");
+        leaver.join().expect("it has left");
+        reader.join().expect("there is another connection");
     });
 }
