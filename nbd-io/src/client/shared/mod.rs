@@ -22,6 +22,7 @@ mod tending;
 mod tests;
 mod timed;
 mod watchers;
+mod window;
 
 pub use client::Client;
 pub use cursor::Cursor;

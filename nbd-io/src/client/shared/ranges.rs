@@ -4,6 +4,7 @@ use super::{
     client::Client,
     link::{Done, Link, Request},
     overlaps::Turn,
+    window::{Parts, in_flight},
 };
 use crate::{
     client::{Error, Facts, Piece, check_blocks, check_range, split},
@@ -15,16 +16,12 @@ use nbd_proto::{
     client::{ContextExtents, Outcome},
 };
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     ops::Range,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
-
-/// Pieces of one request that are in flight at once.
-const WINDOW: usize = 8;
 
 impl<R: Network> Client<R> {
     pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
@@ -61,11 +58,14 @@ impl<R: Network> Client<R> {
         if len <= max {
             return Ok(read(Piece { offset, len }, buffer).await?.1);
         }
-        let mut whole = BytesMut::new();
-        let start = |piece: Piece| read(piece, buffer.split_to(index(piece.len)));
-        let take = |(_, part)| whole.unsplit(part);
+        let mut parts = Parts::default();
+        let start = |piece: Piece| {
+            let part = read(piece, buffer.split_to(index(piece.len)));
+            async move { Ok((piece.offset, part.await?.1)) }
+        };
+        let take = |(offset, part)| parts.add(offset, part);
         self.pieces(offset, len, max, start, take).await?;
-        Ok(whole)
+        Ok(parts.whole())
     }
 
     pub(super) async fn write_whole(
@@ -172,55 +172,17 @@ impl<R: Network> Client<R> {
     }
 
     /// Cuts a request into pieces and has several of them in flight. `take` is given what came of
-    /// them, in order.
+    /// them, in the order in which they end.
     pub(super) async fn pieces<T, F: Future<Output = Result<T, Error>>>(
         &self,
         offset: u64,
         len: u64,
         max: u64,
         mut start: impl FnMut(Piece) -> F,
-        mut take: impl FnMut(T),
+        take: impl FnMut(T),
     ) -> Result<(), Error> {
-        enum Started<T, F> {
-            Waits(Pin<Box<F>>),
-            Done(Result<T, Error>),
-        }
         let mut pieces = split(offset, len, max, self.facts().blocks.preferred().into());
-        let mut window = VecDeque::with_capacity(WINDOW);
-        let mut result = Ok(());
-        poll_fn(|cx| {
-            loop {
-                while window.len() < WINDOW
-                    && result.is_ok()
-                    && let Some(piece) = pieces.next()
-                {
-                    let mut started = Box::pin(start(piece));
-                    window.push_back(match started.as_mut().poll(cx) {
-                        Poll::Ready(done) => Started::Done(done),
-                        Poll::Pending => Started::Waits(started),
-                    });
-                }
-                // The first moves on all of its connection; those of others are polled in their turn,
-                // or moved on by the keepers.
-                let done = match window.pop_front() {
-                    None => return Poll::Ready(()),
-                    Some(Started::Done(done)) => done,
-                    Some(Started::Waits(mut waits)) => match waits.as_mut().poll(cx) {
-                        Poll::Ready(done) => done,
-                        Poll::Pending => {
-                            window.push_front(Started::Waits(waits));
-                            return Poll::Pending;
-                        }
-                    },
-                };
-                match done {
-                    Ok(done) => take(done),
-                    Err(error) => result = std::mem::replace(&mut result, Ok(())).and(Err(error)),
-                }
-            }
-        })
-        .await;
-        result
+        in_flight(|| pieces.next().map(&mut start), take).await
     }
 
     pub(super) async fn done(&self, request: Request) -> Result<(), Error> {

@@ -14,4 +14,5 @@ mod relapse;
 mod secure;
 mod server;
 mod sim;
+mod splitting;
 mod sweep;

@@ -29,12 +29,16 @@ pub(crate) struct Manner {
     pub(crate) shuffle: bool,
     /// Requests that are not answered, by their number from 0.
     pub(crate) silent: Option<Arc<dyn Fn(usize) -> bool + Send + Sync>>,
+    /// How long a request, as text, waits for its reply.
+    pub(crate) late: Option<Late>,
     /// What was asked, as it came.
     pub(crate) log: Log,
     /// With what TLS is forced.
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<crate::tls::ServerTls>,
 }
+
+pub(crate) type Late = Arc<dyn Fn(&str) -> Duration + Send + Sync>;
 
 /// Requests as text.
 pub(crate) type Log = Arc<Mutex<Vec<String>>>;
@@ -87,7 +91,8 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
     let mut transmission = entered.transmission;
     let mut inbox = vec![0; 64 << 10];
     let mut payload = Vec::new();
-    let mut waiting: Vec<(Request, Vec<u8>)> = Vec::new();
+    // With the time before which they are not answered.
+    let mut waiting: Vec<(Duration, Request, Vec<u8>)> = Vec::new();
     let mut replies = Replies::new();
     let mut count = 0;
     let mut nap = None;
@@ -111,12 +116,14 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
             if let Poll::Ready(n) = pipe.poll_read(cx, &mut bufs) {
                 return Poll::Ready(n.map(Step::Read));
             }
-            if waiting.is_empty() {
+            let Some(due) = waiting.iter().map(|(due, ..)| *due).min() else {
                 return Poll::Pending;
-            }
+            };
             let time = Duration::from_micros(chance.below(100) as u64);
-            let sleep = nap.get_or_insert_with(|| sim.sleep(time));
-            if manner.shuffle && std::pin::Pin::new(sleep).poll(cx).is_pending() {
+            let early = due.saturating_sub(sim.now());
+            let sleep = nap.get_or_insert_with(|| sim.sleep(time.max(early)));
+            let naps = manner.shuffle || !early.is_zero();
+            if naps && std::pin::Pin::new(sleep).poll(cx).is_pending() {
                 return Poll::Pending;
             }
             nap = None;
@@ -130,6 +137,9 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                 replies.retire(&mut transmission);
             }
             Ok(Step::Read(n)) => {
+                if manner.late.is_some() {
+                    nap = None; // what has come may be due before
+                }
                 let mut bytes = &inbox[..n];
                 while !bytes.is_empty() {
                     let Ok(fed) = transmission.feed(bytes) else {
@@ -145,11 +155,13 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                             let text = format!("{request:?}");
                             let end = text.find("ticket").unwrap_or(text.len());
                             let text = text[..end].trim_end_matches([' ', ',', '{']);
+                            let late = manner.late.as_ref().map(|late| late(text));
                             manner.log.lock().unwrap().push(text.to_owned());
                             let silent = manner.silent.as_ref();
                             let payload = std::mem::take(&mut payload);
                             if !silent.is_some_and(|silent| silent(count)) {
-                                waiting.push((request, payload));
+                                let due = sim.now() + late.unwrap_or_default();
+                                waiting.push((due, request, payload));
                             }
                             count += 1;
                         }
@@ -163,12 +175,15 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                 }
             }
             Ok(Step::Answer) => {
+                let due: Vec<usize> = (0..waiting.len())
+                    .filter(|at| waiting[*at].0 <= sim.now())
+                    .collect();
                 let at = if manner.shuffle {
-                    chance.below(waiting.len())
+                    chance.below(due.len())
                 } else {
                     0
                 };
-                let (request, payload) = waiting.remove(at);
+                let (_, request, payload) = waiting.remove(due[at]);
                 let _ = execute(&*export, request, &payload, &mut replies);
             }
         }
