@@ -6,10 +6,9 @@ use super::{
     overlaps::Overlaps,
     pool::Pool,
     ranges::{index, length},
-    reconnect::ConnectionState,
 };
 use crate::{
-    client::{Error, Facts, Lost, Piece, blocks_of},
+    client::{ConnectionState, Error, Facts, Lost, Piece, blocks_of},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};

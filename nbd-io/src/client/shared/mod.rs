@@ -16,7 +16,6 @@ mod overlaps;
 mod plan;
 mod pool;
 mod ranges;
-mod reconnect;
 mod tending;
 #[cfg(test)]
 mod tests;
@@ -24,9 +23,9 @@ mod timed;
 mod watchers;
 mod window;
 
+pub use super::reconnect::{ConnectionState, Reconnect};
 pub use client::Client;
 pub use cursor::Cursor;
 pub use extents::Extents;
 pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
 pub use options::ConnectOptions;
-pub use reconnect::{ConnectionState, Reconnect};

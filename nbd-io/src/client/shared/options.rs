@@ -6,14 +6,14 @@ use super::{
     link::Stream,
     plan::Plan,
     pool::Pool,
-    reconnect::Reconnect,
     timed::{Release, Timed, within},
 };
 #[cfg(feature = "tls")]
 use crate::tls::ClientTls;
 use crate::{
     client::{
-        Connected, Error, NegotiationError, Target, TlsPolicy, greet, greet_secure, negotiate,
+        Connected, Error, NegotiationError, Reconnect, Target, TlsPolicy, greet, greet_secure,
+        negotiate,
     },
     runtime::Network,
     transport::Transport,

@@ -7,11 +7,10 @@ pub(super) use joining::Joined;
 use super::{
     link::{Link, Request, Stream},
     plan::Plan,
-    reconnect::ConnectionState,
     watchers::{Place, Watchers},
 };
 use crate::{
-    client::{Changes, Connected, Error, Lost},
+    client::{Changes, Connected, ConnectionState, Error, Lost},
     runtime::Network,
 };
 use nbd_proto::CommandFlags;

@@ -4,12 +4,11 @@ use super::{
     link::{Keeper, Link, Request},
     plan::Plan,
     pool::{Joined, Pool},
-    reconnect::Reconnect,
     timed::{until, within},
     watchers::Place,
 };
 use crate::{
-    client::{Error, Lost, is_refusal},
+    client::{Error, Lost, Reconnect, is_refusal},
     runtime::Network,
 };
 use bytes::BytesMut;

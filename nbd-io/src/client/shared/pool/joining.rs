@@ -3,10 +3,9 @@
 use super::{Pool, Slot, changed, wait};
 use crate::{
     client::{
-        Lost,
+        ConnectionState, Lost,
         shared::{
             link::{Link, Request},
-            reconnect::ConnectionState,
             watchers::Place,
         },
     },

@@ -1,6 +1,6 @@
 //! Coming back after a connection was lost.
 
-use crate::client::Lost;
+use super::Lost;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
@@ -29,7 +29,7 @@ use std::{
 ///
 /// What a program can rely on:
 ///
-/// * What was [flushed](super::Client::flush), or written with
+/// * What was [flushed](super::shared::Client::flush), or written with
 ///   [`FUA`](nbd_proto::CommandFlags::FUA), is on stable storage.
 /// * Writes that were answered and not flushed may be gone if the server crashed, as those of any
 ///   disk. If there were any when a connection was lost, the next flush of each clone of the client
@@ -173,7 +173,7 @@ impl ConnectionState {
         Self::Reconnecting { attempt, cause }
     }
 
-    pub(super) const fn is_same(&self, other: &Self) -> bool {
+    pub(crate) const fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Reconnecting { attempt: ours, .. }, Self::Reconnecting { attempt, .. }) => {
                 *ours == *attempt
