@@ -10,8 +10,13 @@ use crate::support::{
 };
 use nbd_blocking::{
     Client, CommandFlags, ConnectOptions, ContextName, Cursor, Error, Misuse, Stretch,
+    nbd_io::client::Stretches,
 };
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::{
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    thread,
+    time::Duration,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -175,6 +180,41 @@ fn extents_that_end_inside_a_block_are_asked_for_again() {
         assert_eq!(extents.len(), 1, "{extents:?}");
         let error = extents[0].as_ref().unwrap_err();
         says(error, &["the extents end inside of the first block"]);
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn an_extent_is_made_of_a_bounded_number_of_answers_in_a_bounded_time() {
+    within(30, || {
+        let haggling = Haggling {
+            size: 1 << 50,
+            contexts: vec![(1, "base:allocation")],
+            ..Haggling::structured()
+        };
+        let options = ConnectOptions::new().context(ContextName::base_allocation());
+        let most = Stretches::MERGED_ANSWERS.into();
+        let (client, server) = session(haggling, &options, move |peer| {
+            for byte in 0..2 * most {
+                let asked = peer.request();
+                assert_eq!(asked.offset, byte);
+                peer.says(status(D, asked.cookie, 1, &[(1, 0)]));
+            }
+            for pause in [Duration::ZERO, Stretches::MERGE_TIME] {
+                let asked = peer.request();
+                thread::sleep(pause);
+                peer.says(status(D, asked.cookie, 1, &[(4096, 0)]));
+            }
+            // Nothing more is asked for.
+            peer.disconnect();
+        });
+        let mut extents = client.extents(0..1 << 50);
+        for (offset, len) in [(0, most), (most, most), (2 * most, 8192)] {
+            let stretch = extents.next().expect("some").expect("answered");
+            assert_eq!((stretch.offset, stretch.len), (offset, len));
+        }
+        drop(extents);
+        drop(client);
         server.join().expect("the script ends");
     });
 }

@@ -6,7 +6,7 @@ use nbd_proto::{
     client::{Context, ContextExtents},
     meta::Extent,
 };
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, time::Duration};
 
 /// Walks a range of the export, context by context the same.
 ///
@@ -74,7 +74,9 @@ pub struct Stretch {
 
 /// Makes [`Stretch`]es of the extents of several contexts.
 ///
-/// They come in order and without gaps, are inside the range, and no two neighbours say the same.
+/// They come in order and without gaps and are inside the range. Two neighbours say the same only
+/// where merging them took more than [`MERGED_ANSWERS`](Stretches::MERGED_ANSWERS) or a driver
+/// [ended](Stretches::end_merge) it.
 #[derive(Clone, Debug)]
 pub struct Stretches {
     walk: ExtentWalk,
@@ -83,10 +85,19 @@ pub struct Stretches {
     ready: VecDeque<Stretch>,
     /// The last stretch of an answer, which the next answer may prolong.
     last: Option<Stretch>,
+    /// Answers since a stretch was ready.
+    answers: u32,
     over: bool,
 }
 
 impl Stretches {
+    /// The most answers of which one stretch is made. Without a bound, a server that answers for
+    /// one byte each time could keep a program waiting for as long as it likes.
+    pub const MERGED_ANSWERS: u32 = 64;
+
+    /// How long a driver asks on for one stretch, if it knows the beginning of that.
+    pub const MERGE_TIME: Duration = Duration::from_secs(1);
+
     /// Walks a range with requests of at most `max` bytes, all of which are multiples of `block`,
     /// the minimum block size.
     #[must_use]
@@ -103,6 +114,7 @@ impl Stretches {
             range,
             ready: VecDeque::new(),
             last: None,
+            answers: 0,
             over: false,
         }
     }
@@ -110,6 +122,18 @@ impl Stretches {
     /// The next stretch, if it is known.
     pub fn pop(&mut self) -> Option<Stretch> {
         self.ready.pop_front()
+    }
+
+    /// Makes ready what is known, although what follows may say the same.
+    pub fn end_merge(&mut self) {
+        self.ready.extend(self.last.take());
+        self.answers = 0;
+    }
+
+    /// Whether something is known that the next answer may prolong.
+    #[must_use]
+    pub const fn is_merging(&self) -> bool {
+        self.last.is_some()
     }
 
     /// The offset and length to ask the server for when there is nothing to pop; `None` at the
@@ -121,7 +145,7 @@ impl Stretches {
         let request = self.walk.request();
         if request.is_none() {
             self.over = true;
-            self.ready.extend(self.last.take());
+            self.end_merge();
         }
         request
     }
@@ -182,6 +206,12 @@ impl Stretches {
                     *extent = next;
                 }
             }
+        }
+        self.answers += 1;
+        if !self.ready.is_empty() {
+            self.answers = 0;
+        } else if self.answers >= Self::MERGED_ANSWERS {
+            self.end_merge();
         }
         Ok(())
     }

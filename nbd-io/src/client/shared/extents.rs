@@ -12,7 +12,7 @@ use std::{
     future::poll_fn,
     ops::Range,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 type Answer = Result<Vec<ContextExtents>, Error>;
@@ -21,13 +21,19 @@ type Answer = Result<Vec<ContextExtents>, Error>;
 /// takes.
 ///
 /// The items are stretches on which no context changes, in order and without gaps. They are inside
-/// the range, and no two neighbours say the same. An error ends the stream.
+/// the range. An error ends the stream.
+///
+/// Neighbours that say the same are merged, as far as 64 answers of the server go and as they come
+/// within a second: a server may answer for very little each time, and an item must not take for
+/// ever. An item that nothing is known of yet takes as long as a request may.
 ///
 /// Spec: [Metadata querying](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#metadata-querying).
 pub struct Extents<R: Network> {
     client: Client<R>,
     stretches: Stretches,
     asked: Option<Pin<Box<dyn Future<Output = Answer> + Send>>>,
+    /// Runs while what is known waits for an answer that may prolong it.
+    merging: Option<R::Sleep>,
 }
 
 impl<R: Network> Extents<R> {
@@ -36,6 +42,7 @@ impl<R: Network> Extents<R> {
             client,
             stretches: Stretches::new(range, max, block),
             asked: None,
+            merging: None,
         }
     }
 
@@ -55,6 +62,7 @@ impl<R: Network> Extents<R> {
     fn poll_stretch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Stretch, Error>>> {
         loop {
             if let Some(stretch) = self.stretches.pop() {
+                self.merging = None;
                 return Poll::Ready(Some(Ok(stretch)));
             }
             if self.asked.is_none() {
@@ -70,7 +78,15 @@ impl<R: Network> Extents<R> {
                 continue;
             };
             let Poll::Ready(answer) = asked.as_mut().poll(cx) else {
-                return Poll::Pending;
+                if !self.stretches.is_merging() {
+                    return Poll::Pending;
+                }
+                let runtime = self.client.runtime();
+                let sleep = || runtime.sleep(Stretches::MERGE_TIME);
+                let merging = self.merging.get_or_insert_with(sleep);
+                ready!(Pin::new(merging).poll(cx));
+                self.stretches.end_merge();
+                continue;
             };
             self.asked = None;
             let order = self.client.contexts();

@@ -6,11 +6,15 @@ use super::{
     sim::{Sim, join},
 };
 use crate::{
-    Memory, NamedExports,
-    client::shared::{Client, ConnectOptions},
+    Export, Memory, NamedExports,
+    client::{
+        Stretch, Stretches,
+        shared::{Client, ConnectOptions},
+    },
 };
-use nbd_proto::{BlockSizes, Errno, Limits};
+use nbd_proto::{BlockSizes, ContextName, Errno, Failure, Limits, meta::Extent};
 use std::{
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -18,13 +22,46 @@ use std::{
     time::Duration,
 };
 
+/// An export with such extents of a single status as a function says that one request finds.
+struct Uniform {
+    size: u64,
+    extents: fn(u64) -> u64,
+}
+
+impl Export for Uniform {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn block_status(
+        &self,
+        _: &ContextName,
+        offset: u64,
+        _: u64,
+        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        let len = (self.extents)(offset);
+        let _ = each(Extent { len, status: 3 });
+        Ok(())
+    }
+}
+
 const SIZE: u64 = 8 << 20;
 /// The longest that a piece may be, in bytes.
 const PIECE: u64 = 64 << 10;
 const LATE: Duration = Duration::from_millis(200);
 
 /// Serves a disk, each of whose replies is as `late` as this says of the request.
-fn host(sim: &Sim, export: Memory, late: impl Fn(&str) -> Duration + Send + Sync + 'static) -> Log {
+fn host(
+    sim: &Sim,
+    export: impl Export + 'static,
+    late: impl Fn(&str) -> Duration + Send + Sync + 'static,
+) -> Log {
     let log = Log::default();
     let manner = Manner {
         late: Some(Arc::new(late)),
@@ -48,6 +85,7 @@ async fn connect(sim: &Sim, connections: usize) -> Client<Sim> {
     };
     let options = ConnectOptions::with_runtime(sim.clone());
     let options = options.connections(connections).limits(limits);
+    let options = options.context(ContextName::base_allocation());
     options.connect("nbd://localhost").await.unwrap()
 }
 
@@ -121,5 +159,51 @@ fn after_a_piece_that_fails_none_is_begun() {
         // What is in flight is waited for.
         assert_eq!(sim.now() - before, LATE);
         assert_eq!(log.lock().unwrap().len(), 8);
+    });
+}
+
+#[test]
+fn between_two_extents_the_server_is_asked_a_bounded_number_of_times() {
+    let sim = Sim::new(1);
+    let tiny = Uniform {
+        size: 1 << 50,
+        extents: |_| 1,
+    };
+    let log = host(&sim, tiny, |_| Duration::ZERO);
+    sim.run(async {
+        let client = connect(&sim, 1).await;
+        let mut extents = client.extents(0..client.size());
+        let mut at = 0;
+        for round in 1..=3 {
+            let Stretch { offset, len, .. } = extents.next().await.unwrap().unwrap();
+            assert_eq!((offset, len), (at, Stretches::MERGED_ANSWERS.into()));
+            at += len;
+            let asked = log.lock().unwrap().len() as u64;
+            assert_eq!(asked, round * u64::from(Stretches::MERGED_ANSWERS));
+        }
+    });
+}
+
+#[test]
+fn an_extent_that_is_known_does_not_wait_for_long_for_what_follows() {
+    let sim = Sim::new(1);
+    let halves = Uniform {
+        size: 2 << 20,
+        extents: |_| 1 << 20,
+    };
+    let late = 2 * Stretches::MERGE_TIME;
+    host(&sim, halves, move |request| {
+        late * u32::from(request.contains("offset: 1048576,"))
+    });
+    sim.run(async {
+        let client = connect(&sim, 1).await;
+        let mut extents = client.extents(0..client.size());
+        let before = sim.now();
+        for (offset, time) in [(0, Stretches::MERGE_TIME), (1 << 20, late)] {
+            let stretch = extents.next().await.unwrap().unwrap();
+            assert_eq!((stretch.offset, stretch.len), (offset, 1 << 20));
+            assert_eq!(sim.now() - before, time);
+        }
+        assert!(extents.next().await.is_none());
     });
 }
