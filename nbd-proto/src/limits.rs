@@ -46,8 +46,8 @@ pub struct Limits {
     pub meta_queries: u32,
     /// Server: kinds of information asked for in one option. Default 256.
     pub info_requests: u32,
-    /// Server: options in one connection, beside one for every export that was listed in it.
-    /// Default 256.
+    /// Server: options in one connection, beside eight for every export that was listed in it; a
+    /// list that is asked for again counts as one for each of its exports. Default 256.
     pub options: u32,
     /// Server: requests accepted and not yet answered; 0 counts as 1. Default 16.
     pub accepted: u32,

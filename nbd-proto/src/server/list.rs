@@ -57,7 +57,7 @@ impl<S: Security> ListRequest<S> {
 
     /// Refuses, or gives up half-way. An empty `text` stands for words of this crate's.
     #[must_use = "haggling goes on"]
-    pub fn refuse(self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
+    pub fn refuse(mut self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
         let question = Question {
             option: OptionCode::List,
             export: None,
@@ -65,6 +65,7 @@ impl<S: Security> ListRequest<S> {
             only_base: false,
         };
         refusal::refuse(&self.options, &question, refusal, text, out);
+        self.options.connection.listed(self.entries);
         self.options
     }
 }

@@ -7,6 +7,10 @@ use crate::{
     wire::{ClientFlags, OptionCode, OptionRequestHeader},
 };
 
+/// Options that a client may send for each export that it was shown: programs that tell of all
+/// exports ask two to four questions about each.
+const OPTIONS_PER_EXPORT: u32 = 8;
+
 /// What holds for a connection from its greeting on, and is not forgotten when TLS starts.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -14,7 +18,7 @@ pub(super) struct Connection {
     pub(super) no_zeroes: bool,
     pub(super) shutdown: bool,
     fixed_newstyle: bool,
-    /// Options that have come.
+    /// Options that have come, and what lists have cost beyond that.
     options: u32,
     /// The longest list of exports that the client was shown.
     listed: u32,
@@ -32,9 +36,13 @@ impl Connection {
         }
     }
 
-    /// Allows an option for every one of `exports` that were listed. Listing them again allows no
-    /// more, or else the budget would never end.
+    /// Allows options for every one of `exports` that were listed. Listing them again allows no
+    /// more, and costs as many options as there are: a list is the one answer whose length a client
+    /// does not pay for by its question.
     pub(super) fn listed(&mut self, exports: u32) {
+        if self.listed > 0 {
+            self.options = self.options.saturating_add(exports);
+        }
         self.listed = self.listed.max(exports);
     }
 
@@ -55,7 +63,8 @@ impl Connection {
             return Err(Error::OptionTooLong { option, len, limit });
         }
         self.options = self.options.saturating_add(1);
-        let limit = self.config.limits.options.saturating_add(self.listed);
+        let for_listed = self.listed.saturating_mul(OPTIONS_PER_EXPORT);
+        let limit = self.config.limits.options.saturating_add(for_listed);
         if self.options > limit {
             return Err(Error::TooManyOptions { limit });
         }

@@ -90,15 +90,33 @@ fn a_budget_ends_endless_options() {
     ] {
         let server = Server::default().limits(|limits| limits.options = 10);
         let ran = run(&server, &options(&vec![part.clone(); 20]));
-        // Two exports were listed, and listing them again counts no more.
-        let limit = if part == opt(3, b"") { 12 } else { 10 };
+        // Two exports were listed, which allows eight options for each. Listing them again allows no
+        // more, and costs two beside the one that it is.
+        let limit = if part == opt(3, b"") { 26 } else { 10 };
         assert_eq!(ran.end, End::Dead(Error::TooManyOptions { limit }));
         let finals = ran
             .said
             .iter()
             .filter(|said| said.contains("ACK") || said.contains("UNSUP"));
-        assert_eq!(finals.count(), usize::try_from(limit).unwrap());
+        assert_eq!(finals.count(), 10);
     }
+}
+
+#[test]
+fn a_client_may_ask_about_every_export_that_it_was_shown() {
+    // B-006, as do nbdinfo and QEMU's programs: up to four questions for each
+    let server = Server::default().limits(|limits| limits.options = 1);
+    let mut asked = vec![opt(3, b"")];
+    for export in ["disk", "b"] {
+        asked.extend([
+            info(export, &[]),
+            list_meta(export, &[]),
+            list_meta(export, &["qemu:"]),
+            list_meta(export, &["base:"]),
+        ]);
+    }
+    let ran = run(&server, &options(&asked));
+    assert_eq!(ran.end, End::Idle);
 }
 
 #[test]
