@@ -25,8 +25,8 @@ pub trait Exports: Send + Sync {
 
     /// Whether a call may wait for a disk, a network, or a timer.
     ///
-    /// Where it never does, an asynchronous server calls it in place. True, unless it is
-    /// implemented.
+    /// Where it never does, an asynchronous server calls it in place; otherwise on a thread that may
+    /// wait, so that no other client does. True, unless it is implemented.
     fn may_block(&self) -> bool {
         true
     }

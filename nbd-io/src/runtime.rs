@@ -4,8 +4,10 @@
 //! by itself.
 
 mod farewell;
+mod unblock;
 
 pub use farewell::Farewell;
+pub(crate) use unblock::unblock;
 
 use crate::transport::Transport;
 use nbd_proto::uri::Address;

@@ -9,6 +9,7 @@ mod crowds;
 pub(crate) mod example;
 mod life;
 mod listeners;
+mod lookups;
 #[cfg(feature = "tls-base")]
 pub(crate) mod programs;
 mod sparse;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     exports::{Bare, Call, PARITY, Spy},
-    serving::{Serving, name, server, tls},
+    serving::{Serving, many, name, server, tls},
 };
 
 /// Runs a test's body with `nbdinfo`, or not at all.
@@ -188,6 +188,16 @@ fn all_exports_are_listed_with_their_properties() {
             ]
         );
         assert!(said.contains("description: the disk itself"));
+    });
+}
+
+#[test]
+fn thousands_of_exports_are_listed() {
+    with_nbdinfo(|nbdinfo| {
+        let serving = Serving::new(many(5_000), Listen::Unix);
+        let said = nbdinfo.run(["--list", &serving.uri("")]).expect_success();
+        let names = said.lines().filter(|line| line.starts_with("export="));
+        assert_eq!(names.count(), 5_000);
     });
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     exports::{Call, PARITY, Spy},
     qemu::{credentials, encrypted, fill, mode, with},
-    serving::{Serving, name, server, strict, tls},
+    serving::{Serving, many, name, server, strict, tls},
 };
 
 /// A disk with data and holes, and its contents.
@@ -353,5 +353,17 @@ fn a_list_tells_everything_of_every_export() {
         let said = qemu_nbd.run(list.iter().chain(&tls)).expect_success();
         assert!(said.contains("exports available: 2") && said.contains("export: 'secret'"));
         assert!(said.contains("readonly"), "{said}");
+    });
+}
+
+#[test]
+fn a_list_may_have_thousands_of_exports() {
+    with(Peer::QemuNbd, |qemu_nbd| {
+        let serving = Serving::new(many(5_000), Listen::Unix);
+        let uri = serving.uri("");
+        let socket = uri.split_once("socket=").unwrap().1;
+        let said = qemu_nbd.run(["--list", "-k", socket]).expect_success();
+        let names = said.lines().filter(|line| line.starts_with(" export: "));
+        assert_eq!(names.count(), 5_000);
     });
 }

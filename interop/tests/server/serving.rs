@@ -6,9 +6,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use interop::{Certificates, Endpoint, Listen};
+use interop::{Certificates, Endpoint, Listen, MIB};
 use nbd_io::{
-    Export, NamedExports,
+    Export, Memory, NamedExports,
     server::{Event, Stopper},
     tls::ServerTls,
 };
@@ -25,6 +25,14 @@ pub(crate) fn name(name: &str) -> ExportName {
 /// A server of one export, "disk".
 pub(crate) fn server(export: Arc<dyn Export>) -> Server {
     Server::new(NamedExports::new().with(name("disk"), export))
+}
+
+/// A server of so many exports.
+pub(crate) fn many(count: usize) -> Server {
+    let disk: Arc<dyn Export> = Arc::new(Memory::new(MIB));
+    Server::new((0..count).fold(NamedExports::new(), |exports, n| {
+        exports.with(name(&format!("disk {n}")), Arc::clone(&disk))
+    }))
 }
 
 /// Shows the server's certificate, and lets nobody in without one of their own.

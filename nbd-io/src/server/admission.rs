@@ -1,9 +1,25 @@
 //! Who may use what.
 
-use super::Peer;
-use crate::{Exports, Listing, Offer};
-use nbd_proto::ExportName;
-use std::{fmt, sync::Arc};
+use super::{
+    Peer, Settings,
+    answer::{Answer, answer},
+};
+use crate::{
+    Exports, Listing, Offer,
+    runtime::{Runtime, unblock},
+};
+use bytes::BytesMut;
+use nbd_proto::{
+    Error, ExportName,
+    server::{Requested, Security},
+};
+use std::{
+    fmt, io, mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
 
 /// Who wants to use an export, for a program to decide whether they may.
 #[derive(Clone, Copy)]
@@ -44,29 +60,106 @@ impl fmt::Debug for Applicant<'_> {
 /// Decides whether somebody may know of and use the export of this canonical name.
 pub(super) type Authorize = Arc<dyn Fn(&Applicant<'_>, &ExportName) -> bool + Send + Sync>;
 
-/// What there is to decide about one client.
-pub(super) struct Admission<'a> {
-    pub(super) peer: &'a Peer,
-    pub(super) authorize: Option<&'a Authorize>,
+/// Answers the questions of one client.
+pub(super) trait Answers {
+    /// Answers an option; what is to be sent is appended to `out`. The certificate is the one that
+    /// the client has shown.
+    ///
+    /// # Errors
+    ///
+    /// The outer one is of the program that should have been asked.
+    fn answer<S: Security>(
+        &self,
+        requested: Requested<S>,
+        certificate: Option<&Arc<[u8]>>,
+        out: &mut BytesMut,
+    ) -> impl Future<Output = io::Result<Result<Answer<S>, Error>>>;
 }
 
-impl<'a> Admission<'a> {
-    /// The exports that the client may use, as if there were no others.
-    pub(super) const fn to(
+/// Exports that are for everybody, which are asked for in place.
+impl Answers for dyn Exports + '_ {
+    async fn answer<S: Security>(
         &self,
-        exports: &'a dyn Exports,
-        encrypted: bool,
-        certificate: Option<&'a [u8]>,
-    ) -> Admitted<'a> {
-        Admitted {
-            exports,
-            authorize: self.authorize,
-            applicant: Applicant {
-                peer: self.peer,
-                encrypted,
-                certificate,
-            },
+        requested: Requested<S>,
+        _: Option<&Arc<[u8]>>,
+        out: &mut BytesMut,
+    ) -> io::Result<Result<Answer<S>, Error>> {
+        Ok(answer(requested, self, out))
+    }
+}
+
+/// A server's answers to one client: from the exports that it may use, as if there were no others.
+pub(super) struct Admission<'a, R> {
+    settings: &'a Settings,
+    runtime: &'a R,
+    peer: Peer,
+    /// How many options were answered.
+    answered: AtomicU32,
+    asking: AtomicBool,
+}
+
+impl<'a, R: Runtime> Admission<'a, R> {
+    pub(super) const fn new(settings: &'a Settings, runtime: &'a R, peer: Peer) -> Self {
+        Self {
+            settings,
+            runtime,
+            peer,
+            answered: AtomicU32::new(0),
+            asking: AtomicBool::new(false),
         }
+    }
+
+    /// How many options were answered.
+    pub(super) fn answered(&self) -> u32 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Whether the program is being asked.
+    pub(super) fn is_asking(&self) -> bool {
+        self.asking.load(Ordering::Relaxed)
+    }
+}
+
+impl<R: Runtime> Answers for Admission<'_, R> {
+    async fn answer<S: Security>(
+        &self,
+        requested: Requested<S>,
+        certificate: Option<&Arc<[u8]>>,
+        out: &mut BytesMut,
+    ) -> io::Result<Result<Answer<S>, Error>> {
+        let asks = !matches!(requested, Requested::StartTls(_) | Requested::Abort(_));
+        let (exports, authorize) = (
+            Arc::clone(&self.settings.exports),
+            self.settings.authorize.clone(),
+        );
+        let (peer, certificate) = (self.peer, certificate.cloned());
+        let waits = asks && exports.may_block() && self.runtime.own_thread_clock().is_none();
+        let ask = move |out: &mut BytesMut| {
+            let admitted = Admitted {
+                exports: &*exports,
+                authorize: authorize.as_ref(),
+                applicant: Applicant {
+                    peer: &peer,
+                    encrypted: S::SECURE,
+                    certificate: certificate.as_deref(),
+                },
+            };
+            answer(requested, &admitted, out)
+        };
+        let answered = if waits {
+            // Others are served by the thread that this task has only borrowed.
+            self.asking.store(true, Ordering::Relaxed);
+            let mut said = mem::take(out);
+            let asked = unblock(self.runtime, move || (ask(&mut said), said)).await;
+            self.asking.store(false, Ordering::Relaxed);
+            let (answered, said) = asked?;
+            *out = said;
+            answered
+        } else {
+            ask(out)
+        };
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        Ok(answered)
     }
 }
 

@@ -17,7 +17,13 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll},
+    time::Duration,
 };
+
+/// How often the time for an option begins anew. Programs that tell of every export there is take
+/// up to a fifth of a second for each over TCP, because of the way they write: with the usual time
+/// this is enough for 8,000.
+const MOST_TIMES: u32 = 180;
 
 /// Serves a client until it leaves.
 pub(super) async fn serve<T: Transport, R: Runtime>(
@@ -55,19 +61,17 @@ async fn enter<T: Transport, R: Runtime>(
     peer: &Peer,
     place: &Place,
 ) -> Result<Entered<Layered<T>>, Ending> {
-    let admission = Admission {
-        peer,
-        authorize: settings.authorize.as_ref(),
-    };
+    let admission = Admission::new(settings, runtime, *peer);
     let mut negotiation = pin!(negotiate_with(
         Layered::Plain(transport),
         &settings.options,
-        &*settings.exports,
         &admission,
         place.stopping(),
         |transport| upgrade(settings, transport),
     ));
-    let mut deadline = settings.handshake_timeout.map(|time| runtime.sleep(time));
+    let mut deadline = settings
+        .handshake_timeout
+        .map(|time| Deadline::new(runtime, time));
     let mut lull: Option<R::Sleep> = None;
     let negotiated = poll_fn(|cx| {
         // The program is asked for its exports, and whether the client may use them.
@@ -76,8 +80,15 @@ async fn enter<T: Transport, R: Runtime>(
             Ok(Poll::Pending) => {}
             Err(panicked) => return Poll::Ready(Err(panicked)),
         }
-        if is_over(&mut deadline, cx) {
-            let late = io::Error::new(io::ErrorKind::TimedOut, "the client took too long");
+        if let Some(deadline) = &mut deadline
+            && deadline.is_over(runtime, admission.answered(), cx)
+        {
+            let who = if admission.is_asking() {
+                "the server took too long to find what the client has asked for"
+            } else {
+                "the client took too long"
+            };
+            let late = io::Error::new(io::ErrorKind::TimedOut, who);
             return Poll::Ready(Ok(Some(Err(NegotiationError::Io(late)))));
         }
         // Whoever is in the middle of it learns from a refusal that the server stops.
@@ -102,6 +113,45 @@ async fn enter<T: Transport, R: Runtime>(
         }
         Some(Ok(Err(Ended::Closed))) => Err(Ending::Left),
         Some(Err(error)) => Err(Ending::Negotiation(error)),
+    }
+}
+
+/// How long a client may take for its next option.
+struct Deadline<S> {
+    time: Duration,
+    sleep: S,
+    /// The options that were answered when this began.
+    answered: u32,
+    begun: u32,
+}
+
+impl<S: Future<Output = ()> + Unpin> Deadline<S> {
+    fn new<R: Runtime<Sleep = S>>(runtime: &R, time: Duration) -> Self {
+        Self {
+            time,
+            sleep: runtime.sleep(time),
+            answered: 0,
+            begun: 1,
+        }
+    }
+
+    /// Whether the client had its time. It begins anew if options were answered meanwhile, which is
+    /// noticed when it ends, so that an option costs no timer.
+    fn is_over<R: Runtime<Sleep = S>>(
+        &mut self,
+        runtime: &R,
+        answered: u32,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        while Pin::new(&mut self.sleep).poll(cx).is_ready() {
+            if answered == self.answered || self.begun == MOST_TIMES {
+                return true;
+            }
+            self.answered = answered;
+            self.begun += 1;
+            self.sleep = runtime.sleep(self.time);
+        }
+        false
     }
 }
 

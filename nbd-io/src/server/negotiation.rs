@@ -1,11 +1,6 @@
 //! Negotiation with one client, until it enters an export or leaves.
 
-use super::{
-    Peer,
-    admission::Admission,
-    answer::{Answer, answer},
-    session::is_end,
-};
+use super::{admission::Answers, answer::Answer, session::is_end};
 use crate::{
     Export, Exports,
     transport::{DriveError, Transport, read, write_all},
@@ -149,28 +144,22 @@ where
     T: Transport,
     F: Future<Output = Result<T, NegotiationError>>,
 {
-    let everybody = Admission {
-        peer: &Peer::Other,
-        authorize: None,
-    };
-    negotiate_with(transport, options, exports, &everybody, stopping, upgrade).await
+    negotiate_with(transport, options, exports, stopping, upgrade).await
 }
 
-/// Like [`negotiate`], with exports that are not for everybody.
-pub(super) async fn negotiate_with<T, F>(
+/// Like [`negotiate`], with answers from elsewhere.
+pub(super) async fn negotiate_with<T, A, F>(
     mut transport: T,
     options: &ServerOptions,
-    exports: &dyn Exports,
-    admission: &Admission<'_>,
+    answers: &A,
     stopping: &AtomicBool,
     upgrade: impl FnOnce(T) -> F,
 ) -> Result<Result<Entered<T>, Ended>, NegotiationError>
 where
     T: Transport,
+    A: Answers + ?Sized,
     F: Future<Output = Result<T, NegotiationError>>,
 {
-    let admitted = admission.to(exports, false, None);
-    let exports_in_clear: &dyn Exports = &admitted;
     let mut out = BytesMut::new();
     let tls = match options.tls {
         TlsMode::Off => Tls::Off,
@@ -180,8 +169,9 @@ where
         tls,
         ..options.config
     };
-    let table = Table {
-        exports: exports_in_clear,
+    let mut table = Table {
+        answers,
+        certificate: None,
         stopping,
     };
     let start = if options.tls == TlsMode::Forced {
@@ -206,12 +196,7 @@ where
     let ready = start.accept(&mut out);
     write_all(&mut transport, &mut out).await?;
     let mut transport = upgrade(transport).await?;
-    let certificate = transport.peer_certificate().map(<[u8]>::to_vec);
-    let admitted = admission.to(exports, true, certificate.as_deref());
-    let table = Table {
-        exports: &admitted,
-        stopping,
-    };
+    table.certificate = transport.peer_certificate().map(Arc::from);
     let haggled = table
         .haggle(&mut transport, &mut out, ready.upgraded())
         .await;
@@ -301,12 +286,14 @@ impl<S: Security> Waits for Options<S> {
 }
 
 /// What the options of every client are answered from.
-struct Table<'a> {
-    exports: &'a dyn Exports,
+struct Table<'a, A: ?Sized> {
+    answers: &'a A,
+    /// The one that the client has shown.
+    certificate: Option<Arc<[u8]>>,
     stopping: &'a AtomicBool,
 }
 
-impl Table<'_> {
+impl<A: Answers + ?Sized> Table<'_, A> {
     /// Drives a phase to its end, or to the end of a client that has nothing more to say.
     ///
     /// Other than [`drive`](crate::transport::drive) it tells a client that leaves between two
@@ -369,7 +356,8 @@ impl Table<'_> {
             let Some(requested) = self.next(transport, out, options).await? else {
                 return Ok(Haggled::Ended(Ended::Closed));
             };
-            match answer(requested, self.exports, out)? {
+            let certificate = self.certificate.as_ref();
+            match self.answers.answer(requested, certificate, out).await?? {
                 Answer::Options(haggling) => options = haggling,
                 Answer::Aborted => {
                     goodbye(transport, out).await;

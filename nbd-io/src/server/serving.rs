@@ -70,8 +70,8 @@ impl Settings {
 }
 
 impl<R: Tasks + Default> Server<R> {
-    /// Serves a set of exports, without TLS, to 256 connections at once, each of which has 10 s to
-    /// negotiate.
+    /// Serves a set of exports, without TLS, to 256 connections at once, each of which has 10 s for
+    /// each step of the negotiation.
     #[must_use]
     pub fn new(exports: impl Exports + 'static) -> Self {
         Self::with_exports(Arc::new(exports))
@@ -150,8 +150,8 @@ impl<R: Tasks> Server<R> {
     /// What it may not use is not there for it.
     ///
     /// It is asked whenever a client names an export, and for each export of a list; for an export
-    /// that is for TLS only, not before TLS is up. It runs where the connection does, and must not
-    /// wait for anything slow.
+    /// that is for TLS only, not before TLS is up. It runs where the exports are asked for, and must
+    /// not wait for anything slow unless they [may](Exports::may_block).
     ///
     /// ```
     /// # use nbd_io::{Exports, runtime::Tasks, server::Server};
@@ -201,7 +201,9 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// How long TLS and the negotiation may take together. 10 s by default; `None` waits for ever.
+    /// How long a client may take for TLS, and for the next option; it may be twice as long before
+    /// it is noticed. Altogether the negotiation takes no more than 180 times as long. 10 s by
+    /// default; `None` waits for ever.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.settings.handshake_timeout = timeout;

@@ -2,4 +2,5 @@ mod busy;
 mod execution;
 mod haggling;
 mod loopback;
+mod patience;
 mod replying;

@@ -1,0 +1,204 @@
+//! How long clients may take for the negotiation.
+
+use crate::{
+    Memory, NamedExports,
+    runtime::{Runtime, Tasks},
+    server::{Ending, NegotiationError, Peer, Server},
+    transport::Transport,
+};
+use nbd_proto::{ExportName, Limits};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, IoSliceMut, Read},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+/// A clock that the test moves on.
+#[derive(Clone, Default)]
+struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn advance(&self, time: Duration) {
+        let time = u64::try_from(time.as_millis()).unwrap();
+        self.0.fetch_add(time, Ordering::Relaxed);
+    }
+}
+
+struct Until(Clock, Duration);
+
+impl Future for Until {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if self.0.now() < self.1 {
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Runtime for Clock {
+    type Sleep = Until;
+
+    fn sleep(&self, time: Duration) -> Until {
+        Until(self.clone(), self.now() + time)
+    }
+
+    fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
+        job();
+    }
+}
+
+impl Tasks for Clock {
+    fn spawn(&self, _: impl Future<Output = ()> + Send + 'static) {
+        unreachable!("nobody listens")
+    }
+}
+
+/// A client that takes what it is sent, and says one thing after the other, each after a pause.
+struct Slow {
+    clock: Clock,
+    pause: Duration,
+    next: Duration,
+    says: Box<dyn Iterator<Item = Vec<u8>>>,
+    saying: VecDeque<u8>,
+}
+
+impl Transport for Slow {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.saying.is_empty() {
+            if self.clock.now() < self.next {
+                return Poll::Pending;
+            }
+            self.next += self.pause;
+            self.saying.extend(self.says.next().unwrap_or_default());
+        }
+        Poll::Ready(self.saying.read_vectored(bufs))
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+const FLAGS: &[u8] = b"\0\0\0\x03";
+
+fn option(code: u8, data: &[u8]) -> Vec<u8> {
+    let mut option = Vec::from(b"IHAVEOPT\0\0\0");
+    option.push(code);
+    option.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+    option.extend(data);
+    option
+}
+
+fn list() -> Vec<u8> {
+    option(3, b"")
+}
+
+fn abort() -> Vec<u8> {
+    option(2, b"")
+}
+
+/// NBD_OPT_INFO without wishes, and NBD_OPT_LIST_META_CONTEXT of all.
+fn questions(name: &str) -> [Vec<u8>; 2] {
+    let mut data = Vec::from(u32::try_from(name.len()).unwrap().to_be_bytes());
+    data.extend(name.as_bytes());
+    let info = option(6, &[&data[..], b"\0\0"].concat());
+    [info, option(9, &[&data[..], b"\0\0\0\0"].concat())]
+}
+
+/// Serves a client that pauses before each thing it says. Returns how that ended, and when.
+fn serve(
+    exports: NamedExports,
+    limits: Limits,
+    pause: Duration,
+    says: impl Iterator<Item = Vec<u8>> + 'static,
+) -> (Ending, Duration) {
+    let clock = Clock::default();
+    let server = Server::on_runtime(clock.clone(), Arc::new(exports)).limits(limits);
+    let client = Slow {
+        clock: clock.clone(),
+        pause,
+        next: Duration::ZERO,
+        says: Box::new([FLAGS.to_vec()].into_iter().chain(says)),
+        saying: VecDeque::new(),
+    };
+    let mut serving = pin!(server.serve_transport(client, Peer::Other));
+    let cx = &mut Context::from_waker(Waker::noop());
+    while clock.now() < Duration::from_secs(24 * 60 * 60) {
+        if let Poll::Ready(ending) = serving.as_mut().poll(cx) {
+            return (ending.unwrap(), clock.now());
+        }
+        clock.advance(Duration::from_millis(50));
+    }
+    panic!("it did not end");
+}
+
+fn is_timeout(ending: &Ending) -> bool {
+    matches!(ending, Ending::Negotiation(NegotiationError::Io(error))
+        if error.kind() == io::ErrorKind::TimedOut)
+}
+
+#[test]
+fn five_thousand_exports_are_told_of_to_a_client_that_takes_its_time_for_each() {
+    // B-006, B-007. It is how nbdinfo takes a fifth of a second for each over TCP.
+    let names: Vec<String> = (0..5_000).map(|n| format!("export {n}")).collect();
+    let mut exports = NamedExports::new();
+    for name in &names {
+        let name = ExportName::new(name.clone()).unwrap();
+        exports = exports.with(name, Arc::new(Memory::new(512)));
+    }
+    let asked = names.into_iter().flat_map(|name| questions(&name));
+    let says = [list()].into_iter().chain(asked).chain([abort()]);
+    let pause = Duration::from_millis(110);
+    let (ending, _) = serve(exports, Limits::default(), pause, says);
+    assert!(matches!(ending, Ending::Aborted), "{ending}");
+}
+
+#[test]
+fn who_says_nothing_after_an_answer_is_left_soon() {
+    // S-014, H-041
+    let says = [list(), list()].into_iter().chain(std::iter::from_fn(|| {
+        Some(b"IHAVEOPT"[..1].to_vec()) // never a whole option
+    }));
+    let pause = Duration::from_secs(7);
+    let (ending, after) = serve(NamedExports::new(), Limits::default(), pause, says);
+    assert!(is_timeout(&ending), "{ending}");
+    assert!((21..=41).contains(&after.as_secs()), "{after:?}");
+}
+
+#[test]
+fn who_asks_for_ever_is_left_some_day() {
+    // S-014, B-007
+    let limits = Limits {
+        options: u32::MAX,
+        ..Limits::default()
+    };
+    let says = std::iter::repeat_with(list);
+    let pause = Duration::from_secs(7);
+    let (ending, after) = serve(NamedExports::new(), limits, pause, says);
+    assert!(is_timeout(&ending), "{ending}");
+    assert!((1_800..=1_810).contains(&after.as_secs()), "{after:?}");
+}
