@@ -9,6 +9,7 @@ mod haggling;
 mod link;
 mod options;
 mod overlaps;
+mod patience;
 mod pool;
 mod queue;
 pub mod server;

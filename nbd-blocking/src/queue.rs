@@ -2,6 +2,7 @@
 
 use crate::{
     Client, Error, Lost,
+    client::ends,
     link::{Done, Framed, Link, Load, header},
     overlaps::Owner,
     pool::{Effect, Restored},
@@ -12,7 +13,7 @@ use nbd_proto::{
     Command, CommandFlags, Misuse,
     client::{ContextExtents, Cookie, Outcome, Transmission},
 };
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 /// Requests that one thread submits and whose completions it takes, in the order in which they
 /// come.
@@ -272,12 +273,6 @@ impl Queue {
         let Seat { link, place } = self.seat()?;
         match link.wait(*place, &mut []) {
             Ok(mut done) => {
-                if let Err(error) = &done.result {
-                    link.notice(error);
-                    if let Some(restored) = self.client.pool.restored() {
-                        restored.lost(link);
-                    }
-                }
                 self.take(&mut done);
                 Ok(Some(done.into()))
             }
@@ -311,16 +306,22 @@ impl Queue {
 
     /// Has the client know of a connection that is over.
     fn noticed(&self, error: Error) -> Error {
-        if let (true, Some(restored), Ok(seat)) =
-            (error.is_lost(), self.client.pool.restored(), &self.seat)
+        if ends(&error)
+            && let Ok(seat) = &self.seat
         {
-            restored.lost(&seat.link);
+            // No queue has to end for that.
+            seat.link.leave_if_idle();
+            if let Some(restored) = self.client.pool.restored() {
+                restored.lost(&seat.link);
+            }
         }
         error
     }
 
     fn take(&mut self, done: &mut Done) {
         self.outstanding -= 1;
+        done.result =
+            mem::replace(&mut done.result, Ok(Outcome::Done)).map_err(|error| self.noticed(error));
         if let Some(owner) = self.owner {
             if !matches!(done.result, Err(Error::Timeout { .. })) {
                 self.client.overlaps().ended(owner, done.cookie);

@@ -1,14 +1,52 @@
 //! Connecting to servers.
 
-use crate::Error;
-use nbd_io::transport::block_on_ready;
+use crate::{Error, patience::Patience};
 use nbd_proto::uri::Address;
 pub(crate) use nbd_socket::Socket;
-use nbd_socket::Waiting;
-use std::{sync::Arc, time::Instant};
+use nbd_socket::{Reactor, Waiting};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-pub(crate) fn connect(address: &Address, deadline: Option<Instant>) -> Result<Socket, Error> {
-    block_on_ready(nbd_socket::connect(&Waiting(deadline), address))
+/// Connects by waiting until a deadline, but no longer at a time than a dial may.
+struct Patient<'a> {
+    deadline: Option<Instant>,
+    patience: &'a Patience,
+}
+
+impl Reactor for Patient<'_> {
+    type Socket = Socket;
+
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Waiting(self.deadline).resolve(host, port).await
+    }
+
+    fn register(&self, socket: Socket) -> io::Result<Socket> {
+        Ok(socket)
+    }
+
+    async fn writable(&self, socket: &Socket) -> io::Result<()> {
+        poll_fn(|_| self.patience.poll(socket, false, true, self.deadline)).await
+    }
+
+    async fn pause(&self, time: Duration) -> io::Result<()> {
+        let end = Instant::now() + time;
+        poll_fn(|_| self.patience.poll_pause(end, self.deadline)).await
+    }
+}
+
+pub(crate) async fn connect(
+    address: &Address,
+    deadline: Option<Instant>,
+    patience: &Patience,
+) -> Result<Socket, Error> {
+    let patient = Patient { deadline, patience };
+    let connected = nbd_socket::connect(&patient, address).await;
+    connected
         .and_then(Socket::blocking)
         .map_err(|source| Error::Connect {
             to: address_name(address),

@@ -1,12 +1,12 @@
 //! The byte stream under a connection: a socket, TLS over one, or whatever a program brings.
 
-use crate::socket::Socket;
+use crate::{patience::Patience, socket::Socket};
 use nbd_io::transport::Transport;
 use std::{
     fmt,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     sync::{Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -158,11 +158,13 @@ impl fmt::Debug for Stream {
 /// How long the answer to a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// A stream that negotiates until a deadline. As a [`Transport`] it never pends.
+/// A stream that negotiates until a deadline. As a [`Transport`] it pends only where a dial is
+/// suspended.
 #[derive(Debug)]
 pub struct Negotiating {
     pub(crate) stream: Stream,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) patience: Patience,
 }
 
 impl Negotiating {
@@ -174,8 +176,8 @@ impl Negotiating {
         loop {
             match attempt(&self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Err(error) = self.stream.wait(read, !read, self.deadline) {
-                        return Poll::Ready(Err(error));
+                    if let Some(socket) = self.stream.socket() {
+                        ready!(self.patience.poll(socket, read, !read, self.deadline))?;
                     }
                 }
                 done => return Poll::Ready(done),

@@ -1,6 +1,6 @@
 //! TLS over a socket that two threads use, one in each direction.
 
-use crate::socket::Socket;
+use crate::{patience::Patience, socket::Socket};
 use bytes::{Buf, BufMut, BytesMut};
 use nbd_io::tls::{
     Received, SEND_BUFFER, TlsError,
@@ -8,6 +8,7 @@ use nbd_io::tls::{
 };
 use std::{
     fmt,
+    future::poll_fn,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -44,15 +45,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl TlsStream {
     /// Does the handshake with a server.
-    pub(crate) fn connect(
+    pub(crate) async fn connect(
         socket: Socket,
         config: Arc<ClientConfig>,
         name: &ServerName<'static>,
         deadline: Option<Instant>,
+        patience: &Patience,
     ) -> Result<Self, TlsError> {
         let connection = ClientConnection::new(config, name.clone())
             .map_err(|source| TlsError::handshake(name, source))?;
-        Self::handshake(socket, connection.into(), deadline).map_err(|failure| match failure {
+        let done = Self::handshake(socket, connection.into(), deadline, patience).await;
+        done.map_err(|failure| match failure {
             Failure::Io(source) => TlsError::Io {
                 name: name.to_str().into_owned(),
                 source,
@@ -61,10 +64,11 @@ impl TlsStream {
         })
     }
 
-    fn handshake(
+    async fn handshake(
         socket: Socket,
         mut connection: Connection,
         deadline: Option<Instant>,
+        patience: &Patience,
     ) -> Result<Self, Failure> {
         connection.set_buffer_limit(Some(SEND_BUFFER));
         let stream = Self {
@@ -74,23 +78,22 @@ impl TlsStream {
             unsent: Mutex::new(BytesMut::new()),
         };
         loop {
-            stream.flush_by(deadline)?;
+            stream.flush_by(deadline, patience).await?;
             if !lock(&stream.connection).is_handshaking() {
                 return Ok(stream);
             }
-            let mut received = lock(&stream.received);
             // What came at once need not be taken at once.
-            if received.is_empty() {
-                stream.socket.wait(true, false, deadline)?;
-                if stream.receive(&mut received, false)? == 0 {
+            let is_empty = lock(&stream.received).is_empty();
+            if is_empty {
+                poll_fn(|_| patience.poll(&stream.socket, true, false, deadline)).await?;
+                if stream.receive(&mut lock(&stream.received), false)? == 0 {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
             }
-            let mut connection = lock(&stream.connection);
-            if let Err(error) = received.decrypt(&mut connection)? {
+            let decrypted = lock(&stream.received).decrypt(&mut lock(&stream.connection))?;
+            if let Err(error) = decrypted {
                 // The alert tells the peer why.
-                drop(connection);
-                let _ = stream.flush_by(deadline);
+                let _ = stream.flush_by(deadline, patience).await;
                 return Err(Failure::Tls(error));
             }
         }
@@ -153,11 +156,11 @@ impl TlsStream {
         let _ = self.flush();
     }
 
-    fn flush_by(&self, deadline: Option<Instant>) -> io::Result<()> {
+    async fn flush_by(&self, deadline: Option<Instant>, patience: &Patience) -> io::Result<()> {
         loop {
             match self.flush() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.socket.wait(false, true, deadline)?;
+                    poll_fn(|_| patience.poll(&self.socket, false, true, deadline)).await?;
                 }
                 done => return done,
             }

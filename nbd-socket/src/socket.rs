@@ -155,17 +155,13 @@ impl Socket {
         events.set(PollFlags::IN, read);
         events.set(PollFlags::OUT, write);
         loop {
-            let timeout = match deadline {
-                None => None,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                    Timespec::try_from(left).ok()
-                }
-            };
+            // What is there already is no matter of time.
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut [PollFd::new(&self.fd, events)], timeout.as_ref()) {
+                Ok(0) if left.is_some_and(|left| left.is_zero()) => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(error.into()),

@@ -61,14 +61,13 @@ impl Client {
             let (load, frame) = request(only);
             return match once(link, job.command, dest, load, frame) {
                 Ok(_) => Ok(()),
-                Err(late) => Err(link.noticed(job.failed(link, late))),
+                Err(late) => Err(job.failed(link, late)),
             };
         }
         let next = || pieces.next();
-        let result = in_flight(link, job.command, next, dest, request, |_, done| {
+        in_flight(link, job.command, next, dest, request, |_, done| {
             done.map(drop).map_err(|late| job.failed(link, late))
-        });
-        result.map_err(|error| link.noticed(error))
+        })
     }
 
     /// Has a single request carried out that has no pieces.
@@ -99,8 +98,7 @@ impl Client {
             }
         };
         let (load, frame) = request();
-        let answer = once(link, command, dest, load, frame);
-        answer.map_err(|(error, _)| link.noticed(error))
+        once(link, command, dest, load, frame).map_err(|(error, _)| error)
     }
 
     /// Has pieces carried out, again and again until they are answered, and gives what came of the
@@ -170,7 +168,6 @@ impl Client {
             let Err(error) = result else {
                 return Ok(outcome);
             };
-            link.notice(&error);
             restored.lost(&link);
             if let Some(error) = failed {
                 return Err(error);
@@ -219,7 +216,7 @@ impl Job<'_> {
 }
 
 /// Whether an error says that the connection cannot be used any more.
-fn ends(error: &Error) -> bool {
+pub(crate) fn ends(error: &Error) -> bool {
     error.is_lost() || error.errno() == Some(Errno::Shutdown)
 }
 

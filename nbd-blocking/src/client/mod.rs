@@ -3,6 +3,8 @@
 mod again;
 mod ranges;
 
+pub(crate) use again::ends;
+
 use crate::{
     Error, Extents, Queue,
     link::{Load, header},
@@ -104,15 +106,13 @@ impl Client {
         self.facts().blocks
     }
 
-    /// How many connections there are at present. One that was lost counts until somebody has
-    /// noticed.
+    /// How many connections there are at present.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.pool.count()
     }
 
-    /// How the connections are, as far as somebody has noticed: there is no thread that looks at them
-    /// while there are no requests.
+    /// How the connections are. There is no thread that looks at them, so this does.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
         self.pool.status()
@@ -337,6 +337,18 @@ impl Client {
     #[must_use]
     pub fn queue(&self) -> Queue {
         Queue::new(self)
+    }
+
+    /// Gives up all connections and makes new ones, without the pause that the policy has next. For a
+    /// program that knows better: the network has changed, or the server is no longer the right one.
+    /// Requests in flight are made again on the new connections. Nothing is waited for.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy to [`reconnect`](crate::ConnectOptions::reconnect), or the client is
+    /// over.
+    pub fn reconnect_now(&self) -> Result<(), Error> {
+        self.pool.redial()
     }
 
     /// Ends the session: waits for what is in flight, says goodbye and waits for the server to

@@ -2,10 +2,9 @@
 
 use super::{Link, State, Until, is_past, wait_until, writing};
 use crate::{Error, Lost};
-use nbd_proto::Errno;
 use std::{
     mem,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -54,29 +53,29 @@ impl Link {
         while state.lost.is_none() && !is_past(deadline) {
             state = self.turn(state, place.index, &mut [], Until::Ended, deadline)?;
         }
-        state.lose(Lost::Disconnected);
+        let shuts_down = state.transmission.server_shuts_down();
+        state.lose(match shuts_down {
+            true => Lost::ShutsDown,
+            false => Lost::Disconnected,
+        });
         self.stream.close();
         Ok(())
     }
 
-    /// Leaves a server that has said it is shutting down, as the protocol asks for. It may have said
-    /// so to somebody who waits no more.
-    pub(crate) fn notice(&self, error: &Error) {
-        if error.errno() == Some(Errno::Shutdown) || self.is_to_be_left() {
-            let _ = self.disconnect(farewell());
+    /// Leaves a server that has said it is shutting down, as the protocol asks for, if nothing is in
+    /// flight any more. Nothing is waited for.
+    pub(crate) fn leave_if_idle(&self) {
+        if self.lock().may_leave() {
+            // No time is enough where there is nothing to wait for.
+            let _ = self.disconnect(Some(Instant::now()));
         }
     }
 
-    /// Whether the server has said that it is shutting down, and nobody has reacted to that yet.
-    pub(crate) fn is_to_be_left(&self) -> bool {
+    /// How the connection ended, or why it takes no more requests.
+    pub(crate) fn ended(&self) -> Option<Arc<Lost>> {
         let state = self.lock();
-        state.lost.is_none() && !state.closing && state.transmission.server_shuts_down()
-    }
-
-    /// The error of a request, which was [noticed](Link::notice).
-    pub(crate) fn noticed(&self, error: Error) -> Error {
-        self.notice(&error);
-        error
+        let shuts_down = || state.is_to_be_left().then(|| Arc::new(Lost::ShutsDown));
+        state.lost.clone().or_else(shuts_down)
     }
 
     /// Waits until the outbox is written, whoever does it.
@@ -94,6 +93,18 @@ impl Link {
             state = wait_until(&self.may_write, state, deadline);
         }
         Ok(state)
+    }
+}
+
+impl State {
+    /// Whether the server has said that it is shutting down, and nobody has reacted to that yet.
+    fn is_to_be_left(&self) -> bool {
+        self.lost.is_none() && !self.closing && self.transmission.server_shuts_down()
+    }
+
+    /// Whether the server can be left without taking anything from anybody.
+    pub(super) fn may_leave(&self) -> bool {
+        self.transmission.in_flight() == 0 && self.is_to_be_left()
     }
 }
 

@@ -130,7 +130,12 @@ impl Link {
 
     /// Gives a place back. Requests that were made from it and are not complete are abandoned.
     pub(crate) fn leave(&self, place: usize) {
-        self.lock().leave(place);
+        let mut state = self.lock();
+        state.leave(place);
+        if state.may_leave() {
+            drop(state);
+            self.leave_if_idle();
+        }
     }
 
     /// Makes a request, once there is room for one more in flight. Its frame may wait in the
@@ -264,6 +269,47 @@ impl Link {
         match (state.callers[place].done.pop_front(), &state.lost) {
             (None, Some(lost)) => Err(Error::Lost(lost.clone())),
             (done, _) => Ok(done),
+        }
+    }
+
+    /// Like [`wait`](Link::wait), for a request with nothing to read; `None` if it is not complete
+    /// by then.
+    pub(crate) fn wait_by(
+        &self,
+        place: usize,
+        cookie: Cookie,
+        by: Instant,
+    ) -> Result<Option<Done>, Error> {
+        let mut state = self.lock();
+        loop {
+            if let Some(done) = state.callers[place].done.pop_front() {
+                state.pass_on();
+                return Ok(Some(done));
+            }
+            if let Some(lost) = &state.lost {
+                return Err(Error::Lost(lost.clone()));
+            }
+            if is_past(Some(by)) {
+                return Ok(None);
+            }
+            let until = Until::Answered(cookie);
+            state = self.turn(state, place, &mut [], until, Some(by))?;
+        }
+    }
+
+    /// Takes in what has come while nothing is in flight, which is the end if anything. Nothing is
+    /// waited for.
+    pub(crate) fn look(&self) {
+        if self.stream.is_half_duplex() || self.load() != Some(0) {
+            return;
+        }
+        let place = self.place();
+        let mut state = self.lock();
+        if state.lost.is_none()
+            && let Some(inbox) = state.inbox.take()
+        {
+            let (state, _) = self.read(state, inbox, place.index, &mut [], Until::Look, None);
+            drop(state);
         }
     }
 

@@ -241,7 +241,7 @@ impl Link {
             match result {
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
-                        && !matches!(until, Until::Served | Until::Dry) =>
+                        && !matches!(until, Until::Served | Until::Dry | Until::Look) =>
                 {
                     match self.stream.wait(true, false, deadline) {
                         Err(late) if late.kind() == io::ErrorKind::TimedOut => return Err(error),
@@ -303,7 +303,7 @@ impl State {
             Until::Room => !self.takes_requests() || self.transmission.has_room(),
             Until::Answered(cookie) => self.is_answered(cookie),
             Until::Idle | Until::Dry => self.transmission.in_flight() == 0,
-            Until::Ended => false,
+            Until::Ended | Until::Look => false,
         }
     }
 

@@ -66,8 +66,10 @@ pub(super) enum Until {
     Idle,
     /// The server has ended the stream.
     Ended,
-    /// Nothing more is there; the only one that does not wait.
+    /// Nothing more is there. This does not wait.
     Dry,
+    /// Like [`Dry`](Until::Dry), while nothing is in flight.
+    Look,
 }
 
 /// A request in flight.

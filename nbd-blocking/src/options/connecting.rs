@@ -3,6 +3,7 @@
 use super::ConnectOptions;
 use crate::{
     Client, Error,
+    patience::Patience,
     pool::Pool,
     socket::{Socket, connect},
     stream::{Negotiating, Stream},
@@ -41,44 +42,48 @@ impl ConnectOptions {
     }
 
     /// Makes one more connection to what a URI names, with everything that belongs to it. After the
-    /// deadline it is of no use.
-    pub(crate) fn open(
+    /// deadline it is of no use. It pends only where patience ends.
+    pub(crate) async fn open(
         &self,
         uri: &Uri,
         deadline: Option<Instant>,
+        patience: Patience,
     ) -> Result<Connected<Negotiating>, Error> {
         let sooner = |timeout| after(timeout).into_iter().chain(deadline).min();
-        let socket = connect(uri.address(), sooner(self.connect_timeout))?;
+        let socket = connect(uri.address(), sooner(self.connect_timeout), &patience).await?;
         let transport = Negotiating {
             stream: Stream::Socket(socket),
             deadline: sooner(self.negotiation_timeout),
+            patience,
         };
-        self.enter(transport, host(uri.address()))
+        self.enter(transport, host(uri.address())).await
     }
 
     pub(super) fn dial(&self, address: &Address) -> Result<Socket, Error> {
-        connect(address, after(self.connect_timeout))
+        let deadline = after(self.connect_timeout);
+        block_on_ready(connect(address, deadline, &Patience::endless()))
     }
 
     pub(super) fn negotiating(&self, stream: Stream) -> Negotiating {
         Negotiating {
             stream,
             deadline: after(self.negotiation_timeout),
+            patience: Patience::endless(),
         }
     }
 
-    fn enter(
+    async fn enter(
         &self,
         transport: Negotiating,
         host: Option<&str>,
     ) -> Result<Connected<Negotiating>, Error> {
         let upgrade = |transport| self.upgrade(transport, host);
-        Ok(block_on_ready(negotiate(transport, &self.target, upgrade))?)
+        Ok(negotiate(transport, &self.target, upgrade).await?)
     }
 
     /// A client with this stream alone.
     pub(super) fn enter_once(&self, stream: Stream, host: Option<&str>) -> Result<Client, Error> {
-        let connected = self.enter(self.negotiating(stream), host)?;
+        let connected = block_on_ready(self.enter(self.negotiating(stream), host))?;
         Ok(Client::new(Pool::alone(self, connected)?))
     }
 
@@ -104,17 +109,23 @@ impl ConnectOptions {
         transport: Negotiating,
         host: Option<&str>,
     ) -> Result<Negotiating, NegotiationError> {
-        let Negotiating { stream, deadline } = transport;
+        let Negotiating {
+            stream,
+            deadline,
+            patience,
+        } = transport;
         let Stream::Socket(socket) = stream else {
             return Err(NegotiationError::Tls(
                 "TLS can only be started over a socket".into(),
             ));
         };
         let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
-        let tls = crate::tls::TlsStream::connect(socket, config, &name, deadline)?;
+        let tls =
+            crate::tls::TlsStream::connect(socket, config, &name, deadline, &patience).await?;
         Ok(Negotiating {
             stream: Stream::Tls(Box::new(tls)),
             deadline,
+            patience,
         })
     }
 

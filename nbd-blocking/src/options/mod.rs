@@ -5,6 +5,7 @@ mod connecting;
 use crate::{
     Client, Error,
     haggling::{Greeted, Haggling},
+    patience::Patience,
     pool::Pool,
     socket::Socket,
     stream::Stream,
@@ -181,13 +182,12 @@ impl ConnectOptions {
     /// Whether and how to make a new connection when one is lost, which [`connect`] and
     /// [`connect_uri`] can. Not by default: then every request fails with the cause.
     ///
-    /// There is no thread behind a client. A loss is noticed by the next call, and a call that finds
-    /// a connection missing makes it: so attempts go on only while there are calls that want one,
-    /// and the first that comes late is made all the same. The others wait as long as a request may
-    /// take; the one that makes the connection also as long as
-    /// [`connect_timeout`](ConnectOptions::connect_timeout) and
-    /// [`negotiation_timeout`](ConnectOptions::negotiation_timeout) say. A [`Queue`](crate::Queue)
-    /// ends with its connection.
+    /// There is no thread behind a client. A loss is noticed by the next call, whichever connection
+    /// that uses, and calls make the new connection: attempts go on only while there are calls, and
+    /// the first that comes late is made all the same. A call that has no connection to use waits
+    /// for one as long as a request may take. One that has dials for the sake of others, for 1 ms at
+    /// most, and all of them together for no more than a tenth of the time. A
+    /// [`Queue`](crate::Queue) ends with its connection.
     ///
     /// [`connect`]: ConnectOptions::connect
     /// [`connect_uri`]: ConnectOptions::connect_uri
@@ -243,7 +243,7 @@ impl ConnectOptions {
     /// Like [`connect`](ConnectOptions::connect).
     pub fn connect_uri(&self, uri: &Uri) -> Result<Client, Error> {
         let options = self.clone().with_uri(uri)?;
-        let first = options.open(uri, None)?;
+        let first = block_on_ready(options.open(uri, None, Patience::endless()))?;
         Ok(Client::new(Pool::open(options, uri.clone(), first)?))
     }
 

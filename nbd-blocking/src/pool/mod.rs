@@ -1,9 +1,8 @@
 //! The connections of a client.
 
-mod attempts;
+mod dial;
 mod plan;
 mod restored;
-mod slots;
 
 pub(crate) use restored::{Effect, Restored};
 
@@ -11,9 +10,13 @@ use crate::{
     ConnectOptions, Error, Lost,
     link::{Link, farewell},
     overlaps::Overlaps,
+    patience::Patience,
     stream::Negotiating,
 };
-use nbd_io::client::{Connected, Facts, shared::ConnectionState};
+use nbd_io::{
+    client::{Connected, ConnectionState, Facts},
+    transport::block_on_ready,
+};
 use nbd_proto::Uri;
 use plan::{Plan, link};
 use std::{
@@ -67,7 +70,7 @@ impl Pool {
         if plan.facts.export.can_multi_conn() {
             for _ in 1..plan.options.connections {
                 // C-190
-                links.push(plan.another(None)?);
+                links.push(block_on_ready(plan.another(None, Patience::endless()))?);
             }
         }
         let (options, facts) = (plan.options.clone(), plan.facts.clone());
@@ -119,13 +122,25 @@ impl Pool {
         }
     }
 
+    /// Has all connections made anew.
+    pub(crate) fn redial(&self) -> Result<(), Error> {
+        match &self.links {
+            Links::One(_) | Links::Several(_) => Err(Error::Unsupported {
+                what: "this client makes no new connections: see `ConnectOptions::reconnect`",
+            }),
+            Links::Restored(restored) => restored.redial(),
+        }
+    }
+
     /// How many connections there are.
     pub(crate) fn count(&self) -> usize {
         if let Links::Restored(restored) = &self.links {
             return restored.count();
         }
-        let open = |link: &&Arc<Link>| link.lost().is_none();
-        self.fixed().iter().filter(open).count()
+        self.fixed()
+            .iter()
+            .filter(|link| ended(link).is_none())
+            .count()
     }
 
     pub(crate) fn status(&self) -> ConnectionState {
@@ -134,7 +149,7 @@ impl Pool {
         }
         let mut over = None;
         for link in self.fixed() {
-            match link.lost() {
+            match ended(link) {
                 None => return ConnectionState::Connected,
                 lost => over = over.or(lost),
             }
@@ -150,6 +165,12 @@ impl Pool {
         }
         disconnect(self.fixed(), deadline)
     }
+}
+
+/// How a connection ended, if it has, whether anybody has noticed or not.
+fn ended(link: &Link) -> Option<Arc<Lost>> {
+    link.look();
+    link.ended()
 }
 
 /// Ends the session on each of these, however it ends on the others.

@@ -1,6 +1,6 @@
 //! How the connections of a client are made.
 
-use crate::{ConnectOptions, Error, Lost, link::Link, stream::Negotiating};
+use crate::{ConnectOptions, Error, Lost, link::Link, patience::Patience, stream::Negotiating};
 use nbd_io::client::{Connected, Facts};
 use nbd_proto::Uri;
 use std::{sync::Arc, time::Instant};
@@ -15,8 +15,12 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Makes another connection like the first.
-    pub(super) fn another(&self, deadline: Option<Instant>) -> Result<Arc<Link>, Error> {
-        let connected = self.options.open(&self.uri, deadline)?;
+    pub(super) async fn another(
+        &self,
+        deadline: Option<Instant>,
+        patience: Patience,
+    ) -> Result<Arc<Link>, Error> {
+        let connected = self.options.open(&self.uri, deadline, patience).await?;
         let facts = Facts::new(&connected.transmission, connected.encrypted);
         // One that is of no use is told goodbye.
         let link = link(&self.options, connected)?;

@@ -1,42 +1,72 @@
 //! Connections that are made anew when they are lost.
 //!
-//! There is no thread behind them. A call that wants a connection and finds one missing makes it,
-//! one call at a time and as the policy says; others wait, or use those that are there. A loss is
-//! noticed by the call that it happens to.
+//! There is no thread behind them: [`Membership`] decides, and calls carry it out, each for a time
+//! that depends on whether it has to.
+//!
+//! * A call that finds no connection to use moves on what is being dialed until there is one, in
+//!   slices, so that it notices what other calls have reached. What it leaves undone when its time
+//!   is over is taken on by the next.
+//! * A call that has a connection to use dials for the sake of others. It looks whether there is
+//!   something to go on with, for [`SHARE`] at most, and all such calls together wait no more than
+//!   a tenth of the time. A server that does not answer a dial therefore costs those next to
+//!   nothing that another one serves.
+//! * Once in [`SWEEP`] a call looks whether connections that have nothing to do are still there.
 //!
 //! What was answered counts only if the connection is still one of the pool's when its caller looks.
 //! One that was given up meanwhile may have led to a server that has crashed since, and a flush of
 //! the next one must not be taken to cover it.
 
-use super::{
-    disconnect,
-    plan::Plan,
-    slots::{Slot, State},
-};
-use crate::{
-    Error, Lost,
-    link::{Link, farewell},
-};
+use super::{dial::Dial, disconnect, plan::Plan};
+use crate::{Error, Lost, link::Link};
 use nbd_io::client::{
-    Changes, Request,
-    shared::{ConnectionState, Reconnect},
+    Changes, ConnectionState, DialId, Join, Loss, Membership, Next, Reconnect, Request,
 };
 use nbd_proto::Command;
 use std::{
+    collections::VecDeque,
     mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    task::Poll,
+    time::{Duration, Instant},
 };
+
+/// How long a call that has no connection to use moves one dial on before it looks around.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// How long a call that has a connection to use may wait for a dial.
+const SHARE: Duration = Duration::from_millis(1);
+
+/// After a call has waited for the sake of others, none does for so many times as long.
+const REST: u32 = 9;
+
+/// How often connections are looked at that have nothing to do.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How long a server that shuts down may take to answer what it holds.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// The connections of a client that come back.
 #[derive(Debug)]
 pub(crate) struct Restored {
-    pub(super) plan: Plan,
-    pub(super) policy: Reconnect,
+    pub(super) plan: Arc<Plan>,
     /// How many bytes of writes are kept until they are flushed.
     keeps: u64,
+    start: Instant,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) members: Membership<Link>,
+    pub(super) changes: Changes,
+    /// Dials that no call is moving on.
+    dials: VecDeque<Dial>,
+    /// Connections to servers that shut down, and when they are cut at the latest.
+    leaving: Vec<(Arc<Link>, Duration)>,
+    /// When a call may wait for the sake of others again.
+    next_share: Duration,
+    next_sweep: Duration,
 }
 
 /// What becomes of the export by a request.
@@ -52,22 +82,42 @@ pub(crate) enum Effect {
     },
 }
 
+/// Reports a dial as failed if it is not taken out: its call has ended in a panic.
+struct DialGuard<'a>(&'a Restored, Option<Dial>);
+
+impl Drop for DialGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(dial) = self.1.take() {
+            let error = Error::lost(Lost::Disconnected);
+            self.0.lock().members.failed(dial.id, error, self.0.now());
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 impl Restored {
     pub(super) fn new(plan: Plan, policy: Reconnect, links: Vec<Arc<Link>>) -> Self {
+        let export = &plan.facts.export;
+        let keeps = if export.can_flush() {
+            policy.keeps()
+        } else {
+            0
+        };
+        let mut members = Membership::new(Some(policy), export);
+        for link in links {
+            members.add(link, Duration::ZERO);
+        }
         Self {
-            keeps: if plan.facts.export.can_flush() {
-                policy.keeps()
-            } else {
-                0
-            },
-            plan,
-            policy,
+            keeps,
+            plan: Arc::new(plan),
+            start: Instant::now(),
             state: Mutex::new(State {
-                slots: links.into_iter().map(Slot::new).collect(),
-                status: ConnectionState::Connected,
-                closing: false,
-                trying: false,
+                members,
                 changes: Changes::default(),
+                dials: VecDeque::new(),
+                leaving: Vec::new(),
+                next_share: Duration::ZERO,
+                next_sweep: SWEEP,
             }),
             changed: Condvar::new(),
         }
@@ -77,8 +127,13 @@ impl Restored {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The time as the machine is told it.
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Wakes all who wait for a change.
-    pub(super) fn tell(&self, state: MutexGuard<'_, State>) {
+    fn notify(&self, state: MutexGuard<'_, State>) {
         drop(state);
         self.changed.notify_all();
     }
@@ -91,42 +146,42 @@ impl Restored {
         late: &mut Option<Instant>,
     ) -> Result<Arc<Link>, Error> {
         let mut state = self.lock();
+        let mut has_helped = false;
         loop {
-            self.look(&mut state);
-            if let ConnectionState::Over(lost) = &state.status {
+            self.sweep(&mut state);
+            if let ConnectionState::Over(lost) = state.members.state() {
                 return Err(Error::Lost(lost.clone()));
             }
-            if state.closing {
+            if state.members.is_closing() {
                 return Err(Error::lost(Lost::Disconnected));
             }
-            let next = state.next_due().filter(|_| !state.trying);
-            if let Some((index, due)) = next
-                && due <= Instant::now()
-            {
-                self.attempt(state, index);
-                state = self.lock();
-                continue;
-            }
-            let usable = state.open().filter_map(|link| Some((link.load()?, link)));
-            if let Some((_, best)) = usable.min_by_key(|(load, _)| *load) {
-                return Ok(best.clone());
-            }
-            let left = state.open().find(|link| link.is_to_be_left()).cloned();
-            if let Some(left) = left {
-                drop(state);
-                let _ = left.disconnect(farewell());
-                self.lost(&left);
-                state = self.lock();
+            if let Some(best) = state.best() {
+                if has_helped || state.is_quiet() {
+                    return Ok(best);
+                }
+                has_helped = true;
+                state = self.help(state);
                 continue;
             }
             if let Some(after) = self.plan.options.request_timeout
                 && let now = Instant::now()
                 && *late.get_or_insert(now.checked_add(after).unwrap_or(now)) <= now
             {
+                // Somebody else has more time for what is left.
+                self.notify(state);
                 return Err(Error::Timeout { command, after });
             }
-            let first = late.iter().copied().chain(next.map(|(_, due)| due)).min();
-            state = self.wait(state, first);
+            let now = self.now();
+            state = match self.next_dial(&mut state, now) {
+                Ok(dial) => {
+                    let slice = self.start + now + SLICE;
+                    self.step(state, dial, late.map_or(slice, |late| late.min(slice)))
+                }
+                Err(due) => {
+                    let due = due.map(|due| self.start + due);
+                    self.wait(state, late.iter().copied().chain(due).min())
+                }
+            };
         }
     }
 
@@ -144,58 +199,172 @@ impl Restored {
         woken.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Takes note of connections that are over.
-    fn look(&self, state: &mut State) {
-        loop {
-            let closed = |link: &&Arc<Link>| link.load().is_none();
-            let over = |link: &Arc<Link>| Some((link.clone(), link.lost()?));
-            let over = state.open().filter(closed).find_map(over);
-            let Some((link, lost)) = over else { return };
-            self.note(state, &link, &lost);
-        }
-    }
-
-    /// A connection may be over.
-    pub(crate) fn lost(&self, link: &Arc<Link>) {
-        let Some(lost) = link.lost() else { return };
-        let mut state = self.lock();
-        self.note(&mut state, link, &lost);
-        self.tell(state);
-    }
-
-    fn note(&self, state: &mut State, link: &Arc<Link>, lost: &Arc<Lost>) {
-        let Some(index) = state.place(link) else {
-            return;
+    /// A dial to be moved on, or when there is the next one.
+    fn next_dial(&self, state: &mut State, now: Duration) -> Result<Dial, Option<Duration>> {
+        let State { members, dials, .. } = state;
+        // What is due comes first, because what was begun before has not got far.
+        let due = match members.next(now) {
+            Next::Dial { dial, by } => {
+                return Ok(Dial::new(dial, &self.plan, by.map(|by| self.start + by)));
+            }
+            Next::Wait(due) => due,
+            Next::Over => None,
         };
-        let why = Error::Lost(lost.clone());
-        if state.closing {
-            state.slots[index].give_up(why);
-            state.settle(index);
-            return;
-        }
-        let lasted = state.slots[index].close(&self.policy, why);
-        for slot in &mut state.slots {
-            let why = Error::lost(Lost::GivenUp);
-            // If the server has crashed, the others are dead too, but what they have received before
-            // may not be read yet.
-            if let Some(other) = slot.link().cloned()
-                && !self.plan.facts.export.is_read_only()
-            {
-                slot.close(&self.policy, why);
-                other.abort(Lost::GivenUp);
-            } else if lasted && slot.is_resting() {
-                // If nothing said that it will go better now, they would be tried without end.
-                slot.revive(&self.policy, why);
+        dials.retain(|dial| members.is_wanted(dial.id));
+        let ready = dials.iter().position(|dial| !dial.waits);
+        ready.and_then(|at| dials.remove(at)).ok_or(due)
+    }
+
+    /// Moves a dial on.
+    fn step<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        dial: Dial,
+        until: Instant,
+    ) -> MutexGuard<'a, State> {
+        drop(state);
+        let id = dial.id;
+        let mut guard = DialGuard(self, Some(dial));
+        let stepped = match &mut guard.1 {
+            Some(dial) => dial.step(self, until),
+            None => Poll::Pending,
+        };
+        let mut state = self.lock();
+        match stepped {
+            Poll::Pending => {
+                state.dials.extend(guard.1.take());
+                self.changed.notify_one();
+            }
+            Poll::Ready(done) => {
+                guard.1 = None;
+                if let Err(error) = done {
+                    state.members.failed(id, error, self.now());
+                }
+                for dial in &mut state.dials {
+                    dial.waits = false;
+                }
+                self.changed.notify_all();
             }
         }
-        if self.plan.may_lose() {
+        state
+    }
+
+    /// Does something for the sake of others, which takes next to no time.
+    fn help<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let now = self.now();
+        let overdue = |(link, by): &mut (Arc<Link>, Duration)| *by <= now || link.lost().is_some();
+        let overdue: Vec<_> = state.leaving.extract_if(.., overdue).collect();
+        for (link, _) in overdue {
+            let _ = link.disconnect(Some(Instant::now()));
+        }
+        if state.next_sweep <= now {
+            state.next_sweep = now + SWEEP;
+            state = self.look(state);
+        }
+        if state.next_share <= now
+            && let Ok(dial) = self.next_dial(&mut state, now)
+        {
+            // Nobody else does meanwhile.
+            state.next_share = now + REST * SHARE;
+            state = self.step(state, dial, self.start + now + SHARE);
+            let end = self.now();
+            state.next_share = end + REST * (end - now);
+        }
+        state
+    }
+
+    /// Looks whether connections that have nothing to do are still there.
+    fn look<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let idle = state.members.open().filter(|link| link.load() == Some(0));
+        let idle: Vec<_> = idle.cloned().collect();
+        drop(state);
+        for link in idle {
+            link.look();
+        }
+        let mut state = self.lock();
+        self.sweep(&mut state);
+        state
+    }
+
+    /// Takes note of connections that are over, or take no requests any more.
+    fn sweep(&self, state: &mut State) {
+        loop {
+            let closed = |link: &&Arc<Link>| link.load().is_none();
+            let ended = |link: &Arc<Link>| Some((link.clone(), link.ended()?));
+            let ended = state.members.open().filter(closed).find_map(ended);
+            let Some((link, lost)) = ended else { return };
+            self.on_lost(state, &link, &lost);
+        }
+    }
+
+    /// A connection may be over, or take no requests any more.
+    pub(crate) fn lost(&self, link: &Arc<Link>) {
+        let Some(lost) = link.ended() else { return };
+        self.on_lost(&mut self.lock(), link, &lost);
+    }
+
+    fn on_lost(&self, state: &mut State, link: &Arc<Link>, lost: &Arc<Lost>) {
+        let now = self.now();
+        let Some(mut loss) = state.members.lost(link, lost, now) else {
+            return;
+        };
+        loss.given_up.push(link.clone());
+        self.give_up(state, loss, now);
+    }
+
+    fn give_up(&self, state: &mut State, loss: Loss<Link>, now: Duration) {
+        for link in loss.given_up {
+            if matches!(link.ended().as_deref(), Some(Lost::ShutsDown)) {
+                // It still answers what it holds.
+                link.leave_if_idle();
+                state.leaving.push((link, now + LEAVING));
+            } else {
+                link.abort(Lost::GivenUp);
+            }
+        }
+        if loss.ends_epoch && self.plan.may_lose() {
             state.changes.tear(self.keeps > 0);
         }
-        if state.open().next().is_none() {
-            state.status = ConnectionState::reconnecting(0, lost.clone());
-        }
-        state.settle(index);
         self.changed.notify_all();
+    }
+
+    /// What a new connection has to do before it is a member, and what is to be replayed if it has
+    /// to do that.
+    pub(super) fn join(
+        &self,
+        dial: DialId,
+        link: &Arc<Link>,
+        has_replayed: bool,
+    ) -> (Join<Link>, Vec<Request>) {
+        let mut state = self.lock();
+        let State {
+            members, changes, ..
+        } = &mut *state;
+        if has_replayed && members.replayed(dial) {
+            changes.mend();
+        }
+        let join = members.join(dial, link, changes.is_torn(), self.now());
+        let kept = match join {
+            Join::Replay => changes.kept(),
+            _ => Vec::new(),
+        };
+        (join, kept)
+    }
+
+    /// Has all connections made anew.
+    pub(crate) fn redial(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        let now = self.now();
+        match state.members.redial(now) {
+            Some(loss) => {
+                self.give_up(&mut state, loss, now);
+                Ok(())
+            }
+            None => Err(match state.members.state() {
+                ConnectionState::Over(lost) => Error::Lost(lost.clone()),
+                _ => Error::lost(Lost::Disconnected),
+            }),
+        }
     }
 
     /// Whether what was answered over a connection counts: not if that was lost meanwhile.
@@ -204,14 +373,14 @@ impl Restored {
             return true;
         }
         let mut state = self.lock();
-        let current = state.place(link).is_some();
+        let current = state.members.is_member(link);
         match effect {
             _ if !current => {}
             Effect::None => {}
             Effect::Flush(count) => state.changes.flush(count),
             Effect::Change { forced, kept } => state.changes.add(forced, kept),
         }
-        current || state.closing
+        current || state.members.is_closing()
     }
 
     /// A flush that is sent now.
@@ -236,36 +405,57 @@ impl Restored {
     }
 
     pub(crate) fn is_closing(&self) -> bool {
-        self.lock().closing
+        self.lock().members.is_closing()
     }
 
     pub(super) fn count(&self) -> usize {
-        self.lock().open().count()
+        self.look(self.lock()).members.open().count()
     }
 
     pub(super) fn status(&self) -> ConnectionState {
-        self.lock().status.clone()
+        self.look(self.lock()).members.state().clone()
     }
 
     pub(super) fn disconnect(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let mut state = self.lock();
-        if mem::replace(&mut state.closing, true) {
-            return Err(Error::lost(Lost::Disconnected));
-        }
-        let result = match &state.status {
+        self.sweep(&mut state);
+        let result = match state.members.state() {
             ConnectionState::Over(lost) | ConnectionState::Reconnecting { cause: lost, .. } => {
                 Err(Error::Lost(lost.clone()))
             }
             _ => Ok(()),
         };
-        let links: Vec<_> = state.open().cloned().collect();
-        self.tell(state);
+        let Some(links) = state.members.close() else {
+            return Err(Error::lost(Lost::Disconnected));
+        };
+        let leaving = mem::take(&mut state.leaving);
+        let dials = mem::take(&mut state.dials);
+        self.notify(state);
+        drop(dials);
         let ended = disconnect(&links, deadline);
-        let mut state = self.lock();
-        if !state.is_over() {
-            state.status = ConnectionState::Over(Arc::new(Lost::Disconnected));
+        for (link, _) in leaving {
+            let _ = link.disconnect(deadline);
         }
-        self.tell(state);
+        let mut state = self.lock();
+        state.members.end();
+        self.notify(state);
         result.and(ended)
+    }
+}
+
+impl State {
+    /// The connection that has the least to do, of those that take requests.
+    fn best(&self) -> Option<Arc<Link>> {
+        let usable = self
+            .members
+            .open()
+            .filter_map(|link| Some((link.load()?, link)));
+        let best = usable.min_by_key(|(load, _)| *load);
+        best.map(|(_, link)| link.clone())
+    }
+
+    /// Whether nothing is to be done for the sake of others, as far as can be said without a clock.
+    fn is_quiet(&self) -> bool {
+        self.members.is_complete() && self.leaving.is_empty() && self.members.count() == 1
     }
 }

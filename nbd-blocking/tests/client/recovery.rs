@@ -1,5 +1,6 @@
 //! Connections that are lost and made again.
 
+mod members;
 mod policy;
 
 use crate::support::{
@@ -267,10 +268,9 @@ fn all_connections_are_made_anew_when_one_is_lost() {
         client.write_all_at(&[1; 512], 0).expect("written");
         let one = machine.connections.lock().expect("no panics").remove(0);
         one.shutdown(Shutdown::Both).expect("it is open");
-        for _ in 0..10 {
+        while machine.host.count() < 6 || client.connections() < 3 {
             read(&client, 0, 512);
         }
-        assert_eq!(client.connections(), 3);
         assert_eq!(machine.host.count(), 6);
         let error = client.flush().expect_err("that is not known");
         assert!(matches!(error, Error::Unflushed), "{error:?}");
@@ -288,12 +288,14 @@ fn a_connection_that_joins_others_has_one_of_them_answer_first() {
         machine.kill();
         machine.disk.lock().expect("no panics").log.clear();
         assert_eq!(read(&client, 0, 512), [1; 512]);
-        assert_eq!(read(&client, 0, 512), [1; 512]);
+        while client.connections() < 2 {
+            assert_eq!(read(&client, 0, 512), [1; 512]);
+        }
         let log = machine.disk.lock().expect("no panics").log.clone();
         // Over the first what is kept, and over that a flush before the other is used.
         let (first, _) = log[0];
-        assert_eq!(log[..2], [(first, 1), (first, 3)], "{log:?}");
-        assert_eq!(client.connections(), 2);
+        let by_first: Vec<_> = log.iter().filter(|(_, command)| *command != 0).collect();
+        assert_eq!(by_first, [&(first, 1), &(first, 3)], "{log:?}");
     });
 }
 

@@ -73,6 +73,9 @@ pub enum Lost {
     /// The server closed the connection without being asked to.
     #[error("the server closed the connection")]
     Closed,
+    /// The server has said that it shuts down.
+    #[error("the server has said that it shuts down")]
+    ShutsDown,
     /// Another connection was made, and the export is not the same any more.
     #[error("on another connection the export differs: {what}")]
     Changed {
@@ -157,7 +160,9 @@ impl From<Error> for io::Error {
                 Lost::Io(error) => error.kind(),
                 Lost::Protocol(_) | Lost::Changed { .. } => io::ErrorKind::InvalidData,
                 Lost::Closed => io::ErrorKind::UnexpectedEof,
-                Lost::GivenUp | Lost::NotRestored { .. } => io::ErrorKind::ConnectionAborted,
+                Lost::GivenUp | Lost::NotRestored { .. } | Lost::ShutsDown => {
+                    io::ErrorKind::ConnectionAborted
+                }
                 Lost::Disconnected => io::ErrorKind::NotConnected,
             },
             _ => io::ErrorKind::Other,

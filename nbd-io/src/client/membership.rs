@@ -182,6 +182,12 @@ impl<L> Membership<L> {
         self.open().any(|open| Arc::ptr_eq(open, link))
     }
 
+    /// How many connections are wanted.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.members.len()
+    }
+
     /// Whether no connection is missing.
     #[must_use]
     pub fn is_complete(&self) -> bool {

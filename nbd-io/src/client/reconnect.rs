@@ -97,7 +97,8 @@ impl Reconnect {
         self
     }
 
-    /// How long to try, each time a connection is lost. `None` sets no limit.
+    /// How long to try, each time a connection is lost. The last attempt begins when this time is
+    /// over, and each may take 5 s even so. `None` sets no limit.
     #[must_use]
     pub const fn total_time(mut self, total: Option<Duration>) -> Self {
         self.total = total;

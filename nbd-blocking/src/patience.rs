@@ -1,0 +1,98 @@
+//! How long is waited at a time for a connection that is being made.
+
+use crate::socket::Socket;
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A gap between two steps of a dial that is longer does not count, because no call was there to
+/// move it on.
+const LONGEST_GAP: Duration = Duration::from_secs(1);
+
+/// How long a dial may be waited for in place. After that its future pends, and is to be polled
+/// again when a call has time for it; nothing wakes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Patience(Option<Arc<Mutex<Step>>>);
+
+#[derive(Debug)]
+struct Step {
+    until: Instant,
+    /// Time that does not count.
+    gaps: Duration,
+}
+
+impl Patience {
+    /// Waits until the deadline of each step of the way, and never pends.
+    pub(crate) const fn endless() -> Self {
+        Self(None)
+    }
+
+    /// Waits only where a [`step`](Patience::step) says so.
+    pub(crate) fn new() -> Self {
+        let (until, gaps) = (Instant::now(), Duration::ZERO);
+        Self(Some(Arc::new(Mutex::new(Step { until, gaps }))))
+    }
+
+    fn lock(&self) -> Option<MutexGuard<'_, Step>> {
+        let step = self.0.as_ref()?;
+        Some(step.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins a step, which may take until then.
+    pub(crate) fn step(&self, until: Instant) {
+        if let Some(mut step) = self.lock() {
+            let gap = Instant::now().saturating_duration_since(step.until);
+            step.gaps += gap.saturating_sub(LONGEST_GAP);
+            step.until = until;
+        }
+    }
+
+    /// When a deadline is that was set before some gaps.
+    pub(crate) fn extended(&self, deadline: Option<Instant>) -> Option<Instant> {
+        let gaps = self.lock().map_or(Duration::ZERO, |step| step.gaps);
+        deadline.and_then(|deadline| deadline.checked_add(gaps))
+    }
+
+    /// Waits until a socket can be read from or written to. Pends if only this step is over.
+    pub(crate) fn poll(
+        &self,
+        socket: &Socket,
+        read: bool,
+        write: bool,
+        deadline: Option<Instant>,
+    ) -> Poll<io::Result<()>> {
+        let deadline = self.extended(deadline);
+        let until = self.lock().map(|step| step.until);
+        let suspends = until.filter(|until| deadline.is_none_or(|deadline| *until < deadline));
+        match socket.wait(read, write, suspends.or(deadline)) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && suspends.is_some() => {
+                Poll::Pending
+            }
+            done => Poll::Ready(done),
+        }
+    }
+
+    /// Waits until a time. Pends if only this step is over.
+    pub(crate) fn poll_pause(
+        &self,
+        end: Instant,
+        deadline: Option<Instant>,
+    ) -> Poll<io::Result<()>> {
+        let deadline = self.extended(deadline);
+        let until = self.lock().map(|step| step.until);
+        let first = until.into_iter().chain(deadline).fold(end, Instant::min);
+        thread::sleep(first.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        if end <= now {
+            Poll::Ready(Ok(()))
+        } else if deadline.is_some_and(|deadline| deadline <= now) {
+            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            Poll::Pending
+        }
+    }
+}

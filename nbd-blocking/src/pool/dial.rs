@@ -1,0 +1,174 @@
+//! A connection on its way into the pool. Calls move it on, one step at a time.
+
+use super::{plan::Plan, restored::Restored};
+use crate::{
+    Error, Lost,
+    client::ends,
+    link::{Link, Load},
+    patience::Patience,
+};
+use nbd_io::client::{DialId, Join, Request};
+use nbd_proto::client::{Cookie, Transmission};
+use std::{
+    collections::VecDeque,
+    fmt, io, mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Instant,
+};
+
+/// A dial that has begun.
+pub(super) struct Dial {
+    pub(super) id: DialId,
+    /// Another one has to come first.
+    pub(super) waits: bool,
+    patience: Patience,
+    by: Option<Instant>,
+    stage: Stage,
+}
+
+enum Stage {
+    Connecting(Connecting),
+    /// There is a connection that is no member yet.
+    Joining(Arc<Link>, Option<Asked>),
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<Arc<Link>, Error>> + Send>>;
+
+/// A request of the pool's own.
+struct Asked {
+    link: Arc<Link>,
+    place: usize,
+    /// Under which cookie it is in flight, or why it is not.
+    sent: Result<Cookie, Error>,
+    purpose: Purpose,
+}
+
+enum Purpose {
+    /// To write again what may be lost; this is what comes after it.
+    Replay(VecDeque<Request>),
+    /// To show that a member still talks to the server.
+    Probe,
+}
+
+impl Dial {
+    pub(super) fn new(id: DialId, plan: &Arc<Plan>, by: Option<Instant>) -> Self {
+        let patience = Patience::new();
+        let (plan, own) = (plan.clone(), patience.clone());
+        let connecting = async move { plan.another(by, own).await };
+        Self {
+            id,
+            waits: false,
+            patience,
+            by,
+            stage: Stage::Connecting(Box::pin(connecting)),
+        }
+    }
+
+    /// Moves it on until the connection is a member or there will be none, but not longer than
+    /// `until`.
+    pub(super) fn step(&mut self, pool: &Restored, until: Instant) -> Poll<Result<(), Error>> {
+        self.waits = false;
+        self.patience.step(until);
+        loop {
+            let (link, asked) = match &mut self.stage {
+                Stage::Connecting(connecting) => {
+                    let mut context = Context::from_waker(Waker::noop());
+                    let link = ready!(connecting.as_mut().poll(&mut context))?;
+                    self.stage = Stage::Joining(link, None);
+                    continue;
+                }
+                Stage::Joining(link, asked) => (&*link, asked),
+            };
+            let mut has_replayed = false;
+            if let Some(waiting) = asked {
+                let answer = waiting.poll(until);
+                let by = self.patience.extended(self.by);
+                if answer.is_pending() && by.is_some_and(|by| by <= Instant::now()) {
+                    let late = io::Error::from(io::ErrorKind::TimedOut);
+                    return Poll::Ready(Err(Error::lost(late)));
+                }
+                let answer = ready!(answer);
+                match &mut waiting.purpose {
+                    Purpose::Replay(rest) => {
+                        answer?;
+                        if let Some(next) = rest.pop_front() {
+                            // One after the other, because they may overlap.
+                            let rest = Purpose::Replay(mem::take(rest));
+                            *asked = Some(Asked::new(link, &next, rest));
+                            continue;
+                        }
+                        has_replayed = true;
+                    }
+                    Purpose::Probe => match answer {
+                        Err(error) if ends(&error) => pool.lost(&waiting.link),
+                        Err(error @ Error::Timeout { .. }) => return Poll::Ready(Err(error)),
+                        // Whatever it says, it says it.
+                        _ => pool.lock().members.probed(self.id, &waiting.link),
+                    },
+                }
+                *asked = None;
+            }
+            let (join, kept) = pool.join(self.id, link, has_replayed);
+            match join {
+                Join::Joined => return Poll::Ready(Ok(())),
+                Join::Unwanted => return Poll::Ready(Err(Error::lost(Lost::Disconnected))),
+                Join::Wait => {
+                    self.waits = true;
+                    return Poll::Pending;
+                }
+                Join::Probe(other) => {
+                    *asked = Some(Asked::new(&other, &Request::Flush, Purpose::Probe));
+                }
+                Join::Replay => {
+                    let mut kept = VecDeque::from(kept);
+                    // There is something, or nothing could be lost.
+                    let first = kept.pop_front().unwrap_or(Request::Flush);
+                    *asked = Some(Asked::new(link, &first, Purpose::Replay(kept)));
+                }
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn new(link: &Arc<Link>, request: &Request, purpose: Purpose) -> Self {
+        let place = link.enter();
+        let start = |transmission: &mut Transmission| request.clone().start(transmission);
+        let sent = link.submit(place, request.command(), Load::Nothing, &mut [], start);
+        Self {
+            link: link.clone(),
+            place,
+            sent,
+            purpose,
+        }
+    }
+
+    fn poll(&self, until: Instant) -> Poll<Result<(), Error>> {
+        let answer = match &self.sent {
+            Ok(cookie) => self.link.wait_by(self.place, *cookie, until),
+            Err(error) => Err(error.clone()),
+        };
+        match answer {
+            Ok(Some(done)) => Poll::Ready(done.result.map(drop)),
+            Ok(None) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.link.leave(self.place);
+    }
+}
+
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dial")
+            .field("id", &self.id)
+            .field("by", &self.by)
+            .finish_non_exhaustive()
+    }
+}
