@@ -83,7 +83,7 @@ impl ConnectOptions {
             reconnect: None,
             local_files: false,
             #[cfg(feature = "tls-base")]
-            tls: None,
+            tls: Some(ClientTls::new()),
         }
     }
 

@@ -1,11 +1,7 @@
 //! What a server's TLS connections show and trust.
 
-use super::{Identity, TlsError, from_file, from_memory, provider};
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, CertificateRevocationListDer},
-    server::WebPkiClientVerifier,
-};
+use super::{Pin, TlsError, identity::Identity, source::Source, verify::Trust, warm_provider};
+use rustls::ServerConfig;
 use std::{fmt, path::Path, sync::Arc};
 
 /// Who a server says it is, and whom it lets in.
@@ -22,8 +18,7 @@ use std::{fmt, path::Path, sync::Arc};
 #[derive(Clone)]
 pub struct ServerTls {
     identity: Arc<Identity>,
-    client_roots: Vec<CertificateDer<'static>>,
-    revoked: Vec<CertificateRevocationListDer<'static>>,
+    trust: Trust,
     required: bool,
 }
 
@@ -32,7 +27,7 @@ impl ServerTls {
     ///
     /// # Errors
     ///
-    /// When one of them is missing.
+    /// When one of them is missing, the key is encrypted, or they do not fit each other.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
         Ok(Self::new(Identity::from_pem(chain, key)?))
     }
@@ -41,7 +36,8 @@ impl ServerTls {
     ///
     /// # Errors
     ///
-    /// When a file cannot be read, or one of them is missing.
+    /// When a file cannot be read, one of them is missing, the key is encrypted, or they do not fit
+    /// each other.
     pub fn from_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self, TlsError> {
         Ok(Self::new(Identity::from_files(
             chain.as_ref(),
@@ -67,7 +63,8 @@ impl ServerTls {
         }
         let revoked = path.join("ca-crl.pem");
         if revoked.exists() {
-            tls.revoked = from_file("lists of revoked certificates", &revoked)?;
+            let source = Source::file(&revoked, "lists of revoked certificates")?;
+            tls.trust.add_revoked(&source)?;
         }
         Ok(tls)
     }
@@ -75,8 +72,7 @@ impl ServerTls {
     fn new(identity: Identity) -> Self {
         Self {
             identity: Arc::new(identity),
-            client_roots: Vec::new(),
-            revoked: Vec::new(),
+            trust: Trust::default(),
             required: false,
         }
     }
@@ -84,12 +80,13 @@ impl ServerTls {
     /// Asks clients for certificates, which have to be of the authorities in PEM text. Can be
     /// repeated.
     ///
+    /// A certificate that is signed with its own key may also be that of the client itself.
+    ///
     /// # Errors
     ///
     /// When there is none in it.
     pub fn client_roots_pem(mut self, pem: &[u8]) -> Result<Self, TlsError> {
-        self.client_roots
-            .extend(from_memory("certificates of authorities", pem)?);
+        self.trust.add_roots(&Source::memory(pem))?;
         Ok(self)
     }
 
@@ -99,8 +96,8 @@ impl ServerTls {
     ///
     /// When the file cannot be read, or there is none in it.
     pub fn client_roots_file(mut self, path: impl AsRef<Path>) -> Result<Self, TlsError> {
-        self.client_roots
-            .extend(from_file("certificates of authorities", path.as_ref())?);
+        let source = Source::file(path.as_ref(), "certificates of authorities")?;
+        self.trust.add_roots(&source)?;
         Ok(self)
     }
 
@@ -110,9 +107,28 @@ impl ServerTls {
     ///
     /// When there is no list in it.
     pub fn revoked_pem(mut self, pem: &[u8]) -> Result<Self, TlsError> {
-        self.revoked
-            .extend(from_memory("lists of revoked certificates", pem)?);
+        self.trust.add_revoked(&Source::memory(pem))?;
         Ok(self)
+    }
+
+    /// Whether there has to be a list of revoked certificates of each authority that leads to a
+    /// client's certificate, once there is one at all. By default, certificates of an authority
+    /// without a list count as not revoked.
+    #[must_use]
+    pub const fn require_revocation_lists(mut self, required: bool) -> Self {
+        self.trust.lists_required = required;
+        self
+    }
+
+    /// Asks clients for certificates, and accepts this certificate or key and no other one. Can be
+    /// repeated: one of them has to match.
+    ///
+    /// If authorities are given, too, a certificate has to be right in every other respect. If they
+    /// are not, the match is enough.
+    #[must_use]
+    pub fn pin_client(mut self, pin: Pin) -> Self {
+        self.trust.pins.push(pin);
+        self
     }
 
     /// Whether a client has to show a certificate to be let in. Off by default, so that a
@@ -130,48 +146,23 @@ impl ServerTls {
     /// When what was given cannot be used, or client certificates are required and no authority
     /// is known.
     pub fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let provider = provider()?;
-        let unusable = |what| {
-            move |source: rustls::Error| TlsError::Unusable {
-                what,
-                source: source.into(),
-            }
-        };
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let provider = warm_provider()?;
+        let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(unusable("TLS 1.2 and 1.3"))?;
-        let builder = if self.client_roots.is_empty() {
-            if self.required {
-                return Err(TlsError::Missing {
-                    what: "certificates of authorities",
-                    place: "what is given to check client certificates with".to_owned(),
-                });
-            }
-            builder.with_no_client_auth()
+            .map_err(TlsError::unusable("TLS 1.2 and 1.3"))?;
+        let builder = if self.trust.asks() {
+            builder.with_client_cert_verifier(self.trust.client_verifier(self.required, &provider)?)
+        } else if self.required {
+            return Err(TlsError::NoAuthorities);
         } else {
-            let mut roots = RootCertStore::empty();
-            for root in &self.client_roots {
-                roots
-                    .add(root.clone())
-                    .map_err(unusable("a certificate of an authority"))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .with_crls(self.revoked.clone());
-            let verifier = if self.required {
-                verifier
-            } else {
-                verifier.allow_unauthenticated()
-            };
-            let verifier = verifier.build().map_err(|source| TlsError::Unusable {
-                what: "the certificates of authorities",
-                source: source.into(),
-            })?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_no_client_auth()
         };
         let Identity { chain, key } = &*self.identity;
         let config = builder
             .with_single_cert(chain.clone(), key.clone_key())
-            .map_err(unusable("this side's certificate and private key"))?;
+            .map_err(TlsError::unusable(
+                "this side's certificate and private key",
+            ))?;
         Ok(Arc::new(config))
     }
 }
@@ -179,8 +170,7 @@ impl ServerTls {
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerTls")
-            .field("client_roots", &self.client_roots.len())
-            .field("revoked", &self.revoked.len())
+            .field("trust", &self.trust)
             .field("required", &self.required)
             .finish_non_exhaustive()
     }

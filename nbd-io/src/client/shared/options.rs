@@ -81,7 +81,7 @@ impl<R: Network> ConnectOptions<R> {
             reconnect: None,
             local_files: false,
             #[cfg(feature = "tls")]
-            tls: None,
+            tls: Some(ClientTls::new()),
         }
     }
 
@@ -253,7 +253,7 @@ impl<R: Network> ConnectOptions<R> {
     ///
     /// Like [`connect`](ConnectOptions::connect).
     pub async fn connect_uri(&self, uri: &Uri) -> Result<Client<R>, Error> {
-        let options = self.clone().with_uri(uri)?;
+        let options = self.clone().with_uri(uri).await?;
         let first = options.open(uri).await?;
         let plan = Plan::new(options, Some(uri.clone()), &first);
         Pool::open(plan, first).await.map(Client::new)
@@ -294,7 +294,7 @@ impl<R: Network> ConnectOptions<R> {
     ///
     /// A future that is dropped leaves no connection behind.
     pub async fn start(&self, uri: &Uri) -> Result<Greeted<R>, Error> {
-        let options = self.clone().with_uri(uri)?;
+        let options = self.clone().with_uri(uri).await?;
         if options.target.tls == TlsPolicy::Always {
             return Err(Error::Unsupported {
                 what: "this URI demands TLS: use `start_secure`",
@@ -318,7 +318,7 @@ impl<R: Network> ConnectOptions<R> {
     ///
     /// A future that is dropped leaves no connection behind.
     pub async fn start_secure(&self, uri: &Uri) -> Result<Haggling<R, Encrypted>, Error> {
-        let options = self.clone().with_uri(uri)?;
+        let options = self.clone().with_uri(uri).await?;
         let socket = options.dial(uri).await?;
         let host = host(uri.address());
         let config = options.target.config;
@@ -331,25 +331,25 @@ impl<R: Network> ConnectOptions<R> {
     }
 
     /// These options and what a URI says.
-    fn with_uri(mut self, uri: &Uri) -> Result<Self, Error> {
+    async fn with_uri(mut self, uri: &Uri) -> Result<Self, Error> {
         self.target.export = uri.export().clone();
         let Some(tls) = uri.tls() else {
             return Ok(self);
         };
         self.target.tls = TlsPolicy::Always;
-        self.trust(tls)?;
+        self.trust(tls).await?;
         Ok(self)
     }
 
     #[cfg(feature = "tls")]
-    fn trust(&mut self, uri: &nbd_proto::uri::Tls) -> Result<(), Error> {
+    async fn trust(&mut self, uri: &nbd_proto::uri::Tls) -> Result<(), Error> {
         let tls = self.tls.take().unwrap_or_default();
-        self.tls = Some(tls.with_uri(uri)?);
+        self.tls = Some(tls.with_uri_on(&self.runtime, uri).await?);
         Ok(())
     }
 
     #[cfg(not(feature = "tls"))]
-    fn trust(&mut self, _: &nbd_proto::uri::Tls) -> Result<(), Error> {
+    async fn trust(&mut self, _: &nbd_proto::uri::Tls) -> Result<(), Error> {
         Err(Error::Unsupported {
             what: "this URI demands TLS, which is not in this build",
         })
@@ -416,7 +416,8 @@ impl<R: Network> ConnectOptions<R> {
         stream: Stream,
         host: Option<&str>,
     ) -> Result<Stream, NegotiationError> {
-        let (config, name) = self.tls.clone().unwrap_or_default().client(host)?;
+        let tls = self.tls.clone().unwrap_or_default();
+        let (config, name) = tls.client_on(&self.runtime, host).await?;
         let tls = crate::tls::TlsTransport::connect(stream, config, name).await?;
         Ok(Box::new(tls))
     }

@@ -13,7 +13,7 @@ use crate::{
 use bytes::BytesMut;
 use pipe::{End, pipe, run};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::SupportedProtocolVersion;
+use rustls::{RootCertStore, SupportedProtocolVersion};
 use std::{
     future::ready as done,
     sync::atomic::{AtomicUsize, Ordering},
@@ -26,6 +26,7 @@ type Tls = TlsTransport<End>;
 struct World {
     server: ServerTls,
     client: ClientTls,
+    roots: RootCertStore,
 }
 
 impl World {
@@ -42,8 +43,11 @@ impl World {
         };
         let (server, server_key) = leaf("disks.example");
         let (client, client_key) = leaf("client.example");
+        let mut store = RootCertStore::empty();
+        store.add(ca.der().clone()).unwrap();
         let roots = ca.pem().into_bytes();
         Self {
+            roots: store,
             server: ServerTls::from_pem(&server, &server_key)
                 .and_then(|tls| tls.client_roots_pem(&roots))
                 .unwrap(),
@@ -82,7 +86,7 @@ fn connected(
     let client = ClientConfig::builder_with_provider(crate::tls::provider().unwrap())
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_root_certificates(world.client.root_store().unwrap())
+        .with_root_certificates(world.roots.clone())
         .with_no_client_auth();
     let name = ServerName::try_from("disks.example").unwrap();
     let (ours, theirs) = pipe(capacity, chunk);
