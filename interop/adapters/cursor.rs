@@ -54,6 +54,34 @@ fn an_export_is_copied_to_another_one_byte_by_byte() {
 }
 
 #[test]
+fn a_cursor_ends_before_an_incomplete_block() {
+    // C-129
+    limited(|| {
+        let server = Nbdkit::new("memory")
+            .param("size=1048676")
+            .filter("blocksize-policy")
+            .param("blocksize-error-policy=error")
+            .param("blocksize-minimum=512");
+        let Some(server) = server.start() else { return };
+        on_runtime(async |network| {
+            let options = ConnectOptions::with_runtime(network);
+            let mut cursor = Cursor::new(options.connect(&server.uri("")).await.unwrap());
+            assert_eq!(cursor.seek(SeekFrom::End(-100)).await.unwrap(), SIZE - 100);
+            let error = cursor.write_all(&[7; 200]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::WriteZero);
+            cursor.flush().await.unwrap();
+            cursor.seek(SeekFrom::Start(0)).await.unwrap();
+            let mut all = Vec::new();
+            cursor.read_to_end(&mut all).await.unwrap();
+            let (zeroes, sevens) = all.split_at(all.len() - 100);
+            assert_eq!(all.len() as u64, SIZE);
+            assert!(zeroes.iter().all(|byte| *byte == 0) && sevens == [7; 100]);
+            cursor.client().disconnect().await.unwrap();
+        });
+    });
+}
+
+#[test]
 fn a_cursor_is_a_file_of_fixed_length() {
     limited(|| {
         let certificates = Certificates::new();

@@ -486,6 +486,25 @@ pub enum Misuse {
         /// The export's size in bytes.
         size: u64,
     },
+    /// The range reaches into an incomplete block at the end of the export, where no request may end.
+    #[error(
+        "{command} was not sent: {len} bytes at {offset} reach into an incomplete block, for only \
+         {reachable} of the export's {size} bytes are in whole blocks of {minimum}"
+    )]
+    Unreachable {
+        /// The command.
+        command: Command,
+        /// Where, in bytes.
+        offset: u64,
+        /// How much, in bytes.
+        len: u64,
+        /// What can be reached, in bytes from the start of the export.
+        reachable: u64,
+        /// The export's size in bytes.
+        size: u64,
+        /// The minimum block size in bytes.
+        minimum: u32,
+    },
     /// The range is not made of whole blocks.
     #[error(
         "{command} was not sent: {len} bytes at {offset} are not multiples of the export's \

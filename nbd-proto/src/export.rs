@@ -1,8 +1,8 @@
 //! What is known of an export.
 
 use crate::{
-    Error, ExportName, Text,
-    wire::{Mode, TransmissionFlags, WireBlockSizes},
+    Error, ExportName, Misuse, Text,
+    wire::{Command, Mode, TransmissionFlags, WireBlockSizes},
 };
 
 /// The block size constraints of an export, in bytes.
@@ -95,7 +95,8 @@ impl From<BlockSizes> for WireBlockSizes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportInfo {
-    /// Its size in bytes. May exceed `i64::MAX`.
+    /// Its size in bytes, as the server told it. May exceed `i64::MAX`, and a client may not be able
+    /// to [reach](Self::reachable) all of it.
     pub size: u64,
     /// What it can do.
     pub flags: TransmissionFlags,
@@ -118,6 +119,67 @@ impl ExportInfo {
             description: None,
             block_sizes: None,
         }
+    }
+
+    /// The block size constraints that hold, [`BlockSizes::UNKNOWN`] if none were told.
+    #[must_use]
+    pub fn blocks(&self) -> BlockSizes {
+        self.block_sizes.unwrap_or(BlockSizes::UNKNOWN)
+    }
+
+    /// How many bytes from the start on a client can reach: the size, without what the end has of
+    /// an incomplete block. Servers should not have one, but some do.
+    ///
+    /// Spec: [Size constraints](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints).
+    #[must_use]
+    pub fn reachable(&self) -> u64 {
+        // A power of two.
+        self.size & !u64::from(self.blocks().minimum() - 1)
+    }
+
+    /// Checks that a client can reach a range, which need not be made of whole blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Misuse::OutOfBounds`] or [`Misuse::Unreachable`].
+    pub fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Misuse> {
+        let size = self.size;
+        let reachable = self.reachable();
+        match offset.checked_add(len) {
+            Some(end) if end <= reachable => Ok(()),
+            Some(end) if end <= size => Err(Misuse::Unreachable {
+                command,
+                offset,
+                len,
+                reachable,
+                size,
+                minimum: self.blocks().minimum(),
+            }),
+            _ => Err(Misuse::OutOfBounds {
+                command,
+                offset,
+                len,
+                size,
+            }),
+        }
+    }
+
+    /// Checks that a range is made of whole blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Misuse::Unaligned`].
+    pub fn check_blocks(&self, command: Command, offset: u64, len: u64) -> Result<(), Misuse> {
+        let minimum = self.blocks().minimum();
+        if (offset | len) & u64::from(minimum - 1) != 0 {
+            return Err(Misuse::Unaligned {
+                command,
+                offset,
+                len,
+                minimum,
+            });
+        }
+        Ok(())
     }
 
     /// The flags that can be meant: without those that need what was not negotiated, and without

@@ -179,6 +179,52 @@ fn unaligned_requests_are_made_of_whole_blocks() {
 }
 
 #[test]
+fn an_incomplete_block_at_the_end_is_told_and_all_before_it_is_of_use() {
+    // C-129
+    run(|| {
+        let server = Nbdkit::new("memory")
+            .param("size=1048676")
+            .filter("blocksize-policy")
+            .param("blocksize-error-policy=error")
+            .param("blocksize-minimum=512");
+        let Some(server) = server.start() else { return };
+        let client = connect(&server, "");
+        assert_eq!(client.size(), MIB);
+        assert_eq!(client.export().size, MIB + 100);
+        let copy = pattern(1, MIB);
+        client.write_all_at(&copy, 0).unwrap();
+        assert_has(&client, 0, &copy);
+        client.write_all_at(&[7; 600], MIB - 600).unwrap();
+        assert_has(&client, MIB - 600, &[7; 600]);
+        client.write_zeroes(0, MIB, CommandFlags::NONE).unwrap();
+        client.trim(0, MIB, CommandFlags::NONE).unwrap();
+        client.cache(0, MIB).unwrap();
+        assert_eq!(extents(&client), [(0, MIB, 3)]);
+        let mut tail = [0; 676];
+        for error in [
+            client.read_exact_at(&mut tail, MIB - 576).unwrap_err(),
+            client.read_exact_at(&mut tail[..1], MIB).unwrap_err(),
+            client.write_all_at(&tail, MIB - 576).unwrap_err(),
+            client.trim(MIB, 100, CommandFlags::NONE).unwrap_err(),
+            client
+                .block_status(0, MIB + 100, CommandFlags::NONE)
+                .unwrap_err(),
+        ] {
+            let Error::Misuse(misuse) = error else {
+                panic!("{error:?}");
+            };
+            assert!(matches!(misuse, Misuse::Unreachable { .. }), "{misuse:?}");
+            let text = misuse.to_string();
+            let whole = "only 1048576 of the export's 1048676 bytes are in whole blocks of 512";
+            assert!(text.contains(whole), "{text}");
+        }
+        let outside = client.read_exact_at(&mut tail, MIB).unwrap_err();
+        assert!(matches!(outside, Error::Misuse(Misuse::OutOfBounds { .. })));
+        client.disconnect().unwrap();
+    });
+}
+
+#[test]
 fn threads_do_not_lose_each_others_parts_of_a_block() {
     run(|| {
         let server = memory()

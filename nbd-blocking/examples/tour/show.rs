@@ -66,6 +66,10 @@ pub(crate) fn export(
         println!("  description  {description}");
     }
     println!("  size         {}", size(info.size));
+    let unreachable = info.size - info.reachable();
+    if unreachable > 0 {
+        println!("               of which the last {unreachable} bytes are out of reach");
+    }
     println!("  flags        {:?}", info.flags);
     println!(
         "  blocks       {} minimum, {} preferred, {} at most{}",

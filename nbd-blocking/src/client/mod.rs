@@ -76,10 +76,12 @@ impl Client {
         &self.facts().export
     }
 
-    /// The export's size in bytes.
+    /// The size in bytes of what can be read and written: the export's, without what its end has of
+    /// an incomplete block of the minimum size. Servers should not have one, but if this is less than
+    /// [`export().size`](ExportInfo::size), the rest is out of every client's reach.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.facts().export.size
+        self.export().reachable()
     }
 
     /// Which headers the connections use.

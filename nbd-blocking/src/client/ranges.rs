@@ -7,7 +7,7 @@ use crate::{
     overlaps::{Overlaps, Owner, Turn},
 };
 use bytes::Bytes;
-use nbd_io::client::{Facts, Piece, Request, check_blocks, check_range};
+use nbd_io::client::{Piece, Request, check_range};
 use nbd_proto::{Command, CommandFlags, Errno, client::Transmission};
 use std::{ops::Range, time::Instant};
 
@@ -18,8 +18,7 @@ impl Client {
     }
 
     pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        let Facts { export, blocks, .. } = self.facts();
-        Ok(check_range(export, *blocks, command, offset, len)?)
+        Ok(check_range(self.export(), command, offset, len)?)
     }
 
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
@@ -160,7 +159,7 @@ impl Client {
         request: impl Fn(Piece) -> Request,
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
-        check_blocks(self.facts().blocks, command, offset, len)?;
+        self.export().check_blocks(command, offset, len)?;
         let changes = command != Command::Cache;
         let turn = if changes {
             self.turn(command, offset..offset + len)?

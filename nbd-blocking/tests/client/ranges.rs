@@ -388,6 +388,66 @@ fn nothing_is_sent_of_a_range_that_leaves_the_export() {
 }
 
 #[test]
+fn an_incomplete_block_at_the_end_is_out_of_reach_of_cursors_and_queues() {
+    // C-129
+    within(10, || {
+        let haggling = Haggling {
+            size: 10_100,
+            block_sizes: Some((512, 4096, 64 << 10)),
+            ..Haggling::structured()
+        };
+        let (client, server) = session(haggling, &ConnectOptions::new(), |peer| {
+            let mut disk = vec![0; 10_100];
+            loop {
+                let asked = peer.request();
+                let start = usize::try_from(asked.offset).expect("short");
+                let range = start..start + usize::try_from(asked.len).expect("short");
+                match asked.command {
+                    0 => peer.says(bytes::data(
+                        D,
+                        asked.cookie,
+                        asked.offset,
+                        &disk[range.clone()],
+                    )),
+                    1 => {
+                        disk[range.clone()].copy_from_slice(&peer.hears(range.len()));
+                        peer.says(bytes::ch(D, 0, asked.cookie, []));
+                    }
+                    2 => return,
+                    _ => peer.says(bytes::ch(D, 0, asked.cookie, [])),
+                }
+                assert!(range.end <= 9728, "{asked:?}");
+            }
+        });
+        assert_eq!((client.size(), client.export().size), (9728, 10_100));
+        let mut cursor = Cursor::new(client.clone());
+        assert_eq!(cursor.seek(SeekFrom::End(-100)).expect("inside"), 9628);
+        assert_eq!(cursor.write(&[7; 600]).expect("written"), 100);
+        assert_eq!(cursor.write(&[7; 600]).expect("nothing fits"), 0);
+        cursor.rewind().expect("legal");
+        let mut all = Vec::new();
+        cursor.read_to_end(&mut all).expect("read");
+        assert_eq!(all.len(), 9728);
+        assert!(all.ends_with(&[7; 100]) && !all.ends_with(&[7; 101]));
+        let mut queue = client.queue();
+        let none = CommandFlags::NONE;
+        for error in [
+            queue.read(9728, vec![0; 372]).unwrap_err(),
+            queue.read(9216, vec![0; 884]).unwrap_err(),
+            queue.write(9728, vec![0; 100], none).unwrap_err(),
+            queue.trim(0, 10_100, none).unwrap_err(),
+        ] {
+            says(&error, &["only 9728 of the export's 10100 bytes"]);
+        }
+        queue.read(9216, vec![0; 512]).expect("submitted");
+        let completion = queue.complete().expect("connected").expect("one");
+        assert_eq!(completion.into_buffer().expect("read"), all[9216..]);
+        drop((queue, cursor, client));
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
 fn a_range_that_a_server_finds_too_long_is_tried_again_in_parts() {
     // C-126
     within(10, || {

@@ -24,4 +24,4 @@ pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet,
 pub use outbox::{Outbox, SLICES};
 pub use reconnect::{ConnectionState, Reconnect};
 pub use request::Request;
-pub use split::{Piece, blocks_of, check_blocks, check_range, longest, split};
+pub use split::{Piece, blocks_of, check_range, longest, split};

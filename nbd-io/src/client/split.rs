@@ -60,53 +60,21 @@ pub fn blocks_of(blocks: BlockSizes, offset: u64, len: u64) -> [Range<u64>; 3] {
     [offset..body, body..tail, tail..end]
 }
 
-/// Refuses a range whose blocks are not all inside the export, before a part of it is carried out.
+/// Refuses a range that cannot all be reached, before a part of it is carried out.
 ///
 /// # Errors
 ///
-/// [`Misuse::OutOfBounds`].
+/// [`Misuse::OutOfBounds`] or [`Misuse::Unreachable`].
 pub fn check_range(
     export: &ExportInfo,
-    blocks: BlockSizes,
     command: Command,
     offset: u64,
     len: u64,
 ) -> Result<(), Misuse> {
-    let size = export.size;
-    let end = offset.checked_add(len);
-    let end = end.and_then(|end| end.checked_next_multiple_of(blocks.minimum().into()));
-    if len > 0 && end.is_none_or(|end| end > size) {
-        return Err(Misuse::OutOfBounds {
-            command,
-            offset,
-            len,
-            size,
-        });
+    if len == 0 {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// Refuses a range that does not consist of whole blocks.
-///
-/// # Errors
-///
-/// [`Misuse::Unaligned`].
-pub fn check_blocks(
-    blocks: BlockSizes,
-    command: Command,
-    offset: u64,
-    len: u64,
-) -> Result<(), Misuse> {
-    let minimum = blocks.minimum();
-    if (offset | len) & u64::from(minimum - 1) != 0 {
-        return Err(Misuse::Unaligned {
-            command,
-            offset,
-            len,
-            minimum,
-        });
-    }
-    Ok(())
+    export.check_range(command, offset, len)
 }
 
 /// The longest range that a server in use can be trusted with, in bytes.

@@ -158,13 +158,12 @@ fn a_range_has_a_length_and_lies_inside_the_export() {
 
 #[test]
 fn a_range_is_made_of_whole_blocks() {
-    // C-116, C-121, C-129
+    // C-116, C-121
     for entry in Entry::every_mode() {
         let entry = complete(entry.size(1_000_000).block_sizes(512, 4096, 65536));
         let commands = RANGED.into_iter();
         for command in commands.filter(|c| *c != BlockStatus || entry.mode != Mode::Simple) {
-            // The last 64 bytes are no whole block, and out of reach.
-            for (offset, len) in [(1, 512), (512, 511), (999_936, 64)] {
+            for (offset, len) in [(1, 512), (512, 511), (0, 999_900)] {
                 let refused = asked(&entry, command, offset, len, NONE);
                 let minimum = 512;
                 let unaligned = Misuse::Unaligned {
@@ -189,6 +188,44 @@ fn a_range_is_made_of_whole_blocks() {
         refused,
         Err(Misuse::Unaligned { minimum: 4096, .. })
     ));
+}
+
+#[test]
+fn an_incomplete_block_at_the_end_of_an_export_is_out_of_reach() {
+    // C-129
+    for entry in Entry::every_mode() {
+        let entry = complete(entry.size(1_000_000).block_sizes(512, 4096, 65536));
+        let commands = RANGED.into_iter();
+        for command in commands.filter(|c| *c != BlockStatus || entry.mode != Mode::Simple) {
+            for (offset, len) in [(999_936, 64), (999_424, 576), (999_936, 1), (0, 1_000_000)] {
+                let refused = asked(&entry, command, offset, len, NONE);
+                let unreachable = Misuse::Unreachable {
+                    command,
+                    offset,
+                    len,
+                    reachable: 999_936,
+                    size: 1_000_000,
+                    minimum: 512,
+                };
+                assert_eq!(refused, Err(unreachable));
+            }
+            let refused = asked(&entry, command, 999_936, 512, NONE);
+            assert!(matches!(refused, Err(Misuse::OutOfBounds { .. })));
+            assert!(asked(&entry, command, 999_424, 512, NONE).is_ok());
+        }
+    }
+    let refused = asked(
+        &Entry::simple().size(1000).block_sizes(512, 512, 65536),
+        Read,
+        512,
+        488,
+        NONE,
+    );
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "NBD_CMD_READ was not sent: 488 bytes at 512 reach into an incomplete block, for only 512 of \
+         the export's 1000 bytes are in whole blocks of 512"
+    );
 }
 
 #[test]

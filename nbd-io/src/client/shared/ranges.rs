@@ -7,7 +7,7 @@ use super::{
     window::{Parts, in_flight},
 };
 use crate::{
-    client::{Error, Facts, Piece, check_blocks, check_range, split},
+    client::{Error, Piece, check_range, split},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -25,8 +25,7 @@ use std::{
 
 impl<R: Network> Client<R> {
     pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        let Facts { export, blocks, .. } = self.facts();
-        Ok(check_range(export, *blocks, command, offset, len)?)
+        Ok(check_range(self.export(), command, offset, len)?)
     }
 
     /// The whole blocks that a range touches.
@@ -134,7 +133,7 @@ impl<R: Network> Client<R> {
         request: impl Fn(Piece) -> Request,
     ) -> Result<(), Error> {
         self.check_range(command, offset, len)?;
-        check_blocks(self.facts().blocks, command, offset, len)?;
+        self.export().check_blocks(command, offset, len)?;
         let start = |piece| self.done(request(piece));
         if len > 0 && len <= max.min(self.facts().max_payload) {
             return start(Piece { offset, len }).await;

@@ -232,25 +232,8 @@ impl Transmission {
         if len == 0 {
             return Err(Misuse::Empty { command });
         }
-        let size = self.info.size;
-        if offset.checked_add(len).is_none_or(|end| end > size) {
-            return Err(Misuse::OutOfBounds {
-                command,
-                offset,
-                len,
-                size,
-            });
-        }
-        let minimum = self.blocks.minimum();
-        let unaligned = (offset | len) & u64::from(minimum - 1) != 0;
-        if unaligned {
-            return Err(Misuse::Unaligned {
-                command,
-                offset,
-                len,
-                minimum,
-            });
-        }
+        self.info.check_range(command, offset, len)?;
+        self.info.check_blocks(command, offset, len)?;
         if self.mode != Mode::Extended && len > u64::from(u32::MAX) {
             let max = self.max_len(command);
             return Err(Misuse::TooLong { command, len, max });
