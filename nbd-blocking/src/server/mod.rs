@@ -1,5 +1,6 @@
 //! Serving exports: a thread for each connection, and more for exports that wait.
 
+mod bell;
 mod stream;
 mod threads;
 
@@ -8,6 +9,7 @@ pub use nbd_socket::Listener;
 pub use threads::{Sleep, Threads};
 
 use crate::socket::Socket;
+use bell::block_on;
 use rustix::net::sockopt;
 use std::{
     io::{self, Read, Write},
@@ -18,7 +20,6 @@ use std::{
     },
 };
 use stream::{Connection, Listening};
-use threads::block_on;
 
 /// Serves exports to any number of clients, with the methods of [`Serve`].
 ///

@@ -1,12 +1,12 @@
 //! The connections and listeners of a server on plain threads.
 
-use super::threads::wait_for;
+use super::bell::wait_for;
 use crate::{socket::Socket, stream::Stream};
 use nbd_io::{
     server::{Listener, Peer},
     transport::Transport,
 };
-use rustix::event::PollFlags;
+use rustix::{event::PollFlags, io::Errno};
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
     os::fd::AsFd,
@@ -48,7 +48,7 @@ impl Connection {
     fn read(&self, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
         match self {
             Self::Socket { socket, alone } => {
-                unless_pending(socket.recv(bufs, *alone), socket, PollFlags::IN)
+                unless_pending(socket.recv(bufs, *alone), socket, PollFlags::IN, *alone)
             }
             Self::Any(stream) => Poll::Ready(stream.read(bufs, true)),
         }
@@ -57,7 +57,7 @@ impl Connection {
     fn write(&self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         match self {
             Self::Socket { socket, alone } => {
-                unless_pending(socket.send(bufs, *alone), socket, PollFlags::OUT)
+                unless_pending(socket.send(bufs, *alone), socket, PollFlags::OUT, *alone)
             }
             Self::Any(stream) => Poll::Ready(stream.write(bufs, true)),
         }
@@ -68,10 +68,11 @@ fn unless_pending<R>(
     done: io::Result<R>,
     fd: &Arc<impl AsFd + Send + Sync + 'static>,
     events: PollFlags,
+    alone: bool,
 ) -> Poll<io::Result<R>> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            wait_for(Arc::clone(fd) as _, events);
+            wait_for(Arc::clone(fd) as _, events, alone);
             Poll::Pending
         }
         done => Poll::Ready(done),
@@ -130,10 +131,11 @@ impl Listener for Listening {
     type Stream = Connection;
 
     fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Connection, Peer)>> {
-        let accepted = self
-            .0
-            .accept()
-            .and_then(|(socket, peer)| Ok((Connection::socket(socket)?, peer)));
-        unless_pending(accepted, &self.0, PollFlags::IN)
+        let accepted = self.0.accept().and_then(|(socket, peer)| {
+            // What cannot be set any more is the end of this connection, not of the listener.
+            let connection = Connection::socket(socket);
+            Ok((connection.map_err(|_| Errno::CONNABORTED)?, peer))
+        });
+        unless_pending(accepted, &self.0, PollFlags::IN, false)
     }
 }

@@ -1,18 +1,13 @@
 //! Threads as a runtime: a task has a thread of its own, which waits in the system.
 
+use super::bell::{block_on, wake_at};
 use nbd_io::runtime::{Runtime, Tasks};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
-    cell::RefCell,
     collections::VecDeque,
-    fmt, io,
-    os::fd::AsFd,
-    pin::{Pin, pin},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
-    task::{Context, Poll, Wake, Waker},
+    fmt,
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     thread,
     time::{Duration, Instant},
 };
@@ -77,177 +72,8 @@ impl Future for Sleep {
         if Instant::now() >= end {
             return Poll::Ready(());
         }
-        INTEREST.with_borrow_mut(|interest| {
-            let deadline = interest.deadline.get_or_insert(end);
-            *deadline = end.min(*deadline);
-        });
+        wake_at(end);
         Poll::Pending
-    }
-}
-
-/// What a task waits for, besides being woken.
-#[derive(Default)]
-struct Interest {
-    fds: Vec<(Arc<dyn AsFd + Send + Sync>, PollFlags)>,
-    deadline: Option<Instant>,
-}
-
-thread_local! {
-    /// Collected while the task of this thread is polled.
-    static INTEREST: RefCell<Interest> = RefCell::default();
-}
-
-/// Has the task of this thread polled again when `fd` is ready for something.
-pub(super) fn wait_for(fd: Arc<dyn AsFd + Send + Sync>, events: PollFlags) {
-    INTEREST.with_borrow_mut(|interest| interest.fds.push((fd, events)));
-}
-
-/// Carries a task to its end in this thread.
-pub(super) fn block_on<F: Future>(task: F) -> io::Result<F::Output> {
-    let bell = Arc::new(Bell::new()?);
-    let waker = Waker::from(Arc::clone(&bell));
-    let cx = &mut Context::from_waker(&waker);
-    let mut task = pin!(task);
-    loop {
-        INTEREST.with_borrow_mut(|interest| {
-            interest.fds.clear();
-            interest.deadline = None;
-        });
-        if let Poll::Ready(output) = task.as_mut().poll(cx) {
-            // What the thread does next may be another task.
-            INTEREST.take();
-            return Ok(output);
-        }
-        INTEREST.with_borrow(|interest| bell.wait(interest))?;
-    }
-}
-
-/// Wakes a thread that waits in the system.
-struct Bell {
-    state: AtomicU8,
-    ring: Ring,
-}
-
-const AWAKE: u8 = 0;
-const WAITING: u8 = 1;
-const RUNG: u8 = 2;
-
-impl Bell {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            state: AtomicU8::new(AWAKE),
-            ring: Ring::new()?,
-        })
-    }
-
-    /// Waits until the bell is rung, or something of interest has happened.
-    fn wait(&self, interest: &Interest) -> io::Result<()> {
-        let exchanged =
-            self.state
-                .compare_exchange(AWAKE, WAITING, Ordering::SeqCst, Ordering::SeqCst);
-        let rung = exchanged.is_err() || {
-            let mut fds: Vec<_> = interest
-                .fds
-                .iter()
-                .map(|(fd, events)| PollFd::from_borrowed_fd(fd.as_fd(), *events))
-                .collect();
-            fds.push(PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN));
-            let timeout = interest.deadline.map(|deadline| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                Timespec::try_from(left).unwrap_or(Timespec {
-                    tv_sec: i64::MAX,
-                    tv_nsec: 0,
-                })
-            });
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            fds.last().is_some_and(|ring| !ring.revents().is_empty())
-        };
-        self.state.store(AWAKE, Ordering::SeqCst);
-        if rung {
-            self.ring.silence();
-        }
-        Ok(())
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.state.swap(RUNG, Ordering::SeqCst) == WAITING {
-            self.ring.ring();
-        }
-    }
-}
-
-/// A descriptor that can be read from once somebody rang.
-#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-struct Ring(std::os::fd::OwnedFd);
-
-#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-impl Ring {
-    fn new() -> io::Result<Self> {
-        use rustix::event::{EventfdFlags, eventfd};
-        Ok(Self(eventfd(
-            0,
-            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
-        )?))
-    }
-
-    fn ring(&self) {
-        // It fails only if it has been rung very often already.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-    }
-
-    fn silence(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
-    }
-}
-
-#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-impl AsFd for Ring {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// A descriptor that can be read from once somebody rang.
-#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-struct Ring {
-    here: std::os::unix::net::UnixStream,
-    there: std::os::unix::net::UnixStream,
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-impl Ring {
-    fn new() -> io::Result<Self> {
-        let (here, there) = std::os::unix::net::UnixStream::pair()?;
-        here.set_nonblocking(true)?;
-        there.set_nonblocking(true)?;
-        Ok(Self { here, there })
-    }
-
-    fn ring(&self) {
-        use std::io::Write;
-        // It fails only if it has been rung very often already.
-        let _ = (&self.there).write(&[1]);
-    }
-
-    fn silence(&self) {
-        use std::io::Read;
-        while matches!((&self.here).read(&mut [0; 64]), Ok(64)) {}
-    }
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-impl AsFd for Ring {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.here.as_fd()
     }
 }
 

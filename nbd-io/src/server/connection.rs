@@ -57,10 +57,12 @@ pub(super) async fn serve<T: Transport, R: Runtime>(
 async fn enter<T: Transport, R: Runtime>(
     settings: &Settings,
     runtime: &R,
-    transport: T,
+    mut transport: T,
     peer: &Peer,
     place: &Place,
 ) -> Result<Entered<Layered<T>>, Ending> {
+    // What a client asks for is found in place by a transport that can wait like that.
+    transport.set_alone(true);
     let admission = Admission::new(settings, runtime, *peer);
     let mut negotiation = pin!(negotiate_with(
         Layered::Plain(transport),

@@ -19,6 +19,10 @@ use std::{fmt, future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Durat
 /// How long to wait when there is no room for a connection: others have to end first.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// So many connections in a row that could not be accepted are no coincidence: something lasts, such
+/// as a filter of the system's that lets none through, and must not keep the processor busy.
+const FEW: u32 = 16;
+
 /// How long connections take at most to close when they have been told to.
 const LAST_GRACE: Duration = Duration::from_secs(1);
 
@@ -289,6 +293,7 @@ impl<R: Tasks> Server<R> {
     ///
     /// Dropping it closes the listener, and leaves the connections as they are.
     pub async fn serve<L: Listener>(&self, mut listener: L) -> io::Result<()> {
+        let mut passing = 0;
         loop {
             let accepted = poll_fn(|cx| {
                 if self.registry.poll_stopping(cx).is_ready() {
@@ -298,16 +303,23 @@ impl<R: Tasks> Server<R> {
             });
             let (stream, peer) = match accepted.await {
                 None => break,
-                Some(Ok(accepted)) => accepted,
-                Some(Err(error)) => match Hindrance::of(&error) {
-                    Hindrance::Passing => continue,
-                    Hindrance::Shortage => {
-                        self.settings.tell(&Event::AcceptFailed { error: &error });
-                        self.pause(RETRY).await;
-                        continue;
+                Some(Ok(accepted)) => {
+                    passing = 0;
+                    accepted
+                }
+                Some(Err(error)) => {
+                    passing += 1;
+                    match Hindrance::of(&error) {
+                        Hindrance::Passing if passing < FEW => continue,
+                        Hindrance::Passing | Hindrance::Shortage => {
+                            self.settings.tell(&Event::AcceptFailed { error: &error });
+                            self.pause(RETRY).await;
+                            passing = 0;
+                            continue;
+                        }
+                        Hindrance::Final => return Err(error),
                     }
-                    Hindrance::Final => return Err(error),
-                },
+                }
             };
             if let Ok(place) = self.enter(&peer) {
                 self.start(stream, peer, place);
@@ -399,7 +411,7 @@ impl Drop for Unserved {
 enum Hindrance {
     /// It was gone before it was accepted, or the like.
     Passing,
-    /// Descriptors or memory are used up.
+    /// Descriptors, memory and the like are used up.
     Shortage,
     Final,
 }
@@ -434,7 +446,10 @@ impl Hindrance {
                 | Errno::PERM
                 | Errno::TIMEDOUT,
             ) => Self::Passing,
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Shortage,
+            // The last one is of an event loop that cannot watch any more sockets.
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC) => {
+                Self::Shortage
+            }
             _ => Self::Final,
         }
     }

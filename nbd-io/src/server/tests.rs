@@ -1,4 +1,6 @@
+mod accepting;
 mod busy;
+mod clock;
 mod execution;
 mod haggling;
 mod loopback;

@@ -1,8 +1,8 @@
 //! How long clients may take for the negotiation.
 
+use super::clock::Clock;
 use crate::{
     Memory, NamedExports,
-    runtime::{Runtime, Tasks},
     server::{Ending, NegotiationError, Peer, Server},
     transport::Transport,
 };
@@ -10,60 +10,11 @@ use nbd_proto::{ExportName, Limits};
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut, Read},
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
-
-/// A clock that the test moves on.
-#[derive(Clone, Default)]
-struct Clock(Arc<AtomicU64>);
-
-impl Clock {
-    fn now(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
-    }
-
-    fn advance(&self, time: Duration) {
-        let time = u64::try_from(time.as_millis()).unwrap();
-        self.0.fetch_add(time, Ordering::Relaxed);
-    }
-}
-
-struct Until(Clock, Duration);
-
-impl Future for Until {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if self.0.now() < self.1 {
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    }
-}
-
-impl Runtime for Clock {
-    type Sleep = Until;
-
-    fn sleep(&self, time: Duration) -> Until {
-        Until(self.clone(), self.now() + time)
-    }
-
-    fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
-        job();
-    }
-}
-
-impl Tasks for Clock {
-    fn spawn(&self, _: impl Future<Output = ()> + Send + 'static) {
-        unreachable!("nobody listens")
-    }
-}
 
 /// A client that takes what it is sent, and says one thing after the other, each after a pause.
 struct Slow {

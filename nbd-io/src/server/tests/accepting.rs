@@ -1,0 +1,99 @@
+//! What a server makes of connections that it cannot accept.
+
+use super::clock::Clock;
+use crate::{
+    NamedExports,
+    server::{Event, Listener, Peer, Server},
+    transport::Transport,
+};
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+/// Has always a connection that cannot be accepted, and counts how often that was tried.
+struct Hindered(i32, Arc<AtomicU32>);
+
+impl Listener for Hindered {
+    type Stream = Never;
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Self::Stream, Peer)>> {
+        let tried = self.1.fetch_add(1, Ordering::Relaxed);
+        assert!(tried < 100_000, "the server spins");
+        Poll::Ready(Err(io::Error::from_raw_os_error(self.0)))
+    }
+}
+
+/// What is never accepted.
+enum Never {}
+
+impl Transport for Never {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match *self {}
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, _: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match *self {}
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match *self {}
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match *self {}
+    }
+}
+
+/// Serves for three seconds. Returns how often a connection was to be accepted, how often it was
+/// told that this failed, and what the server ended with if it did.
+fn serve(errno: i32) -> (u32, u32, Option<io::Result<()>>) {
+    let clock = Clock::default();
+    let (tried, told) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+    let count = Arc::clone(&told);
+    let server = Server::on_runtime(clock.clone(), Arc::new(NamedExports::new()));
+    let server = server.on_event(move |event| {
+        assert!(matches!(event, Event::AcceptFailed { .. }), "{event:?}");
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut serving = pin!(server.serve(Hindered(errno, Arc::clone(&tried))));
+    let cx = &mut Context::from_waker(Waker::noop());
+    let mut ended = None;
+    while ended.is_none() && clock.now() < Duration::from_secs(3) {
+        if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+            ended = Some(served);
+        }
+        clock.advance(Duration::from_millis(10));
+    }
+    let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+    (count(&tried), count(&told), ended)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hindrance_that_lasts_does_not_keep_the_processor_busy() {
+    use rustix::io::Errno;
+    // One that passes may be followed by others that pass, so that a few are tried at once.
+    for (errno, most) in [
+        (Errno::PERM, 16),
+        (Errno::CONNABORTED, 16),
+        (Errno::MFILE, 1),
+    ] {
+        let (tried, told, ended) = serve(errno.raw_os_error());
+        assert!(ended.is_none(), "{errno}: {ended:?}");
+        assert!(tried <= 31 * most, "{errno}: {tried}");
+        assert_eq!(told, tried.div_ceil(most), "{errno}");
+    }
+    let (tried, _, ended) = serve(Errno::INVAL.raw_os_error());
+    assert!(tried == 1 && ended.is_some_and(|ended| ended.is_err()));
+}
