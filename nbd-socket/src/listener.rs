@@ -2,17 +2,23 @@
 
 use crate::{Socket, vsock};
 use nbd_io::server::Peer;
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    net::{SocketType, sockopt},
+};
 use socket2::{TcpKeepalive, Type};
 use std::{
     fs, io,
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
         unix::{
             fs::{FileTypeExt, MetadataExt},
             net::{UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -42,14 +48,46 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// When its mode cannot be changed.
+    /// Of the kind [`io::ErrorKind::InvalidInput`] if it does not listen; when its mode cannot be
+    /// changed.
     pub fn new(listener: impl Into<OwnedFd>) -> io::Result<Self> {
         let listener = socket2::Socket::from(listener.into());
+        check_listens(&listener)?;
         listener.set_nonblocking(true)?;
         Ok(Self {
             socket: listener,
             _name: None,
         })
+    }
+
+    /// Listens on a TCP port, at every address that `host` stands for: `localhost` is most often one
+    /// of IPv6 and one of IPv4. With port 0 the system chooses one, the same for all of them; see
+    /// [`tcp_address`](Self::tcp_address).
+    ///
+    /// # Errors
+    ///
+    /// When the host has no addresses, or the port is in use at one of them. An address that this
+    /// machine does not have is left out, if there is another one.
+    pub fn bind_tcp(host: &str, port: u16) -> io::Result<Vec<Self>> {
+        let mut addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+        addresses.dedup();
+        // A port that is free at one address may be in use at another one.
+        let attempts = if port == 0 { 16 } else { 1 };
+        let mut bound = bind_all(&addresses);
+        for _ in 1..attempts {
+            match &bound {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                _ => break,
+            }
+            bound = bind_all(&addresses);
+        }
+        bound
+    }
+
+    /// The address that it listens at, if it is one of TCP.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok()?.as_socket()
     }
 
     /// Listens on a Unix socket, in place of one that a server has left behind.
@@ -106,28 +144,35 @@ impl Listener {
     /// them over by `LISTEN_FDS` and `LISTEN_PID` (socket activation). There are none if it was not
     /// started so.
     ///
-    /// To be called once, before there are other threads: the sockets are given away, and the
-    /// variables are taken out of the environment so that no other process takes them for its own.
+    /// They are given away once; later there are none. The environment stays as it is: the variables
+    /// name this process, so that its children do not take the sockets for their own. Nor do they
+    /// inherit them.
     ///
     /// # Errors
     ///
-    /// When one of them is no listening socket of TCP, of the file system, or of vsock.
+    /// When the variables make no sense, or one of the sockets is not a stream socket that listens,
+    /// such as the connected one that `systemd` hands over with `Accept=yes`. All of them stay open
+    /// then.
     pub fn inherited() -> io::Result<Vec<Self>> {
-        let mut inherited = listenfd::ListenFd::from_env();
-        let mut listeners = Vec::with_capacity(inherited.len());
-        for at in 0..inherited.len() {
-            // One of another kind stays where it is.
-            let fd = inherited
-                .take_unix_listener(at)
-                .map(|unix| unix.map(OwnedFd::from))
-                .or_else(|_| vsock::inherited(&mut inherited, at))
-                .or_else(|_| {
-                    let tcp = inherited.take_tcp_listener(at);
-                    tcp.map(|tcp| tcp.map(OwnedFd::from))
-                })?;
-            listeners.extend(fd.map(Self::new).transpose()?);
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        // Each descriptor has one owner.
+        if TAKEN.swap(true, Ordering::SeqCst) {
+            return Ok(Vec::new());
         }
-        Ok(listeners)
+        let inherited = sd_listen_fds::get().map_err(|error| {
+            let error = format!("cannot tell which sockets were inherited: {error}");
+            io::Error::new(io::ErrorKind::InvalidInput, error)
+        })?;
+        let inherited: Vec<_> = inherited.into_iter().map(|(_, fd)| fd.into_std()).collect();
+        let checked = inherited.iter().try_for_each(check_inherited);
+        if let Err(error) = checked {
+            // What is not what the variables say may belong to somebody else.
+            for fd in inherited {
+                let _ = fd.into_raw_fd();
+            }
+            return Err(error);
+        }
+        inherited.into_iter().map(Self::new).collect()
     }
 
     /// The next connection, as a non-blocking socket, and who is at its other end.
@@ -157,6 +202,72 @@ impl Listener {
         let socket = Socket::new(OwnedFd::from(socket))?.nonblocking()?;
         Ok((socket, peer))
     }
+}
+
+/// Listens at all addresses, at the same port.
+fn bind_all(addresses: &[SocketAddr]) -> io::Result<Vec<Listener>> {
+    let mut listeners: Vec<Listener> = Vec::with_capacity(addresses.len());
+    let mut missing = None;
+    for address in addresses {
+        let mut address = *address;
+        if let Some(first) = listeners.first().and_then(Listener::tcp_address) {
+            address.set_port(first.port());
+        }
+        match TcpListener::bind(address) {
+            Ok(listener) => listeners.push(Listener::new(listener)?),
+            Err(error) if is_missing(&error) => missing = Some((address, error)),
+            Err(error) => return Err(at(address, &error)),
+        }
+    }
+    match missing {
+        Some((address, error)) if listeners.is_empty() => Err(at(address, &error)),
+        None if listeners.is_empty() => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "expected the host to have an address, and it has none",
+        )),
+        _ => Ok(listeners),
+    }
+}
+
+/// Whether this machine has no such address, or none of its family.
+fn is_missing(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    error.kind() == io::ErrorKind::AddrNotAvailable || errno == Some(rustix::io::Errno::AFNOSUPPORT)
+}
+
+fn at(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen at {address}: {error}"))
+}
+
+/// Refuses a descriptor that is no listening stream socket, and has no other process inherit it.
+fn check_inherited(fd: &OwnedFd) -> io::Result<()> {
+    let of = |what: &str| {
+        let error = format!("descriptor {}, which was inherited, {what}", fd.as_raw_fd());
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    };
+    let kind = sockopt::socket_type(fd);
+    match kind.map_err(|error| of(&format!("is no socket: {error}")))? {
+        SocketType::STREAM => {}
+        _ => return Err(of("is a socket of another kind than a stream")),
+    }
+    check_listens(fd).map_err(|error| of(&format!("does not listen: {error}")))?;
+    Ok(fcntl_setfd(fd, FdFlags::CLOEXEC)?)
+}
+
+/// Refuses a socket that would only say so when it is to accept a connection.
+fn check_listens(socket: &impl AsFd) -> io::Result<()> {
+    // Apple's systems cannot be asked.
+    #[cfg(not(target_vendor = "apple"))]
+    if !sockopt::socket_acceptconn(socket)? {
+        let error = if rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some()) {
+            "expected a socket that listens, and this one is connected to a client (for systemd, set \
+             Accept=no, or hand it over as standard input and output)"
+        } else {
+            "expected a socket that listens, and this one does not"
+        };
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+    }
+    Ok(())
 }
 
 /// A file that is removed in the end.
@@ -210,6 +321,7 @@ impl AsRawFd for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpStream;
 
     #[test]
     fn only_a_socket_that_nobody_listens_to_is_replaced() {
@@ -241,6 +353,47 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[cfg(not(target_vendor = "apple"))]
+    #[test]
+    fn a_socket_that_does_not_listen_is_refused_with_words() {
+        let (connected, _other) = UnixStream::pair().unwrap();
+        let error = Listener::new(connected).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(
+            error.to_string().contains("connected to a client"),
+            "{error}"
+        );
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, Type::STREAM, None).unwrap();
+        let error = Listener::new(socket).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("does not"), "{error}");
+    }
+
+    #[test]
+    fn every_address_of_the_local_host_listens_at_one_port() {
+        let listeners = Listener::bind_tcp("localhost", 0).unwrap();
+        let addresses: Vec<_> = listeners
+            .iter()
+            .map(|listener| listener.tcp_address().unwrap())
+            .collect();
+        let port = addresses[0].port();
+        assert!(port != 0 && addresses.iter().all(|address| address.port() == port));
+        let known: Vec<_> = ("localhost", port).to_socket_addrs().unwrap().collect();
+        for address in &addresses {
+            assert!(known.contains(address));
+            TcpStream::connect(address).unwrap();
+        }
+        // Whatever of them the machine has.
+        for missing in known.iter().filter(|known| !addresses.contains(known)) {
+            assert!(is_missing(
+                &TcpListener::bind((missing.ip(), 0)).unwrap_err()
+            ));
+        }
+        let error = Listener::bind_tcp("localhost", port).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&port.to_string()), "{error}");
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! What only Linux has: sockets between a virtual machine and its host.
 
-use listenfd::ListenFd;
 use nbd_io::server::Peer;
 use socket2::SockAddr;
-use std::{io, os::fd::OwnedFd};
+use std::io;
 
 #[cfg(target_os = "linux")]
 #[expect(
@@ -29,16 +28,4 @@ pub(crate) fn peer(address: &SockAddr) -> Option<Peer> {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn peer(_: &SockAddr) -> Option<Peer> {
     None
-}
-
-/// Takes one of those that the process was started with, if it is of this kind.
-#[cfg(target_os = "linux")]
-pub(crate) fn inherited(inherited: &mut ListenFd, at: usize) -> io::Result<Option<OwnedFd>> {
-    let (domain, stream) = (socket2::Domain::VSOCK.into(), socket2::Type::STREAM.into());
-    inherited.take_custom(at, domain, stream, "vsock stream socket")
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn inherited(_: &mut ListenFd, _: usize) -> io::Result<Option<OwnedFd>> {
-    Err(crate::connect::unsupported())
 }
