@@ -8,10 +8,10 @@
 #[path = "../../nbd-blocking/examples/serve/arguments.rs"]
 mod arguments;
 
-use arguments::Arguments;
+use arguments::{Arguments, exit};
 use clap::Parser;
 use nbd_async_std::{AsyncStd, Listener};
-use std::error::Error;
+use std::{error::Error, process::ExitCode};
 
 /// Serves a disk until it is told to stop by a signal.
 ///
@@ -22,9 +22,12 @@ struct Command {
     arguments: Arguments,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    exit(run())
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let Command { arguments } = Command::parse();
-    // Those that the process was started with are to be taken before there are other threads.
     let listeners = arguments.listeners()?;
     async_std::task::block_on(serve(arguments, listeners))
 }

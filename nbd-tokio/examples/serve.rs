@@ -9,10 +9,10 @@
 mod arguments;
 mod support;
 
-use arguments::Arguments;
+use arguments::{Arguments, exit};
 use clap::Parser;
 use nbd_tokio::{Listener, Tokio};
-use std::error::Error;
+use std::{error::Error, process::ExitCode};
 use support::Flavour;
 
 /// Serves a disk until it is told to stop by a signal.
@@ -27,9 +27,12 @@ struct Command {
     runtime: Flavour,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    exit(run())
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let Command { arguments, runtime } = Command::parse();
-    // Those that the process was started with are to be taken before there are other threads.
     let listeners = arguments.listeners()?;
     runtime.build()?.block_on(serve(arguments, listeners))
 }

@@ -8,8 +8,15 @@ use super::{
 use interop::{Peer, require};
 use nbd_blocking::{Client, ConnectOptions, Errno, Error, Lost};
 use std::{
+    cell::Cell,
     fs::{self, File},
-    os::unix::{fs::FileExt, net::UnixStream},
+    io::{BufRead, BufReader, Read},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    os::fd::OwnedFd,
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -216,5 +223,141 @@ fn a_socket_that_the_program_was_started_with_is_served() {
         client.read_exact_at(&mut read, 4096).unwrap();
         assert_eq!(&read, b"hello");
         client.disconnect().unwrap();
+    });
+}
+
+#[test]
+fn a_connected_socket_that_the_program_was_started_with_is_refused_with_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let (_client, connected) = UnixStream::pair().unwrap();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(
+            r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" "$@" 3<&0 </dev/null"#,
+        );
+        shell.arg(&program).stdin(OwnedFd::from(connected));
+        let ended = shell.output().unwrap();
+        let words = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success(), "{words}");
+        assert!(
+            words.starts_with("serve: ") && words.contains("connected to a client"),
+            "{words}"
+        );
+    });
+}
+
+#[test]
+fn what_keeps_the_program_from_serving_is_told_in_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let missing = path(directory.path(), "missing.img");
+        let nowhere = path(directory.path(), "no/such/socket");
+        for (args, word) in [
+            (vec!["--tcp", "0", "--file", &missing], "missing.img"),
+            (vec!["--unix", &nowhere], "no/such/socket"),
+            (vec![], "nothing to listen on"),
+        ] {
+            let ended = Command::new(&program).args(args).output().unwrap();
+            let words = String::from_utf8(ended.stderr).unwrap();
+            assert!(!ended.status.success());
+            let last = words.lines().last().unwrap();
+            assert!(last.starts_with("serve: ") && last.contains(word), "{words}");
+            // As Debug would have it.
+            assert!(!last.contains(['{', '"']), "{words}");
+        }
+    });
+}
+
+#[test]
+fn a_port_that_the_system_has_chosen_is_printed_and_served_at_every_local_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let mut command = Command::new(&program);
+        command.args(["--quiet", "--tcp", "0"]);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut serving = Program {
+            child,
+            socket: PathBuf::new(),
+        };
+        let mut said = BufReader::new(serving.child.stderr.take().unwrap()).lines();
+        let first = said.next().unwrap().unwrap();
+        let address: SocketAddr = first.strip_prefix("listens at ").unwrap().parse().unwrap();
+        let port = address.port();
+        let mut answered = 0;
+        for address in ("localhost", port).to_socket_addrs().unwrap() {
+            // The machine need not have every address that the name stands for.
+            if TcpListener::bind((address.ip(), 0)).is_ok() {
+                let stream = TcpStream::connect(address).unwrap();
+                let client = ConnectOptions::new().connect_tcp(stream).unwrap();
+                client.disconnect().unwrap();
+                answered += 1;
+            }
+        }
+        assert!(answered > 0);
+    });
+}
+
+#[test]
+fn clients_are_served_though_nothing_can_be_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let socket = directory.path().join("socket");
+        let mut command = Command::new(&program);
+        command.arg("--unix").arg(&socket).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // As of a pipe whose reader has ended.
+        drop(child.stderr.take());
+        let serving = Program { child, socket };
+        eventually(|| UnixStream::connect(&serving.socket).is_ok());
+        for _ in 0..3 {
+            let client = serving.connect();
+            client.write_all_at(b"hello", 4096).unwrap();
+            client.disconnect().unwrap();
+        }
+    });
+}
+
+/// What a server says first.
+const GREETING: usize = 18;
+
+#[test]
+fn a_shortage_of_descriptors_leaves_one_connection_for_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let limited = directory.path().join("limited");
+        let script = format!(
+            "#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n",
+            program.display()
+        );
+        fs::write(&limited, script).unwrap();
+        fs::set_permissions(&limited, fs::Permissions::from_mode(0o755)).unwrap();
+        let serving = Program::start(&limited, &directory, &["--quiet"]);
+        let clients: Vec<_> = (0..80)
+            .map(|_| {
+                let client = UnixStream::connect(&serving.socket).unwrap();
+                client.set_nonblocking(true).unwrap();
+                (client, Cell::new(false))
+            })
+            .collect();
+        let is_greeted = |(client, greeted): &&(UnixStream, Cell<bool>)| {
+            let read = || { client }.read(&mut [0; GREETING]);
+            if !greeted.get() && read().is_ok_and(|n| n == GREETING) {
+                greeted.set(true);
+            }
+            greeted.get()
+        };
+        // A few are for the program itself.
+        eventually(|| clients.iter().filter(is_greeted).count() >= 48);
+        // The others wait until there is room.
+        let (early, late) = clients.split_at(40);
+        for (client, _) in early {
+            client.shutdown(Shutdown::Both).unwrap();
+        }
+        eventually(|| late.iter().all(|client| is_greeted(&client)));
     });
 }

@@ -13,7 +13,15 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{error::Error, io, net::TcpListener, path::PathBuf, sync::Arc, thread};
+use std::{
+    error::Error,
+    fmt,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+};
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("disk")), group(ArgGroup::new("address").multiple(true)))]
@@ -21,7 +29,8 @@ pub(crate) struct Arguments {
     /// Listen on a Unix socket of this name.
     #[arg(long, group = "address")]
     unix: Option<PathBuf>,
-    /// Listen on this TCP port of the local host.
+    /// Listen on this TCP port, at all addresses of the local host; with 0 the system chooses one,
+    /// which is printed.
     #[arg(long, group = "address")]
     tcp: Option<u16>,
     /// Listen on this port of vsock, for virtual machines, their host, or this machine itself.
@@ -91,10 +100,17 @@ impl Arguments {
     pub(crate) fn listeners(&self) -> Result<Vec<Listener>, Box<dyn Error>> {
         let mut listeners = Vec::new();
         if let Some(path) = &self.unix {
-            listeners.push(Listener::bind_unix(path)?);
+            let bound = Listener::bind_unix(path);
+            listeners.push(bound.map_err(|error| format!("{}: {error}", path.display()))?);
         }
         if let Some(port) = self.tcp {
-            listeners.push(Listener::new(TcpListener::bind(("localhost", port))?)?);
+            let bound = Listener::bind_tcp("localhost", port)?;
+            if !self.quiet || port == 0 {
+                for address in bound.iter().filter_map(Listener::tcp_address) {
+                    say(format_args!("listens at {address}"));
+                }
+            }
+            listeners.extend(bound);
         }
         if let Some(port) = self.vsock {
             listeners.push(Listener::bind_vsock(None, port)?);
@@ -119,9 +135,35 @@ fn stop_by_signal(stopper: Stopper) -> io::Result<()> {
     Ok(())
 }
 
+/// What the program ends with; an error is told with all that caused it.
+pub(crate) fn exit(ended: Result<(), Box<dyn Error>>) -> ExitCode {
+    let Err(error) = ended else {
+        return ExitCode::SUCCESS;
+    };
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !words.contains(&cause) {
+            words = format!("{words}: {cause}");
+        }
+        source = error.source();
+    }
+    say(format_args!("serve: {words}"));
+    ExitCode::FAILURE
+}
+
+/// Prints a line where errors go. That it cannot be printed, as when the other end of a pipe is
+/// gone, is no reason to stop serving.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 fn report(event: &Event<'_>) {
     match event {
-        Event::Connected { connection, peer } => eprintln!("{connection}: {peer} has connected"),
+        Event::Connected { connection, peer } => {
+            say(format_args!("{connection}: {peer} has connected"));
+        }
         Event::Entered {
             connection,
             export,
@@ -133,11 +175,15 @@ fn report(event: &Event<'_>) {
             } else {
                 "in the clear"
             };
-            eprintln!("{connection}: uses \"{export}\" {tls}, {mode:?} replies");
+            say(format_args!(
+                "{connection}: uses \"{export}\" {tls}, {mode:?} replies"
+            ));
         }
-        Event::Closed { connection, ending } => eprintln!("{connection}: {ending}"),
-        Event::Refused { peer } => eprintln!("{peer} was turned away"),
-        Event::AcceptFailed { error } => eprintln!("cannot accept a connection: {error}"),
+        Event::Closed { connection, ending } => say(format_args!("{connection}: {ending}")),
+        Event::Refused { peer } => say(format_args!("{peer} was turned away")),
+        Event::AcceptFailed { error } => {
+            say(format_args!("cannot accept a connection: {error}"));
+        }
         _ => {}
     }
 }

@@ -7,10 +7,10 @@
 
 mod arguments;
 
-use arguments::Arguments;
+use arguments::{Arguments, exit};
 use clap::Parser;
 use nbd_blocking::server::{Ending, Serve, Threads};
-use std::error::Error;
+use std::{error::Error, process::ExitCode};
 
 /// Serves a disk until it is told to stop by a signal.
 ///
@@ -24,9 +24,12 @@ struct Command {
     stdio: bool,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let Command { arguments, stdio } = Command::parse();
-    if stdio {
+fn main() -> ExitCode {
+    exit(serve(&Command::parse()))
+}
+
+fn serve(Command { arguments, stdio }: &Command) -> Result<(), Box<dyn Error>> {
+    if *stdio {
         let server = arguments.server(Threads::default())?;
         return match server.serve_stdio()? {
             Ending::Io(error) => Err(error.into()),
@@ -34,7 +37,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             ending => Err(ending.to_string().into()),
         };
     }
-    // Those that the process was started with are to be taken before there are other threads.
     let listeners = arguments.listeners()?;
     let server = arguments.server(Threads::default())?;
     Ok(server.serve_listeners(listeners)?)
