@@ -10,9 +10,13 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::LazyLock,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// What the clock counts from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The async-std runtime, of which each process has one. It needs no context: everything can be
 /// called from anywhere.
@@ -33,6 +37,10 @@ impl Future for Sleep {
 
 impl Runtime for AsyncStd {
     type Sleep = Sleep;
+
+    fn now(&self) -> Duration {
+        START.elapsed()
+    }
 
     fn sleep(&self, time: Duration) -> Sleep {
         Sleep(Timer::after(time))

@@ -97,9 +97,9 @@ impl From<Done> for Completion {
         let Done {
             cookie,
             result,
-            buffer,
-            ..
+            sink,
         } = done;
+        let buffer = sink.into_owned();
         let (result, extents) = match result {
             Ok(Outcome::Extents(extents)) => (Ok(()), extents),
             Ok(_) => (Ok(()), Vec::new()),

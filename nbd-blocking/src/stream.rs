@@ -89,10 +89,14 @@ impl Stream {
         }
     }
 
-    /// How long a blocking read waits before it fails with `WouldBlock`.
-    pub(crate) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+    /// How long a blocking read or write waits before it fails with `WouldBlock`.
+    pub(crate) fn set_patience(
+        &self,
+        recv: Option<Duration>,
+        send: Option<Duration>,
+    ) -> io::Result<()> {
         self.socket()
-            .map_or(Ok(()), |socket| socket.set_patience(patience))
+            .map_or(Ok(()), |socket| socket.set_patience(recv, send))
     }
 
     /// Whether a read that waits keeps others from writing.

@@ -21,6 +21,10 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// Ends when `time` has passed, and not much later.
     fn sleep(&self, time: Duration) -> Self::Sleep;
 
+    /// What a clock shows that only goes forward, from any start: the one that
+    /// [`sleep`](Runtime::sleep) goes by.
+    fn now(&self) -> Duration;
+
     /// Has `job` done on a thread that may wait for disks and the like. Jobs are begun in about
     /// the order in which they came, and none waits for another one that is not done yet for long.
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static);

@@ -169,15 +169,14 @@ impl Socket {
         }
     }
 
-    /// How long a blocking send or receive waits.
+    /// How long a blocking receive and a blocking send wait. `None` is for ever.
     ///
     /// # Errors
     ///
     /// When the system refuses.
-    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        for direction in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
-            sockopt::set_socket_timeout(&self.fd, direction, patience)?;
-        }
+    pub fn set_patience(&self, recv: Option<Duration>, send: Option<Duration>) -> io::Result<()> {
+        sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, recv)?;
+        sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Send, send)?;
         Ok(())
     }
 

@@ -8,9 +8,16 @@ use std::{
     io,
     net::{SocketAddr, ToSocketAddrs},
     pin::Pin,
+    sync::LazyLock,
     time::Duration,
 };
-use tokio::{runtime::Handle, time::Sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep},
+};
+
+/// What the clock counts from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A Tokio runtime. Its I/O and its time have to be enabled.
 ///
@@ -43,6 +50,10 @@ impl Tokio {
 
 impl Runtime for Tokio {
     type Sleep = Pin<Box<Sleep>>;
+
+    fn now(&self) -> Duration {
+        START.elapsed()
+    }
 
     fn sleep(&self, time: Duration) -> Self::Sleep {
         let _entered = self.0.as_ref().map(Handle::enter);

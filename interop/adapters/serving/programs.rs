@@ -94,7 +94,7 @@ fn write_until_refused(client: &Client, thread: usize, written: &AtomicUsize) ->
 /// client waits for all replies that are to come, and says goodbye.
 fn is_refusal(error: &Error) -> bool {
     match error {
-        Error::Lost(lost) => matches!(**lost, Lost::Disconnected),
+        Error::Lost(lost) => matches!(**lost, Lost::ShutsDown | Lost::Disconnected),
         error => error.errno() == Some(Errno::Shutdown),
     }
 }
@@ -233,9 +233,9 @@ fn a_connected_socket_that_the_program_was_started_with_is_refused_with_words() 
     soon(move || {
         let (_client, connected) = UnixStream::pair().unwrap();
         let mut shell = Command::new("sh");
-        shell.arg("-c").arg(
-            r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" "$@" 3<&0 </dev/null"#,
-        );
+        shell
+            .arg("-c")
+            .arg(r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" "$@" 3<&0 </dev/null"#);
         shell.arg(&program).stdin(OwnedFd::from(connected));
         let ended = shell.output().unwrap();
         let words = String::from_utf8(ended.stderr).unwrap();
@@ -263,7 +263,10 @@ fn what_keeps_the_program_from_serving_is_told_in_words() {
             let words = String::from_utf8(ended.stderr).unwrap();
             assert!(!ended.status.success());
             let last = words.lines().last().unwrap();
-            assert!(last.starts_with("serve: ") && last.contains(word), "{words}");
+            assert!(
+                last.starts_with("serve: ") && last.contains(word),
+                "{words}"
+            );
             // As Debug would have it.
             assert!(!last.contains(['{', '"']), "{words}");
         }

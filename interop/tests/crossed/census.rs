@@ -66,6 +66,10 @@ impl<N: Runtime> Counting<N> {
 impl<N: Runtime> Runtime for Counting<N> {
     type Sleep = N::Sleep;
 
+    fn now(&self) -> Duration {
+        self.network.now()
+    }
+
     fn sleep(&self, time: Duration) -> N::Sleep {
         self.network.sleep(time)
     }

@@ -231,12 +231,9 @@ fn once(
     load: Load<'_>,
     frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
 ) -> Answer {
-    let place = link.place();
-    let sent = link.submit(place.index(), command, load, dest, frame);
-    let cookie = sent.map_err(|error| (error, None))?;
-    let done = link.wait(place.index(), dest);
-    let done = done.map_err(|error| (error, None))?;
-    done.result.map_err(|error| (error, Some(cookie)))
+    let (done, cookie) = link.call(command, load, dest, frame);
+    done.and_then(|done| done.result)
+        .map_err(|error| (error, cookie))
 }
 
 /// Has requests carried out over one connection, several at once. `take` is given what came of each

@@ -1,6 +1,11 @@
 //! Ending a session.
 
-use super::{Link, State, Until, is_past, wait_until, writing};
+use super::{
+    Link, State, is_past,
+    table::WaitFor,
+    wait_until,
+    writing::{self, Own},
+};
 use crate::{Error, Lost};
 use std::{
     mem,
@@ -22,60 +27,61 @@ impl Link {
     pub(crate) fn disconnect(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let place = self.place();
         let mut state = self.lock();
-        if let Some(lost) = &state.lost {
+        if let Some(lost) = state.engine.lost() {
             return Err(Error::Lost(lost.clone()));
         }
-        if mem::replace(&mut state.closing, true) {
+        if mem::replace(&mut state.ending, true) {
             return Err(Error::lost(Lost::Disconnected));
         }
-        state.note_load();
-        while state.wait_for_room > 0 {
-            state.wake_for_room();
+        state.engine.close();
+        self.settle(&mut state);
+        while state.engine.lost().is_none() && state.engine.in_flight() > 0 && !is_past(deadline) {
+            state = self.step(state, place.index, &mut [], WaitFor::Idle, deadline)?;
         }
-        while state.lost.is_none() && state.transmission.in_flight() > 0 && !is_past(deadline) {
-            state = self.turn(state, place.index, &mut [], Until::Idle, deadline)?;
-        }
-        if let Some(lost) = &state.lost {
+        if let Some(lost) = state.engine.lost() {
             return Err(Error::Lost(lost.clone()));
         }
-        if self.stream.is_half_duplex() && state.transmission.in_flight() > 0 {
-            // Whoever waits for a reply cannot be interrupted to say goodbye.
-            state.lose(Lost::Disconnected);
+        if self.stream.is_half_duplex() && state.engine.in_flight() > 0 {
+            // A caller that waits for a reply cannot be interrupted to send the frame.
+            self.lose(&mut state, Lost::Disconnected);
             return Ok(());
         }
-        let frame = state.transmission.disconnect()?;
-        state.goodbye = true;
-        state.outbox.push(frame.header());
+        state.engine.disconnect();
         state = self.emptied(state, place.index, deadline)?;
         drop(state);
         self.stream.shutdown();
         state = self.lock();
-        while state.lost.is_none() && !is_past(deadline) {
-            state = self.turn(state, place.index, &mut [], Until::Ended, deadline)?;
+        while state.engine.lost().is_none() && !is_past(deadline) {
+            state = self.step(state, place.index, &mut [], WaitFor::End, deadline)?;
         }
-        let shuts_down = state.transmission.server_shuts_down();
-        state.lose(match shuts_down {
-            true => Lost::ShutsDown,
-            false => Lost::Disconnected,
-        });
-        self.stream.close();
+        let why = state.engine.farewell();
+        self.lose(&mut state, why);
         Ok(())
-    }
-
-    /// Leaves a server that has said it is shutting down, as the protocol asks for, if nothing is in
-    /// flight any more. Nothing is waited for.
-    pub(crate) fn leave_if_idle(&self) {
-        if self.lock().may_leave() {
-            // No time is enough where there is nothing to wait for.
-            let _ = self.disconnect(Some(Instant::now()));
-        }
     }
 
     /// How the connection ended, or why it takes no more requests.
     pub(crate) fn ended(&self) -> Option<Arc<Lost>> {
         let state = self.lock();
-        let shuts_down = || state.is_to_be_left().then(|| Arc::new(Lost::ShutsDown));
-        state.lost.clone().or_else(shuts_down)
+        let leaving = || state.leaves().then(|| Arc::new(Lost::ShutsDown));
+        state.engine.lost().cloned().or_else(leaving)
+    }
+
+    /// Leaves a server that has said that it shuts down, if it has answered everything.
+    pub(crate) fn leave_if_idle(&self) {
+        self.leave_server(&mut self.lock());
+    }
+
+    /// Like [`leave_if_idle`](Link::leave_if_idle). Nothing is waited for.
+    pub(super) fn leave_server(&self, state: &mut State) {
+        if state.engine.is_disconnecting()
+            && !state.ending
+            && !state.writing
+            && state.engine.lost().is_none()
+        {
+            let _ = writing::write_now(&self.stream, state.engine.outbox());
+            self.stream.shutdown();
+            self.lose(state, Lost::ShutsDown);
+        }
     }
 
     /// Waits until the outbox is written, whoever does it.
@@ -83,40 +89,31 @@ impl Link {
         &'a self,
         mut state: MutexGuard<'a, State>,
         place: usize,
-        deadline: Option<Instant>,
+        limit: Option<Instant>,
     ) -> Result<MutexGuard<'a, State>, Error> {
         if !state.writing {
-            self.write(state, place, &mut [], &[], &[], deadline)?;
-            return Ok(self.lock());
+            let own = Own {
+                limit,
+                ..Own::default()
+            };
+            return self.write(state, place, &mut [], own);
         }
-        while state.lost.is_none() && state.writing && !is_past(deadline) {
-            state = wait_until(&self.may_write, state, deadline);
+        while state.engine.lost().is_none() && state.writing && !is_past(limit) {
+            state.wait_to_write += 1;
+            state = wait_until(&self.may_write, state, limit);
+            state.wait_to_write -= 1;
         }
         Ok(state)
-    }
-}
-
-impl State {
-    /// Whether the server has said that it is shutting down, and nobody has reacted to that yet.
-    fn is_to_be_left(&self) -> bool {
-        self.lost.is_none() && !self.closing && self.transmission.server_shuts_down()
-    }
-
-    /// Whether the server can be left without taking anything from anybody.
-    pub(super) fn may_leave(&self) -> bool {
-        self.transmission.in_flight() == 0 && self.is_to_be_left()
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.lost.is_none()
-            && let Ok(frame) = state.transmission.disconnect()
-        {
+        if state.engine.lost().is_none() {
             // A last word, if it can be said without waiting.
-            state.outbox.push(frame.header());
-            let _ = writing::write_now(&self.stream, &mut state.outbox);
+            state.engine.disconnect();
+            let _ = writing::write_now(&self.stream, state.engine.outbox());
             self.stream.shutdown();
         }
     }

@@ -1,42 +1,47 @@
 //! One connection that many threads use at once, without a thread of its own.
 //!
 //! ```text
-//!  caller ── submit ──▶ Outbox ── whoever writes takes all that is there ──▶ stream
-//!  caller ◀── done ──── State ◀── whoever reads serves everybody ── Inbox ◀── stream
+//!  caller ── submit ──▶ outbox ── whoever writes takes all that is there ──▶ stream
+//!  caller ◀── done ──── engine ◀── whoever reads serves everybody ── inbox ◀── stream
 //! ```
+//!
+//! What is in flight, whose payload goes where and what is late is decided by the
+//! [`Engine`]; this module decides which thread reads, writes or waits.
 //!
 //! **Reading.** The inbox is a baton: a caller that waits for a reply takes it, reads from the
 //! stream and hands out whatever comes, until its own reply is complete; then it passes the baton
 //! to another caller that waits. Payload that is longer than what the inbox holds goes straight
-//! from the stream to its buffer. If that buffer is borrowed by another thread, the baton goes to
-//! that thread, because nobody else may touch it; what is in the inbox already is left with the
+//! from the stream to its buffer. If that buffer is lent by another thread, the baton goes to
+//! that thread, because no other may touch it; what is in the inbox already is left with the
 //! reply for its owner to copy.
 //!
-//! **Writing.** Frames are put into the outbox. A caller that finds nobody writing swaps the
+//! **Writing.** Frames are put into the outbox. A caller that finds no other writing swaps the
 //! outbox for an empty one and writes it; the others leave their frames to it. A large payload
 //! that is borrowed is written by its owner. A writer that cannot go on reads meanwhile, because
 //! a server that waits for its replies to be taken takes no requests.
 //!
-//! A stream of a program's own can do one thing at a time: nobody waits for a reply on it before
+//! **Waiting.** A caller that reads waits in the system for at most [`PATIENCE`] at once, and by
+//! `poll` when the first request is late sooner. A lone caller that is answered therefore makes
+//! two system calls and reads the clock twice.
+//!
+//! A stream of a program's own can do one thing at a time: no caller waits for a reply on it before
 //! the request is written.
 //!
 //! The lock on [`State`] is never held while the stream is waited for.
 
-mod aside;
 mod farewell;
 mod reading;
 mod table;
 mod writing;
 
 use crate::{Error, Lost, stream::Stream};
-use aside::Aside;
 use bytes::Bytes;
 pub(crate) use farewell::farewell;
+use nbd_io::client::engine::{self, Engine, Sink, Submission};
 use nbd_proto::{
     Command, Header, Misuse,
     client::{Cookie, Transmission},
 };
-use reading::LARGE;
 use std::{
     ops::Range,
     sync::{
@@ -45,11 +50,20 @@ use std::{
     },
     time::{Duration, Instant},
 };
-pub(crate) use table::Done;
-use table::{CLOSED, Entry, Sink, State, Until};
+use table::{CLOSED, State, WaitFor};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// How long a thread waits in the system for something to read before it looks at the clock.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a thread waits in the system to write before it looks whether there are replies to
+/// take.
+const WRITE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A request that is complete.
+pub(crate) type Done = engine::Done<Vec<u8>>;
 
 /// A connection in transmission.
 #[derive(Debug)]
@@ -58,12 +72,14 @@ pub(crate) struct Link {
     state: Mutex<State>,
     /// Wakes callers whose payload is too large to be left to another writer.
     may_write: Condvar,
-    load: Arc<AtomicUsize>,
+    load: AtomicUsize,
     /// How long a request may take.
     timeout: Option<Duration>,
+    /// What the engine's time counts from.
+    start: Instant,
 }
 
-/// The place of a thread or a queue among the callers.
+/// The place of a thread among the callers.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     link: &'a Link,
@@ -86,16 +102,24 @@ impl Link {
         stream: Stream,
         transmission: Transmission,
         timeout: Option<Duration>,
+        lose_when_silent: bool,
     ) -> Result<Self, Error> {
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
-        stream.set_patience(timeout).map_err(Error::lost)?;
-        let state = State::new(transmission);
+        let patience = timeout.map(|_| PATIENCE);
+        stream
+            .set_patience(patience, Some(WRITE_PATIENCE))
+            .map_err(Error::lost)?;
         Ok(Self {
             stream,
-            load: state.load.clone(),
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(Engine::new(
+                transmission,
+                timeout,
+                lose_when_silent,
+            ))),
             may_write: Condvar::new(),
+            load: AtomicUsize::new(0),
             timeout,
+            start: Instant::now(),
         })
     }
 
@@ -107,13 +131,12 @@ impl Link {
 
     /// Ends the connection at once.
     pub(crate) fn abort(&self, why: Lost) {
-        self.lock().lose(why);
-        self.stream.close();
+        self.lose(&mut self.lock(), why);
     }
 
     /// Whether the connection is over, and why.
     pub(crate) fn lost(&self) -> Option<Arc<Lost>> {
-        self.lock().lost.clone()
+        self.lock().engine.lost().cloned()
     }
 
     /// Takes a place from which requests can be made.
@@ -132,10 +155,7 @@ impl Link {
     pub(crate) fn leave(&self, place: usize) {
         let mut state = self.lock();
         state.leave(place);
-        if state.may_leave() {
-            drop(state);
-            self.leave_if_idle();
-        }
+        self.leave_server(&mut state);
     }
 
     /// Makes a request, once there is room for one more in flight. Its frame may wait in the
@@ -148,67 +168,111 @@ impl Link {
         dest: &mut [u8],
         frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<Cookie, Error> {
-        let mut state = self.room(command, place, dest)?;
-        let (cookie, header, own) = match frame(&mut state.transmission) {
-            Ok(framed) => framed,
-            Err(misuse) => {
-                // The room that this caller may have been woken for is somebody else's.
-                state.wake_for_room();
-                return Err(misuse.into());
-            }
-        };
-        let deadline = self.deadline();
-        let mut large = false;
-        let (sink, payload) = match load {
-            Load::Nothing => (Sink::None, None),
-            Load::Into(range) => {
-                large = range.len() >= LARGE;
-                let (at, aside) = (range.start, Aside::default());
-                (Sink::Borrowed { at, aside }, None)
-            }
-            Load::Fill(buffer) => {
-                large = buffer.len() >= LARGE;
-                (Sink::Owned(buffer), None)
-            }
-            Load::Borrowed(payload) => (Sink::None, Some(payload)),
-        };
-        *state.entry(cookie) = Entry {
-            cookie: Some(cookie),
-            command,
-            caller: place,
-            deadline,
-            large,
-            sink,
-        };
-        state.large += usize::from(large);
-        state.note_load();
-        match payload {
-            None => state.outbox.push_owned(header.as_bytes(), own),
-            Some(payload) => {
-                self.write(state, place, dest, header.as_bytes(), payload, None)?;
-                // The server can answer from now on.
-                let deadline = self.deadline();
-                let mut state = self.lock();
-                let entry = state.entry(cookie);
-                if entry.cookie == Some(cookie) {
-                    entry.deadline = deadline;
-                }
-            }
-        }
+        let state = self.lock();
+        let (_state, cookie) = self.submit_locked(state, place, command, load, dest, frame)?;
         Ok(cookie)
     }
 
-    /// Waits until one more request may be in flight.
-    fn room(
+    /// One request and its reply, from a place of its own. The cookie is there if it was in flight.
+    pub(crate) fn call(
         &self,
+        command: Command,
+        load: Load<'_>,
+        dest: &mut [u8],
+        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    ) -> (Result<Done, Error>, Option<Cookie>) {
+        let mut state = self.lock();
+        let place = state.enter();
+        let (state, cookie) = match self.submit_locked(state, place, command, load, dest, frame) {
+            Ok(sent) => sent,
+            Err(error) => {
+                self.leave(place);
+                return (Err(error), None);
+            }
+        };
+        match self.wait_locked(state, place, dest) {
+            Ok((mut state, mut done)) => {
+                state.leave(place);
+                drop(state);
+                done.settle(dest);
+                (Ok(done), Some(cookie))
+            }
+            Err(error) => {
+                self.leave(place);
+                (Err(error), Some(cookie))
+            }
+        }
+    }
+
+    fn submit_locked<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        place: usize,
+        command: Command,
+        load: Load<'_>,
+        dest: &mut [u8],
+        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    ) -> Result<(MutexGuard<'a, State>, Cookie), Error> {
+        let mut state = self.room(state, command, place, dest)?;
+        let (sink, weight, payload) = match load {
+            Load::Nothing => (Sink::None, 0, None),
+            Load::Into(range) => (Sink::lent(range.start), range.len(), None),
+            Load::Fill(buffer) => {
+                let len = buffer.len();
+                (Sink::Owned(buffer), len, None)
+            }
+            Load::Borrowed(payload) => (Sink::None, payload.len(), Some(payload)),
+        };
+        let submission = Submission {
+            command,
+            weight: weight as u64,
+            sink,
+            ticket: None,
+        };
+        let now = self.now();
+        let framed = state.engine.submit(now, place, submission, frame);
+        // If there is still room, or if this caller makes no use of it.
+        state.wake_for_room();
+        let (cookie, header, own) = framed?;
+        self.note_load(&state);
+        match payload {
+            None => state.engine.outbox().push_owned(header.as_bytes(), own),
+            Some(payload) => {
+                let limit = self
+                    .timeout
+                    .and_then(|timeout| self.at(now.saturating_add(timeout)));
+                let own = writing::Own {
+                    header: header.as_bytes(),
+                    payload,
+                    limit,
+                };
+                state = match self.write(state, place, dest, own) {
+                    Ok(state) => state,
+                    Err(error) => {
+                        // A server may refuse what it does not take.
+                        let state = self.lock();
+                        if !state.engine.has_refused(place) {
+                            return Err(error);
+                        }
+                        state
+                    }
+                };
+            }
+        }
+        Ok((state, cookie))
+    }
+
+    /// Waits until one more request may be in flight.
+    fn room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
         command: Command,
         place: usize,
         dest: &mut [u8],
-    ) -> Result<MutexGuard<'_, State>, Error> {
-        let mut state = self.lock();
+    ) -> Result<MutexGuard<'a, State>, Error> {
         let mut deadline = None;
         let mut waited = false;
-        while state.takes_requests() && !state.transmission.has_room() {
+        while state.engine.takes_requests() && !state.engine.has_room() {
             if !waited {
                 waited = true;
                 deadline = self.deadline();
@@ -218,58 +282,57 @@ impl Link {
                 state.pass_on();
                 return Err(Error::Timeout { command, after });
             }
-            state = self.turn(state, place, dest, Until::Room, deadline)?;
+            state = self.step(state, place, dest, WaitFor::Room, deadline)?;
         }
         if waited {
             // This caller may have been woken up to read and does not know when it will.
             state.pass_on();
         }
-        match &state.lost {
-            Some(lost) => Err(Error::Lost(lost.clone())),
-            None if state.takes_requests() => Ok(state),
-            None => Err(Error::lost(Lost::Disconnected)),
+        match state.engine.takes_requests() {
+            true => Ok(state),
+            false => Err(state.engine.over()),
         }
     }
 
     /// Sends what waits in the outbox.
     pub(crate) fn flush(&self, place: usize) -> Result<(), Error> {
         let state = self.lock();
-        if state.outbox.is_empty() {
-            Ok(())
-        } else {
-            self.write(state, place, &mut [], &[], &[], None)
+        if state.engine.has_output() {
+            drop(self.write(state, place, &mut [], writing::Own::default())?);
         }
+        Ok(())
     }
 
     /// Waits for a request of this place to be complete; `dest` is where [`Load::Into`] points.
     pub(crate) fn wait(&self, place: usize, dest: &mut [u8]) -> Result<Done, Error> {
-        let mut state = self.lock();
+        let (state, mut done) = self.wait_locked(self.lock(), place, dest)?;
+        drop(state);
+        done.settle(dest);
+        Ok(done)
+    }
+
+    fn wait_locked<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        place: usize,
+        dest: &mut [u8],
+    ) -> Result<(MutexGuard<'a, State>, Done), Error> {
         loop {
-            if let Some(mut done) = state.callers[place].done.pop_front() {
+            if let Some(done) = state.take(place)? {
                 state.pass_on();
-                drop(state);
-                if let Some((at, aside)) = done.aside.take() {
-                    aside.copy_to(&mut dest[at..]);
-                }
-                return Ok(done);
+                return Ok((state, done));
             }
-            if let Some(lost) = &state.lost {
-                return Err(Error::Lost(lost.clone()));
-            }
-            state = self.turn(state, place, dest, Until::Served, None)?;
+            state = self.step(state, place, dest, WaitFor::Done, None)?;
         }
     }
 
     /// A completed request of this place, if one is ready or can be read without waiting.
     pub(crate) fn poll(&self, place: usize) -> Result<Option<Done>, Error> {
         let mut state = self.lock();
-        if state.callers[place].done.is_empty() && state.lost.is_none() {
-            state = self.turn(state, place, &mut [], Until::Dry, None)?;
+        if !state.engine.is_done(place) && state.engine.lost().is_none() {
+            state = self.step(state, place, &mut [], WaitFor::Nothing, None)?;
         }
-        match (state.callers[place].done.pop_front(), &state.lost) {
-            (None, Some(lost)) => Err(Error::Lost(lost.clone())),
-            (done, _) => Ok(done),
-        }
+        state.take(place)
     }
 
     /// Like [`wait`](Link::wait), for a request with nothing to read; `None` if it is not complete
@@ -282,18 +345,15 @@ impl Link {
     ) -> Result<Option<Done>, Error> {
         let mut state = self.lock();
         loop {
-            if let Some(done) = state.callers[place].done.pop_front() {
+            if let Some(done) = state.take(place)? {
                 state.pass_on();
                 return Ok(Some(done));
-            }
-            if let Some(lost) = &state.lost {
-                return Err(Error::Lost(lost.clone()));
             }
             if is_past(Some(by)) {
                 return Ok(None);
             }
-            let until = Until::Answered(cookie);
-            state = self.turn(state, place, &mut [], until, Some(by))?;
+            let until = WaitFor::Answer(cookie);
+            state = self.step(state, place, &mut [], until, Some(by))?;
         }
     }
 
@@ -305,18 +365,18 @@ impl Link {
         }
         let place = self.place();
         let mut state = self.lock();
-        if state.lost.is_none()
+        if state.engine.lost().is_none()
             && let Some(inbox) = state.inbox.take()
         {
-            let (state, _) = self.read(state, inbox, place.index, &mut [], Until::Look, None);
+            let until = WaitFor::Look;
+            let (state, _) = self.read(state, inbox, place.index, &mut [], until, None);
             drop(state);
         }
     }
 
     /// Whether a request has been answered, or cannot be any more.
     pub(crate) fn is_answered(&self, cookie: Cookie) -> bool {
-        let state = self.lock();
-        state.lost.is_some() || state.is_answered(cookie)
+        self.lock().engine.is_answered(cookie)
     }
 
     /// Waits until a request is answered that is not this caller's, or cannot be any more. Whether
@@ -325,12 +385,12 @@ impl Link {
         let place = self.place();
         let mut state = self.lock();
         loop {
-            let over = state.lost.is_some() || state.is_answered(cookie);
+            let over = state.engine.is_answered(cookie);
             if over || is_past(deadline) {
                 return over;
             }
-            let until = Until::Answered(cookie);
-            match self.turn(state, place.index, &mut [], until, deadline) {
+            let until = WaitFor::Answer(cookie);
+            match self.step(state, place.index, &mut [], until, deadline) {
                 Ok(next) => state = next,
                 Err(_) => return true,
             }
@@ -343,8 +403,43 @@ impl Link {
             .and_then(|timeout| Instant::now().checked_add(timeout))
     }
 
+    /// The engine's time.
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// When the engine's time is this, unless that is too far away.
+    fn at(&self, time: Duration) -> Option<Instant> {
+        self.start.checked_add(time)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection for everybody.
+    fn lose(&self, state: &mut State, why: Lost) {
+        state.engine.lose(why);
+        self.settle(state);
+    }
+
+    /// Does what follows from what the engine has taken in: callers are woken, and a connection
+    /// that is over is closed.
+    fn settle(&self, state: &mut State) {
+        state.notify();
+        self.note_load(state);
+        if state.engine.lost().is_some() {
+            state.notify_all();
+            self.stream.close();
+        }
+    }
+
+    fn note_load(&self, state: &State) {
+        let load = match state.engine.takes_requests() {
+            true => state.engine.in_flight(),
+            false => CLOSED,
+        };
+        self.load.store(load, Ordering::Relaxed);
     }
 }
 

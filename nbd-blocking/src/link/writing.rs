@@ -1,71 +1,90 @@
 //! Writing: whoever does it does it for everybody.
 
-use super::{Link, State, Until, is_past, reading::Stop};
+use super::{Link, State, is_past, reading::Stop, table::WaitFor};
 use crate::{Error, stream::Stream};
-use nbd_io::client::{Outbox, SLICES};
+use nbd_io::client::engine::Outbox;
 use std::{
-    io::{self, IoSlice},
-    mem,
+    io, mem,
     sync::{MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// How long a writer that cannot go on leaves the reading to somebody else before it looks again.
-const SHORTEST_NAP: Duration = Duration::from_millis(1);
-const LONGEST_NAP: Duration = Duration::from_millis(32);
+/// How long a writer that cannot go on leaves the reading to another caller before it looks again.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(32);
 
-/// Borrowed payloads up to this length are copied when somebody else is writing, in bytes.
+/// Payloads up to this length are left to the system to send as a whole, in bytes.
+const PATIENT: u64 = 256 << 10;
+
+/// Borrowed payloads up to this length are copied when another caller is writing, in bytes.
 const COPIED: usize = 64 << 10;
 
+/// A frame that a caller writes by itself, behind those of the outbox.
+#[derive(Default)]
+pub(super) struct Own<'a> {
+    pub(super) header: &'a [u8],
+    pub(super) payload: &'a [u8],
+    /// When all of it has to be written. Without one, a server has the time of a request for every
+    /// step forward.
+    pub(super) limit: Option<Instant>,
+}
+
 impl Link {
-    /// Writes all that is in the outbox, then a frame of this caller's own. If somebody else is
-    /// writing, small frames are left to them.
+    /// Writes all that is in the outbox, then a frame of this caller's own. If another caller is
+    /// writing, small frames are left to it.
     pub(super) fn write<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         place: usize,
         dest: &mut [u8],
-        header: &[u8],
-        payload: &[u8],
-        limit: Option<Instant>,
-    ) -> Result<(), Error> {
-        while state.writing && state.lost.is_none() {
+        own: Own<'_>,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        let Own {
+            header,
+            mut payload,
+            limit,
+        } = own;
+        while state.writing && state.engine.lost().is_none() {
             if payload.len() <= COPIED {
-                state.outbox.push_copied(header, payload);
-                return Ok(());
+                state.engine.outbox().push_copied(header, payload);
+                return Ok(state);
             }
+            state.wait_to_write += 1;
             state = self
                 .may_write
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.wait_to_write -= 1;
         }
-        if let Some(lost) = &state.lost {
+        if let Some(lost) = state.engine.lost() {
             return Err(Error::Lost(lost.clone()));
         }
         state.writing = true;
-        state.outbox.push(header);
-        let mut last = payload;
+        state.engine.outbox().push(header);
         loop {
             let spare = mem::take(&mut state.spare);
-            let mut outbox = mem::replace(&mut state.outbox, spare);
+            let mut outbox = mem::replace(state.engine.outbox(), spare);
             // A server that owes no other reply takes the whole request, and the system waits for
-            // it with fewer calls than this could.
-            let block = state.transmission.in_flight() <= 1 && limit.is_none();
+            // it with fewer calls than this could. It waits for each part of a long one anew, though.
+            let patient = state.engine.in_flight() <= 1 && state.engine.weight() <= PATIENT;
             drop(state);
-            let written = self.write_out(&mut outbox, &mut last, place, dest, limit, block);
+            let written = self.write_out(&mut outbox, &mut payload, place, dest, limit, patient);
             state = self.lock();
             state.spare = outbox;
             if let Err(error) = written {
-                state.lose(error.into());
-                self.stream.close();
+                self.lose(&mut state, error.into());
             }
-            if state.lost.is_some() || state.outbox.is_empty() {
+            if state.engine.lost().is_some() || !state.engine.has_output() {
                 state.writing = false;
-                self.may_write.notify_all();
-                state.pass_on(); // where nobody may read while another writes
-                return match &state.lost {
+                if state.wait_to_write > 0 {
+                    self.may_write.notify_all();
+                }
+                if self.stream.is_half_duplex() {
+                    state.pass_on();
+                }
+                return match state.engine.lost() {
                     Some(lost) => Err(Error::Lost(lost.clone())),
-                    None => Ok(()),
+                    None => Ok(state),
                 };
             }
         }
@@ -78,67 +97,71 @@ impl Link {
         place: usize,
         dest: &mut [u8],
         limit: Option<Instant>,
-        block: bool,
+        mut patient: bool,
     ) -> io::Result<()> {
-        let mut nap = SHORTEST_NAP;
+        let mut pause = SHORTEST_PAUSE;
         let mut deadline = None;
         loop {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = outbox.slices(last, &mut slices);
-            let attempt = match count {
-                0 => self.stream.flush().map(|()| 0),
-                count => self.stream.write(&slices[..count], block),
+            let done = outbox.is_empty() && last.is_empty();
+            let attempt = if done {
+                self.stream.flush().map(|()| 0)
+            } else {
+                outbox.with_slices(last, |slices| self.stream.write(slices, patient))
             };
+            // Once the system had to wait, there may be replies to take.
+            patient = false;
             match attempt {
-                Ok(_) if count == 0 => return Ok(()),
+                Ok(_) if done => return Ok(()),
                 Ok(n) => {
                     *last = &last[outbox.advance(n)..];
-                    nap = SHORTEST_NAP;
+                    pause = SHORTEST_PAUSE;
                     deadline = None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // The server has the time of a request for every step forward.
-                    let own = *deadline.get_or_insert_with(|| self.deadline());
-                    let first = own.into_iter().chain(limit).min();
-                    self.make_way(place, dest, first, nap)?;
-                    nap = LONGEST_NAP.min(2 * nap);
+                    let step = *deadline.get_or_insert_with(|| self.deadline());
+                    let first = step.into_iter().chain(limit).min();
+                    self.make_way(place, dest, first, pause)?;
+                    pause = LONGEST_PAUSE.min(2 * pause);
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// The server takes no more requests: takes its replies, unless somebody does, and waits.
+    /// The server takes no more requests: takes its replies, unless another caller does, and waits.
     fn make_way(
         &self,
         place: usize,
         dest: &mut [u8],
         deadline: Option<Instant>,
-        nap: Duration,
+        pause: Duration,
     ) -> io::Result<()> {
         let mut state = self.lock();
         let mut reads = false;
-        if state.lost.is_none()
+        if state.engine.lost().is_none()
             && state.reader.is_none_or(|reader| reader == place)
             && let Some(inbox) = state.inbox.take()
         {
             let stop;
-            (state, stop) = self.read(state, inbox, place, dest, Until::Dry, None);
+            (state, stop) = self.read(state, inbox, place, dest, WaitFor::Nothing, None);
             reads = stop == Stop::Quiet;
         }
-        if state.lost.is_some() {
+        if state.engine.lost().is_some() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         drop(state);
-        if reads {
-            return self.stream.wait(true, true, deadline);
-        }
-        // Somebody else reads, but may stop at any time and leave it to this caller, which cannot
+        // Another caller that reads may stop at any time and leave it to this one, which cannot
         // be woken up while it waits for the stream.
-        let soon = Instant::now().checked_add(nap);
+        let soon = Instant::now().checked_add(pause).filter(|_| !reads);
         let first = deadline.into_iter().chain(soon).min();
-        match self.stream.wait(false, true, first) {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut && !is_past(deadline) => Ok(()),
+        match self.stream.wait(reads, true, first) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                if is_past(deadline) {
+                    let what = "the server has not taken a request in time";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                Ok(())
+            }
             done => done,
         }
     }
@@ -147,9 +170,7 @@ impl Link {
 /// Writes what can be written without waiting.
 pub(super) fn write_now(stream: &Stream, outbox: &mut Outbox) -> io::Result<()> {
     while !outbox.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let count = outbox.slices(&[], &mut slices);
-        let n = stream.write(&slices[..count], false)?;
+        let n = outbox.with_slices(&[], |slices| stream.write(slices, false))?;
         outbox.advance(n);
     }
     stream.flush()

@@ -46,6 +46,11 @@ pub(super) fn link(
         transmission,
         ..
     } = connected;
-    let link = Link::new(transport.stream, transmission, options.request_timeout)?;
+    let link = Link::new(
+        transport.stream,
+        transmission,
+        options.request_timeout,
+        options.reconnect.is_some(),
+    )?;
     Ok(Arc::new(link))
 }

@@ -38,7 +38,7 @@ impl Connection {
 
     pub(super) fn socket(socket: Socket) -> io::Result<Self> {
         let socket = socket.blocking()?;
-        socket.set_patience(Some(PATIENCE))?;
+        socket.set_patience(Some(PATIENCE), Some(PATIENCE))?;
         Ok(Self::Socket {
             socket: Arc::new(socket),
             alone: false,

@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     thread,
     time::{Duration, Instant},
@@ -18,6 +18,9 @@ const MOST_WORKERS: usize = 4096;
 
 /// How long a thread without anything to do is kept.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// What the clock counts from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What a server on plain threads runs on. Clones share the threads that carry out requests.
 #[derive(Clone, Default)]
@@ -34,6 +37,10 @@ impl fmt::Debug for Threads {
 impl Runtime for Threads {
     type Sleep = Sleep;
 
+    fn now(&self) -> Duration {
+        START.elapsed()
+    }
+
     fn sleep(&self, time: Duration) -> Sleep {
         Sleep(Instant::now().checked_add(time))
     }
@@ -43,9 +50,7 @@ impl Runtime for Threads {
     }
 
     fn own_thread_clock(&self) -> Option<Duration> {
-        // Any fixed point will do; the thread's first question is one.
-        thread_local!(static START: Instant = Instant::now());
-        Some(START.with(Instant::elapsed))
+        Some(self.now())
     }
 }
 

@@ -331,7 +331,7 @@ fn a_server_that_shuts_down_is_left() {
         assert_eq!(failed[0].errno(), Some(Errno::Shutdown));
         says(failed[0], &["NBD_ESHUTDOWN", "power is going"]);
         let later = client.flush().unwrap_err();
-        assert!(matches!(&later, Error::Lost(lost) if matches!(**lost, Lost::Disconnected)));
+        assert!(matches!(&later, Error::Lost(lost) if matches!(**lost, Lost::ShutsDown)));
         server.join().expect("goodbye was said");
     });
 }

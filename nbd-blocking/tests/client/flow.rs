@@ -6,14 +6,14 @@ use crate::support::{
     script::{Haggling, Peer, Seen, session},
     spawn, within,
 };
-use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Limits, Lost};
+use nbd_blocking::{Client, CommandFlags, ConnectOptions, Errno, Error, Limits, Lost};
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const MIB: usize = 1 << 20;
@@ -321,13 +321,13 @@ fn upload(client: &Client) -> Result<(), Error> {
 }
 
 #[test]
-fn a_server_that_takes_a_write_slowly_is_not_given_up() {
-    within(10, || {
-        let (client, server) = session(Haggling::simple(), &patient(), |peer| {
+fn a_write_that_is_taken_slowly_is_done_if_it_keeps_its_deadline() {
+    within(60, || {
+        let options = ConnectOptions::new().request_timeout(Some(10 * LIMIT));
+        let (client, server) = session(Haggling::simple(), &options, |peer| {
             let write = peer.request();
-            // All in all that takes longer than a request may.
             for _ in 0..16 {
-                pause(250);
+                pause(150);
                 peer.hears(MIB);
             }
             peer.says(sr(0, write.cookie, []));
@@ -336,6 +336,66 @@ fn a_server_that_takes_a_write_slowly_is_not_given_up() {
         upload(&client).expect("written");
         drop(client);
         server.join().expect("the script ends");
+    });
+}
+
+#[test]
+fn a_write_has_one_deadline_however_much_of_it_is_taken() {
+    // C-184
+    within(60, || {
+        let (client, server) = session(Haggling::simple(), &patient(), |peer| {
+            peer.request();
+            // All of it would take half a minute.
+            while peer.try_hears(64 << 10).is_ok() {
+                pause(100);
+            }
+        });
+        let start = Instant::now();
+        let error = upload(&client).unwrap_err();
+        let took = start.elapsed();
+        says(&error, &["the connection is over", "in time"]);
+        assert!(took >= LIMIT, "{took:?}");
+        assert!(took < LIMIT + Duration::from_millis(2500), "{took:?}");
+        drop(client);
+        server.join().expect("the script ends");
+    });
+}
+
+/// What becomes of an upload of which the server takes nothing, but says something.
+fn stuck(limit: Duration, speak: impl FnOnce(&mut Peer, Seen) + Send + 'static) -> Error {
+    let options = ConnectOptions::new().request_timeout(Some(limit));
+    let (tell, told) = mpsc::channel();
+    let (client, server) = session(Haggling::simple(), &options, move |peer| {
+        let write = peer.request();
+        speak(peer, write);
+        told.recv().expect("the client is done");
+    });
+    let error = upload(&client).expect_err("nothing is taken");
+    assert!(client.is_lost(), "half a frame was sent");
+    tell.send(()).expect("the server waits");
+    server.join().expect("the script ends");
+    error
+}
+
+#[test]
+fn replies_are_taken_while_the_server_takes_no_request() {
+    within(60, || {
+        let start = Instant::now();
+        let error = stuck(10 * LIMIT, |peer, write| {
+            // The client is sending.
+            pause(500);
+            peer.says(sr(0, write.cookie ^ 1, []));
+        });
+        assert!(matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Protocol(_))));
+        assert!(start.elapsed() < 5 * LIMIT, "long before the deadline");
+    });
+}
+
+#[test]
+fn a_refusal_of_a_write_is_told_even_if_the_server_never_takes_the_rest() {
+    within(60, || {
+        let error = stuck(LIMIT, |peer, write| peer.says(sr(28, write.cookie, [])));
+        assert_eq!(error.errno(), Some(Errno::NoSpc), "{error:?}");
     });
 }
 
@@ -351,11 +411,14 @@ fn a_server_that_takes_nothing_is_given_up() {
             let rest = peer.rest().len();
             assert!(rest < 16 * MIB - 1000, "no other frame follows half of one");
         });
+        let start = Instant::now();
         let error = upload(&client).unwrap_err();
+        let took = start.elapsed();
         tell.send(()).expect("the server waits");
         assert!(matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Io(_))));
-        says(&error, &["the connection is over", "timed out"]);
-        says(&client.flush().unwrap_err(), &["timed out"]);
+        assert!(took < LIMIT + Duration::from_millis(2500), "{took:?}");
+        says(&error, &["the connection is over", "in time"]);
+        says(&client.flush().unwrap_err(), &["in time"]);
         assert!(client.is_lost());
         drop(client);
         server.join().expect("the script ends");

@@ -76,6 +76,12 @@ pub enum Lost {
     /// The server has said that it shuts down.
     #[error("the server has said that it shuts down")]
     ShutsDown,
+    /// A request took too long, and the server has sent nothing at all since it was sent.
+    #[error("the server has sent nothing for {after:?}, although it owes replies")]
+    Silent {
+        /// How long a request may take.
+        after: Duration,
+    },
     /// Another connection was made, and the export is not the same any more.
     #[error("on another connection the export differs: {what}")]
     Changed {
@@ -160,6 +166,7 @@ impl From<Error> for io::Error {
                 Lost::Io(error) => error.kind(),
                 Lost::Protocol(_) | Lost::Changed { .. } => io::ErrorKind::InvalidData,
                 Lost::Closed => io::ErrorKind::UnexpectedEof,
+                Lost::Silent { .. } => io::ErrorKind::TimedOut,
                 Lost::GivenUp | Lost::NotRestored { .. } | Lost::ShutsDown => {
                     io::ErrorKind::ConnectionAborted
                 }

@@ -3,12 +3,12 @@
 
 mod changes;
 mod connect;
+pub mod engine;
 mod error;
 mod extents;
 mod facts;
 mod membership;
 mod negotiation;
-mod outbox;
 mod reconnect;
 mod request;
 pub mod shared;
@@ -21,7 +21,6 @@ pub use extents::{ExtentWalk, Stretch, Stretches};
 pub use facts::Facts;
 pub use membership::{DialId, Join, Loss, Membership, Next};
 pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
-pub use outbox::{Outbox, SLICES};
 pub use reconnect::{ConnectionState, Reconnect};
 pub use request::Request;
 pub use split::{Piece, blocks_of, check_range, longest, split};

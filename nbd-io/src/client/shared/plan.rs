@@ -1,7 +1,7 @@
 //! What the connections of a client have in common.
 
 use super::{
-    link::{Link, Stream},
+    link::{Link, LinkLimits, Stream},
     options::ConnectOptions,
     pool::Pool,
     tending::keep,
@@ -36,11 +36,17 @@ impl<R: Network> Plan<R> {
 
     pub(super) fn link(&self, connected: Connected<Stream>) -> Arc<Link> {
         let Self { options, .. } = self;
+        let runtime = options.runtime.clone();
+        let limits = LinkLimits {
+            timeout: options.request_timeout,
+            bytes_in_flight: options.bytes_in_flight,
+            lose_when_silent: options.reconnect.is_some(),
+            clock: Box::new(move || runtime.now()),
+        };
         Arc::new(Link::new(
             connected.transport,
             connected.transmission,
-            options.request_timeout,
-            options.bytes_in_flight,
+            limits,
         ))
     }
 

@@ -1,6 +1,7 @@
 //! What a server makes of connections that it cannot accept.
 
 use super::clock::Clock;
+use crate::runtime::Runtime as _;
 use crate::{
     NamedExports,
     server::{Event, Listener, Peer, Server},

@@ -51,6 +51,10 @@ impl Future for Until {
 impl Runtime for Spinning {
     type Sleep = Until;
 
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+
     fn sleep(&self, time: Duration) -> Until {
         Until(self.0.clone(), self.0.now() + time)
     }

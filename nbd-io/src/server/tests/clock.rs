@@ -16,10 +16,6 @@ use std::{
 pub(super) struct Clock(Arc<AtomicU64>);
 
 impl Clock {
-    pub(super) fn now(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
-    }
-
     pub(super) fn advance(&self, time: Duration) {
         let time = u64::try_from(time.as_millis()).unwrap();
         self.0.fetch_add(time, Ordering::Relaxed);
@@ -41,6 +37,10 @@ impl Future for Until {
 
 impl Runtime for Clock {
     type Sleep = Until;
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 
     fn sleep(&self, time: Duration) -> Until {
         Until(self.clone(), self.now() + time)

@@ -1,6 +1,7 @@
 //! How long clients may take for the negotiation.
 
 use super::clock::Clock;
+use crate::runtime::Runtime as _;
 use crate::{
     Memory, NamedExports,
     server::{Ending, NegotiationError, Peer, Server},

@@ -19,6 +19,10 @@ struct Keeps(Arc<Mutex<Vec<Job>>>);
 impl Runtime for Keeps {
     type Sleep = Ready<()>;
 
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn sleep(&self, _: Duration) -> Self::Sleep {
         ready(())
     }

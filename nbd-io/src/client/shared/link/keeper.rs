@@ -1,6 +1,6 @@
 //! The task behind a connection.
 
-use super::{Link, Stop, signal::replace};
+use super::{Link, State, Stop, TICK, signal::replace};
 use crate::{client::Lost, runtime::Runtime};
 use std::{
     fmt,
@@ -27,6 +27,8 @@ pub(crate) struct Keeper<R: Runtime> {
     /// What [`State::drives`](super::State) was when the driver was last found to be late.
     late: Option<u64>,
     farewell: Option<R::Sleep>,
+    /// When the first request may be late.
+    deadline: Option<(Duration, R::Sleep)>,
 }
 
 impl<R: Runtime> Keeper<R> {
@@ -38,6 +40,30 @@ impl<R: Runtime> Keeper<R> {
             watch: None,
             late: None,
             farewell: None,
+            deadline: None,
+        }
+    }
+
+    /// Ends calls that have taken too long, and sets the timer for the next one. It is set anew
+    /// only for an earlier time, so that a busy connection seldom has to.
+    fn expire(&mut self, state: &mut State, cx: &mut Context<'_>) {
+        loop {
+            let Some(due) = state.next_due() else {
+                self.deadline = None;
+                state.armed = Duration::MAX;
+                return;
+            };
+            let now = (state.clock)();
+            let (armed, sleep) = match &mut self.deadline {
+                Some(deadline) if deadline.0 <= due => deadline,
+                deadline => deadline.insert((due, self.runtime.sleep(due.saturating_sub(now)))),
+            };
+            state.armed = *armed;
+            if Pin::new(sleep).poll(cx).is_pending() {
+                return;
+            }
+            self.deadline = None;
+            state.expire(now.max(state.armed));
         }
     }
 
@@ -66,19 +92,17 @@ impl<R: Runtime> Future for Keeper<R> {
         let link = this.link.clone();
         let mut state = link.lock();
         let mut old = [replace(&mut state.keeper, Some(cx.waker())), None];
-        let mut drives = state.driver.is_none() || state.closing;
+        let mut drives = state.driver.is_none() || state.engine.is_closing();
 
-        while state.ticking && Self::timer(&mut this.tick, &this.runtime, state.tick, cx).is_ready()
-        {
-            state.now = state.now.saturating_add(state.tick);
-            state.expire();
-            state.ticking = std::mem::take(&mut state.busy) || state.transmission.in_flight() > 0;
+        while state.ticking && Self::timer(&mut this.tick, &this.runtime, TICK, cx).is_ready() {
+            state.ticking = std::mem::take(&mut state.busy) || state.engine.in_flight() > 0;
             // The end of the stream would not be noticed if nobody has asked for more since.
             drives = true;
         }
+        this.expire(&mut state, cx);
         while state.watching && Self::timer(&mut this.watch, &this.runtime, PATIENCE, cx).is_ready()
         {
-            state.watching = state.live() > 1 || !state.outbox.is_empty();
+            state.watching = state.live() > 1 || state.engine.has_output();
             let now = Some(state.drives);
             let fired = link.signal.has_fired();
             if fired && this.late == now {
@@ -88,26 +112,22 @@ impl<R: Runtime> Future for Keeper<R> {
             this.late = now.filter(|_| fired);
         }
 
-        if state.driver.is_none() || state.closing {
+        if state.driver.is_none() || state.engine.is_closing() {
             state.driver = None;
             old[1] = link.signal.set(Some(cx.waker()));
         }
         let mut tired = drives && state.drive(&link.waker, None) == Stop::Tired;
 
-        if state.closing && state.lost.is_none() {
+        if state.engine.is_closing() && state.engine.lost().is_none() {
             let farewell = Self::timer(&mut this.farewell, &this.runtime, FAREWELL, cx);
             if farewell.is_ready() {
-                state.lose(Lost::Disconnected);
-            } else if state.transmission.in_flight() == 0 && !state.goodbye {
-                match state.transmission.disconnect() {
-                    Ok(frame) => state.outbox.push(frame.header()),
-                    Err(_) => state.lose(Lost::Disconnected),
-                }
-                state.goodbye = true;
+                let why = state.engine.farewell();
+                state.lose(why);
+            } else if state.engine.has_output() {
                 tired |= state.drive(&link.waker, None) == Stop::Tired;
             }
         }
-        let lost = state.lost.clone();
+        let lost = state.engine.lost().cloned();
         link.unlock(state);
         drop(old);
         match lost {

@@ -34,16 +34,16 @@ mod signal;
 mod table;
 
 use super::{
-    super::{Error, Lost, Outbox},
+    super::{
+        Error, Lost,
+        engine::{Engine, Inbox, Ticket},
+    },
     overlaps::Turn,
 };
 use crate::transport::Transport;
 use bytes::BytesMut;
-use drive::{INBOX, LARGE, Stop};
-use nbd_proto::{
-    Command,
-    client::{Cookie, Outcome, Transmission},
-};
+use drive::Stop;
+use nbd_proto::client::{Outcome, Transmission};
 use signal::Signal;
 use std::{
     collections::VecDeque,
@@ -66,8 +66,19 @@ pub(crate) type Stream = Box<dyn Transport + Send>;
 /// No request is given less time than this.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// The longest time between two looks of the keeper at a connection that is used.
-const LONGEST_TICK: Duration = Duration::from_secs(1);
+/// The time between two looks of the keeper at a connection that is used.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What bounds the requests of a connection.
+pub(crate) struct LinkLimits {
+    /// How long each may take.
+    pub(crate) timeout: Option<Duration>,
+    /// How many bytes of payload may be in flight; a single request may always be.
+    pub(crate) bytes_in_flight: u64,
+    /// Whether a late request ends the connection if nothing was received since it was sent.
+    pub(crate) lose_when_silent: bool,
+    pub(crate) clock: Clock,
+}
 
 /// A connection in transmission.
 pub(crate) struct Link {
@@ -86,24 +97,23 @@ const CLOSED: usize = usize::MAX;
 struct State {
     /// `None` when the connection is over.
     stream: Option<Stream>,
-    transmission: Transmission,
-    inbox: Vec<u8>,
-    outbox: Outbox,
+    engine: Engine<BytesMut, Arc<Turn>>,
+    inbox: Inbox,
     /// The stream may hold back what was written.
     unflushed: bool,
+    /// What is kept of each owner of the engine's.
     calls: Vec<Entry>,
-    free: Vec<usize>,
-    /// What is kept of each request in flight, by the slot of its cookie.
-    slots: Vec<Slot>,
-    /// Calls whose requests wait until they may be in flight, in order.
-    queue: VecDeque<usize>,
+    live: usize,
+    /// Calls whose requests wait until they may be in flight, in order, with their numbers. Those
+    /// that were dropped meanwhile are `stale`.
+    queue: VecDeque<(usize, u64)>,
+    stale: usize,
+    begun_calls: u64,
     /// Requests that were begun since the last one ended.
     begun: usize,
-    /// Payload of all requests in flight, in bytes.
-    weight: u64,
     max_weight: u64,
-    /// Reads in flight whose payload is worth a system call of its own.
-    large: usize,
+    /// Calls that wait and can take the role of the driver. Some may be gone.
+    waiting: VecDeque<usize>,
     signal: Arc<Signal>,
     /// The call that the signal wakes; the keeper if there is none.
     driver: Option<usize>,
@@ -112,111 +122,111 @@ struct State {
     /// How often somebody came to drive.
     drives: u64,
     keeper: Option<Waker>,
-    /// The keeper's clock. It stands still while the connection is idle.
-    now: Duration,
-    tick: Duration,
-    timeout: Option<Duration>,
+    clock: Clock,
+    /// When the keeper's timer for late requests goes off.
+    armed: Duration,
     /// The keeper looks after the connection once a tick.
     ticking: bool,
     /// There were requests since the last tick.
     busy: bool,
     /// The keeper sees to it that drivers come when they are called.
     watching: bool,
-    /// No request is taken any more, because the session is about to end.
-    closing: bool,
-    /// `NBD_CMD_DISC` is on its way.
-    goodbye: bool,
+    /// The keeper knows that the session is about to end.
+    closing_noted: bool,
     /// The stream was told that no more will come.
     shut_down: bool,
-    lost: Option<Arc<Lost>>,
     /// Tasks that wait for the end.
     mourners: Vec<Waker>,
     /// Tasks to be woken when the lock is released.
     wakes: Vec<Waker>,
-    /// Turns to be ended then.
-    turns: Vec<Arc<Turn>>,
+    /// Calls that have failed before their requests were sent, to be woken then, too.
+    ready: Vec<usize>,
+    /// Turns of requests that were not sent, to be ended then.
+    released: Vec<Arc<Turn>>,
 }
 
+/// A clock that only goes forward.
+pub(crate) type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
+
 /// A call that was begun and whose result was not taken.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
-    phase: Phase,
+    stage: Stage,
     /// The task that is to be woken when the call is done.
     waker: Option<Waker>,
     /// It was woken to drive and did not come.
     absent: bool,
-    command: Command,
-    /// When the call has taken too long, by the keeper's clock.
-    due: Duration,
-    /// The buffer of a read.
-    sink: BytesMut,
-    /// The turn of a change, until it is in flight.
-    turn: Option<Arc<Turn>>,
+    /// Its place is among those that wait.
+    listed: bool,
 }
 
-#[derive(Debug)]
-enum Phase {
-    Free,
-    Queued(Request),
-    InFlight(Cookie),
-    Done(Result<Outcome, Error>),
-}
-
-/// A request in flight.
 #[derive(Debug, Default)]
-struct Slot {
-    /// `None` if it was given up.
-    call: Option<usize>,
-    weight: u64,
-    large: bool,
-    /// The turn of a change, which lasts until it is answered, whoever waits for that.
+enum Stage {
+    #[default]
+    Free,
+    Queued(Queued),
+    Sent,
+    Failed(Error, BytesMut),
+}
+
+/// A call whose request waits until it may be in flight.
+#[derive(Debug)]
+struct Queued {
+    number: u64,
+    request: Request,
+    sink: BytesMut,
+    /// The turn of a change.
     turn: Option<Arc<Turn>>,
+    /// When it has taken too long.
+    due: Duration,
+}
+
+/// A turn lasts until the change is answered, whoever waits for that.
+impl Ticket for Arc<Turn> {
+    fn answered(&mut self, _: &mut Result<Outcome, Error>) {}
 }
 
 impl Link {
-    /// A connection whose requests may take `timeout` each and have `max_weight` bytes of payload
-    /// together. It needs a [`Keeper`].
-    pub(crate) fn new(
-        stream: Stream,
-        transmission: Transmission,
-        timeout: Option<Duration>,
-        max_weight: u64,
-    ) -> Self {
+    /// A connection that needs a [`Keeper`].
+    pub(crate) fn new(stream: Stream, transmission: Transmission, limits: LinkLimits) -> Self {
+        let LinkLimits {
+            timeout,
+            bytes_in_flight,
+            lose_when_silent,
+            clock,
+        } = limits;
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
         let signal = Arc::<Signal>::default();
         Self {
             state: Mutex::new(State {
                 stream: Some(stream),
-                transmission,
-                inbox: vec![0; INBOX],
-                outbox: Outbox::default(),
+                engine: Engine::new(transmission, timeout, lose_when_silent),
+                inbox: Inbox::default(),
                 unflushed: false,
                 calls: Vec::new(),
-                free: Vec::new(),
-                slots: Vec::new(),
+                live: 0,
                 queue: VecDeque::new(),
+                stale: 0,
+                begun_calls: 0,
                 begun: 0,
-                weight: 0,
-                max_weight,
-                large: 0,
+                max_weight: bytes_in_flight,
+                waiting: VecDeque::new(),
                 signal: signal.clone(),
                 driver: None,
                 current: None,
                 drives: 0,
                 keeper: None,
-                now: Duration::ZERO,
-                tick: timeout.map_or(LONGEST_TICK, |timeout| LONGEST_TICK.min(timeout / 8)),
-                timeout,
+                clock,
+                armed: Duration::MAX,
                 ticking: false,
                 busy: false,
                 watching: false,
-                closing: false,
-                goodbye: false,
+                closing_noted: false,
                 shut_down: false,
-                lost: None,
                 mourners: Vec::new(),
                 wakes: Vec::new(),
-                turns: Vec::new(),
+                ready: Vec::new(),
+                released: Vec::new(),
             }),
             waker: Waker::from(signal.clone()),
             signal,
@@ -264,14 +274,14 @@ impl Link {
 
     /// Whether the connection is over.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lock().lost.is_some()
+        self.lock().engine.lost().is_some()
     }
 
     /// Waits until the connection is over.
     pub(crate) async fn over(&self) -> Arc<Lost> {
         std::future::poll_fn(|cx| {
             let mut state = self.lock();
-            if let Some(lost) = &state.lost {
+            if let Some(lost) = state.engine.lost() {
                 return Poll::Ready(lost.clone());
             }
             if !state.mourners.iter().any(|old| old.will_wake(cx.waker())) {
@@ -288,10 +298,12 @@ impl Link {
 
     /// Releases the lock, and only then wakes whom that concerns.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
-        let open = !state.closing && state.lost.is_none();
+        state.settle();
+        state.notify();
+        let open = state.engine.takes_requests();
         let load = if open { state.live() } else { CLOSED };
         self.load.store(load, Ordering::Relaxed);
-        let turns = mem::take(&mut state.turns);
+        let turns = (state.engine.released(), mem::take(&mut state.released));
         if state.wakes.is_empty() {
             drop(state);
             drop(turns);
@@ -314,10 +326,10 @@ impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
         f.debug_struct("Link")
-            .field("transmission", &state.transmission)
+            .field("transmission", state.engine.transmission())
             .field("calls", &state.live())
-            .field("closing", &state.closing)
-            .field("lost", &state.lost)
+            .field("closing", &state.engine.is_closing())
+            .field("lost", &state.engine.lost())
             .finish_non_exhaustive()
     }
 }

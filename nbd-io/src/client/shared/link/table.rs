@@ -1,14 +1,23 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
-use super::{Done, Entry, LARGE, Phase, Request, Slot, State, signal::replace};
-use crate::client::{Error, Lost, Outbox, shared::overlaps::Turn};
+use super::{Done, Entry, Queued, Request, Stage, State, signal::replace};
+use crate::client::{
+    Error, Lost,
+    engine::{Inbox, Sink, Submission},
+    shared::overlaps::Turn,
+};
 use bytes::BytesMut;
-use nbd_proto::client::{Cookie, Outcome};
 use std::{mem, sync::Arc, task::Waker, time::Duration};
 
 impl State {
-    pub(super) fn live(&self) -> usize {
-        self.calls.len() - self.free.len()
+    /// How many calls were begun and have not ended.
+    pub(super) const fn live(&self) -> usize {
+        self.live
+    }
+
+    /// How many calls wait until their requests may be in flight.
+    fn queued(&self) -> usize {
+        self.queue.len() - self.stale
     }
 
     /// Takes a request in, and puts it into the outbox if it may be in flight.
@@ -18,114 +27,154 @@ impl State {
         sink: BytesMut,
         turn: Option<Arc<Turn>>,
     ) -> usize {
-        let command = request.command();
-        let phase = match &self.lost {
-            Some(lost) => Phase::Done(Err(Error::Lost(lost.clone()))),
-            None if self.closing => Phase::Done(Err(Error::lost(Lost::Disconnected))),
-            None => Phase::Queued(request),
-        };
-        let queued = matches!(phase, Phase::Queued(_));
-        let due = self.due();
-        let key = self.free.pop().unwrap_or(self.calls.len());
+        let key = self.engine.enter();
         if key == self.calls.len() {
-            self.calls.push(Entry {
-                phase,
-                waker: None,
-                absent: false,
-                command,
-                due,
+            self.calls.push(Entry::default());
+        }
+        self.live += 1;
+        if !self.engine.takes_requests() {
+            self.released.extend(turn);
+            self.calls[key].stage = Stage::Failed(self.engine.over(), sink);
+            return key;
+        }
+        let now = (self.clock)();
+        if self.queued() == 0 && self.may_send(request.weight()) {
+            self.send(now, key, request, sink, turn);
+        } else {
+            self.begun_calls += 1;
+            let number = self.begun_calls;
+            self.queue.push_back((key, number));
+            self.calls[key].stage = Stage::Queued(Queued {
+                number,
+                request,
                 sink,
                 turn,
+                due: self.due(now),
             });
-        } else {
-            let entry = &mut self.calls[key];
-            entry.phase = phase;
-            entry.command = command;
-            entry.due = due;
-            entry.sink = sink;
-            entry.turn = turn;
         }
-        if queued {
-            self.begun += 1;
-            self.queue.push_back(key);
-            self.pump();
-            self.busy = true;
-            let many = self.live() > 1;
-            if !self.ticking || many && !self.watching {
-                self.ticking = true;
-                self.watching |= many;
-                self.wake_keeper();
-            }
+        self.begun += 1;
+        self.busy = true;
+        let many = self.live > 1;
+        let late = self.next_due().is_some_and(|due| due < self.armed);
+        if !self.ticking || late || many && !self.watching {
+            self.ticking = true;
+            self.watching |= many;
+            self.wake_keeper();
         }
         key
     }
 
-    /// When a request that is sent now has taken too long: not before its time, because the clock
-    /// is behind by up to a tick.
-    pub(super) fn due(&self) -> Duration {
-        self.timeout.map_or(Duration::MAX, |timeout| {
-            self.now.saturating_add(self.tick).saturating_add(timeout)
-        })
+    fn due(&self, now: Duration) -> Duration {
+        let timeout = self.engine.timeout();
+        timeout.map_or(Duration::MAX, |timeout| now.saturating_add(timeout))
+    }
+
+    fn may_send(&self, weight: u64) -> bool {
+        let before = self.engine.weight();
+        self.engine.has_room() && (before == 0 || before.saturating_add(weight) <= self.max_weight)
+    }
+
+    fn send(
+        &mut self,
+        now: Duration,
+        key: usize,
+        request: Request,
+        sink: BytesMut,
+        turn: Option<Arc<Turn>>,
+    ) {
+        let submission = Submission {
+            command: request.command(),
+            weight: request.weight(),
+            sink: Sink::Owned(sink),
+            ticket: turn,
+        };
+        let framed = self.engine.submit(now, key, submission, |transmission| {
+            request.start(transmission)
+        });
+        self.calls[key].stage = match framed {
+            Ok((_, header, payload)) => {
+                self.engine.outbox().push_owned(header.as_bytes(), payload);
+                Stage::Sent
+            }
+            Err(misuse) => {
+                self.ready.push(key);
+                Stage::Failed(misuse.into(), BytesMut::new())
+            }
+        };
     }
 
     /// Puts requests into the outbox in the order in which they came, as long as they may be in
     /// flight.
     pub(super) fn pump(&mut self) {
-        while let Some(&key) = self.queue.front() {
-            let Phase::Queued(request) = &self.calls[key].phase else {
-                self.queue.pop_front();
-                continue;
-            };
-            let weight = request.weight();
-            let heavy = self.weight > 0 && self.weight.saturating_add(weight) > self.max_weight;
-            if heavy || !self.transmission.has_room() {
+        if self.queue.is_empty() {
+            return;
+        }
+        let now = (self.clock)();
+        while let Some(queued) = self.first_queued() {
+            let weight = queued.request.weight();
+            if !self.may_send(weight) {
                 return;
             }
-            self.queue.pop_front();
-            let due = self.due();
-            let entry = &mut self.calls[key];
-            let Phase::Queued(request) = mem::replace(&mut entry.phase, Phase::Free) else {
-                continue;
-            };
-            match request.start(&mut self.transmission) {
-                Ok((cookie, header, payload)) => {
-                    entry.phase = Phase::InFlight(cookie);
-                    entry.due = due;
-                    let turn = entry.turn.take();
-                    let large = entry.sink.len() >= LARGE;
-                    let slot = cookie.slot();
-                    if self.slots.len() <= slot {
-                        self.slots.resize_with(slot + 1, Slot::default);
-                    }
-                    self.slots[slot] = Slot {
-                        call: Some(key),
-                        weight,
-                        large,
-                        turn,
-                    };
-                    self.weight += weight;
-                    self.large += usize::from(large);
-                    self.outbox.push_owned(header.as_bytes(), payload);
-                }
-                Err(misuse) => self.finish(key, Err(misuse.into())),
+            if let Some((key, queued)) = self.pop_queued() {
+                let Queued {
+                    request,
+                    sink,
+                    turn,
+                    ..
+                } = queued;
+                self.send(now, key, request, sink, turn);
             }
         }
+    }
+
+    /// The call that has waited longest. Those that were dropped are skipped for good.
+    fn first_queued(&mut self) -> Option<&Queued> {
+        loop {
+            let (key, number) = *self.queue.front()?;
+            if matches!(&self.calls[key].stage, Stage::Queued(queued) if queued.number == number) {
+                break;
+            }
+            self.queue.pop_front();
+            self.stale -= 1;
+        }
+        match &self.calls[self.queue.front()?.0].stage {
+            Stage::Queued(queued) => Some(queued),
+            Stage::Free | Stage::Sent | Stage::Failed(..) => None,
+        }
+    }
+
+    fn pop_queued(&mut self) -> Option<(usize, Queued)> {
+        self.first_queued()?;
+        let (key, _) = self.queue.pop_front()?;
+        match mem::take(&mut self.calls[key].stage) {
+            Stage::Queued(queued) => Some((key, queued)),
+            Stage::Free | Stage::Sent | Stage::Failed(..) => None,
+        }
+    }
+
+    /// Fails a call whose request was not sent.
+    fn fail(&mut self, key: usize, queued: Queued, error: Error) {
+        self.released.extend(queued.turn);
+        self.calls[key].stage = Stage::Failed(error, queued.sink);
+        self.ready.push(key);
     }
 
     /// Takes note of the task that waits for a call.
     #[must_use]
     pub(super) fn attend(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
+        let waits = !self.is_done(key);
         let entry = &mut self.calls[key];
         entry.absent = false;
-        let waits = !matches!(entry.phase, Phase::Done(_));
+        if waits && !mem::replace(&mut entry.listed, true) {
+            self.waiting.push_back(key);
+        }
         replace(&mut entry.waker, waits.then_some(waker))
     }
 
     /// Whether other requests are likely to follow a new one at once: there are calls that have
     /// been woken for their results, or others wait and none has ended since the last was begun.
     pub(super) fn others_come(&self) -> bool {
-        self.live() > 0 && self.begun > 0
-            || self.live() > self.transmission.in_flight() + self.queue.len()
+        self.live > 0 && self.begun > 0 || self.live > self.engine.in_flight() + self.queued()
     }
 
     /// Whether the driver was called and has not come yet.
@@ -144,8 +193,7 @@ impl State {
     /// stream is `quiet` and will wake the new driver, it has to be woken.
     #[must_use]
     pub(super) fn pass_on(&mut self, quiet: bool) -> Option<Waker> {
-        let waits = |entry: &Entry| entry.waker.is_some() && !entry.absent;
-        self.driver = self.calls.iter().position(waits);
+        self.driver = self.next_waiting();
         let Some(next) = self.driver else {
             if !quiet && self.has_work() {
                 self.wake_keeper();
@@ -160,6 +208,19 @@ impl State {
         self.signal.set(waker)
     }
 
+    /// A call that waits, the one that has been listed longest. Each call is listed once, and stays
+    /// listed while others have its place.
+    fn next_waiting(&mut self) -> Option<usize> {
+        while let Some(key) = self.waiting.pop_front() {
+            self.calls[key].listed = false;
+            let entry = &self.calls[key];
+            if entry.waker.is_some() && !entry.absent && !self.is_done(key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
     /// Takes the role of the driver from a call that was woken and did not come.
     pub(super) fn dismiss(&mut self) {
         if let Some(driver) = self.driver.take() {
@@ -169,10 +230,10 @@ impl State {
 
     /// Whether there is something to do for a connection that nobody waits for.
     pub(super) fn has_work(&self) -> bool {
-        self.closing
+        self.engine.is_closing()
             || self.unflushed
-            || !self.outbox.is_empty()
-            || self.transmission.in_flight() > 0
+            || self.engine.has_output()
+            || self.engine.in_flight() > 0
     }
 
     pub(super) fn wake_keeper(&mut self) {
@@ -180,40 +241,56 @@ impl State {
     }
 
     pub(super) fn is_done(&self, key: usize) -> bool {
-        matches!(self.calls[key].phase, Phase::Done(_))
+        match self.calls[key].stage {
+            Stage::Free | Stage::Queued(_) => false,
+            Stage::Failed(..) => true,
+            Stage::Sent => self.engine.is_done(key),
+        }
     }
 
     /// What came of a call, which is then to be [released](State::release).
     pub(super) fn take(&mut self, key: usize) -> Option<Done> {
-        let entry = &mut self.calls[key];
-        match mem::replace(&mut entry.phase, Phase::Free) {
-            Phase::Done(result) => Some(Done {
-                result,
-                sink: mem::take(&mut entry.sink),
-            }),
-            phase => {
-                entry.phase = phase;
-                None
-            }
+        if matches!(self.calls[key].stage, Stage::Failed(..)) {
+            let Stage::Failed(error, sink) = mem::take(&mut self.calls[key].stage) else {
+                return None;
+            };
+            return Some(Done {
+                result: Err(error),
+                sink,
+            });
         }
+        let done = self.engine.take(key)?;
+        Some(Done {
+            result: done.result,
+            sink: done.sink.into_owned().unwrap_or_default(),
+        })
     }
 
     /// Frees the place of a call.
     #[must_use]
     pub(super) fn release(&mut self, key: usize) -> Option<Waker> {
         let entry = &mut self.calls[key];
-        entry.phase = Phase::Free;
-        entry.sink = BytesMut::new();
         entry.absent = false;
-        self.turns.extend(entry.turn.take());
-        self.free.push(key);
-        entry.waker.take()
+        let waker = entry.waker.take();
+        if let Stage::Queued(queued) = mem::take(&mut entry.stage) {
+            self.released.extend(queued.turn);
+            self.stale += 1;
+            if 2 * self.stale > self.queue.len().max(64) {
+                let calls = &self.calls;
+                self.queue.retain(|(key, number)| {
+                    matches!(&calls[*key].stage, Stage::Queued(queued) if queued.number == *number)
+                });
+                self.stale = 0;
+            }
+        }
+        self.live -= 1;
+        self.engine.leave(key);
+        waker
     }
 
     /// A call was dropped.
     #[must_use]
     pub(super) fn forget(&mut self, key: usize) -> [Option<Waker>; 2] {
-        self.give_up(key);
         let waker = self.release(key);
         self.pump();
         if self.driver == Some(key) {
@@ -221,7 +298,7 @@ impl State {
         }
         // What was left in the outbox may have nobody else who sends it.
         match self.driver {
-            Some(driver) if !self.outbox.is_empty() => {
+            Some(driver) if self.engine.has_output() => {
                 let driver = self.calls[driver].waker.clone();
                 self.signal.call();
                 self.wakes.extend(driver);
@@ -232,104 +309,74 @@ impl State {
         [waker, None]
     }
 
-    /// Makes sure that what comes of a call's request is thrown away.
-    pub(super) fn give_up(&mut self, key: usize) {
-        match self.calls[key].phase {
-            Phase::Queued(_) => self.queue.retain(|queued| *queued != key),
-            Phase::InFlight(cookie) => {
-                self.transmission.abandon(cookie);
-                self.slots[cookie.slot()].call = None;
-            }
-            Phase::Done(_) | Phase::Free => {}
-        }
-    }
-
-    /// A request is complete, and its cookie free.
-    pub(super) fn complete(&mut self, cookie: Cookie, result: Result<Outcome, Error>) {
-        let Slot {
-            call,
-            weight,
-            large,
-            turn,
-        } = mem::take(&mut self.slots[cookie.slot()]);
-        self.turns.extend(turn);
-        self.begun = 0;
-        self.weight -= weight;
-        self.large -= usize::from(large);
-        if let Some(key) = call {
-            self.finish(key, result);
-        }
-        if self.closing {
-            self.wake_keeper();
-        } else if self.transmission.server_shuts_down() {
-            // C-188
-            self.close();
-        }
-    }
-
-    /// Leaves a call its result.
-    pub(super) fn finish(&mut self, key: usize, result: Result<Outcome, Error>) {
-        self.begun = 0;
-        let entry = &mut self.calls[key];
-        entry.phase = Phase::Done(result);
-        if self.current != Some(key) {
-            self.wakes.extend(entry.waker.take());
-        }
+    /// No call is late before this time.
+    pub(super) fn next_due(&mut self) -> Option<Duration> {
+        let queued = self.first_queued().map(|queued| queued.due);
+        let queued = queued.filter(|due| *due != Duration::MAX);
+        self.engine.next_due().into_iter().chain(queued).min()
     }
 
     /// Ends calls that have taken too long.
-    pub(super) fn expire(&mut self) {
-        let Some(after) = self.timeout else { return };
-        for key in 0..self.calls.len() {
-            let Entry {
-                phase,
-                due,
-                command,
-                ..
-            } = &self.calls[key];
-            let waits = matches!(phase, Phase::Queued(_) | Phase::InFlight(_));
-            if waits && *due <= self.now {
-                let command = *command;
-                self.give_up(key);
-                self.finish(key, Err(Error::Timeout { command, after }));
-            }
+    pub(super) fn expire(&mut self, now: Duration) {
+        let Some(after) = self.engine.timeout() else {
+            return;
+        };
+        self.engine.expire(now);
+        while self.first_queued().is_some_and(|first| first.due <= now)
+            && let Some((key, queued)) = self.pop_queued()
+        {
+            let command = queued.request.command();
+            self.fail(key, queued, Error::Timeout { command, after });
         }
         self.pump();
+        self.settle();
     }
 
     /// Takes no more requests.
     pub(super) fn close(&mut self) -> bool {
-        if mem::replace(&mut self.closing, true) || self.lost.is_some() {
-            return false;
-        }
-        for key in mem::take(&mut self.queue) {
-            self.finish(key, Err(Error::lost(Lost::Disconnected)));
-        }
-        self.wake_keeper();
-        true
+        let first = self.engine.close();
+        self.settle();
+        first
     }
 
     /// Ends the connection for everybody.
     pub(super) fn lose(&mut self, why: Lost) {
-        if self.lost.is_some() {
+        self.engine.lose(why);
+        self.settle();
+    }
+
+    /// Does what follows when the connection is about to end, or has ended.
+    pub(super) fn settle(&mut self) {
+        if self.engine.takes_requests() {
             return;
         }
-        let lost = Arc::new(why);
-        self.lost = Some(lost.clone());
-        self.stream = None;
-        self.outbox = Outbox::default();
-        self.unflushed = false;
-        self.inbox = Vec::new();
-        self.queue.clear();
-        for key in 0..self.calls.len() {
-            if let Phase::Queued(_) | Phase::InFlight(_) = self.calls[key].phase {
-                self.finish(key, Err(Error::Lost(lost.clone())));
+        while let Some((key, queued)) = self.pop_queued() {
+            let over = self.engine.over();
+            self.fail(key, queued, over);
+        }
+        if !mem::replace(&mut self.closing_noted, true) {
+            self.wake_keeper();
+        }
+        if self.engine.is_disconnecting() && !self.shut_down {
+            self.wake_keeper();
+        }
+        if self.engine.lost().is_some() && self.stream.take().is_some() {
+            self.unflushed = false;
+            self.inbox = Inbox::default();
+            let mourners = mem::take(&mut self.mourners);
+            self.wakes.extend(mourners);
+            self.wake_keeper();
+        }
+    }
+
+    /// Collects whom to wake.
+    pub(super) fn notify(&mut self) {
+        while let Some(key) = self.ready.pop().or_else(|| self.engine.next_ready()) {
+            self.begun = 0;
+            if self.current != Some(key) {
+                let waker = self.calls.get_mut(key).and_then(|entry| entry.waker.take());
+                self.wakes.extend(waker);
             }
         }
-        let turns = self.slots.iter_mut().filter_map(|slot| slot.turn.take());
-        self.turns.extend(turns);
-        let mourners = mem::take(&mut self.mourners);
-        self.wakes.extend(mourners);
-        self.wake_keeper();
     }
 }

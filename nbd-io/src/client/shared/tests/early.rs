@@ -1,6 +1,7 @@
 //! Answers that come before what they answer was sent.
 
 use super::{
+    engine::limits,
     pipe::pipe,
     server::{Manner, enter},
     sim::{Sim, join},
@@ -71,7 +72,11 @@ fn a_write_that_is_answered_before_its_payload_is_sent_is_sent_whole() {
         } = negotiate(ours, &target, async |pipe| Ok(pipe))
             .await
             .unwrap();
-        let link = Link::new(Box::new(transport), transmission, None, u64::MAX);
+        let link = Link::new(
+            Box::new(transport),
+            transmission,
+            limits(&sim, None, u64::MAX),
+        );
         let link = Arc::new(link);
         let keeper = Keeper::new(link.clone(), sim.clone());
         sim.spawn(async move { drop(keeper.await) });

@@ -9,7 +9,7 @@ use crate::{
     Export, Memory, NamedExports,
     client::{
         Connected, Error, Lost, Target, negotiate,
-        shared::link::{Call, Done, Keeper, Link, Request},
+        shared::link::{Call, Done, Keeper, Link, LinkLimits, Request},
     },
     runtime::{Runtime, Tasks},
 };
@@ -82,7 +82,8 @@ impl Setup {
             ..
         } = negotiated.unwrap();
         assert_eq!(transmission.mode(), self.mode);
-        let link = Link::new(Box::new(transport), transmission, self.timeout, self.weight);
+        let limits = limits(sim, self.timeout, self.weight);
+        let link = Link::new(Box::new(transport), transmission, limits);
         let link = Arc::new(link);
         let keeper = Keeper::new(link.clone(), sim.clone());
         sim.spawn(async move { drop(keeper.await) });
@@ -91,6 +92,17 @@ impl Setup {
             memory,
             scissors,
         }
+    }
+}
+
+/// What bounds the requests of a link, by the simulation's clock.
+pub(super) fn limits(sim: &Sim, timeout: Option<Duration>, bytes_in_flight: u64) -> LinkLimits {
+    let sim = sim.clone();
+    LinkLimits {
+        timeout,
+        bytes_in_flight,
+        lose_when_silent: false,
+        clock: Box::new(move || sim.now()),
     }
 }
 

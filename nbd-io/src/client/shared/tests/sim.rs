@@ -221,6 +221,10 @@ impl Drop for Sleep {
 impl Runtime for Sim {
     type Sleep = Sleep;
 
+    fn now(&self) -> Duration {
+        self.lock().now
+    }
+
     fn sleep(&self, time: Duration) -> Sleep {
         let at = self.now() + time;
         Sleep {

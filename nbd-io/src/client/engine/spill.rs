@@ -1,19 +1,14 @@
-//! Payload for a buffer that only its owner may touch, read by somebody else.
+//! Payload for a buffer that only its owner may touch, received by another thread.
 
-/// Payload that somebody else than its owner has read.
+/// Payload that another thread than its owner's has received.
 #[derive(Debug, Default)]
-pub(super) struct Aside {
+pub struct Spill {
     bytes: Vec<u8>,
     /// Position in the request's buffer and length of each part. A part without bytes is a hole.
     parts: Vec<(usize, usize, bool)>,
 }
 
-impl Aside {
-    /// Whether nothing was put aside.
-    pub(super) fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
+impl Spill {
     pub(super) fn put(&mut self, at: usize, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         self.parts.push((at, bytes.len(), false));

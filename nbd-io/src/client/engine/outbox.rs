@@ -7,7 +7,10 @@ use std::{collections::VecDeque, fmt, io::IoSlice};
 const INLINE: usize = 512;
 
 /// How many slices one write takes at most.
-pub const SLICES: usize = 128;
+const SLICES: usize = 128;
+
+/// How many slices are enough for one request or two.
+const FEW: usize = 6;
 
 /// Requests that wait to be written, in order.
 #[derive(Default)]
@@ -51,14 +54,23 @@ impl Outbox {
         self.payloads.push_back((self.inline.len(), payload));
     }
 
-    /// The next slices to write, followed by `last` if there is room for all of them. Returns how
-    /// many there are.
-    pub fn slices<'a>(&'a self, last: &'a [u8], slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+    /// Lends the next slices to write, followed by `last` if there is room for all of them.
+    pub fn with_slices<R>(&self, last: &[u8], write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+        // A lone request would otherwise pay for the preparation of many slices.
+        if self.payloads.len() < FEW / 2 {
+            self.gather::<FEW, R>(last, write)
+        } else {
+            self.gather::<SLICES, R>(last, write)
+        }
+    }
+
+    fn gather<const N: usize, R>(&self, last: &[u8], write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+        let mut slices = [IoSlice::new(&[]); N];
         let mut count = 0;
         let mut at = self.written;
         for (position, payload) in &self.payloads {
-            if count + 2 > SLICES {
-                return count;
+            if count + 2 > N {
+                return write(&slices[..count]);
             }
             if at < *position {
                 slices[count] = IoSlice::new(&self.inline[at..*position]);
@@ -69,12 +81,12 @@ impl Outbox {
             count += 1;
         }
         for slice in [&self.inline[at..], last] {
-            if !slice.is_empty() && count < SLICES {
+            if !slice.is_empty() && count < N {
                 slices[count] = IoSlice::new(slice);
                 count += 1;
             }
         }
-        count
+        write(&slices[..count])
     }
 
     /// Takes note of `n` written bytes. Returns how many of them were of `last`.
@@ -129,9 +141,9 @@ mod tests {
             let last = b"last";
             let (mut written, mut of_last) = (Vec::new(), 0);
             loop {
-                let mut slices = [IoSlice::new(&[]); SLICES];
-                let count = outbox.slices(&last[of_last..], &mut slices);
-                let bytes: Vec<u8> = slices[..count].iter().flat_map(|s| s.to_vec()).collect();
+                let bytes: Vec<u8> = outbox.with_slices(&last[of_last..], |slices| {
+                    slices.iter().flat_map(|slice| slice.to_vec()).collect()
+                });
                 let n = step.min(bytes.len());
                 written.extend_from_slice(&bytes[..n]);
                 of_last += outbox.advance(n);

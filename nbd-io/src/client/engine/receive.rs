@@ -1,0 +1,234 @@
+//! Reading: what goes where.
+//!
+//! What comes is read into the inbox, many small replies at once. Payload of a long read goes
+//! straight to its buffer instead. One vectored read does both: first the rest of a payload, then
+//! whatever follows.
+
+use super::{ABANDONED, Done, Engine, Sink, Spill, Ticket};
+use crate::client::Error;
+use nbd_proto::{
+    Error as Violation,
+    client::{Cookie, Event, Fill, Outcome, Payload},
+};
+use std::ops::Range;
+
+/// What one read from the stream takes in beside payload that goes straight to its place, in bytes.
+const INBOX: usize = 256 << 10;
+
+/// How large the inbox is at first, in bytes: enough for a short reply or two. It doubles whenever a
+/// read fills it.
+const SMALL_INBOX: usize = 16 << 10;
+
+/// Payload of at least this length that has not come yet is read straight to its place, in bytes.
+const DIRECT: usize = 16 << 10;
+
+/// Reads of at least this length are kept out of the inbox altogether, in bytes. For shorter ones
+/// it costs less to copy them than to ask the system for each.
+pub const LARGE: usize = 128 << 10;
+
+/// What is taken in beside the payload of a large read, or before it: the header of what comes
+/// next, and not much of a next payload, which would have to be copied.
+const BESIDE: usize = 4 << 10;
+
+/// The space that a read takes in bytes to which nothing is known yet.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; SMALL_INBOX],
+        }
+    }
+}
+
+impl Inbox {
+    /// As much space as one read may fill.
+    pub fn space(&mut self, len: usize) -> &mut [u8] {
+        let len = len.min(self.bytes.len());
+        &mut self.bytes[..len]
+    }
+}
+
+/// Where the next bytes from the stream go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadPlan {
+    /// To the inbox.
+    Inbox,
+    /// To this part of the buffer that a request has handed over, and then to the inbox.
+    Owned(Cookie, Range<usize>),
+    /// To this part of the reader's own buffer, and then to the inbox.
+    Lent(Range<usize>),
+    /// This owner has to read on, because payload is for its own buffer.
+    HandOver(usize),
+}
+
+impl ReadPlan {
+    /// How many bytes go straight to their place.
+    #[must_use]
+    pub fn direct(&self) -> usize {
+        match self {
+            Self::Owned(_, range) | Self::Lent(range) => range.len(),
+            Self::Inbox | Self::HandOver(_) => 0,
+        }
+    }
+}
+
+/// The owner that reads, and its own buffer.
+pub type Reader<'a> = (usize, &'a mut [u8]);
+
+/// A reader without a buffer of its own.
+#[must_use]
+pub const fn no_reader() -> Reader<'static> {
+    (ABANDONED, &mut [])
+}
+
+impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
+    /// Where the next bytes go when this owner reads.
+    pub fn plan_read(&mut self, reader: usize) -> ReadPlan {
+        let Ok(Fill::Payload(Payload { cookie, range })) = self.transmission.fill() else {
+            return ReadPlan::Inbox;
+        };
+        if range.len() < DIRECT {
+            return ReadPlan::Inbox;
+        }
+        let request = &self.in_flight[cookie.slot()];
+        match request.sink {
+            Sink::Owned(_) => ReadPlan::Owned(cookie, range),
+            Sink::Lent { at, .. } if request.owner == reader => {
+                ReadPlan::Lent(at + range.start..at + range.end)
+            }
+            Sink::Lent { .. } => ReadPlan::HandOver(request.owner),
+            Sink::None => ReadPlan::Inbox,
+        }
+    }
+
+    /// How many bytes are read into the inbox at most.
+    #[must_use]
+    pub const fn beside(&self) -> usize {
+        if self.large > 0 { BESIDE } else { INBOX }
+    }
+
+    /// The buffer of a request in flight, where it was handed over.
+    pub fn owned(&mut self, cookie: Cookie) -> Option<&mut B> {
+        let request = self.in_flight.get_mut(cookie.slot())?;
+        match &mut request.sink {
+            Sink::Owned(buffer) if request.cookie == Some(cookie) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// Takes in `n` bytes that were read as planned. `reader` is who has read them. Returns
+    /// whether the connection goes on.
+    pub fn received(
+        &mut self,
+        plan: &ReadPlan,
+        n: usize,
+        inbox: &mut Inbox,
+        reader: Reader<'_>,
+    ) -> bool {
+        self.receipts += 1;
+        let direct = n.min(plan.direct());
+        let staged = n - direct;
+        let done = self.take_in(direct, &inbox.bytes[..staged], reader);
+        if staged == inbox.bytes.len() && staged < INBOX {
+            inbox.bytes.resize(2 * staged, 0);
+        }
+        if let Err(violation) = done {
+            self.lose(violation.into());
+        }
+        self.lost.is_none()
+    }
+
+    fn take_in(
+        &mut self,
+        direct: usize,
+        mut bytes: &[u8],
+        mut reader: Reader<'_>,
+    ) -> Result<(), Violation> {
+        if direct > 0
+            && let Some(event) = self.transmission.filled(direct)?
+        {
+            self.handle(event, &mut reader);
+        }
+        while !bytes.is_empty() {
+            let fed = self.transmission.feed(bytes)?;
+            let (used, rest) = bytes.split_at(fed.used);
+            bytes = rest;
+            if let Some(Payload { cookie, range }) = fed.payload {
+                match self.place(cookie, &range, &mut reader) {
+                    Place::Here(buffer) => buffer.copy_from_slice(used),
+                    Place::Spill(spill) => spill.put(range.start, used),
+                    Place::Nowhere => {}
+                }
+            }
+            if let Some(event) = fed.event {
+                self.handle(event, &mut reader);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event, reader: &mut Reader<'_>) {
+        match event {
+            Event::Hole {
+                payload: Payload { cookie, range },
+                done,
+            } => {
+                match self.place(cookie, &range, reader) {
+                    Place::Here(buffer) => buffer.fill(0),
+                    Place::Spill(spill) => spill.put_hole(range.start, range.len()),
+                    Place::Nowhere => {}
+                }
+                if done {
+                    self.complete(cookie, Ok(Outcome::Done));
+                }
+            }
+            Event::Complete {
+                cookie,
+                outcome: Outcome::Failed(source),
+            } => {
+                let command = self.in_flight[cookie.slot()].command;
+                self.complete(cookie, Err(Error::Failed { command, source }));
+            }
+            Event::Complete { cookie, outcome } => self.complete(cookie, Ok(outcome)),
+        }
+    }
+
+    /// Where a part of a read's payload goes.
+    fn place<'a>(
+        &'a mut self,
+        cookie: Cookie,
+        range: &Range<usize>,
+        (reader, lent): &'a mut Reader<'_>,
+    ) -> Place<'a> {
+        let request = &mut self.in_flight[cookie.slot()];
+        match &mut request.sink {
+            Sink::None => Place::Nowhere,
+            Sink::Owned(buffer) => Place::Here(&mut buffer.as_mut()[range.clone()]),
+            Sink::Lent { at, .. } if request.owner == *reader => {
+                Place::Here(&mut lent[*at + range.start..*at + range.end])
+            }
+            Sink::Lent { spill, .. } => Place::Spill(spill.get_or_insert_default()),
+        }
+    }
+}
+
+enum Place<'a> {
+    Nowhere,
+    Here(&'a mut [u8]),
+    Spill(&'a mut Spill),
+}
+
+impl<B> Done<B> {
+    /// Copies what others have received to its place in the owner's buffer.
+    pub fn settle(&mut self, lent: &mut [u8]) {
+        if let Sink::Lent { at, spill } = &mut self.sink
+            && let Some(spill) = spill.take()
+        {
+            spill.copy_to(&mut lent[*at..]);
+        }
+    }
+}

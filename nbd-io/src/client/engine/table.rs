@@ -1,0 +1,269 @@
+//! The requests in flight and their owners.
+
+use super::{ABANDONED, Engine, LARGE, Spill};
+use crate::client::Error;
+use bytes::Bytes;
+use nbd_proto::{
+    Command, Header, Misuse,
+    client::{Cookie, Outcome, Transmission},
+};
+use std::{collections::VecDeque, mem, time::Duration};
+
+/// A request in flight.
+#[derive(Debug)]
+pub(super) struct InFlight<B, T> {
+    /// `None` when it was answered.
+    pub(super) cookie: Option<Cookie>,
+    pub(super) owner: usize,
+    pub(super) command: Command,
+    /// When it has taken too long.
+    pub(super) due: Duration,
+    /// What [`Engine::receipts`] was when it was sent.
+    pub(super) receipts: u64,
+    pub(super) weight: u64,
+    pub(super) large: bool,
+    pub(super) sink: Sink<B>,
+    pub(super) ticket: Option<T>,
+}
+
+/// Where the payload of a read goes.
+#[derive(Debug, Default)]
+pub enum Sink<B> {
+    /// There is none, or it is thrown away.
+    #[default]
+    None,
+    /// To a buffer that was handed over.
+    Owned(B),
+    /// To the owner's own buffer, from this position on. Only the owner's thread may touch it, so
+    /// that others put aside what they receive of it.
+    Lent {
+        /// Where in the owner's buffer, in bytes.
+        at: usize,
+        /// What others have received.
+        spill: Option<Box<Spill>>,
+    },
+}
+
+impl<B> Sink<B> {
+    /// The part of the owner's buffer that starts here.
+    #[must_use]
+    pub const fn lent(at: usize) -> Self {
+        Self::Lent { at, spill: None }
+    }
+
+    /// The buffer that was handed over.
+    #[must_use]
+    pub fn into_owned(self) -> Option<B> {
+        match self {
+            Self::Owned(buffer) => Some(buffer),
+            Self::None | Self::Lent { .. } => None,
+        }
+    }
+}
+
+/// What a driver attaches to a request until it is answered, whoever waits for that.
+pub trait Ticket {
+    /// The answer was read. Whoever waits for it gets what this leaves of it.
+    fn answered(&mut self, result: &mut Result<Outcome, Error>);
+}
+
+/// For drivers that attach nothing.
+impl Ticket for () {
+    fn answered(&mut self, _: &mut Result<Outcome, Error>) {}
+}
+
+/// A request on its way into the table.
+#[derive(Debug)]
+pub struct Submission<B, T> {
+    /// The command.
+    pub command: Command,
+    /// Its payload in either direction, in bytes.
+    pub weight: u64,
+    /// Where the payload of a read goes.
+    pub sink: Sink<B>,
+    /// What is attached to it.
+    pub ticket: Option<T>,
+}
+
+/// A request that is complete.
+#[derive(Debug)]
+pub struct Done<B> {
+    /// The request.
+    pub cookie: Cookie,
+    /// What came of it.
+    pub result: Result<Outcome, Error>,
+    /// Where its payload is. Its contents are to be trusted only after success.
+    pub sink: Sink<B>,
+}
+
+/// Whose requests are in flight.
+#[derive(Debug)]
+pub(super) struct Owner<B> {
+    done: VecDeque<Done<B>>,
+    outstanding: usize,
+    ready: bool,
+}
+
+impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
+    /// A new owner.
+    pub fn enter(&mut self) -> usize {
+        self.free_owners.pop().unwrap_or_else(|| {
+            self.owners.push(Owner {
+                done: VecDeque::new(),
+                outstanding: 0,
+                ready: false,
+            });
+            self.owners.len() - 1
+        })
+    }
+
+    /// An owner goes. Its requests in flight are given up: they are sent and their replies thrown
+    /// away.
+    pub fn leave(&mut self, owner: usize) {
+        if self.owners[owner].outstanding > 0 {
+            for slot in 0..self.in_flight.len() {
+                let InFlight {
+                    cookie, owner: of, ..
+                } = &self.in_flight[slot];
+                if let (Some(cookie), true) = (*cookie, *of == owner) {
+                    self.abandon(cookie);
+                }
+            }
+            self.owners[owner].outstanding = 0;
+        }
+        self.owners[owner].done.clear();
+        self.free_owners.push(owner);
+    }
+
+    /// Takes a request in. What has to be sent are the header and, behind it, the payload, which
+    /// goes to the [outbox](Engine::outbox) unless the driver writes it by itself.
+    ///
+    /// INVARIANT: the engine [takes requests](Engine::takes_requests) and [has
+    /// room](Engine::has_room).
+    ///
+    /// # Errors
+    ///
+    /// When the request makes no sense on this connection.
+    pub fn submit(
+        &mut self,
+        now: Duration,
+        owner: usize,
+        submission: Submission<B, T>,
+        start: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse>,
+    ) -> Result<(Cookie, Header, Bytes), Misuse> {
+        let Submission {
+            command,
+            weight,
+            sink,
+            ticket,
+        } = submission;
+        let framed = match start(&mut self.transmission) {
+            Ok(framed) => framed,
+            Err(misuse) => {
+                self.released.extend(ticket);
+                return Err(misuse);
+            }
+        };
+        let due = self
+            .timeout
+            .map_or(Duration::MAX, |timeout| now.saturating_add(timeout));
+        let large = command == Command::Read && weight >= LARGE as u64;
+        let request = InFlight {
+            cookie: Some(framed.0),
+            owner,
+            command,
+            due,
+            receipts: self.receipts,
+            weight,
+            large,
+            sink,
+            ticket,
+        };
+        let slot = framed.0.slot();
+        match self.in_flight.get_mut(slot) {
+            Some(free) => *free = request,
+            // Slots are taken one after the other.
+            None => self.in_flight.push(request),
+        }
+        self.first_due = self.first_due.min(due);
+        self.owners[owner].outstanding += 1;
+        self.weight += weight;
+        self.large += usize::from(large);
+        Ok(framed)
+    }
+
+    /// The next completed request of an owner.
+    pub fn take(&mut self, owner: usize) -> Option<Done<B>> {
+        self.owners[owner].done.pop_front()
+    }
+
+    /// Whether a request of this owner is complete.
+    #[must_use]
+    pub fn is_done(&self, owner: usize) -> bool {
+        !self.owners[owner].done.is_empty()
+    }
+
+    /// Whether the server has failed the next completed request of an owner.
+    #[must_use]
+    pub fn has_refused(&self, owner: usize) -> bool {
+        let done = self.owners[owner].done.front();
+        done.is_some_and(|done| matches!(done.result, Err(Error::Failed { .. })))
+    }
+
+    /// The next owner for whom there is something new.
+    pub fn next_ready(&mut self) -> Option<usize> {
+        let owner = self.ready.pop()?;
+        self.owners[owner].ready = false;
+        Some(owner)
+    }
+
+    /// Takes the tickets of requests that were answered, or never will be. They are to be dropped
+    /// when no lock is held.
+    pub fn released(&mut self) -> Vec<T> {
+        mem::take(&mut self.released)
+    }
+
+    /// Leaves an owner a result.
+    pub(super) fn finish(
+        &mut self,
+        owner: usize,
+        cookie: Cookie,
+        result: Result<Outcome, Error>,
+        sink: Sink<B>,
+    ) {
+        let index = owner;
+        let owner = &mut self.owners[index];
+        owner.outstanding -= 1;
+        owner.done.push_back(Done {
+            cookie,
+            result,
+            sink,
+        });
+        if !mem::replace(&mut owner.ready, true) {
+            self.ready.push(index);
+        }
+    }
+
+    /// A request was answered, and its cookie is free.
+    pub(super) fn complete(&mut self, cookie: Cookie, mut result: Result<Outcome, Error>) {
+        let request = &mut self.in_flight[cookie.slot()];
+        request.cookie = None;
+        self.weight -= request.weight;
+        self.large -= usize::from(request.large);
+        let owner = mem::replace(&mut request.owner, ABANDONED);
+        let sink = mem::take(&mut request.sink);
+        if let Some(mut ticket) = request.ticket.take() {
+            ticket.answered(&mut result);
+            self.released.push(ticket);
+        }
+        if owner != ABANDONED {
+            self.finish(owner, cookie, result, sink);
+        }
+        // C-188
+        if self.transmission.server_shuts_down() {
+            self.server_shuts_down = true;
+            self.closing = true;
+        }
+        self.disconnect_when_idle();
+    }
+}
