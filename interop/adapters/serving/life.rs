@@ -9,7 +9,7 @@ use nbd_io::{Export, Memory, NamedExports};
 use std::{
     io::{Read, Write},
     net::Shutdown,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -325,7 +325,7 @@ fn who_does_not_negotiate_is_disconnected() {
 #[test]
 fn there_are_no_more_connections_than_allowed() {
     soon(|| {
-        let running = Running::new(memory().max_connections(2));
+        let running = Running::new(memory().max_connections(2).displace_idle(None));
         let first = running.connect(&ConnectOptions::new());
         let _second = running.connect(&ConnectOptions::new());
         let mut third = running.raw();
@@ -337,6 +337,57 @@ fn there_are_no_more_connections_than_allowed() {
             .disconnect()
             .unwrap();
         running.stop();
+    });
+}
+
+#[test]
+fn clients_that_fall_silent_shut_out_no_others() {
+    // B-008, H-041
+    soon(|| {
+        let server = memory().max_connections(8).handshake_timeout(None);
+        // Those that have never asked for anything are idle after two seconds all the same.
+        let running = Running::new(server.displace_idle(Some(Duration::from_secs(600))));
+        let busy = running.connect(&ConnectOptions::new());
+        let (stop, stopped) = mpsc::channel::<()>();
+        let working = thread::spawn(move || {
+            while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                busy.write_all_at(&[1; 512], 0).unwrap();
+            }
+            busy.disconnect().unwrap();
+        });
+        // Some of them do not even enter.
+        let silent: Vec<_> = (0..7)
+            .map(|n| {
+                let mut raw = running.raw();
+                raw.read_exact(&mut [0; 18]).unwrap();
+                if n % 2 == 0 {
+                    raw.write_all(GO).unwrap();
+                    raw.read_exact(&mut [0; ENTERED - 18]).unwrap();
+                }
+                raw
+            })
+            .collect();
+        let options = ConnectOptions::new();
+        let mut new = Vec::new();
+        for _ in 0..7 {
+            eventually(|| match options.connect_unix(running.raw()) {
+                Ok(client) => {
+                    client.read_exact_at(&mut [0; 512], 0).unwrap();
+                    new.push(client);
+                    true
+                }
+                Err(_) => false,
+            });
+        }
+        assert!(!working.is_finished());
+        drop(stop);
+        working.join().unwrap();
+        let endings = running.stop();
+        let displaced = "the client was idle, and another one needed its place";
+        assert!(endings.iter().filter(|ending| *ending == displaced).count() >= 7);
+        for mut raw in silent {
+            assert_eq!(raw.read(&mut [0; 1]).unwrap_or(0), 0);
+        }
     });
 }
 

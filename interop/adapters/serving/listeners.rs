@@ -20,7 +20,7 @@ fn memory() -> Server {
 #[test]
 fn listeners_share_one_disk_one_limit_and_one_end() {
     soon(|| {
-        let running = Running::new(memory().max_connections(2));
+        let running = Running::new(memory().max_connections(2).displace_idle(None));
         let options = ConnectOptions::new();
         let unix = running.connect(&options);
         let tcp = options.connect_tcp(running.raw_tcp()).unwrap();

@@ -22,7 +22,7 @@ pub(crate) fn soon<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static)
 }
 
 /// Waits for what nobody tells of.
-pub(crate) fn eventually(condition: impl Fn() -> bool) {
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to that");

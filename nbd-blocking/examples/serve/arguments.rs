@@ -21,6 +21,7 @@ use std::{
     process::ExitCode,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 #[derive(Args)]
@@ -55,6 +56,16 @@ pub(crate) struct Arguments {
     /// Require TLS clients to show a certificate.
     #[arg(long, requires = "tls")]
     verify_clients: bool,
+    /// Serve so many clients at once; one more takes the place of the one that was idle the longest.
+    #[arg(long, default_value_t = 256)]
+    max_connections: usize,
+    /// Keep an idle client for so many seconds when another one needs its place.
+    #[arg(long, default_value_t = 300)]
+    displace_idle: u64,
+    /// Leave a client that is idle for so many seconds, whether its place is needed or not. An idle
+    /// disk is nothing unusual, so that there is no such time unless it is given.
+    #[arg(long)]
+    idle_timeout: Option<u64>,
     /// Say nothing about connections.
     #[arg(long)]
     quiet: bool,
@@ -84,7 +95,10 @@ impl Arguments {
         let exports = NamedExports::new()
             .with(self.export.clone(), self.disk()?)
             .with_default(self.export.clone());
-        let mut server = Server::on_runtime(runtime, Arc::new(exports));
+        let mut server = Server::on_runtime(runtime, Arc::new(exports))
+            .max_connections(self.max_connections)
+            .displace_idle(Some(Duration::from_secs(self.displace_idle)))
+            .idle_timeout(self.idle_timeout.map(Duration::from_secs));
         if let Some(directory) = &self.tls {
             let tls = ServerTls::from_directory(directory)?;
             server = server.require_tls(&tls.require_client_certificates(self.verify_clients))?;

@@ -43,9 +43,14 @@ pub(super) async fn serve<T: Transport, R: Runtime>(
                 mode: entered.transmission.mode(),
                 encrypted: entered.encrypted,
             });
+            place.entered(runtime.now());
             Session::new(settings, runtime, place, entered).run().await
         }
         Err(ending) => ending,
+    };
+    let ending = match ending {
+        Ending::Stopped if place.is_displaced() => Ending::Displaced,
+        ending => ending,
     };
     settings.tell(&Event::Closed {
         connection,

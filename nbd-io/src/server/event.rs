@@ -33,7 +33,7 @@ pub enum Event<'a> {
         /// Why.
         ending: &'a Ending,
     },
-    /// There were too many connections for one more, or the server is stopping.
+    /// There were too many connections in use for one more, or the server is stopping.
     Refused {
         /// Who it was.
         peer: &'a Peer,
@@ -89,6 +89,8 @@ pub enum Ending {
     Stopped,
     /// Nothing was sent or received for longer than the server allows.
     Idle,
+    /// Nothing was sent or received for a while, and another client needed the place.
+    Displaced,
     /// The client closed the connection in the middle of a request.
     Truncated,
     /// The export has panicked, or who was asked for it, so that there is no answer to a request.
@@ -120,6 +122,7 @@ impl fmt::Display for Ending {
             Self::Left => f.write_str("the client closed the connection"),
             Self::Stopped => f.write_str("the server is stopping"),
             Self::Idle => f.write_str("nothing was sent or received for too long"),
+            Self::Displaced => f.write_str("the client was idle, and another one needed its place"),
             Self::Panicked => f.write_str("the export panicked"),
             Self::Truncated => {
                 f.write_str("the client closed the connection in the middle of a request")

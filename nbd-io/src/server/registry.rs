@@ -4,10 +4,14 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
+
+/// A client that has never sent a request has no claim to its place for longer than this.
+const UNPROVEN: Duration = Duration::from_secs(2);
 
 /// What the connections and listeners of a server share.
 #[derive(Default)]
@@ -18,15 +22,93 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct State {
-    connections: HashMap<u64, Arc<Sleeper>>,
+    connections: HashMap<u64, Arc<Guest>>,
+    /// How many of those have to leave for the sake of others, who have come already.
+    leaving: usize,
     last: u64,
     /// Listeners, and those who wait for the last connection to end.
     waiting: Vec<Waker>,
 }
 
-/// Whom to wake when the server stops.
-#[derive(Default)]
-struct Sleeper(Mutex<Option<Waker>>);
+/// A connection, as others see it.
+struct Guest {
+    /// Whom to wake when it has to end.
+    waker: Mutex<Option<Waker>>,
+    /// It has to end, since the server stops or its place is needed.
+    stopping: AtomicBool,
+    displaced: AtomicBool,
+    /// A [`Stage`], and since when in milliseconds.
+    stage: AtomicU64,
+}
+
+/// What a connection is at. Where its place is needed, the first of these goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Negotiating,
+    /// It has entered, and nothing was moved since.
+    Unproven,
+    /// Nothing was moved for a while, and nothing is being carried out.
+    Idle,
+    Busy,
+}
+
+impl Guest {
+    fn new(now: Duration) -> Self {
+        let guest = Self {
+            waker: Mutex::new(None),
+            stopping: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
+            stage: AtomicU64::new(0),
+        };
+        guest.set(Stage::Negotiating, now);
+        guest
+    }
+
+    fn set(&self, stage: Stage, since: Duration) {
+        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        self.stage
+            .store(since << 2 | stage as u64, Ordering::Relaxed);
+    }
+
+    fn stage(&self) -> (Stage, Duration) {
+        let stage = self.stage.load(Ordering::Relaxed);
+        let since = Duration::from_millis(stage >> 2);
+        let stage = match stage & 3 {
+            0 => Stage::Negotiating,
+            1 => Stage::Unproven,
+            2 => Stage::Idle,
+            _ => Stage::Busy,
+        };
+        (stage, since)
+    }
+
+    /// Since when its place could be given away, and how gladly; `None` if it is in use.
+    fn spare(&self, now: Duration, idle: Duration) -> Option<(Stage, Duration)> {
+        let (stage, since) = self.stage();
+        let claim = match stage {
+            Stage::Negotiating | Stage::Unproven => idle.min(UNPROVEN),
+            Stage::Idle => idle,
+            Stage::Busy => return None,
+        };
+        let is_spare = now.saturating_sub(since) >= claim && !self.stopping.load(Ordering::SeqCst);
+        is_spare.then_some((stage, since))
+    }
+
+    #[must_use = "the connection has to notice"]
+    fn stop(&self) -> Option<Waker> {
+        self.stopping.store(true, Ordering::SeqCst);
+        lock(&self.waker).take()
+    }
+}
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) most: usize,
+    /// How long a connection has to be idle for another one to take its place when there is no
+    /// other; `None` keeps it for as long as it lasts.
+    pub(super) idle: Option<Duration>,
+}
 
 /// Why there is no place for a connection.
 #[derive(Debug)]
@@ -48,23 +130,28 @@ impl Registry {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Takes up a connection.
-    pub(super) fn enter(self: &Arc<Self>, max: usize) -> Result<Place, Refused> {
+    /// Takes up a connection, perhaps in place of another one, which is told to end.
+    pub(super) fn enter(self: &Arc<Self>, room: Room, now: Duration) -> Result<Place, Refused> {
         let mut state = lock(&self.state);
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }
-        if state.connections.len() >= max {
-            return Err(Refused::Full);
+        let mut waker = None;
+        if state.connections.len() - state.leaving >= room.most {
+            waker = state.displace(room, now).ok_or(Refused::Full)?;
         }
         state.last += 1;
         let id = state.last;
-        let sleeper = Arc::<Sleeper>::default();
-        state.connections.insert(id, Arc::clone(&sleeper));
+        let guest = Arc::new(Guest::new(now));
+        state.connections.insert(id, Arc::clone(&guest));
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         Ok(Place {
             registry: Arc::clone(self),
             id,
-            sleeper,
+            guest,
         })
     }
 
@@ -72,12 +159,7 @@ impl Registry {
         self.stopping.store(true, Ordering::SeqCst);
         let mut state = lock(&self.state);
         let mut wakers = std::mem::take(&mut state.waiting);
-        wakers.extend(
-            state
-                .connections
-                .values()
-                .filter_map(|sleeper| lock(&sleeper.0).take()),
-        );
+        wakers.extend(state.connections.values().filter_map(|guest| guest.stop()));
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -108,11 +190,30 @@ impl Registry {
     }
 }
 
+impl State {
+    /// Tells a connection to end whose place is used least. `None` if every place is in use, or too
+    /// many are on their way out already.
+    fn displace(&mut self, room: Room, now: Duration) -> Option<Option<Waker>> {
+        let idle = room.idle?;
+        if self.leaving > room.most / 8 {
+            return None;
+        }
+        let spare = self.connections.values().filter_map(|guest| {
+            let spare = guest.spare(now, idle)?;
+            Some((spare, guest))
+        });
+        let (_, guest) = spare.min_by_key(|(spare, _)| *spare)?;
+        self.leaving += 1;
+        guest.displaced.store(true, Ordering::SeqCst);
+        Some(guest.stop())
+    }
+}
+
 /// The place of a connection, free again when this is dropped.
 pub(super) struct Place {
     registry: Arc<Registry>,
     id: u64,
-    sleeper: Arc<Sleeper>,
+    guest: Arc<Guest>,
 }
 
 impl Place {
@@ -120,18 +221,39 @@ impl Place {
         self.id
     }
 
+    /// Whether the connection has to end, since the server stops or the place is needed.
     pub(super) fn is_stopping(&self) -> bool {
-        self.registry.is_stopping()
+        self.guest.stopping.load(Ordering::SeqCst)
     }
 
     pub(super) fn stopping(&self) -> &AtomicBool {
-        &self.registry.stopping
+        &self.guest.stopping
     }
 
-    /// Ready once the server stops.
+    /// Whether the connection has to end because its place is needed.
+    pub(super) fn is_displaced(&self) -> bool {
+        self.guest.displaced.load(Ordering::SeqCst)
+    }
+
+    /// The client has entered an export.
+    pub(super) fn entered(&self, now: Duration) {
+        self.guest.set(Stage::Unproven, now);
+    }
+
+    /// Something was moved.
+    pub(super) fn busy(&self) {
+        self.guest.set(Stage::Busy, Duration::ZERO);
+    }
+
+    /// Nothing was moved since then, and nothing is being carried out.
+    pub(super) fn idle(&self, since: Duration) {
+        self.guest.set(Stage::Idle, since);
+    }
+
+    /// Ready once the connection has to end.
     pub(super) fn poll_stopping(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_stopping() {
-            let mut waker = lock(&self.sleeper.0);
+            let mut waker = lock(&self.guest.waker);
             if !waker
                 .as_ref()
                 .is_some_and(|waker| waker.will_wake(cx.waker()))
@@ -152,6 +274,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = lock(&self.registry.state);
         state.connections.remove(&self.id);
+        state.leaving -= usize::from(self.is_displaced());
         // Listeners may be among them, and look again at what they wait for.
         let wakers = if state.connections.is_empty() {
             std::mem::take(&mut state.waiting)
@@ -167,18 +290,62 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    const fn room(most: usize) -> Room {
+        Room { most, idle: None }
+    }
+
     #[test]
     fn places_are_counted_and_given_back() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter(2).unwrap();
-        let second = registry.enter(2).unwrap();
+        let first = registry.enter(room(2), seconds(0)).unwrap();
+        let second = registry.enter(room(2), seconds(0)).unwrap();
         assert!(first.id() != second.id() && registry.len() == 2);
-        assert!(matches!(registry.enter(2), Err(Refused::Full)));
+        let later = seconds(1 << 30);
+        assert!(matches!(registry.enter(room(2), later), Err(Refused::Full)));
         drop(first);
-        let third = registry.enter(2).unwrap();
+        let third = registry.enter(room(2), seconds(0)).unwrap();
         assert!(third.id() > second.id());
         registry.stop();
-        assert!(matches!(registry.enter(9), Err(Refused::Stopping)));
+        let late = registry.enter(room(9), seconds(0));
+        assert!(matches!(late, Err(Refused::Stopping)));
+    }
+
+    #[test]
+    fn the_place_that_is_used_least_is_given_to_another() {
+        let registry = Arc::new(Registry::default());
+        let room = Room {
+            most: 5,
+            idle: Some(seconds(60)),
+        };
+        let enter = |now| registry.enter(room, seconds(now));
+        let [busy, idle, idler, silent, half_open] = [(); 5].map(|()| enter(0).unwrap());
+        busy.busy();
+        idle.idle(seconds(2));
+        idler.idle(seconds(1));
+        silent.entered(seconds(0));
+        // All have a claim to their places yet.
+        assert!(matches!(enter(1), Err(Refused::Full)));
+        let mut others = Vec::new();
+        for (now, next) in [(10, half_open), (10, silent), (61, idler)] {
+            assert!(!next.is_stopping());
+            let other = enter(now).unwrap();
+            other.busy();
+            others.push(other);
+            assert!(next.is_stopping() && next.is_displaced());
+            // Too many are on their way out as it is.
+            assert!(matches!(enter(1000), Err(Refused::Full)));
+        }
+        assert!(matches!(enter(61), Err(Refused::Full)));
+        assert!(!idle.is_stopping() && !busy.is_stopping());
+        others.push(enter(62).unwrap());
+        assert!(idle.is_displaced() && !busy.is_stopping());
+        assert_eq!(registry.len(), 6);
+        drop(idle);
+        assert_eq!((registry.len(), lock(&registry.state).leaving), (5, 0));
     }
 
     #[test]
@@ -194,7 +361,7 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let cx = &mut Context::from_waker(&waker);
         let registry = Arc::new(Registry::default());
-        let place = registry.enter(1).unwrap();
+        let place = registry.enter(room(1), seconds(0)).unwrap();
         assert!(registry.poll_stopping(cx).is_pending() && place.poll_stopping(cx).is_pending());
         registry.stop();
         assert_eq!(count.0.load(Ordering::SeqCst), 2);

@@ -7,7 +7,7 @@ use super::{
     admission::{Applicant, Authorize},
     buffers::Buffers,
     connection,
-    registry::{Place, Refused, Registry},
+    registry::{Place, Refused, Registry, Room},
     report::{OnRequest, Outcome},
 };
 #[cfg(feature = "tls")]
@@ -53,7 +53,7 @@ pub(super) struct Settings {
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) handshake_timeout: Option<Duration>,
     pub(super) idle_timeout: Option<Duration>,
-    pub(super) max_connections: usize,
+    pub(super) room: Room,
     pub(super) concurrency: usize,
     pub(super) in_flight: u64,
     pub(super) grace: Duration,
@@ -109,7 +109,10 @@ impl<R: Tasks> Server<R> {
                 tls: None,
                 handshake_timeout: Some(Duration::from_secs(10)),
                 idle_timeout: None,
-                max_connections: 256,
+                room: Room {
+                    most: 256,
+                    idle: Some(Duration::from_secs(300)),
+                },
                 concurrency: 16,
                 in_flight: 32 << 20,
                 grace: Duration::from_secs(5),
@@ -216,17 +219,34 @@ impl<R: Tasks> Server<R> {
 
     /// How long a client that uses an export may neither send anything nor take what it is sent;
     /// it may be twice as long before it is noticed. While requests are carried out it does not
-    /// count. By default `None`, which waits for ever: an idle disk is nothing unusual.
+    /// count. By default `None`, which waits for ever: an idle disk is nothing unusual, and where it
+    /// is in the way of others, it [has to go](Self::displace_idle).
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.settings.idle_timeout = timeout;
         self
     }
 
-    /// How many connections there may be at once; more are closed at once. Default 256.
+    /// How many connections there may be at once. Default 256. One more takes the place of one that
+    /// [is idle](Self::displace_idle), or else is closed at once.
     #[must_use]
     pub fn max_connections(mut self, max: usize) -> Self {
-        self.settings.max_connections = max;
+        self.settings.room.most = max;
+        self
+    }
+
+    /// When there are [as many connections as may be](Self::max_connections), one that has been idle
+    /// for so long is closed for the sake of one more: of those that have not entered an export
+    /// before those that have sent no request, and of these before others, the one that has been
+    /// idle the longest. After two seconds, or after this time if it is shorter, a connection that
+    /// has sent no request is idle. So clients that fall silent shut out no others.
+    ///
+    /// It has been told as with a [stop](Stopper::stop), and counts no more; an eighth of all
+    /// connections, and one, can be closing like that beside the others. By default five minutes;
+    /// `None` closes none.
+    #[must_use]
+    pub fn displace_idle(mut self, after: Option<Duration>) -> Self {
+        self.settings.room.idle = after;
         self
     }
 
@@ -360,7 +380,7 @@ impl<R: Tasks> Server<R> {
     }
 
     fn enter(&self, peer: &Peer) -> Result<Place, Refused> {
-        let entered = self.registry.enter(self.settings.max_connections);
+        let entered = self.registry.enter(self.settings.room, self.runtime.now());
         if entered.is_err() {
             self.settings.tell(&Event::Refused { peer });
         }

@@ -37,7 +37,7 @@ pub(super) const LULL: Duration = Duration::from_millis(100);
 /// waited for at the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Memory is given up when nothing has come for so long.
+/// Memory is given up, and the place if somebody needs it, when nothing has come for so long.
 const REST: Duration = Duration::from_secs(2);
 
 /// A request counts as quick if it takes no longer than this, and a nanosecond for each byte.
@@ -63,6 +63,8 @@ pub(super) struct Session<'a, T, R: Runtime> {
     unflushed: bool,
     /// Bytes that were moved in either direction.
     moved: u64,
+    /// The place is noted as one that could be given away.
+    spare: bool,
     /// Why no more requests are taken.
     ending: Option<Ending>,
     clocks: Clocks<R::Sleep>,
@@ -114,6 +116,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             report,
             unflushed: false,
             moved: 0,
+            spare: true,
             ending: None,
             clocks: Clocks {
                 idle: None,
@@ -234,11 +237,19 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 Err(error) if is_end(&error) => self.end_of_requests(),
                 Err(error) => return Err(self.broken(error)),
                 Ok(Ok(0)) => self.end_of_requests(),
-                Ok(Ok(n)) => self.moved += n as u64,
+                Ok(Ok(n)) => self.has_moved(n),
                 Ok(Err(error)) => self.ending = Some(Ending::Protocol(error)),
             }
         }
         Ok(any)
+    }
+
+    fn has_moved(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        if self.spare {
+            self.spare = false;
+            self.place.busy();
+        }
     }
 
     /// Whether the client is the only one to be waited for.
@@ -359,7 +370,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 Poll::Pending => break,
             }
         }
-        self.moved += written as u64;
+        if written > 0 {
+            self.has_moved(written);
+        }
         if self.unflushed && self.replies.is_empty() && self.transport.poll_flush(cx)?.is_ready() {
             self.unflushed = false;
         }
@@ -388,13 +401,20 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         {
             return Poll::Ready(Some(Ending::Idle));
         }
-        if quiet
-            && self.intake.has_memory()
+        let may_rest = quiet && self.intake.has_memory() || !self.spare;
+        if may_rest
+            && self.jobs.running() == 0
             && elapsed(&mut clocks.rest, cx, runtime, REST, self.moved)
         {
-            self.intake.shrink(&self.buffers);
-            self.replies.shrink();
-            self.jobs.shrink();
+            if !self.spare {
+                self.spare = true;
+                self.place.idle(runtime.now().saturating_sub(REST));
+            }
+            if quiet {
+                self.intake.shrink(&self.buffers);
+                self.replies.shrink();
+                self.jobs.shrink();
+            }
         }
         if self.place.poll_stopping(cx).is_pending() {
             return Poll::Pending;
