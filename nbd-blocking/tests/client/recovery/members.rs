@@ -244,3 +244,62 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
             .expect_err("it is over");
     });
 }
+
+#[test]
+fn connections_are_made_anew_when_that_is_asked_for() {
+    within(20, || {
+        // The first takes requests and answers none.
+        let (tell, told) = mpsc::channel();
+        let (tell, disk) = (Mutex::new(tell), disk(SIZE));
+        let host = Host::start(move |number, peer| {
+            peer.try_haggle(&haggling())?;
+            if number > 0 {
+                return peer.serve(number, &disk);
+            }
+            loop {
+                peer.try_request()?;
+                let _ = tell.lock().expect("no panics").send(());
+            }
+        });
+        let options = options(policy()).request_timeout(None);
+        let client = options.connect(&host.uri()).expect("entered");
+        let waits = {
+            let client = client.clone();
+            spawn(move || read(&client, 0, 512))
+        };
+        told.recv().expect("it is there");
+        client.reconnect_now().expect("there is a policy");
+        assert_eq!(waits.join().expect("no panics"), [0; 512]);
+        assert_eq!((host.count(), client.connections()), (2, 1));
+        client.disconnect().expect("the session ends well");
+        assert!(client.reconnect_now().expect_err("it is over").is_lost());
+
+        let client = ConnectOptions::new().connect(&host.uri());
+        let error = client.expect("entered").reconnect_now();
+        let error = error.expect_err("there is no policy");
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn no_pause_is_waited_for_when_a_new_connection_is_asked_for() {
+    within(20, || {
+        let (host, open) = host(0, |number| number == 1);
+        let hour = Duration::from_secs(3600);
+        let policy = Reconnect::new().delay(hour, hour).total_time(None);
+        let client = options(policy).connect(&host.uri()).expect("entered");
+        cut(&open, 0);
+        let waits = {
+            let client = client.clone();
+            spawn(move || read(&client, 0, 512))
+        };
+        while open.lock().expect("no panics").len() < 2 {
+            thread::yield_now();
+        }
+        cut(&open, 1);
+        // The attempt has failed by now, or is given up.
+        client.reconnect_now().expect("there is a policy");
+        assert_eq!(waits.join().expect("no panics"), [0; 512]);
+        assert_eq!(host.count(), 3);
+    });
+}

@@ -220,6 +220,12 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         });
     }
 
+    /// Whether the server has said that it shuts down.
+    #[must_use]
+    pub const fn server_shuts_down(&self) -> bool {
+        self.server_shuts_down
+    }
+
     /// The reason of a connection that ends as it should.
     #[must_use]
     pub const fn farewell(&self) -> Lost {

@@ -379,6 +379,18 @@ impl<R: Network> Client<R> {
         Extents::new(self.clone(), range, *max_range, blocks.minimum().into())
     }
 
+    /// Gives up all connections and makes new ones, without the pause that the policy has next. For a
+    /// program that knows better: the network has changed, or the server is no longer the right one.
+    /// Requests in flight are made again on the new connections. Nothing is waited for.
+    ///
+    /// # Errors
+    ///
+    /// When there is no policy to [`reconnect`](super::ConnectOptions::reconnect), or the client is
+    /// over.
+    pub fn reconnect_now(&self) -> Result<(), Error> {
+        self.shared.pool.redial()
+    }
+
     /// Ends the session: waits for what is in flight, says goodbye and waits for the server to
     /// close, all together up to 5 s. Clones cannot be used afterwards.
     ///

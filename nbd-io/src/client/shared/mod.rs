@@ -16,7 +16,7 @@ mod overlaps;
 mod plan;
 mod pool;
 mod ranges;
-mod tending;
+mod supervisor;
 #[cfg(test)]
 mod tests;
 mod timed;

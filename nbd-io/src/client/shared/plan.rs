@@ -1,17 +1,20 @@
 //! What the connections of a client have in common.
 
 use super::{
-    link::{Link, LinkLimits, Stream},
+    link::{Keeper, Link, LinkLimits, Stream},
     options::ConnectOptions,
     pool::Pool,
-    tending::keep,
 };
 use crate::{
-    client::{Connected, Error, Facts, Lost},
+    client::{Connected, Error, Facts, Lost, Reconnect},
     runtime::Network,
 };
 use nbd_proto::Uri;
-use std::sync::{Arc, Weak};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Weak},
+};
 
 /// How a client's connections are made and what they have in common.
 pub(super) struct Plan<R> {
@@ -60,16 +63,36 @@ impl<R: Network> Plan<R> {
         let link = self.link(connected);
         if let Some(what) = self.facts.differs(&facts) {
             link.close();
-            self.tend(Weak::new(), 0, link);
+            self.keep(Weak::new(), link);
             return Err(Error::lost(Lost::Changed { what }));
         }
         Ok(link)
     }
 
-    /// Starts the task behind a connection.
-    pub(super) fn tend(self: &Arc<Self>, pool: Weak<Pool<R>>, index: usize, link: Arc<Link>) {
-        let task = keep(pool, self.clone(), index, link);
-        self.options.runtime.spawn(task);
+    /// Starts the task behind a connection, which tells the pool when that takes no requests any
+    /// more.
+    pub(super) fn keep(&self, pool: Weak<Pool<R>>, link: Arc<Link>) {
+        // It is made here, because a runtime that is shut down drops tasks that it has never begun.
+        let mut keeper = Keeper::new(link.clone(), self.options.runtime.clone());
+        let mut told = false;
+        self.options.runtime.spawn(poll_fn(move |cx| {
+            let polled = Pin::new(&mut keeper).poll(cx);
+            if !told && link.load().is_none() {
+                told = true;
+                if let Some(pool) = pool.upgrade() {
+                    pool.notice(&link);
+                }
+            }
+            polled.map(drop)
+        }));
+    }
+
+    /// Whether and how connections that are lost are replaced.
+    pub(super) fn policy(&self) -> Option<&Reconnect> {
+        self.options
+            .reconnect
+            .as_ref()
+            .filter(|_| self.uri.is_some())
     }
 
     /// Whether connections that are lost are replaced.

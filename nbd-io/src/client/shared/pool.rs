@@ -1,81 +1,53 @@
 //! The connections of a client.
 
-mod joining;
-
-pub(super) use joining::Joined;
-
 use super::{
     link::{Link, Request, Stream},
     plan::Plan,
+    supervisor::Supervisor,
     watchers::{Place, Watchers},
 };
 use crate::{
-    client::{Changes, Connected, ConnectionState, Error, Lost},
+    client::{
+        Changes, Connected, ConnectionState, DialId, Error, Join, Loss, Lost, Membership, Next,
+    },
     runtime::Network,
 };
 use nbd_proto::CommandFlags;
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
 /// The connections of a client. When it is dropped, they are closed.
+///
+/// [`Membership`] decides; a [`Supervisor`] dials, and the task behind each connection tells when
+/// that is over.
 pub(super) struct Pool<R> {
     pub(super) plan: Arc<Plan<R>>,
     state: Mutex<State>,
 }
 
 struct State {
-    slots: Vec<Slot>,
-    status: ConnectionState,
-    /// The client wants no connections any more.
-    closing: bool,
+    members: Membership<Link>,
     changes: Changes,
-    /// The connection over which what is kept is being sent again.
-    repairer: Option<usize>,
     watchers: Watchers,
 }
 
-/// What there is of one of the connections that are wanted.
-#[derive(Debug)]
-enum Slot {
-    Open(Arc<Link>),
-    /// It is being made anew.
-    Trying,
-    /// It could not be made anew, and is tried again when one is lost that has lasted.
-    Resting,
-    /// There will be none any more.
-    Ended,
-}
-
 impl State {
-    fn open(&self) -> impl Iterator<Item = &Arc<Link>> {
-        self.slots.iter().filter_map(|slot| match slot {
-            Slot::Open(link) => Some(link),
-            Slot::Trying | Slot::Resting | Slot::Ended => None,
-        })
+    /// The connection that has the least to do, of those that take requests.
+    fn best(&self) -> Option<&Arc<Link>> {
+        let open = self.members.open();
+        let usable = open.filter_map(|link| Some((link.load()?, link)));
+        let best = usable.min_by_key(|(load, _)| *load);
+        best.map(|(_, link)| link)
     }
 
-    fn has(&self, link: &Arc<Link>) -> bool {
-        self.open().any(|open| Arc::ptr_eq(open, link))
-    }
-
-    const fn is_over(&self) -> bool {
-        matches!(self.status, ConnectionState::Over(_))
-    }
-
-    fn publish(&mut self, index: usize, link: &Arc<Link>) {
-        self.slots[index] = Slot::Open(link.clone());
-        self.status = ConnectionState::Connected;
-    }
-
-    /// The client is over if there is no connection and none is being made.
-    fn settle(&mut self, why: impl FnOnce() -> Arc<Lost>) {
-        let alive = |slot: &Slot| matches!(slot, Slot::Open(_) | Slot::Trying);
-        if !self.slots.iter().any(alive) && !self.is_over() {
-            self.status = ConnectionState::Over(why());
-        }
+    /// A connection that is over, or takes no requests any more.
+    fn ended(&self) -> Option<(Arc<Link>, Arc<Lost>)> {
+        let closed = self.members.open().filter(|link| link.load().is_none());
+        let ended = |link: &Arc<Link>| Some((link.clone(), link.ended()?));
+        closed.into_iter().find_map(ended)
     }
 }
 
@@ -98,13 +70,12 @@ impl<R: Network> Pool<R> {
     /// Makes the other connections that are wanted, if the server lets a client have several.
     pub(super) async fn open(plan: Plan<R>, first: Connected<Stream>) -> Result<Arc<Self>, Error> {
         let link = plan.link(first);
+        let policy = plan.policy().cloned();
+        let reconnects = policy.is_some();
         let pool = Arc::new(Self {
             state: Mutex::new(State {
-                slots: Vec::new(),
-                status: ConnectionState::Connected,
-                closing: false,
+                members: Membership::new(policy, &plan.facts.export),
                 changes: Changes::default(),
-                repairer: None,
                 watchers: Watchers::default(),
             }),
             plan: Arc::new(plan),
@@ -118,75 +89,157 @@ impl<R: Network> Pool<R> {
                 pool.add(plan.another().await?);
             }
         }
+        if reconnects {
+            let supervisor = Supervisor::new(&pool);
+            plan.options.runtime.spawn(supervisor);
+        }
         Ok(pool)
     }
 
     fn add(self: &Arc<Self>, link: Arc<Link>) {
-        let mut state = self.lock();
-        let index = state.slots.len();
-        state.slots.push(Slot::Trying);
-        state.publish(index, &link);
-        drop(state);
-        self.plan.tend(Arc::downgrade(self), index, link);
+        let now = self.plan.options.runtime.now();
+        self.lock().members.add(link.clone(), now);
+        self.plan.keep(Arc::downgrade(self), link);
     }
 
-    /// A connection was lost, after it had `lasted` or not. Whether to make a new one.
-    pub(super) fn lost(&self, index: usize, lost: &Arc<Lost>, lasted: bool) -> bool {
-        let export = &self.plan.facts.export;
-        let keeps = self.plan.kept() > 0;
+    /// What is to be dialed, once there is something.
+    pub(super) fn poll_next(&self, place: &mut Place, cx: &Context<'_>) -> Next {
         let mut state = self.lock();
-        let again = self.plan.reconnects() && !state.closing && !state.is_over();
-        let next = if again { Slot::Trying } else { Slot::Ended };
-        let before = mem::replace(&mut state.slots[index], next);
-        let mut given_up = Vec::new();
-        if again && matches!(before, Slot::Open(_)) {
-            for slot in &mut state.slots {
-                // If the server has crashed, the others are dead too, but what they have received
-                // before may not be read yet. No answer of that time may count as one of the new
-                // server's, whose flush would be taken to cover it.
-                // Those that rest are left alone if nothing says that it will go better now, or they
-                // would be tried in turn without end.
-                if lasted && matches!(slot, Slot::Resting)
-                    || matches!(slot, Slot::Open(_)) && !export.is_read_only()
-                {
-                    given_up.push(mem::replace(slot, Slot::Trying));
-                }
+        let next = state.members.next(self.plan.options.runtime.now());
+        match next {
+            Next::Dial { .. } => changed(state),
+            Next::Wait(_) => {
+                let _: Poll<()> = wait(state, place, cx);
             }
-            if export.can_flush() && !export.is_read_only() {
-                state.changes.tear(keeps);
-                state.repairer = state.repairer.filter(|_| !keeps);
-            }
+            Next::Over => {}
         }
-        if again && state.open().next().is_none() {
-            let cause = lost.clone();
-            state.status = ConnectionState::Reconnecting { attempt: 0, cause };
+        next
+    }
+
+    /// Whether a dial is still wanted.
+    pub(super) fn is_wanted(&self, dial: DialId) -> bool {
+        self.lock().members.is_wanted(dial)
+    }
+
+    /// A connection may be over, or take no requests any more.
+    pub(super) fn notice(&self, link: &Arc<Link>) {
+        if let Some(lost) = link.ended() {
+            self.lost(link, &lost);
         }
-        state.settle(|| lost.clone());
+    }
+
+    fn lost(&self, link: &Arc<Link>, lost: &Arc<Lost>) {
+        let now = self.plan.options.runtime.now();
+        let mut state = self.lock();
+        if let Some(loss) = state.members.lost(link, lost, now) {
+            self.give_up(state, loss);
+        }
+    }
+
+    fn give_up(&self, mut state: MutexGuard<'_, State>, loss: Loss<Link>) {
+        if loss.ends_epoch && self.plan.facts.export.can_flush() {
+            state.changes.tear(self.plan.kept() > 0);
+        }
         changed(state);
-        for slot in given_up {
-            if let Slot::Open(link) = slot {
+        for link in loss.given_up {
+            // A server that shuts down still answers what it holds.
+            if link.ended().is_none() {
                 link.abort(Lost::GivenUp);
             }
         }
-        again
     }
 
-    /// Nobody is there any more who makes a connection anew.
-    pub(super) fn ended(&self, index: usize) {
-        let why = Arc::new(Lost::Disconnected);
-        self.lost(index, &why, false);
+    /// Has all connections made anew.
+    pub(super) fn redial(&self) -> Result<(), Error> {
+        if !self.plan.reconnects() {
+            return Err(Error::Unsupported {
+                what: "this client makes no new connections: see `ConnectOptions::reconnect`",
+            });
+        }
+        let now = self.plan.options.runtime.now();
         let mut state = self.lock();
-        state.slots[index] = Slot::Ended;
-        state.settle(|| why);
+        match state.members.redial(now) {
+            Some(loss) => {
+                self.give_up(state, loss);
+                Ok(())
+            }
+            None => Err(match state.members.state() {
+                ConnectionState::Over(lost) => Error::Lost(lost.clone()),
+                _ => Error::lost(Lost::Disconnected),
+            }),
+        }
+    }
+
+    /// Takes note of connections that nobody has noticed to be over.
+    fn sweep(&self) -> MutexGuard<'_, State> {
+        loop {
+            let state = self.lock();
+            let Some((link, lost)) = state.ended() else {
+                return state;
+            };
+            drop(state);
+            self.lost(&link, &lost);
+        }
+    }
+
+    /// Makes a new connection a member once that may be, or says what has to be done before.
+    pub(super) fn poll_join(
+        &self,
+        dial: DialId,
+        link: &Arc<Link>,
+        has_replayed: bool,
+        place: &mut Place,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Join<Link>, Error>> {
+        let now = self.plan.options.runtime.now();
+        let mut state = self.lock();
+        if let Some(lost) = link.ended() {
+            return Poll::Ready(Err(Error::Lost(lost)));
+        }
+        let State {
+            members, changes, ..
+        } = &mut *state;
+        if has_replayed && members.replayed(dial) {
+            changes.mend();
+        }
+        let join = members.join(dial, link, changes.is_torn(), now);
+        if matches!(join, Join::Wait) {
+            return wait(state, place, cx);
+        }
+        changed(state);
+        Poll::Ready(Ok(join))
+    }
+
+    /// What is to be replayed.
+    pub(super) fn kept(&self) -> Vec<Request> {
+        self.lock().changes.kept()
+    }
+
+    /// A member has answered a probe.
+    pub(super) fn probed(&self, dial: DialId, other: &Arc<Link>) {
+        self.lock().members.probed(dial, other);
+    }
+
+    /// A dial has failed.
+    pub(super) fn failed(&self, dial: DialId, error: Error) {
+        let now = self.plan.options.runtime.now();
+        let mut state = self.lock();
+        state.members.failed(dial, error, now);
         changed(state);
     }
 
     /// Whether there is no connection and will be none.
     pub(super) fn is_over(&self) -> bool {
-        let reconnects = self.plan.reconnects();
-        let state = self.lock();
-        let alive = reconnects || state.open().any(|link| !link.is_lost());
-        !alive || state.is_over()
+        self.sweep().members.is_over()
+    }
+
+    /// How many connections there are.
+    pub(super) fn count(&self) -> usize {
+        self.sweep().members.open().count()
+    }
+
+    pub(super) fn status(&self) -> ConnectionState {
+        self.sweep().members.state().clone()
     }
 
     /// The connection that has the least to do, once there is one.
@@ -195,26 +248,20 @@ impl<R: Network> Pool<R> {
         place: &mut Place,
         cx: &Context<'_>,
     ) -> Poll<Result<Arc<Link>, Error>> {
-        let reconnects = self.plan.reconnects();
-        let state = self.lock();
-        if let [Slot::Open(only)] = &state.slots[..]
-            && (!reconnects || only.load().is_some())
-        {
-            return Poll::Ready(Ok(only.clone()));
-        }
-        let usable = state.open().filter_map(|link| Some((link.load()?, link)));
-        if let Some((_, best)) = usable.min_by_key(|(load, _)| *load) {
+        let mut state = self.lock();
+        if let Some(best) = state.best() {
             return Poll::Ready(Ok(best.clone()));
         }
-        if let ConnectionState::Over(lost) = &state.status {
+        drop(state);
+        state = self.sweep();
+        if let Some(best) = state.best() {
+            return Poll::Ready(Ok(best.clone()));
+        }
+        if let ConnectionState::Over(lost) = state.members.state() {
             return Poll::Ready(Err(Error::Lost(lost.clone())));
         }
-        if state.closing {
+        if state.members.is_closing() {
             return Poll::Ready(Err(Error::lost(Lost::Disconnected)));
-        }
-        if !reconnects && let Some(ending) = state.open().next() {
-            // It knows how it ends.
-            return Poll::Ready(Ok(ending.clone()));
         }
         wait(state, place, cx)
     }
@@ -229,7 +276,7 @@ impl<R: Network> Pool<R> {
     pub(super) fn acknowledge(&self, link: &Arc<Link>, request: &Request) -> bool {
         let keeps = self.plan.kept() > 0;
         let mut state = self.lock();
-        let current = state.has(link);
+        let current = state.members.is_member(link);
         if current {
             let kept = keeps.then(|| request.clone());
             let forced = request.has(CommandFlags::FUA);
@@ -242,7 +289,7 @@ impl<R: Network> Pool<R> {
     /// lost meanwhile, it counts for nothing.
     pub(super) fn flushed(&self, link: &Arc<Link>, count: u64) -> bool {
         let mut state = self.lock();
-        let current = state.has(link);
+        let current = state.members.is_member(link);
         if current {
             state.changes.flush(count);
         }
@@ -263,10 +310,6 @@ impl<R> Pool<R> {
         }
     }
 
-    pub(super) fn status(&self) -> ConnectionState {
-        self.lock().status.clone()
-    }
-
     pub(super) fn poll_status(
         &self,
         known: &ConnectionState,
@@ -274,36 +317,16 @@ impl<R> Pool<R> {
         cx: &Context<'_>,
     ) -> Poll<ConnectionState> {
         let state = self.lock();
-        if state.status.is_same(known) {
+        if state.members.state().is_same(known) {
             return wait(state, place, cx);
         }
-        Poll::Ready(state.status.clone())
-    }
-
-    /// Waits until the client wants no connections any more.
-    pub(super) fn poll_unwanted(&self, place: &mut Place, cx: &Context<'_>) -> Poll<()> {
-        let state = self.lock();
-        if state.closing || state.is_over() {
-            return Poll::Ready(());
-        }
-        wait(state, place, cx)
-    }
-
-    /// How many connections there are.
-    pub(super) fn count(&self) -> usize {
-        self.lock().open().count()
+        Poll::Ready(state.members.state().clone())
     }
 
     /// Takes no more requests. `None` if that was done before.
     pub(super) fn close(&self) -> Option<Vec<Arc<Link>>> {
         let mut state = self.lock();
-        if mem::replace(&mut state.closing, true) {
-            return None;
-        }
-        let links: Vec<_> = state.open().cloned().collect();
-        if links.is_empty() && !state.is_over() {
-            state.status = ConnectionState::Over(Arc::new(Lost::Disconnected));
-        }
+        let links = state.members.close()?;
         changed(state);
         for link in &links {
             link.close();
@@ -311,8 +334,15 @@ impl<R> Pool<R> {
         Some(links)
     }
 
+    /// There is nobody any more who makes connections.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.members.end();
+        changed(state);
+    }
+
     pub(super) fn is_closing(&self) -> bool {
-        self.lock().closing
+        self.lock().members.is_closing()
     }
 
     /// How many changes were answered.
@@ -342,8 +372,7 @@ impl<R> fmt::Debug for Pool<R> {
         let state = self.lock();
         f.debug_struct("Pool")
             .field("facts", &self.plan.facts)
-            .field("status", &state.status)
-            .field("slots", &state.slots)
+            .field("members", &state.members)
             .finish_non_exhaustive()
     }
 }

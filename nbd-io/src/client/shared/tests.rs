@@ -5,6 +5,7 @@ mod early;
 mod ending;
 mod engine;
 mod late;
+mod members;
 mod order;
 mod pipe;
 mod policy;

@@ -272,9 +272,12 @@ impl Link {
         self.unlock(state);
     }
 
-    /// Whether the connection is over.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lock().engine.lost().is_some()
+    /// How the connection ended, or why it takes no more requests though this side wants some.
+    pub(crate) fn ended(&self) -> Option<Arc<Lost>> {
+        let state = self.lock();
+        let shuts_down = state.engine.server_shuts_down();
+        let ending = || shuts_down.then(|| Arc::new(Lost::ShutsDown));
+        state.engine.lost().cloned().or_else(ending)
     }
 
     /// Waits until the connection is over.
