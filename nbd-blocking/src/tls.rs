@@ -1,7 +1,6 @@
 //! TLS over a socket that two threads use, one in each direction.
 
 use crate::{patience::Patience, socket::Socket};
-use bytes::{Buf, BufMut, BytesMut};
 use nbd_io::tls::{
     Received, SEND_BUFFER, TlsError,
     rustls::{self, ClientConfig, ClientConnection, Connection, pki_types::ServerName},
@@ -9,22 +8,20 @@ use nbd_io::tls::{
 use std::{
     fmt,
     future::poll_fn,
-    io::{self, IoSlice, IoSliceMut, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 /// A TLS connection.
 ///
-/// The three parts are locked one after the other and never while the socket is waited for, but
-/// `received`, which only the one reader locks.
+/// Neither part is locked while the socket is waited for, but `received`, which only the one reader
+/// locks.
 pub(crate) struct TlsStream {
     socket: Socket,
     connection: Mutex<Connection>,
     /// Encrypted bytes that have come and were not decrypted.
     received: Mutex<Received>,
-    /// Encrypted bytes that are to be sent.
-    unsent: Mutex<BytesMut>,
 }
 
 /// Why there was no handshake.
@@ -75,7 +72,6 @@ impl TlsStream {
             socket,
             connection: Mutex::new(connection),
             received: Mutex::new(Received::new()),
-            unsent: Mutex::new(BytesMut::new()),
         };
         loop {
             stream.flush_by(deadline, patience).await?;
@@ -107,37 +103,31 @@ impl TlsStream {
         let mut received = lock(&self.received);
         loop {
             let mut connection = lock(&self.connection);
-            // Asking TLS what it has costs less than an attempt to read that fails.
-            let state = connection.process_new_packets().map_err(io::Error::other)?;
-            if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() {
-                return connection.reader().read_vectored(bufs);
+            let sending = connection.wants_write();
+            let read = received.read(&mut connection, bufs);
+            // What TLS itself has to say, unless a writer left something behind and will send both.
+            // If that fails, it is for the next writer to see: this one has what it wants.
+            if !sending {
+                let _ = self.send_ready(&mut connection);
             }
-            if received.is_empty() {
-                drop(connection);
-                if self.receive(&mut received, block)? == 0 {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the peer ended the connection without ending TLS",
-                    ));
-                }
-                connection = lock(&self.connection);
+            drop(connection);
+            if let Some(n) = read? {
+                return Ok(n);
             }
-            received
-                .decrypt(&mut connection)?
-                .map_err(io::Error::other)?;
-            if connection.wants_write() {
-                drop(connection);
-                self.send_ready()?;
+            if self.receive(&mut received, block)? == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the peer ended the connection without ending TLS",
+                ));
             }
         }
     }
 
     pub(crate) fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut unsent = lock(&self.unsent);
-        self.send_pending(&mut unsent)?;
-        let n = lock(&self.connection).writer().write_vectored(bufs)?;
-        self.encrypt(&mut unsent)?;
-        match self.send_pending(&mut unsent) {
+        let mut connection = lock(&self.connection);
+        self.send_ready(&mut connection)?;
+        let n = connection.writer().write_vectored(bufs)?;
+        match self.send_ready(&mut connection) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(n),
         }
@@ -145,9 +135,7 @@ impl TlsStream {
 
     /// Sends what earlier sends left over, as far as it fits without waiting.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        let mut unsent = lock(&self.unsent);
-        self.encrypt(&mut unsent)?;
-        self.send_pending(&mut unsent)
+        self.send_ready(&mut lock(&self.connection))
     }
 
     /// Tells the peer that no more will come.
@@ -167,16 +155,14 @@ impl TlsStream {
         }
     }
 
-    /// Sends what TLS itself has to say, if nobody else is sending and would do it anyway.
-    fn send_ready(&self) -> io::Result<()> {
-        let Ok(mut unsent) = self.unsent.try_lock() else {
-            return Ok(());
-        };
-        self.encrypt(&mut unsent)?;
-        match self.send_pending(&mut unsent) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
+    /// Sends what is encrypted, as far as it fits without waiting.
+    fn send_ready(&self, connection: &mut Connection) -> io::Result<()> {
+        while connection.wants_write() {
+            if connection.write_tls(&mut Outgoing(&self.socket))? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
         }
+        Ok(())
     }
 
     fn receive(&self, received: &mut Received, block: bool) -> io::Result<usize> {
@@ -185,20 +171,21 @@ impl TlsStream {
         received.filled(n);
         Ok(n)
     }
+}
 
-    fn encrypt(&self, unsent: &mut BytesMut) -> io::Result<()> {
-        let mut connection = lock(&self.connection);
-        while connection.wants_write() {
-            connection.write_tls(&mut unsent.writer())?;
-        }
-        Ok(())
+/// A socket as rustls writes to it.
+struct Outgoing<'a>(&'a Socket);
+
+impl Write for Outgoing<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.send(&[IoSlice::new(buf)], false)
     }
 
-    fn send_pending(&self, unsent: &mut BytesMut) -> io::Result<()> {
-        while !unsent.is_empty() {
-            let n = self.socket.send(&[IoSlice::new(unsent)], false)?;
-            unsent.advance(n);
-        }
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.send(bufs, false)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

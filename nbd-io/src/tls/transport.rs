@@ -3,13 +3,13 @@
 use super::{Received, SEND_BUFFER, TlsError};
 use crate::transport::Transport;
 use rustls::{
-    ClientConfig, ClientConnection, Connection, IoState, ServerConfig, ServerConnection,
+    ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
     pki_types::{CertificateDer, ServerName},
 };
 use std::{
     fmt,
     future::poll_fn,
-    io::{self, IoSlice, IoSliceMut, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Write},
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
@@ -192,35 +192,16 @@ impl<T: Transport> Transport for TlsTransport<T> {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let room = bufs.iter().map(|buf| buf.len()).sum();
-        let mut taken = 0;
         loop {
-            let state = self.connection.process_new_packets();
-            let plaintext = state.as_ref().map(IoState::plaintext_bytes_to_read);
-            // What came before an error was right.
-            if !matches!(plaintext, Ok(0)) {
-                taken += take(&mut self.connection, bufs, taken)?;
-            }
-            if taken == room {
-                return Poll::Ready(Ok(taken));
-            }
-            match state {
-                Ok(state) if !state.peer_has_closed() => {}
-                Err(error) if taken == 0 => {
+            let read = self.received.read(&mut self.connection, bufs);
+            if let Some(done) = read.transpose() {
+                if done.is_err() {
                     self.send_aside(cx);
-                    return Poll::Ready(Err(io::Error::other(error)));
                 }
-                Ok(_) | Err(_) => return Poll::Ready(Ok(taken)),
+                return Poll::Ready(done);
             }
-            if self.received.is_empty() {
-                if taken > 0 {
-                    return Poll::Ready(Ok(taken));
-                }
-                self.send_aside(cx);
-                ready!(self.poll_receive(cx))?;
-            }
-            // An error of TLS is that of the next turn.
-            let _ = self.received.decrypt(&mut self.connection)?;
+            self.send_aside(cx);
+            ready!(self.poll_receive(cx))?;
         }
     }
 
@@ -290,30 +271,6 @@ impl<T: Transport + fmt::Debug> fmt::Debug for TlsTransport<T> {
             .field("received", &self.received)
             .finish_non_exhaustive()
     }
-}
-
-/// Moves plaintext into `bufs` after their first `skip` bytes, which are filled. rustls would only
-/// fill the first of them.
-fn take(
-    connection: &mut Connection,
-    bufs: &mut [IoSliceMut<'_>],
-    mut skip: usize,
-) -> io::Result<usize> {
-    let mut taken = 0;
-    for buf in bufs {
-        let Some(space) = buf.get_mut(skip..).filter(|space| !space.is_empty()) else {
-            skip -= buf.len();
-            continue;
-        };
-        skip = 0;
-        match connection.reader().read(space) {
-            Ok(n) if n == space.len() => taken += n,
-            Ok(n) => return Ok(taken + n),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(taken),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(taken)
 }
 
 /// A transport as rustls writes to it.
