@@ -11,6 +11,8 @@ mod outbox;
 mod receive;
 mod spill;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use outbox::Outbox;
 pub use receive::{Inbox, LARGE, ReadPlan, Reader, no_reader};

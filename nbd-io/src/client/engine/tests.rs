@@ -1,0 +1,438 @@
+//! Any order of requests, replies, deadlines and endings, against a model.
+
+use super::*;
+use bytes::{Bytes, BytesMut};
+use nbd_proto::{
+    Command, CommandFlags, Limits, Phase, Step,
+    client::{Config, Greeted, Handshake, Outcome},
+};
+use proptest::prelude::*;
+use std::sync::Mutex;
+
+const TIMEOUT: Duration = Duration::from_millis(100);
+const OWNERS: usize = 3;
+const IN_FLIGHT: u32 = 8;
+const LONGEST: usize = 140_000;
+
+/// An export of 64 MiB that can be flushed and trimmed, over simple replies.
+fn transmission() -> Transmission {
+    let limits = Limits {
+        in_flight: IN_FLIGHT,
+        ..Limits::default()
+    };
+    let config = Config {
+        limits,
+        ..Config::default()
+    };
+    let mut greeting = b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53".to_vec();
+    greeting.extend(u64::to_be_bytes(64 << 20));
+    greeting.extend(u32::to_be_bytes(1 | 1 << 2 | 1 << 5));
+    greeting.extend([0; 124]);
+    let mut out = BytesMut::new();
+    match Handshake::new(config).feed(&greeting, &mut out).unwrap() {
+        (_, Step::Done(Greeted::Oldstyle(oldstyle))) => oldstyle.accept(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn content(offset: u64, len: usize) -> Vec<u8> {
+    (0..len as u64)
+        .map(|at| ((offset + at) % 251) as u8)
+        .collect()
+}
+
+/// What became of tickets, in order.
+#[derive(Debug, Default)]
+struct Log {
+    answered: Vec<u64>,
+    dropped: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Tag(u64, Arc<Mutex<Log>>);
+
+impl Ticket for Tag {
+    fn answered(&mut self, _: &mut Result<Outcome, Error>) {
+        self.1.lock().unwrap().answered.push(self.0);
+    }
+}
+
+impl Drop for Tag {
+    fn drop(&mut self) {
+        self.1.lock().unwrap().dropped.push(self.0);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Owned,
+    Lent,
+    Trim,
+    Flush,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Submit(usize, Kind, usize),
+    /// One of the requests that the server has, and whether it fails.
+    Answer(usize, bool),
+    /// So many bytes, read by this owner.
+    Deliver(usize, usize),
+    Pass(u64),
+    Leave(usize),
+    Close,
+    Lose,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let owner = 0..OWNERS;
+    let kind = prop_oneof![
+        Just(Kind::Owned),
+        Just(Kind::Lent),
+        Just(Kind::Trim),
+        Just(Kind::Flush)
+    ];
+    let len = prop_oneof![Just(1_usize), Just(512), Just(20_000), Just(LONGEST)];
+    prop_oneof![
+        8 => (owner.clone(), kind, len).prop_map(|(owner, kind, len)| Act::Submit(owner, kind, len)),
+        8 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(pick, fails)| Act::Answer(pick, fails)),
+        12 => (owner.clone(), 1_usize..200_000).prop_map(|(reader, n)| Act::Deliver(reader, n)),
+        3 => (1_u64..80).prop_map(Act::Pass),
+        1 => owner.prop_map(Act::Leave),
+        1 => Just(Act::Close),
+        1 => Just(Act::Lose),
+    ]
+}
+
+/// A request as the model knows it.
+#[derive(Debug)]
+struct Known {
+    cookie: Cookie,
+    owner: usize,
+    kind: Kind,
+    offset: u64,
+    len: usize,
+    due: Duration,
+    /// Its owner has its result, or is gone.
+    over: bool,
+    /// The server has sent its reply, or a part.
+    fails: Option<bool>,
+    tag: u64,
+}
+
+struct Bench {
+    engine: Engine<Vec<u8>, Tag>,
+    inbox: Inbox,
+    log: Arc<Mutex<Log>>,
+    owners: Vec<usize>,
+    lent: Vec<Vec<u8>>,
+    known: Vec<Known>,
+    /// What the server has sent and nobody has read, and the tags of the replies.
+    wire: Vec<u8>,
+    replies: Vec<u64>,
+    now: Duration,
+    tags: u64,
+    disconnects: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut engine = Engine::new(transmission(), Some(TIMEOUT), false);
+        Self {
+            owners: (0..OWNERS).map(|_| engine.enter()).collect(),
+            engine,
+            inbox: Inbox::default(),
+            log: Arc::default(),
+            lent: vec![vec![0; LONGEST * IN_FLIGHT as usize]; OWNERS],
+            known: Vec::new(),
+            wire: Vec::new(),
+            replies: Vec::new(),
+            now: Duration::ZERO,
+            tags: 0,
+            disconnects: 0,
+        }
+    }
+
+    fn submit(&mut self, owner: usize, kind: Kind, len: usize) {
+        if !self.engine.takes_requests() || !self.engine.has_room() {
+            return;
+        }
+        let offset = self.tags * 4096;
+        let (command, weight, sink) = match kind {
+            Kind::Owned => (Command::Read, len as u64, Sink::Owned(vec![0; len])),
+            // Each place in the buffer is that of one slot.
+            Kind::Lent => (Command::Read, len as u64, Sink::lent(0)),
+            Kind::Trim => (Command::Trim, 0, Sink::None),
+            Kind::Flush => (Command::Flush, 0, Sink::None),
+        };
+        let tag = self.tags;
+        self.tags += 1;
+        let submission = Submission {
+            command,
+            weight,
+            sink,
+            ticket: Some(Tag(tag, self.log.clone())),
+        };
+        let framed = self
+            .engine
+            .submit(self.now, self.owners[owner], submission, |transmission| {
+                let none = CommandFlags::NONE;
+                let (cookie, frame) = match kind {
+                    Kind::Owned | Kind::Lent => transmission.read(offset, len as u64, none)?,
+                    Kind::Trim => transmission.trim(offset, len as u64, none)?,
+                    Kind::Flush => transmission.flush()?,
+                };
+                Ok((cookie, frame.into_parts().0, Bytes::new()))
+            });
+        let (cookie, ..) = framed.unwrap();
+        // Only now the slot is known.
+        let at = cookie.slot() * LONGEST;
+        if let Sink::Lent { at: place, .. } = &mut self.engine.in_flight[cookie.slot()].sink {
+            *place = at;
+        }
+        self.known.push(Known {
+            cookie,
+            owner,
+            kind,
+            offset,
+            len,
+            due: self.now + TIMEOUT,
+            over: false,
+            fails: None,
+            tag,
+        });
+    }
+
+    fn answer(&mut self, pick: usize, fails: bool) {
+        let mut owed: Vec<_> = self
+            .known
+            .iter_mut()
+            .filter(|it| it.fails.is_none())
+            .collect();
+        if owed.is_empty() {
+            return;
+        }
+        let pick = pick % owed.len();
+        let known = &mut *owed[pick];
+        known.fails = Some(fails);
+        self.replies.push(known.tag);
+        self.wire.extend(0x6744_6698_u32.to_be_bytes());
+        self.wire
+            .extend((if fails { 5_u32 } else { 0 }).to_be_bytes());
+        self.wire.extend(known.cookie.as_u64().to_be_bytes());
+        if let (Kind::Owned | Kind::Lent, false) = (known.kind, fails) {
+            self.wire.extend(content(known.offset, known.len));
+        }
+    }
+
+    fn deliver(&mut self, mut reader: usize, n: usize) {
+        if self.wire.is_empty() || self.engine.lost().is_some() {
+            return;
+        }
+        let mut plan = self.engine.plan_read(self.owners[reader]);
+        if let ReadPlan::HandOver(to) = plan {
+            reader = self.owners.iter().position(|owner| *owner == to).unwrap();
+            plan = self.engine.plan_read(to);
+        }
+        let mut left = &self.wire[..n.min(self.wire.len())];
+        let beside = self.engine.beside();
+        let direct = match &plan {
+            ReadPlan::Inbox => &mut [],
+            ReadPlan::Owned(cookie, range) => {
+                &mut self.engine.owned(*cookie).unwrap()[range.clone()]
+            }
+            ReadPlan::Lent(range) => &mut self.lent[reader][range.clone()],
+            ReadPlan::HandOver(to) => panic!("{to} reads already"),
+        };
+        let mut n = direct.len().min(left.len());
+        direct[..n].copy_from_slice(&left[..n]);
+        left = &left[n..];
+        let staged = self.inbox.space(beside);
+        let beside = staged.len().min(left.len());
+        staged[..beside].copy_from_slice(&left[..beside]);
+        n += beside;
+        self.wire.drain(..n);
+        let by = (self.owners[reader], &mut self.lent[reader][..]);
+        assert!(self.engine.received(&plan, n, &mut self.inbox, by));
+    }
+
+    /// Takes what is complete, and compares it with what the model knows.
+    fn settle(&mut self) {
+        while self.engine.next_ready().is_some() {}
+        let lost = self.engine.lost().is_some();
+        for owner in 0..OWNERS {
+            while let Some(mut done) = self.engine.take(self.owners[owner]) {
+                let own = |it: &&mut Known| it.cookie == done.cookie && !it.over;
+                let known = self.known.iter_mut().find(own).unwrap();
+                assert_eq!(known.owner, owner);
+                known.over = true;
+                done.settle(&mut self.lent[owner]);
+                match done.result {
+                    Ok(_) => {
+                        assert_eq!(known.fails, Some(false));
+                        let expected = content(known.offset, known.len);
+                        let at = known.cookie.slot() * LONGEST;
+                        match (known.kind, done.sink) {
+                            (Kind::Owned, Sink::Owned(got)) => assert!(got == expected),
+                            (Kind::Lent, _) => {
+                                assert!(self.lent[owner][at..at + known.len] == expected);
+                            }
+                            _ => {}
+                        }
+                    }
+                    Err(Error::Failed { .. }) => assert_eq!(known.fails, Some(true)),
+                    Err(Error::Timeout { .. }) => assert!(known.due <= self.now),
+                    Err(Error::Lost(_)) => assert!(lost),
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+        }
+        drop(self.engine.released());
+        let late = self.known.iter().any(|it| !it.over && it.due <= self.now);
+        assert!(!late || lost, "a request that is late has ended");
+        // No deadline is missed.
+        let first = self
+            .known
+            .iter()
+            .filter(|it| !it.over)
+            .map(|it| it.due)
+            .min();
+        if let (Some(first), false) = (first, lost) {
+            assert!(self.engine.next_due().unwrap() <= first);
+        }
+        if !self.engine.outbox().is_empty() {
+            self.disconnects += 1;
+            assert_eq!(self.engine.in_flight(), 0);
+            assert!(self.engine.is_closing());
+            self.engine.outbox = Outbox::default();
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Submit(owner, kind, len) => self.submit(owner, kind, len),
+            Act::Answer(pick, fails) => self.answer(pick, fails),
+            Act::Deliver(reader, n) => self.deliver(reader, n),
+            Act::Pass(time) => {
+                self.now += Duration::from_millis(time);
+                self.engine.expire(self.now);
+            }
+            Act::Leave(owner) => {
+                self.engine.leave(self.owners[owner]);
+                self.owners[owner] = self.engine.enter();
+                let own = self.known.iter_mut().filter(|it| it.owner == owner);
+                own.for_each(|it| it.over = true);
+            }
+            Act::Close => drop(self.engine.close()),
+            Act::Lose => self.engine.lose(Lost::GivenUp),
+        }
+        self.settle();
+    }
+
+    /// Answers and delivers all that is owed.
+    fn finish(&mut self) {
+        while self.engine.lost().is_none()
+            && (!self.wire.is_empty() || self.known.iter().any(|it| it.fails.is_none()))
+        {
+            self.answer(0, false);
+            self.deliver(0, usize::MAX);
+            self.settle();
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_request_has_one_end_in_any_order_of_events(
+        acts in prop::collection::vec(act(), 1..80)
+    ) {
+        // C-184
+        let mut bench = Bench::new();
+        for act in acts {
+            bench.act(act);
+        }
+        bench.finish();
+        assert!(bench.known.iter().all(|it| it.over));
+        if bench.engine.lost().is_none() {
+            assert_eq!((bench.engine.in_flight(), bench.engine.weight(), bench.engine.large), (0, 0, 0));
+            bench.engine.close();
+            bench.settle();
+            assert_eq!(bench.disconnects, 1, "one goodbye, after the last reply");
+            let answered = mem::take(&mut bench.log.lock().unwrap().answered);
+            assert_eq!(answered, bench.replies, "in the order of the wire");
+        }
+        let mut dropped = mem::take(&mut bench.log.lock().unwrap().dropped);
+        dropped.sort_unstable();
+        assert!(dropped.into_iter().eq(0..bench.tags), "each ticket once");
+    }
+}
+
+/// A read of one byte is sent.
+fn read_one(bench: &mut Bench) {
+    bench.submit(0, Kind::Owned, 1);
+}
+
+#[test]
+fn a_server_that_says_nothing_is_given_up_by_the_first_late_request() {
+    let mut bench = Bench::new();
+    bench.engine.lose_when_silent = true;
+    read_one(&mut bench);
+    bench.now = Duration::from_millis(60);
+    read_one(&mut bench);
+    bench.now = TIMEOUT;
+    bench.engine.expire(bench.now);
+    let lost = bench.engine.lost().unwrap();
+    assert!(matches!(**lost, Lost::Silent { after: TIMEOUT }));
+    let owner = bench.owners[0];
+    let late = bench.engine.take(owner).unwrap().result;
+    assert!(matches!(late, Err(Error::Timeout { .. })));
+    let other = bench.engine.take(owner).unwrap().result;
+    assert!(matches!(other, Err(Error::Lost(_))));
+}
+
+#[test]
+fn a_server_that_says_something_is_not_given_up() {
+    let mut bench = Bench::new();
+    bench.engine.lose_when_silent = true;
+    read_one(&mut bench);
+    read_one(&mut bench);
+    bench.answer(1, false);
+    bench.deliver(0, usize::MAX);
+    bench.now = TIMEOUT;
+    bench.engine.expire(bench.now);
+    assert!(bench.engine.lost().is_none());
+}
+
+#[test]
+fn a_server_that_shuts_down_is_left_when_it_owes_nothing() {
+    // C-188
+    let mut bench = Bench::new();
+    read_one(&mut bench);
+    read_one(&mut bench);
+    let cookie = bench.known[0].cookie.as_u64();
+    bench.wire.extend(0x6744_6698_u32.to_be_bytes());
+    bench.wire.extend(108_u32.to_be_bytes());
+    bench.wire.extend(cookie.to_be_bytes());
+    bench.known[0].fails = Some(true);
+    bench.deliver(0, usize::MAX);
+    assert!(!bench.engine.takes_requests());
+    assert!(!bench.engine.is_disconnecting());
+    bench.answer(0, false);
+    bench.deliver(0, usize::MAX);
+    assert!(bench.engine.is_disconnecting());
+    assert!(matches!(bench.engine.farewell(), Lost::ShutsDown));
+}
+
+#[test]
+fn the_inbox_grows_with_what_comes() {
+    let mut bench = Bench::new();
+    assert!(bench.inbox.space(usize::MAX).len() <= 16 << 10);
+    for _ in 0..IN_FLIGHT {
+        bench.submit(0, Kind::Owned, 15_000);
+        bench.answer(0, false);
+    }
+    while !bench.wire.is_empty() {
+        bench.deliver(0, usize::MAX);
+    }
+    assert!(bench.inbox.space(usize::MAX).len() >= 32 << 10);
+}
