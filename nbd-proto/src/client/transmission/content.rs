@@ -32,13 +32,7 @@ impl Transmission {
         match chunk.reply {
             ReplyType::OffsetData => {
                 let offset = fields.u64().ok_or(short)?;
-                let (next, end) = self.content(cookie, chunk.reply, offset, chunk.len - 8)?;
-                self.state = State::Payload {
-                    cookie,
-                    next,
-                    end,
-                    done,
-                };
+                self.data(cookie, chunk, offset)?;
                 Ok(None)
             }
             ReplyType::OffsetHole => {
@@ -89,6 +83,23 @@ impl Transmission {
             }
             reply => self.error_chunk(cookie, reply, done),
         }
+    }
+
+    /// The payload of a data chunk is about to come.
+    pub(super) fn data(
+        &mut self,
+        cookie: Cookie,
+        chunk: ChunkHeader,
+        offset: u64,
+    ) -> Result<(), Error> {
+        let (next, end) = self.content(cookie, chunk.reply, offset, chunk.len - 8)?;
+        self.state = State::Payload {
+            cookie,
+            next,
+            end,
+            done: chunk.flags.contains(ReplyFlags::DONE),
+        };
+        Ok(())
     }
 
     /// Takes note of content of a read, and says where in the read's buffer it belongs.

@@ -25,15 +25,21 @@ pub(super) enum Refused {
 impl Coverage {
     pub(super) fn clear(&mut self) {
         self.prefix = 0;
-        self.islands.clear();
-        self.in_islands = 0;
-        self.errors.clear();
+        // To clear a tree takes a while even if it is empty, which it nearly always is.
+        if !self.islands.is_empty() {
+            self.islands.clear();
+            self.in_islands = 0;
+        }
+        if !self.errors.is_empty() {
+            self.errors.clear();
+        }
     }
 
     /// Takes note that `start..end`, which is not empty, is answered.
     pub(super) fn insert(&mut self, start: u64, end: u64, limit: u32) -> Result<(), Refused> {
         debug_assert!(start < end);
-        if self.errors.range(start..end).next().is_some() || start < self.prefix {
+        let errs = || self.errors.range(start..end).next().is_some();
+        if start < self.prefix || !self.errors.is_empty() && errs() {
             return Err(Refused::Overlap);
         }
         if start == self.prefix && self.islands.is_empty() {

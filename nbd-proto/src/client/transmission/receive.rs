@@ -72,8 +72,11 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(error);
         }
-        self.advance(n)
-            .inspect_err(|error| self.dead = Some(*error))
+        let event = self.advance(n);
+        if let Err(error) = &event {
+            self.dead = Some(*error);
+        }
+        event
     }
 
     /// Takes bytes that are already there. Stops at the first event, so it is to be called again
@@ -86,8 +89,11 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(error);
         }
-        self.take(bytes)
-            .inspect_err(|error| self.dead = Some(*error))
+        let fed = self.take(bytes);
+        if let Err(error) = &fed {
+            self.dead = Some(*error);
+        }
+        fed
     }
 
     /// Whether the next byte starts a reply.
@@ -124,6 +130,15 @@ impl Transmission {
             {
                 used += len;
                 self.header(header)?
+            } else if let State::Fixed { cookie, chunk } = self.state
+                && chunk.reply == ReplyType::OffsetData
+                && self.gather.bytes().is_empty()
+                && let Some(offset) = Fields(rest).u64()
+            {
+                // The common case, without a detour.
+                used += 8;
+                self.data(cookie, chunk, offset)?;
+                None
             } else {
                 let space = self.gather.space();
                 let n = space.len().min(rest.len());

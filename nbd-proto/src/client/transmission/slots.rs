@@ -160,8 +160,10 @@ impl Slots {
         slot.error_chunks = 0;
         slot.contents = 0;
         slot.coverage.clear();
-        slot.statuses = Vec::new();
-        slot.filter = None;
+        if slot.command == Command::BlockStatus {
+            slot.statuses = Vec::new();
+            slot.filter = None;
+        }
         self.free
             .push(u32::try_from(cookie.slot()).expect("a slot number has 32 bits"));
     }
