@@ -197,8 +197,8 @@ pub trait Export: Send + Sync {
     /// Whether [`allocation`](Self::allocation) ever tells of zeroes, and tells it for less than
     /// it costs to send them.
     ///
-    /// The server then asks before it reads, and sends zeroes as holes. False, unless it is
-    /// implemented.
+    /// The server then asks by [`quick_allocation`](Self::quick_allocation) before it reads, and
+    /// sends zeroes as holes. False, unless it is implemented.
     fn finds_zeroes(&self) -> bool {
         false
     }
@@ -223,6 +223,18 @@ pub trait Export: Send + Sync {
     fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
         let _ = offset;
         Ok(Extent { len, status: 0 })
+    }
+
+    /// Like [`allocation`](Self::allocation), for a read that is about to be carried out: the
+    /// answer is to cost little beside that. What would take a search is data.
+    ///
+    /// Unless it is implemented, this asks [`allocation`](Self::allocation).
+    ///
+    /// # Errors
+    ///
+    /// When it could not be found out.
+    fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        self.allocation(offset, len)
     }
 
     /// The meta contexts that a client can select, each once, wildcards not among them.

@@ -304,6 +304,11 @@ impl Export for Faulty {
         self.export.allocation(offset, len)
     }
 
+    /// Meets no fault either.
+    fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        self.export.quick_allocation(offset, len)
+    }
+
     fn contexts(&self) -> Vec<MetaContext> {
         self.export.contexts()
     }

@@ -1,6 +1,7 @@
 //! An export over a file or a block device.
 
 mod ability;
+mod allocation;
 mod holes;
 mod host;
 mod inspect;
@@ -13,10 +14,7 @@ use crate::{
 use ability::Ability;
 use holes::Holes;
 use inspect::{block_sizes, check_mode, check_type, size};
-use nbd_proto::{
-    BlockSizes, Errno, Failure, TransmissionFlags,
-    meta::{Allocation, Extent},
-};
+use nbd_proto::{BlockSizes, Errno, Failure, TransmissionFlags, meta::Extent};
 use rustix::fs::{FlockOperation, fcntl_getfl, flock};
 use std::{
     fmt, fs,
@@ -61,7 +59,10 @@ const STAT_BLOCK: u64 = 512;
 /// | holes | `SEEK_DATA` and `SEEK_HOLE` | not told of | only on FreeBSD |
 ///
 /// What the file system turns out not to be able to do is not tried again. Holes are only looked
-/// for in files that have some, and data that was found once is not looked for again.
+/// for in files that have some. Some file systems, such as those in memory, search for the end of
+/// data page by page: only block status waits for that, and the data that it found is remembered.
+/// A read asks whether there is data at a few places, so that a hole in it that is shorter than
+/// 128 KiB may be sent as zeroes.
 ///
 /// # Others who use the file
 ///
@@ -299,35 +300,6 @@ impl File {
         }
         Ok(())
     }
-
-    /// Searches the file for what is at `offset`, which ends at `end` at the latest.
-    fn look(&self, offset: u64, end: u64) -> io::Result<Extent> {
-        let so_far = self.holes.so_far();
-        let unit = STAT_BLOCK.max(self.block_sizes.minimum().into());
-        let data = match host::seek_data(&self.file, offset)? {
-            Some(data) => data,
-            // From here on there is only a hole, up to where the file ends now: what was cut off
-            // is not there to be read.
-            None => self.file.metadata()?.len(),
-        };
-        let hole_end = if data < end { data - data % unit } else { end };
-        if hole_end > offset {
-            return Ok(Extent {
-                len: hole_end - offset,
-                status: Allocation::HOLE | Allocation::ZERO,
-            });
-        }
-        let data_end = match host::seek_hole(&self.file, offset.max(data))? {
-            // At least something, even if it has just become a hole.
-            Some(hole) => hole.max(offset + 1).next_multiple_of(unit),
-            None => end,
-        };
-        self.holes.found(offset..data_end, so_far);
-        Ok(Extent {
-            len: data_end.min(end) - offset,
-            status: 0,
-        })
-    }
 }
 
 impl Export for File {
@@ -463,21 +435,11 @@ impl Export for File {
     }
 
     fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
-        check_range(self.size, offset, len, Errno::Inval)?;
-        let end = offset + len;
-        let data = |end| Extent {
-            len: end - offset,
-            status: 0,
-        };
-        if len == 0 || !self.holes.are_likely() {
-            return Ok(data(end));
-        }
-        if let Some(data_end) = self.holes.data_end(offset) {
-            return Ok(data(data_end.min(end)));
-        }
-        let found = self.seek.attempt(|| self.look(offset, end));
-        let found = found.map_err(|error| at(offset, &error))?;
-        Ok(found.unwrap_or_else(|| data(end)))
+        self.ask(offset, len, Self::search)
+    }
+
+    fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        self.ask(offset, len, Self::look)
     }
 }
 

@@ -96,6 +96,10 @@ impl Export for ReadOnly {
         self.export.allocation(offset, len)
     }
 
+    fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        self.export.quick_allocation(offset, len)
+    }
+
     fn contexts(&self) -> Vec<MetaContext> {
         self.export.contexts()
     }
@@ -155,6 +159,6 @@ mod tests {
                 .iter()
                 .any(|w| call.starts_with(w))
         });
-        assert_eq!((calls.len(), calls), (6, expected));
+        assert_eq!((calls.len(), calls), (7, expected));
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of where a file has holes.
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -8,10 +9,14 @@ use std::{
     },
 };
 
-/// Remembers one range without holes, so that a file without holes is searched once, and one with
-/// large pieces seldom.
+/// Data that is remembered at most, in ranges. A file with more holes than that is searched again
+/// where the shortest ranges were.
+const MOST: usize = 256;
+
+/// Remembers ranges without holes, so that no part of a file is searched twice.
 ///
-/// What is remembered is always data, which is safe to say of everything.
+/// What is remembered is always data, which is safe to say of everything. Holes are not, since
+/// another process may fill them.
 #[derive(Debug)]
 pub(super) struct Holes {
     likely: AtomicBool,
@@ -20,9 +25,22 @@ pub(super) struct Holes {
 
 #[derive(Debug, Default)]
 struct Known {
-    data: Range<u64>,
+    /// Where each range begins and ends. They do not touch.
+    data: BTreeMap<u64, u64>,
     /// How often holes were made.
     made: u64,
+}
+
+impl Known {
+    /// Forgets the shortest range if there is one too many.
+    fn limit(&mut self) {
+        if self.data.len() > MOST {
+            let shortest = self.data.iter().min_by_key(|(start, end)| *end - *start);
+            if let Some((&start, _)) = shortest {
+                self.data.remove(&start);
+            }
+        }
+    }
 }
 
 /// Which holes were made before a search.
@@ -46,7 +64,8 @@ impl Holes {
     /// Where the data at `offset` ends, if that is known.
     pub(super) fn data_end(&self, offset: u64) -> Option<u64> {
         let known = self.known();
-        known.data.contains(&offset).then_some(known.data.end)
+        let (_, end) = known.data.range(..=offset).next_back()?;
+        (offset < *end).then_some(*end)
     }
 
     /// To be called before a search, and given to [`found`](Self::found).
@@ -55,33 +74,38 @@ impl Holes {
     }
 
     /// A search that began at `so_far` found data. Holes that were made since may be in it.
-    pub(super) fn found(&self, data: Range<u64>, so_far: SoFar) {
+    pub(super) fn found(&self, mut data: Range<u64>, so_far: SoFar) {
         let mut known = self.known();
-        if known.made != so_far.0 {
+        if known.made != so_far.0 || data.is_empty() {
             return;
         }
-        let touches = data.start <= known.data.end && known.data.start <= data.end;
-        known.data = if touches {
-            data.start.min(known.data.start)..data.end.max(known.data.end)
-        } else {
-            data
-        };
+        while let Some((&start, &end)) = known.data.range(..=data.end).next_back()
+            && end >= data.start
+        {
+            known.data.remove(&start);
+            data = data.start.min(start)..data.end.max(end);
+        }
+        known.data.insert(data.start, data.end);
+        known.limit();
     }
 
-    /// There are holes in `range` from now on.
-    pub(super) fn made(&self, range: &Range<u64>) {
+    /// There are holes in `hole` from now on.
+    pub(super) fn made(&self, hole: &Range<u64>) {
         self.likely.store(true, Ordering::Relaxed);
         let mut known = self.known();
         known.made += 1;
-        let Range { start, end } = known.data;
-        let before = start..end.min(range.start);
-        let after = start.max(range.end)..end;
-        let len = |part: &Range<u64>| part.end.saturating_sub(part.start);
-        known.data = if len(&before) < len(&after) {
-            after
-        } else {
-            before
-        };
+        while let Some((&start, &end)) = known.data.range(..hole.end).next_back()
+            && end > hole.start
+        {
+            known.data.remove(&start);
+            if end > hole.end {
+                known.data.insert(hole.end, end);
+            }
+            if start < hole.start {
+                known.data.insert(start, hole.start);
+            }
+        }
+        known.limit();
     }
 
     // What it guards is complete after every statement.
@@ -102,23 +126,28 @@ mod tests {
 
     #[test]
     fn data_is_known_until_a_hole_is_made_in_it() {
-        for (hole, known) in [
-            (0..10, Some(10..100)),
-            (0..11, Some(11..100)),
-            (95..200, Some(10..95)),
-            (20..30, Some(30..100)),
-            (80..90, Some(10..80)),
-            (100..200, Some(10..100)),
-            (10..100, None),
-            (0..200, None),
+        for hole in [
+            0..10,
+            0..11,
+            95..200,
+            20..30,
+            80..90,
+            100..200,
+            10..100,
+            0..200,
         ] {
             let holes = knowing(10..100);
             holes.made(&hole);
             for offset in 0..210 {
-                let expected = known.as_ref().filter(|data| data.contains(&offset));
+                let end = if offset < hole.start {
+                    hole.start.min(100)
+                } else {
+                    100
+                };
+                let is_data = (10..100).contains(&offset) && !hole.contains(&offset);
                 assert_eq!(
                     holes.data_end(offset),
-                    expected.map(|data| data.end),
+                    is_data.then_some(end),
                     "{offset} after {hole:?}"
                 );
             }
@@ -145,6 +174,35 @@ mod tests {
         holes.found(150..300, holes.so_far());
         assert_eq!(holes.data_end(50), Some(300));
         holes.found(400..500, holes.so_far());
-        assert_eq!((holes.data_end(50), holes.data_end(400)), (None, Some(500)));
+        assert_eq!(
+            (holes.data_end(50), holes.data_end(400)),
+            (Some(300), Some(500))
+        );
+        holes.found(20..450, holes.so_far());
+        assert_eq!((holes.data_end(20), holes.data_end(500)), (Some(500), None));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let holes = knowing(0..1 << 40);
+        for at in 1..3 * MOST as u64 {
+            holes.made(&(at * 10..at * 10 + 1));
+        }
+        assert_eq!(holes.known().data.len(), MOST);
+        assert_eq!(holes.data_end(1 << 39), Some(1 << 40));
+    }
+
+    #[test]
+    fn long_ranges_are_remembered_for_longer_than_short_ones() {
+        let holes = Holes::new(true);
+        for at in 0..2 * MOST as u64 {
+            let len = if at % 2 == 0 { 10 } else { 20 };
+            holes.found(at * 100..at * 100 + len, holes.so_far());
+        }
+        assert_eq!(holes.known().data.len(), MOST);
+        let is_known = |at: u64| holes.data_end(at * 100).is_some();
+        assert!((0..2 * MOST as u64).all(|at| is_known(at) == (at % 2 == 1)));
+        holes.made(&(0..u64::MAX));
+        assert!(holes.known().data.is_empty());
     }
 }

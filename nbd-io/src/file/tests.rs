@@ -1,3 +1,4 @@
+mod allocation;
 #[cfg(target_os = "linux")]
 mod devices;
 mod opening;
@@ -102,109 +103,6 @@ proptest! {
 }
 
 #[test]
-fn holes_are_kept_and_told_of() {
-    // S-218
-    const MIB: u64 = 1 << 20;
-    for directory in directories() {
-        let path = empty(&directory, MIB);
-        let export = File::open(&path).unwrap();
-        assert!(export.finds_zeroes());
-        assert_eq!(status(&export, 0, MIB), [(MIB, HOLE)]);
-        export.write(MIB / 2 + 10, &[7; 10], false).unwrap();
-        assert_eq!(
-            status(&export, 0, MIB),
-            [
-                (MIB / 2, HOLE),
-                (PAGE_LEN, DATA),
-                (MIB / 2 - PAGE_LEN, HOLE)
-            ]
-        );
-        assert_eq!(status(&export, MIB / 2 + 1, 10), [(10, DATA)]);
-        assert_eq!(status(&export, 1, 10), [(10, HOLE)]);
-        assert_eq!(export.allocation(MIB, 0).unwrap().len, 0);
-        assert!(is_zero(&read(&export, 0, PAGE)));
-        assert!(allocated(&path) < MIB / 2);
-        export.trim(0, MIB, true).unwrap();
-        assert_eq!(status(&export, 0, MIB), [(MIB, HOLE)]);
-        assert!(allocated(&path) < PAGE_LEN);
-    }
-}
-
-#[test]
-fn a_file_without_holes_is_not_searched_until_one_is_made() {
-    // S-210, S-213
-    for directory in directories() {
-        let path = full(&directory, 8 * PAGE);
-        let export = File::open(&path).unwrap();
-        assert!(!export.finds_zeroes());
-        assert_eq!(status(&export, 0, 8 * PAGE_LEN), [(8 * PAGE_LEN, DATA)]);
-        export.trim(PAGE_LEN, PAGE_LEN, false).unwrap();
-        assert!(export.finds_zeroes());
-        assert_eq!(
-            status(&export, 0, 8 * PAGE_LEN),
-            [(PAGE_LEN, DATA), (PAGE_LEN, HOLE), (6 * PAGE_LEN, DATA)]
-        );
-    }
-}
-
-#[test]
-fn data_that_was_found_is_not_looked_for_again() {
-    for directory in directories() {
-        let path = full(&directory, 8 * PAGE);
-        shorten(&path, 16 * PAGE_LEN);
-        let export = File::open(&path).unwrap();
-        let data = Extent {
-            len: PAGE_LEN,
-            status: DATA,
-        };
-        assert_eq!(export.allocation(0, PAGE_LEN).unwrap(), data);
-        // Somebody else makes holes, which only a search would find.
-        let other = File::open(&path).unwrap();
-        other.trim(0, 8 * PAGE_LEN, false).unwrap();
-        for page in 0..8 {
-            assert_eq!(export.allocation(page * PAGE_LEN, PAGE_LEN).unwrap(), data);
-        }
-        export.trim(2 * PAGE_LEN, PAGE_LEN, false).unwrap();
-        assert_eq!(status(&export, 2 * PAGE_LEN, PAGE_LEN), [(PAGE_LEN, HOLE)]);
-    }
-}
-
-#[test]
-fn extents_are_whole_blocks() {
-    // S-212
-    for directory in directories() {
-        let path = empty(&directory, 40 * PAGE_LEN + 100);
-        let block = 4 * PAGE_LEN;
-        let sizes = BlockSizes::new(16_384, 65_536, 1 << 20).unwrap();
-        let export = File::open(&path).unwrap().with_block_sizes(sizes);
-        for page in [9, 21, 22] {
-            export.write(page * PAGE_LEN, &[7; PAGE], false).unwrap();
-        }
-        assert_eq!(
-            status(&export, 0, 40 * PAGE_LEN),
-            [
-                (2 * block, HOLE),
-                (block, DATA),
-                (2 * block, HOLE),
-                (block, DATA),
-                (4 * block, HOLE)
-            ]
-        );
-    }
-}
-
-#[test]
-fn where_the_file_system_cannot_tell_it_is_data() {
-    // S-213
-    for directory in directories() {
-        let can = [true, true, true, true, true, false];
-        let export = hampered(File::open(empty(&directory, 1 << 20)).unwrap(), can);
-        assert!(!export.finds_zeroes());
-        assert_eq!(status(&export, 0, 1 << 20), [(1 << 20, DATA)]);
-    }
-}
-
-#[test]
 fn any_size_works_up_to_its_last_byte() {
     // S-104
     for directory in directories() {
@@ -253,23 +151,6 @@ fn a_file_that_shrank_is_an_error_and_never_zeroes() {
         }
         export.cache(0, 64_000).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 10_000);
-    }
-}
-
-#[test]
-fn what_was_cut_off_is_no_hole() {
-    // S-218
-    for directory in directories() {
-        let path = empty(&directory, 1 << 20);
-        let export = File::open(&path).unwrap();
-        shorten(&path, 100_000);
-        assert_eq!(
-            status(&export, 0, 1 << 20),
-            [(99_840, HOLE), ((1 << 20) - 99_840, DATA)]
-        );
-        assert_eq!(status(&export, 100_000, 10), [(10, DATA)]);
-        shorten(&path, 0);
-        assert_eq!(status(&export, 0, 1 << 20), [(1 << 20, DATA)]);
     }
 }
 

@@ -291,7 +291,7 @@ impl Pieces<'_> {
             return data(len);
         }
         self.questions += 1;
-        match self.export.allocation(at, len) {
+        match self.export.quick_allocation(at, len) {
             Ok(told) if told.len == 0 || told.len > len => data(len),
             Ok(told) if told.len < len.min(WORTHWHILE_HOLE) => data(told.len),
             Ok(told) => told,
