@@ -1,7 +1,7 @@
 //! Extents of a range, to its end.
 
 use crate::{Client, Error};
-use nbd_io::client::{Stretch, Stretches};
+use nbd_io::client::{ExtentStep, Stretch, Stretches};
 use nbd_proto::CommandFlags;
 use std::{ops::Range, time::Instant};
 
@@ -23,16 +23,11 @@ pub struct Extents {
 }
 
 impl Extents {
-    pub(crate) fn new(client: Client, range: Range<u64>, max: u64, block: u64) -> Self {
+    pub(crate) fn new(client: Client, range: Range<u64>) -> Self {
         Self {
+            stretches: Stretches::new(client.facts(), range),
             client,
-            stretches: Stretches::new(range, max, block),
         }
-    }
-
-    fn ask(&mut self, offset: u64, len: u64) -> Result<(), Error> {
-        let contexts = self.client.block_status(offset, len, CommandFlags::NONE)?;
-        self.stretches.take(contexts, self.client.contexts())
     }
 }
 
@@ -42,18 +37,15 @@ impl Iterator for Extents {
     fn next(&mut self) -> Option<Self::Item> {
         let mut begin = None;
         loop {
-            if let Some(stretch) = self.stretches.pop() {
-                return Some(Ok(stretch));
-            }
-            let Some((offset, len)) = self.stretches.request() else {
-                return self.stretches.pop().map(Ok);
+            let (offset, len) = match self.stretches.step() {
+                ExtentStep::Item(item) => return Some(item),
+                ExtentStep::Ask { offset, len } => (offset, len),
+                ExtentStep::Over => return None,
             };
-            let asked = Instant::now();
-            if let Err(error) = self.ask(offset, len) {
-                self.stretches.give_up();
-                return Some(Err(error));
-            }
-            if begin.get_or_insert(asked).elapsed() >= Stretches::MERGE_TIME {
+            let begin = *begin.get_or_insert_with(Instant::now);
+            let answer = self.client.block_status(offset, len, CommandFlags::NONE);
+            self.stretches.take(answer, self.client.facts());
+            if begin.elapsed() >= Stretches::MERGE_TIME {
                 self.stretches.end_merge();
             }
         }

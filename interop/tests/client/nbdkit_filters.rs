@@ -209,6 +209,7 @@ fn an_incomplete_block_at_the_end_is_told_and_all_before_it_is_of_use() {
             client
                 .block_status(0, MIB + 100, CommandFlags::NONE)
                 .unwrap_err(),
+            client.extents(0..MIB + 1).next().unwrap().unwrap_err(),
         ] {
             let Error::Misuse(misuse) = error else {
                 panic!("{error:?}");

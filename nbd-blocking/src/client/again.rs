@@ -7,7 +7,7 @@ use crate::{
     overlaps::Turn,
     pool::{Effect, Restored},
 };
-use nbd_io::client::{Piece, Request, split};
+use nbd_io::client::{Piece, Request, WINDOW};
 use nbd_proto::{
     Command, CommandFlags, Errno, Misuse,
     client::{Cookie, Outcome, Transmission},
@@ -17,9 +17,6 @@ use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering},
 };
-
-/// Pieces of one request that are in flight at once.
-const WINDOW: usize = 8;
 
 /// What is cut into pieces.
 #[derive(Clone, Copy)]
@@ -47,8 +44,7 @@ impl Client {
     where
         F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     {
-        let preferred = u64::from(self.facts().blocks.preferred());
-        let mut pieces = split(job.offset, job.len, job.max, preferred);
+        let mut pieces = self.facts().pieces(job.offset, job.len, job.max);
         let link = match self.pool.link() {
             Ok(link) => link,
             Err(restored) => {

@@ -10,12 +10,11 @@ use crate::{
     link::{Load, header},
     pool::Pool,
 };
-use nbd_io::client::{Facts, Piece, Request, blocks_of, shared::ConnectionState};
+use nbd_io::client::{Facts, Piece, Request, length, shared::ConnectionState};
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
     client::{Context, ContextExtents, Outcome, Transmission},
 };
-use ranges::length;
 use std::{
     ops::Range,
     sync::{
@@ -66,7 +65,7 @@ impl Client {
         }
     }
 
-    fn facts(&self) -> &Facts {
+    pub(crate) fn facts(&self) -> &Facts {
         &self.pool.facts
     }
 
@@ -81,7 +80,7 @@ impl Client {
     /// [`export().size`](ExportInfo::size), the rest is out of every client's reach.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.export().reachable()
+        self.facts().size()
     }
 
     /// Which headers the connections use.
@@ -128,7 +127,7 @@ impl Client {
     /// When the server fails the command, or the connection is over. The buffer's contents are
     /// undefined then.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Error> {
-        let len = self.until_end(buf.len(), offset);
+        let len = self.facts().until_end(offset, buf.len());
         self.read_exact_at(&mut buf[..len], offset)?;
         Ok(len)
     }
@@ -141,13 +140,19 @@ impl Client {
     /// When the range is not inside the export, the server fails the command, or the connection is
     /// over. The buffer's contents are undefined then.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        self.check_range(Command::Read, offset, buf.len() as u64)?;
-        let [head, body, tail] = blocks_of(self.facts().blocks, offset, buf.len() as u64);
-        let (head_buf, rest) = buf.split_at_mut(length(&head));
-        let (body_buf, tail_buf) = rest.split_at_mut(length(&body));
-        self.read_part(head_buf, head.start)?;
-        self.read_whole(body_buf, body.start)?;
-        self.read_part(tail_buf, tail.start)
+        let facts = self.facts();
+        let range = facts.range(Command::Read, offset, buf.len() as u64)?;
+        let mut rest = buf;
+        for part in facts.parts(range) {
+            let (now, later) = rest.split_at_mut(length(&part.range));
+            rest = later;
+            if part.is_whole() {
+                self.read_whole(now, part.range.start)?;
+            } else {
+                now.copy_from_slice(&self.read_blocks(&part)?[part.place()]);
+            }
+        }
+        Ok(())
     }
 
     /// Reads all of the buffer in one request with these flags; nothing is split or aligned. Flags:
@@ -180,7 +185,7 @@ impl Client {
     /// When the server fails the command, or the connection is over. How much was written is not
     /// known then.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
-        let len = self.until_end(buf.len(), offset);
+        let len = self.facts().until_end(offset, buf.len());
         self.write_all_at(&buf[..len], offset)?;
         Ok(len)
     }
@@ -211,18 +216,24 @@ impl Client {
         offset: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        self.check_range(Command::Write, offset, buf.len() as u64)?;
-        if !self.has_turns() {
-            return self.write_whole(buf, offset, flags, None);
+        let facts = self.facts();
+        let range = facts.range(Command::Write, offset, buf.len() as u64)?;
+        let mut rest = buf;
+        for part in facts.parts(range) {
+            let (now, later) = rest.split_at(length(&part.range));
+            rest = later;
+            // Others that change a block come before a part of it is read, or after it is written.
+            let turn = self.turn(Command::Write, part.blocks.clone())?;
+            let start = part.blocks.start;
+            if part.is_whole() {
+                self.write_whole(now, start, flags, turn.as_ref())?;
+            } else {
+                let mut block = self.read_blocks(&part)?;
+                block[part.place()].copy_from_slice(now);
+                self.write_whole(&block, start, flags, turn.as_ref())?;
+            }
         }
-        let [head, body, tail] = blocks_of(self.facts().blocks, offset, buf.len() as u64);
-        let (head_buf, rest) = buf.split_at(length(&head));
-        let (body_buf, tail_buf) = rest.split_at(length(&body));
-        self.patch(head_buf, head.start, flags)?;
-        let turn = self.turn(Command::Write, body.clone())?;
-        self.write_whole(body_buf, body.start, flags, turn.as_ref())?;
-        drop(turn);
-        self.patch(tail_buf, tail.start, flags)
+        Ok(())
     }
 
     /// Puts everything that was answered before this call on stable storage, over whichever
@@ -328,10 +339,7 @@ impl Client {
     /// Walks the extents of a range to its end, with equal neighbours merged.
     #[must_use]
     pub fn extents(&self, range: Range<u64>) -> Extents {
-        let Facts {
-            max_range, blocks, ..
-        } = self.facts();
-        Extents::new(self.clone(), range, *max_range, blocks.minimum().into())
+        Extents::new(self.clone(), range)
     }
 
     /// A queue of requests, for one thread that has many of them in flight. It stays on one

@@ -7,20 +7,11 @@ use crate::{
     overlaps::{Overlaps, Owner, Turn},
 };
 use bytes::Bytes;
-use nbd_io::client::{Piece, Request, check_range};
-use nbd_proto::{Command, CommandFlags, Errno, client::Transmission};
+use nbd_io::client::{Part, Piece, Request, index, length};
+use nbd_proto::{Command, CommandFlags, client::Transmission};
 use std::{ops::Range, time::Instant};
 
 impl Client {
-    pub(super) fn until_end(&self, len: usize, offset: u64) -> usize {
-        let left = self.size().saturating_sub(offset);
-        usize::try_from(left).map_or(len, |left| len.min(left))
-    }
-
-    pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        Ok(check_range(self.export(), command, offset, len)?)
-    }
-
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
     /// over by others, and what is sent again could change places.
     pub(crate) fn has_turns(&self) -> bool {
@@ -63,37 +54,11 @@ impl Client {
         }
     }
 
-    /// Reads a part of a single block.
-    pub(super) fn read_part(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        if buf.is_empty() {
-            return Ok(());
-        }
-        let (block, start) = self.block_around(offset)?;
-        buf.copy_from_slice(&block[start..start + buf.len()]);
-        Ok(())
-    }
-
-    /// Writes a part of a single block.
-    pub(super) fn patch(&self, buf: &[u8], offset: u64, flags: CommandFlags) -> Result<(), Error> {
-        if buf.is_empty() {
-            return Ok(());
-        }
-        let size = u64::from(self.facts().blocks.minimum());
-        let at = offset - offset % size;
-        // Others that change the block come before this one reads it, or after it has written.
-        let turn = self.turn(Command::Write, at..at + size)?;
-        let (mut block, start) = self.block_around(offset)?;
-        block[start..start + buf.len()].copy_from_slice(buf);
-        self.write_whole(&block, at, flags, turn.as_ref())
-    }
-
-    /// The block that a byte is in, and the byte's place in it.
-    fn block_around(&self, offset: u64) -> Result<(Vec<u8>, usize), Error> {
-        let size = u64::from(self.facts().blocks.minimum());
-        let start = offset % size;
-        let mut block = vec![0; index(size)];
-        self.read_whole(&mut block, offset - start)?;
-        Ok((block, index(start)))
+    /// The blocks that a part of a range is in.
+    pub(super) fn read_blocks(&self, part: &Part) -> Result<Vec<u8>, Error> {
+        let mut blocks = vec![0; length(&part.blocks)];
+        self.read_whole(&mut blocks, part.blocks.start)?;
+        Ok(blocks)
     }
 
     pub(super) fn read_whole(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
@@ -101,7 +66,7 @@ impl Client {
             command: Command::Read,
             offset,
             len: buf.len() as u64,
-            max: self.facts().max_payload,
+            max: self.facts().max_len(Command::Read),
             flags: CommandFlags::NONE,
             turn: None,
             kept: None,
@@ -136,7 +101,7 @@ impl Client {
             command: Command::Write,
             offset,
             len: buf.len() as u64,
-            max: self.facts().max_payload,
+            max: self.facts().max_len(Command::Write),
             flags,
             turn,
             kept: Some(&kept),
@@ -158,7 +123,7 @@ impl Client {
         Piece { offset, len }: Piece,
         request: impl Fn(Piece) -> Request,
     ) -> Result<(), Error> {
-        self.check_range(command, offset, len)?;
+        self.facts().range(command, offset, len)?;
         self.export().check_blocks(command, offset, len)?;
         let changes = command != Command::Cache;
         let turn = if changes {
@@ -171,42 +136,27 @@ impl Client {
             let frame = move |transmission: &mut Transmission| request.start(transmission);
             (Load::Nothing, frame)
         };
-        let short = self.facts().max_payload;
-        let max = match command {
-            Command::WriteZeroes => self.facts().max_zeroes,
-            _ => self.facts().max_range,
-        };
         let flags = match request(Piece { offset, len }) {
             request if request.has(CommandFlags::FUA) => CommandFlags::FUA,
             _ => CommandFlags::NONE,
         };
-        let job = Job {
+        let mut job = Job {
             command,
             offset,
             len,
-            max,
+            max: self.facts().max_len(command),
             flags,
             turn: turn.as_ref(),
             kept: changes.then_some(&request),
         };
-        match self.pieces(job, &mut [], piece) {
-            Err(Error::Failed { ref source, .. })
-                if matches!(source.errno, Errno::Overflow | Errno::Inval)
-                    && len > short
-                    && max > short =>
-            {
-                self.pieces(Job { max: short, ..job }, &mut [], piece)
-            }
-            done => done,
+        loop {
+            let Err(error) = self.pieces(job, &mut [], piece) else {
+                return Ok(());
+            };
+            let Some(short) = self.facts().shorter(len, job.max, &error) else {
+                return Err(error);
+            };
+            job.max = short;
         }
     }
-}
-
-/// A place in a buffer that exists.
-fn index(place: u64) -> usize {
-    usize::try_from(place).expect("a place in a buffer fits into memory")
-}
-
-pub(super) fn length(range: &Range<u64>) -> usize {
-    index(range.end - range.start)
 }

@@ -177,8 +177,10 @@ fn extents_that_end_inside_a_block_are_asked_for_again() {
             peer.says(status(D, second.cookie, 1, &[(512, 0)]));
         });
         let extents: Vec<_> = client.extents(100..9000).collect();
-        assert_eq!(extents.len(), 1, "{extents:?}");
-        let error = extents[0].as_ref().unwrap_err();
+        assert_eq!(extents.len(), 2, "{extents:?}");
+        let known = extents[0].as_ref().expect("answered");
+        assert_eq!((known.offset, known.len), (100, 3996));
+        let error = extents[1].as_ref().unwrap_err();
         says(error, &["the extents end inside of the first block"]);
         server.join().expect("the script ends");
     });
@@ -234,6 +236,9 @@ fn an_error_ends_the_extents() {
             peer.says(bytes::error(D, second.cookie, 5, "no more", None));
         });
         let mut extents = client.extents(0..1 << 30);
+        // What is known comes before the error.
+        let known = extents.next().expect("known").expect("answered");
+        assert_eq!((known.offset, known.len), (0, 4096));
         says(
             &extents.next().expect("an error").unwrap_err(),
             &["no more"],

@@ -1,14 +1,8 @@
 //! An export that any number of tasks use.
 
-use super::{
-    extents::Extents,
-    link::Request,
-    overlaps::Overlaps,
-    pool::Pool,
-    ranges::{index, length},
-};
+use super::{extents::Extents, link::Request, overlaps::Overlaps, pool::Pool};
 use crate::{
-    client::{ConnectionState, Error, Facts, Lost, Piece, blocks_of},
+    client::{ConnectionState, Error, Facts, Lost, Piece, index, length},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -111,7 +105,7 @@ impl<R: Network> Client<R> {
     /// [`export().size`](ExportInfo::size), the rest is out of every client's reach.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.export().reachable()
+        self.facts().size()
     }
 
     /// Which headers the connections use.
@@ -170,8 +164,8 @@ impl<R: Network> Client<R> {
     /// When the range is not inside the export, the server fails the command, or the connection is
     /// over.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
-        self.check_range(Command::Read, offset, len as u64)?;
-        let whole = self.around(offset, len as u64);
+        let range = self.facts().range(Command::Read, offset, len as u64)?;
+        let whole = self.facts().around(&range);
         let buffer = BytesMut::zeroed(length(&whole));
         let data = self.read_whole(whole.start, buffer).await?.freeze();
         let start = index(offset - whole.start);
@@ -186,8 +180,8 @@ impl<R: Network> Client<R> {
     /// Like [`read`](Client::read). The buffer is dropped then.
     pub async fn read_into(&self, offset: u64, mut buffer: BytesMut) -> Result<BytesMut, Error> {
         let len = buffer.len();
-        self.check_range(Command::Read, offset, len as u64)?;
-        let whole = self.around(offset, len as u64);
+        let range = self.facts().range(Command::Read, offset, len as u64)?;
+        let whole = self.facts().around(&range);
         if length(&whole) == len {
             return self.read_whole(offset, buffer).await;
         }
@@ -255,19 +249,16 @@ impl<R: Network> Client<R> {
     ) -> Result<(), Error> {
         let mut data = data.into();
         let len = data.len() as u64;
-        self.check_range(Command::Write, offset, len)?;
-        let blocks = self.facts().blocks;
-        if blocks.minimum() == 1 {
-            return self.write_whole(offset, data, flags).await;
+        let range = self.facts().range(Command::Write, offset, len)?;
+        for part in self.facts().parts(range) {
+            let data = data.split_to(length(&part.range));
+            if part.is_whole() {
+                self.write_whole(part.range.start, data, flags).await?;
+            } else {
+                self.patch(part, data, flags).await?;
+            }
         }
-        let [head, body, tail] = blocks_of(blocks, offset, len);
-        self.patch(head.start, data.split_to(length(&head)), flags)
-            .await?;
-        if !body.is_empty() {
-            let data = data.split_to(length(&body));
-            self.write_whole(body.start, data, flags).await?;
-        }
-        self.patch(tail.start, data, flags).await
+        Ok(())
     }
 
     /// Puts everything that was answered before this call on stable storage, over whichever
@@ -301,9 +292,8 @@ impl<R: Network> Client<R> {
     /// When the range or the flags make no sense here, the server fails the command, or the
     /// connection is over.
     pub async fn trim(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
-        let max = self.facts().max_range;
         let request = |Piece { offset, len }| Request::Trim { offset, len, flags };
-        self.range(Command::Trim, offset, len, max, request).await
+        self.range(Command::Trim, offset, len, request).await
     }
 
     /// Tells that a range will be read soon. Neither success nor failure means anything for later
@@ -313,9 +303,8 @@ impl<R: Network> Client<R> {
     ///
     /// Like [`trim`](Client::trim).
     pub async fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
-        let max = self.facts().max_range;
         let request = |Piece { offset, len }| Request::Cache { offset, len };
-        self.range(Command::Cache, offset, len, max, request).await
+        self.range(Command::Cache, offset, len, request).await
     }
 
     /// Writes zeroes. Flags: [`CommandFlags::FUA`], [`CommandFlags::NO_HOLE`],
@@ -331,10 +320,8 @@ impl<R: Network> Client<R> {
         len: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        let max = self.facts().max_zeroes;
         let request = |Piece { offset, len }| Request::WriteZeroes { offset, len, flags };
-        self.range(Command::WriteZeroes, offset, len, max, request)
-            .await
+        self.range(Command::WriteZeroes, offset, len, request).await
     }
 
     /// Asks once what the selected meta contexts say of a range. The answer may cover less than
@@ -373,10 +360,7 @@ impl<R: Network> Client<R> {
     /// Walks the extents of a range to its end, with equal neighbours merged.
     #[must_use]
     pub fn extents(&self, range: Range<u64>) -> Extents<R> {
-        let Facts {
-            max_range, blocks, ..
-        } = self.facts();
-        Extents::new(self.clone(), range, *max_range, blocks.minimum().into())
+        Extents::new(self.clone(), range)
     }
 
     /// Gives up all connections and makes new ones, without the pause that the policy has next. For a

@@ -173,17 +173,7 @@ impl<R: Network> Cursor<R> {
     ///
     /// When it would be before the start of the export. The position stays.
     pub fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(offset) => self.client.size().checked_add_signed(offset),
-            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
-        };
-        let position = position.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "cannot seek before the start of an export",
-            )
-        })?;
+        let position = self.client.facts().seek(self.position, to)?;
         if position != self.position {
             self.stop_reading();
             self.position = position;
@@ -193,10 +183,7 @@ impl<R: Network> Cursor<R> {
 
     /// The length of an operation for which there is a buffer of `len` bytes.
     fn until_end(&self, len: usize) -> usize {
-        let left = self.client.size().saturating_sub(self.position);
-        usize::try_from(left)
-            .map_or(len, |left| len.min(left))
-            .min(MOST)
+        self.client.facts().until_end(self.position, len).min(MOST)
     }
 
     fn read(&mut self, len: usize) -> Operation<BytesMut> {

@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use crate::{
-    client::{Error, Stretch, Stretches},
+    client::{Error, ExtentStep, Stretch, Stretches},
     runtime::Network,
 };
 use futures_core::Stream;
@@ -37,10 +37,10 @@ pub struct Extents<R: Network> {
 }
 
 impl<R: Network> Extents<R> {
-    pub(super) fn new(client: Client<R>, range: Range<u64>, max: u64, block: u64) -> Self {
+    pub(super) fn new(client: Client<R>, range: Range<u64>) -> Self {
         Self {
+            stretches: Stretches::new(client.facts(), range),
             client,
-            stretches: Stretches::new(range, max, block),
             asked: None,
             merging: None,
         }
@@ -61,38 +61,31 @@ impl<R: Network> Extents<R> {
 
     fn poll_stretch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Stretch, Error>>> {
         loop {
-            if let Some(stretch) = self.stretches.pop() {
-                self.merging = None;
-                return Poll::Ready(Some(Ok(stretch)));
-            }
-            if self.asked.is_none() {
-                let Some((offset, len)) = self.stretches.request() else {
-                    return Poll::Ready(self.stretches.pop().map(Ok));
-                };
-                let client = self.client.clone();
-                self.asked = Some(Box::pin(async move {
-                    client.block_status(offset, len, CommandFlags::NONE).await
-                }));
-            }
-            let Some(asked) = &mut self.asked else {
-                continue;
-            };
-            let Poll::Ready(answer) = asked.as_mut().poll(cx) else {
-                if !self.stretches.is_merging() {
-                    return Poll::Pending;
+            if let Some(asked) = &mut self.asked {
+                if let Poll::Ready(answer) = asked.as_mut().poll(cx) {
+                    self.asked = None;
+                    self.stretches.take(answer, self.client.facts());
+                } else if self.stretches.is_merging() {
+                    let runtime = self.client.runtime();
+                    let sleep = || runtime.sleep(Stretches::MERGE_TIME);
+                    let merging = self.merging.get_or_insert_with(sleep);
+                    ready!(Pin::new(merging).poll(cx));
+                    self.stretches.end_merge();
                 }
-                let runtime = self.client.runtime();
-                let sleep = || runtime.sleep(Stretches::MERGE_TIME);
-                let merging = self.merging.get_or_insert_with(sleep);
-                ready!(Pin::new(merging).poll(cx));
-                self.stretches.end_merge();
-                continue;
-            };
-            self.asked = None;
-            let order = self.client.contexts();
-            if let Err(error) = answer.and_then(|answer| self.stretches.take(answer, order)) {
-                self.stretches.give_up();
-                return Poll::Ready(Some(Err(error)));
+            }
+            match self.stretches.step() {
+                ExtentStep::Item(item) => {
+                    self.merging = None;
+                    return Poll::Ready(Some(item));
+                }
+                ExtentStep::Ask { .. } if self.asked.is_some() => return Poll::Pending,
+                ExtentStep::Ask { offset, len } => {
+                    let client = self.client.clone();
+                    self.asked = Some(Box::pin(async move {
+                        client.block_status(offset, len, CommandFlags::NONE).await
+                    }));
+                }
+                ExtentStep::Over => return Poll::Ready(None),
             }
         }
     }

@@ -7,7 +7,7 @@ use super::{
     window::{Parts, in_flight},
 };
 use crate::{
-    client::{Error, Piece, check_range, split},
+    client::{Error, Part, Piece, index, length},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -24,21 +24,6 @@ use std::{
 };
 
 impl<R: Network> Client<R> {
-    pub(super) fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Error> {
-        Ok(check_range(self.export(), command, offset, len)?)
-    }
-
-    /// The whole blocks that a range touches.
-    pub(super) fn around(&self, offset: u64, len: u64) -> Range<u64> {
-        let block = u64::from(self.facts().blocks.minimum());
-        if len == 0 {
-            return offset..offset;
-        }
-        let end = offset + len;
-        let end = end.checked_next_multiple_of(block).unwrap_or(end);
-        offset - offset % block..end
-    }
-
     pub(super) async fn read_whole(
         &self,
         offset: u64,
@@ -99,20 +84,17 @@ impl<R: Network> Client<R> {
     /// Writes a part of a single block.
     pub(super) async fn patch(
         &self,
-        offset: u64,
+        part: Part,
         data: Bytes,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let block = self.around(offset, data.len() as u64);
+        let place = part.place();
+        let block = part.blocks;
         // Others that change the block come before this one reads it, or after it has written.
         let turn = self.turn(Command::Write, block.clone()).await?;
         let buffer = BytesMut::zeroed(length(&block));
         let mut buffer = self.read_whole(block.start, buffer).await?;
-        let start = index(offset - block.start);
-        buffer[start..start + data.len()].copy_from_slice(&data);
+        buffer[place].copy_from_slice(&data);
         let request = Request::Write {
             offset: block.start,
             payload: buffer.freeze(),
@@ -129,25 +111,24 @@ impl<R: Network> Client<R> {
         command: Command,
         offset: u64,
         len: u64,
-        max: u64,
         request: impl Fn(Piece) -> Request,
     ) -> Result<(), Error> {
-        self.check_range(command, offset, len)?;
+        self.facts().range(command, offset, len)?;
         self.export().check_blocks(command, offset, len)?;
+        let facts = self.facts();
         let start = |piece| self.done(request(piece));
-        if len > 0 && len <= max.min(self.facts().max_payload) {
-            return start(Piece { offset, len }).await;
-        }
-        let short = self.facts().max_payload;
-        match self.pieces(offset, len, max, start, drop).await {
-            Err(Error::Failed { ref source, .. })
-                if matches!(source.errno, Errno::Overflow | Errno::Inval)
-                    && len > short
-                    && max > short =>
-            {
-                self.pieces(offset, len, short, start, drop).await
-            }
-            done => done,
+        let mut max = facts.max_len(command);
+        loop {
+            let done = if len > 0 && len <= max {
+                start(Piece { offset, len }).await
+            } else {
+                self.pieces(offset, len, max, start, drop).await
+            };
+            let Err(error) = done else { return Ok(()) };
+            let Some(short) = facts.shorter(len, max, &error) else {
+                return Err(error);
+            };
+            max = short;
         }
     }
 
@@ -180,7 +161,7 @@ impl<R: Network> Client<R> {
         mut start: impl FnMut(Piece) -> F,
         take: impl FnMut(T),
     ) -> Result<(), Error> {
-        let mut pieces = split(offset, len, max, self.facts().blocks.preferred().into());
+        let mut pieces = self.facts().pieces(offset, len, max);
         in_flight(|| pieces.next().map(&mut start), take).await
     }
 
@@ -302,13 +283,4 @@ impl<R: Network> Client<R> {
         let timeout = |()| Err(Error::Timeout { command, after });
         Pin::new(late).poll(cx).map(timeout)
     }
-}
-
-/// A place in a buffer that exists.
-pub(super) fn index(place: u64) -> usize {
-    usize::try_from(place).expect("a place in a buffer fits into memory")
-}
-
-pub(super) fn length(range: &Range<u64>) -> usize {
-    index(range.end - range.start)
 }

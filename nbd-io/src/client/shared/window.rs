@@ -1,5 +1,6 @@
 //! Pieces of one request, several of which are in flight at once.
 
+use crate::client::WINDOW;
 use bytes::BytesMut;
 use std::{
     future::poll_fn,
@@ -10,9 +11,6 @@ use std::{
     },
     task::{Context, Poll, Wake, Waker},
 };
-
-/// Pieces of one request that are in flight at once.
-pub(super) const WINDOW: usize = 8;
 
 /// How often those that are woken are polled before other tasks have their turn.
 const ROUNDS: usize = 8;

@@ -1,8 +1,5 @@
 //! Requests of any length at any place, cut to what one request may have.
 
-use nbd_proto::{BlockSizes, Command, ExportInfo, Misuse, client::Transmission};
-use std::ops::Range;
-
 /// A part of a larger request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -44,49 +41,6 @@ pub fn split(
         left -= now;
         Some(piece)
     })
-}
-
-/// Cuts a range at block boundaries: a part of a block, whole blocks, a part of a block. Each of
-/// them may be empty.
-#[must_use]
-pub fn blocks_of(blocks: BlockSizes, offset: u64, len: u64) -> [Range<u64>; 3] {
-    let block = u64::from(blocks.minimum());
-    let end = offset.saturating_add(len);
-    let body = offset
-        .checked_next_multiple_of(block)
-        .unwrap_or(end)
-        .min(end);
-    let tail = (end - end % block).max(body);
-    [offset..body, body..tail, tail..end]
-}
-
-/// Refuses a range that cannot all be reached, before a part of it is carried out.
-///
-/// # Errors
-///
-/// [`Misuse::OutOfBounds`] or [`Misuse::Unreachable`].
-pub fn check_range(
-    export: &ExportInfo,
-    command: Command,
-    offset: u64,
-    len: u64,
-) -> Result<(), Misuse> {
-    if len == 0 {
-        return Ok(());
-    }
-    export.check_range(command, offset, len)
-}
-
-/// The longest range that a server in use can be trusted with, in bytes.
-///
-/// nbd-server, which tells no block sizes, acknowledges longer zeroes than 64 MiB and leaves what is
-/// behind the first 64 MiB as it was.
-#[must_use]
-pub fn longest(transmission: &Transmission, command: Command) -> u64 {
-    match (command, transmission.export().block_sizes) {
-        (Command::WriteZeroes, None) => transmission.max_len(Command::Write),
-        _ => transmission.max_len(command),
-    }
 }
 
 #[cfg(test)]

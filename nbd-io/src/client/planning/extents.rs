@@ -1,0 +1,343 @@
+//! Extents of a range of any length, put together from as many replies as it takes.
+
+use crate::client::{Error, Facts};
+use nbd_proto::{
+    Command, Errno, Failure,
+    client::{Context, ContextExtents},
+    meta::Extent,
+};
+use std::{collections::VecDeque, ops::Range, time::Duration};
+
+/// A stretch of an export on which no meta context changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What each context says, in the order in which they were selected less the hidden ones.
+    pub status: Vec<u64>,
+}
+
+/// What a walk along the extents of a range needs next.
+#[derive(Debug)]
+pub enum ExtentStep {
+    /// A stretch is known, or there will be none any more because of an error.
+    Item(Result<Stretch, Error>),
+    /// The server has to be asked, and its answer [taken](Stretches::take).
+    Ask {
+        /// Where, in bytes.
+        offset: u64,
+        /// For how many bytes.
+        len: u64,
+    },
+    /// There are no more.
+    Over,
+}
+
+/// Makes [`Stretch`]es of the extents of several contexts.
+///
+/// A server may answer for less than was asked, differently for each context, and may cut extents
+/// where nothing changes. The walk asks again from where the shortest answer ended and merges equal
+/// neighbours.
+///
+/// Stretches come in order and without gaps and are inside the range. Two neighbours say the same
+/// only where merging them took more than [`MERGED_ANSWERS`](Stretches::MERGED_ANSWERS) or a driver
+/// [ended](Stretches::end_merge) it.
+#[derive(Clone, Debug)]
+pub struct Stretches {
+    range: Range<u64>,
+    /// The blocks of it that the server has not answered for.
+    rest: Range<u64>,
+    /// The longest that a request may be, in bytes.
+    max: u64,
+    /// The minimum block size.
+    block: u64,
+    ready: VecDeque<Result<Stretch, Error>>,
+    /// The last stretch of an answer, which the next answer may prolong.
+    last: Option<Stretch>,
+    /// Answers since a stretch was ready.
+    answers: u32,
+}
+
+impl Stretches {
+    /// The most answers of which one stretch is made. Without a bound, a server that answers for
+    /// one byte each time could keep a program waiting for as long as it likes.
+    pub const MERGED_ANSWERS: u32 = 64;
+
+    /// How long a driver asks on for one stretch, if it knows the beginning of that.
+    pub const MERGE_TIME: Duration = Duration::from_secs(1);
+
+    /// Walks a range. If it cannot all be reached, the only item is an error.
+    #[must_use]
+    pub fn new(facts: &Facts, range: Range<u64>) -> Self {
+        let command = Command::BlockStatus;
+        let len = range.end.saturating_sub(range.start);
+        // Only whole blocks can be asked for; what is outside the range is cut off again.
+        let (rest, refused) = match facts.range(command, range.start, len) {
+            Ok(range) => (facts.around(&range), None),
+            Err(misuse) => (0..0, Some(Err(misuse.into()))),
+        };
+        Self {
+            range,
+            rest,
+            max: facts.max_len(command).max(1),
+            block: facts.blocks.minimum().into(),
+            ready: refused.into_iter().collect(),
+            last: None,
+            answers: 0,
+        }
+    }
+
+    /// What to do next.
+    pub fn step(&mut self) -> ExtentStep {
+        if let Some(item) = self.ready.pop_front() {
+            return ExtentStep::Item(item);
+        }
+        if self.rest.is_empty() {
+            let last = self.last.take();
+            return last.map_or(ExtentStep::Over, |last| ExtentStep::Item(Ok(last)));
+        }
+        ExtentStep::Ask {
+            offset: self.rest.start,
+            len: self.asked(),
+        }
+    }
+
+    fn asked(&self) -> u64 {
+        self.max.min(self.rest.end - self.rest.start)
+    }
+
+    /// Whether something is known that the next answer may prolong.
+    #[must_use]
+    pub const fn is_merging(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Makes ready what is known, although what follows may say the same.
+    pub fn end_merge(&mut self) {
+        self.ready.extend(self.last.take().map(Ok));
+        self.answers = 0;
+    }
+
+    /// Takes what came of asking.
+    pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, facts: &Facts) {
+        match answer {
+            Ok(contexts) => self.extents(contexts, &facts.contexts),
+            Err(error) => match facts.shorter(self.asked(), self.max, &error) {
+                Some(short) => self.max = short,
+                None => self.fail(error),
+            },
+        }
+    }
+
+    /// Ends the walk with an error, behind what is known.
+    fn fail(&mut self, error: Error) {
+        self.end_merge();
+        self.ready.push_back(Err(error));
+        self.rest = 0..0;
+    }
+
+    /// Takes an answer, as far as it goes in all contexts. `order` are the selected ones.
+    fn extents(&mut self, mut contexts: Vec<ContextExtents>, order: &[Context]) {
+        contexts.sort_by_key(|context| order.iter().position(|known| known.id == context.id));
+        let Some(shortest) = contexts.iter().map(|context| total(&context.extents)).min() else {
+            self.rest = 0..0;
+            return;
+        };
+        let covered = shortest.min(self.rest.end - self.rest.start);
+        // What follows can only be asked for from the start of a block on.
+        let covered = covered - covered % self.block;
+        if covered == 0 {
+            let message = "the extents end inside of the first block".to_owned();
+            self.fail(Error::Failed {
+                command: Command::BlockStatus,
+                source: Failure {
+                    errno: Errno::Inval,
+                    message: message.into(),
+                    offset: None,
+                },
+            });
+            return;
+        }
+        let mut lists: Vec<_> = contexts
+            .iter()
+            .map(|ContextExtents { extents, .. }| extents.iter().copied())
+            .collect();
+        let mut current: Vec<Extent> = lists.iter_mut().filter_map(Iterator::next).collect();
+        let end = self.rest.start + covered;
+        while self.rest.start < end {
+            let left = end - self.rest.start;
+            let lens = current.iter().map(|extent| extent.len);
+            let shortest = lens.min().unwrap_or(left).min(left);
+            self.push(Stretch {
+                offset: self.rest.start,
+                len: shortest,
+                status: current.iter().map(|extent| extent.status).collect(),
+            });
+            self.rest.start += shortest;
+            for (extent, rest) in current.iter_mut().zip(&mut lists) {
+                extent.len -= shortest;
+                if extent.len == 0
+                    && let Some(next) = rest.next()
+                {
+                    *extent = next;
+                }
+            }
+        }
+        self.answers += 1;
+        if !self.ready.is_empty() {
+            self.answers = 0;
+        } else if self.answers >= Self::MERGED_ANSWERS {
+            self.end_merge();
+        }
+    }
+
+    /// Merges a stretch with the one before, or makes that one ready.
+    fn push(&mut self, mut stretch: Stretch) {
+        let start = stretch.offset.max(self.range.start);
+        let end = (stretch.offset + stretch.len).min(self.range.end);
+        if start >= end {
+            return;
+        }
+        stretch.offset = start;
+        stretch.len = end - start;
+        match &mut self.last {
+            Some(last) if last.status == stretch.status => last.len += stretch.len,
+            last => self.ready.extend(last.replace(stretch).map(Ok)),
+        }
+    }
+}
+
+fn total(extents: &[Extent]) -> u64 {
+    extents
+        .iter()
+        .fold(0, |sum, extent| sum.saturating_add(extent.len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::facts, *};
+    use nbd_proto::ContextName;
+
+    fn context(id: u32, extents: &[(u64, u64)]) -> ContextExtents {
+        let extents = extents.iter().map(|(len, status)| Extent {
+            len: *len,
+            status: *status,
+        });
+        ContextExtents {
+            id,
+            extents: extents.collect(),
+        }
+    }
+
+    /// Where, how long and with which status.
+    type Known = Vec<(u64, u64, Vec<u64>)>;
+
+    /// What a walk gives until it has to ask, and what it asks for then.
+    fn known(walk: &mut Stretches) -> (Known, Option<(u64, u64)>) {
+        let mut items = Vec::new();
+        loop {
+            match walk.step() {
+                ExtentStep::Item(item) => {
+                    let Stretch {
+                        offset,
+                        len,
+                        status,
+                    } = item.unwrap();
+                    items.push((offset, len, status));
+                }
+                ExtentStep::Ask { offset, len } => return (items, Some((offset, len))),
+                ExtentStep::Over => return (items, None),
+            }
+        }
+    }
+
+    fn selected(minimum: u32) -> Facts {
+        let names = [(1, "x:one"), (2, "x:two")];
+        Facts {
+            contexts: names
+                .map(|(id, name)| Context {
+                    id,
+                    name: ContextName::new(name).ok(),
+                })
+                .into(),
+            ..facts(1 << 30, minimum)
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_as_far_as_its_shortest_context_and_merges() {
+        // C-247, C-248, C-249
+        let facts = selected(512);
+        let mut walk = Stretches::new(&facts, 1024..5120);
+        assert_eq!(known(&mut walk), (vec![], Some((1024, 4096))));
+        let one = [(512, 0), (512, 0), (512, 3)];
+        let answer = vec![context(2, &[(8192, 1)]), context(1, &one)];
+        walk.take(Ok(answer), &facts);
+        let first = (1024, 1024, vec![0, 1]);
+        assert_eq!(known(&mut walk), (vec![first], Some((2560, 2560))));
+        let answer = vec![context(1, &[(u64::MAX, 3)]), context(2, &[(9000, 1)])];
+        walk.take(Ok(answer), &facts);
+        assert_eq!(known(&mut walk), (vec![(2048, 3072, vec![3, 1])], None));
+    }
+
+    #[test]
+    fn a_walk_never_leaves_its_range() {
+        // C-246
+        let facts = Facts {
+            max_range: 4096,
+            ..selected(512)
+        };
+        let mut walk = Stretches::new(&facts, 1000..9000);
+        assert_eq!(known(&mut walk), (vec![], Some((512, 4096))));
+        let endless = vec![context(1, &[(u64::MAX, 0), (u64::MAX, 1)])];
+        walk.take(Ok(endless), &facts);
+        assert_eq!(known(&mut walk), (vec![(1000, 8000, vec![0])], None));
+    }
+
+    #[test]
+    fn a_walk_goes_on_at_the_start_of_a_block() {
+        // C-250
+        let facts = selected(4096);
+        let mut walk = Stretches::new(&facts, 0..12_288);
+        walk.take(Ok(vec![context(1, &[(4608, 0), (1024, 1)])]), &facts);
+        assert_eq!(known(&mut walk), (vec![], Some((4096, 8192))));
+        walk.take(Ok(vec![context(1, &[(512, 0)])]), &facts);
+        // What is known comes before the error.
+        let first = walk.step();
+        assert!(
+            matches!(first, ExtentStep::Item(Ok(Stretch { len: 4096, .. }))),
+            "{first:?}"
+        );
+        assert!(matches!(walk.step(), ExtentStep::Item(Err(_))));
+        assert!(matches!(walk.step(), ExtentStep::Over));
+    }
+
+    #[test]
+    fn an_answer_without_contexts_ends_a_walk() {
+        let facts = selected(1);
+        let mut walk = Stretches::new(&facts, 0..1000);
+        walk.take(Ok(vec![]), &facts);
+        assert_eq!(known(&mut walk), (vec![], None));
+    }
+
+    #[test]
+    fn a_range_that_a_server_finds_too_long_is_asked_for_in_parts() {
+        // C-126
+        let facts = selected(1);
+        let mut walk = Stretches::new(&facts, 0..1 << 30);
+        assert_eq!(known(&mut walk), (vec![], Some((0, 1 << 30))));
+        let refused = || {
+            Err(Error::Failed {
+                command: Command::BlockStatus,
+                source: Failure::new(Errno::Overflow),
+            })
+        };
+        walk.take(refused(), &facts);
+        assert_eq!(known(&mut walk), (vec![], Some((0, 1 << 20))));
+        walk.take(refused(), &facts);
+        assert!(matches!(walk.step(), ExtentStep::Item(Err(_))));
+        assert!(matches!(walk.step(), ExtentStep::Over));
+    }
+}
