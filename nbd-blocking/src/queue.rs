@@ -1,19 +1,22 @@
 //! Many requests in flight from one thread.
 
 use crate::{
-    Client, Error, Lost,
+    Client, Error,
     client::ends,
     link::{Done, Framed, Link, Load, header},
     overlaps::Owner,
-    pool::{Effect, Restored},
 };
 use bytes::Bytes;
-use nbd_io::client::Request;
+use nbd_io::client::{Admission, LinkLog, Record, Request};
 use nbd_proto::{
     Command, CommandFlags, Misuse,
     client::{ContextExtents, Cookie, Outcome, Transmission},
 };
-use std::{mem, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    sync::Arc,
+};
 
 /// Requests that one thread submits and whose completions it takes, in the order in which they
 /// come.
@@ -49,8 +52,23 @@ pub struct Queue {
     outstanding: usize,
     /// Where changes of the same bytes have to be kept apart from those of others.
     owner: Option<Owner>,
-    /// What becomes of the export, where that is to be known after a connection was lost.
-    effects: Vec<(Cookie, Effect)>,
+    /// What is to be done when these have been carried out.
+    afterwards: HashMap<Cookie, Afterwards>,
+    /// Changes that count when a flush has covered them.
+    unflushed: VecDeque<Done>,
+    /// A flush of the queue's own, and how many of these it covers.
+    flushing: Option<(Cookie, usize)>,
+    /// What is complete.
+    ready: VecDeque<Done>,
+}
+
+/// What is to be done when a request has been carried out.
+#[derive(Clone, Copy, Debug)]
+enum Afterwards {
+    /// It was a flush: tell of what was lost before.
+    TellLoss,
+    /// It was a change that is not kept: put it on stable storage.
+    Flush,
 }
 
 /// A place on a connection.
@@ -129,7 +147,10 @@ impl Queue {
             seat,
             outstanding: 0,
             owner: client.has_turns().then(|| client.overlaps().owner()),
-            effects: Vec::new(),
+            afterwards: HashMap::new(),
+            unflushed: VecDeque::new(),
+            flushing: None,
+            ready: VecDeque::new(),
         }
     }
 
@@ -147,7 +168,7 @@ impl Queue {
     /// over.
     pub fn read(&mut self, offset: u64, buffer: Vec<u8>) -> Result<Cookie, Error> {
         let len = buffer.len() as u64;
-        self.submit(Command::Read, Load::Fill(buffer), |transmission| {
+        self.submit(Command::Read, Load::Fill(buffer), None, |transmission| {
             header(transmission.read(offset, len, CommandFlags::NONE))
         })
     }
@@ -165,7 +186,7 @@ impl Queue {
     ) -> Result<Cookie, Error> {
         let payload = payload.into();
         if self.owner.is_none() {
-            return self.submit(Command::Write, Load::Nothing, |transmission| {
+            return self.submit(Command::Write, Load::Nothing, None, |transmission| {
                 let (cookie, frame) = transmission.write(offset, payload, flags)?;
                 let (header, payload) = frame.into_parts();
                 Ok((cookie, header, payload))
@@ -186,11 +207,9 @@ impl Queue {
     ///
     /// Like [`read`](Queue::read).
     pub fn flush(&mut self) -> Result<Cookie, Error> {
-        let effect = self.client.pool.restored().map(Restored::flush);
-        let cookie = self.submit(Command::Flush, Load::Nothing, |transmission| {
-            header(transmission.flush())
-        })?;
-        self.effects.extend(effect.map(|effect| (cookie, effect)));
+        let cookie = self.submit_flush()?;
+        self.outstanding += 1;
+        self.afterwards.insert(cookie, Afterwards::TellLoss);
         Ok(cookie)
     }
 
@@ -209,7 +228,7 @@ impl Queue {
     ///
     /// Like [`read`](Queue::read).
     pub fn cache(&mut self, offset: u64, len: u64) -> Result<Cookie, Error> {
-        self.submit(Command::Cache, Load::Nothing, |transmission| {
+        self.submit(Command::Cache, Load::Nothing, None, |transmission| {
             header(transmission.cache(offset, len))
         })
     }
@@ -246,7 +265,7 @@ impl Queue {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
-        self.submit(Command::BlockStatus, Load::Nothing, |transmission| {
+        self.submit(Command::BlockStatus, Load::Nothing, None, |transmission| {
             header(transmission.block_status(offset, len, flags))
         })
     }
@@ -267,17 +286,17 @@ impl Queue {
     ///
     /// When the connection is over. A request that failed is no error here.
     pub fn complete(&mut self) -> Result<Option<Completion>, Error> {
-        if self.outstanding == 0 {
-            return Ok(None);
-        }
-        let Seat { link, place } = self.seat()?;
-        match link.wait(*place, &mut []) {
-            Ok(mut done) => {
-                self.take(&mut done);
-                Ok(Some(done.into()))
+        while self.ready.is_empty() {
+            if self.outstanding == 0 {
+                return Ok(None);
             }
-            Err(error) => Err(self.noticed(error)),
+            let Seat { link, place } = self.seat()?;
+            match link.wait(*place, &mut []) {
+                Ok(done) => self.take(done),
+                Err(error) => return Err(self.noticed(error)),
+            }
         }
+        Ok(self.next_ready())
     }
 
     /// The next completion if it is there without waiting.
@@ -286,18 +305,21 @@ impl Queue {
     ///
     /// Like [`complete`](Queue::complete).
     pub fn try_complete(&mut self) -> Result<Option<Completion>, Error> {
-        if self.outstanding == 0 {
-            return Ok(None);
-        }
-        let Seat { link, place } = self.seat()?;
-        match link.flush(*place).and_then(|()| link.poll(*place)) {
-            Ok(Some(mut done)) => {
-                self.take(&mut done);
-                Ok(Some(done.into()))
+        while self.ready.is_empty() && self.outstanding > 0 {
+            let Seat { link, place } = self.seat()?;
+            match link.flush(*place).and_then(|()| link.poll(*place)) {
+                Ok(Some(done)) => self.take(done),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(self.noticed(error)),
             }
-            Ok(None) => Ok(None),
-            Err(error) => Err(self.noticed(error)),
         }
+        Ok(self.next_ready())
+    }
+
+    fn next_ready(&mut self) -> Option<Completion> {
+        let done = self.ready.pop_front()?;
+        self.outstanding -= 1;
+        Some(done.into())
     }
 
     fn seat(&self) -> Result<&Seat, Error> {
@@ -318,68 +340,105 @@ impl Queue {
         error
     }
 
-    fn take(&mut self, done: &mut Done) {
-        self.outstanding -= 1;
+    /// Takes in what came of a request.
+    fn take(&mut self, mut done: Done) {
         done.result =
             mem::replace(&mut done.result, Ok(Outcome::Done)).map_err(|error| self.noticed(error));
-        if let Some(owner) = self.owner {
-            if !matches!(done.result, Err(Error::Timeout { .. })) {
-                self.client.overlaps().ended(owner, done.cookie);
+        if let Some((_, count)) = self.flushing.take_if(|(own, _)| *own == done.cookie) {
+            self.covered(count, &done.result.map(drop));
+            self.cover();
+            return;
+        }
+        if let Some(owner) = self.owner
+            && !matches!(done.result, Err(Error::Timeout { .. }))
+        {
+            self.client.overlaps().ended(owner, done.cookie);
+        }
+        if self.afterwards.is_empty() {
+            self.ready.push_back(done);
+            return;
+        }
+        match self.afterwards.remove(&done.cookie) {
+            Some(Afterwards::Flush) if done.result.is_ok() => {
+                self.unflushed.push_back(done);
+                self.cover();
+                return;
             }
-            self.count(done);
+            Some(Afterwards::TellLoss) if done.result.is_ok() => {
+                done.result = self.client.tell_loss().map(|()| Outcome::Done);
+            }
+            _ => {}
+        }
+        self.ready.push_back(done);
+    }
+
+    /// Has a flush cover the changes that wait for one.
+    fn cover(&mut self) {
+        let count = self.unflushed.len();
+        if count == 0 || self.flushing.is_some() {
+            return;
+        }
+        match self.submit_flush() {
+            Ok(cookie) => self.flushing = Some((cookie, count)),
+            Err(error) => self.covered(count, &Err(error)),
         }
     }
 
-    /// Takes note of what becomes of the export, unless the connection was lost meanwhile.
-    fn count(&mut self, done: &mut Done) {
-        let of = |(cookie, _): &(Cookie, Effect)| *cookie == done.cookie;
-        let Some(at) = self.effects.iter().position(of) else {
-            return;
-        };
-        let (_, effect) = self.effects.swap_remove(at);
-        let (Some(restored), Ok(seat), Ok(_)) =
-            (self.client.pool.restored(), &self.seat, &done.result)
-        else {
-            return;
-        };
-        let flushes = matches!(effect, Effect::Flush(_));
-        if !restored.counts(&seat.link, effect) {
-            let lost = seat.link.lost();
-            let lost = lost.unwrap_or_else(|| Arc::new(Lost::GivenUp));
-            done.result = Err(Error::Lost(lost));
-        } else if flushes && let Err(loss) = self.client.tell_loss() {
-            done.result = Err(loss);
+    /// The first of the changes that wait for a flush are complete, whatever came of it.
+    fn covered(&mut self, count: usize, flushed: &Result<(), Error>) {
+        for mut done in self.unflushed.drain(..count) {
+            if let Err(error) = flushed {
+                done.result = Err(error.clone());
+            }
+            self.ready.push_back(done);
         }
+    }
+
+    fn submit_flush(&mut self) -> Result<Cookie, Error> {
+        let record = match &self.seat {
+            Ok(seat) => seat.link.log().map(LinkLog::flush),
+            Err(_) => None,
+        };
+        self.send_request(Command::Flush, Load::Nothing, record, |transmission| {
+            header(transmission.flush())
+        })
     }
 
     /// Submits a change, which has its turn until it is answered.
-    fn change(&mut self, request: Request) -> Result<Cookie, Error> {
+    fn change(&mut self, mut request: Request) -> Result<Cookie, Error> {
         let Some(owner) = self.owner else {
-            return self.submit_change(request);
+            return self.submit_change(request, None);
         };
         let client = self.client.clone();
-        let forced = request.has(CommandFlags::FUA);
-        let effect = match client.pool.restored() {
-            None => None,
-            Some(restored) => {
-                client.make_room(restored, request.weight())?;
-                Some(restored.change(forced, || request.clone()))
-            }
-        };
         let turn = match request.change() {
             Some(range) => client.turn_of(request.command(), range, Some(owner))?,
             None => None,
         };
-        let cookie = self.submit_change(request)?;
+        let mut record = None;
+        let mut is_kept = true;
+        if let (Some(restored), Ok(seat)) = (client.pool.restored(), &self.seat) {
+            let admission = restored.log.admit(request.weight(), 1);
+            let kept = admission.keep(|| request.clone().detached());
+            if let Some(kept) = &kept {
+                request = kept.request.clone(); // the caller's data is not needed any more
+            }
+            is_kept = !matches!(admission, Admission::WriteThrough);
+            let forced = request.has(CommandFlags::FUA);
+            record = seat.link.log().map(|log| log.change(forced, kept));
+        }
+        let cookie = self.submit_change(request, record)?;
         if let (Some(turn), Ok(seat)) = (turn, &self.seat) {
             turn.leave_to(&seat.link, cookie);
         }
-        self.effects.extend(effect.map(|effect| (cookie, effect)));
+        if !is_kept {
+            self.afterwards.insert(cookie, Afterwards::Flush);
+        }
         Ok(cookie)
     }
 
-    fn submit_change(&mut self, request: Request) -> Result<Cookie, Error> {
-        self.submit(request.command(), Load::Nothing, |transmission| {
+    fn submit_change(&mut self, request: Request, record: Option<Record>) -> Result<Cookie, Error> {
+        let command = request.command();
+        self.submit(command, Load::Nothing, record, |transmission| {
             request.start(transmission)
         })
     }
@@ -388,15 +447,23 @@ impl Queue {
         &mut self,
         command: Command,
         load: Load<'_>,
+        record: Option<Record>,
+        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    ) -> Result<Cookie, Error> {
+        let cookie = self.send_request(command, load, record, frame)?;
+        self.outstanding += 1;
+        Ok(cookie)
+    }
+
+    fn send_request(
+        &self,
+        command: Command,
+        load: Load<'_>,
+        record: Option<Record>,
         frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<Cookie, Error> {
         let Seat { link, place } = self.seat()?;
-        match link.submit(*place, command, load, &mut [], frame) {
-            Ok(cookie) => {
-                self.outstanding += 1;
-                Ok(cookie)
-            }
-            Err(error) => Err(self.noticed(error)),
-        }
+        let sent = link.submit(*place, command, load, &mut [], record, frame);
+        sent.map_err(|error| self.noticed(error))
     }
 }

@@ -2,12 +2,12 @@
 
 use super::Client;
 use crate::{
-    Error, Lost,
+    Error,
     link::{Framed, Link, Load, header},
     overlaps::Turn,
-    pool::{Effect, Restored},
+    pool::Restored,
 };
-use nbd_io::client::{Piece, Request, WINDOW};
+use nbd_io::client::{Admission, Piece, Record, Request, WINDOW};
 use nbd_proto::{
     Command, CommandFlags, Errno, Misuse,
     client::{Cookie, Outcome, Transmission},
@@ -29,7 +29,7 @@ pub(super) struct Job<'a> {
     pub(super) flags: CommandFlags,
     /// What a piece keeps that is not answered in time.
     pub(super) turn: Option<&'a Turn<'a>>,
-    /// A piece of a change in a form that can be kept.
+    /// A piece of a change in a form that can be kept, with a payload of its own.
     pub(super) kept: Option<&'a dyn Fn(Piece) -> Request>,
 }
 
@@ -61,7 +61,8 @@ impl Client {
             };
         }
         let next = || pieces.next();
-        in_flight(link, job.command, next, dest, request, |_, done| {
+        let record = |_| None;
+        in_flight(link, job.command, next, dest, request, record, |_, done| {
             done.map(drop).map_err(|late| job.failed(link, late))
         })
     }
@@ -97,12 +98,49 @@ impl Client {
         once(link, command, dest, load, frame).map_err(|(error, _)| error)
     }
 
-    /// Has pieces carried out, again and again until they are answered, and gives what came of the
-    /// last one.
+    /// Has pieces carried out, again and again until they count as answered, and gives what came of
+    /// the last one.
     fn again<'a, F>(
         &self,
         restored: &Restored,
         job: Job<'_>,
+        pieces: impl Iterator<Item = Piece> + Clone,
+        dest: &mut [u8],
+        request: impl Fn(Piece) -> (Load<'a>, F),
+    ) -> Result<Outcome, Error>
+    where
+        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+    {
+        let log = &restored.log;
+        let payload = match job.command {
+            Command::Write => job.len,
+            _ => 0,
+        };
+        let admission = match job.kept {
+            Some(_) => log.admit(payload, pieces.clone().count() as u64),
+            None => Admission::Counted,
+        };
+        loop {
+            let epoch = log.lock().epoch();
+            let pieces = pieces.clone();
+            let outcome = self.answered(restored, job, &admission, pieces, dest, &request)?;
+            if !matches!(admission, Admission::WriteThrough) {
+                return Ok(outcome);
+            }
+            self.flush_once()?;
+            // A flush of after a loss covers nothing of before.
+            if log.lock().epoch() == epoch {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Has pieces carried out, again and again until they are answered.
+    fn answered<'a, F>(
+        &self,
+        restored: &Restored,
+        job: Job<'_>,
+        admission: &Admission,
         mut pieces: impl Iterator<Item = Piece>,
         dest: &mut [u8],
         request: impl Fn(Piece) -> (Load<'a>, F),
@@ -110,45 +148,32 @@ impl Client {
     where
         F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     {
-        if job.kept.is_some() {
-            let payload = if job.command == Command::Write {
-                job.len
-            } else {
-                0
-            };
-            self.make_room(restored, payload)?;
-        }
         let unanswered = RefCell::new(VecDeque::new());
         let mut outcome = Outcome::Done;
         let mut late = None;
         loop {
             let link = restored.link(job.command, &mut late)?;
-            // Before it is sent: what is answered later may be too late for it.
-            let flush = match job.command {
-                Command::Flush => restored.flush(),
-                _ => Effect::None,
-            };
-            let mut flush = Some(flush);
             let next = || {
                 let again = unanswered.borrow_mut().pop_front();
                 again.or_else(|| pieces.next())
+            };
+            let record = |piece| {
+                let log = link.log()?;
+                match (job.command, job.kept) {
+                    (Command::Flush, _) => Some(log.flush()),
+                    (_, Some(kept)) => {
+                        let forced = job.flags.contains(CommandFlags::FUA);
+                        Some(log.change(forced, admission.keep(|| kept(piece))))
+                    }
+                    _ => None,
+                }
             };
             let mut failed = None;
             let take = |piece: Piece, done: Answer| {
                 let error = match done {
                     Ok(answer) => {
-                        let effect = match job.kept {
-                            Some(kept) => {
-                                let forced = job.flags.contains(CommandFlags::FUA);
-                                restored.change(forced, || kept(piece))
-                            }
-                            None => flush.take().unwrap_or(Effect::None),
-                        };
-                        if restored.counts(&link, effect) {
-                            outcome = answer;
-                            return Ok(());
-                        }
-                        Error::lost(Lost::GivenUp)
+                        outcome = answer;
+                        return Ok(());
                     }
                     Err((error, _)) if ends(&error) => error,
                     Err(late) => {
@@ -160,7 +185,7 @@ impl Client {
                 unanswered.borrow_mut().push_back(piece);
                 Err(error)
             };
-            let result = in_flight(&link, job.command, next, dest, &request, take);
+            let result = in_flight(&link, job.command, next, dest, &request, record, take);
             let Err(error) = result else {
                 return Ok(outcome);
             };
@@ -174,14 +199,6 @@ impl Client {
         }
     }
 
-    /// Makes sure that one more change with so much payload can be kept.
-    pub(crate) fn make_room(&self, restored: &Restored, payload: u64) -> Result<(), Error> {
-        if restored.has_room(payload) {
-            return Ok(());
-        }
-        self.flush_once().map(drop)
-    }
-
     pub(super) fn flush_once(&self) -> Result<Outcome, Error> {
         self.single(Command::Flush, &mut [], || {
             let frame = |transmission: &mut Transmission| header(transmission.flush());
@@ -192,8 +209,8 @@ impl Client {
     /// Whether all that was answered before a flush has been covered by it. A loss is told once.
     pub(crate) fn tell_loss(&self) -> Result<(), Error> {
         if let Some(restored) = self.pool.restored() {
-            let tears = restored.tears();
-            if self.told.fetch_max(tears, Ordering::Relaxed) < tears {
+            let losses = restored.log.lock().losses();
+            if self.told.fetch_max(losses, Ordering::Relaxed) < losses {
                 return Err(Error::Unflushed);
             }
         }
@@ -232,14 +249,16 @@ fn once(
         .map_err(|error| (error, cookie))
 }
 
-/// Has requests carried out over one connection, several at once. `take` is given what came of each
-/// that was begun, and the first error that it gives ends it when those in flight have ended.
+/// Has requests carried out over one connection, several at once, and recorded. `take` is given what
+/// came of each that was begun, and the first error that it gives ends it when those in flight have
+/// ended.
 fn in_flight<'a, F>(
     link: &Link,
     command: Command,
     mut next: impl FnMut() -> Option<Piece>,
     dest: &mut [u8],
     request: impl Fn(Piece) -> (Load<'a>, F),
+    record: impl Fn(Piece) -> Option<Record>,
     mut take: impl FnMut(Piece, Answer) -> Result<(), Error>,
 ) -> Result<(), Error>
 where
@@ -255,7 +274,7 @@ where
             }
             let Some(piece) = next() else { break };
             let (load, frame) = request(piece);
-            match link.submit(place.index(), command, load, dest, frame) {
+            match link.submit(place.index(), command, load, dest, record(piece), frame) {
                 Ok(cookie) => *free = Some((cookie, piece)),
                 Err(error) => result = take(piece, Err((error, None))),
             }

@@ -37,7 +37,10 @@ mod writing;
 use crate::{Error, Lost, stream::Stream};
 use bytes::Bytes;
 pub(crate) use farewell::farewell;
-use nbd_io::client::engine::{self, Engine, Sink, Submission};
+use nbd_io::client::{
+    LinkLog, Record,
+    engine::{self, Engine, Sink, Submission},
+};
 use nbd_proto::{
     Command, Header, Misuse,
     client::{Cookie, Transmission},
@@ -77,6 +80,8 @@ pub(crate) struct Link {
     timeout: Option<Duration>,
     /// What the engine's time counts from.
     start: Instant,
+    /// The log of changes, if the client has one.
+    log: Option<LinkLog>,
 }
 
 /// The place of a thread among the callers.
@@ -97,12 +102,21 @@ pub(crate) enum Load<'a> {
     Borrowed(&'a [u8]),
 }
 
+/// A request that is about to be made.
+struct Begun<'a> {
+    place: usize,
+    command: Command,
+    load: Load<'a>,
+    record: Option<Record>,
+}
+
 impl Link {
     pub(crate) fn new(
         stream: Stream,
         transmission: Transmission,
         timeout: Option<Duration>,
         lose_when_silent: bool,
+        log: Option<LinkLog>,
     ) -> Result<Self, Error> {
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
         let patience = timeout.map(|_| PATIENCE);
@@ -120,7 +134,13 @@ impl Link {
             load: AtomicUsize::new(0),
             timeout,
             start: Instant::now(),
+            log,
         })
+    }
+
+    /// The log of changes, if the client has one.
+    pub(crate) const fn log(&self) -> Option<&LinkLog> {
+        self.log.as_ref()
     }
 
     /// How many requests are in flight; `None` if none is taken any more.
@@ -160,16 +180,24 @@ impl Link {
 
     /// Makes a request, once there is room for one more in flight. Its frame may wait in the
     /// outbox until somebody waits or [`flush`](Link::flush)es, unless it has a borrowed payload.
+    /// Its answer is recorded, whoever waits for it.
     pub(crate) fn submit(
         &self,
         place: usize,
         command: Command,
         load: Load<'_>,
         dest: &mut [u8],
+        record: Option<Record>,
         frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<Cookie, Error> {
         let state = self.lock();
-        let (_state, cookie) = self.submit_locked(state, place, command, load, dest, frame)?;
+        let request = Begun {
+            place,
+            command,
+            load,
+            record,
+        };
+        let (_state, cookie) = self.submit_locked(state, request, dest, frame)?;
         Ok(cookie)
     }
 
@@ -183,7 +211,13 @@ impl Link {
     ) -> (Result<Done, Error>, Option<Cookie>) {
         let mut state = self.lock();
         let place = state.enter();
-        let (state, cookie) = match self.submit_locked(state, place, command, load, dest, frame) {
+        let request = Begun {
+            place,
+            command,
+            load,
+            record: None,
+        };
+        let (state, cookie) = match self.submit_locked(state, request, dest, frame) {
             Ok(sent) => sent,
             Err(error) => {
                 self.leave(place);
@@ -207,12 +241,16 @@ impl Link {
     fn submit_locked<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
-        place: usize,
-        command: Command,
-        load: Load<'_>,
+        request: Begun<'_>,
         dest: &mut [u8],
         frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
     ) -> Result<(MutexGuard<'a, State>, Cookie), Error> {
+        let Begun {
+            place,
+            command,
+            load,
+            record,
+        } = request;
         let mut state = self.room(state, command, place, dest)?;
         let (sink, weight, payload) = match load {
             Load::Nothing => (Sink::None, 0, None),
@@ -227,7 +265,7 @@ impl Link {
             command,
             weight: weight as u64,
             sink,
-            ticket: None,
+            ticket: record,
         };
         let now = self.now();
         let framed = state.engine.submit(now, place, submission, frame);

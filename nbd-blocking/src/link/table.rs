@@ -2,13 +2,16 @@
 
 use super::Done;
 use crate::Error;
-use nbd_io::client::engine::{Engine, Inbox, Outbox};
+use nbd_io::client::{
+    Record,
+    engine::{Engine, Inbox, Outbox},
+};
 use nbd_proto::client::Cookie;
 use std::sync::{Arc, Condvar};
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) engine: Engine<Vec<u8>, ()>,
+    pub(super) engine: Engine<Vec<u8>, Record>,
     /// What is kept of each owner of the engine's.
     pub(super) callers: Vec<Caller>,
     /// How many callers wait.
@@ -68,7 +71,7 @@ pub(super) struct Caller {
 }
 
 impl State {
-    pub(super) fn new(engine: Engine<Vec<u8>, ()>) -> Self {
+    pub(super) fn new(engine: Engine<Vec<u8>, Record>) -> Self {
         Self {
             engine,
             callers: Vec::new(),
@@ -121,6 +124,7 @@ impl State {
 
     /// Wakes the callers for whom there is something new.
     pub(super) fn notify(&mut self) {
+        drop(self.engine.released());
         while let Some(owner) = self.engine.next_ready() {
             if self.reader == Some(owner) && self.engine.is_done(owner) {
                 self.reader = None;

@@ -7,7 +7,7 @@ use crate::{
     link::{Link, Load},
     patience::Patience,
 };
-use nbd_io::client::{DialId, Join, Request};
+use nbd_io::client::{DialId, Epoch, Join, Request};
 use nbd_proto::client::{Cookie, Transmission};
 use std::{
     collections::VecDeque,
@@ -46,8 +46,9 @@ struct Asked {
 }
 
 enum Purpose {
-    /// To write again what may be lost; this is what comes after it.
-    Replay(VecDeque<Request>),
+    /// To write again what may be lost; this is what comes after it, and the epoch that is enough
+    /// for.
+    Replay(VecDeque<Request>, Epoch),
     /// To show that a member still talks to the server.
     Probe,
 }
@@ -81,7 +82,7 @@ impl Dial {
                 }
                 Stage::Joining(link, asked) => (&*link, asked),
             };
-            let mut has_replayed = false;
+            let mut replayed = None;
             if let Some(waiting) = asked {
                 let answer = waiting.poll(until);
                 let by = self.patience.extended(self.by);
@@ -91,15 +92,15 @@ impl Dial {
                 }
                 let answer = ready!(answer);
                 match &mut waiting.purpose {
-                    Purpose::Replay(rest) => {
+                    Purpose::Replay(rest, epoch) => {
                         answer?;
                         if let Some(next) = rest.pop_front() {
                             // One after the other, because they may overlap.
-                            let rest = Purpose::Replay(mem::take(rest));
+                            let rest = Purpose::Replay(mem::take(rest), *epoch);
                             *asked = Some(Asked::new(link, &next, rest));
                             continue;
                         }
-                        has_replayed = true;
+                        replayed = Some(*epoch);
                     }
                     Purpose::Probe => match answer {
                         Err(error) if ends(&error) => pool.lost(&waiting.link),
@@ -110,7 +111,7 @@ impl Dial {
                 }
                 *asked = None;
             }
-            let (join, kept) = pool.join(self.id, link, has_replayed);
+            let (join, (epoch, kept)) = pool.join(self.id, link, replayed);
             match join {
                 Join::Joined => return Poll::Ready(Ok(())),
                 Join::Unwanted => return Poll::Ready(Err(Error::lost(Lost::Disconnected))),
@@ -125,7 +126,7 @@ impl Dial {
                     let mut kept = VecDeque::from(kept);
                     // There is something, or nothing could be lost.
                     let first = kept.pop_front().unwrap_or(Request::Flush);
-                    *asked = Some(Asked::new(link, &first, Purpose::Replay(kept)));
+                    *asked = Some(Asked::new(link, &first, Purpose::Replay(kept, epoch)));
                 }
             }
         }
@@ -136,7 +137,14 @@ impl Asked {
     fn new(link: &Arc<Link>, request: &Request, purpose: Purpose) -> Self {
         let place = link.enter();
         let start = |transmission: &mut Transmission| request.clone().start(transmission);
-        let sent = link.submit(place, request.command(), Load::Nothing, &mut [], start);
+        let sent = link.submit(
+            place,
+            request.command(),
+            Load::Nothing,
+            &mut [],
+            None,
+            start,
+        );
         Self {
             link: link.clone(),
             place,

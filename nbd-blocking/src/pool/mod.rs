@@ -4,7 +4,7 @@ mod dial;
 mod plan;
 mod restored;
 
-pub(crate) use restored::{Effect, Restored};
+pub(crate) use restored::Restored;
 
 use crate::{
     ConnectOptions, Error, Lost,
@@ -50,7 +50,7 @@ impl Pool {
         connected: Connected<Negotiating>,
     ) -> Result<Self, Error> {
         let facts = Facts::new(&connected.transmission, connected.encrypted);
-        let link = link(options, connected)?;
+        let link = link(options, connected, None)?;
         Ok(Self::new(options, facts, Links::One(link)))
     }
 
@@ -60,12 +60,9 @@ impl Pool {
         uri: Uri,
         first: Connected<Negotiating>,
     ) -> Result<Self, Error> {
-        let plan = Plan {
-            facts: Facts::new(&first.transmission, first.encrypted),
-            options,
-            uri,
-        };
-        let mut links = vec![link(&plan.options, first)?];
+        let facts = Facts::new(&first.transmission, first.encrypted);
+        let plan = Plan::new(options, uri, facts);
+        let mut links = vec![link(&plan.options, first, plan.log.clone())?];
         // C-189
         if plan.facts.export.can_multi_conn() {
             for _ in 1..plan.options.connections {
@@ -74,9 +71,10 @@ impl Pool {
             }
         }
         let (options, facts) = (plan.options.clone(), plan.facts.clone());
-        let links = match (&options.reconnect, &links[..]) {
-            (Some(policy), _) => {
-                Links::Restored(Box::new(Restored::new(plan, policy.clone(), links)))
+        let restored = options.reconnect.clone().zip(plan.log.clone());
+        let links = match (restored, &links[..]) {
+            (Some((policy, log)), _) => {
+                Links::Restored(Box::new(Restored::new(plan, policy, log, links)))
             }
             (None, [only]) => Links::One(only.clone()),
             (None, _) => Links::Several(links),

@@ -1,7 +1,7 @@
 //! How the connections of a client are made.
 
 use crate::{ConnectOptions, Error, Lost, link::Link, patience::Patience, stream::Negotiating};
-use nbd_io::client::{Connected, Facts};
+use nbd_io::client::{Connected, Facts, LinkLog, SharedLog};
 use nbd_proto::Uri;
 use std::{sync::Arc, time::Instant};
 
@@ -11,9 +11,22 @@ pub(super) struct Plan {
     pub(super) options: ConnectOptions,
     pub(super) uri: Uri,
     pub(super) facts: Facts,
+    /// What was changed and may not be on stable storage, if connections are made anew.
+    pub(super) log: Option<SharedLog>,
 }
 
 impl Plan {
+    pub(super) fn new(options: ConnectOptions, uri: Uri, facts: Facts) -> Self {
+        let policy = options.reconnect.as_ref();
+        let log = policy.map(|policy| SharedLog::new(policy, &facts.export));
+        Self {
+            options,
+            uri,
+            facts,
+            log,
+        }
+    }
+
     /// Makes another connection like the first.
     pub(super) async fn another(
         &self,
@@ -23,23 +36,18 @@ impl Plan {
         let connected = self.options.open(&self.uri, deadline, patience).await?;
         let facts = Facts::new(&connected.transmission, connected.encrypted);
         // One that is of no use is told goodbye.
-        let link = link(&self.options, connected)?;
+        let link = link(&self.options, connected, self.log.clone())?;
         match self.facts.differs(&facts) {
             Some(what) => Err(Error::lost(Lost::Changed { what })),
             None => Ok(link),
         }
-    }
-
-    /// Whether a crash of the server may undo what was answered.
-    pub(super) fn may_lose(&self) -> bool {
-        let export = &self.facts.export;
-        export.can_flush() && !export.is_read_only()
     }
 }
 
 pub(super) fn link(
     options: &ConnectOptions,
     connected: Connected<Negotiating>,
+    log: Option<SharedLog>,
 ) -> Result<Arc<Link>, Error> {
     let Connected {
         transport,
@@ -51,6 +59,7 @@ pub(super) fn link(
         transmission,
         options.request_timeout,
         options.reconnect.is_some(),
+        log.map(LinkLog::new),
     )?;
     Ok(Arc::new(link))
 }

@@ -12,14 +12,13 @@
 //!   nothing that another one serves.
 //! * Once in [`SWEEP`] a call looks whether connections that have nothing to do are still there.
 //!
-//! What was answered counts only if the connection is still one of the pool's when its caller looks.
-//! One that was given up meanwhile may have led to a server that has crashed since, and a flush of
-//! the next one must not be taken to cover it.
+//! A loss ends an [`Epoch`] of the log of changes: a connection that was given up may lead to a server
+//! that has crashed, and a flush of the next one must not be taken to cover what comes over it.
 
 use super::{dial::Dial, disconnect, plan::Plan};
 use crate::{Error, Lost, link::Link};
 use nbd_io::client::{
-    Changes, ConnectionState, DialId, Join, Loss, Membership, Next, Reconnect, Request,
+    ConnectionState, DialId, Epoch, Join, Loss, Membership, Next, Reconnect, Request, SharedLog,
 };
 use nbd_proto::Command;
 use std::{
@@ -49,8 +48,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(super) plan: Arc<Plan>,
-    /// How many bytes of writes are kept until they are flushed.
-    keeps: u64,
+    /// What was changed and may not be on stable storage.
+    pub(crate) log: SharedLog,
     start: Instant,
     state: Mutex<State>,
     changed: Condvar,
@@ -59,7 +58,6 @@ pub(crate) struct Restored {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) members: Membership<Link>,
-    pub(super) changes: Changes,
     /// Dials that no call is moving on.
     dials: VecDeque<Dial>,
     /// Connections to servers that shut down, and when they are cut at the latest.
@@ -67,19 +65,6 @@ pub(super) struct State {
     /// When a call may wait for the sake of others again.
     next_share: Duration,
     next_sweep: Duration,
-}
-
-/// What becomes of the export by a request.
-#[derive(Debug)]
-pub(crate) enum Effect {
-    None,
-    /// A flush that was sent when there were so many changes.
-    Flush(u64),
-    /// A change, on stable storage with its answer if it is `forced`. It is kept if it is there.
-    Change {
-        forced: bool,
-        kept: Option<Request>,
-    },
 }
 
 /// Reports a dial as failed if it is not taken out: its call has ended in a panic.
@@ -96,24 +81,23 @@ impl Drop for DialGuard<'_> {
 }
 
 impl Restored {
-    pub(super) fn new(plan: Plan, policy: Reconnect, links: Vec<Arc<Link>>) -> Self {
-        let export = &plan.facts.export;
-        let keeps = if export.can_flush() {
-            policy.keeps()
-        } else {
-            0
-        };
-        let mut members = Membership::new(Some(policy), export);
+    pub(super) fn new(
+        plan: Plan,
+        policy: Reconnect,
+        log: SharedLog,
+        links: Vec<Arc<Link>>,
+    ) -> Self {
+        let mut members = Membership::new(Some(policy), &plan.facts.export);
         for link in links {
+            link.log().inspect(|log| log.join());
             members.add(link, Duration::ZERO);
         }
         Self {
-            keeps,
+            log,
             plan: Arc::new(plan),
             start: Instant::now(),
             state: Mutex::new(State {
                 members,
-                changes: Changes::default(),
                 dials: VecDeque::new(),
                 leaving: Vec::new(),
                 next_share: Duration::ZERO,
@@ -322,33 +306,38 @@ impl Restored {
                 link.abort(Lost::GivenUp);
             }
         }
-        if loss.ends_epoch && self.plan.may_lose() {
-            state.changes.tear(self.keeps > 0);
+        if loss.ends_epoch {
+            self.log.lock().end_epoch();
         }
         self.changed.notify_all();
     }
 
     /// What a new connection has to do before it is a member, and what is to be replayed if it has
-    /// to do that.
+    /// to do that. `replayed` is the epoch for which it has done so.
     pub(super) fn join(
         &self,
         dial: DialId,
         link: &Arc<Link>,
-        has_replayed: bool,
-    ) -> (Join<Link>, Vec<Request>) {
+        replayed: Option<Epoch>,
+    ) -> (Join<Link>, (Epoch, Vec<Request>)) {
         let mut state = self.lock();
-        let State {
-            members, changes, ..
-        } = &mut *state;
-        if has_replayed && members.replayed(dial) {
-            changes.mend();
+        let members = &mut state.members;
+        let mut log = self.log.lock();
+        if let Some(epoch) = replayed
+            && members.replayed(dial)
+        {
+            log.replayed(epoch);
         }
-        let join = members.join(dial, link, changes.is_torn(), self.now());
-        let kept = match join {
-            Join::Replay => changes.kept(),
-            _ => Vec::new(),
+        let join = members.join(dial, link, log.needs_replay(), self.now());
+        let replay = match join {
+            Join::Replay => log.replay(),
+            _ => (log.epoch(), Vec::new()),
         };
-        (join, kept)
+        drop(log);
+        if matches!(join, Join::Joined) {
+            link.log().inspect(|log| log.join());
+        }
+        (join, replay)
     }
 
     /// Has all connections made anew.
@@ -365,43 +354,6 @@ impl Restored {
                 _ => Error::lost(Lost::Disconnected),
             }),
         }
-    }
-
-    /// Whether what was answered over a connection counts: not if that was lost meanwhile.
-    pub(crate) fn counts(&self, link: &Arc<Link>, effect: Effect) -> bool {
-        if matches!(effect, Effect::None) {
-            return true;
-        }
-        let mut state = self.lock();
-        let current = state.members.is_member(link);
-        match effect {
-            _ if !current => {}
-            Effect::None => {}
-            Effect::Flush(count) => state.changes.flush(count),
-            Effect::Change { forced, kept } => state.changes.add(forced, kept),
-        }
-        current || state.members.is_closing()
-    }
-
-    /// A flush that is sent now.
-    pub(crate) fn flush(&self) -> Effect {
-        Effect::Flush(self.lock().changes.count())
-    }
-
-    /// A change that was made just now.
-    pub(crate) fn change(&self, forced: bool, request: impl FnOnce() -> Request) -> Effect {
-        let kept = (self.keeps > 0).then(request);
-        Effect::Change { forced, kept }
-    }
-
-    /// Whether one more change with so much payload can be kept without a flush.
-    pub(crate) fn has_room(&self, payload: u64) -> bool {
-        self.keeps == 0 || self.lock().changes.has_room(payload, self.keeps)
-    }
-
-    /// How often changes may have been lost.
-    pub(crate) fn tears(&self) -> u64 {
-        self.lock().changes.tears()
     }
 
     pub(crate) fn is_closing(&self) -> bool {

@@ -127,6 +127,16 @@ impl Error {
     }
 }
 
+/// Whether an answer to what is written again says that it will never be taken.
+#[must_use]
+pub fn is_refusal(error: &Error) -> bool {
+    match error {
+        Error::Lost(_) | Error::Timeout { .. } => false,
+        Error::Failed { source, .. } => source.errno != Errno::Shutdown,
+        _ => true,
+    }
+}
+
 impl From<UriError> for Error {
     fn from(error: UriError) -> Self {
         Self::Uri(Arc::new(error))

@@ -1,22 +1,23 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
 //! [`shared`] all of a client.
 
-mod changes;
 mod connect;
 pub mod engine;
 mod error;
 mod facts;
+mod logged;
 mod membership;
 mod negotiation;
 mod planning;
 mod reconnect;
 mod request;
 pub mod shared;
+mod write_log;
 
-pub use changes::{Changes, is_refusal};
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
-pub use error::{Error, Lost};
+pub use error::{Error, Lost, is_refusal};
 pub use facts::Facts;
+pub use logged::{Admission, Kept, LinkLog, Record, Room, SharedLog};
 pub use membership::{DialId, Join, Loss, Membership, Next};
 pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
 pub use planning::{
@@ -24,3 +25,4 @@ pub use planning::{
 };
 pub use reconnect::{ConnectionState, Reconnect};
 pub use request::Request;
+pub use write_log::{Epoch, WriteLog};

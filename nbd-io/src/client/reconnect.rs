@@ -105,9 +105,14 @@ impl Reconnect {
         self
     }
 
-    /// Keeps writes until they are flushed, up to so many bytes beside what is in flight, and
-    /// writes them again on a new connection before anything else. A write that would be one too
-    /// many flushes first. 0, the default, keeps none.
+    /// Keeps copies of writes until they are flushed, and writes them again on a new connection
+    /// before anything else. 0, the default, keeps none.
+    ///
+    /// Copies of what was answered and not flushed, and of what is in flight, have no more than so
+    /// many bytes together, at 128 bytes for each request beside its payload. A write that there is
+    /// no room for is not copied, however long it is: it is followed by a flush and is not answered
+    /// before that is. So a program that never flushes has the client flush whenever the room is
+    /// used up.
     ///
     /// Of exports that cannot be flushed nothing is kept.
     #[must_use]

@@ -278,8 +278,9 @@ impl<R: Network> Client<R> {
 
     /// Whether all that was answered before a flush has been covered by it. A loss is told once.
     pub(super) fn tell_loss(&self) -> Result<(), Error> {
-        let tears = self.shared.pool.tears();
-        if self.told.fetch_max(tears, Ordering::Relaxed) < tears {
+        let log = self.shared.pool.plan.log.as_ref();
+        let losses = log.map_or(0, |log| log.lock().losses());
+        if self.told.fetch_max(losses, Ordering::Relaxed) < losses {
             return Err(Error::Unflushed);
         }
         Ok(())

@@ -6,7 +6,7 @@ use super::{
     pool::Pool,
 };
 use crate::{
-    client::{Connected, Error, Facts, Lost, Reconnect},
+    client::{Connected, Error, Facts, LinkLog, Lost, Reconnect, SharedLog},
     runtime::Network,
 };
 use nbd_proto::Uri;
@@ -22,6 +22,8 @@ pub(super) struct Plan<R> {
     /// Where the server is, if more connections can be made.
     pub(super) uri: Option<Uri>,
     pub(super) facts: Facts,
+    /// What was changed and may not be on stable storage, if lost connections are replaced.
+    pub(super) log: Option<SharedLog>,
 }
 
 impl<R: Network> Plan<R> {
@@ -30,10 +32,14 @@ impl<R: Network> Plan<R> {
         uri: Option<Uri>,
         first: &Connected<Stream>,
     ) -> Self {
+        let facts = Facts::new(&first.transmission, first.encrypted);
+        let policy = options.reconnect.as_ref().filter(|_| uri.is_some());
+        let log = policy.map(|policy| SharedLog::new(policy, &facts.export));
         Self {
             options,
             uri,
-            facts: Facts::new(&first.transmission, first.encrypted),
+            facts,
+            log,
         }
     }
 
@@ -50,6 +56,7 @@ impl<R: Network> Plan<R> {
             connected.transport,
             connected.transmission,
             limits,
+            self.log.clone().map(LinkLog::new),
         ))
     }
 
@@ -92,19 +99,11 @@ impl<R: Network> Plan<R> {
         self.options
             .reconnect
             .as_ref()
-            .filter(|_| self.uri.is_some())
+            .filter(|_| self.reconnects())
     }
 
     /// Whether connections that are lost are replaced.
     pub(super) const fn reconnects(&self) -> bool {
-        self.uri.is_some() && self.options.reconnect.is_some()
-    }
-
-    /// How many bytes of writes are kept until they are flushed.
-    pub(super) fn kept(&self) -> u64 {
-        match &self.options.reconnect {
-            Some(policy) if self.uri.is_some() && self.facts.export.can_flush() => policy.keeps(),
-            _ => 0,
-        }
+        self.log.is_some()
     }
 }

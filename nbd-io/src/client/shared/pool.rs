@@ -1,18 +1,17 @@
 //! The connections of a client.
 
 use super::{
-    link::{Link, Request, Stream},
+    link::{Link, Stream},
     plan::Plan,
     supervisor::Supervisor,
     watchers::{Place, Watchers},
 };
 use crate::{
     client::{
-        Changes, Connected, ConnectionState, DialId, Error, Join, Loss, Lost, Membership, Next,
+        Connected, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership, Next,
     },
     runtime::Network,
 };
-use nbd_proto::CommandFlags;
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,7 +29,6 @@ pub(super) struct Pool<R> {
 
 struct State {
     members: Membership<Link>,
-    changes: Changes,
     watchers: Watchers,
 }
 
@@ -75,7 +73,6 @@ impl<R: Network> Pool<R> {
         let pool = Arc::new(Self {
             state: Mutex::new(State {
                 members: Membership::new(policy, &plan.facts.export),
-                changes: Changes::default(),
                 watchers: Watchers::default(),
             }),
             plan: Arc::new(plan),
@@ -98,7 +95,10 @@ impl<R: Network> Pool<R> {
 
     fn add(self: &Arc<Self>, link: Arc<Link>) {
         let now = self.plan.options.runtime.now();
-        self.lock().members.add(link.clone(), now);
+        let mut state = self.lock();
+        state.members.add(link.clone(), now);
+        link.log().inspect(|log| log.join());
+        drop(state);
         self.plan.keep(Arc::downgrade(self), link);
     }
 
@@ -136,9 +136,11 @@ impl<R: Network> Pool<R> {
         }
     }
 
-    fn give_up(&self, mut state: MutexGuard<'_, State>, loss: Loss<Link>) {
-        if loss.ends_epoch && self.plan.facts.export.can_flush() {
-            state.changes.tear(self.plan.kept() > 0);
+    fn give_up(&self, state: MutexGuard<'_, State>, loss: Loss<Link>) {
+        if loss.ends_epoch
+            && let Some(log) = &self.plan.log
+        {
+            log.lock().end_epoch();
         }
         changed(state);
         for link in loss.given_up {
@@ -183,11 +185,12 @@ impl<R: Network> Pool<R> {
     }
 
     /// Makes a new connection a member once that may be, or says what has to be done before.
+    /// `replayed` is the epoch for which it has replayed.
     pub(super) fn poll_join(
         &self,
         dial: DialId,
         link: &Arc<Link>,
-        has_replayed: bool,
+        replayed: Option<Epoch>,
         place: &mut Place,
         cx: &Context<'_>,
     ) -> Poll<Result<Join<Link>, Error>> {
@@ -196,23 +199,27 @@ impl<R: Network> Pool<R> {
         if let Some(lost) = link.ended() {
             return Poll::Ready(Err(Error::Lost(lost)));
         }
-        let State {
-            members, changes, ..
-        } = &mut *state;
-        if has_replayed && members.replayed(dial) {
-            changes.mend();
+        let members = &mut state.members;
+        let mut needs_replay = false;
+        if let Some(log) = &self.plan.log {
+            let mut log = log.lock();
+            if let Some(epoch) = replayed
+                && members.replayed(dial)
+            {
+                log.replayed(epoch);
+            }
+            needs_replay = log.needs_replay();
         }
-        let join = members.join(dial, link, changes.is_torn(), now);
-        if matches!(join, Join::Wait) {
-            return wait(state, place, cx);
+        let join = members.join(dial, link, needs_replay, now);
+        match join {
+            Join::Wait => return wait(state, place, cx),
+            Join::Joined => {
+                link.log().inspect(|log| log.join());
+            }
+            Join::Replay | Join::Probe(_) | Join::Unwanted => {}
         }
         changed(state);
         Poll::Ready(Ok(join))
-    }
-
-    /// What is to be replayed.
-    pub(super) fn kept(&self) -> Vec<Request> {
-        self.lock().changes.kept()
     }
 
     /// A member has answered a probe.
@@ -265,36 +272,6 @@ impl<R: Network> Pool<R> {
         }
         wait(state, place, cx)
     }
-
-    /// Whether one more change can be kept without a flush.
-    pub(super) fn has_room(&self, request: &Request) -> bool {
-        let limit = self.plan.kept();
-        limit == 0 || self.lock().changes.has_room(request.weight(), limit)
-    }
-
-    /// A change was answered. If the connection was lost meanwhile, it counts for nothing.
-    pub(super) fn acknowledge(&self, link: &Arc<Link>, request: &Request) -> bool {
-        let keeps = self.plan.kept() > 0;
-        let mut state = self.lock();
-        let current = state.members.is_member(link);
-        if current {
-            let kept = keeps.then(|| request.clone());
-            let forced = request.has(CommandFlags::FUA);
-            state.changes.add(forced, kept);
-        }
-        current
-    }
-
-    /// A flush was answered that was sent when there were `count` changes. If the connection was
-    /// lost meanwhile, it counts for nothing.
-    pub(super) fn flushed(&self, link: &Arc<Link>, count: u64) -> bool {
-        let mut state = self.lock();
-        let current = state.members.is_member(link);
-        if current {
-            state.changes.flush(count);
-        }
-        current
-    }
 }
 
 impl<R> Pool<R> {
@@ -343,16 +320,6 @@ impl<R> Pool<R> {
 
     pub(super) fn is_closing(&self) -> bool {
         self.lock().members.is_closing()
-    }
-
-    /// How many changes were answered.
-    pub(super) fn changes(&self) -> u64 {
-        self.lock().changes.count()
-    }
-
-    /// How often changes may have been lost.
-    pub(super) fn tears(&self) -> u64 {
-        self.lock().changes.tears()
     }
 
     #[cfg(test)]

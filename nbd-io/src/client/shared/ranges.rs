@@ -2,12 +2,12 @@
 
 use super::{
     client::Client,
-    link::{Done, Link, Request},
+    link::{Done, Held, Link, Request},
     overlaps::Turn,
     window::{Parts, in_flight},
 };
 use crate::{
-    client::{Error, Part, Piece, index, length},
+    client::{Admission, Error, Kept, Part, Piece, index, length},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -190,21 +190,43 @@ impl<R: Network> Client<R> {
 
     async fn perform_in_turn(
         &self,
-        request: Request,
+        mut request: Request,
         sink: BytesMut,
         turn: Option<Arc<Turn>>,
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
-        if !pool.plan.reconnects() {
+        let Some(log) = &pool.plan.log else {
             let mut watch = pool.watch();
             let link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
-            let Done { result, sink } = link.call_in_turn(request, sink, turn).await;
+            let Done { result, sink } = link
+                .call_with(request, sink, Held { record: None, turn })
+                .await;
             return Ok((result?, sink));
+        };
+        let admission = if request.changes() {
+            log.admit(request.weight(), 1)
+        } else {
+            Admission::Counted
+        };
+        let kept = admission.keep(|| request.clone().detached());
+        if let Some(kept) = &kept {
+            request = kept.request.clone(); // the caller's data is not needed any more
         }
-        if request.changes() && !pool.has_room(&request) {
-            self.again(&Request::Flush, BytesMut::new(), None).await?;
+        if !matches!(admission, Admission::WriteThrough) {
+            return self.again(&request, sink, turn, kept.as_ref()).await;
         }
-        self.again(&request, sink, turn).await
+        loop {
+            let epoch = log.lock().epoch();
+            let (outcome, sink) = self
+                .again(&request, BytesMut::new(), turn.clone(), None)
+                .await?;
+            let flush = self.again(&Request::Flush, BytesMut::new(), None, None);
+            flush.await?;
+            // A flush of after a loss covers nothing of before.
+            if log.lock().epoch() == epoch {
+                return Ok((outcome, sink));
+            }
+        }
     }
 
     /// Has a request carried out, again and again until it is answered.
@@ -213,28 +235,30 @@ impl<R: Network> Client<R> {
         request: &Request,
         mut sink: BytesMut,
         turn: Option<Arc<Turn>>,
+        kept: Option<&Kept>,
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
         let command = request.command();
         let mut late = None;
         loop {
             let link = self.link(command, &mut late).await?;
-            // Before it is sent: what is answered later may be too late for it.
-            let count = match command {
-                Command::Flush => pool.changes(),
-                _ => 0,
-            };
-            let done = link.call_in_turn(request.clone(), sink, turn.clone()).await;
+            let record = link.log().and_then(|log| match command {
+                Command::Flush => Some(log.flush()),
+                _ if request.changes() => {
+                    Some(log.change(request.has(CommandFlags::FUA), kept.cloned()))
+                }
+                _ => None,
+            });
+            let turn = turn.clone();
+            let call = link.call_with(request.clone(), sink, Held { record, turn });
+            let done = call.await;
             sink = done.sink;
-            // What was answered counts if the connection is still that of now, or the last.
-            let stays = match &done.result {
+            let is_answered = match &done.result {
                 Err(Error::Lost(_)) => false,
                 Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
-                Ok(_) if request.changes() => pool.acknowledge(&link, request),
-                Ok(_) if command == Command::Flush => pool.flushed(&link, count),
                 _ => true,
             };
-            if stays || pool.is_closing() {
+            if is_answered || pool.is_closing() {
                 return Ok((done.result?, sink));
             }
         }

@@ -8,7 +8,7 @@ use super::{
     watchers::Place,
 };
 use crate::{
-    client::{DialId, Error, Join, Lost, Next},
+    client::{DialId, Epoch, Error, Join, Lost, Next},
     runtime::Network,
 };
 use bytes::BytesMut;
@@ -167,10 +167,9 @@ impl<R: Network> Dialing<R> {
 
     /// Does what has to be done before requests may use the connection, and then lets them.
     async fn join(&mut self, link: &Arc<Link>) -> Result<(), Error> {
-        let mut has_replayed = false;
+        let mut replayed = None;
         loop {
-            let join = self.ask(link, has_replayed).await?;
-            has_replayed = false;
+            let join = self.ask(link, replayed.take()).await?;
             match join {
                 Join::Joined => return Ok(()),
                 Join::Unwanted => return Err(Error::lost(Lost::Disconnected)),
@@ -191,23 +190,30 @@ impl<R: Network> Dialing<R> {
                     }
                 }
                 Join::Replay => {
-                    let kept = self.pool.upgrade().map(|pool| pool.kept());
+                    let Some(log) = &self.plan.log else {
+                        continue;
+                    };
+                    let (epoch, kept) = log.lock().replay();
                     // One after the other, because they may overlap.
-                    for request in kept.unwrap_or_default() {
+                    for request in kept {
                         link.call(request, BytesMut::new()).await.result?;
                     }
-                    has_replayed = true;
+                    replayed = Some(epoch);
                 }
             }
         }
     }
 
-    async fn ask(&mut self, link: &Arc<Link>, has_replayed: bool) -> Result<Join<Link>, Error> {
+    async fn ask(
+        &mut self,
+        link: &Arc<Link>,
+        replayed: Option<Epoch>,
+    ) -> Result<Join<Link>, Error> {
         let Self {
             pool, dial, place, ..
         } = self;
         poll_fn(|cx| match pool.upgrade() {
-            Some(pool) => pool.poll_join(*dial, link, has_replayed, place, cx),
+            Some(pool) => pool.poll_join(*dial, link, replayed, place, cx),
             None => Poll::Ready(Ok(Join::Unwanted)),
         })
         .await

@@ -17,3 +17,4 @@ mod server;
 mod sim;
 mod splitting;
 mod sweep;
+mod unflushed;

@@ -1,13 +1,12 @@
 //! One request, as a future.
 
-use super::{Link, Request, State, Stop};
-use crate::client::{Error, shared::overlaps::Turn};
+use super::{Held, Link, Request, State, Stop};
+use crate::client::Error;
 use bytes::BytesMut;
 use nbd_proto::client::Outcome;
 use std::{
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -24,7 +23,7 @@ pub(crate) struct Call<'a> {
 }
 
 enum Stage {
-    New(Request, BytesMut, Option<Arc<Turn>>),
+    New(Request, BytesMut, Option<Held>),
     Begun(usize),
     Over,
 }
@@ -42,18 +41,18 @@ impl<'a> Call<'a> {
         link: &'a Link,
         request: Request,
         sink: BytesMut,
-        turn: Option<Arc<Turn>>,
+        held: Option<Held>,
     ) -> Self {
         Self {
             link,
-            stage: Stage::New(request, sink, turn),
+            stage: Stage::New(request, sink, held),
         }
     }
 
     fn begin(&mut self, state: &mut State) -> usize {
         match mem::replace(&mut self.stage, Stage::Over) {
-            Stage::New(request, sink, turn) => {
-                let key = state.begin(request, sink, turn);
+            Stage::New(request, sink, held) => {
+                let key = state.begin(request, sink, held);
                 self.stage = Stage::Begun(key);
                 key
             }

@@ -35,7 +35,7 @@ mod table;
 
 use super::{
     super::{
-        Error, Lost,
+        Error, LinkLog, Lost, Record,
         engine::{Engine, Inbox, Ticket},
     },
     overlaps::Turn,
@@ -89,6 +89,8 @@ pub(crate) struct Link {
     /// What [`load`](Link::load) tells, as of when the lock was last released: whoever drives may
     /// hold it for long.
     load: AtomicUsize,
+    /// The log of changes, if the client has one.
+    log: Option<LinkLog>,
 }
 
 /// The load of a connection on which no request is taken any more.
@@ -97,7 +99,7 @@ const CLOSED: usize = usize::MAX;
 struct State {
     /// `None` when the connection is over.
     stream: Option<Stream>,
-    engine: Engine<BytesMut, Arc<Turn>>,
+    engine: Engine<BytesMut, Held>,
     inbox: Inbox,
     /// The stream may hold back what was written.
     unflushed: bool,
@@ -141,8 +143,8 @@ struct State {
     wakes: Vec<Waker>,
     /// Calls that have failed before their requests were sent, to be woken then, too.
     ready: Vec<usize>,
-    /// Turns of requests that were not sent, to be ended then.
-    released: Vec<Arc<Turn>>,
+    /// What requests have that were not sent, to be dropped then.
+    released: Vec<Held>,
 }
 
 /// A clock that only goes forward.
@@ -175,20 +177,37 @@ struct Queued {
     number: u64,
     request: Request,
     sink: BytesMut,
-    /// The turn of a change.
-    turn: Option<Arc<Turn>>,
+    held: Option<Held>,
     /// When it has taken too long.
     due: Duration,
 }
 
-/// A turn lasts until the change is answered, whoever waits for that.
-impl Ticket for Arc<Turn> {
-    fn answered(&mut self, _: &mut Result<Outcome, Error>) {}
+/// What a request has until it is answered, or cannot be any more, whoever waits for that.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// What its answer does to the log of changes.
+    pub(crate) record: Option<Record>,
+    /// The turn of a change.
+    #[expect(dead_code, reason = "it ends when it is dropped")]
+    pub(crate) turn: Option<Arc<Turn>>,
+}
+
+impl Ticket for Held {
+    fn answered(&mut self, result: &mut Result<Outcome, Error>) {
+        if let Some(mut record) = self.record.take() {
+            record.answered(result);
+        }
+    }
 }
 
 impl Link {
     /// A connection that needs a [`Keeper`].
-    pub(crate) fn new(stream: Stream, transmission: Transmission, limits: LinkLimits) -> Self {
+    pub(crate) fn new(
+        stream: Stream,
+        transmission: Transmission,
+        limits: LinkLimits,
+        log: Option<LinkLog>,
+    ) -> Self {
         let LinkLimits {
             timeout,
             bytes_in_flight,
@@ -231,7 +250,13 @@ impl Link {
             waker: Waker::from(signal.clone()),
             signal,
             load: AtomicUsize::new(0),
+            log,
         }
+    }
+
+    /// The log of changes, if the client has one.
+    pub(crate) const fn log(&self) -> Option<&LinkLog> {
+        self.log.as_ref()
     }
 
     /// How many calls were begun and have not ended; `None` if no request is taken any more.
@@ -245,15 +270,9 @@ impl Link {
         Call::new(self, request, sink, None)
     }
 
-    /// Like [`call`](Link::call), of a change that has its turn until it is answered, or cannot be
-    /// any more.
-    pub(crate) fn call_in_turn(
-        &self,
-        request: Request,
-        sink: BytesMut,
-        turn: Option<Arc<Turn>>,
-    ) -> Call<'_> {
-        Call::new(self, request, sink, turn)
+    /// Like [`call`](Link::call), of a request that has something until it is answered.
+    pub(crate) fn call_with(&self, request: Request, sink: BytesMut, held: Held) -> Call<'_> {
+        Call::new(self, request, sink, Some(held))
     }
 
     /// Begins the farewell: no request is taken any more, those in flight are waited for, and the

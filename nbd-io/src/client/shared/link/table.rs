@@ -1,13 +1,12 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
-use super::{Done, Entry, Queued, Request, Stage, State, signal::replace};
+use super::{Done, Entry, Held, Queued, Request, Stage, State, signal::replace};
 use crate::client::{
     Error, Lost,
     engine::{Inbox, Sink, Submission},
-    shared::overlaps::Turn,
 };
 use bytes::BytesMut;
-use std::{mem, sync::Arc, task::Waker, time::Duration};
+use std::{mem, task::Waker, time::Duration};
 
 impl State {
     /// How many calls were begun and have not ended.
@@ -21,25 +20,20 @@ impl State {
     }
 
     /// Takes a request in, and puts it into the outbox if it may be in flight.
-    pub(super) fn begin(
-        &mut self,
-        request: Request,
-        sink: BytesMut,
-        turn: Option<Arc<Turn>>,
-    ) -> usize {
+    pub(super) fn begin(&mut self, request: Request, sink: BytesMut, held: Option<Held>) -> usize {
         let key = self.engine.enter();
         if key == self.calls.len() {
             self.calls.push(Entry::default());
         }
         self.live += 1;
         if !self.engine.takes_requests() {
-            self.released.extend(turn);
+            self.released.extend(held);
             self.calls[key].stage = Stage::Failed(self.engine.over(), sink);
             return key;
         }
         let now = (self.clock)();
         if self.queued() == 0 && self.may_send(request.weight()) {
-            self.send(now, key, request, sink, turn);
+            self.send(now, key, request, sink, held);
         } else {
             self.begun_calls += 1;
             let number = self.begun_calls;
@@ -48,7 +42,7 @@ impl State {
                 number,
                 request,
                 sink,
-                turn,
+                held,
                 due: self.due(now),
             });
         }
@@ -80,13 +74,13 @@ impl State {
         key: usize,
         request: Request,
         sink: BytesMut,
-        turn: Option<Arc<Turn>>,
+        held: Option<Held>,
     ) {
         let submission = Submission {
             command: request.command(),
             weight: request.weight(),
             sink: Sink::Owned(sink),
-            ticket: turn,
+            ticket: held,
         };
         let framed = self.engine.submit(now, key, submission, |transmission| {
             request.start(transmission)
@@ -119,10 +113,10 @@ impl State {
                 let Queued {
                     request,
                     sink,
-                    turn,
+                    held,
                     ..
                 } = queued;
-                self.send(now, key, request, sink, turn);
+                self.send(now, key, request, sink, held);
             }
         }
     }
@@ -154,7 +148,7 @@ impl State {
 
     /// Fails a call whose request was not sent.
     fn fail(&mut self, key: usize, queued: Queued, error: Error) {
-        self.released.extend(queued.turn);
+        self.released.extend(queued.held);
         self.calls[key].stage = Stage::Failed(error, queued.sink);
         self.ready.push(key);
     }
@@ -273,7 +267,7 @@ impl State {
         entry.absent = false;
         let waker = entry.waker.take();
         if let Stage::Queued(queued) = mem::take(&mut entry.stage) {
-            self.released.extend(queued.turn);
+            self.released.extend(queued.held);
             self.stale += 1;
             if 2 * self.stale > self.queue.len().max(64) {
                 let calls = &self.calls;

@@ -76,6 +76,7 @@ fn a_write_that_is_answered_before_its_payload_is_sent_is_sent_whole() {
             Box::new(transport),
             transmission,
             limits(&sim, None, u64::MAX),
+            None,
         );
         let link = Arc::new(link);
         let keeper = Keeper::new(link.clone(), sim.clone());

@@ -1,0 +1,148 @@
+//! Writes that are kept until they are flushed: in which order, and how many of them.
+
+use super::{Machine, options, policy, read};
+use crate::support::{spawn, within};
+use nbd_blocking::{Client, CommandFlags, Queue};
+
+const NONE: CommandFlags = CommandFlags::NONE;
+
+fn connect(machine: &Machine, limit: u64) -> Client {
+    machine.connect(&options(policy().keep_unflushed(limit)))
+}
+
+/// The commands that the server was asked for since it was last asked.
+fn commands(machine: &Machine) -> Vec<u16> {
+    let mut disk = machine.disk.lock().expect("no panics");
+    let commands = disk.commands();
+    disk.log.clear();
+    commands
+}
+
+fn complete(queue: &mut Queue) {
+    let done = queue.complete().expect("answered").expect("one");
+    done.result.expect("carried out");
+}
+
+#[test]
+fn what_was_written_last_is_there_after_a_crash_whoever_looks_first() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = connect(&machine, 1 << 20);
+        let mut queue = client.queue();
+        queue.write(0, vec![1; 512], NONE).expect("submitted");
+        queue.send().expect("sent");
+        // This takes in the answer to the first, which the queue has not looked at yet.
+        client.write_all_at(&[2; 512], 0).expect("written");
+        complete(&mut queue);
+        machine.kill();
+        assert_eq!(read(&client, 0, 512), [2; 512]);
+        client.flush().expect("nothing is lost");
+        assert_eq!(
+            machine.disk.lock().expect("no panics").stable[..512],
+            [2; 512]
+        );
+    });
+}
+
+#[test]
+fn a_write_that_nobody_waits_for_is_kept_too() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = connect(&machine, 1 << 20);
+        let mut queue = client.queue();
+        queue.write(0, vec![1; 512], NONE).expect("submitted");
+        queue.send().expect("sent");
+        drop(queue);
+        assert_eq!(read(&client, 0, 512), [1; 512]);
+        machine.kill();
+        assert_eq!(read(&client, 0, 512), [1; 512]);
+    });
+}
+
+#[test]
+fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = connect(&machine, 2000);
+        for round in 0..4 {
+            client
+                .write_all_at(&[1; 600], round * 600)
+                .expect("written");
+        }
+        assert_eq!(commands(&machine), [1, 1, 1, 3, 1]);
+    });
+}
+
+#[test]
+fn a_write_longer_than_the_limit_is_not_kept() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = connect(&machine, 100_000);
+        client.write_all_at(&[1; 512], 0).expect("written");
+        client.write_all_at(&[2; 500_000], 0).expect("written");
+        assert_eq!(commands(&machine), [1, 1, 3]);
+        machine.kill();
+        assert_eq!(read(&client, 0, 500_000), [2; 500_000]);
+        assert_eq!(commands(&machine), [0], "nothing is written again");
+    });
+}
+
+#[test]
+fn a_write_that_is_too_long_to_be_kept_is_sent_again_after_a_crash_before_its_flush() {
+    within(10, || {
+        // The second request, which is the flush, is the end of the first connection.
+        let machine = Machine::start_with(|number, count| number > 0 || count < 1);
+        let client = connect(&machine, 100_000);
+        client.write_all_at(&[2; 500_000], 0).expect("written");
+        assert_eq!(commands(&machine), [1, 3, 1, 3]);
+        assert_eq!(read(&client, 0, 500_000), [2; 500_000]);
+    });
+}
+
+#[test]
+fn what_a_queue_has_no_room_to_keep_is_complete_when_it_is_flushed() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = connect(&machine, 10_000);
+        let mut queue = client.queue();
+        for number in 0..8 {
+            let data = vec![number; 4000];
+            queue
+                .write(u64::from(number) * 4000, data, NONE)
+                .expect("submitted");
+        }
+        while queue.outstanding() > 0 {
+            complete(&mut queue);
+        }
+        assert!(queue.complete().expect("it is not over").is_none());
+        let asked = commands(&machine);
+        assert!(asked.starts_with(&[1; 8]), "{asked:?}");
+        let flushes = asked.len() - 8;
+        assert!((1..=6).contains(&flushes), "{asked:?}");
+        machine.kill();
+        for number in 0..8 {
+            assert_eq!(
+                read(&client, u64::from(number) * 4000, 4000),
+                [number; 4000]
+            );
+        }
+        client.flush().expect("nothing is lost");
+    });
+}
+
+#[test]
+fn a_queue_that_is_not_read_from_does_not_keep_others_from_writing() {
+    within(10, || {
+        let machine = Machine::start();
+        let client = connect(&machine, 5000);
+        let mut queue = client.queue();
+        queue.write(0, vec![1; 4000], NONE).expect("submitted");
+        let other = client.clone();
+        let writer = spawn(move || other.write_all_at(&[2; 4000], 8192).expect("written"));
+        writer.join().expect("no panics");
+        complete(&mut queue);
+        machine.kill();
+        assert_eq!(read(&client, 0, 4000), [1; 4000]);
+        assert_eq!(read(&client, 8192, 4000), [2; 4000]);
+    });
+}

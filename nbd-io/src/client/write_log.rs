@@ -1,0 +1,201 @@
+//! What was changed and may not be on stable storage.
+//!
+//! This machine has no socket, no lock, no task and no clock. It is told of replies in the order in
+//! which they are read, whichever connection they come over and whoever waits for them: what is
+//! written again after a crash has to be in that order, or old data could win.
+//!
+//! **Epochs.** When a connection is lost, the server may have crashed: what was answered and not
+//! flushed may be gone, and a flush that the server of afterwards answers covers nothing of before.
+//! So a loss ends an epoch. A connection belongs to the epoch in which it became a member, and what
+//! is answered over a connection of an epoch that is over does not count: it has to be asked again.
+
+#[cfg(test)]
+mod tests;
+
+use super::Request;
+use std::collections::VecDeque;
+
+/// What an entry of the log counts for beside its payload, in bytes.
+const OVERHEAD: u64 = 128;
+
+/// The changes of an export that were answered, and whether they are on stable storage.
+///
+/// With a limit, copies of changes are kept until a flush covers them, to be written again after a
+/// loss. Room for each is [reserved](WriteLog::reserve) before it is sent, so that what is in flight
+/// and what is kept stay below the limit together. Without one the log only counts, and tells that
+/// something may have been [lost](WriteLog::losses).
+#[derive(Debug)]
+pub struct WriteLog {
+    limit: u64,
+    epoch: Epoch,
+    answered: u64,
+    /// The number of the last change that may not be on stable storage.
+    unflushed: u64,
+    flushed: u64,
+    losses: u64,
+    entries: VecDeque<Entry>,
+    /// What the entries count for, in bytes.
+    kept: u64,
+    /// What is reserved for changes that are not answered, in bytes.
+    reserved: u64,
+    needs_replay: bool,
+}
+
+/// The time between two losses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch(pub(super) u64);
+
+impl Epoch {
+    /// No replies count that belong to it.
+    pub(super) const NONE: Self = Self(0);
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    request: Request,
+}
+
+impl WriteLog {
+    /// An empty log that keeps up to `limit` bytes; 0 keeps nothing.
+    #[must_use]
+    pub const fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            epoch: Epoch(Epoch::NONE.0 + 1),
+            answered: 0,
+            unflushed: 0,
+            flushed: 0,
+            losses: 0,
+            entries: VecDeque::new(),
+            kept: 0,
+            reserved: 0,
+            needs_replay: false,
+        }
+    }
+
+    /// Whether changes are kept.
+    #[must_use]
+    pub const fn keeps(&self) -> bool {
+        self.limit > 0
+    }
+
+    /// The epoch of now.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How many changes were answered. A flush that is sent now covers these.
+    #[must_use]
+    pub const fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// How often some of them may have been lost.
+    #[must_use]
+    pub const fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// What an entry with so much payload counts for, in bytes.
+    #[must_use]
+    pub const fn cost(payload: u64) -> u64 {
+        payload.saturating_add(OVERHEAD)
+    }
+
+    /// Reserves room for entries that count for so many bytes, if there is room.
+    pub const fn reserve(&mut self, bytes: u64) -> bool {
+        let taken = self.kept.saturating_add(self.reserved);
+        let fits = taken.saturating_add(bytes) <= self.limit;
+        if fits {
+            self.reserved += bytes;
+        }
+        fits
+    }
+
+    /// Gives back room that was reserved.
+    pub const fn release(&mut self, bytes: u64) {
+        self.reserved = self.reserved.saturating_sub(bytes);
+    }
+
+    /// The reply to a change was read, over a connection of `epoch`. With the reply it is on stable
+    /// storage if it is `forced`. It is kept if it is given; then its room was reserved. Whether the
+    /// reply counts: if it does not, the room stays reserved.
+    #[must_use]
+    pub fn change(&mut self, epoch: Epoch, forced: bool, kept: Option<Request>) -> bool {
+        if epoch != self.epoch {
+            return false;
+        }
+        self.answered += 1;
+        if !forced {
+            self.unflushed = self.answered;
+        }
+        if let Some(request) = kept {
+            let cost = Self::cost(request.weight());
+            self.release(cost);
+            // One that is on stable storage is kept if an older one would overwrite it.
+            if !forced || !self.entries.is_empty() {
+                self.kept += cost;
+                self.entries.push_back(Entry {
+                    number: self.answered,
+                    request,
+                });
+            }
+        }
+        true
+    }
+
+    /// The reply to a flush was read, over a connection of `epoch`. When it was sent, so many changes
+    /// were [answered](WriteLog::answered). Whether the reply counts.
+    #[must_use]
+    pub fn flush(&mut self, epoch: Epoch, answered: u64) -> bool {
+        if epoch != self.epoch {
+            return false;
+        }
+        self.flushed = self.flushed.max(answered);
+        while let Some(Entry { number, request }) = self.entries.front()
+            && *number <= answered
+        {
+            self.kept -= Self::cost(request.weight());
+            self.entries.pop_front();
+        }
+        if self.entries.is_empty() {
+            self.entries = VecDeque::new();
+        }
+        true
+    }
+
+    /// A connection was lost, and with it perhaps what was not flushed. No reply of an older
+    /// connection counts from now on.
+    pub fn end_epoch(&mut self) {
+        self.epoch.0 += 1;
+        if self.keeps() {
+            self.needs_replay = !self.entries.is_empty();
+        } else if self.unflushed > self.flushed {
+            self.flushed = self.answered;
+            self.losses += 1;
+        }
+    }
+
+    /// Whether what is kept has to be written again before anything else.
+    #[must_use]
+    pub const fn needs_replay(&self) -> bool {
+        self.needs_replay
+    }
+
+    /// What is to be written again, in order, and the epoch for which that is enough.
+    #[must_use]
+    pub fn replay(&self) -> (Epoch, Vec<Request>) {
+        let requests = self.entries.iter().map(|entry| entry.request.clone());
+        (self.epoch, requests.collect())
+    }
+
+    /// What was kept was written again. Whether that is enough: not if a connection was lost
+    /// meanwhile.
+    pub fn replayed(&mut self, epoch: Epoch) -> bool {
+        let is_enough = epoch == self.epoch;
+        self.needs_replay &= !is_enough;
+        is_enough
+    }
+}

@@ -1,0 +1,328 @@
+//! The log beside a server that crashes.
+
+use super::*;
+use bytes::Bytes;
+use nbd_proto::CommandFlags;
+use proptest::prelude::*;
+
+fn write(offset: u64, payload: Vec<u8>) -> Request {
+    Request::Write {
+        offset,
+        payload: Bytes::from(payload),
+        flags: CommandFlags::NONE,
+    }
+}
+
+fn kept(log: &WriteLog) -> Vec<u64> {
+    let (_, requests) = log.replay();
+    let offset = |request: &Request| request.change().unwrap().start;
+    requests.iter().map(offset).collect()
+}
+
+#[test]
+fn a_flush_covers_what_was_answered_before_it_was_sent() {
+    let mut log = WriteLog::new(10_000);
+    let epoch = log.epoch();
+    for number in 0..3 {
+        assert!(log.reserve(WriteLog::cost(10)));
+        assert!(log.change(epoch, false, Some(write(number, vec![0; 10]))));
+    }
+    assert!(log.flush(epoch, 2));
+    assert_eq!(kept(&log), [2]);
+    assert!(log.flush(epoch, 1), "an older one says nothing new");
+    assert_eq!(kept(&log), [2]);
+}
+
+#[test]
+fn nothing_of_an_epoch_that_is_over_counts() {
+    let mut log = WriteLog::new(10_000);
+    let old = log.epoch();
+    assert!(log.reserve(2 * WriteLog::cost(10)));
+    assert!(log.change(old, false, Some(write(0, vec![0; 10]))));
+    log.end_epoch();
+    assert!(!log.change(old, false, Some(write(1, vec![0; 10]))));
+    assert!(!log.flush(old, 1));
+    assert_eq!(kept(&log), [0]);
+    assert!(log.needs_replay());
+    let (epoch, _) = log.replay();
+    log.end_epoch();
+    assert!(!log.replayed(epoch), "there was another loss");
+    assert!(log.needs_replay());
+    assert!(log.replayed(log.epoch()));
+    assert!(!log.needs_replay());
+    assert_eq!(kept(&log), [0], "it is not flushed yet");
+}
+
+#[test]
+fn a_loss_is_told_only_if_something_may_be_lost() {
+    let mut log = WriteLog::new(0);
+    log.end_epoch();
+    assert_eq!(log.losses(), 0);
+    assert!(log.change(log.epoch(), true, None));
+    log.end_epoch();
+    assert_eq!(log.losses(), 0, "it was forced");
+    assert!(log.change(log.epoch(), false, None));
+    assert!(log.flush(log.epoch(), log.answered()));
+    log.end_epoch();
+    assert_eq!(log.losses(), 0, "it was flushed");
+    assert!(log.change(log.epoch(), false, None));
+    log.end_epoch();
+    log.end_epoch();
+    assert_eq!(log.losses(), 1);
+}
+
+#[test]
+fn an_entry_takes_no_more_memory_than_it_counts_for() {
+    // A queue takes up to twice as much as there is in it.
+    assert!(2 * size_of::<Entry>() as u64 <= OVERHEAD);
+}
+
+const BLOCKS: usize = 4;
+
+/// What happens to a client, a server, and what is between them.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A block is written, and on stable storage with that or not.
+    Write {
+        block: usize,
+        forced: bool,
+    },
+    Flush,
+    /// The server carries out some request in flight.
+    Execute(usize),
+    /// A reply is read, of some request that was carried out.
+    Reply(usize),
+    /// The server crashes, and keeps of what is unflushed what these bits say.
+    Crash(u8),
+    /// A connection is lost, and nothing else.
+    Lose,
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..BLOCKS).prop_map(|block| Step::Write { block, forced: false }),
+        1 => (0..BLOCKS).prop_map(|block| Step::Write { block, forced: true }),
+        2 => Just(Step::Flush),
+        8 => (0..8_usize).prop_map(Step::Execute),
+        8 => (0..8_usize).prop_map(Step::Reply),
+        1 => any::<u8>().prop_map(Step::Crash),
+        1 => Just(Step::Lose),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Write {
+        block: usize,
+        value: u8,
+        forced: bool,
+        /// Room was reserved for it.
+        keeps: bool,
+    },
+    Flush {
+        answered: u64,
+        /// What the caller knew to be written when it asked.
+        promised: [u8; BLOCKS],
+    },
+}
+
+#[derive(Clone, Debug)]
+struct InFlight {
+    kind: Kind,
+    /// The connection is one of those of now.
+    epoch: Epoch,
+    executed: bool,
+}
+
+/// A disk, a client that writes one block after the other but each only once at a time, and the log.
+struct World {
+    log: WriteLog,
+    contents: [u8; BLOCKS],
+    stable: [u8; BLOCKS],
+    in_flight: Vec<InFlight>,
+    /// The last value of each block that was answered and that the client may rely on.
+    answered: [u8; BLOCKS],
+    /// What a flush promised.
+    flushed: [u8; BLOCKS],
+    values: u8,
+    limit: u64,
+}
+
+impl World {
+    fn new(limit: u64) -> Self {
+        Self {
+            log: WriteLog::new(limit),
+            contents: [0; BLOCKS],
+            stable: [0; BLOCKS],
+            in_flight: Vec::new(),
+            answered: [0; BLOCKS],
+            flushed: [0; BLOCKS],
+            values: 0,
+            limit,
+        }
+    }
+
+    fn is_locked(&self, wanted: usize) -> bool {
+        let writes = |request: &InFlight| matches!(request.kind, Kind::Write { block, .. } if block == wanted);
+        self.in_flight.iter().any(writes)
+    }
+
+    fn send(&mut self, kind: Kind) {
+        self.in_flight.push(InFlight {
+            kind,
+            epoch: self.log.epoch(),
+            executed: false,
+        });
+    }
+
+    fn execute(&mut self, at: usize) {
+        let request = &mut self.in_flight[at];
+        request.executed = true;
+        match request.kind {
+            Kind::Write {
+                block,
+                value,
+                forced,
+                ..
+            } => {
+                self.contents[block] = value;
+                if forced {
+                    self.stable[block] = value;
+                }
+            }
+            Kind::Flush { .. } => self.stable = self.contents,
+        }
+    }
+
+    fn reply(&mut self, at: usize) {
+        let InFlight { kind, epoch, .. } = self.in_flight.remove(at);
+        match kind {
+            Kind::Write {
+                block,
+                value,
+                forced,
+                keeps,
+            } => {
+                let request = keeps.then(|| write(block as u64, vec![value; 10]));
+                assert!(self.log.change(epoch, forced, request));
+                if keeps || forced {
+                    self.answered[block] = value;
+                }
+                if forced {
+                    self.flushed[block] = value;
+                }
+            }
+            Kind::Flush { answered, promised } => {
+                assert!(self.log.flush(epoch, answered));
+                self.flushed = promised;
+            }
+        }
+    }
+
+    /// All connections are lost. What was in flight is sent again after the replay, as its callers
+    /// do.
+    fn lose(&mut self) {
+        self.log.end_epoch();
+        let (epoch, requests) = self.log.replay();
+        for request in requests {
+            let Request::Write {
+                offset, payload, ..
+            } = request
+            else {
+                unreachable!("nothing else is kept");
+            };
+            self.contents[usize::try_from(offset).unwrap()] = payload[0];
+        }
+        assert!(self.log.replayed(epoch));
+        for mut request in std::mem::take(&mut self.in_flight) {
+            request.epoch = epoch;
+            request.executed = false;
+            if let Kind::Flush { answered, promised } = &mut request.kind {
+                (*answered, *promised) = (self.log.answered(), self.answered);
+            }
+            self.in_flight.push(request);
+        }
+    }
+
+    /// Blocks that nobody writes at present hold what was answered last.
+    fn check(&self) {
+        for block in (0..BLOCKS).filter(|block| !self.is_locked(*block)) {
+            assert_eq!(self.contents[block], self.answered[block], "block {block}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_answers_losses_and_crashes_loses_what_was_answered(
+        limit in 0..4_u64,
+        steps in prop::collection::vec(steps(), 0..200),
+    ) {
+        // For up to so many changes; those that there is no room for are forced here.
+        let mut world = World::new((2 * limit + 1) * WriteLog::cost(10));
+        for step in steps {
+            match step {
+                Step::Write { block, forced } if !world.is_locked(block) => {
+                    world.values = world.values.wrapping_add(1);
+                    let keeps = world.log.reserve(WriteLog::cost(10));
+                    // One that cannot be kept counts when a flush has covered it. Here it is forced
+                    // on an empty log, which is the same.
+                    let empty = world.log.replay().1.is_empty();
+                    if keeps || empty && world.in_flight.is_empty() {
+                        let value = world.values;
+                        world.send(Kind::Write { block, value, forced: forced || !keeps, keeps });
+                    }
+                }
+                Step::Write { .. } => {}
+                Step::Flush => {
+                    let (answered, promised) = (world.log.answered(), world.answered);
+                    world.send(Kind::Flush { answered, promised });
+                }
+                Step::Execute(n) => {
+                    let waiting: Vec<usize> = (0..world.in_flight.len())
+                        .filter(|at| !world.in_flight[*at].executed)
+                        .collect();
+                    if let Some(at) = waiting.get(n % waiting.len().max(1)) {
+                        world.execute(*at);
+                    }
+                }
+                Step::Reply(n) => {
+                    let executed: Vec<usize> = (0..world.in_flight.len())
+                        .filter(|at| world.in_flight[*at].executed)
+                        .collect();
+                    if let Some(at) = executed.get(n % executed.len().max(1)) {
+                        world.reply(*at);
+                    }
+                }
+                Step::Crash(bits) => {
+                    for block in 0..BLOCKS {
+                        if bits >> block & 1 == 0 {
+                            world.contents[block] = world.stable[block];
+                        }
+                    }
+                    world.stable = world.contents;
+                    world.lose();
+                    world.check();
+                }
+                Step::Lose => {
+                    world.lose();
+                    world.check();
+                }
+            }
+            let taken = world.log.kept + world.log.reserved;
+            prop_assert!(taken <= world.limit, "{taken} of {}", world.limit);
+        }
+        // When all is answered, what is reserved has been given back.
+        while !world.in_flight.is_empty() {
+            if !world.in_flight[0].executed {
+                world.execute(0);
+            }
+            world.reply(0);
+        }
+        world.check();
+        prop_assert_eq!(world.log.reserved, 0);
+        let answered = world.log.answered();
+        prop_assert!(world.log.flush(world.log.epoch(), answered));
+        prop_assert_eq!(world.log.kept, 0);
+    }
+}
