@@ -14,7 +14,6 @@ use nbd_proto::{
 };
 use std::{
     collections::{HashMap, VecDeque},
-    mem,
     sync::Arc,
 };
 
@@ -326,9 +325,15 @@ impl Queue {
         self.seat.as_ref().map_err(Clone::clone)
     }
 
-    /// Has the client know of a connection that is over.
+    /// The error of a request, of which the client knows then.
     fn noticed(&self, error: Error) -> Error {
-        if ends(&error)
+        self.notice(&error);
+        error
+    }
+
+    /// Has the client know of a connection that is over.
+    fn notice(&self, error: &Error) {
+        if ends(error)
             && let Ok(seat) = &self.seat
         {
             // No queue has to end for that.
@@ -337,13 +342,13 @@ impl Queue {
                 restored.lost(&seat.link);
             }
         }
-        error
     }
 
     /// Takes in what came of a request.
     fn take(&mut self, mut done: Done) {
-        done.result =
-            mem::replace(&mut done.result, Ok(Outcome::Done)).map_err(|error| self.noticed(error));
+        if let Err(error) = &done.result {
+            self.notice(error);
+        }
         if let Some((_, count)) = self.flushing.take_if(|(own, _)| *own == done.cookie) {
             self.covered(count, &done.result.map(drop));
             self.cover();

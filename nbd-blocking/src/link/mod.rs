@@ -224,18 +224,22 @@ impl Link {
                 return (Err(error), None);
             }
         };
-        match self.wait_locked(state, place, dest) {
-            Ok((mut state, mut done)) => {
-                state.leave(place);
-                drop(state);
-                done.settle(dest);
-                (Ok(done), Some(cookie))
-            }
+        let mut state = match self.wait_locked(state, place, dest) {
+            Ok(state) => state,
             Err(error) => {
                 self.leave(place);
-                (Err(error), Some(cookie))
+                return (Err(error), Some(cookie));
             }
-        }
+        };
+        let done = state.take(place);
+        state.leave(place);
+        drop(state);
+        let done = done.map(|done| {
+            let mut done = done.expect("a caller waits until it is served");
+            done.settle(dest);
+            done
+        });
+        (done, Some(cookie))
     }
 
     fn submit_locked<'a>(
@@ -343,22 +347,28 @@ impl Link {
 
     /// Waits for a request of this place to be complete; `dest` is where [`Load::Into`] points.
     pub(crate) fn wait(&self, place: usize, dest: &mut [u8]) -> Result<Done, Error> {
-        let (state, mut done) = self.wait_locked(self.lock(), place, dest)?;
+        let mut state = self.wait_locked(self.lock(), place, dest)?;
+        let done = state.take(place)?;
         drop(state);
+        let mut done = done.expect("a caller waits until it is served");
         done.settle(dest);
         Ok(done)
     }
 
+    /// Waits until a request of this place is complete, or the connection is over.
     fn wait_locked<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         place: usize,
         dest: &mut [u8],
-    ) -> Result<(MutexGuard<'a, State>, Done), Error> {
+    ) -> Result<MutexGuard<'a, State>, Error> {
         loop {
-            if let Some(done) = state.take(place)? {
+            if state.engine.is_done(place) {
                 state.pass_on();
-                return Ok((state, done));
+                return Ok(state);
+            }
+            if let Some(lost) = state.engine.lost() {
+                return Err(Error::Lost(lost.clone()));
             }
             state = self.step(state, place, dest, WaitFor::Done, None)?;
         }

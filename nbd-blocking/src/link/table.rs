@@ -104,16 +104,20 @@ impl State {
         self.pass_on();
     }
 
-    /// The next completed request of a caller.
+    /// The next completed request of a caller; an error when the connection is over.
     pub(super) fn take(&mut self, place: usize) -> Result<Option<Done>, Error> {
-        match (self.engine.take(place), self.engine.lost()) {
-            // All that were in flight have failed; that is said once for all of them.
-            (Some(done), Some(lost)) if matches!(&done.result, Err(Error::Lost(why)) if Arc::ptr_eq(why, lost)) => {
-                Err(Error::Lost(lost.clone()))
-            }
-            (Some(done), _) => Ok(Some(done)),
-            (None, Some(lost)) => Err(Error::Lost(lost.clone())),
-            (None, None) => Ok(None),
+        let Some(lost) = self.engine.lost() else {
+            return Ok(self.engine.take(place));
+        };
+        // All that were in flight have failed; that is said once for all of them.
+        let lost = lost.clone();
+        match self.engine.take(place) {
+            Some(Done {
+                result: Err(Error::Lost(why)),
+                ..
+            }) if Arc::ptr_eq(&why, &lost) => Err(Error::Lost(lost)),
+            Some(done) => Ok(Some(done)),
+            None => Err(Error::Lost(lost)),
         }
     }
 
