@@ -2,6 +2,15 @@
 //!
 //! Everything that touches rustls is in this module, but the blocking driver's stream, which two
 //! threads use.
+//!
+//! # The first connection of a process
+//!
+//! aws-lc-rs spends 0.04 to 0.3 s on the first random number of a process, because it measures the
+//! jitter of the processor's timing beside asking the system. Servers do that when TLS is given to
+//! them, clients when their configuration is built. A program whose users wait for that can be built
+//! with `AWS_LC_SYS_NO_JITTER_ENTROPY=1` in the environment (or below `[env]` of its
+//! `.cargo/config.toml`), after which the system and the processor's generator alone are asked, or
+//! with ring, which never does it.
 
 use rustls::crypto::CryptoProvider;
 use std::sync::Arc;

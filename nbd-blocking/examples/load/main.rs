@@ -37,7 +37,8 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn connect(options: &Options) -> Result<Client, Failure> {
+/// How to connect, the same for all connections, so that they share what TLS remembers.
+fn connecting(options: &Options) -> Result<ConnectOptions, Failure> {
     let mut connect = ConnectOptions::new();
     if options.simple {
         connect = connect.extended_headers(false).structured_replies(false);
@@ -48,14 +49,15 @@ fn connect(options: &Options) -> Result<Client, Failure> {
             .server_name("localhost");
         connect = connect.tls(tls).tls_policy(nbd_blocking::TlsPolicy::Always);
     }
-    Ok(connect.connect_uri(&options.uri()?)?)
+    Ok(connect)
 }
 
 fn connect_again_and_again(options: &Options) -> Result<(u64, Vec<f32>), Failure> {
+    let (connect, uri) = (connecting(options)?, options.uri()?);
     let mut latencies = Vec::new();
     for _ in 0..options.ops {
         let start = Instant::now();
-        drop(connect(options)?);
+        drop(connect.connect_uri(&uri)?);
         if options.lat {
             latencies.push(start.elapsed().as_secs_f32());
         }
@@ -65,8 +67,9 @@ fn connect_again_and_again(options: &Options) -> Result<(u64, Vec<f32>), Failure
 
 fn move_bytes(options: &Options) -> Result<(u64, Vec<f32>), Failure> {
     let each = options.bytes / options.bs / u64::from(options.conns.max(1));
+    let (connect, uri) = (connecting(options)?, options.uri()?);
     let clients: Vec<Client> = (0..options.conns)
-        .map(|_| connect(options))
+        .map(|_| connect.connect_uri(&uri))
         .collect::<Result<_, _>>()?;
     thread::scope(|scope| {
         let workers: Vec<_> = clients

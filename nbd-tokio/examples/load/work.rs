@@ -36,7 +36,8 @@ pub(crate) async fn load<R: Network>(
     Ok(())
 }
 
-async fn connect<R: Network>(runtime: &R, options: &Options) -> Result<Client<R>, Failure> {
+/// How to connect, the same for all connections, so that they share what TLS remembers.
+fn connecting<R: Network>(runtime: &R, options: &Options) -> Result<ConnectOptions<R>, Failure> {
     let mut connect = ConnectOptions::with_runtime(runtime.clone());
     if options.simple {
         connect = connect.extended_headers(false).structured_replies(false);
@@ -47,7 +48,7 @@ async fn connect<R: Network>(runtime: &R, options: &Options) -> Result<Client<R>
             .server_name("localhost");
         connect = connect.tls(tls).tls_policy(TlsPolicy::Always);
     }
-    Ok(connect.connect_uri(&options.uri()?).await?)
+    Ok(connect)
 }
 
 async fn connect_again_and_again<R: Network>(
@@ -55,12 +56,12 @@ async fn connect_again_and_again<R: Network>(
     options: &Arc<Options>,
 ) -> Result<(u64, Vec<f32>), Failure> {
     let options = options.clone();
-    let task = runtime.clone();
+    let (connect, uri) = (connecting(&runtime, &options)?, options.uri()?);
     spawned(&runtime, async move {
         let mut latencies = Vec::new();
         for _ in 0..options.ops {
             let start = Instant::now();
-            drop(connect(&task, &options).await?);
+            drop(connect.connect_uri(&uri).await?);
             if options.lat {
                 latencies.push(start.elapsed().as_secs_f32());
             }
@@ -85,9 +86,10 @@ async fn move_bytes<R: Network>(
     options: &Arc<Options>,
 ) -> Result<(u64, Vec<f32>), Failure> {
     let each = options.bytes / options.bs / u64::from(options.conns.max(1));
+    let (connect, uri) = (connecting(&runtime, options)?, options.uri()?);
     let mut clients = Vec::new();
     for _ in 0..options.conns {
-        clients.push(connect(&runtime, options).await?);
+        clients.push(connect.connect_uri(&uri).await?);
     }
     let tasks: FuturesUnordered<_> = clients
         .into_iter()
