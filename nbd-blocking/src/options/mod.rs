@@ -48,6 +48,7 @@ pub struct ConnectOptions {
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) connections: usize,
     pub(crate) reconnect: Option<Reconnect>,
+    pub(crate) lose_when_silent: Option<bool>,
     local_files: bool,
     #[cfg(feature = "tls-base")]
     tls: Option<ClientTls>,
@@ -81,6 +82,7 @@ impl ConnectOptions {
             request_timeout: Some(Duration::from_secs(60)),
             connections: 1,
             reconnect: None,
+            lose_when_silent: None,
             local_files: false,
             #[cfg(feature = "tls-base")]
             tls: Some(ClientTls::new()),
@@ -194,6 +196,16 @@ impl ConnectOptions {
     #[must_use]
     pub fn reconnect(mut self, policy: Option<Reconnect>) -> Self {
         self.reconnect = policy;
+        self
+    }
+
+    /// Whether a connection is lost when a request has taken too long and the server has sent nothing
+    /// at all since that was sent. A server or a network that falls silent without closing would
+    /// otherwise have one request after the other take too long. By default exactly if a new connection
+    /// is made then, as [`reconnect`](ConnectOptions::reconnect) says.
+    #[must_use]
+    pub const fn lose_when_silent(mut self, lose: bool) -> Self {
+        self.lose_when_silent = Some(lose);
         self
     }
 

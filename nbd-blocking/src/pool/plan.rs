@@ -54,11 +54,13 @@ pub(super) fn link(
         transmission,
         ..
     } = connected;
+    // Where there is a log, a connection is replaced when it is lost.
+    let lose = options.lose_when_silent.unwrap_or_else(|| log.is_some());
     let link = Link::new(
         transport.stream,
         transmission,
         options.request_timeout,
-        options.reconnect.is_some(),
+        lose,
         log.map(LinkLog::new),
     )?;
     Ok(Arc::new(link))

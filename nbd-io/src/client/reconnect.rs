@@ -15,8 +15,9 @@ use std::{
 /// flags, block sizes or meta contexts are not what they were is refused, and it is not tried
 /// again.
 ///
-/// A connection is lost when the server closes it, breaks the protocol, or says that it shuts down.
-/// If it only says nothing, requests take too long, and the connection goes on.
+/// A connection is lost when the server closes it, breaks the protocol, says that it shuts down, or
+/// says nothing at all until a request has taken too long. That request fails; those that were sent
+/// later are made again.
 ///
 /// A connection that is lost again before it has lasted as long as the longest delay, and at least
 /// 1 s, counts as an attempt that failed, so that a server that ends at every request is not called

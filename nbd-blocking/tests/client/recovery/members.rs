@@ -303,3 +303,48 @@ fn no_pause_is_waited_for_when_a_new_connection_is_asked_for() {
         assert_eq!(host.count(), 3);
     });
 }
+
+#[test]
+fn a_server_that_is_silent_without_closing_is_given_up() {
+    within(20, || {
+        for (comes_back, lose, given_up) in [
+            (true, None, true),
+            (true, Some(false), false),
+            (false, None, false),
+            (false, Some(true), true),
+        ] {
+            let disk = disk(SIZE);
+            let host = Host::start(move |number, peer| {
+                peer.try_haggle(&haggling())?;
+                if number > 0 {
+                    return peer.serve(number, &disk);
+                }
+                loop {
+                    peer.try_request()?;
+                }
+            });
+            let mut options = ConnectOptions::new()
+                .request_timeout(Some(Duration::from_secs(1)))
+                .reconnect(comes_back.then(policy));
+            if let Some(lose) = lose {
+                options = options.lose_when_silent(lose);
+            }
+            let client = options.connect(&host.uri()).expect("entered");
+            let error = client.read_exact_at(&mut [0; 512], 0).expect_err("late");
+            assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+            match client.state() {
+                ConnectionState::Connected => assert!(!given_up),
+                ConnectionState::Reconnecting { cause, .. } => {
+                    assert!(given_up && comes_back);
+                    assert!(matches!(*cause, Lost::Silent { .. }), "{cause:?}");
+                    assert_eq!(read(&client, 0, 512), [0; 512]);
+                }
+                ConnectionState::Over(lost) => {
+                    assert!(given_up && !comes_back);
+                    assert!(matches!(*lost, Lost::Silent { .. }), "{lost:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}

@@ -36,6 +36,7 @@ pub struct ConnectOptions<R> {
     pub(super) bytes_in_flight: u64,
     pub(super) connections: usize,
     pub(super) reconnect: Option<Reconnect>,
+    pub(super) lose_when_silent: Option<bool>,
     local_files: bool,
     #[cfg(feature = "tls")]
     tls: Option<ClientTls>,
@@ -79,6 +80,7 @@ impl<R: Network> ConnectOptions<R> {
             bytes_in_flight: 128 << 20,
             connections: 1,
             reconnect: None,
+            lose_when_silent: None,
             local_files: false,
             #[cfg(feature = "tls")]
             tls: Some(ClientTls::new()),
@@ -197,6 +199,16 @@ impl<R: Network> ConnectOptions<R> {
     #[must_use]
     pub fn reconnect(mut self, policy: Option<Reconnect>) -> Self {
         self.reconnect = policy;
+        self
+    }
+
+    /// Whether a connection is lost when a request has taken too long and the server has sent nothing
+    /// at all since that was sent. A server or a network that falls silent without closing would
+    /// otherwise have one request after the other take too long. By default exactly if a new connection
+    /// is made then, as [`reconnect`](ConnectOptions::reconnect) says.
+    #[must_use]
+    pub const fn lose_when_silent(mut self, lose: bool) -> Self {
+        self.lose_when_silent = Some(lose);
         self
     }
 

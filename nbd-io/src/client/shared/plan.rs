@@ -46,10 +46,11 @@ impl<R: Network> Plan<R> {
     pub(super) fn link(&self, connected: Connected<Stream>) -> Arc<Link> {
         let Self { options, .. } = self;
         let runtime = options.runtime.clone();
+        let reconnects = self.reconnects();
         let limits = LinkLimits {
             timeout: options.request_timeout,
             bytes_in_flight: options.bytes_in_flight,
-            lose_when_silent: options.reconnect.is_some(),
+            lose_when_silent: options.lose_when_silent.unwrap_or(reconnects),
             clock: Box::new(move || runtime.now()),
         };
         Arc::new(Link::new(

@@ -193,3 +193,38 @@ fn connections_are_made_anew_when_that_is_asked_for() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
     });
 }
+
+#[test]
+fn a_server_that_is_silent_without_closing_is_given_up() {
+    for lose in [true, false] {
+        let sim = Sim::new(1);
+        let (count, server) = (AtomicUsize::new(0), sim.clone());
+        sim.on_connect(move |pipe: Pipe| {
+            let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            let manner = Manner {
+                silent: Some(Arc::new(move |_| first)),
+                ..Manner::default()
+            };
+            let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(4096))));
+            serve(&server, pipe, exports, manner);
+            Ok(())
+        });
+        sim.run(async {
+            let mut options = options(&sim, policy()).request_timeout(Some(10 * SECOND));
+            if !lose {
+                options = options.lose_when_silent(false);
+            }
+            let client = connect(options).await;
+            let later = async {
+                sim.sleep(SECOND).await;
+                client.read(512, 512).await
+            };
+            let (first, later) = join(client.read(0, 512), later).await;
+            let late = |error| matches!(error, Some(Error::Timeout { .. }));
+            assert!(late(first.err()));
+            // One that has time left is made again.
+            assert_eq!(late(later.err()), !lose);
+            assert_eq!(client.read(0, 512).await.is_ok(), lose);
+        });
+    }
+}
