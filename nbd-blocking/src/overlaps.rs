@@ -1,6 +1,7 @@
-//! Changes of the same bytes, one after the other.
+//! Changes of the same bytes, one after the other, for threads.
 
 use crate::link::Link;
+use nbd_io::client::{Claim, Owner, RangeLocks};
 use nbd_proto::client::Cookie;
 use std::{
     ops::Range,
@@ -8,227 +9,175 @@ use std::{
     time::Instant,
 };
 
-/// Ranges that are being changed, or will be, in the order in which they came.
+/// Ranges that are being changed, or will be, and who waits for each.
 ///
-/// A change may be in flight when nobody waits for its answer any more, because it was late or
-/// belongs to a queue. Whoever is next then waits for that answer at the connection itself, since
+/// A change may be in flight when no thread waits for its answer any more, because it was late or
+/// belongs to a queue. The next thread then waits for that answer at the connection itself, since
 /// there may be nobody else who reads there.
 #[derive(Debug, Default)]
-pub(crate) struct Overlaps {
-    state: Mutex<State>,
-    /// Wakes those who wait for a thread that has its turn.
-    freed: Condvar,
-}
+pub(crate) struct Overlaps(Mutex<RangeLocks<Holder>>);
 
-#[derive(Debug, Default)]
-struct State {
-    next: u64,
-    entries: Vec<Entry>,
-    /// With so many entries those are looked for that have ended unnoticed.
-    crowd: usize,
-}
-
-/// So many ranges are no crowd yet.
-const FEW: usize = 32;
-
+/// Who has a claim.
 #[derive(Debug)]
-struct Entry {
-    number: u64,
-    owner: Owner,
-    range: Range<u64>,
-    /// A thread waits for its turn, or has it.
-    held: bool,
-    /// Requests in flight that no thread with a turn waits for.
+struct Holder {
+    /// A thread has its turn, or waits for it.
+    is_thread: bool,
+    /// Wakes that thread, if it waits.
+    wake: Option<Arc<Condvar>>,
+    /// Requests in flight to which the turn was left.
     in_flight: Vec<(Weak<Link>, Cookie)>,
 }
 
-/// Whose changes do not wait for each other; each call is by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner(u64);
-
-/// A range that nobody else changes.
+/// A range that nobody else changes. A thread has it.
 #[derive(Debug)]
-pub(crate) struct Turn<'a> {
-    overlaps: &'a Overlaps,
-    number: u64,
+pub(crate) struct Turn {
+    overlaps: Arc<Overlaps>,
+    claim: Claim,
 }
 
-/// Whom a change comes after.
-enum Before {
-    Nobody,
-    /// A thread.
-    Thread,
-    /// The request of an entry.
-    Request(u64, Weak<Link>, Cookie),
+/// A turn that was left to a request in flight, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct LeftTurn {
+    overlaps: Arc<Overlaps>,
+    claim: Claim,
+    link: Weak<Link>,
+    cookie: Cookie,
 }
 
 impl Overlaps {
     /// Somebody with several changes that do not wait for each other.
     pub(crate) fn owner(&self) -> Owner {
-        Owner(self.lock().number())
+        self.lock().owner()
     }
 
     /// Waits until all changes of the same bytes that came before have ended: they were answered,
     /// or their connection is over. `None` if that is too late.
     pub(crate) fn turn(
-        &self,
+        self: &Arc<Self>,
         range: Range<u64>,
         owner: Option<Owner>,
         deadline: impl FnOnce() -> Option<Instant>,
-    ) -> Option<Turn<'_>> {
-        let mut state = self.lock();
-        let number = state.number();
-        let owner = owner.unwrap_or(Owner(number));
-        state.thin_out();
-        state.entries.push(Entry {
-            number,
-            owner,
-            range,
-            held: true,
+    ) -> Option<Turn> {
+        let mut locks = self.lock();
+        let holder = Holder {
+            is_thread: true,
+            wake: None,
             in_flight: Vec::new(),
-        });
-        let turn = Turn {
-            overlaps: self,
-            number,
         };
-        if matches!(state.before(number), Before::Nobody) {
+        let claim = locks.enter(range, owner, holder);
+        let turn = Turn {
+            overlaps: self.clone(),
+            claim,
+        };
+        if locks.is_held(claim) {
             return Some(turn);
         }
         let deadline = deadline();
-        loop {
-            match state.before(number) {
-                Before::Nobody => return Some(turn),
-                Before::Thread => {
-                    let Some(woken) = self.wait(state, deadline) else {
-                        return None; // the turn needs the lock to end
-                    };
-                    state = woken;
-                }
-                Before::Request(entry, link, cookie) => {
-                    drop(state);
+        let wake = Arc::<Condvar>::default();
+        if let Some(holder) = locks.get_mut(claim) {
+            holder.wake = Some(wake.clone());
+        }
+        while !locks.is_held(claim) {
+            let left = locks.before(claim).find_map(|before| {
+                let holder = locks.get(before).filter(|holder| !holder.is_thread)?;
+                let (link, cookie) = holder.in_flight.last()?;
+                Some((before, link.clone(), *cookie))
+            });
+            locks = match left {
+                Some((before, link, cookie)) => {
+                    drop(locks);
                     let is_over = |link: Arc<Link>| link.wait_until_answered(cookie, deadline);
                     if !link.upgrade().is_none_or(is_over) {
                         return None;
                     }
-                    state = self.lock();
-                    state.has_ended(entry, cookie);
-                    self.freed.notify_all();
+                    let mut locks = self.lock();
+                    answered(&mut locks, before, &link, cookie);
+                    locks
                 }
-            }
+                None => wait(&wake, locks, deadline)?, // the turn needs the lock to end
+            };
         }
+        Some(turn)
     }
 
-    fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        deadline: Option<Instant>,
-    ) -> Option<MutexGuard<'a, State>> {
-        let Some(deadline) = deadline else {
-            let woken = self.freed.wait(state);
-            return Some(woken.unwrap_or_else(PoisonError::into_inner));
-        };
-        let left = deadline.checked_duration_since(Instant::now())?;
-        let woken = self.freed.wait_timeout(state, left);
-        Some(woken.unwrap_or_else(PoisonError::into_inner).0)
-    }
-
-    /// The request of somebody with several changes is complete.
-    pub(crate) fn ended(&self, owner: Owner, cookie: Cookie) {
-        let mut state = self.lock();
-        let is_own = |entry: &&Entry| {
-            let mut requests = entry.in_flight.iter();
-            entry.owner == owner && requests.any(|(_, own)| *own == cookie)
-        };
-        if let Some(number) = state.entries.iter().find(is_own).map(|entry| entry.number) {
-            state.has_ended(number, cookie);
-            drop(state);
-            self.freed.notify_all();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locks<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    const fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
+type Locks<'a> = MutexGuard<'a, RangeLocks<Holder>>;
 
-    fn place(&self, number: u64) -> usize {
-        self.entries.partition_point(|entry| entry.number < number)
-    }
+fn wait<'a>(wake: &Condvar, locks: Locks<'a>, deadline: Option<Instant>) -> Option<Locks<'a>> {
+    let Some(deadline) = deadline else {
+        let woken = wake.wait(locks);
+        return Some(woken.unwrap_or_else(PoisonError::into_inner));
+    };
+    let left = deadline.checked_duration_since(Instant::now())?;
+    let woken = wake.wait_timeout(locks, left);
+    Some(woken.unwrap_or_else(PoisonError::into_inner).0)
+}
 
-    fn before(&self, number: u64) -> Before {
-        let own = self.place(number);
-        let Entry { range, owner, .. } = &self.entries[own];
-        let in_the_way = |other: &&Entry| {
-            let overlaps = other.range.start < range.end && range.start < other.range.end;
-            overlaps && other.owner != *owner
-        };
-        match self.entries[..own].iter().find(in_the_way) {
-            None => Before::Nobody,
-            Some(entry) => match entry.in_flight.last() {
-                Some((link, cookie)) if !entry.held => {
-                    Before::Request(entry.number, link.clone(), *cookie)
-                }
-                _ => Before::Thread,
-            },
+impl Holder {
+    fn notify(&self) {
+        if let Some(wake) = &self.wake {
+            wake.notify_one();
         }
-    }
-
-    /// A request of an entry was answered, or never will be.
-    fn has_ended(&mut self, number: u64, cookie: Cookie) {
-        let place = self.place(number);
-        let Some(entry) = self.entries.get_mut(place) else {
-            return;
-        };
-        if entry.number == number {
-            entry.in_flight.retain(|(_, other)| *other != cookie);
-            if entry.in_flight.is_empty() && !entry.held {
-                self.entries.remove(place);
-            }
-        }
-    }
-
-    /// Forgets requests that have been answered meanwhile, before there are too many of them.
-    fn thin_out(&mut self) {
-        if self.entries.len() < self.crowd.max(FEW) {
-            return;
-        }
-        self.entries.retain_mut(|entry| {
-            entry.in_flight.retain(|(link, cookie)| {
-                let link = link.upgrade();
-                link.is_some_and(|link| !link.is_answered(*cookie))
-            });
-            entry.held || !entry.in_flight.is_empty()
-        });
-        self.crowd = 2 * self.entries.len();
     }
 }
 
-impl Turn<'_> {
+/// A request to which a turn was left was answered, or never will be.
+fn answered(locks: &mut RangeLocks<Holder>, claim: Claim, link: &Weak<Link>, cookie: Cookie) {
+    if let Some(holder) = locks.get_mut(claim) {
+        let is_other = |(of, other): &(Weak<Link>, Cookie)| !of.ptr_eq(link) || *other != cookie;
+        holder.in_flight.retain(is_other);
+        end(locks, claim);
+    }
+}
+
+/// Ends a claim that neither a thread nor a request has.
+fn end(locks: &mut RangeLocks<Holder>, claim: Claim) {
+    let Some(holder) = locks.get(claim).filter(|holder| !holder.is_thread) else {
+        return;
+    };
+    let is_over = holder.in_flight.is_empty();
+    // They may have to read by themselves from now on, for this one or for one before it.
+    let waiting = locks.after(claim).filter_map(|after| locks.get(after));
+    waiting.for_each(Holder::notify);
+    if is_over {
+        locks.leave(claim, |next| next.notify());
+    }
+}
+
+impl Turn {
     /// Leaves the turn to a request that is in flight, until it is answered.
     pub(crate) fn leave_to(&self, link: &Arc<Link>, cookie: Cookie) {
-        let mut state = self.overlaps.lock();
-        let own = state.place(self.number);
-        let entry = &mut state.entries[own];
-        entry.in_flight.push((Arc::downgrade(link), cookie));
+        let left = LeftTurn {
+            overlaps: self.overlaps.clone(),
+            claim: self.claim,
+            link: Arc::downgrade(link),
+            cookie,
+        };
+        if let Some(holder) = self.overlaps.lock().get_mut(self.claim) {
+            holder.in_flight.push((left.link.clone(), cookie));
+        }
+        link.leave_turn(left, cookie);
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.overlaps.lock();
-        let own = state.place(self.number);
-        if state.entries[own].in_flight.is_empty() {
-            state.entries.remove(own);
-        } else {
-            state.entries[own].held = false;
+        let mut locks = self.overlaps.lock();
+        if let Some(holder) = locks.get_mut(self.claim) {
+            holder.is_thread = false;
+            holder.wake = None;
         }
-        drop(state);
-        self.overlaps.freed.notify_all();
+        end(&mut locks, self.claim);
+    }
+}
+
+impl Drop for LeftTurn {
+    fn drop(&mut self) {
+        let mut locks = self.overlaps.lock();
+        answered(&mut locks, self.claim, &self.link, self.cookie);
     }
 }

@@ -4,10 +4,9 @@ use crate::{
     Client, Error,
     client::ends,
     link::{Done, Framed, Link, Load, header},
-    overlaps::Owner,
 };
 use bytes::Bytes;
-use nbd_io::client::{Admission, LinkLog, Record, Request};
+use nbd_io::client::{Admission, LinkLog, Owner, Record, Request};
 use nbd_proto::{
     Command, CommandFlags, Misuse,
     client::{ContextExtents, Cookie, Outcome, Transmission},
@@ -353,11 +352,6 @@ impl Queue {
             self.covered(count, &done.result.map(drop));
             self.cover();
             return;
-        }
-        if let Some(owner) = self.owner
-            && !matches!(done.result, Err(Error::Timeout { .. }))
-        {
-            self.client.overlaps().ended(owner, done.cookie);
         }
         if self.afterwards.is_empty() {
             self.ready.push_back(done);

@@ -19,6 +19,7 @@ mod slice;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod transport;
+mod watchers;
 
 pub use errno::{failure, fast_zero_failure, reportable};
 pub use export::{Export, MetaContext, ZeroMode};

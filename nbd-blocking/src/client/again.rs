@@ -28,7 +28,7 @@ pub(super) struct Job<'a> {
     pub(super) max: u64,
     pub(super) flags: CommandFlags,
     /// What a piece keeps that is not answered in time.
-    pub(super) turn: Option<&'a Turn<'a>>,
+    pub(super) turn: Option<&'a Turn>,
     /// A piece of a change in a form that can be kept, with a payload of its own.
     pub(super) kept: Option<&'a dyn Fn(Piece) -> Request>,
 }

@@ -4,10 +4,10 @@ use super::{Client, again::Job};
 use crate::{
     Error,
     link::{Load, header},
-    overlaps::{Overlaps, Owner, Turn},
+    overlaps::{Overlaps, Turn},
 };
 use bytes::Bytes;
-use nbd_io::client::{Part, Piece, Request, index, length};
+use nbd_io::client::{Owner, Part, Piece, Request, index, length};
 use nbd_proto::{Command, CommandFlags, client::Transmission};
 use std::{ops::Range, time::Instant};
 
@@ -23,11 +23,7 @@ impl Client {
     }
 
     /// The turn of a change among those of the same bytes, where they have any.
-    pub(super) fn turn(
-        &self,
-        command: Command,
-        range: Range<u64>,
-    ) -> Result<Option<Turn<'_>>, Error> {
+    pub(super) fn turn(&self, command: Command, range: Range<u64>) -> Result<Option<Turn>, Error> {
         if !self.has_turns() {
             return Ok(None);
         }
@@ -39,7 +35,7 @@ impl Client {
         command: Command,
         range: Range<u64>,
         owner: Option<Owner>,
-    ) -> Result<Option<Turn<'_>>, Error> {
+    ) -> Result<Option<Turn>, Error> {
         if range.is_empty() {
             return Ok(None);
         }
@@ -86,7 +82,7 @@ impl Client {
         buf: &[u8],
         offset: u64,
         flags: CommandFlags,
-        turn: Option<&Turn<'_>>,
+        turn: Option<&Turn>,
     ) -> Result<(), Error> {
         let payload = |piece: Piece| {
             let start = index(piece.offset - offset);

@@ -34,7 +34,7 @@ mod reading;
 mod table;
 mod writing;
 
-use crate::{Error, Lost, stream::Stream};
+use crate::{Error, Lost, overlaps::LeftTurn, stream::Stream};
 use bytes::Bytes;
 pub(crate) use farewell::farewell;
 use nbd_io::client::{
@@ -53,7 +53,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use table::{CLOSED, State, WaitFor};
+use table::{CLOSED, Held, State, WaitFor};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -269,7 +269,10 @@ impl Link {
             command,
             weight: weight as u64,
             sink,
-            ticket: record,
+            ticket: record.map(|record| Held {
+                record: Some(record),
+                turn: None,
+            }),
         };
         let now = self.now();
         let framed = state.engine.submit(now, place, submission, frame);
@@ -422,9 +425,11 @@ impl Link {
         }
     }
 
-    /// Whether a request has been answered, or cannot be any more.
-    pub(crate) fn is_answered(&self, cookie: Cookie) -> bool {
-        self.lock().engine.is_answered(cookie)
+    /// Leaves a turn to a request until it is answered, or cannot be any more.
+    pub(crate) fn leave_turn(&self, turn: LeftTurn, cookie: Cookie) {
+        if let Some(held) = self.lock().engine.ticket(cookie) {
+            held.get_or_insert_default().turn = Some(turn);
+        }
     }
 
     /// Waits until a request is answered that is not this caller's, or cannot be any more. Whether

@@ -1,17 +1,34 @@
 //! Who waits for what.
 
 use super::Done;
-use crate::Error;
+use crate::{Error, overlaps::LeftTurn};
 use nbd_io::client::{
     Record,
-    engine::{Engine, Inbox, Outbox},
+    engine::{Engine, Inbox, Outbox, Ticket},
 };
-use nbd_proto::client::Cookie;
+use nbd_proto::client::{Cookie, Outcome};
 use std::sync::{Arc, Condvar};
+
+/// What a request has until it is answered, or cannot be any more, whoever waits for that.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// What its answer does to the log of changes.
+    pub(super) record: Option<Record>,
+    /// The turn of a change that no thread has.
+    pub(super) turn: Option<LeftTurn>,
+}
+
+impl Ticket for Held {
+    fn answered(&mut self, result: &mut Result<Outcome, Error>) {
+        if let Some(mut record) = self.record.take() {
+            record.answered(result);
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) engine: Engine<Vec<u8>, Record>,
+    pub(super) engine: Engine<Vec<u8>, Held>,
     /// What is kept of each owner of the engine's.
     pub(super) callers: Vec<Caller>,
     /// How many callers wait.
@@ -71,7 +88,7 @@ pub(super) struct Caller {
 }
 
 impl State {
-    pub(super) fn new(engine: Engine<Vec<u8>, Record>) -> Self {
+    pub(super) fn new(engine: Engine<Vec<u8>, Held>) -> Self {
         Self {
             engine,
             callers: Vec::new(),

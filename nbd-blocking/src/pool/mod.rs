@@ -29,7 +29,7 @@ use std::{
 pub(crate) struct Pool {
     pub(crate) facts: Facts,
     /// Changes of the same bytes, where they have to be kept apart.
-    pub(crate) overlaps: Overlaps,
+    pub(crate) overlaps: Arc<Overlaps>,
     /// How long a request may take.
     pub(crate) timeout: Option<Duration>,
     links: Links,
@@ -85,7 +85,7 @@ impl Pool {
     fn new(options: &ConnectOptions, facts: Facts, links: Links) -> Self {
         Self {
             facts,
-            overlaps: Overlaps::default(),
+            overlaps: Arc::default(),
             timeout: options.request_timeout,
             links,
         }

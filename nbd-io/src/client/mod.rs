@@ -9,6 +9,7 @@ mod logged;
 mod membership;
 mod negotiation;
 mod planning;
+mod range_locks;
 mod reconnect;
 mod request;
 pub mod shared;
@@ -23,6 +24,7 @@ pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet,
 pub use planning::{
     ExtentStep, Part, Piece, Stretch, Stretches, WINDOW, index, length, longest, split,
 };
+pub use range_locks::{Claim, Owner, RangeLocks};
 pub use reconnect::{ConnectionState, Reconnect};
 pub use request::Request;
 pub use write_log::{Epoch, WriteLog};

@@ -1,5 +1,6 @@
 //! The connections of a server, and how they are told to stop.
 
+use crate::watchers::{self, Watchers};
 use std::{
     collections::HashMap,
     sync::{
@@ -27,7 +28,7 @@ struct State {
     leaving: usize,
     last: u64,
     /// Listeners, and those who wait for the last connection to end.
-    waiting: Vec<Waker>,
+    waiting: Watchers,
 }
 
 /// A connection, as others see it.
@@ -158,35 +159,57 @@ impl Registry {
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let mut state = lock(&self.state);
-        let mut wakers = std::mem::take(&mut state.waiting);
+        let mut wakers: Vec<_> = state.waiting.take().collect();
         wakers.extend(state.connections.values().filter_map(|guest| guest.stop()));
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// A place for somebody who waits, which is left when that is dropped.
+    pub(super) const fn watch(&self) -> Watch<'_> {
+        Watch {
+            registry: self,
+            place: None,
+        }
+    }
+}
+
+/// Somebody who waits for the server to stop or for the last connection to end.
+pub(super) struct Watch<'a> {
+    registry: &'a Registry,
+    place: watchers::Place,
+}
+
+impl Watch<'_> {
     /// Ready once the server stops.
-    pub(super) fn poll_stopping(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_until(cx, |_| self.is_stopping())
+    pub(super) fn poll_stopping(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let registry = self.registry;
+        self.poll_until(cx, |_| registry.is_stopping())
     }
 
     /// Ready when there are no connections.
-    pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_empty(&mut self, cx: &Context<'_>) -> Poll<()> {
         self.poll_until(cx, |state| state.connections.is_empty())
     }
 
-    fn poll_until(&self, cx: &mut Context<'_>, done: impl Fn(&State) -> bool) -> Poll<()> {
-        let mut state = lock(&self.state);
+    fn poll_until(&mut self, cx: &Context<'_>, done: impl Fn(&State) -> bool) -> Poll<()> {
+        let mut state = lock(&self.registry.state);
         if done(&state) {
             return Poll::Ready(());
         }
-        if !state
-            .waiting
-            .iter()
-            .any(|waker| waker.will_wake(cx.waker()))
-        {
-            state.waiting.push(cx.waker().clone());
-        }
+        let old = state.waiting.watch(&mut self.place, cx.waker());
+        drop(state);
+        drop(old);
         Poll::Pending
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let old = lock(&self.registry.state).waiting.leave(self.place);
+            drop(old);
+        }
     }
 }
 
@@ -277,7 +300,7 @@ impl Drop for Place {
         state.leaving -= usize::from(self.is_displaced());
         // Listeners may be among them, and look again at what they wait for.
         let wakers = if state.connections.is_empty() {
-            std::mem::take(&mut state.waiting)
+            state.waiting.take().collect()
         } else {
             Vec::new()
         };
@@ -362,13 +385,28 @@ mod tests {
         let cx = &mut Context::from_waker(&waker);
         let registry = Arc::new(Registry::default());
         let place = registry.enter(room(1), seconds(0)).unwrap();
-        assert!(registry.poll_stopping(cx).is_pending() && place.poll_stopping(cx).is_pending());
+        let mut watch = registry.watch();
+        assert!(watch.poll_stopping(cx).is_pending() && place.poll_stopping(cx).is_pending());
         registry.stop();
         assert_eq!(count.0.load(Ordering::SeqCst), 2);
-        assert!(registry.poll_stopping(cx).is_ready() && place.poll_stopping(cx).is_ready());
-        assert!(registry.poll_empty(cx).is_pending());
+        assert!(watch.poll_stopping(cx).is_ready() && place.poll_stopping(cx).is_ready());
+        assert!(watch.poll_empty(cx).is_pending());
         drop(place);
         assert_eq!(count.0.load(Ordering::SeqCst), 3);
-        assert!(registry.poll_empty(cx).is_ready());
+        assert!(watch.poll_empty(cx).is_ready());
+    }
+
+    #[test]
+    fn who_does_not_wait_any_more_is_forgotten() {
+        let registry = Registry::default();
+        let cx = &Context::from_waker(Waker::noop());
+        let mut watches: Vec<_> = (0..20_000).map(|_| registry.watch()).collect();
+        for watch in &mut watches {
+            assert!(watch.poll_stopping(cx).is_pending());
+            assert!(watch.poll_stopping(cx).is_pending());
+        }
+        assert_eq!(lock(&registry.state).waiting.len(), 20_000);
+        drop(watches);
+        assert_eq!(lock(&registry.state).waiting.len(), 0);
     }
 }

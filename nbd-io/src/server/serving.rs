@@ -314,9 +314,10 @@ impl<R: Tasks> Server<R> {
     /// Dropping it closes the listener, and leaves the connections as they are.
     pub async fn serve<L: Listener>(&self, mut listener: L) -> io::Result<()> {
         let mut passing = 0;
+        let mut watch = self.registry.watch();
         loop {
             let accepted = poll_fn(|cx| {
-                if self.registry.poll_stopping(cx).is_ready() {
+                if watch.poll_stopping(cx).is_ready() {
                     return Poll::Ready(None);
                 }
                 listener.poll_accept(cx).map(Some)
@@ -350,7 +351,7 @@ impl<R: Tasks> Server<R> {
         let most = self.settings.grace.saturating_add(LAST_GRACE);
         let mut most = self.runtime.sleep(most);
         poll_fn(|cx| {
-            let empty = self.registry.poll_empty(cx).is_ready();
+            let empty = watch.poll_empty(cx).is_ready();
             // An export that waits in the thread of its connection does not notice.
             if empty || Pin::new(&mut most).poll(cx).is_ready() {
                 return Poll::Ready(());
@@ -399,8 +400,9 @@ impl<R: Tasks> Server<R> {
 
     async fn pause(&self, time: Duration) {
         let mut sleep = self.runtime.sleep(time);
+        let mut watch = self.registry.watch();
         poll_fn(|cx| {
-            if self.registry.poll_stopping(cx).is_ready() {
+            if watch.poll_stopping(cx).is_ready() {
                 return Poll::Ready(());
             }
             Pin::new(&mut sleep).poll(cx)
@@ -521,8 +523,9 @@ impl Stopper {
     ///
     /// It only waits: dropping it changes nothing.
     pub async fn stopped(&self) {
-        poll_fn(|cx| self.registry.poll_stopping(cx)).await;
-        poll_fn(|cx| self.registry.poll_empty(cx)).await;
+        let mut watch = self.registry.watch();
+        poll_fn(|cx| watch.poll_stopping(cx)).await;
+        poll_fn(|cx| watch.poll_empty(cx)).await;
     }
 
     /// How many connections there are.

@@ -192,6 +192,12 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         Ok(framed)
     }
 
+    /// What is attached to a request in flight; `None` if it was answered, or cannot be any more.
+    pub fn ticket(&mut self, cookie: Cookie) -> Option<&mut Option<T>> {
+        let request = self.in_flight.get_mut(cookie.slot())?;
+        (request.cookie == Some(cookie)).then_some(&mut request.ticket)
+    }
+
     /// The next completed request of an owner.
     pub fn take(&mut self, owner: usize) -> Option<Done<B>> {
         self.owners[owner].done.pop_front()

@@ -20,7 +20,6 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 mod timed;
-mod watchers;
 mod window;
 
 pub use super::reconnect::{ConnectionState, Reconnect};

@@ -1,5 +1,6 @@
-//! Changes of the same bytes, one after the other.
+//! Changes of the same bytes, one after the other, for tasks.
 
+use crate::client::{Claim, RangeLocks};
 use std::{
     future::poll_fn,
     ops::Range,
@@ -7,35 +8,15 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Ranges that are being changed, or will be, in the order in which they came.
+/// Ranges that are being changed, or will be, and who waits for each.
 #[derive(Debug, Default)]
-pub(super) struct Overlaps(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    next: u64,
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    number: u64,
-    range: Range<u64>,
-    /// Who waits for those before it.
-    waker: Option<Waker>,
-}
-
-impl Entry {
-    fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.range.start < range.end && range.start < self.range.end
-    }
-}
+pub(super) struct Overlaps(Mutex<RangeLocks<Option<Waker>>>);
 
 /// A range that nobody else changes.
 #[derive(Debug)]
 pub(super) struct Turn {
     overlaps: Arc<Overlaps>,
-    number: u64,
+    claim: Claim,
 }
 
 impl Overlaps {
@@ -45,17 +26,18 @@ impl Overlaps {
     ///
     /// A future that is dropped waits no more, and nobody waits for it.
     pub(super) async fn turn(self: &Arc<Self>, range: Range<u64>) -> Turn {
-        let turn = self.enter(range);
+        let turn = Turn {
+            claim: self.lock().enter(range, None, None),
+            overlaps: self.clone(),
+        };
         poll_fn(|cx| {
-            let mut state = self.lock();
-            let own = state.place(turn.number);
-            let (before, rest) = state.entries.split_at_mut(own);
-            let entry = &mut rest[0];
-            if !before.iter().any(|other| other.overlaps(&entry.range)) {
+            let mut locks = self.lock();
+            if locks.is_held(turn.claim) {
                 return Poll::Ready(());
             }
-            let old = entry.waker.replace(cx.waker().clone());
-            drop(state);
+            let waker = locks.get_mut(turn.claim);
+            let old = waker.and_then(|waker| waker.replace(cx.waker().clone()));
+            drop(locks);
             drop(old);
             Poll::Pending
         })
@@ -63,42 +45,18 @@ impl Overlaps {
         turn
     }
 
-    fn enter(self: &Arc<Self>, range: Range<u64>) -> Turn {
-        let mut state = self.lock();
-        let number = state.next;
-        state.next += 1;
-        state.entries.push(Entry {
-            number,
-            range,
-            waker: None,
-        });
-        Turn {
-            overlaps: Arc::clone(self),
-            number,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, RangeLocks<Option<Waker>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn place(&self, number: u64) -> usize {
-        self.entries.partition_point(|entry| entry.number < number)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.overlaps.lock();
-        let own = state.place(self.number);
-        let Entry { range, waker, .. } = state.entries.remove(own);
-        let later = state.entries[own..].iter_mut();
-        let freed = later.filter(|other| other.overlaps(&range));
-        let wakers: Vec<Waker> = freed.filter_map(|other| other.waker.take()).collect();
-        drop(state);
-        drop(waker);
+        let mut wakers = Vec::new();
+        let mut locks = self.overlaps.lock();
+        let own = locks.leave(self.claim, |waker| wakers.extend(waker.take()));
+        drop(locks);
+        drop(own);
         wakers.into_iter().for_each(Waker::wake);
     }
 }
@@ -135,7 +93,7 @@ mod tests {
         assert!(is_ready(third.as_mut()).is_none());
         drop(held);
         drop(is_ready(third.as_mut()).unwrap());
-        assert!(overlaps.lock().entries.is_empty());
+        assert!(overlaps.lock().is_empty());
     }
 
     #[test]
@@ -153,6 +111,6 @@ mod tests {
             drop(is_ready(behind.as_mut()).unwrap());
         }
         drop(is_ready(last.as_mut()).unwrap());
-        assert_eq!(overlaps.lock().entries.len(), 1);
+        assert_eq!(overlaps.lock().len(), 1);
     }
 }

@@ -4,18 +4,18 @@ use super::{
     link::{Link, Stream},
     plan::Plan,
     supervisor::Supervisor,
-    watchers::{Place, Watchers},
 };
 use crate::{
     client::{
         Connected, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership, Next,
     },
     runtime::Network,
+    watchers::{Place, Watchers},
 };
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 /// The connections of a client. When it is dropped, they are closed.
@@ -53,7 +53,7 @@ impl State {
 fn changed(mut state: MutexGuard<'_, State>) {
     let watchers = state.watchers.take();
     drop(state);
-    watchers.into_iter().for_each(|(_, waker)| waker.wake());
+    watchers.for_each(Waker::wake);
 }
 
 /// Releases the lock and waits for a change.

@@ -5,11 +5,11 @@ use super::{
     plan::Plan,
     pool::Pool,
     timed::within,
-    watchers::Place,
 };
 use crate::{
     client::{DialId, Epoch, Error, Join, Lost, Next},
     runtime::Network,
+    watchers::Place,
 };
 use bytes::BytesMut;
 use nbd_proto::Errno;

@@ -40,7 +40,10 @@ use super::{
     },
     overlaps::Turn,
 };
-use crate::transport::Transport;
+use crate::{
+    transport::Transport,
+    watchers::{Place, Watchers},
+};
 use bytes::BytesMut;
 use drive::Stop;
 use nbd_proto::client::{Outcome, Transmission};
@@ -138,7 +141,7 @@ struct State {
     /// The stream was told that no more will come.
     shut_down: bool,
     /// Tasks that wait for the end.
-    mourners: Vec<Waker>,
+    mourners: Watchers,
     /// Tasks to be woken when the lock is released.
     wakes: Vec<Waker>,
     /// Calls that have failed before their requests were sent, to be woken then, too.
@@ -242,7 +245,7 @@ impl Link {
                 watching: false,
                 closing_noted: false,
                 shut_down: false,
-                mourners: Vec::new(),
+                mourners: Watchers::default(),
                 wakes: Vec::new(),
                 ready: Vec::new(),
                 released: Vec::new(),
@@ -300,15 +303,23 @@ impl Link {
     }
 
     /// Waits until the connection is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped waits no more.
     pub(crate) async fn over(&self) -> Arc<Lost> {
+        let mut mourner = Mourner {
+            link: self,
+            place: None,
+        };
         std::future::poll_fn(|cx| {
             let mut state = self.lock();
             if let Some(lost) = state.engine.lost() {
                 return Poll::Ready(lost.clone());
             }
-            if !state.mourners.iter().any(|old| old.will_wake(cx.waker())) {
-                state.mourners.push(cx.waker().clone());
-            }
+            let old = state.mourners.watch(&mut mourner.place, cx.waker());
+            drop(state);
+            drop(old);
             Poll::Pending
         })
         .await
@@ -340,6 +351,21 @@ impl Link {
             && state.wakes.is_empty()
         {
             state.wakes = wakes;
+        }
+    }
+}
+
+/// A task that waits for the end of a connection.
+struct Mourner<'a> {
+    link: &'a Link,
+    place: Place,
+}
+
+impl Drop for Mourner<'_> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let old = self.link.lock().mourners.leave(self.place);
+            drop(old);
         }
     }
 }

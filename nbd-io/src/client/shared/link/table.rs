@@ -357,7 +357,7 @@ impl State {
         if self.engine.lost().is_some() && self.stream.take().is_some() {
             self.unflushed = false;
             self.inbox = Inbox::default();
-            let mourners = mem::take(&mut self.mourners);
+            let mourners = self.mourners.take();
             self.wakes.extend(mourners);
             self.wake_keeper();
         }

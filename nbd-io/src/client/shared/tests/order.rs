@@ -91,6 +91,30 @@ fn a_change_does_not_wait_for_ever_for_one_whose_task_does_not_come() {
     });
 }
 
+#[test]
+fn many_queued_changes_are_dropped_in_time_in_proportion_to_their_number() {
+    let sim = Sim::new(1);
+    Machine::start(&sim, false);
+    sim.run(async {
+        let options = options(&sim, policy());
+        let client = options.connect("nbd://localhost").await.unwrap();
+        let elsewhere = &mut Context::from_waker(Waker::noop());
+        // Of the same bytes, and of others. With time in proportion to the square, this would take
+        // a minute.
+        for step in [0, 8] {
+            let mut writes: Vec<_> = (0..30_000)
+                .map(|n| Box::pin(client.write(n * step, vec![1; 8])))
+                .collect();
+            for write in &mut writes {
+                assert!(write.as_mut().poll(elsewhere).is_pending());
+            }
+            writes.into_iter().for_each(drop); // the oldest first
+        }
+        client.write(0, vec![2; 512]).await.unwrap();
+        assert_eq!(client.read(0, 512).await.unwrap()[..], [2; 512]);
+    });
+}
+
 /// Begins a future for as many polls as it takes, up to these, and drops it.
 async fn begin(future: impl Future, polls: usize) {
     let mut future = pin!(future);
