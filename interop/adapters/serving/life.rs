@@ -342,7 +342,7 @@ fn there_are_no_more_connections_than_allowed() {
 
 #[test]
 fn clients_that_fall_silent_shut_out_no_others() {
-    // B-008, H-041
+    // H-041
     soon(|| {
         let server = memory().max_connections(8).handshake_timeout(None);
         // Those that have never asked for anything are idle after two seconds all the same.
