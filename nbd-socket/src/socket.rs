@@ -4,8 +4,8 @@ use crate::child::Child;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
-        RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recvmsg, sendmsg,
-        shutdown, sockopt,
+        RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
+        send, sendmsg, shutdown, sockopt,
     },
 };
 use std::{
@@ -109,8 +109,13 @@ impl Socket {
             RecvFlags::DONTWAIT
         };
         loop {
-            match recvmsg(&self.fd, bufs, &mut RecvAncillaryBuffer::default(), flags) {
-                Ok(message) => return Ok(message.bytes),
+            let received = match &mut *bufs {
+                [buf] => recv(&self.fd, &mut **buf, flags).map(|(n, _)| n),
+                bufs => recvmsg(&self.fd, bufs, &mut RecvAncillaryBuffer::default(), flags)
+                    .map(|message| message.bytes),
+            };
+            match received {
+                Ok(n) => return Ok(n),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -127,7 +132,11 @@ impl Socket {
         let mut flags = QUIETLY;
         flags.set(SendFlags::DONTWAIT, !block);
         loop {
-            match sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags) {
+            let sent = match bufs {
+                [buf] => send(&self.fd, buf, flags),
+                bufs => sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags),
+            };
+            match sent {
                 Ok(sent) => return Ok(sent),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -108,8 +108,10 @@ impl Intake {
                     return Ok(Some(taken(event, Payload::Staged(&self.staged[used]))));
                 }
                 (event, Some(range)) => {
-                    if event.is_none() {
-                        self.make_room(buffers);
+                    if event.is_none()
+                        && let Fill::Payload { len, .. } = self.transmission.fill()
+                    {
+                        make_room(&mut self.payload, len, buffers);
                     }
                     let end = range.end;
                     self.payload[range].copy_from_slice(&self.staged[used]);
@@ -143,9 +145,11 @@ impl Intake {
         if self.staged.is_empty() {
             self.staged = vec![0; STAGED];
         }
-        self.make_room(buffers);
         let range = match self.transmission.fill() {
-            Fill::Payload { range, .. } => range,
+            Fill::Payload { range, len } => {
+                make_room(&mut self.payload, len, buffers);
+                range
+            }
             _ => 0..0,
         };
         let direct = range.len();
@@ -194,16 +198,12 @@ impl Intake {
             buffers.keep(mem::take(&mut self.payload));
         }
     }
+}
 
-    /// Makes sure that the payload that is coming fits into its buffer.
-    fn make_room(&mut self, buffers: &Buffers) {
-        if let Fill::Payload { len, range } = self.transmission.fill()
-            && self.payload.len() < len
-        {
-            debug_assert!(range.start == 0 || range.end == len);
-            let old = mem::replace(&mut self.payload, buffers.take(len));
-            buffers.keep(old);
-        }
+/// Makes sure that a payload of `len` bytes that is coming fits into its buffer.
+fn make_room(payload: &mut Vec<u8>, len: usize, buffers: &Buffers) {
+    if payload.len() < len {
+        buffers.keep(mem::replace(payload, buffers.take(len)));
     }
 }
 

@@ -313,7 +313,7 @@ impl<R: Runtime> Jobs<R> {
     /// Puts more threads on it if requests take long.
     pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) {
         loop {
-            if self.shared.lock().waiting.is_empty() {
+            if self.running == 0 || self.shared.lock().waiting.is_empty() {
                 self.tick = None;
                 return;
             }

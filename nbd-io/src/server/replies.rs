@@ -189,6 +189,13 @@ impl Replies {
         self.end += header.len() + len;
     }
 
+    /// All that is to be written, if it is in one piece.
+    pub(super) fn contiguous(&self) -> Option<&[u8]> {
+        self.payloads
+            .is_empty()
+            .then(|| &self.inline[self.start..self.end])
+    }
+
     /// The next slices to write. Returns how many there are: 0 if there is nothing to write.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;

@@ -229,7 +229,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 ..
             } = self;
             let read = match intake.poll_read(cx, transport, buffers) {
-                Poll::Pending => return Ok(any),
+                // Whatever can still happen wakes this task, except for what a job that was begun
+                // just now has done: only the next turn has that tell.
+                Poll::Pending => return Ok(any && self.jobs.running() > 0),
                 Poll::Ready(read) => read,
             };
             any = true;
@@ -352,15 +354,20 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Writes replies as far as the client takes them. Returns how many bytes it took.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.replies.is_empty() && !self.unflushed {
+            return Poll::Ready(Ok(0));
+        }
         let mut written = 0;
         self.transport.set_alone(self.is_alone());
-        loop {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.replies.slices(&mut slices);
-            if count == 0 {
-                break;
-            }
-            match self.transport.poll_write(cx, &slices[..count])? {
+        while !self.replies.is_empty() {
+            let sent = if let Some(bytes) = self.replies.contiguous() {
+                self.transport.poll_write(cx, &[IoSlice::new(bytes)])?
+            } else {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = self.replies.slices(&mut slices);
+                self.transport.poll_write(cx, &slices[..count])?
+            };
+            match sent {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(n) => {
                     self.replies.advance(n);

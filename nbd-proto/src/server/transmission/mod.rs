@@ -164,6 +164,11 @@ impl Transmission {
             return Err(error);
         }
         let event = self.advance(n);
+        self.note(event)
+    }
+
+    /// Remembers an error for good.
+    fn note(&mut self, event: Result<Option<Event>, Error>) -> Result<Option<Event>, Error> {
         if let Err(error) = event {
             self.dead = Some(error);
         }
@@ -187,6 +192,16 @@ impl Transmission {
         };
         while fed.event.is_none() {
             let rest = &bytes[fed.used..];
+            // Most headers come whole, and need not be gathered.
+            if let State::Header(0) = self.state
+                && self.in_flight < self.agreed.accepted
+                && let Some(header) = rest.get(..self.agreed.mode.request_len())
+            {
+                fed.used += header.len();
+                let admitted = self.admit(header);
+                fed.event = self.note(admitted)?;
+                continue;
+            }
             let n = match self.fill() {
                 _ if rest.is_empty() => break,
                 Fill::Control(space) => {
@@ -223,9 +238,14 @@ impl Transmission {
                 *have += n;
                 let have = *have;
                 if !had_magic && have >= 4 {
-                    self.check_magic()?;
+                    self.check_magic(&self.header)?;
                 }
-                if have == len { self.admit() } else { Ok(None) }
+                let header = self.header;
+                if have == len {
+                    self.admit(&header[..len])
+                } else {
+                    Ok(None)
+                }
             }
             State::Payload { base, done, len } => {
                 assert!(n <= *len - *done, "{LENT}");
@@ -273,9 +293,8 @@ impl Transmission {
     }
 
     /// Checks the magic number before the rest of a header is waited for.
-    fn check_magic(&self) -> Result<(), Error> {
-        let [m0, m1, m2, m3, ..] = self.header;
-        let got = u32::from_be_bytes([m0, m1, m2, m3]);
+    fn check_magic(&self, header: &[u8]) -> Result<(), Error> {
+        let got = header.first_chunk().map_or(0, |m| u32::from_be_bytes(*m));
         let expected = match self.agreed.mode {
             Mode::Simple | Mode::Structured => magic::REQUEST,
             Mode::Extended => magic::EXTENDED_REQUEST,
@@ -288,8 +307,9 @@ impl Transmission {
     }
 
     /// Decides what becomes of the request whose header is complete.
-    fn admit(&mut self) -> Result<Option<Event>, Error> {
-        let header = RequestHeader::decode(self.agreed.mode, &self.header)
+    fn admit(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {
+        self.check_magic(header)?;
+        let header = RequestHeader::decode(self.agreed.mode, header)
             .expect("the magic number was checked and the header is complete");
         Ok(match admit::admit(&header, &self.agreed, self.shutdown)? {
             Admission::Disconnect => {
