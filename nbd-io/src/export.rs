@@ -72,8 +72,15 @@ const MAX_QUERIES: usize = 4096;
 /// assert!(export.info().is_read_only());
 /// ```
 pub trait Export: Send + Sync {
-    /// The size in bytes, which stays the same for as long as the export is served.
+    /// The size in bytes, which stays the same until [`refresh`](Self::refresh) is called.
     fn size(&self) -> u64;
+
+    /// Takes note of what has changed outside, such as the size of a file that has grown. A server
+    /// calls this before it tells a client of the export. Clients that were told before go by what
+    /// they were told.
+    ///
+    /// Does nothing, unless it is implemented.
+    fn refresh(&self) {}
 
     /// Fills `buf` with the bytes from `offset` on.
     ///

@@ -241,6 +241,10 @@ impl Export for Faulty {
         self.export.size()
     }
 
+    fn refresh(&self) {
+        self.export.refresh();
+    }
+
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.faults.meet(Command::Read, offset, buf.len() as u64)?;
         self.export.read(offset, buf)

@@ -22,6 +22,7 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 use syncs::Syncs;
 
@@ -33,7 +34,8 @@ const STAT_BLOCK: u64 = 512;
 
 /// An export over a regular file, or over a block device.
 ///
-/// Its size is that of the file when it was opened. Reads and writes are positioned and go through
+/// Its size is that of the file when it was opened, and again when a server is about to tell a
+/// client of it: of a file that has grown, new connections see the whole. Reads and writes are positioned and go through
 /// the page cache of the system, at any offset and of any length. That cache is shared by all who
 /// have the file open, so that a flush on one connection covers what was written on all.
 ///
@@ -52,7 +54,7 @@ const STAT_BLOCK: u64 = 512;
 ///
 /// | | regular file on Linux | block device on Linux | elsewhere |
 /// | --- | --- | --- | --- |
-/// | trim | `FALLOC_FL_PUNCH_HOLE` | the same, if the device can write zeroes by itself | nothing |
+/// | trim | `FALLOC_FL_PUNCH_HOLE` | the same, if the device can write zeroes by itself; else not offered | nothing |
 /// | zeroes | punched, else `FALLOC_FL_ZERO_RANGE`, else written | the same | written |
 /// | zeroes without a hole | `FALLOC_FL_ZERO_RANGE`, else allocated and written | the same | written |
 /// | fast zeroes | by one call, or not at all | the same, if the device can by itself | never |
@@ -85,7 +87,9 @@ const STAT_BLOCK: u64 = 512;
 /// ```
 pub struct File {
     file: fs::File,
-    size: u64,
+    size: AtomicU64,
+    /// The largest size that it had. A client that was told so may still go by it.
+    reach: AtomicU64,
     read_only: bool,
     rotational: bool,
     /// There is no disk to be waited for.
@@ -96,6 +100,8 @@ pub struct File {
     unit: u64,
     /// Whether it is fast to have zeroes made.
     fast_zeroes: bool,
+    /// Whether trimming does something.
+    trims: bool,
     punch_hole: Ability,
     zero_range: Ability,
     allocate: Ability,
@@ -143,7 +149,7 @@ impl File {
     pub fn from_std(file: fs::File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         check_type(metadata.file_type())?;
-        let read_only = check_mode(fcntl_getfl(&file)?)?;
+        let opened_read_only = check_mode(fcntl_getfl(&file)?)?;
         let size = size(&file)?;
         let device = metadata
             .file_type()
@@ -152,20 +158,25 @@ impl File {
         let regular = device.is_none();
         let device = device.unwrap_or(host::Device {
             block: 1,
+            read_only: false,
             rotational: false,
             makes_zeroes: true,
         });
+        // The system lets a read-only device be opened for writing, and then refuses every write.
+        let read_only = opened_read_only || device.read_only;
         let syncs = Syncs::new(file.try_clone()?, read_only);
         Ok(Self {
             in_memory: regular && host::is_memory(&file),
             file,
-            size,
+            size: AtomicU64::new(size),
+            reach: AtomicU64::new(size),
             read_only,
             rotational: device.rotational,
             block_sizes: block_sizes(metadata.blksize()),
             description: String::new(),
             unit: device.block,
             fast_zeroes: device.makes_zeroes,
+            trims: device.makes_zeroes,
             // A device that cannot would forget what is cached of it, and only then say so.
             punch_hole: Ability::new(device.makes_zeroes),
             zero_range: Ability::new(true),
@@ -186,7 +197,7 @@ impl File {
     /// # Errors
     ///
     /// [`ErrorKind::WouldBlock`] if somebody else has it locked.
-    pub fn locked(mut self) -> io::Result<Self> {
+    pub fn locked(self) -> io::Result<Self> {
         flock(
             &self.file,
             if self.read_only {
@@ -196,7 +207,9 @@ impl File {
             },
         )?;
         // Whoever had it locked before may have made it shorter or longer.
-        self.size = size(&self.file)?;
+        let size = size(&self.file)?;
+        self.size.store(size, Ordering::Relaxed);
+        self.reach.store(size, Ordering::Relaxed);
         Ok(self)
     }
 
@@ -216,11 +229,15 @@ impl File {
         self
     }
 
+    fn check_range(&self, offset: u64, len: u64, errno: Errno) -> Result<(), Failure> {
+        check_range(self.reach.load(Ordering::Relaxed), offset, len, errno)
+    }
+
     fn check_writable(&self, offset: u64, len: u64, errno: Errno) -> Result<(), Failure> {
         if self.read_only {
             return Err(Errno::Perm.into());
         }
-        check_range(self.size, offset, len, errno)
+        self.check_range(offset, len, errno)
     }
 
     fn write_all(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
@@ -304,11 +321,24 @@ impl File {
 
 impl Export for File {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn refresh(&self) {
+        // Where there is no telling, what was true last is the best guess.
+        let (Ok(size), Ok(metadata)) = (size(&self.file), self.file.metadata()) else {
+            return;
+        };
+        if self.size.swap(size, Ordering::Relaxed) != size {
+            self.reach.fetch_max(size, Ordering::Relaxed);
+            if metadata.blocks().saturating_mul(STAT_BLOCK) < size {
+                self.holes.are_there();
+            }
+        }
     }
 
     fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), Failure> {
-        check_range(self.size, offset, buf.len() as u64, Errno::Inval)?;
+        self.check_range(offset, buf.len() as u64, Errno::Inval)?;
         while !buf.is_empty() {
             match self.file.read_at(buf, offset) {
                 Ok(0) => {
@@ -335,7 +365,7 @@ impl Export for File {
     }
 
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
-        if let Err(failure) = check_range(self.size, offset, buf.len() as u64, Errno::Inval) {
+        if let Err(failure) = self.check_range(offset, buf.len() as u64, Errno::Inval) {
             return Some(Err(failure));
         }
         if self.in_memory {
@@ -352,11 +382,13 @@ impl Export for File {
     fn flags(&self) -> TransmissionFlags {
         let mut flags = TransmissionFlags::SEND_FLUSH
             | TransmissionFlags::SEND_FUA
-            | TransmissionFlags::SEND_TRIM
             | TransmissionFlags::SEND_WRITE_ZEROES
             | TransmissionFlags::SEND_FAST_ZERO
             | TransmissionFlags::SEND_CACHE
             | TransmissionFlags::CAN_MULTI_CONN;
+        if self.trims {
+            flags = flags | TransmissionFlags::SEND_TRIM;
+        }
         if self.read_only {
             flags = flags | TransmissionFlags::READ_ONLY;
         }
@@ -421,7 +453,7 @@ impl Export for File {
     }
 
     fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
-        check_range(self.size, offset, len, Errno::Inval)?;
+        self.check_range(offset, len, Errno::Inval)?;
         host::will_need(&self.file, offset, len);
         Ok(())
     }
@@ -447,7 +479,7 @@ impl fmt::Debug for File {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("File")
             .field("file", &self.file)
-            .field("size", &self.size)
+            .field("size", &self.size())
             .field("read_only", &self.read_only)
             .finish_non_exhaustive()
     }

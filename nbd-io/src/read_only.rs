@@ -40,6 +40,10 @@ impl Export for ReadOnly {
         self.export.size()
     }
 
+    fn refresh(&self) {
+        self.export.refresh();
+    }
+
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.export.read(offset, buf)
     }

@@ -1,7 +1,6 @@
 //! Where a file has data and where it has holes.
 
 use super::{File, STAT_BLOCK, at as failed_at, host};
-use crate::export::check_range;
 use nbd_proto::{
     Errno, Failure,
     meta::{Allocation, Extent},
@@ -74,7 +73,7 @@ impl File {
         len: u64,
         look: fn(&Self, u64, u64) -> io::Result<Extent>,
     ) -> Result<Extent, Failure> {
-        check_range(self.size, offset, len, Errno::Inval)?;
+        self.check_range(offset, len, Errno::Inval)?;
         let end = offset + len;
         if len == 0 || !self.holes.are_likely() {
             return Ok(data(offset..end));

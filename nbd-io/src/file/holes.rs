@@ -61,6 +61,11 @@ impl Holes {
         self.likely.load(Ordering::Relaxed)
     }
 
+    /// There are some that nobody has made here.
+    pub(super) fn are_there(&self) {
+        self.likely.store(true, Ordering::Relaxed);
+    }
+
     /// Where the data at `offset` ends, if that is known.
     pub(super) fn data_end(&self, offset: u64) -> Option<u64> {
         let known = self.known();

@@ -8,6 +8,7 @@ use std::{fs::File, io, ops::Range};
 pub(super) struct Device {
     /// Bytes in a block, a power of two.
     pub(super) block: u64,
+    pub(super) read_only: bool,
     pub(super) rotational: bool,
     /// It makes zeroes without being sent them.
     pub(super) makes_zeroes: bool,
@@ -29,18 +30,22 @@ mod system {
 
     impl Device {
         pub(in super::super) fn of(file: &File, number: u64) -> Self {
+            let device = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+            let is_set = |attribute: &str| {
+                fs::read_to_string(format!("{device}/{attribute}")).map(|value| value.trim() != "0")
+            };
             let queue = |attribute: &str| {
-                let device = format!("/sys/dev/block/{}:{}", major(number), minor(number));
                 // That of a partition is its disk's.
-                fs::read_to_string(format!("{device}/queue/{attribute}"))
-                    .or_else(|_| fs::read_to_string(format!("{device}/../queue/{attribute}")))
-                    .is_ok_and(|value| value.trim() != "0")
+                is_set(&format!("queue/{attribute}"))
+                    .or_else(|_| is_set(&format!("../queue/{attribute}")))
+                    .unwrap_or(false)
             };
             Self {
                 block: ioctl_blksszget(file)
                     .ok()
                     .filter(|block| block.is_power_of_two())
                     .map_or(4096, u64::from),
+                read_only: is_set("ro").unwrap_or(false),
                 rotational: queue("rotational"),
                 makes_zeroes: queue("write_zeroes_max_bytes"),
             }
@@ -123,6 +128,7 @@ mod system {
         pub(in super::super) fn of(_: &File, _: u64) -> Self {
             Self {
                 block: 4096,
+                read_only: false,
                 rotational: false,
                 makes_zeroes: false,
             }

@@ -59,6 +59,7 @@ fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer,
 
 /// What a client is told of an export that it called `name`.
 fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
+    offer.export.refresh();
     let mut info = offer.export.info();
     info.name = Some(offer.name.as_ref().unwrap_or(name).clone());
     // What of these is possible with what was negotiated is sorted out when the question is

@@ -70,13 +70,22 @@ struct Device {
 
 impl Device {
     fn new(directory: &TempDir, len: u64) -> Option<Self> {
+        Self::with(directory, len, &[])
+    }
+
+    fn with(directory: &TempDir, len: u64, arguments: &[&str]) -> Option<Self> {
         let has_loops = Path::new("/dev/loop-control").exists();
         if !has_loops {
             eprintln!("skipped, since this system has no loop devices");
             return None;
         }
         let behind = empty(directory, len);
-        let path = run("losetup", &["--find", "--show", behind.to_str().unwrap()])?;
+        let arguments = [
+            &["--find", "--show"],
+            arguments,
+            &[behind.to_str().unwrap()],
+        ];
+        let path = run("losetup", &arguments.concat())?;
         Some(Self { path, behind })
     }
 
@@ -124,6 +133,50 @@ fn a_full_disk_is_enospc_and_loses_nothing() {
         export.write(MIB, &[9; 512 << 10], fua).unwrap();
         fs::remove_file(path).unwrap();
     }
+}
+
+#[test]
+fn a_read_only_device_is_a_read_only_export() {
+    // S-091
+    let directory = tempfile::tempdir().unwrap();
+    let Some(device) = Device::with(&directory, MIB, &["--read-only"]) else {
+        return;
+    };
+    // That it is opened for writing is nothing that the system minds.
+    let export = device.open();
+    assert!(export.info().is_read_only());
+    assert_eq!(errno(export.write(0, &[1], false)), Errno::Perm);
+}
+
+#[test]
+fn what_a_device_cannot_trim_is_not_offered() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(device) = Device::new(&directory, MIB) else {
+        return;
+    };
+    let zeroes = format!(
+        "/sys/block/{}/queue/write_zeroes_max_bytes",
+        device.path.trim_start_matches("/dev/")
+    );
+    let makes_zeroes = fs::read_to_string(zeroes).unwrap().trim() != "0";
+    assert_eq!(device.open().info().can_trim(), makes_zeroes);
+}
+
+#[test]
+fn a_device_that_has_grown_shows_its_new_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(device) = Device::new(&directory, MIB) else {
+        return;
+    };
+    let export = device.open();
+    shorten(&device.behind, 2 * MIB);
+    let Some(_) = run("losetup", &["--set-capacity", &device.path]) else {
+        return;
+    };
+    assert_eq!(export.size(), MIB);
+    export.refresh();
+    assert_eq!(export.size(), 2 * MIB);
+    export.write(2 * MIB - 1, &[7], true).unwrap();
 }
 
 #[test]

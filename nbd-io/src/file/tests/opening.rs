@@ -1,5 +1,6 @@
 use super::*;
-use std::os::unix::fs::OpenOptionsExt;
+use crate::ReadOnly;
+use std::{os::unix::fs::OpenOptionsExt, sync::Arc};
 
 #[test]
 fn a_read_only_file_is_a_read_only_export() {
@@ -132,5 +133,32 @@ fn a_locked_file_is_for_one_writer_or_for_readers() {
     assert_eq!(
         (opened.size(), opened.locked().unwrap().size()),
         (1 << 20, 1000)
+    );
+}
+
+#[test]
+fn a_file_that_has_grown_shows_its_new_size_when_it_is_refreshed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = full(&directory, PAGE);
+    let file: Arc<dyn Export> = Arc::new(File::open(&path).unwrap());
+    let view = ReadOnly::new(Arc::clone(&file));
+    for pages in [1, 3, 2] {
+        let before = view.size();
+        shorten(&path, pages * PAGE_LEN);
+        assert_eq!(view.size(), before);
+        view.refresh();
+        assert_eq!(
+            (view.size(), file.size()),
+            (pages * PAGE_LEN, pages * PAGE_LEN)
+        );
+    }
+    // A client of before goes by what it was told.
+    let failure = file.read(2 * PAGE_LEN, &mut [0]).unwrap_err();
+    assert_eq!(failure.errno, Errno::Io);
+    assert_eq!(errno(file.read(3 * PAGE_LEN, &mut [0])), Errno::Inval);
+    // What it has grown by is a hole, and there was none before.
+    assert_eq!(
+        status(&*file, 0, 2 * PAGE_LEN),
+        [(PAGE_LEN, DATA), (PAGE_LEN, HOLE)]
     );
 }

@@ -281,3 +281,18 @@ fn an_export_sees_whole_blocks_only() {
     let read = session.ask(|client| client.read(512, 1024, NONE).unwrap().1, 1024);
     assert_eq!(read.outcome, Outcome::Done);
 }
+
+#[cfg(unix)]
+#[test]
+fn each_connection_is_told_the_size_of_its_time() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let export = crate::File::open(file.path()).unwrap();
+    let exports = NamedExports::single(Arc::new(export));
+    for size in [4096, 10_000] {
+        file.as_file().set_len(size).unwrap();
+        for mode in MODES {
+            let session = Session::new(&exports, &target("", mode));
+            assert_eq!(session.client.export().size, size);
+        }
+    }
+}
