@@ -37,7 +37,7 @@ impl Plan {
         let facts = Facts::new(&connected.transmission, connected.encrypted);
         // One that is of no use is told goodbye.
         let link = link(&self.options, connected, self.log.clone())?;
-        match self.facts.differs(&facts) {
+        match self.facts.differs(&facts, self.options.reconnect.as_ref()) {
             Some(what) => Err(Error::lost(Lost::Changed { what })),
             None => Ok(link),
         }

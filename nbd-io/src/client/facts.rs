@@ -1,6 +1,6 @@
 //! What the connections of a client have in common.
 
-use super::longest;
+use super::{Reconnect, longest};
 use nbd_proto::{
     BlockSizes, Command, ExportInfo, Mode,
     client::{Context, Transmission},
@@ -47,12 +47,15 @@ impl Facts {
         }
     }
 
-    /// What another connection to the same export does not have in common with this one.
+    /// What another connection to the same export does not have in common with this one. An
+    /// export that is larger than it was is the same if the policy accepts that.
     #[must_use]
-    pub fn differs(&self, other: &Self) -> Option<&'static str> {
+    pub fn differs(&self, other: &Self, policy: Option<&Reconnect>) -> Option<&'static str> {
         let (ours, theirs) = (&self.export, &other.export);
+        let may_grow = policy.is_some_and(Reconnect::accepts_growth);
+        let same_size = ours.size == theirs.size || may_grow && ours.size < theirs.size;
         [
-            (ours.size == theirs.size, "its size"),
+            (same_size, "its size"),
             (ours.flags == theirs.flags, "its flags"),
             (self.blocks == other.blocks, "its block sizes"),
             (self.contexts == other.contexts, "its meta contexts"),

@@ -13,7 +13,7 @@ use std::{
 /// was answered, so that a server that carries out one twice does no harm. It is tried until one of
 /// the limits below is reached; then every request fails with the reason. An export whose size,
 /// flags, block sizes or meta contexts are not what they were is refused, and it is not tried
-/// again.
+/// again; it may have [grown](Reconnect::accept_growth) if the program has said so.
 ///
 /// A connection is lost when the server closes it, breaks the protocol, says that it shuts down, or
 /// says nothing at all until a request has taken too long. That request fails; those that were sent
@@ -54,6 +54,7 @@ pub struct Reconnect {
     longest_delay: Duration,
     total: Option<Duration>,
     kept: u64,
+    may_grow: bool,
 }
 
 /// No two attempts follow each other faster.
@@ -80,6 +81,7 @@ impl Reconnect {
             longest_delay: Duration::from_secs(10),
             total: Some(Duration::from_secs(300)),
             kept: 0,
+            may_grow: false,
         }
     }
 
@@ -120,6 +122,23 @@ impl Reconnect {
     pub const fn keep_unflushed(mut self, bytes: u64) -> Self {
         self.kept = bytes;
         self
+    }
+
+    /// Whether an export may be larger than before when the client comes back. False, the default,
+    /// refuses it.
+    ///
+    /// The client goes by the size that it was told first: what the export has grown by is for
+    /// those who connect anew.
+    #[must_use]
+    pub const fn accept_growth(mut self, accept: bool) -> Self {
+        self.may_grow = accept;
+        self
+    }
+
+    /// Whether an export may be larger than before.
+    #[must_use]
+    pub const fn accepts_growth(&self) -> bool {
+        self.may_grow
     }
 
     /// Whether there may be one more attempt after so many.

@@ -69,7 +69,7 @@ impl<R: Network> Plan<R> {
         let connected = self.options.open(uri).await?;
         let facts = Facts::new(&connected.transmission, connected.encrypted);
         let link = self.link(connected);
-        if let Some(what) = self.facts.differs(&facts) {
+        if let Some(what) = self.facts.differs(&facts, self.policy()) {
             link.close();
             self.keep(Weak::new(), link);
             return Err(Error::lost(Lost::Changed { what }));

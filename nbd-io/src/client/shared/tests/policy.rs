@@ -274,6 +274,37 @@ fn an_export_that_comes_back_as_another_one_is_refused_and_told() {
     }
 }
 
+#[test]
+fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
+    for accept in [true, false] {
+        let sim = Sim::new(1);
+        let (_, connections) = host(&sim, |number| Some(memory([8192, 1 << 20][number.min(1)])));
+        sim.run(async {
+            let policy = policy().accept_growth(accept);
+            let client = options(&sim, policy)
+                .connect("nbd://localhost")
+                .await
+                .unwrap();
+            kill(&connections);
+            let read = client.read(0, 10).await;
+            assert_eq!(read.is_ok(), accept);
+            // It goes by the size of before.
+            assert_eq!(client.size(), 8192);
+            assert!(client.read(8192, 10).await.is_err());
+        });
+    }
+    // What is smaller is refused even so.
+    let sim = Sim::new(1);
+    let (_, connections) = host(&sim, |number| Some(memory([8192, 4096][number.min(1)])));
+    sim.run(async {
+        let policy = policy().accept_growth(true);
+        let options = options(&sim, policy);
+        let client = options.connect("nbd://localhost").await.unwrap();
+        kill(&connections);
+        assert!(client.read(0, 10).await.unwrap_err().is_lost());
+    });
+}
+
 /// A disk whose server is about to end.
 struct Stopping(Arc<Disk>);
 
