@@ -25,7 +25,10 @@ fn an_export_is_entered_over_tls() {
         let certificates = Certificates::new();
         let (serving, address) = serve_tls(&certificates);
         on_runtime(async |network| {
-            let socket = network.connect(uri(&address).address()).await.unwrap();
+            let socket = network
+                .connect(uri(&address).address(), &DialOptions::default())
+                .await
+                .unwrap();
             let tls = ClientTls::new().directory(certificates.dir()).unwrap();
             let mut target = Target::new(uri(&address).export().clone());
             target.tls = TlsPolicy::Always;
@@ -66,7 +69,10 @@ fn a_server_leaves_a_client_that_breaks_the_protocol_with_the_end_of_tls() {
         let certificates = Certificates::new();
         let (serving, address) = serve_tls(&certificates);
         on_runtime(async |network| {
-            let socket = network.connect(uri(&address).address()).await.unwrap();
+            let socket = network
+                .connect(uri(&address).address(), &DialOptions::default())
+                .await
+                .unwrap();
             let tls = ClientTls::new().directory(certificates.dir()).unwrap();
             let mut target = Target::new(ExportName::default());
             target.tls = TlsPolicy::Always;
@@ -86,7 +92,10 @@ fn a_server_with_the_wrong_certificate_is_not_believed() {
             let certificates = Certificates::with_server(flaw);
             let (serving, address) = serve_tls(&certificates);
             on_runtime(async |network| {
-                let socket = network.connect(uri(&address).address()).await.unwrap();
+                let socket = network
+                    .connect(uri(&address).address(), &DialOptions::default())
+                    .await
+                    .unwrap();
                 let tls = ClientTls::new().directory(certificates.dir()).unwrap();
                 let mut target = Target::new(uri(&address).export().clone());
                 target.tls = TlsPolicy::Always;
@@ -131,7 +140,10 @@ fn servers_of_others_are_entered_with_and_without_tls() {
             for (policy, server) in &servers {
                 let Some(server) = server else { continue };
                 let address = uri(&server.uri(""));
-                let socket = network.connect(address.address()).await.unwrap();
+                let socket = network
+                    .connect(address.address(), &DialOptions::default())
+                    .await
+                    .unwrap();
                 let tls = ClientTls::new().directory(certificates.dir()).unwrap();
                 let mut target = Target::new(ExportName::default());
                 target.tls = *policy;

@@ -26,7 +26,7 @@ use nbd_blocking::{
 use nbd_io::{
     Memory,
     client::{
-        Connected, NegotiationError, Target, TlsPolicy, negotiate,
+        Connected, DialOptions, NegotiationError, Target, TlsPolicy, negotiate,
         shared::{Client, ConnectOptions},
     },
     runtime::{Network, Runtime, Tasks},
@@ -81,7 +81,10 @@ async fn enter(socket: Socket, target: &Target, tls: &ClientTls) -> Entered {
 
 /// Enters the default export in the clear.
 async fn enter_plain(network: &impl Network<Stream = Socket>, address: &str) {
-    let socket = network.connect(uri(address).address()).await.unwrap();
+    let socket = network
+        .connect(uri(address).address(), &DialOptions::default())
+        .await
+        .unwrap();
     let target = Target::new(uri(address).export().clone());
     let connected = enter(socket, &target, &ClientTls::new()).await.unwrap();
     assert!(!connected.encrypted);

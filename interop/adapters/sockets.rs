@@ -150,7 +150,10 @@ fn a_listener_accepts_whoever_comes() {
                 })
                 .await;
                 for _ in 0..3 {
-                    let mut client = network.connect(uri(&address).address()).await.unwrap();
+                    let mut client = network
+                        .connect(uri(&address).address(), &DialOptions::default())
+                        .await
+                        .unwrap();
                     let accepted = poll_fn(|cx| listener.poll_accept(cx)).await;
                     let (mut server, peer) = accepted.unwrap();
                     assert_eq!(peer != Peer::Unix, address.starts_with("nbd:"));

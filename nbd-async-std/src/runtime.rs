@@ -2,13 +2,15 @@
 
 use crate::Socket;
 use async_io::Timer;
-use async_std::{net::ToSocketAddrs, task};
-use nbd_io::runtime::{Network, Runtime, Tasks};
+use async_std::task;
+use nbd_io::{
+    client::DialOptions,
+    runtime::{Network, Runtime, Tasks},
+};
 use nbd_proto::uri::Address;
-use nbd_socket::Reactor;
+use nbd_socket::{Awaited, Reactor};
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::LazyLock,
     task::{Context, Poll},
@@ -60,28 +62,21 @@ impl Tasks for AsyncStd {
 impl Network for AsyncStd {
     type Stream = Socket;
 
-    async fn connect(&self, address: &Address) -> io::Result<Socket> {
-        nbd_socket::connect(self, address).await
+    async fn connect(&self, address: &Address, options: &DialOptions) -> io::Result<Socket> {
+        nbd_socket::connect(self, address, options).await
     }
 }
 
 impl Reactor for AsyncStd {
     type Socket = Socket;
 
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        Ok((host, port).to_socket_addrs().await?.collect())
-    }
-
     fn register(&self, socket: nbd_socket::Socket) -> io::Result<Socket> {
         Socket::new(socket)
     }
 
-    async fn writable(&self, socket: &Socket) -> io::Result<()> {
-        socket.writable().await
-    }
-
-    async fn pause(&self, time: Duration) -> io::Result<()> {
-        self.sleep(time).await;
-        Ok(())
+    async fn wait(&self, what: Awaited<'_, Socket>, until: Option<Instant>) -> io::Result<()> {
+        let left = until.map(|until| until.saturating_duration_since(self.clock()));
+        let timer = left.map(|left| self.sleep(left));
+        what.or_sleep(timer, Socket::poll_writable).await
     }
 }

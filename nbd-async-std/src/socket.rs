@@ -35,8 +35,9 @@ impl Socket {
         })
     }
 
-    pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.fd.writable().await
+    /// Waits until a socket that is being connected is, or turns out to be broken.
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fd.poll_writable(cx)
     }
 
     fn poll_recv(

@@ -1,11 +1,11 @@
 //! How long is waited at a time for a connection that is being made.
 
 use crate::socket::Socket;
+use nbd_socket::Awaited;
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -76,23 +76,26 @@ impl Patience {
         }
     }
 
-    /// Waits until a time. Pends if only this step is over.
-    pub(crate) fn poll_pause(
-        &self,
-        end: Instant,
-        deadline: Option<Instant>,
-    ) -> Poll<io::Result<()>> {
-        let deadline = self.extended(deadline);
-        let until = self.lock().map(|step| step.until);
-        let first = until.into_iter().chain(deadline).fold(end, Instant::min);
-        thread::sleep(first.saturating_duration_since(Instant::now()));
+    /// A clock that stands still in those gaps.
+    pub(crate) fn now(&self) -> Instant {
+        let gaps = self.lock().map_or(Duration::ZERO, |step| step.gaps);
         let now = Instant::now();
-        if end <= now {
-            Poll::Ready(Ok(()))
-        } else if deadline.is_some_and(|deadline| deadline <= now) {
-            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-        } else {
-            Poll::Pending
+        now.checked_sub(gaps).unwrap_or(now)
+    }
+
+    /// Waits for what connecting waits for, until [`now`](Patience::now) is `until`. Pends if only
+    /// this step is over.
+    pub(crate) fn poll_for(
+        &self,
+        what: &Awaited<'_, Socket>,
+        until: Option<Instant>,
+    ) -> Poll<io::Result<()>> {
+        let until = self.extended(until);
+        let step_ends = self.lock().map(|step| step.until);
+        let suspends = step_ends.filter(|end| until.is_none_or(|until| *end < until));
+        match what.wait(suspends.or(until)) {
+            Ok(false) if suspends.is_some() => Poll::Pending,
+            done => Poll::Ready(done.map(drop)),
         }
     }
 }

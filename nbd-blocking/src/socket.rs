@@ -1,69 +1,35 @@
 //! Connecting to servers.
 
 use crate::{Error, patience::Patience};
+use nbd_io::client::DialOptions;
 use nbd_proto::uri::Address;
 pub(crate) use nbd_socket::Socket;
-use nbd_socket::{Reactor, Waiting};
-use std::{
-    future::poll_fn,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use nbd_socket::{Awaited, Reactor};
+use std::{future::poll_fn, io, time::Instant};
 
-/// Connects by waiting until a deadline, but no longer at a time than a dial may.
-struct Patient<'a> {
-    deadline: Option<Instant>,
-    patience: &'a Patience,
-}
-
-impl Reactor for Patient<'_> {
+impl Reactor for Patience {
     type Socket = Socket;
-
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        Waiting(self.deadline).resolve(host, port).await
-    }
 
     fn register(&self, socket: Socket) -> io::Result<Socket> {
         Ok(socket)
     }
 
-    async fn writable(&self, socket: &Socket) -> io::Result<()> {
-        poll_fn(|_| self.patience.poll(socket, false, true, self.deadline)).await
+    fn clock(&self) -> Instant {
+        self.now()
     }
 
-    async fn pause(&self, time: Duration) -> io::Result<()> {
-        let end = Instant::now() + time;
-        poll_fn(|_| self.patience.poll_pause(end, self.deadline)).await
+    async fn wait(&self, what: Awaited<'_, Socket>, until: Option<Instant>) -> io::Result<()> {
+        poll_fn(|_| self.poll_for(&what, until)).await
     }
 }
 
 pub(crate) async fn connect(
     address: &Address,
-    deadline: Option<Instant>,
+    options: &DialOptions,
     patience: &Patience,
 ) -> Result<Socket, Error> {
-    let patient = Patient { deadline, patience };
-    let connected = nbd_socket::connect(&patient, address).await;
+    let connected = nbd_socket::connect(patience, address, options).await;
     connected
         .and_then(Socket::blocking)
-        .map_err(|source| Error::Connect {
-            to: address_name(address),
-            source: Arc::new(source),
-        })
-}
-
-/// How errors name an address.
-fn address_name(address: &Address) -> String {
-    match address {
-        Address::Tcp { host, port, .. } if host.as_str().contains(':') => {
-            format!("[{}]:{port}", host.as_str())
-        }
-        Address::Tcp { host, port, .. } => format!("{}:{port}", host.as_str()),
-        Address::Unix { path, .. } => String::from_utf8_lossy(path).into_owned(),
-        Address::Abstract { name, .. } => format!("@{}", String::from_utf8_lossy(name)),
-        Address::Vsock { cid, port, .. } => format!("vsock {cid}:{port}"),
-        _ => "the server".to_owned(),
-    }
+        .map_err(|error| Error::connect(address, error))
 }

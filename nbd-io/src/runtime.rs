@@ -9,7 +9,7 @@ mod unblock;
 pub use farewell::Farewell;
 pub(crate) use unblock::unblock;
 
-use crate::transport::Transport;
+use crate::{client::DialOptions, transport::Transport};
 use nbd_proto::uri::Address;
 use std::{io, time::Duration};
 
@@ -48,16 +48,19 @@ pub trait Network: Tasks {
     /// A connected socket.
     type Stream: Transport + Send + 'static;
 
-    /// Connects to what an address names: to the first address of a host that answers, in the
-    /// resolver's order.
+    /// Connects to what an address names: to whichever address of a host answers first.
     ///
     /// # Errors
     ///
-    /// When nothing answers; of several addresses, the error tells how each failed. When this
-    /// system has no such addresses, an error of the kind [`io::ErrorKind::Unsupported`].
+    /// When nothing answers in time; of several addresses, the error tells how each failed. When
+    /// this system has no such addresses, an error of the kind [`io::ErrorKind::Unsupported`].
     ///
     /// # Cancel safety
     ///
     /// A future that is dropped leaves no connection behind.
-    fn connect(&self, address: &Address) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn connect(
+        &self,
+        address: &Address,
+        options: &DialOptions,
+    ) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }

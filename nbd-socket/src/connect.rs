@@ -1,40 +1,39 @@
 //! Connecting, for drivers that wait and for drivers that do not.
+//!
+//! The addresses of a host are tried side by side, as RFC 8305 describes it: the next attempt begins
+//! when the last one has failed or is silent for a while, and the first one that succeeds ends the
+//! others.
 
-use crate::{Socket, vsock};
+mod race;
+mod wait;
+
+pub use race::Unreachable;
+pub use wait::Awaited;
+
+use crate::{Lookup, Socket, vsock};
+use nbd_io::client::DialOptions;
 use nbd_proto::uri::Address;
 use rustix::net::sockopt;
 use socket2::{Domain, SockAddr, Type};
 use std::{
     ffi::OsStr,
     io,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr},
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    thread,
     time::{Duration, Instant},
 };
 
 /// How long to wait for room in the queue of a listening Unix socket. The system does not tell when
 /// there is some.
-const RETRY: Duration = Duration::from_millis(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a driver waits while it connects.
 pub trait Reactor: Sync {
     /// A socket as the driver uses it.
     type Socket: AsFd + Send + Sync;
-
-    /// Looks up the addresses of a host.
-    ///
-    /// # Errors
-    ///
-    /// When it has none.
-    fn resolve(
-        &self,
-        host: &str,
-        port: u16,
-    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
 
     /// Takes over a socket, which is a non-blocking one.
     ///
@@ -43,46 +42,66 @@ pub trait Reactor: Sync {
     /// When it cannot be waited for.
     fn register(&self, socket: Socket) -> io::Result<Self::Socket>;
 
-    /// Waits until a socket can be written to, or is broken.
-    ///
-    /// # Errors
-    ///
-    /// When a deadline of the driver's has passed.
-    fn writable(&self, socket: &Self::Socket) -> impl Future<Output = io::Result<()>> + Send;
+    /// The driver's clock, by which all deadlines of connecting are kept.
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
 
-    /// Waits for `time`.
+    /// Waits until something has happened or this driver's clock shows `until`. It may end earlier,
+    /// for no reason.
     ///
     /// # Errors
     ///
-    /// Like [`writable`](Reactor::writable).
-    fn pause(&self, time: Duration) -> impl Future<Output = io::Result<()>> + Send;
+    /// When the driver cannot wait.
+    fn wait(
+        &self,
+        what: Awaited<'_, Self::Socket>,
+        until: Option<Instant>,
+    ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// Connects to what an address names: to the first address of a host that answers, in the
-/// resolver's order.
+/// Connects to what an address names. All addresses of a host are tried side by side, those of IPv6
+/// and IPv4 by turns, and the first one that answers is used.
 ///
 /// # Errors
 ///
-/// When nothing answers; of several addresses, the error tells how each failed. When this system
+/// When nothing answers in the time that `options` give for all of it, looking up the host included.
+/// Of a host that has several addresses the cause of an error is [`Unreachable`]. When this system
 /// has no such addresses, an error of the kind [`io::ErrorKind::Unsupported`].
 ///
 /// # Cancel safety
 ///
-/// A future that is dropped leaves no connection behind.
-pub async fn connect<R: Reactor>(reactor: &R, address: &Address) -> io::Result<R::Socket> {
+/// A future that is dropped leaves no connection behind. The lookup of a host ends by itself.
+pub async fn connect<R: Reactor>(
+    reactor: &R,
+    address: &Address,
+    options: &DialOptions,
+) -> io::Result<R::Socket> {
+    let start = reactor.clock();
+    let dialer = Dialer {
+        reactor,
+        options,
+        deadline: options.timeout.and_then(|time| start.checked_add(time)),
+    };
     match address {
-        Address::Tcp { host, port, .. } => tcp(reactor, host.as_str(), *port).await,
+        Address::Tcp { host, port, .. } => match host.as_str().parse::<IpAddr>() {
+            Ok(ip) => dialer.one(&SocketAddr::new(ip, *port).into()).await,
+            Err(_) => {
+                let addresses = dialer.resolve(host.as_str(), *port).await?;
+                dialer.race(addresses).await
+            }
+        },
         Address::Unix { path, .. } => {
             let address = SockAddr::unix(OsStr::from_bytes(path))?;
-            dial(reactor, &address).await
+            dialer.one(&address).await
         }
         #[cfg(target_os = "linux")]
         Address::Abstract { name, .. } => {
             let name = [b"\0", &name[..]].concat();
             let address = SockAddr::unix(OsStr::from_bytes(&name))?;
-            dial(reactor, &address).await
+            dialer.one(&address).await
         }
-        Address::Vsock { cid, port, .. } => dial(reactor, &vsock::address(*cid, *port)?).await,
+        Address::Vsock { cid, port, .. } => dialer.one(&vsock::address(*cid, *port)?).await,
         _ => Err(unsupported()),
     }
 }
@@ -94,48 +113,84 @@ pub(crate) fn unsupported() -> io::Error {
     )
 }
 
-async fn tcp<R: Reactor>(reactor: &R, host: &str, port: u16) -> io::Result<R::Socket> {
-    let mut failures = Vec::new();
-    let mut kind = io::ErrorKind::NotFound;
-    for address in reactor.resolve(host, port).await? {
-        match dial(reactor, &address.into()).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => {
-                kind = error.kind();
-                failures.push(format!("{address}: {error}"));
+/// What all attempts have in common.
+struct Dialer<'a, R> {
+    reactor: &'a R,
+    options: &'a DialOptions,
+    deadline: Option<Instant>,
+}
+
+impl<R: Reactor> Dialer<'_, R> {
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let lookup = Lookup::new(host, port)?;
+        loop {
+            if let Some(result) = lookup.result() {
+                return result;
+            }
+            if !self.wait(Awaited::Lookup(&lookup), None).await? {
+                let text = format!("looking up {host} timed out: its name server does not answer");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
         }
     }
-    if failures.is_empty() {
-        failures.push("the host has no address".to_owned());
-    }
-    Err(io::Error::new(kind, failures.join("; ")))
-}
 
-async fn dial<R: Reactor>(reactor: &R, address: &SockAddr) -> io::Result<R::Socket> {
-    loop {
+    /// Connects to the only address that there is.
+    async fn one(&self, address: &SockAddr) -> io::Result<R::Socket> {
+        let socket = loop {
+            match self.attempt(address) {
+                // The queue of the listener is full.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && address.is_unix() => {
+                    let until = self.reactor.clock().checked_add(RETRY_INTERVAL);
+                    if !self.wait(Awaited::Writable(&[]), until).await? {
+                        return Err(no_answer());
+                    }
+                }
+                attempt => break attempt?,
+            }
+        };
+        loop {
+            if let Some(outcome) = outcome(&socket)? {
+                return outcome.map(|()| socket);
+            }
+            if !self.wait(Awaited::Writable(&[&socket]), None).await? {
+                return Err(no_answer());
+            }
+        }
+    }
+
+    /// Begins to connect a socket.
+    fn attempt(&self, address: &SockAddr) -> io::Result<R::Socket> {
         let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         if matches!(address.domain(), Domain::IPV4 | Domain::IPV6) {
             socket.set_tcp_nodelay(true)?;
         }
-        let connected = socket.connect(address);
-        let socket = Socket::new(OwnedFd::from(socket))?.nonblocking()?;
-        match connected {
-            Ok(()) => return reactor.register(socket),
-            Err(error) if in_progress(&error) => {
-                let socket = reactor.register(socket)?;
-                reactor.writable(&socket).await?;
-                return match sockopt::socket_error(&socket)? {
-                    Ok(()) => Ok(socket),
-                    Err(error) => Err(error.into()),
-                };
-            }
-            // The queue of a Unix socket is full.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor.pause(RETRY).await?,
-            Err(error) => return Err(error),
+        match socket.connect(address) {
+            Err(error) if !in_progress(&error) => return Err(error),
+            _ => {}
         }
+        let socket = Socket::new(OwnedFd::from(socket))?.nonblocking()?;
+        self.reactor.register(socket)
     }
+
+    /// Waits until something has happened, or until a time. Whether the deadline had not passed
+    /// before.
+    async fn wait(&self, what: Awaited<'_, R::Socket>, until: Option<Instant>) -> io::Result<bool> {
+        if self.deadline.is_some_and(|at| at <= self.reactor.clock()) {
+            return Ok(false);
+        }
+        let until = until.into_iter().chain(self.deadline).min();
+        self.reactor.wait(what, until).await?;
+        Ok(true)
+    }
+}
+
+/// How an attempt has ended, if it has.
+fn outcome(socket: &impl AsFd) -> io::Result<Option<io::Result<()>>> {
+    if !wait::any_writable(&[socket], Some(Instant::now()))? {
+        return Ok(None);
+    }
+    Ok(Some(sockopt::socket_error(socket)?.map_err(Into::into)))
 }
 
 fn in_progress(error: &io::Error) -> bool {
@@ -146,30 +201,25 @@ fn in_progress(error: &io::Error) -> bool {
     )
 }
 
-/// Connects by waiting, until a deadline if there is one. Its futures never pend.
-#[derive(Clone, Copy, Debug)]
-pub struct Waiting(pub Option<Instant>);
+fn no_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "timed out without an answer")
+}
+
+/// Connects by waiting. Its futures never pend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waiting;
 
 impl Reactor for Waiting {
     type Socket = Socket;
-
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        Ok((host, port).to_socket_addrs()?.collect())
-    }
 
     fn register(&self, socket: Socket) -> io::Result<Socket> {
         Ok(socket)
     }
 
-    async fn writable(&self, socket: &Socket) -> io::Result<()> {
-        socket.wait(false, true, self.0)
-    }
-
-    async fn pause(&self, time: Duration) -> io::Result<()> {
-        if self.0.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::sleep(time);
-        Ok(())
+    async fn wait(&self, what: Awaited<'_, Socket>, until: Option<Instant>) -> io::Result<()> {
+        what.wait(until).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests;

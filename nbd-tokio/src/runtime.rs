@@ -1,12 +1,14 @@
 //! Tokio as a runtime.
 
 use crate::Socket;
-use nbd_io::runtime::{Network, Runtime, Tasks};
+use nbd_io::{
+    client::DialOptions,
+    runtime::{Network, Runtime, Tasks},
+};
 use nbd_proto::uri::Address;
-use nbd_socket::Reactor;
+use nbd_socket::{Awaited, Reactor};
 use std::{
     io,
-    net::{SocketAddr, ToSocketAddrs},
     pin::Pin,
     sync::LazyLock,
     time::Duration,
@@ -74,32 +76,30 @@ impl Tasks for Tokio {
 impl Network for Tokio {
     type Stream = Socket;
 
-    async fn connect(&self, address: &Address) -> io::Result<Socket> {
-        nbd_socket::connect(self, address).await
+    async fn connect(&self, address: &Address, options: &DialOptions) -> io::Result<Socket> {
+        nbd_socket::connect(self, address, options).await
     }
 }
 
 impl Reactor for Tokio {
     type Socket = Socket;
 
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        let host = host.to_owned();
-        // Which is what Tokio does, but it only does it for its own tasks.
-        let lookup = move || Ok((host.as_str(), port).to_socket_addrs()?.collect());
-        self.handle().spawn_blocking(lookup).await?
-    }
-
     fn register(&self, socket: nbd_socket::Socket) -> io::Result<Socket> {
         let _entered = self.0.as_ref().map(Handle::enter);
         Socket::new(socket)
     }
 
-    async fn writable(&self, socket: &Socket) -> io::Result<()> {
-        socket.writable().await
+    fn clock(&self) -> std::time::Instant {
+        Instant::now().into_std()
     }
 
-    async fn pause(&self, time: Duration) -> io::Result<()> {
-        self.sleep(time).await;
-        Ok(())
+    async fn wait(
+        &self,
+        what: Awaited<'_, Socket>,
+        until: Option<std::time::Instant>,
+    ) -> io::Result<()> {
+        let left = until.map(|until| until.saturating_duration_since(self.clock()));
+        let timer = left.map(|left| self.sleep(left));
+        what.or_sleep(timer, Socket::poll_writable).await
     }
 }

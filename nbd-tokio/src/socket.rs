@@ -6,6 +6,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     task::{Context, Poll, ready},
+    time::Instant,
 };
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
@@ -44,8 +45,17 @@ impl Socket {
         })
     }
 
-    pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.fd.writable().await.map(drop)
+    /// Waits until a socket that is being connected is, or turns out to be broken.
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            let wait = self.fd.get_ref().wait(false, true, Some(Instant::now()));
+            match wait {
+                // The event was about something else.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => guard.clear_ready(),
+                done => return Poll::Ready(done),
+            }
+        }
     }
 
     fn poll_recv(

@@ -11,7 +11,7 @@ use interop::deadline;
 use nbd_blocking::server::{Event, Serve, Server};
 use nbd_io::{
     Fault, Faults, Faulty, Memory,
-    client::{Target, negotiate},
+    client::{DialOptions, Target, negotiate},
     runtime::{Network, Runtime as _},
     server::Peer,
 };
@@ -143,9 +143,15 @@ fn whoever_asks_need_not_run_on_tokio() {
         let mut task = Box::pin(async move {
             tokio.sleep(Duration::from_millis(10)).await;
             let unix = Uri::parse(&format!("nbd+unix:///?socket={}", path.display())).unwrap();
-            let unix = tokio.connect(unix.address()).await.unwrap();
+            let unix = tokio
+                .connect(unix.address(), &DialOptions::default())
+                .await
+                .unwrap();
             let tcp = Uri::parse(&format!("nbd://localhost:{port}")).unwrap();
-            let tcp = tokio.connect(tcp.address()).await.unwrap();
+            let tcp = tokio
+                .connect(tcp.address(), &DialOptions::default())
+                .await
+                .unwrap();
             (unix, tcp)
         });
         let waker = Waker::from(Arc::new(Unpark(thread::current())));

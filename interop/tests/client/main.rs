@@ -11,6 +11,7 @@
     reason = "a test fails by panicking, and so does its helper"
 )]
 
+mod addresses;
 mod driver;
 mod nbd_server;
 mod nbdkit;

@@ -10,6 +10,8 @@ mod futures;
 #[path = "../waiting/mod.rs"]
 mod waiting;
 
+#[path = "../client/addresses.rs"]
+mod addresses;
 #[path = "../client/nbd_server.rs"]
 mod nbd_server;
 #[path = "../client/nbdkit.rs"]

@@ -1,16 +1,18 @@
 //! A runtime that knows how many of its tasks and jobs have not ended.
 
-use nbd_io::runtime::{Network, Runtime, Tasks};
+use nbd_io::{
+    client::DialOptions,
+    runtime::{Network, Runtime, Tasks},
+};
 use nbd_proto::uri::Address;
-use nbd_socket::Reactor;
+use nbd_socket::{Awaited, Reactor};
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How many there are, and who waits for the end of the last.
@@ -100,27 +102,23 @@ impl<N: Tasks> Tasks for Counting<N> {
 impl<N: Network> Network for Counting<N> {
     type Stream = N::Stream;
 
-    async fn connect(&self, address: &Address) -> io::Result<N::Stream> {
-        self.network.connect(address).await
+    async fn connect(&self, address: &Address, options: &DialOptions) -> io::Result<N::Stream> {
+        self.network.connect(address, options).await
     }
 }
 
 impl<N: Reactor + Send> Reactor for Counting<N> {
     type Socket = N::Socket;
 
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        self.network.resolve(host, port).await
-    }
-
     fn register(&self, socket: nbd_socket::Socket) -> io::Result<N::Socket> {
         self.network.register(socket)
     }
 
-    async fn writable(&self, socket: &N::Socket) -> io::Result<()> {
-        self.network.writable(socket).await
+    fn clock(&self) -> Instant {
+        self.network.clock()
     }
 
-    async fn pause(&self, time: Duration) -> io::Result<()> {
-        self.network.pause(time).await
+    async fn wait(&self, what: Awaited<'_, N::Socket>, until: Option<Instant>) -> io::Result<()> {
+        self.network.wait(what, until).await
     }
 }

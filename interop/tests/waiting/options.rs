@@ -41,6 +41,7 @@ impl<D: Driver> ConnectOptions<D> {
         extended_headers: bool;
         structured_replies: bool;
         tolerance: Tolerance;
+        connect_timeout: Option<Duration>;
         negotiation_timeout: Option<Duration>;
         request_timeout: Option<Duration>;
         local_files: bool;

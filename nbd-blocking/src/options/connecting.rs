@@ -49,19 +49,23 @@ impl ConnectOptions {
         deadline: Option<Instant>,
         patience: Patience,
     ) -> Result<Connected<Negotiating>, Error> {
-        let sooner = |timeout| after(timeout).into_iter().chain(deadline).min();
-        let socket = connect(uri.address(), sooner(self.connect_timeout), &patience).await?;
+        let left = deadline.map(|at| at.saturating_duration_since(patience.now()));
+        let mut dial = self.dial.clone();
+        dial.timeout = dial.timeout.into_iter().chain(left).min();
+        let socket = connect(uri.address(), &dial, &patience).await?;
         let transport = Negotiating {
             stream: Stream::Socket(socket),
-            deadline: sooner(self.negotiation_timeout),
+            deadline: after(self.negotiation_timeout)
+                .into_iter()
+                .chain(deadline)
+                .min(),
             patience,
         };
         self.enter(transport, host(uri.address())).await
     }
 
     pub(super) fn dial(&self, address: &Address) -> Result<Socket, Error> {
-        let deadline = after(self.connect_timeout);
-        block_on_ready(connect(address, deadline, &Patience::endless()))
+        block_on_ready(connect(address, &self.dial, &Patience::endless()))
     }
 
     pub(super) fn negotiating(&self, stream: Stream) -> Negotiating {

@@ -14,7 +14,7 @@ use connecting::host;
 #[cfg(feature = "tls-base")]
 use nbd_io::tls::ClientTls;
 use nbd_io::{
-    client::{Target, TlsPolicy, greet, greet_secure, shared::Reconnect},
+    client::{DialOptions, Target, TlsPolicy, greet, greet_secure, shared::Reconnect},
     transport::block_on_ready,
 };
 use nbd_proto::{
@@ -43,7 +43,7 @@ use std::{
 #[derive(Clone)]
 pub struct ConnectOptions {
     target: Target,
-    connect_timeout: Option<Duration>,
+    dial: DialOptions,
     negotiation_timeout: Option<Duration>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) connections: usize,
@@ -77,7 +77,7 @@ impl ConnectOptions {
     pub fn new() -> Self {
         Self {
             target: Target::new(ExportName::default()),
-            connect_timeout: Some(Duration::from_secs(30)),
+            dial: DialOptions::default(),
             negotiation_timeout: Some(Duration::from_secs(30)),
             request_timeout: Some(Duration::from_secs(60)),
             connections: 1,
@@ -141,11 +141,14 @@ impl ConnectOptions {
         self
     }
 
-    /// How long connecting may take, over all addresses of a host. 30 s by default; `None` waits as
-    /// long as the system does.
+    /// How long connecting may take: the lookup of a host and all of its addresses, which are
+    /// tried side by side. 30 s by default; `None` waits as long as the system does.
+    ///
+    /// Hosts are looked up by a thread of their own, because the system's resolver knows no
+    /// deadlines. It ends with the lookup, which may be later than the call.
     #[must_use]
     pub const fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.connect_timeout = timeout;
+        self.dial.timeout = timeout;
         self
     }
 

@@ -1,7 +1,7 @@
 //! What can go wrong, sorted by what a program can do about it.
 
 use super::NegotiationError;
-use nbd_proto::{Command, Errno, Failure, Misuse, UriError};
+use nbd_proto::{Command, Errno, Failure, Misuse, UriError, uri::Address};
 use std::{io, sync::Arc, time::Duration};
 
 /// Why a connection could not be made, or a command was not carried out.
@@ -120,6 +120,15 @@ impl Error {
         matches!(self, Self::Lost(_))
     }
 
+    /// A server could not be reached at its address.
+    #[must_use]
+    pub fn connect(address: &Address, error: io::Error) -> Self {
+        Self::Connect {
+            to: name(address),
+            source: Arc::new(error),
+        }
+    }
+
     /// The end of a connection.
     #[must_use]
     pub fn lost(why: impl Into<Lost>) -> Self {
@@ -134,6 +143,20 @@ pub fn is_refusal(error: &Error) -> bool {
         Error::Lost(_) | Error::Timeout { .. } => false,
         Error::Failed { source, .. } => source.errno != Errno::Shutdown,
         _ => true,
+    }
+}
+
+/// How errors name an address.
+fn name(address: &Address) -> String {
+    match address {
+        Address::Tcp { host, port, .. } if host.as_str().contains(':') => {
+            format!("[{}]:{port}", host.as_str())
+        }
+        Address::Tcp { host, port, .. } => format!("{}:{port}", host.as_str()),
+        Address::Unix { path, .. } => String::from_utf8_lossy(path).into_owned(),
+        Address::Abstract { name, .. } => format!("@{}", String::from_utf8_lossy(name)),
+        Address::Vsock { cid, port, .. } => format!("vsock {cid}:{port}"),
+        _ => "the server".to_owned(),
     }
 }
 

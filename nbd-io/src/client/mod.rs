@@ -1,6 +1,7 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
 //! [`shared`] all of a client.
 
+mod config;
 mod connect;
 pub mod engine;
 mod error;
@@ -15,6 +16,7 @@ mod request;
 pub mod shared;
 mod write_log;
 
+pub use config::DialOptions;
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
 pub use error::{Error, Lost, is_refusal};
 pub use facts::Facts;

@@ -6,14 +6,14 @@ use super::{
     link::Stream,
     plan::Plan,
     pool::Pool,
-    timed::{Release, Timed, within},
+    timed::{Release, Timed},
 };
 #[cfg(feature = "tls")]
 use crate::tls::ClientTls;
 use crate::{
     client::{
-        Connected, Error, NegotiationError, Reconnect, Target, TlsPolicy, greet, greet_secure,
-        negotiate,
+        Connected, DialOptions, Error, NegotiationError, Reconnect, Target, TlsPolicy, greet,
+        greet_secure, negotiate,
     },
     runtime::Network,
     transport::Transport,
@@ -23,14 +23,14 @@ use nbd_proto::{
     client::{Encrypted, InfoSet, Tolerance, Transmission},
     uri::{Address, Permissions},
 };
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 /// How a connection is to be made: by default with everything that makes it better.
 #[derive(Clone)]
 pub struct ConnectOptions<R> {
     pub(super) runtime: R,
     pub(super) target: Target,
-    connect_timeout: Option<Duration>,
+    dial: DialOptions,
     negotiation_timeout: Option<Duration>,
     pub(super) request_timeout: Option<Duration>,
     pub(super) bytes_in_flight: u64,
@@ -74,7 +74,7 @@ impl<R: Network> ConnectOptions<R> {
         Self {
             runtime,
             target: Target::new(ExportName::default()),
-            connect_timeout: Some(Duration::from_secs(30)),
+            dial: DialOptions::default(),
             negotiation_timeout: Some(Duration::from_secs(30)),
             request_timeout: Some(Duration::from_secs(60)),
             bytes_in_flight: 128 << 20,
@@ -145,11 +145,12 @@ impl<R: Network> ConnectOptions<R> {
         self
     }
 
-    /// How long connecting may take, over all addresses of a host. 30 s by default; `None` waits as
+    /// How long connecting may take: the lookup of a host and all of its addresses, which are
+    /// tried side by side. 30 s by default; `None` waits as
     /// long as the system does.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.connect_timeout = timeout;
+        self.dial.timeout = timeout;
         self
     }
 
@@ -374,14 +375,8 @@ impl<R: Network> ConnectOptions<R> {
     }
 
     async fn dial(&self, uri: &Uri) -> Result<R::Stream, Error> {
-        let connecting = self.runtime.connect(uri.address());
-        let connected = within(&self.runtime, self.connect_timeout, connecting).await;
-        let timeout = || Err(io::ErrorKind::TimedOut.into());
-        connected.unwrap_or_else(timeout).map_err(|source| {
-            let to = uri.redacted().to_string();
-            let source = Arc::new(source);
-            Error::Connect { to, source }
-        })
+        let connected = self.runtime.connect(uri.address(), &self.dial).await;
+        connected.map_err(|error| Error::connect(uri.address(), error))
     }
 
     fn negotiating(&self, stream: impl Transport + Send + 'static) -> (Stream, Release) {

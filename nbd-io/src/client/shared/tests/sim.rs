@@ -4,7 +4,10 @@
 //! says so.
 
 use super::pipe::{Pipe, pipe};
-use crate::runtime::{Network, Runtime, Tasks};
+use crate::{
+    client::DialOptions,
+    runtime::{Network, Runtime, Tasks},
+};
 use nbd_proto::uri::Address;
 use std::{
     collections::BTreeMap,
@@ -252,7 +255,7 @@ impl Tasks for Sim {
 impl Network for Sim {
     type Stream = Pipe;
 
-    async fn connect(&self, _: &Address) -> io::Result<Pipe> {
+    async fn connect(&self, _: &Address, _: &DialOptions) -> io::Result<Pipe> {
         let accept = self.lock().accept.clone();
         let accept = accept.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (ours, theirs) = pipe(&self.chance);

@@ -1,0 +1,138 @@
+use super::{Dialer, Unreachable, Waiting, race::interleaved};
+use crate::Lookup;
+use nbd_io::{client::DialOptions, transport::block_on_ready};
+use socket2::{Domain, SockRef, Socket, Type};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    time::{Duration, Instant},
+};
+
+/// An address that neither accepts nor refuses, because the queue of its listener is full.
+fn silent(address: &str) -> (Vec<Socket>, SocketAddr) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut sockets = vec![listener];
+    for _ in 0..8 {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        if socket
+            .connect_timeout(&address, Duration::from_millis(100))
+            .is_err()
+        {
+            break;
+        }
+        sockets.push(socket);
+    }
+    (sockets, address.as_socket().unwrap())
+}
+
+/// An address that refuses.
+fn refusing(address: &str) -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    socket.bind(&address.into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address.as_socket().unwrap())
+}
+
+fn race(addresses: Vec<SocketAddr>, timeout: Option<Duration>) -> io::Result<crate::Socket> {
+    let mut options = DialOptions::default();
+    options.timeout = timeout;
+    let dialer = Dialer {
+        reactor: &Waiting,
+        options: &options,
+        deadline: timeout.map(|time| Instant::now() + time),
+    };
+    block_on_ready(dialer.race(addresses))
+}
+
+#[test]
+fn addresses_are_tried_while_others_are_silent() {
+    let (_first, first) = silent("127.0.0.2:0");
+    let (_second, second) = silent("127.0.0.3:0");
+    let (_third, third) = refusing("127.0.0.4:0");
+    let listener = TcpListener::bind("127.0.0.5:0").unwrap();
+    let last = listener.local_addr().unwrap();
+    // Without a deadline the silent ones take minutes.
+    let started = Instant::now();
+    let socket = race(vec![first, second, third, last], None).unwrap();
+    let peer = SockRef::from(&socket).peer_addr().unwrap();
+    assert_eq!(peer.as_socket(), Some(last));
+    // None begins before the one before it had its time.
+    assert!(started.elapsed() >= Duration::from_millis(500));
+}
+
+#[test]
+fn the_next_address_is_tried_at_once_after_a_refusal() {
+    let (_first, first) = refusing("127.0.0.2:0");
+    let (_second, second) = refusing("127.0.0.3:0");
+    let error = race(vec![first, second], None).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let text = error.to_string();
+    let unreachable = error.get_ref().and_then(|error| error.downcast_ref());
+    let Some(Unreachable { attempts }) = unreachable else {
+        panic!("{error:?}");
+    };
+    let tried: Vec<_> = attempts.iter().map(|(address, _)| *address).collect();
+    assert_eq!(tried, [first, second]);
+    assert!(
+        text.starts_with(&format!("{first}: Connection refused")),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("; {second}: Connection refused")),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_error_after_the_deadline_tells_silence_from_refusals() {
+    let (_first, first) = refusing("127.0.0.2:0");
+    let (_second, second) = silent("127.0.0.3:0");
+    let error = race(vec![first, second], Some(Duration::from_millis(300))).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let text = error.to_string();
+    assert!(
+        text.contains(&format!("{first}: Connection refused")),
+        "{text}"
+    );
+    assert!(text.contains(&format!("{second}: timed out")), "{text}");
+}
+
+#[test]
+fn a_host_without_addresses_is_an_error() {
+    let error = race(Vec::new(), None).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    assert!(error.to_string().contains("no address"), "{error}");
+}
+
+#[test]
+fn families_take_turns_from_the_resolvers_first_on() {
+    let parse = |address: &&str| format!("{address}:1").parse::<SocketAddr>().unwrap();
+    let given = ["[::1]", "[::2]", "[::3]", "1.1.1.1", "2.2.2.2"];
+    let expected = ["[::1]", "1.1.1.1", "[::2]", "2.2.2.2", "[::3]"];
+    let turns = interleaved(given.iter().map(parse).collect());
+    assert_eq!(turns, expected.iter().map(parse).collect::<Vec<_>>());
+    let given = ["1.1.1.1", "2.2.2.2", "[::1]"];
+    let expected = ["1.1.1.1", "[::1]", "2.2.2.2"];
+    let turns = interleaved(given.iter().map(parse).collect());
+    assert_eq!(turns, expected.iter().map(parse).collect::<Vec<_>>());
+    let many = (0..2000).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    assert_eq!(interleaved(many.collect()).len(), 64);
+}
+
+#[test]
+fn a_lookup_has_the_addresses_of_a_host() {
+    let lookup = Lookup::new("localhost", 7).unwrap();
+    assert!(lookup.wait(None));
+    let found = lookup.result().unwrap().unwrap();
+    assert!(
+        found
+            .iter()
+            .all(|found| found.ip().is_loopback() && found.port() == 7)
+    );
+    assert!(!found.is_empty());
+}
