@@ -124,7 +124,7 @@ async fn stall<R: Network>(network: &R, options: &ConnectOptions<R>, disk: &Disk
     let hasty = slow.negotiation_timeout(Some(TIMEOUT / 2));
     let enters: Task = Box::pin(async move {
         let error = hasty.connect(&behind).await.unwrap_err();
-        assert!(matches!(error, Error::Negotiation(_)), "{error:?}");
+        assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
     });
     let asks = [
         Command::Write,

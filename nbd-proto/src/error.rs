@@ -573,6 +573,17 @@ pub struct OptionError {
     pub message: Text,
 }
 
+impl OptionError {
+    /// A refusal.
+    pub fn new(option: OptionCode, code: OptionReplyCode, message: impl Into<Text>) -> Self {
+        Self {
+            option,
+            code,
+            message: message.into(),
+        }
+    }
+}
+
 impl fmt::Display for OptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the server refused {} with {}", self.option, self.code)?;

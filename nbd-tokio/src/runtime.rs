@@ -7,12 +7,7 @@ use nbd_io::{
 };
 use nbd_proto::uri::Address;
 use nbd_socket::{Awaited, Reactor};
-use std::{
-    io,
-    pin::Pin,
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{io, pin::Pin, sync::LazyLock, time::Duration};
 use tokio::{
     runtime::Handle,
     time::{Instant, Sleep},

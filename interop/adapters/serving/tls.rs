@@ -65,7 +65,7 @@ fn nobody_gets_in_without_the_tls_that_is_required() {
         let certificates = Certificates::new();
         let running = Running::new(memory().require_tls(&shown(&certificates)).unwrap());
         let refused = try_connect(&running, &ConnectOptions::new());
-        assert!(matches!(refused, Err(Error::Negotiation(_))));
+        assert!(matches!(refused, Err(Error::Negotiation { .. })));
         running.wait_for_endings(1);
         let stranger = secure(ConnectOptions::new(), knowing(&Certificates::new()));
         assert!(try_connect(&running, &stranger).is_err());

@@ -9,7 +9,7 @@ use crate::{
     stream::{Negotiating, Stream},
 };
 use nbd_io::{
-    client::{Connected, NegotiationError, TlsPolicy, negotiate},
+    client::{Connected, NegotiationError, TlsPolicy, negotiate, server_name},
     transport::block_on_ready,
 };
 use nbd_proto::{Uri, client::Transmission, uri::Address};
@@ -61,7 +61,9 @@ impl ConnectOptions {
                 .min(),
             patience,
         };
-        self.enter(transport, host(uri.address())).await
+        let server = server_name(uri.address());
+        self.enter(transport, Some(&server), host(uri.address()))
+            .await
     }
 
     pub(super) fn dial(&self, address: &Address) -> Result<Socket, Error> {
@@ -79,15 +81,17 @@ impl ConnectOptions {
     async fn enter(
         &self,
         transport: Negotiating,
+        server: Option<&str>,
         host: Option<&str>,
     ) -> Result<Connected<Negotiating>, Error> {
         let upgrade = |transport| self.upgrade(transport, host);
-        Ok(negotiate(transport, &self.target, upgrade).await?)
+        let connected = negotiate(transport, &self.target, upgrade).await;
+        connected.map_err(|error| Error::entering(&self.target.export, server, error))
     }
 
     /// A client with this stream alone.
     pub(super) fn enter_once(&self, stream: Stream, host: Option<&str>) -> Result<Client, Error> {
-        let connected = block_on_ready(self.enter(self.negotiating(stream), host))?;
+        let connected = block_on_ready(self.enter(self.negotiating(stream), host, host))?;
         Ok(Client::new(Pool::alone(self, connected)?))
     }
 

@@ -71,7 +71,7 @@ fn an_export_that_is_refused_by_closing_is_told_with_a_hint() {
             .connect_unix(stream)
             .unwrap_err();
         server.join().expect("the script ends");
-        let Error::Negotiation(cause) = &error else {
+        let Error::Negotiation { source: cause, .. } = &error else {
             panic!("{error:?}")
         };
         assert!(matches!(

@@ -82,7 +82,7 @@ pub struct Connected<T> {
 #[non_exhaustive]
 pub enum NegotiationError {
     /// The transport failed.
-    #[error("the connection failed during {during}")]
+    #[error("the connection failed during {during}: {source}")]
     Io {
         /// What was being done.
         during: String,
@@ -90,7 +90,10 @@ pub enum NegotiationError {
         source: io::Error,
     },
     /// The server broke the protocol.
-    #[error("the server broke the protocol during {during} ({rule})", rule = source.rule())]
+    #[error(
+        "the server broke the protocol during {during} ({rule}): {source}",
+        rule = source.rule()
+    )]
     Protocol {
         /// What was being done.
         during: String,
@@ -113,19 +116,19 @@ pub enum NegotiationError {
     #[error(transparent)]
     Refused(OptionError),
     /// TLS is required and the server refused it.
-    #[error("TLS is required, and the server refuses it")]
+    #[error("TLS is required, and the server refuses it: {0}")]
     TlsRefused(#[source] OptionError),
     /// The server requires TLS, which is switched off on this side.
-    #[error("the server requires TLS, which is switched off here")]
+    #[error("the server requires TLS, which is switched off here: {0}")]
     TlsWanted(#[source] OptionError),
     /// The TLS handshake failed.
-    #[error("the TLS handshake failed")]
+    #[error("the TLS handshake failed: {0}")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server ended the connection before it said anything inside TLS, which is how TLS 1.3
     /// servers refuse a client's certificate.
     #[error(
         "the server ended the connection right after the TLS handshake: it may want a client \
-         certificate, or another one"
+         certificate, or another one: {0}"
     )]
     TlsBrokeOff(#[source] Box<Self>),
     /// What was asked for cannot be sent.

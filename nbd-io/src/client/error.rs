@@ -1,7 +1,11 @@
 //! What can go wrong, sorted by what a program can do about it.
 
+mod advice;
+#[cfg(test)]
+mod tests;
+
 use super::NegotiationError;
-use nbd_proto::{Command, Errno, Failure, Misuse, UriError, uri::Address};
+use nbd_proto::{Command, Errno, ExportName, Failure, Misuse, UriError, uri::Address};
 use std::{io, sync::Arc, time::Duration};
 
 /// Why a connection could not be made, or a command was not carried out.
@@ -18,25 +22,30 @@ pub enum Error {
         what: &'static str,
     },
     /// The server cannot be reached.
-    #[error("cannot connect to {to}")]
+    #[error("cannot connect to {to}: {}{}", causes(&**source), advice::on_connecting(source))]
     Connect {
         /// Where.
         to: String,
         /// Why not: of several addresses, how each of them failed.
         source: Arc<io::Error>,
     },
-    /// The export cannot be entered.
-    #[error("cannot enter the export")]
-    Negotiation(#[source] Arc<NegotiationError>),
+    /// The export cannot be entered, or a step on the way to it failed.
+    #[error("cannot {step}: {}{}", causes(&**source), advice::on_negotiation(source))]
+    Negotiation {
+        /// What was to be done, and with which server: `enter export "disk" of localhost:10809`.
+        step: String,
+        /// Why it was not.
+        source: Arc<NegotiationError>,
+    },
     /// TLS cannot be set up.
     #[cfg(feature = "tls")]
-    #[error("cannot set up TLS")]
+    #[error("cannot set up TLS: {}", causes(&**.0))]
     Tls(#[source] Arc<crate::tls::TlsError>),
     /// The command makes no sense on this connection, and nothing was sent. The connection goes on.
     #[error(transparent)]
     Misuse(#[from] Misuse),
     /// The server failed the command. The connection goes on.
-    #[error("{command} failed")]
+    #[error("{command} failed: {source}")]
     Failed {
         /// The command.
         command: Command,
@@ -56,7 +65,7 @@ pub enum Error {
     #[error("writes that were not flushed may have been lost with an earlier connection")]
     Unflushed,
     /// The connection is over, for every command that was in flight and every later one.
-    #[error("the connection is over")]
+    #[error("the connection is over: {}", causes(&**.0))]
     Lost(#[source] Arc<Lost>),
 }
 
@@ -68,7 +77,7 @@ pub enum Lost {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The server broke the protocol.
-    #[error("the server broke the protocol ({rule})", rule = .0.rule())]
+    #[error("the server broke the protocol ({rule}): {0}", rule = .0.rule())]
     Protocol(#[from] nbd_proto::Error),
     /// The server closed the connection without being asked to.
     #[error("the server closed the connection")]
@@ -92,7 +101,7 @@ pub enum Lost {
     #[error("another connection to the same server was lost")]
     GivenUp,
     /// The connection was lost, and no new one could be made.
-    #[error("the connection was lost and not restored (attempts: {attempts})")]
+    #[error("the connection was lost and not restored (attempts: {attempts}): {source}")]
     NotRestored {
         /// How often it was tried.
         attempts: u32,
@@ -124,9 +133,30 @@ impl Error {
     #[must_use]
     pub fn connect(address: &Address, error: io::Error) -> Self {
         Self::Connect {
-            to: name(address),
+            to: server_name(address),
             source: Arc::new(error),
         }
+    }
+
+    /// A step of the negotiation failed; see [`Error::Negotiation`].
+    #[must_use]
+    pub fn negotiation(step: impl Into<String>, error: NegotiationError) -> Self {
+        Self::Negotiation {
+            step: step.into(),
+            source: Arc::new(error),
+        }
+    }
+
+    /// An export could not be entered.
+    #[must_use]
+    pub fn entering(export: &ExportName, server: Option<&str>, error: NegotiationError) -> Self {
+        let server = server.unwrap_or("the server");
+        let step = if export.is_default() {
+            format!("enter the default export of {server}")
+        } else {
+            format!("enter export \"{export}\" of {server}")
+        };
+        Self::negotiation(step, error)
     }
 
     /// The end of a connection.
@@ -146,8 +176,25 @@ pub fn is_refusal(error: &Error) -> bool {
     }
 }
 
+/// An error with everything behind it that it does not say itself. Those who print an error by
+/// `{}` alone are to learn the cause, whether the errors below tell theirs or not.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
+}
+
 /// How errors name an address.
-fn name(address: &Address) -> String {
+#[must_use]
+pub fn server_name(address: &Address) -> String {
     match address {
         Address::Tcp { host, port, .. } if host.as_str().contains(':') => {
             format!("[{}]:{port}", host.as_str())
@@ -168,7 +215,7 @@ impl From<UriError> for Error {
 
 impl From<NegotiationError> for Error {
     fn from(error: NegotiationError) -> Self {
-        Self::Negotiation(Arc::new(error))
+        Self::negotiation("negotiate with the server", error)
     }
 }
 

@@ -18,7 +18,7 @@ mod write_log;
 
 pub use config::DialOptions;
 pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
-pub use error::{Error, Lost, is_refusal};
+pub use error::{Error, Lost, is_refusal, server_name};
 pub use facts::Facts;
 pub use logged::{Admission, Kept, LinkLog, Record, Room, SharedLog};
 pub use membership::{DialId, Join, Loss, Membership, Next};

@@ -19,6 +19,9 @@ use std::{
     task::{self, Waker},
 };
 
+/// How errors name the first step.
+pub(super) const GREETING: &str = "the greeting";
+
 /// Reads after the farewell. The answer is 20 bytes and a short text.
 const LAST_READS: usize = 32;
 
@@ -49,7 +52,7 @@ pub async fn greet<T: Transport>(
     let mut out = BytesMut::new();
     let greeted = drive(&mut transport, &mut out, client::Handshake::new(config))
         .await
-        .map_err(|error| NegotiationError::during("the greeting", error))?;
+        .map_err(|error| NegotiationError::during(GREETING, error))?;
     Ok(match greeted {
         client::Greeted::Options(options) => Greeted::Options(Haggling::new(transport, options)),
         client::Greeted::Newstyle(newstyle) => Greeted::Newstyle(transport, newstyle),
@@ -77,7 +80,7 @@ pub async fn greet_secure<T: Transport>(
         client::SecureHandshake::new(config),
     )
     .await
-    .map_err(|error| NegotiationError::during("the greeting", error))?;
+    .map_err(|error| NegotiationError::during(GREETING, error))?;
     Ok(TlsOnly { transport, options })
 }
 

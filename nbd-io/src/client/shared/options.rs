@@ -13,7 +13,7 @@ use crate::tls::ClientTls;
 use crate::{
     client::{
         Connected, DialOptions, Error, NegotiationError, Reconnect, Target, TlsPolicy, greet,
-        greet_secure, negotiate,
+        greet_secure, negotiate, server_name,
     },
     runtime::Network,
     transport::Transport,
@@ -288,7 +288,7 @@ impl<R: Network> ConnectOptions<R> {
         stream: impl Transport + Send + 'static,
         host: Option<&str>,
     ) -> Result<Client<R>, Error> {
-        let first = self.enter(stream, host).await?;
+        let first = self.enter(stream, host, host).await?;
         let plan = Plan::new(self.clone(), None, &first);
         Pool::open(plan, first).await.map(Client::new)
     }
@@ -371,7 +371,8 @@ impl<R: Network> ConnectOptions<R> {
     /// Makes one more connection, with everything that belongs to it.
     pub(super) async fn open(&self, uri: &Uri) -> Result<Connected<Stream>, Error> {
         let socket = self.dial(uri).await?;
-        self.enter(socket, host(uri.address())).await
+        let server = server_name(uri.address());
+        self.enter(socket, Some(&server), host(uri.address())).await
     }
 
     async fn dial(&self, uri: &Uri) -> Result<R::Stream, Error> {
@@ -389,11 +390,14 @@ impl<R: Network> ConnectOptions<R> {
     async fn enter(
         &self,
         stream: impl Transport + Send + 'static,
+        server: Option<&str>,
         host: Option<&str>,
     ) -> Result<Connected<Stream>, Error> {
         let (stream, release) = self.negotiating(stream);
         let upgrade = |stream| self.upgrade(stream, host);
-        let connected = negotiate(stream, &self.target, upgrade).await?;
+        let connected = negotiate(stream, &self.target, upgrade)
+            .await
+            .map_err(|error| Error::entering(&self.target.export, server, error))?;
         release.release();
         Ok(connected)
     }

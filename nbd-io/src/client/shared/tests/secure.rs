@@ -106,7 +106,7 @@ fn handshakes_that_fail_count_as_attempts() {
                     panic!("{fault:?}: {lost:?}");
                 };
                 assert_eq!(*attempts, 3);
-                let Error::Negotiation(source) = &**source else {
+                let Error::Negotiation { source, .. } = &**source else {
                     panic!("{fault:?}: {source:?}");
                 };
                 assert!(
