@@ -14,7 +14,7 @@ use crate::{Lookup, Socket, vsock};
 use nbd_io::client::DialOptions;
 use nbd_proto::uri::Address;
 use rustix::net::sockopt;
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use std::{
     ffi::OsStr,
     io,
@@ -164,6 +164,7 @@ impl<R: Reactor> Dialer<'_, R> {
         socket.set_nonblocking(true)?;
         if matches!(address.domain(), Domain::IPV4 | Domain::IPV6) {
             socket.set_tcp_nodelay(true)?;
+            watch(&socket, self.options);
         }
         match socket.connect(address) {
             Err(error) if !in_progress(&error) => return Err(error),
@@ -183,6 +184,35 @@ impl<R: Reactor> Dialer<'_, R> {
         self.reactor.wait(what, until).await?;
         Ok(true)
     }
+}
+
+/// Has the system notice that the other side is gone, as far as it can.
+fn watch(socket: &socket2::Socket, options: &DialOptions) {
+    // What cannot be set only makes it take longer, as on systems that do not have it at all.
+    if let Some(idle) = options.tcp_keepalive {
+        let _ = socket.set_tcp_keepalive(&keepalive(idle));
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if options.tcp_user_timeout.is_some() {
+        let _ = socket.set_tcp_user_timeout(options.tcp_user_timeout);
+    }
+}
+
+/// Asks after this time, and then so often that it knows after three times as long.
+fn keepalive(idle: Duration) -> TcpKeepalive {
+    // The system counts whole seconds.
+    let idle = idle.max(Duration::from_secs(1));
+    let keepalive = TcpKeepalive::new().with_time(idle);
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_vendor = "apple"
+    ))]
+    let keepalive = keepalive
+        .with_interval((idle / 3).max(Duration::from_secs(1)))
+        .with_retries(6);
+    keepalive
 }
 
 /// How an attempt has ended, if it has.

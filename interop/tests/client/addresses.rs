@@ -2,12 +2,16 @@
 
 use std::{
     net::{SocketAddr, TcpListener, UdpSocket},
+    process,
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use interop::{deadline, run, with_names};
 use nbd_blocking::server::{Serve, Server};
+use nbd_io::{Fault, Faults, Faulty, Memory};
+use nbd_proto::Command;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{assert_names, options};
@@ -53,7 +57,7 @@ fn a_silent_address_of_a_host_does_not_keep_from_the_next() {
         deadline(Duration::from_secs(100), || {
             let silent = Silent::new("127.0.0.2:0");
             let listener = TcpListener::bind(("127.0.0.3", silent.port())).unwrap();
-            let server = Server::single(std::sync::Arc::new(nbd_io::Memory::new(4096)));
+            let server = Server::single(Arc::new(Memory::new(4096)));
             let stopper = server.stopper();
             let serving = thread::spawn(move || server.serve_tcp(listener));
             let options = options().connect_timeout(Some(Duration::from_secs(300)));
@@ -107,6 +111,45 @@ fn a_silent_name_server_takes_no_longer_than_connecting_may() {
             }
             // It was asked.
             assert!(name_server.recv(&mut [0; 512]).unwrap() > 12);
+        });
+    });
+}
+
+#[test]
+fn a_network_that_is_gone_ends_a_connection_without_a_request_timeout() {
+    let name = "a_network_that_is_gone_ends_a_connection_without_a_request_timeout";
+    with_names(module_path!(), name, "", "", || {
+        deadline(Duration::from_secs(100), || {
+            let faults = Faults::new();
+            faults.add(Fault::hang().on(Command::Read));
+            let disk = Faulty::new(Arc::new(Memory::new(4096)), faults.clone());
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let uri = format!("nbd://{}", listener.local_addr().unwrap());
+            let server = Server::single(Arc::new(disk)).grace(Duration::ZERO);
+            let stopper = server.stopper();
+            let serving = thread::spawn(move || server.serve_tcp(listener));
+            let second = Some(Duration::from_secs(1));
+            let options = options().request_timeout(None);
+            let options = options.tcp_keepalive(second).tcp_user_timeout(second);
+            let client = options.connect(&uri).unwrap();
+            let reading = thread::spawn(move || client.read_exact_at(&mut [0; 512], 0));
+            while faults.hits() == 0 {
+                thread::yield_now();
+            }
+            // The server has the request, so that nothing is unacknowledged, and says no more.
+            let lo = ["link", "set", "lo", "down"];
+            assert!(
+                process::Command::new("ip")
+                    .args(lo)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            let error = reading.join().unwrap().unwrap_err();
+            assert!(error.is_lost(), "{error}");
+            faults.clear();
+            stopper.stop();
+            serving.join().unwrap().unwrap();
         });
     });
 }

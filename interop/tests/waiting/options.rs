@@ -42,6 +42,8 @@ impl<D: Driver> ConnectOptions<D> {
         structured_replies: bool;
         tolerance: Tolerance;
         connect_timeout: Option<Duration>;
+        tcp_keepalive: Option<Duration>;
+        tcp_user_timeout: Option<Duration>;
         negotiation_timeout: Option<Duration>;
         request_timeout: Option<Duration>;
         local_files: bool;

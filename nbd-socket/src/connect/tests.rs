@@ -136,3 +136,36 @@ fn a_lookup_has_the_addresses_of_a_host() {
     );
     assert!(!found.is_empty());
 }
+
+#[test]
+fn tcp_watches_the_other_side_as_the_options_say() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let connected = |options: &DialOptions| {
+        let dialer = Dialer {
+            reactor: &Waiting,
+            options,
+            deadline: None,
+        };
+        block_on_ready(dialer.one(&address.into())).unwrap()
+    };
+    let mut options = DialOptions::default();
+    let socket = connected(&options);
+    let socket = SockRef::from(&socket);
+    assert!(socket.keepalive().unwrap());
+    #[cfg(target_os = "linux")]
+    {
+        let seconds = Duration::from_secs;
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), seconds(30));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), seconds(10));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(seconds(90)));
+    }
+    options.tcp_keepalive = None;
+    options.tcp_user_timeout = None;
+    let socket = connected(&options);
+    let socket = SockRef::from(&socket);
+    assert!(!socket.keepalive().unwrap());
+    #[cfg(target_os = "linux")]
+    assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+}

@@ -154,6 +154,25 @@ impl<R: Network> ConnectOptions<R> {
         self
     }
 
+    /// For how long a TCP connection may be quiet until the system asks whether the server is still
+    /// there (`SO_KEEPALIVE`); if it does not answer for three times that time, the connection is
+    /// lost. 30 s by default. It is about the connections that these options make.
+    #[must_use]
+    pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
+        self.dial.tcp_keepalive = idle;
+        self
+    }
+
+    /// For how long the server's system may take in nothing of what was sent over TCP until the
+    /// connection is lost (`TCP_USER_TIMEOUT`), on systems that have that. That is also so if the
+    /// server reads nothing for that long, so it has to be longer than a request may take. 90 s by
+    /// default; `None` leaves it to the system, and may be a quarter of an hour.
+    #[must_use]
+    pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.dial.tcp_user_timeout = timeout;
+        self
+    }
+
     /// How long TLS and the negotiation may take together. 30 s by default; `None` waits for ever.
     #[must_use]
     pub fn negotiation_timeout(mut self, timeout: Option<Duration>) -> Self {
