@@ -3,14 +3,14 @@
 
 use super::{
     example::program,
-    support::{eventually, pattern, soon},
+    support::{ENTERED, GO, eventually, pattern, small, soon},
 };
 use interop::{Peer, require};
 use nbd_blocking::{Client, ConnectOptions, Errno, Error, Lost};
 use std::{
     cell::Cell,
     fs::{self, File},
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::fd::OwnedFd,
     os::unix::{
@@ -321,6 +321,70 @@ fn clients_are_served_though_nothing_can_be_printed() {
             client.write_all_at(b"hello", 4096).unwrap();
             client.disconnect().unwrap();
         }
+    });
+}
+
+/// A program that starts another one with a limit.
+fn limited(program: &Path, directory: &TempDir, limit: &str) -> PathBuf {
+    let limited = directory.path().join("limited");
+    let script = format!(
+        "#!/bin/sh\nulimit {limit}\nexec {} \"$@\"\n",
+        program.display()
+    );
+    fs::write(&limited, script).unwrap();
+    fs::set_permissions(&limited, fs::Permissions::from_mode(0o755)).unwrap();
+    limited
+}
+
+/// Reads, or the beginning of a write, of 32 MiB each.
+fn greedy(command: u8) -> Vec<u8> {
+    let mut request = small(command, 1);
+    request.splice(24.., *b"\x02\0\0\0");
+    if command == 1 {
+        request.extend([1; 64 << 10]);
+        return request;
+    }
+    request.repeat(16)
+}
+
+#[test]
+fn greedy_clients_neither_end_a_server_nor_keep_out_the_modest() {
+    // H-052
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        // In KiB of address space, where what is only reserved counts as well: without the variable
+        // glibc reserves 64 MiB for each of the first threads.
+        let limit = "-v 1048576\nexport MALLOC_ARENA_MAX=2";
+        let limited = limited(&program, &directory, limit);
+        let mut serving = Program::start(&limited, &directory, &["--quiet"]);
+        let early = serving.connect();
+        let greedy: Vec<_> = (0..48)
+            .map(|n| {
+                let mut raw = UnixStream::connect(&serving.socket).unwrap();
+                raw.write_all(GO).unwrap();
+                raw.read_exact(&mut [0; ENTERED]).unwrap();
+                raw.write_all(&greedy(n % 2)).unwrap();
+                raw
+            })
+            .collect();
+        let late = serving.connect();
+        for round in 0..200 {
+            let data = pattern(BLOCK, round);
+            for client in [&early, &late] {
+                client.write_all_at(&data, 0).unwrap();
+                let mut read = vec![0; BLOCK];
+                client.read_exact_at(&mut read, 0).unwrap();
+                assert!(read == data);
+            }
+        }
+        assert_eq!(serving.child.try_wait().unwrap(), None);
+        drop(greedy);
+        // What they had is there for others.
+        let mut read = vec![1; 32 << 20];
+        late.read_exact_at(&mut read, 1 << 20).unwrap();
+        assert!(read.iter().all(|byte| *byte == 0));
+        late.write_all_at(&read, 1 << 20).unwrap();
     });
 }
 

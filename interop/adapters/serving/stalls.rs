@@ -4,7 +4,7 @@ use super::{
     Server,
     support::{ENTERED, GO, Running, eventually, pattern, small, soon},
 };
-use nbd_blocking::{Client, Command, ConnectOptions};
+use nbd_blocking::{Client, Command, ConnectOptions, Errno};
 use nbd_io::{Fault, Faults, Faulty, Memory};
 use std::{
     io::{Read, Write},
@@ -123,5 +123,73 @@ fn clients_that_stall_delay_nobody() {
         eventually(|| running.stopper.connections() == 12);
         running.stop();
         drop(stalled);
+    });
+}
+
+/// A client that has asked for 4 MiB and takes the beginning of the reply only.
+fn hog(running: &Running) -> impl Read + use<> {
+    let mut raw = running.raw();
+    raw.write_all(GO).unwrap();
+    raw.read_exact(&mut [0; ENTERED]).unwrap();
+    let mut long = small(0, 1);
+    long.splice(24.., *b"\0\x40\0\0");
+    raw.write_all(&long).unwrap();
+    raw.read_exact(&mut [0; 16]).unwrap();
+    raw
+}
+
+#[test]
+fn what_needs_much_memory_waits_for_it_and_what_needs_little_does_not() {
+    // H-052
+    soon(|| {
+        let disk = Arc::new(Memory::new(8 << 20));
+        let running = Running::new(Server::single(disk).memory(4 << 20));
+        let hog = hog(&running);
+        let waiting: Vec<_> = [false, true]
+            .into_iter()
+            .map(|writes| {
+                let client = running.connect(&ConnectOptions::new());
+                thread::spawn(move || {
+                    let mut data = vec![0; 4 << 20];
+                    if writes {
+                        client.write_all_at(&data, 4 << 20)
+                    } else {
+                        client.read_exact_at(&mut data, 0)
+                    }
+                })
+            })
+            .collect();
+        goes_on(&running.connect(&ConnectOptions::new()), 50);
+        assert!(waiting.iter().all(|thread| !thread.is_finished()));
+        drop(hog);
+        for thread in waiting {
+            thread.join().unwrap().unwrap();
+        }
+        running.stop();
+    });
+}
+
+#[test]
+fn what_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
+    // H-052
+    soon(|| {
+        let disk = Arc::new(Memory::new(8 << 20));
+        let server = Server::single(disk).memory(4 << 20);
+        let running = Running::new(server.grace(Duration::from_millis(200)));
+        let _hog = hog(&running);
+        let (reader, writer) = (
+            running.connect(&ConnectOptions::new()),
+            running.connect(&ConnectOptions::new()),
+        );
+        let other = reader.clone();
+        let reading =
+            thread::spawn(move || other.read_exact_at(&mut vec![0; 4 << 20], 0).unwrap_err());
+        let error = writer.write_all_at(&vec![1; 4 << 20], 0).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NoMem), "{error}");
+        let error = reading.join().unwrap();
+        assert_eq!(error.errno(), Some(Errno::NoMem), "{error}");
+        goes_on(&reader, 10);
+        goes_on(&writer, 10);
+        running.stop();
     });
 }

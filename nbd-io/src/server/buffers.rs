@@ -8,6 +8,15 @@ const SHORT: usize = 16 << 10;
 /// Memory that is kept for all connections together, in bytes.
 const KEPT: usize = 64 << 20;
 
+/// So many zeroes; `None` if the system has no memory, which would otherwise end the process, and with
+/// it every other connection.
+pub(super) fn allocate(len: usize) -> Option<Vec<u8>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(len).ok()?;
+    buffer.resize(len, 0);
+    Some(buffer)
+}
+
 /// Buffers that nobody uses, shared by the connections of a server.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(Mutex<Spare>);
@@ -19,8 +28,8 @@ struct Spare {
 }
 
 impl Buffers {
-    /// A buffer of at least `len` bytes, with anything in it.
-    pub(super) fn take(&self, len: usize) -> Vec<u8> {
+    /// A buffer of at least `len` bytes, with anything in it; `None` if the system has no memory.
+    pub(super) fn take(&self, len: usize) -> Option<Vec<u8>> {
         if len >= SHORT {
             let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // One that is much too long would be missing where it is needed.
@@ -28,7 +37,7 @@ impl Buffers {
             if let Some(at) = spare.buffers.iter().rposition(fits) {
                 let buffer = spare.buffers.swap_remove(at);
                 spare.len -= buffer.len();
-                return buffer;
+                return Some(buffer);
             }
         }
         // So that it fits for others, which are seldom of the same length.
@@ -37,7 +46,7 @@ impl Buffers {
         } else {
             len
         };
-        vec![0; len]
+        allocate(len)
     }
 
     /// Keeps a buffer for others, unless there is enough already.
@@ -65,13 +74,13 @@ mod tests {
     #[test]
     fn a_buffer_is_used_again_where_it_fits() {
         let buffers = Buffers::default();
-        let mut buffer = buffers.take(100 << 10);
+        let mut buffer = buffers.take(100 << 10).unwrap();
         buffer[0] = 1;
         buffers.keep(buffer);
-        assert_eq!(buffers.take(200 << 10)[0], 0); // too long for it
-        assert_eq!(buffers.take(20 << 10)[0], 0); // too short for it
-        assert_eq!(buffers.take(90 << 10)[0], 1);
-        assert_eq!(buffers.take(90 << 10)[0], 0);
+        assert_eq!(buffers.take(200 << 10).unwrap()[0], 0); // too long for it
+        assert_eq!(buffers.take(20 << 10).unwrap()[0], 0); // too short for it
+        assert_eq!(buffers.take(90 << 10).unwrap()[0], 1);
+        assert_eq!(buffers.take(90 << 10).unwrap()[0], 0);
     }
 
     #[test]
@@ -84,5 +93,10 @@ mod tests {
         let spare = buffers.0.lock().unwrap();
         assert_eq!(spare.len, KEPT);
         assert_eq!(spare.buffers.iter().map(Vec::len).sum::<usize>(), KEPT);
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_not_given() {
+        assert!(Buffers::default().take(usize::MAX / 4).is_none());
     }
 }

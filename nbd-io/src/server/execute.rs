@@ -112,7 +112,11 @@ pub(super) fn execute_now(
         return Err(request);
     }
     let len = usize::try_from(len).expect("a read fits into memory");
-    let Some(done) = export.read_now(offset, replies.stage(len)) else {
+    let done = match replies.stage(len) {
+        Ok(space) => export.read_now(offset, space),
+        Err(failure) => Some(Err(failure)),
+    };
+    let Some(done) = done else {
         replies.unstage();
         return Err(request);
     };
@@ -172,7 +176,9 @@ fn read(
         ticket
     };
     let len = usize::try_from(len).expect("a read fits into memory");
-    let done = export.read(offset, replies.stage(len));
+    let done = replies
+        .stage(len)
+        .and_then(|space| export.read(offset, space));
     answer_read(len, done, ticket, replies)
 }
 
@@ -232,7 +238,8 @@ fn read_sparse(
                 }
             }
         } else {
-            if let Err(failure) = export.read(sparse.offset(), replies.stage(len)) {
+            let space = replies.stage(len);
+            if let Err(failure) = space.and_then(|space| export.read(sparse.offset(), space)) {
                 let failure = reportable(failure, false);
                 replies.push(fail_sparse(sparse, &failure));
                 return Err(failure);

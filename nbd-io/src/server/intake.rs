@@ -1,6 +1,6 @@
 //! From a client's bytes to its requests.
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, allocate};
 use crate::transport::Transport;
 use bytes::Bytes;
 use nbd_proto::{
@@ -10,11 +10,16 @@ use nbd_proto::{
 use std::{
     io::{self, IoSliceMut},
     mem,
+    ops::Range,
     task::{Context, Poll, ready},
 };
 
-/// Bytes of requests that are taken from the transport at once.
+/// Bytes of requests that are taken from the transport at once, and how many at first.
 const STAGED: usize = 128 << 10;
+const STAGED_FIRST: usize = 16 << 10;
+
+/// Buffers that are longer than this are not kept by a connection that does not use them, in bytes.
+const LONG: usize = 1 << 20;
 
 /// Takes bytes from the transport, many requests to a system call, and long payloads straight to
 /// their buffers.
@@ -29,6 +34,10 @@ pub(super) struct Intake {
     payload: Vec<u8>,
     /// The payload is complete, and this is the request that it belongs to.
     complete: Option<(Event, usize)>,
+    /// The first bytes of a payload among those that have come, while there is no place for it.
+    parked: Option<Range<usize>>,
+    /// There is no memory for the payload that is coming, which is thrown away.
+    discards: bool,
 }
 
 /// What a client wants.
@@ -47,6 +56,8 @@ pub(super) enum Payload<'a> {
     Staged(&'a [u8]),
     /// The first bytes of a buffer, so many.
     Buffer(&'a mut Vec<u8>, usize),
+    /// There was no memory for it.
+    Missing,
 }
 
 impl Payload<'_> {
@@ -54,6 +65,7 @@ impl Payload<'_> {
         match self {
             Self::Staged(bytes) => bytes,
             Self::Buffer(buffer, len) => &buffer[..*len],
+            Self::Missing => &[],
         }
     }
 
@@ -61,17 +73,20 @@ impl Payload<'_> {
         self.bytes().len()
     }
 
-    /// Puts the payload at the beginning of `buffer`, which becomes as long as need be.
-    pub(super) fn move_to(self, buffer: &mut Vec<u8>, buffers: &Buffers) {
+    /// Puts the payload at the beginning of `buffer`, which becomes as long as need be. Fails if
+    /// there is no memory for that.
+    pub(super) fn move_to(self, buffer: &mut Vec<u8>, buffers: &Buffers) -> Option<()> {
         match self {
             Self::Staged(bytes) => {
                 if buffer.len() < bytes.len() {
-                    buffers.keep(mem::replace(buffer, buffers.take(bytes.len())));
+                    buffers.keep(mem::replace(buffer, buffers.take(bytes.len())?));
                 }
                 buffer[..bytes.len()].copy_from_slice(bytes);
             }
             Self::Buffer(payload, _) => mem::swap(buffer, payload),
+            Self::Missing => return None,
         }
+        Some(())
     }
 }
 
@@ -84,20 +99,22 @@ impl Intake {
             end: 0,
             payload: Vec::new(),
             complete: None,
+            parked: None,
+            discards: false,
         }
     }
 
     /// Whether bytes that have come are not used up.
     pub(super) const fn has_bytes(&self) -> bool {
-        self.start < self.end || self.complete.is_some()
+        self.start < self.end || self.complete.is_some() || self.parked.is_some()
     }
 
     /// The next request of which all bytes have come, if it can be taken now.
-    pub(super) fn next(&mut self, buffers: &Buffers) -> Result<Option<Taken<'_>>, Error> {
+    pub(super) fn next(&mut self) -> Result<Option<Taken<'_>>, Error> {
         if let Some((event, len)) = self.complete.take() {
             return Ok(Some(taken(event, Payload::Buffer(&mut self.payload, len))));
         }
-        while self.start < self.end {
+        while self.start < self.end && self.parked.is_none() {
             let bytes = &self.staged[self.start..self.end];
             let fed = self.transmission.feed(bytes)?;
             let used = self.start..self.start + fed.used;
@@ -107,16 +124,20 @@ impl Intake {
                 (Some(event), Some(range)) if range.start == 0 => {
                     return Ok(Some(taken(event, Payload::Staged(&self.staged[used]))));
                 }
+                (None, Some(range)) if range.start == 0 => self.parked = Some(used),
                 (event, Some(range)) => {
-                    if event.is_none()
-                        && let Fill::Payload { len, .. } = self.transmission.fill()
-                    {
-                        make_room(&mut self.payload, len, buffers);
-                    }
                     let end = range.end;
-                    self.payload[range].copy_from_slice(&self.staged[used]);
+                    if !self.discards {
+                        self.payload[range].copy_from_slice(&self.staged[used]);
+                    }
                     if let Some(event) = event {
-                        return Ok(Some(taken(event, Payload::Buffer(&mut self.payload, end))));
+                        let missing = mem::take(&mut self.discards);
+                        let payload = if missing {
+                            Payload::Missing
+                        } else {
+                            Payload::Buffer(&mut self.payload, end)
+                        };
+                        return Ok(Some(taken(event, payload)));
                     }
                 }
                 (Some(event), None) => return Ok(Some(taken(event, Payload::Staged(&[])))),
@@ -141,15 +162,18 @@ impl Intake {
         transport: &mut T,
         buffers: &Buffers,
     ) -> Poll<io::Result<Result<usize, Error>>> {
+        // What filled it the last time may go on like that.
+        let full = self.end == self.staged.len() && self.end < STAGED;
         (self.start, self.end) = (0, 0);
-        if self.staged.is_empty() {
-            self.staged = vec![0; STAGED];
+        if full {
+            self.make_stage()?;
         }
-        let range = match self.transmission.fill() {
-            Fill::Payload { range, len } => {
-                make_room(&mut self.payload, len, buffers);
-                range
-            }
+        let coming = match self.transmission.fill() {
+            Fill::Payload { range, len } if !self.discards => Some((range, len)),
+            _ => None,
+        };
+        let range = match coming {
+            Some((range, len)) if self.make_room(len, buffers) => range,
             _ => 0..0,
         };
         let direct = range.len();
@@ -182,8 +206,26 @@ impl Intake {
         cx: &mut Context<'_>,
         transport: &mut T,
     ) -> Poll<io::Result<usize>> {
-        self.staged.resize(STAGED, 0);
+        if self.staged.is_empty() {
+            self.make_stage()?;
+        }
         transport.poll_read(cx, &mut [IoSliceMut::new(&mut self.staged)])
+    }
+
+    /// Makes a longer space for bytes that come, none of which are in it.
+    fn make_stage(&mut self) -> io::Result<()> {
+        let len = if self.staged.is_empty() {
+            STAGED_FIRST
+        } else {
+            STAGED
+        };
+        match allocate(len) {
+            Some(staged) => self.staged = staged,
+            // A short one will do.
+            None if !self.staged.is_empty() => {}
+            None => return Err(io::ErrorKind::OutOfMemory.into()),
+        }
+        Ok(())
     }
 
     /// Whether there is any memory to be given up.
@@ -198,12 +240,67 @@ impl Intake {
             buffers.keep(mem::take(&mut self.payload));
         }
     }
-}
 
-/// Makes sure that a payload of `len` bytes that is coming fits into its buffer.
-fn make_room(payload: &mut Vec<u8>, len: usize, buffers: &Buffers) {
-    if payload.len() < len {
-        buffers.keep(mem::replace(payload, buffers.take(len)));
+    /// How long the payload is that is coming or has come, in bytes.
+    pub(super) fn payload_len(&mut self) -> u64 {
+        match (&self.complete, self.transmission.fill()) {
+            (Some((_, len)), _) => *len as u64,
+            (None, Fill::Payload { len, .. }) if !self.discards => len as u64,
+            _ => 0,
+        }
+    }
+
+    /// Whether the first bytes of a payload wait for a place.
+    pub(super) const fn is_parked(&self) -> bool {
+        self.parked.is_some()
+    }
+
+    /// How long the payload is that is coming and has no place yet, in bytes.
+    pub(super) fn wants_room(&mut self) -> Option<u64> {
+        match self.transmission.fill() {
+            Fill::Payload { len, range } if self.parked.is_some() || range.start == 0 => {
+                (!self.discards).then_some(len as u64)
+            }
+            _ => None,
+        }
+    }
+
+    /// Makes a place for the payload that is coming, if its first bytes wait for one.
+    pub(super) fn unpark(&mut self, buffers: &Buffers) {
+        if let Some(parked) = self.parked.take() {
+            let len = match self.transmission.fill() {
+                Fill::Payload { len, .. } => len,
+                _ => parked.len(),
+            };
+            if self.make_room(len, buffers) {
+                self.payload[..parked.len()].copy_from_slice(&self.staged[parked]);
+            }
+        }
+    }
+
+    /// Throws away the payload that is coming, for which there is no memory.
+    pub(super) fn discard(&mut self) {
+        self.discards = matches!(self.transmission.fill(), Fill::Payload { .. });
+        self.parked = None;
+    }
+
+    /// Gives a long buffer away that is not in use, although requests are coming.
+    pub(super) fn release(&mut self, buffers: &Buffers) {
+        if self.payload.len() > LONG && self.payload_len() == 0 {
+            buffers.keep(mem::take(&mut self.payload));
+        }
+    }
+
+    /// Makes sure that a payload of `len` bytes that is coming fits into its buffer, or is thrown
+    /// away. Returns whether there is room.
+    fn make_room(&mut self, len: usize, buffers: &Buffers) -> bool {
+        if self.payload.len() < len {
+            match buffers.take(len) {
+                Some(buffer) => buffers.keep(mem::replace(&mut self.payload, buffer)),
+                None => self.discards = true,
+            }
+        }
+        !self.discards
     }
 }
 

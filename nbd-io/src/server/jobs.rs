@@ -225,15 +225,16 @@ impl<R: Runtime> Jobs<R> {
         self.bytes
     }
 
-    /// Has a request carried out; `fill` puts its payload into a buffer and says how long it is.
-    /// If it is `timed`, it counts for [`trust`](Self::trust).
+    /// Has a request carried out; `fill` puts its payload into a buffer and says how long it is, or
+    /// that there is no memory for it: then this gives the request back. If it is `timed`, it
+    /// counts for [`trust`](Self::trust).
     pub(super) fn push(
         &mut self,
         request: Request,
         subject: Subject,
         timed: bool,
-        fill: impl FnOnce(&mut Vec<u8>, &Buffers) -> usize,
-    ) {
+        fill: impl FnOnce(&mut Vec<u8>, &Buffers) -> Option<usize>,
+    ) -> Result<(), Request> {
         let mut job = self.spare.pop().unwrap_or_else(|| Job {
             payload: Vec::new(),
             len: 0,
@@ -242,7 +243,11 @@ impl<R: Runtime> Jobs<R> {
             timed,
             went: Went::Quick,
         });
-        job.len = fill(&mut job.payload, &self.buffers);
+        let Some(len) = fill(&mut job.payload, &self.buffers) else {
+            self.spare.push(job);
+            return Err(request);
+        };
+        job.len = len;
         (job.subject, job.timed) = (subject, timed);
         self.bytes += subject.payload();
         self.running += 1;
@@ -254,6 +259,7 @@ impl<R: Runtime> Jobs<R> {
         if start {
             self.start();
         }
+        Ok(())
     }
 
     fn start(&self) {

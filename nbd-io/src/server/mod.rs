@@ -26,10 +26,13 @@
 
 mod admission;
 mod answer;
+mod budget;
 mod buffers;
+mod clocks;
 mod connection;
 mod event;
 mod execute;
+mod hindrance;
 mod intake;
 mod jobs;
 mod listener;
@@ -39,6 +42,7 @@ mod replies;
 mod report;
 mod serving;
 mod session;
+mod stopper;
 #[cfg(test)]
 mod tests;
 
@@ -49,5 +53,6 @@ pub use listener::Listener;
 pub use negotiation::{Ended, Entered, NegotiationError, ServerOptions, TlsMode, negotiate};
 pub use replies::Replies;
 pub use report::Outcome;
+pub use serving::Server;
 use serving::Settings;
-pub use serving::{Server, Stopper};
+pub use stopper::Stopper;

@@ -3,7 +3,7 @@
 use super::buffers::Buffers;
 use bytes::{Buf, Bytes};
 use nbd_proto::{
-    Frame,
+    Errno, Failure, Frame,
     meta::Extent,
     server::{Receipt, Reply, Transmission},
 };
@@ -149,16 +149,22 @@ impl Replies {
         }
     }
 
-    /// Space for `len` bytes of data, to be followed by [`commit`](Self::commit) or nothing.
-    pub(super) fn stage(&mut self, len: usize) -> &mut [u8] {
+    /// Space for `len` bytes of data, to be followed by [`commit`](Self::commit) or nothing. Fails
+    /// with [`Errno::NoMem`].
+    pub(super) fn stage(&mut self, len: usize) -> Result<&mut [u8], Failure> {
         if len <= self.most_inline {
             self.staged = None;
+            let needed = self.end + HEADER + len;
+            let missing = needed.next_power_of_two().saturating_sub(self.inline.len());
+            if needed > self.inline.len() && self.inline.try_reserve_exact(missing).is_err() {
+                return Err(no_memory());
+            }
             self.make_room(HEADER + len);
             let at = self.end + self.header;
-            return &mut self.inline[at..at + len];
+            return Ok(&mut self.inline[at..at + len]);
         }
-        let buffer = self.buffers.take(len);
-        &mut self.staged.insert(buffer)[..len]
+        let buffer = self.buffers.take(len).ok_or_else(no_memory)?;
+        Ok(&mut self.staged.insert(buffer)[..len])
     }
 
     /// Gives the space back.
@@ -297,6 +303,14 @@ impl Replies {
     pub(super) fn forget_extents(&mut self) {
         self.extents.clear();
         self.extents.shrink_to(KEPT_EXTENTS);
+    }
+}
+
+/// What a client is told when there is no memory for its request.
+pub(super) fn no_memory() -> Failure {
+    Failure {
+        message: "the server has no memory for this at the moment".into(),
+        ..Errno::NoMem.into()
     }
 }
 

@@ -5,10 +5,13 @@ use super::TlsMode;
 use super::{
     Ending, Event, Listener, Peer, ServerOptions,
     admission::{Applicant, Authorize},
+    budget::Budget,
     buffers::Buffers,
     connection,
+    hindrance::Hindrance,
     registry::{Place, Refused, Registry, Room},
     report::{OnRequest, Outcome},
+    stopper::Stopper,
 };
 #[cfg(feature = "tls")]
 use crate::tls::{ServerTls, TlsError};
@@ -60,6 +63,7 @@ pub(super) struct Settings {
     pub(super) authorize: Option<Authorize>,
     on_event: Option<OnEvent>,
     pub(super) on_request: Option<OnRequest>,
+    pub(super) budget: Arc<Budget>,
     pub(super) buffers: Arc<Buffers>,
 }
 
@@ -119,6 +123,7 @@ impl<R: Tasks> Server<R> {
                 authorize: None,
                 on_event: None,
                 on_request: None,
+                budget: Budget::new(256 << 20),
                 buffers: Arc::default(),
             },
             registry: Arc::default(),
@@ -267,6 +272,19 @@ impl<R: Tasks> Server<R> {
         self
     }
 
+    /// How much payload all connections together may have in memory, in bytes, beside 1 MiB that each
+    /// has in any case. Default 256 MiB.
+    ///
+    /// A connection gets no more of it than it leaves to others, so that clients that ask for much
+    /// and take nothing keep nobody out who needs little. A request for which there is no memory
+    /// waits, 10 s at most, and then fails with [`Errno::NoMem`](nbd_proto::Errno::NoMem); so does
+    /// one for which the system has none.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.settings.budget = Budget::new(bytes);
+        self
+    }
+
     /// How long a connection in use has to come to an end when the server
     /// [stops](Stopper::stop). Default 5 s.
     #[must_use]
@@ -295,9 +313,7 @@ impl<R: Tasks> Server<R> {
     /// A handle by which the server can be stopped while it serves.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper {
-            registry: Arc::clone(&self.registry),
-        }
+        Stopper::new(Arc::clone(&self.registry))
     }
 
     /// Serves clients that connect to `listener`, or to any of a `Vec` of them, until the server is
@@ -429,54 +445,6 @@ impl Drop for Unserved {
     }
 }
 
-/// What keeps a connection from being accepted.
-enum Hindrance {
-    /// It was gone before it was accepted, or the like.
-    Passing,
-    /// Descriptors, memory and the like are used up.
-    Shortage,
-    Final,
-}
-
-impl Hindrance {
-    #[cfg(not(unix))]
-    fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::Interrupted
-            | io::ErrorKind::WouldBlock
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset => Self::Passing,
-            io::ErrorKind::OutOfMemory => Self::Shortage,
-            _ => Self::Final,
-        }
-    }
-
-    #[cfg(unix)]
-    fn of(error: &io::Error) -> Self {
-        use rustix::io::Errno;
-        match Errno::from_io_error(error) {
-            Some(
-                Errno::INTR
-                | Errno::AGAIN
-                | Errno::CONNABORTED
-                | Errno::PROTO
-                | Errno::NETDOWN
-                | Errno::NOPROTOOPT
-                | Errno::HOSTUNREACH
-                | Errno::OPNOTSUPP
-                | Errno::NETUNREACH
-                | Errno::PERM
-                | Errno::TIMEDOUT,
-            ) => Self::Passing,
-            // The last one is of an event loop that cannot watch any more sockets.
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC) => {
-                Self::Shortage
-            }
-            _ => Self::Final,
-        }
-    }
-}
-
 impl<R: Clone> Clone for Server<R> {
     fn clone(&self) -> Self {
         Self {
@@ -492,53 +460,6 @@ impl<R> fmt::Debug for Server<R> {
         f.debug_struct("Server")
             .field("options", &self.settings.options)
             .field("connections", &self.registry.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Stops a [`Server`], from anywhere.
-#[derive(Clone)]
-pub struct Stopper {
-    registry: Arc<Registry>,
-}
-
-impl Stopper {
-    /// Begins to stop the server, and does not wait for it.
-    ///
-    /// No more connections are accepted. On those that there are, what was begun is finished and
-    /// new requests are answered with [`Errno::Shutdown`](nbd_proto::Errno::Shutdown), until the
-    /// client disconnects or sends nothing more for a moment. What is still there after the
-    /// [grace](Server::grace) is closed.
-    ///
-    /// [`Server::serve`] ends when all this is done. A server that was stopped takes no connections
-    /// any more.
-    pub fn stop(&self) {
-        self.registry.stop();
-    }
-
-    /// Waits until the server was told to stop and the last of its connections is closed, however
-    /// long that takes.
-    ///
-    /// # Cancel safety
-    ///
-    /// It only waits: dropping it changes nothing.
-    pub async fn stopped(&self) {
-        let mut watch = self.registry.watch();
-        poll_fn(|cx| watch.poll_stopping(cx)).await;
-        poll_fn(|cx| watch.poll_empty(cx)).await;
-    }
-
-    /// How many connections there are.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.registry.len()
-    }
-}
-
-impl fmt::Debug for Stopper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stopper")
-            .field("connections", &self.connections())
             .finish_non_exhaustive()
     }
 }

@@ -2,11 +2,14 @@
 
 use super::{
     Ending, Replies, Settings,
+    budget::Share,
     buffers::Buffers,
-    intake::{Intake, Taken},
+    clocks::{Clocks, elapsed},
+    intake::{Intake, Payload, Taken},
     jobs::{Jobs, Panicked, carry_out, carry_out_now},
     negotiation::Entered,
     registry::Place,
+    replies::no_memory,
     report::{Report, Subject},
 };
 use crate::{Export, runtime::Runtime, transport::Transport};
@@ -40,6 +43,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Memory is given up, and the place if somebody needs it, when nothing has come for so long.
 const REST: Duration = Duration::from_secs(2);
 
+/// How long a request that needs much memory waits for it.
+const SHORTAGE: Duration = Duration::from_secs(10);
+
 /// A request counts as quick if it takes no longer than this, and a nanosecond for each byte.
 const QUICK: Duration = Duration::from_micros(100);
 
@@ -58,6 +64,11 @@ pub(super) struct Session<'a, T, R: Runtime> {
     replies: Replies,
     jobs: Jobs<R>,
     report: Report,
+    share: Share,
+    /// A read for which there is no memory yet.
+    held: Option<Request>,
+    /// Memory is waited for.
+    short: bool,
     /// Every request is carried out in place.
     in_place: bool,
     unflushed: bool,
@@ -68,19 +79,6 @@ pub(super) struct Session<'a, T, R: Runtime> {
     /// Why no more requests are taken.
     ending: Option<Ending>,
     clocks: Clocks<R::Sleep>,
-}
-
-/// What is waited for besides the client and the export.
-struct Clocks<S> {
-    /// The bytes moved when it was set.
-    idle: Option<(S, u64)>,
-    rest: Option<(S, u64)>,
-    /// While the server stops: until the client is taken to have no more requests.
-    lull: Option<(S, u64)>,
-    /// While the server stops: until it is done in any case.
-    last_call: Option<S>,
-    /// Until a client that has left and does not take its replies is given up.
-    farewell: Option<(S, u64)>,
 }
 
 impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
@@ -114,17 +112,14 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             buffers,
             jobs,
             report,
+            share: Share::new(Arc::clone(&settings.budget)),
+            held: None,
+            short: false,
             unflushed: false,
             moved: 0,
             spare: true,
             ending: None,
-            clocks: Clocks {
-                idle: None,
-                rest: None,
-                lull: None,
-                last_call: None,
-                farewell: None,
-            },
+            clocks: Clocks::new(),
         }
     }
 
@@ -202,7 +197,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Err(Panicked) => self.end(Ending::Panicked),
         };
         if self.ending.is_none() {
-            any |= match self.consume() {
+            any |= match self.consume(cx) {
                 Ok(Ok(any)) => any,
                 Ok(Err(Panicked)) => self.end(Ending::Panicked),
                 Err(error) => self.end(Ending::Protocol(error)),
@@ -213,13 +208,21 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Poll::Ready(Ok(_)) => any = true,
             Poll::Ready(Err(error)) => return Err(self.broken(error)),
         }
+        if !self.share.is_empty() {
+            let used = self.used() + self.intake.payload_len();
+            self.share.settle(used);
+        }
         if self.ending.is_some() {
             if self.jobs.running() == 0 && self.replies.is_empty() && !self.unflushed {
                 return Err(self.ending.take().expect("there is one"));
             }
             return Ok(any);
         }
-        if self.has_room() && self.intake.wants_bytes() {
+        if self.held.is_none()
+            && self.has_room()
+            && self.intake.wants_bytes()
+            && self.has_payload_room(cx)
+        {
             let alone = self.is_alone() && self.replies.is_empty() && !self.unflushed;
             self.transport.set_alone(alone);
             let Self {
@@ -286,33 +289,94 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Whether one more request may be taken: the limit may be exceeded by one.
     fn has_room(&self) -> bool {
-        self.jobs.bytes().saturating_add(self.replies.len() as u64) < self.settings.in_flight
+        self.used() < self.settings.in_flight
+    }
+
+    /// Bytes of payload in memory, beside one that is coming.
+    fn used(&self) -> u64 {
+        self.jobs.bytes().saturating_add(self.replies.len() as u64)
+    }
+
+    /// Whether the server has memory for `more`; otherwise it is waited for.
+    fn covers(&mut self, more: u64, cx: &Context<'_>) -> bool {
+        let covers = self.share.cover(self.used().saturating_add(more), cx);
+        self.short = !covers;
+        covers
+    }
+
+    /// Whether there is memory for a payload that is coming, if one is.
+    fn has_payload_room(&mut self, cx: &Context<'_>) -> bool {
+        let wanted = self.intake.wants_room();
+        wanted.is_none_or(|len| self.covers(len, cx))
+    }
+
+    /// Refuses the request for which memory was waited for too long.
+    fn refuse_for_memory(&mut self) {
+        self.short = false;
+        match self.held.take() {
+            Some(request) => self.refuse(request),
+            None => self.intake.discard(),
+        }
+    }
+
+    fn refuse(&mut self, request: Request) {
+        let failure = no_memory();
+        let subject = Subject::of(&request);
+        let words = failure.message.as_str().to_owned();
+        self.replies.push(request.fail(failure.errno, words));
+        self.report.tell(subject, Err(failure));
     }
 
     /// Takes the requests that have come, as far as their replies may wait to be sent. Returns
     /// whether there were any.
-    fn consume(&mut self) -> Result<Result<bool, Panicked>, Error> {
+    fn consume(&mut self, cx: &Context<'_>) -> Result<Result<bool, Panicked>, Error> {
         let mut any = false;
         if self.place.is_stopping() {
             self.intake.transmission.shut_down();
         }
         while self.replies.len() < ENOUGH && self.has_room() {
-            let Some(taken) = self.intake.next(&self.buffers)? else {
+            if self.intake.is_parked() {
+                if !self.has_payload_room(cx) {
+                    break;
+                }
+                self.intake.unpark(&self.buffers);
+            }
+            let taken = match self.held.take() {
+                Some(request) => Some(Taken::Request(request, Payload::Staged(&[]))),
+                None => self.intake.next()?,
+            };
+            let Some(taken) = taken else {
                 break;
             };
-            any = true;
             let (request, payload) = match taken {
                 Taken::Request(request, payload) => (request, payload),
                 Taken::Answered(reply) => {
                     self.replies.push(reply);
+                    any = true;
                     continue;
                 }
                 Taken::Disconnect => {
                     self.ending = Some(Ending::Disconnected);
+                    any = true;
                     break;
                 }
             };
             let subject = Subject::of(&request);
+            let used = self.jobs.bytes().saturating_add(self.replies.len() as u64);
+            if matches!(payload, Payload::Missing) {
+                self.refuse(request);
+                any = true;
+                continue;
+            }
+            // A payload has its memory already, and lets no long request in until it is covered.
+            if payload.len() == 0 {
+                self.short = !self.share.cover(used + subject.payload(), cx);
+                if self.short {
+                    self.held = Some(request);
+                    break;
+                }
+            }
+            any = true;
             let is_short = is_short(&request);
             let is_trusted = self.jobs.trust() >= TRUSTED && self.jobs.running() == 0;
             let clock = if self.in_place {
@@ -329,12 +393,15 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                     Ok(Some(request)) => request,
                     Err(panicked) => return Ok(Err(panicked)),
                 };
-                self.jobs
+                let pushed = self
+                    .jobs
                     .push(request, subject, is_short, |buffer, buffers| {
                         let len = payload.len();
-                        payload.move_to(buffer, buffers);
-                        len
+                        payload.move_to(buffer, buffers).map(|()| len)
                     });
+                if let Err(request) = pushed {
+                    self.refuse(request);
+                }
                 continue;
             };
             let payload = payload.bytes();
@@ -342,6 +409,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             if let Err(panicked) = carry_out(export, request, payload, replies, &self.report) {
                 return Ok(Err(panicked));
             }
+            self.intake.release(&self.buffers);
             if !self.in_place {
                 let now = self.runtime.own_thread_clock().unwrap_or(Duration::MAX);
                 if !is_quick(now.saturating_sub(before), subject.payload()) {
@@ -391,7 +459,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// end.
     fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ending>> {
         self.jobs.poll_tick(cx);
-        let quiet = self.jobs.running() == 0 && self.replies.is_empty();
+        let quiet = self.jobs.running() == 0 && self.replies.is_empty() && self.held.is_none();
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
         if self.ending.is_some() {
@@ -401,6 +469,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             {
                 return Poll::Ready(self.ending.take());
             }
+        }
+        if !self.short {
+            clocks.shortage = None;
+        } else if elapsed(&mut clocks.shortage, cx, runtime, SHORTAGE, self.moved) {
+            self.refuse_for_memory();
+            return Poll::Ready(None);
         }
         if let Some(idle) = self.settings.idle_timeout
             && elapsed(&mut clocks.idle, cx, runtime, idle, self.moved)
@@ -439,27 +513,6 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             return Poll::Ready(Some(Ending::Stopped));
         }
         Poll::Pending
-    }
-}
-
-/// Whether nothing was moved for at least `time`, and at most twice as long.
-fn elapsed<R: Runtime>(
-    clock: &mut Option<(R::Sleep, u64)>,
-    cx: &mut Context<'_>,
-    runtime: &R,
-    time: Duration,
-    moved: u64,
-) -> bool {
-    loop {
-        let (sleep, since) = clock.get_or_insert_with(|| (runtime.sleep(time), moved));
-        if Pin::new(sleep).poll(cx).is_pending() {
-            return false;
-        }
-        let unmoved = *since == moved;
-        *clock = None;
-        if unmoved {
-            return true;
-        }
     }
 }
 

@@ -14,7 +14,7 @@ fn filled(replies: &mut Replies) -> Vec<u8> {
         (b"0123456789abcdef", 100_000),
         (b"0123456789abcdef0123456789ab", 1),
     ] {
-        let space = replies.stage(len);
+        let space = replies.stage(len).unwrap();
         for (at, byte) in space.iter_mut().enumerate() {
             *byte = at.to_le_bytes()[0];
         }
@@ -24,8 +24,8 @@ fn filled(replies: &mut Replies) -> Vec<u8> {
         assert_eq!(replies.len(), expected.len());
     }
     // What failed after it was staged leaves nothing behind.
-    replies.stage(10).fill(1);
-    replies.stage(1 << 20).fill(1);
+    replies.stage(10).unwrap().fill(1);
+    replies.stage(1 << 20).unwrap().fill(1);
     expected
 }
 

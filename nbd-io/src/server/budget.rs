@@ -1,0 +1,178 @@
+//! The memory that the connections of a server have together for what they move.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+};
+
+/// What every connection may have in any case, in bytes.
+const MODEST: u64 = 1 << 20;
+
+/// Memory beyond what every connection has in any case.
+///
+/// A connection may have no more of it than it leaves to others. So the first takes up to a half,
+/// and of `n` greedy ones each has one part in `n + 1`, of which one is always left; who needs
+/// little finds that little there, whoever else does not take what they have asked for.
+#[derive(Debug)]
+pub(super) struct Budget {
+    most: u64,
+    taken: AtomicU64,
+    is_waited_for: AtomicBool,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Budget {
+    pub(super) fn new(most: u64) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            taken: AtomicU64::new(0),
+            is_waited_for: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `more` for a connection that has `all` then.
+    fn take(&self, more: u64, all: u64) -> bool {
+        let taken = self
+            .taken
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
+                let after = taken.checked_add(more)?;
+                (taken.checked_add(all)? <= self.most).then_some(after)
+            });
+        taken.is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.taken.fetch_sub(bytes, Ordering::SeqCst);
+        if self.is_waited_for.swap(false, Ordering::SeqCst) {
+            let waiting = std::mem::take(&mut *self.waiting());
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn wait(&self, cx: &Context<'_>) {
+        let mut waiting = self.waiting();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        self.is_waited_for.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What one connection has of it, which goes back when this is dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    budget: Arc<Budget>,
+    taken: u64,
+}
+
+impl Share {
+    pub(super) const fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, taken: 0 }
+    }
+
+    /// Makes sure that the connection may have so many bytes. If it may not, its task is woken when
+    /// that has changed.
+    pub(super) fn cover(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
+        let all = bytes.saturating_sub(MODEST);
+        if all <= self.taken {
+            return true;
+        }
+        let more = all - self.taken;
+        let covered = self.budget.take(more, all) || {
+            self.budget.wait(cx);
+            // It may have been given back before there was anybody to wake.
+            self.budget.take(more, all)
+        };
+        if covered {
+            self.taken = all;
+        }
+        covered
+    }
+
+    /// Gives back what is not needed for so many bytes.
+    pub(super) fn settle(&mut self, bytes: u64) {
+        let all = bytes.saturating_sub(MODEST);
+        if all < self.taken {
+            self.budget.give_back(self.taken - all);
+            self.taken = all;
+        }
+    }
+
+    /// Whether there is anything that could be given back.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.taken == 0
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.settle(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::atomic::AtomicUsize, task::Wake};
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_greedy_always_leave_something_to_others() {
+        let budget = Budget::new(100 * MODEST);
+        let cx = Context::from_waker(Waker::noop());
+        let mut shares: Vec<_> = (0..1000)
+            .map(|_| {
+                let mut share = Share::new(Arc::clone(&budget));
+                // It takes as much as it gets.
+                let mut has = 0;
+                while share.cover(has + MODEST / 4, &cx) {
+                    has += MODEST / 4;
+                }
+                assert!(has >= MODEST, "what everybody may have");
+                share
+            })
+            .collect();
+        assert!(budget.taken.load(Ordering::SeqCst) <= 100 * MODEST);
+        assert!(shares[0].taken >= 49 * MODEST && shares[0].taken <= 50 * MODEST);
+        assert!(shares[1].taken >= 24 * MODEST);
+        // Less than it has is granted, whatever the others have.
+        assert!(shares[0].cover(10 * MODEST, &cx));
+        shares[0].settle(2 * MODEST);
+        assert_eq!(shares[0].taken, MODEST);
+        drop(shares);
+        assert_eq!(budget.taken.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn who_waits_is_woken_when_something_is_given_back() {
+        let budget = Budget::new(10 * MODEST);
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let cx = Context::from_waker(&waker);
+        let (mut first, mut second) = (
+            Share::new(Arc::clone(&budget)),
+            Share::new(Arc::clone(&budget)),
+        );
+        assert!(first.cover(9 * MODEST, &cx));
+        assert!(second.cover(MODEST, &cx) && !second.cover(9 * MODEST, &cx));
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+        first.settle(MODEST);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert!(second.cover(9 * MODEST, &cx));
+    }
+}
