@@ -1,6 +1,6 @@
 //! Listening sockets.
 
-use crate::{Socket, vsock};
+use crate::{Socket, socket::family_moves_all, vsock};
 use nbd_io::server::Peer;
 use rustix::{
     io::{FdFlags, fcntl_setfd},
@@ -175,7 +175,9 @@ impl Listener {
         inherited.into_iter().map(Self::new).collect()
     }
 
-    /// The next connection, as a non-blocking socket, and who is at its other end.
+    /// The next connection, and who is at its other end. The socket is to be made a
+    /// [blocking](Socket::blocking) or a [non-blocking](Socket::nonblocking) one; which it is before
+    /// depends on the system.
     ///
     /// Over TCP, `TCP_NODELAY` is set, and a client that says nothing for a minute is asked whether
     /// it is still there (`SO_KEEPALIVE`).
@@ -199,8 +201,8 @@ impl Listener {
         } else {
             vsock::peer(&address).unwrap_or(Peer::Unix)
         };
-        let socket = Socket::new(OwnedFd::from(socket))?.nonblocking()?;
-        Ok((socket, peer))
+        let moves_all = family_moves_all(&address);
+        Ok((Socket::accepted(OwnedFd::from(socket), moves_all), peer))
     }
 }
 

@@ -29,6 +29,10 @@ pub struct Socket {
     fd: OwnedFd,
     /// Ended when the socket is dropped.
     child: Option<Child>,
+    /// Its mode, as far as that is known.
+    nonblocking: Option<bool>,
+    /// See [`moves_all`](Socket::moves_all); `None` if the system has to be asked.
+    moves_all: Option<bool>,
 }
 
 impl Socket {
@@ -39,7 +43,28 @@ impl Socket {
     ///
     /// When its mode cannot be changed.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Self { fd, child: None }.blocking()
+        Self::with_child(fd, None).blocking()
+    }
+
+    /// Takes over a socket that has just been accepted, of whichever mode the system makes it. It
+    /// is said of its family whether [it moves all](Socket::moves_all).
+    pub(crate) fn accepted(fd: OwnedFd, moves_all: bool) -> Self {
+        // Elsewhere it has the mode of the listening socket.
+        let is_known = cfg!(any(target_os = "linux", target_os = "android"));
+        Self {
+            nonblocking: is_known.then_some(false),
+            moves_all: Some(moves_all),
+            ..Self::with_child(fd, None)
+        }
+    }
+
+    const fn with_child(fd: OwnedFd, child: Option<Child>) -> Self {
+        Self {
+            fd,
+            child,
+            nonblocking: None,
+            moves_all: None,
+        }
     }
 
     /// Starts a server that serves one connection on its standard input and output. The server is
@@ -50,8 +75,7 @@ impl Socket {
     /// When the program cannot be started.
     pub fn spawn(command: Command) -> io::Result<Self> {
         let (fd, child) = Child::spawn(command)?;
-        let child = Some(child);
-        Self { fd, child }.blocking()
+        Self::with_child(fd, Some(child)).blocking()
     }
 
     /// Starts a server that takes a listening socket from its parent by the environment variables
@@ -63,8 +87,7 @@ impl Socket {
     /// When the program cannot be started.
     pub fn activate(command: &Command) -> io::Result<Self> {
         let (fd, child) = Child::activate(command)?;
-        let child = Some(child);
-        Self { fd, child }.blocking()
+        Self::with_child(fd, Some(child)).blocking()
     }
 
     /// Makes it a blocking socket. Whoever drops it waits for its child process to end.
@@ -87,9 +110,12 @@ impl Socket {
     }
 
     fn with_mode(mut self, nonblocking: bool) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&self.fd, nonblocking)?;
-        #[cfg(target_vendor = "apple")]
-        socket2::SockRef::from(&self.fd).set_nosigpipe(true)?;
+        if self.nonblocking != Some(nonblocking) {
+            rustix::io::ioctl_fionbio(&self.fd, nonblocking)?;
+            #[cfg(target_vendor = "apple")]
+            socket2::SockRef::from(&self.fd).set_nosigpipe(true)?;
+            self.nonblocking = Some(nonblocking);
+        }
         if let Some(child) = &mut self.child {
             child.ends_aside = nonblocking;
         }
@@ -149,9 +175,10 @@ impl Socket {
     /// and of Unix sockets, but not of every kind of vsock.
     #[must_use]
     pub fn moves_all(&self) -> bool {
-        socket2::SockRef::from(self)
-            .local_addr()
-            .is_ok_and(|address| address.is_unix() || address.is_ipv4() || address.is_ipv6())
+        self.moves_all.unwrap_or_else(|| {
+            let address = socket2::SockRef::from(self).local_addr();
+            address.is_ok_and(|address| family_moves_all(&address))
+        })
     }
 
     /// Waits until the socket can be read from or written to, whichever is asked for.
@@ -207,6 +234,11 @@ impl Socket {
     pub fn close(&self) {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Both);
     }
+}
+
+/// Whether sockets of the family of an address [move all](Socket::moves_all).
+pub(crate) fn family_moves_all(address: &socket2::SockAddr) -> bool {
+    address.is_unix() || address.is_ipv4() || address.is_ipv6()
 }
 
 impl AsFd for Socket {
