@@ -22,10 +22,13 @@ const IDLE: Duration = Duration::from_secs(10);
 /// What the clock counts from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// What a server on plain threads runs on. Clones share the threads that carry out requests.
+/// What a server on plain threads runs on. Clones share its threads.
 #[derive(Clone, Default)]
 pub struct Threads {
+    /// They carry out requests.
     workers: Arc<Workers>,
+    /// Each has a connection, or waits for the next one.
+    tasks: Arc<Workers>,
 }
 
 impl fmt::Debug for Threads {
@@ -56,10 +59,10 @@ impl Runtime for Threads {
 
 impl Tasks for Threads {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // Where there is no thread for it, the task is dropped, as the trait has it.
-        let _ = thread::Builder::new()
-            .name("nbd".to_owned())
-            .spawn(move || block_on(task));
+        self.tasks.spawn(Box::new(move || {
+            // Without a descriptor to wait for, the task is dropped, as the trait has it.
+            let _ = block_on(task);
+        }));
     }
 }
 
@@ -84,7 +87,7 @@ impl Future for Sleep {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads that carry out requests, as many as there is work for.
+/// Threads that do one job after the other, as many as there is work for.
 #[derive(Default)]
 struct Workers {
     state: Mutex<Work>,
@@ -133,6 +136,29 @@ impl Workers {
         }
     }
 
+    /// Has a job begun at once that may take for ever, by an idle thread or a new one. It is
+    /// dropped if there can be none.
+    fn spawn(self: &Arc<Self>, job: Job) {
+        let mut work = self.lock();
+        if work.idle > work.jobs.len() {
+            work.jobs.push_back(job);
+            self.arrived.notify_one();
+            return;
+        }
+        work.threads += 1;
+        drop(work);
+        let workers = Arc::clone(self);
+        let started = thread::Builder::new()
+            .name("nbd".to_owned())
+            .spawn(move || {
+                job();
+                workers.work();
+            });
+        if started.is_err() {
+            self.lock().threads -= 1;
+        }
+    }
+
     fn work(&self) {
         let mut work = self.lock();
         loop {
@@ -154,5 +180,35 @@ impl Workers {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn tasks_after_each_other_share_a_thread_and_tasks_at_once_do_not() {
+        let threads = Threads::default();
+        let (tell, told) = mpsc::channel();
+        let run = || {
+            let (tell, (leave, left)) = (tell.clone(), mpsc::channel::<()>());
+            threads.spawn(async move {
+                tell.send(thread::current().id()).unwrap();
+                // Until the other end is dropped.
+                let _ = left.recv();
+            });
+            (told.recv().unwrap(), leave)
+        };
+        let (first, leave_first) = run();
+        let (second, leave_second) = run();
+        assert_ne!(first, second);
+        drop((leave_first, leave_second));
+        while threads.tasks.lock().idle < 2 {
+            thread::yield_now();
+        }
+        let (third, _leave) = run();
+        assert!([first, second].contains(&third));
     }
 }
