@@ -268,6 +268,17 @@ pub enum DriveError {
 pub async fn drive<T: Transport, P: Phase>(
     transport: &mut T,
     out: &mut BytesMut,
+    phase: P,
+) -> Result<P::Next, DriveError> {
+    let next = drive_before(transport, out, phase).await?;
+    write_all(transport, out).await?;
+    Ok(next)
+}
+
+/// Like [`drive`], but leaves the last of what is to be written in `out`, to go with what follows.
+pub(crate) async fn drive_before<T: Transport, P: Phase>(
+    transport: &mut T,
+    out: &mut BytesMut,
     mut phase: P,
 ) -> Result<P::Next, DriveError> {
     loop {
@@ -278,10 +289,7 @@ pub async fn drive<T: Transport, P: Phase>(
         }
         match phase.filled(n, out)? {
             Step::More(more) => phase = more,
-            Step::Done(next) => {
-                write_all(transport, out).await?;
-                return Ok(next);
-            }
+            Step::Done(next) => return Ok(next),
         }
     }
 }

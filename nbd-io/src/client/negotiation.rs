@@ -1,7 +1,7 @@
 //! Negotiation step by step, for programs that want to look before they choose.
 
 use super::NegotiationError;
-use crate::transport::{DriveError, Transport, drive, write_all};
+use crate::transport::{DriveError, Transport, drive, drive_before, write_all};
 use bytes::BytesMut;
 use nbd_proto::{
     ContextName, ExportInfo, ExportName, Mode, OptionError, Phase,
@@ -50,12 +50,22 @@ pub async fn greet<T: Transport>(
     config: Config,
 ) -> Result<Greeted<T>, NegotiationError> {
     let mut out = BytesMut::new();
-    let greeted = drive(&mut transport, &mut out, client::Handshake::new(config))
+    let failed = |error| NegotiationError::during(GREETING, error);
+    let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
         .await
-        .map_err(|error| NegotiationError::during(GREETING, error))?;
+        .map_err(failed)?;
     Ok(match greeted {
-        client::Greeted::Options(options) => Greeted::Options(Haggling::new(transport, options)),
-        client::Greeted::Newstyle(newstyle) => Greeted::Newstyle(transport, newstyle),
+        client::Greeted::Options(options) => {
+            let mut haggling = Haggling::new(transport, options);
+            // The answer to the greeting goes with the first option.
+            haggling.out = out;
+            Greeted::Options(haggling)
+        }
+        client::Greeted::Newstyle(newstyle) => {
+            let written = write_all(&mut transport, &mut out).await;
+            written.map_err(|error| failed(error.into()))?;
+            Greeted::Newstyle(transport, newstyle)
+        }
         client::Greeted::Oldstyle(oldstyle) => Greeted::Oldstyle(transport, oldstyle),
     })
 }

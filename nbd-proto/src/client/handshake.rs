@@ -137,43 +137,32 @@ struct Reader {
 impl Reader {
     const fn new(config: Config) -> Self {
         Self {
-            gather: Gather::new(8),
+            // Every greeting is at least so long. What is wrong is noticed as soon as it is there.
+            gather: Gather::new(GREETING_LEN),
             config,
         }
     }
 
     fn filled(&mut self, n: usize) -> Result<Option<Greeting>, Error> {
-        if !self.gather.filled(n) {
-            return Ok(None);
-        }
+        let is_complete = self.gather.filled(n);
         let mut fields = Fields(self.gather.bytes());
         match fields.u64() {
             Some(magic::NBDMAGIC) => {}
-            got => {
-                return Err(Error::NotNbd {
-                    got: got.unwrap_or_default(),
-                });
-            }
+            Some(got) => return Err(Error::NotNbd { got }),
+            None => return Ok(None),
         }
         match fields.u64() {
-            None => {
-                self.gather.extend(8);
-                Ok(None)
-            }
-            Some(magic::IHAVEOPT) => match fields.u16() {
-                None => {
-                    self.gather.extend(GREETING_LEN - 16);
-                    Ok(None)
-                }
-                Some(flags) => Ok(Some(Greeting::Newstyle(HandshakeFlags::from_bits(flags)))),
-            },
-            Some(magic::CLISERV) => match (fields.u64(), fields.u32()) {
+            Some(magic::IHAVEOPT) => Ok(fields
+                .u16()
+                .map(|flags| Greeting::Newstyle(HandshakeFlags::from_bits(flags)))),
+            Some(magic::CLISERV) if is_complete => match (fields.u64(), fields.u32()) {
                 (Some(size), Some(flags)) => Ok(Some(Greeting::Oldstyle { size, flags })),
                 _ => {
-                    self.gather.extend(OLDSTYLE_REST);
+                    self.gather.extend(OLDSTYLE_REST - (GREETING_LEN - 16));
                     Ok(None)
                 }
             },
+            Some(magic::CLISERV) | None => Ok(None),
             Some(got) => Err(Error::UnknownStyle { got }),
         }
     }
