@@ -73,6 +73,14 @@ pub trait Transport {
         false
     }
 
+    /// Whether to drop this is enough when the peer has said all that it has to say: what was
+    /// written reaches it, and then it learns of the end. So it is with sockets, where nothing that
+    /// the peer has sent is left unread. Otherwise a session ends with
+    /// [`poll_shutdown`](Transport::poll_shutdown) and with reads until the peer closes.
+    fn parts_by_drop(&self) -> bool {
+        false
+    }
+
     /// The certificate by which the peer has proven who it is, in DER. None without TLS, or where
     /// the peer was not asked.
     fn peer_certificate(&self) -> Option<&[u8]> {
@@ -117,6 +125,10 @@ macro_rules! forward {
 
             fn waits(&self) -> bool {
                 (**self).waits()
+            }
+
+            fn parts_by_drop(&self) -> bool {
+                (**self).parts_by_drop()
             }
 
             fn peer_certificate(&self) -> Option<&[u8]> {
@@ -227,6 +239,15 @@ impl<T: Transport> Transport for Layered<T> {
             Self::Plain(transport) => transport.waits(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.waits(),
+        }
+    }
+
+    fn parts_by_drop(&self) -> bool {
+        match self {
+            Self::Plain(transport) => transport.parts_by_drop(),
+            // The peer may still say that it ends TLS.
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => false,
         }
     }
 

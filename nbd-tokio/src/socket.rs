@@ -120,6 +120,9 @@ impl Transport for Socket {
         self.farewell.say();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
+    fn parts_by_drop(&self) -> bool {
+        true
+    }
 }
 
 impl AsFd for Socket {

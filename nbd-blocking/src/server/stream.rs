@@ -115,6 +115,10 @@ impl Transport for Connection {
     fn waits(&self) -> bool {
         matches!(self, Self::Any(_))
     }
+
+    fn parts_by_drop(&self) -> bool {
+        matches!(self, Self::Socket { .. })
+    }
 }
 
 /// A listening socket of any family.

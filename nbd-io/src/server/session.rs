@@ -126,7 +126,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// Serves the client until it leaves.
     pub(super) async fn run(mut self) -> Ending {
         let ending = poll_fn(|cx| self.poll(cx)).await;
-        if !matches!(ending, Ending::Io(_)) {
+        let has_parted = matches!(ending, Ending::Disconnected)
+            && !self.intake.has_bytes()
+            && self.transport.parts_by_drop();
+        if !has_parted && !matches!(ending, Ending::Io(_)) {
             self.close().await;
         }
         ending

@@ -4,5 +4,6 @@ mod clock;
 mod execution;
 mod haggling;
 mod loopback;
+mod parting;
 mod patience;
 mod replying;

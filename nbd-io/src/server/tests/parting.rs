@@ -1,0 +1,101 @@
+//! How a server leaves a client that has said goodbye.
+
+use super::clock::Clock;
+use crate::{
+    Memory, NamedExports,
+    server::{Ending, Peer, Server},
+    transport::Transport,
+};
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
+
+const DISC: &[u8] = b"\x25\x60\x95\x13\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0";
+
+/// Says all that it has, and then nothing.
+struct Client<'a> {
+    says: &'a [u8],
+    parts_by_drop: bool,
+    /// What the server has done since the client had nothing more to say.
+    since: &'a mut Vec<&'static str>,
+}
+
+impl Transport for Client<'_> {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.says.is_empty() {
+            self.since.push("read");
+            return Poll::Pending;
+        }
+        let buf = bufs.iter_mut().find(|buf| !buf.is_empty()).unwrap();
+        let n = buf.len().min(self.says.len());
+        let (now, later) = self.says.split_at(n);
+        buf[..n].copy_from_slice(now);
+        self.says = later;
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.since.push("shutdown");
+        Poll::Ready(Ok(()))
+    }
+
+    fn parts_by_drop(&self) -> bool {
+        self.parts_by_drop
+    }
+}
+
+/// Serves the client once, without ever waiting. Returns how it ended, if it did, and what the
+/// server did after the last byte.
+fn serve(says: &[&[u8]], parts_by_drop: bool) -> (Option<Ending>, Vec<&'static str>) {
+    let exports = NamedExports::single(Arc::new(Memory::new(4096)));
+    let server = Server::on_runtime(Clock::default(), Arc::new(exports));
+    let mut since = Vec::new();
+    let client = Client {
+        says: &says.concat(),
+        parts_by_drop,
+        since: &mut since,
+    };
+    let ending = {
+        let serving = pin!(server.serve_transport(client, Peer::Other));
+        match serving.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ending) => Some(ending.unwrap()),
+            Poll::Pending => None,
+        }
+    };
+    (ending, since)
+}
+
+#[test]
+fn a_client_on_a_socket_that_says_goodbye_is_left_at_once() {
+    let (ending, since) = serve(&[GO, DISC], true);
+    assert!(matches!(ending, Some(Ending::Disconnected)), "{ending:?}");
+    assert!(since.is_empty(), "{since:?}");
+}
+
+#[test]
+fn what_may_still_come_is_waited_for() {
+    // On a stream of another kind, and where the client does not keep to its word: closing a
+    // socket over what was not read might cost it its last replies.
+    for (says, parts_by_drop) in [(&[GO, DISC][..], false), (&[GO, DISC, DISC], true)] {
+        let (ending, since) = serve(says, parts_by_drop);
+        assert!(ending.is_none());
+        assert!(since.starts_with(&["shutdown", "read"]), "{since:?}");
+    }
+}
