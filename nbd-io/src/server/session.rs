@@ -349,6 +349,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 None => self.intake.next()?,
             };
             let Some(taken) = taken else {
+                if self.intake.is_parked() {
+                    // Nothing wakes this task for bytes that have come already.
+                    continue;
+                }
                 break;
             };
             let (request, payload) = match taken {
