@@ -259,6 +259,8 @@ fn check_inherited(fd: &OwnedFd) -> io::Result<()> {
 /// Refuses a socket that would only say so when it is to accept a connection.
 fn check_listens(socket: &impl AsFd) -> io::Result<()> {
     // Apple's systems cannot be asked.
+    #[cfg(target_vendor = "apple")]
+    let _ = socket;
     #[cfg(not(target_vendor = "apple"))]
     if !sockopt::socket_acceptconn(socket)? {
         let error = if rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some()) {

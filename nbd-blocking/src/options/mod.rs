@@ -178,11 +178,13 @@ impl ConnectOptions {
         self
     }
 
-    /// How long each request may take. A late one is noticed after at most twice that time. It may
-    /// wait as long again for others that change the same bytes, and as long again for a new
-    /// connection.
-    /// Each piece of a long read or write is a request of its own. 60 s by default; `None` waits
-    /// for ever.
+    /// How long each request may take, from when it is submitted to its reply, sending it included.
+    /// It may wait as long again until there is room for it, as long again for others that change the
+    /// same bytes, and as long again for a new connection. Each piece of a long read or write is a
+    /// request of its own. 60 s by default; `None` waits for ever.
+    ///
+    /// A write that the server has taken only a part of by then ends the connection, because no
+    /// other request can follow.
     #[must_use]
     pub const fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.request_timeout = timeout;

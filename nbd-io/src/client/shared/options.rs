@@ -180,10 +180,10 @@ impl<R: Network> ConnectOptions<R> {
         self
     }
 
-    /// How long each request may take once it is sent. It may wait as long again until it can be
-    /// sent, and as long again for a new connection. A late one is noticed after at most half that
-    /// time more. Each piece of a long read or write is a request of its own. 60 s by default; `None`
-    /// waits for ever.
+    /// How long each request may take, from when it is submitted to its reply, sending it included.
+    /// It may wait as long again until there is room for it, as long again for others that change the
+    /// same bytes, and as long again for a new connection. Each piece of a long read or write is a
+    /// request of its own. 60 s by default; `None` waits for ever.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.request_timeout = timeout;
