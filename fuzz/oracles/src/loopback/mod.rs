@@ -90,6 +90,8 @@ impl World {
             config: Config {
                 limits: Limits {
                     accepted: input.pick(&[16, 1, 2, 3]),
+                    // The client asks as often as the input says, which is no fault of either side.
+                    options: u32::MAX,
                     ..Limits::default()
                 },
                 tls: if on(0) { Tls::Selective } else { Tls::Off },
