@@ -6,4 +6,5 @@ mod haggling;
 mod loopback;
 mod parting;
 mod patience;
+mod payloads;
 mod replying;

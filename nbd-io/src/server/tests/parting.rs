@@ -13,9 +13,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
+pub(super) const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
 
-const DISC: &[u8] = b"\x25\x60\x95\x13\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0";
+pub(super) const DISC: &[u8] =
+    b"\x25\x60\x95\x13\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// Says all that it has, and then nothing.
 struct Client<'a> {
@@ -64,7 +65,16 @@ impl Transport for Client<'_> {
 /// Serves the client once, without ever waiting. Returns how it ended, if it did, and what the
 /// server did after the last byte.
 fn serve(says: &[&[u8]], parts_by_drop: bool) -> (Option<Ending>, Vec<&'static str>) {
-    let exports = NamedExports::single(Arc::new(Memory::new(4096)));
+    serve_export(Arc::new(Memory::new(4096)), says, parts_by_drop)
+}
+
+/// The same with an export of the test's.
+pub(super) fn serve_export(
+    export: Arc<Memory>,
+    says: &[&[u8]],
+    parts_by_drop: bool,
+) -> (Option<Ending>, Vec<&'static str>) {
+    let exports = NamedExports::single(export);
     let server = Server::on_runtime(Clock::default(), Arc::new(exports));
     let mut since = Vec::new();
     let client = Client {
