@@ -51,24 +51,23 @@ impl Host for Plain {
 
     fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()> {
         server.serve_listener(listener)?;
+        drop((self, server));
         let start = Instant::now();
-        while connection_threads() > 0 {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "threads of connections are left"
-            );
+        while threads_of_servers() > 0 {
+            assert!(start.elapsed() < PATIENCE, "threads are left");
             thread::yield_now();
         }
         Ok(())
     }
 }
 
-/// Threads of this process that serve a connection each. Those for jobs stay for a while, without
-/// anything to do and without the export.
-fn connection_threads() -> usize {
+/// Threads of this process that serve connections or carry out requests.
+fn threads_of_servers() -> usize {
     let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let names = threads.filter_map(|thread| std::fs::read(thread.path().join("comm")).ok());
-    names.filter(|name| name == b"nbd\n").count()
+    names
+        .filter(|name| matches!(&**name, b"nbd\n" | b"nbd-worker\n"))
+        .count()
 }
 
 macro_rules! host {

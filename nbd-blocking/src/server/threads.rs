@@ -22,13 +22,25 @@ const IDLE: Duration = Duration::from_secs(10);
 /// What the clock counts from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// What a server on plain threads runs on. Clones share its threads.
+/// What a server on plain threads runs on. Clones share its threads, which end with the last clone:
+/// with the server, if that is not in use.
 #[derive(Clone, Default)]
-pub struct Threads {
+pub struct Threads(Arc<Pools>);
+
+/// Threads of both kinds, which do not keep this alive.
+#[derive(Default)]
+struct Pools {
     /// They carry out requests.
     workers: Arc<Workers>,
     /// Each has a connection, or waits for the next one.
     tasks: Arc<Workers>,
+}
+
+impl Drop for Pools {
+    fn drop(&mut self) {
+        self.workers.close();
+        self.tasks.close();
+    }
 }
 
 impl fmt::Debug for Threads {
@@ -49,7 +61,7 @@ impl Runtime for Threads {
     }
 
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
-        self.workers.push(Box::new(job));
+        self.0.workers.push(Box::new(job));
     }
 
     fn own_thread_clock(&self) -> Option<Duration> {
@@ -59,7 +71,7 @@ impl Runtime for Threads {
 
 impl Tasks for Threads {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(Box::new(move || {
+        self.0.tasks.spawn(Box::new(move || {
             // Without a descriptor to wait for, the task is dropped, as the trait has it.
             let _ = block_on(task);
         }));
@@ -99,6 +111,8 @@ struct Work {
     jobs: VecDeque<Job>,
     idle: usize,
     threads: usize,
+    /// There will be no more jobs.
+    is_closed: bool,
 }
 
 impl Workers {
@@ -159,6 +173,12 @@ impl Workers {
         }
     }
 
+    /// Ends the threads that have nothing to do, and the others when they have done what they have.
+    fn close(&self) {
+        self.lock().is_closed = true;
+        self.arrived.notify_all();
+    }
+
     fn work(&self) {
         let mut work = self.lock();
         loop {
@@ -167,6 +187,10 @@ impl Workers {
                 job();
                 work = self.lock();
                 continue;
+            }
+            if work.is_closed {
+                work.threads -= 1;
+                return;
             }
             work.idle += 1;
             let (woken, waited) = self
@@ -205,10 +229,38 @@ mod tests {
         let (second, leave_second) = run();
         assert_ne!(first, second);
         drop((leave_first, leave_second));
-        while threads.tasks.lock().idle < 2 {
+        while threads.0.tasks.lock().idle < 2 {
             thread::yield_now();
         }
         let (third, _leave) = run();
         assert!([first, second].contains(&third));
+    }
+
+    #[test]
+    fn threads_without_work_end_with_the_last_use_of_them() {
+        let threads = Threads::default();
+        let pools = [&threads.0.workers, &threads.0.tasks].map(Arc::downgrade);
+        let (leave, left) = mpsc::channel::<()>();
+        let busy = threads.clone();
+        threads.spawn(async move {
+            // Until the other end is dropped.
+            let _ = left.recv();
+            drop(busy);
+        });
+        threads.spawn_blocking(|| {});
+        let is_idle = || threads.0.workers.lock().idle == 1;
+        while !is_idle() {
+            thread::yield_now();
+        }
+        drop(threads);
+        let has_ended = || pools.iter().all(|pool| pool.strong_count() == 0);
+        assert!(!has_ended(), "a task goes on");
+        drop(leave);
+        let start = Instant::now();
+        while !has_ended() {
+            // By itself, none ends before.
+            assert!(start.elapsed() < IDLE / 2, "threads are left");
+            thread::yield_now();
+        }
     }
 }
