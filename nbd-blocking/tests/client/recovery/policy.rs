@@ -1,7 +1,12 @@
 //! When a client tries to come back, and when it stops.
 
-use super::{Machine, haggling, options, policy, read};
-use crate::support::{bytes, host::Host, spawn, within};
+use super::{Machine, SIZE, haggling, options, policy, read};
+use crate::support::{
+    bytes,
+    host::{Host, disk},
+    script::Haggling,
+    spawn, within,
+};
 use nbd_blocking::{ConnectionState, Error, Lost, Reconnect};
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -46,6 +51,43 @@ fn an_export_that_comes_back_as_another_one_is_refused_and_told() {
         assert!(matches!(client.state(), ConnectionState::Over(_)));
         assert!(client.flush().expect_err("it is over").is_lost());
         assert_eq!(host.count(), 2, "it is not tried again");
+    });
+}
+
+#[test]
+fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
+    // H-039
+    within(10, || {
+        let before = 8192;
+        for (after, accept, is_accepted) in [
+            (1 << 20, true, true),
+            (1 << 20, false, false),
+            // What is smaller is refused even so.
+            (4096, true, false),
+        ] {
+            let disk = disk(SIZE);
+            let host = Host::start(move |number, peer| {
+                let size = if number == 0 { before } else { after };
+                peer.try_haggle(&Haggling { size, ..haggling() })?;
+                if number == 0 {
+                    peer.try_request()?;
+                    return Ok(());
+                }
+                peer.serve(number, &disk)
+            });
+            let options = options(policy().accept_growth(accept));
+            let client = options.connect(&host.uri()).expect("entered");
+            let read = client.read_exact_at(&mut [0; 512], 0);
+            assert_eq!(read.is_ok(), is_accepted, "{after}: {read:?}");
+            assert_eq!(host.count(), 2);
+            if is_accepted {
+                // It goes by the size of before.
+                assert_eq!(client.size(), before);
+                let beyond = client.read_exact_at(&mut [0; 512], before);
+                assert!(!beyond.expect_err("it is not sent").is_lost());
+                client.disconnect().expect("the session ends well");
+            }
+        }
     });
 }
 
