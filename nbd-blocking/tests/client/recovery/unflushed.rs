@@ -131,6 +131,31 @@ fn what_a_queue_has_no_room_to_keep_is_complete_when_it_is_flushed() {
 }
 
 #[test]
+fn a_write_of_a_queue_that_is_lost_before_its_flush_fails_and_what_was_kept_is_there() {
+    within(10, || {
+        // The third request, which is the flush of the queue, is the end of the first connection.
+        let machine = Machine::start_with(|number, count| number > 0 || count < 2);
+        let client = connect(&machine, 1000);
+        client.write_all_at(&[1; 512], 0).expect("written");
+        let mut queue = client.queue();
+        // There is no room for two.
+        queue.write(256, vec![2; 512], NONE).expect("submitted");
+        let error = match queue.complete() {
+            Ok(done) => done.expect("one").result.expect_err("not flushed"),
+            Err(error) => error,
+        };
+        assert!(error.is_lost(), "{error:?}");
+        // Only what was told to be written is written again.
+        let expected = [[1; 512], [0; 512]].concat();
+        assert_eq!(read(&client, 0, 1024), expected);
+        client.flush().expect("nothing is lost");
+        assert_eq!(commands(&machine), [1, 1, 1, 0, 3]);
+        let disk = machine.disk.lock().expect("no panics");
+        assert_eq!(disk.stable[..1024], expected);
+    });
+}
+
+#[test]
 fn a_queue_that_is_not_read_from_does_not_keep_others_from_writing() {
     within(10, || {
         let machine = Machine::start();
