@@ -100,6 +100,8 @@ fn loopback() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("zeroes", seed([0x30, 0, 2, 1, 0, 0, 0], &[], &busy, &every)),
         ("abort", seed(plain, &[0, 3, 2, 4, 1, 0, 8], &[], &[])),
+        // A list that is asked for again counts as often as it has entries: more than a server allows.
+        ("many-options", seed(plain, &[0; 255], &[], &[])),
         (
             "read-only",
             seed([0, 0, 2, 2, 0, 1, 1], structured, &busy, &every),
