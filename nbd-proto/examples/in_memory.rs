@@ -127,7 +127,7 @@ fn serve(
         let reply = match fed.event {
             None | Some(server::Event::Disconnect) => continue,
             // A request that makes no sense is refused without us.
-            Some(server::Event::Answered(reply)) => reply,
+            Some(server::Event::Answered(reply)) => *reply,
             Some(server::Event::Request(Request::Read {
                 offset,
                 len,

@@ -12,6 +12,7 @@ pub struct Header {
 }
 
 impl Header {
+    #[inline]
     pub(crate) fn new(write: impl FnOnce(&mut &mut [u8])) -> Self {
         let mut bytes = [0; MAX_HEADER];
         let mut rest = &mut bytes[..];
@@ -23,6 +24,7 @@ impl Header {
 
     /// The bytes to send.
     #[must_use]
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }

@@ -45,7 +45,7 @@ pub(super) enum Taken<'a> {
     /// To have a request carried out.
     Request(Request, Payload<'a>),
     /// Nothing that was not answered already.
-    Answered(Reply<Bytes>),
+    Answered(Box<Reply<Bytes>>),
     /// To leave.
     Disconnect,
 }

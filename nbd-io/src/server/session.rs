@@ -358,7 +358,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             let (request, payload) = match taken {
                 Taken::Request(request, payload) => (request, payload),
                 Taken::Answered(reply) => {
-                    self.replies.push(reply);
+                    self.replies.push(*reply);
                     any = true;
                     continue;
                 }

@@ -91,7 +91,7 @@ fn transmit(
         };
         let reply = match transmission.filled(n).map_err(broken)? {
             None | Some(Event::Disconnect) => continue,
-            Some(Event::Answered(reply)) => reply,
+            Some(Event::Answered(reply)) => *reply,
             Some(Event::Request(Request::Read {
                 offset,
                 len,

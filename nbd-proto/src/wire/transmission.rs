@@ -79,6 +79,7 @@ impl RequestHeader {
     /// Reads a header of [`Mode::request_len`] bytes; `None` when the magic number is not the
     /// one of `mode` or bytes are missing.
     #[must_use]
+    #[inline]
     pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let magic = fields.u32()?;
@@ -148,10 +149,12 @@ impl ReplyHeader {
     /// The header in the layout of `mode`. A chunk of a structured reply keeps the lower 32 bits
     /// of its length, and cannot be encoded in [`Mode::Simple`], which has none.
     #[must_use]
+    #[inline]
     pub fn encode(&self, mode: Mode) -> Header {
         Header::new(|out| self.put(mode, out))
     }
 
+    #[inline]
     pub(crate) fn put(&self, mode: Mode, out: &mut impl BufMut) {
         match *self {
             Self::Simple { error, cookie } => {

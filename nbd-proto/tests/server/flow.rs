@@ -247,7 +247,7 @@ fn a_server_that_is_going_away_says_so() {
             match fed.event {
                 Some(Event::Answered(reply)) => {
                     let mut out = Vec::new();
-                    transmission.retire(send(reply, &mut out));
+                    transmission.retire(send(*reply, &mut out));
                     let at = match mode {
                         Enter::Simple => 4,
                         Enter::Structured => 20,
@@ -332,7 +332,7 @@ fn no_flags_of_any_command_do_harm() {
                         plain(request, &mut out)
                     }
                     Event::Answered(reply) => {
-                        let receipt = send(reply, &mut out);
+                        let receipt = send(*reply, &mut out);
                         let errno = match (mode, out[0]) {
                             (_, 0x67) => &out[4..8],
                             (Enter::Structured, _) => &out[20..24],

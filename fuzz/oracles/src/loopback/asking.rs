@@ -270,7 +270,7 @@ impl<'a> Client<'a> {
                 // Everything else, the client would have refused to send.
                 let most = self.client.block_sizes().maximum().into();
                 assert!(issued.command == Command::Read && issued.len > most);
-                self.answers.push(only(reply));
+                self.answers.push(only(*reply));
                 let expected = Expected::Failed(Errno::Overflow, None);
                 self.served.insert(issued.cookie, (issued, expected));
             }

@@ -68,7 +68,7 @@ impl Service {
                 }
                 Some(Event::Answered(reply)) => {
                     connection.asked.push("answered".into());
-                    self.kept.push(only(reply));
+                    self.kept.push(only(*reply));
                     connection.decisions.below(4)
                 }
                 Some(Event::Disconnect) => {

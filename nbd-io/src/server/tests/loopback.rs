@@ -189,7 +189,7 @@ impl Session {
                 Some(server::Event::Request(request)) => {
                     let _ = execute(&*self.export, request, &payload, &mut self.replies);
                 }
-                Some(server::Event::Answered(reply)) => self.replies.push(reply),
+                Some(server::Event::Answered(reply)) => self.replies.push(*reply),
                 Some(server::Event::Disconnect) => panic!("nobody said goodbye"),
                 None => {}
             }

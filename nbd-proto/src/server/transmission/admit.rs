@@ -13,25 +13,29 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// What becomes of a request.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Admission {
+    /// It is complete and to be carried out.
+    Request,
+    /// It is a write that is to be carried out when so many bytes of payload have come.
+    Payload(usize),
+    /// It is a block status request whose payload of so many bytes is to be looked at.
+    Filter(usize),
+    /// There is nothing to do, which succeeds.
+    Nothing,
+    /// It is refused as soon as so many bytes of payload have been skipped.
+    Refused(Refusal, usize),
     /// The client wants to end the connection.
     Disconnect,
-    /// It is complete and to be carried out.
-    Request(Request),
-    /// It is a write that is to be carried out when its payload has come.
-    Payload { base: Base, len: usize },
-    /// It is a block status request whose payload is to be looked at.
-    Filter { base: Base, len: usize },
-    /// It is answered as soon as its payload has been skipped.
-    Answered { reply: Reply<Bytes>, payload: usize },
 }
 
 /// Why a request is not carried out.
 type Refusal = (Errno, &'static str);
 
+#[inline]
 pub(super) fn admit(
     header: &RequestHeader,
+    base: &Base,
     agreed: &Agreed,
     shutdown: bool,
 ) -> Result<Admission, Error> {
@@ -40,7 +44,6 @@ pub(super) fn admit(
         return Ok(Admission::Disconnect);
     }
     let payload = payload_len(header, agreed)?;
-    let base = Base::new(header, agreed);
     let filters = command == Command::BlockStatus && payload > 0;
     let checked = if shutdown {
         Err((Errno::Shutdown, "the server is shutting down"))
@@ -49,22 +52,16 @@ pub(super) fn admit(
             if filters {
                 check_filter_len(payload, agreed)
             } else {
-                check_range(&base, agreed)
+                check_range(base, agreed)
             }
         })
     };
     Ok(match checked {
-        Err((errno, text)) => Admission::Answered {
-            reply: base.error(errno, Bytes::from_static(text.as_bytes()), None),
-            payload,
-        },
-        Ok(()) if filters => Admission::Filter { base, len: payload },
-        Ok(()) if header.len == 0 && command != Command::Flush => Admission::Answered {
-            reply: base.success(),
-            payload,
-        },
-        Ok(()) if command == Command::Write => Admission::Payload { base, len: payload },
-        Ok(()) => Admission::Request(Request::new(base, agreed)),
+        Err(refusal) => Admission::Refused(refusal, payload),
+        Ok(()) if filters => Admission::Filter(payload),
+        Ok(()) if header.len == 0 && command != Command::Flush => Admission::Nothing,
+        Ok(()) if command == Command::Write => Admission::Payload(payload),
+        Ok(()) => Admission::Request,
     })
 }
 
@@ -149,15 +146,15 @@ fn check_command(header: &RequestHeader, agreed: &Agreed) -> Result<(), Refusal>
         }
     }
     let illegal = header.flags.without(legal);
-    for (flag, text) in ILLEGAL {
-        if illegal.contains(*flag) {
-            return Err((Errno::Inval, text));
-        }
+    if illegal.is_empty() {
+        return Ok(());
     }
-    if !illegal.is_empty() {
-        return Err((Errno::Inval, "the server does not know these command flags"));
-    }
-    Ok(())
+    let known = ILLEGAL.iter().find(|(flag, _)| illegal.contains(*flag));
+    let text = known.map_or(
+        "the server does not know these command flags",
+        |(_, text)| text,
+    );
+    Err((Errno::Inval, text))
 }
 
 fn only_if(flag: CommandFlags, condition: bool) -> CommandFlags {
@@ -220,8 +217,9 @@ fn check_range(base: &Base, agreed: &Agreed) -> Result<(), Refusal> {
     if len == 0 && command == Command::BlockStatus {
         return Err((Errno::Inval, "block status was asked for no bytes"));
     }
-    let minimum = u64::from(agreed.minimum);
-    if offset % minimum != 0 || len % minimum != 0 {
+    // It is a power of two.
+    let within = u64::from(agreed.minimum - 1);
+    if (offset | len) & within != 0 {
         return Err((
             Errno::Inval,
             "the request is no multiple of the minimum block size",
@@ -229,7 +227,7 @@ fn check_range(base: &Base, agreed: &Agreed) -> Result<(), Refusal> {
     }
     // What is long in the export but short on the wire is no burden.
     let travels = matches!(command, Command::Read | Command::Write);
-    if travels && len > u64::from(agreed.max_payload) {
+    if travels && base.too_long {
         let errno = if command == Command::Read && agreed.mode.has_chunks() {
             Errno::Overflow
         } else {
@@ -264,10 +262,7 @@ pub(super) fn filter(base: Base, payload: &[u8], agreed: &Agreed) -> Result<Requ
         "the payload names a meta context twice or one that was not selected",
     );
     let filter = BlockStatusFilter::decode(payload).ok_or_else(|| refuse(malformed))?;
-    let base = Base {
-        len: filter.len,
-        ..base
-    };
+    let base = base.with_len(filter.len, agreed);
     check_range(&base, agreed).map_err(refuse)?;
     let mut contexts = Vec::new();
     for id in filter.ids() {

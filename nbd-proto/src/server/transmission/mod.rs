@@ -23,6 +23,7 @@ use crate::{
     wire::{RequestHeader, magic},
 };
 use admit::Admission;
+use alloc::boxed::Box;
 use bytes::Bytes;
 use core::ops::Range;
 use ticket::Base;
@@ -65,7 +66,10 @@ enum State {
     /// The payload of a block status request is coming.
     Filter { base: Base, gather: Gather },
     /// The payload of a request that is answered already is coming.
-    Discard { left: usize, reply: Reply<Bytes> },
+    Discard {
+        left: usize,
+        reply: Box<Reply<Bytes>>,
+    },
     /// The client sends nothing more that matters.
     Finished,
 }
@@ -98,8 +102,8 @@ pub enum Event {
     /// A request that is to be carried out. The payload of a write is complete.
     Request(Request),
     /// A request that was answered at once: refused, or one that does nothing. The reply is to be
-    /// sent and retired like any other.
-    Answered(Reply<Bytes>),
+    /// sent and retired like any other. It is boxed because it is longer than a request, and rare.
+    Answered(Box<Reply<Bytes>>),
     /// The client has disconnected. What it still waits for is to be answered, then the transport
     /// is to be closed, TLS first if it is up.
     Disconnect,
@@ -185,23 +189,35 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(error);
         }
+        // Most headers come whole, and need not be gathered.
+        let mut used = 0;
+        if matches!(self.state, State::Header(0))
+            && self.in_flight < self.agreed.accepted
+            && let Some(header) = bytes.get(..self.agreed.mode.request_len())
+        {
+            used = header.len();
+            let admitted = self.admit(header);
+            let event = self.note(admitted)?;
+            if event.is_some() || matches!(self.state, State::Payload { .. }) {
+                return Ok(Fed {
+                    used,
+                    payload: None,
+                    event,
+                });
+            }
+        }
+        self.gather(bytes, used)
+    }
+
+    /// Takes bytes behind those that were used, as [`feed`](Self::feed) does.
+    fn gather(&mut self, bytes: &[u8], used: usize) -> Result<Fed, Error> {
         let mut fed = Fed {
-            used: 0,
+            used,
             payload: None,
             event: None,
         };
         while fed.event.is_none() {
             let rest = &bytes[fed.used..];
-            // Most headers come whole, and need not be gathered.
-            if let State::Header(0) = self.state
-                && self.in_flight < self.agreed.accepted
-                && let Some(header) = rest.get(..self.agreed.mode.request_len())
-            {
-                fed.used += header.len();
-                let admitted = self.admit(header);
-                fed.event = self.note(admitted)?;
-                continue;
-            }
             let n = match self.fill() {
                 _ if rest.is_empty() => break,
                 Fill::Control(space) => {
@@ -240,12 +256,12 @@ impl Transmission {
                 if !had_magic && have >= 4 {
                     self.check_magic(&self.header)?;
                 }
-                let header = self.header;
-                if have == len {
-                    self.admit(&header[..len])
-                } else {
-                    Ok(None)
+                if have < len {
+                    return Ok(None);
                 }
+                self.state = State::Header(0);
+                let header = self.header;
+                self.admit(&header[..len])
             }
             State::Payload { base, done, len } => {
                 assert!(n <= *len - *done, "{LENT}");
@@ -254,18 +270,19 @@ impl Transmission {
                     return Ok(None);
                 }
                 let base = *base;
-                self.next();
-                Ok(Some(Event::Request(Request::new(base, &self.agreed))))
+                self.state = State::Header(0);
+                Ok(Some(self.request(base)))
             }
             State::Filter { base, gather } => {
                 if !gather.filled(n) {
                     return Ok(None);
                 }
                 let request = admit::filter(*base, gather.bytes(), &self.agreed);
-                self.next();
+                self.state = State::Header(0);
+                self.count();
                 Ok(Some(match request {
                     Ok(request) => Event::Request(request),
-                    Err(reply) => Event::Answered(reply),
+                    Err(reply) => Event::Answered(Box::new(reply)),
                 }))
             }
             State::Discard { left, .. } => {
@@ -274,9 +291,11 @@ impl Transmission {
                 if *left > 0 {
                     return Ok(None);
                 }
-                let State::Discard { reply, .. } = self.next() else {
+                let state = core::mem::replace(&mut self.state, State::Header(0));
+                let State::Discard { reply, .. } = state else {
                     return Ok(None);
                 };
+                self.count();
                 Ok(Some(Event::Answered(reply)))
             }
             State::Finished => {
@@ -286,10 +305,15 @@ impl Transmission {
         }
     }
 
-    /// A request has been received whole: it is in flight and the next one's header is awaited.
-    fn next(&mut self) -> State {
+    /// A request has been received whole.
+    const fn count(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
-        core::mem::replace(&mut self.state, State::Header(0))
+    }
+
+    /// A request has been received whole, and is to be carried out.
+    fn request(&mut self, base: Base) -> Event {
+        self.count();
+        Event::Request(Request::new(base, &self.agreed))
     }
 
     /// Checks the magic number before the rest of a header is waited for.
@@ -307,42 +331,45 @@ impl Transmission {
     }
 
     /// Decides what becomes of the request whose header is complete.
+    ///
+    /// INVARIANT: no other message is being received.
     fn admit(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {
         self.check_magic(header)?;
         let header = RequestHeader::decode(self.agreed.mode, header)
             .expect("the magic number was checked and the header is complete");
-        Ok(match admit::admit(&header, &self.agreed, self.shutdown)? {
+        let base = Base::new(&header, &self.agreed);
+        let admission = admit::admit(&header, &base, &self.agreed, self.shutdown)?;
+        let (reply, payload) = match admission {
+            Admission::Request => return Ok(Some(self.request(base))),
+            Admission::Payload(len) => {
+                self.state = State::Payload { base, done: 0, len };
+                return Ok(None);
+            }
+            Admission::Filter(len) => {
+                let gather = Gather::new(len);
+                self.state = State::Filter { base, gather };
+                return Ok(None);
+            }
             Admission::Disconnect => {
                 self.state = State::Finished;
-                Some(Event::Disconnect)
+                return Ok(Some(Event::Disconnect));
             }
-            Admission::Request(request) => {
-                self.next();
-                Some(Event::Request(request))
+            Admission::Nothing => (base.success(), 0),
+            Admission::Refused((errno, text), payload) => {
+                let text = Bytes::from_static(text.as_bytes());
+                (base.error(errno, text, None), payload)
             }
-            Admission::Payload { base, len } => {
-                self.state = State::Payload { base, done: 0, len };
-                None
-            }
-            Admission::Filter { base, len } => {
-                self.state = State::Filter {
-                    base,
-                    gather: Gather::new(len),
-                };
-                None
-            }
-            Admission::Answered { reply, payload: 0 } => {
-                self.next();
-                Some(Event::Answered(reply))
-            }
-            Admission::Answered { reply, payload } => {
-                self.state = State::Discard {
-                    left: payload,
-                    reply,
-                };
-                None
-            }
-        })
+        };
+        let reply = Box::new(reply);
+        if payload > 0 {
+            self.state = State::Discard {
+                left: payload,
+                reply,
+            };
+            return Ok(None);
+        }
+        self.count();
+        Ok(Some(Event::Answered(reply)))
     }
 
     /// A reply has been written: the request is no longer in flight.

@@ -97,6 +97,7 @@ pub enum Request {
 
 impl Request {
     /// INVARIANT: `base` passed every check, and its command is one of those below.
+    #[inline]
     pub(super) fn new(base: Base, agreed: &Agreed) -> Self {
         let Base { offset, len, .. } = base;
         let has = |flag| base.flags.contains(flag);

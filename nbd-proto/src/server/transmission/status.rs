@@ -10,7 +10,7 @@ use crate::{
     meta::{Allocation, Extent},
     wire::{Descriptor, ReplyType},
 };
-use alloc::{borrow::Cow, sync::Arc};
+use alloc::{borrow::Cow, boxed::Box, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 /// Extents in one chunk.
@@ -49,11 +49,16 @@ const MAX_COMPACT: u64 = 0xffff_0000;
 /// ```
 #[derive(Debug)]
 #[must_use = "the client waits for an answer"]
-pub struct StatusTicket {
+pub struct StatusTicket(Box<Status>);
+
+/// Boxed, so that other requests are not as long as this one.
+#[derive(Debug)]
+struct Status {
     base: Base,
     /// Bytes from the start of the request to the end of the export.
     to_end: u64,
     minimum: u32,
+    max_payload: u32,
     /// INVARIANT: `next` is the index of one of them.
     contexts: Arc<[Context]>,
     next: usize,
@@ -61,24 +66,25 @@ pub struct StatusTicket {
 
 impl StatusTicket {
     pub(super) fn new(base: Base, agreed: &Agreed) -> Self {
-        Self {
+        Self(Box::new(Status {
             base,
             to_end: agreed.size.saturating_sub(base.offset),
             minimum: agreed.minimum,
+            max_payload: agreed.max_payload,
             contexts: Arc::clone(&agreed.contexts),
             next: 0,
-        }
+        }))
     }
 
     /// The meta context that is to be answered for next.
     #[must_use]
     pub fn context(&self) -> &Context {
-        &self.contexts[self.next]
+        self.0.context()
     }
 
     /// All meta contexts that are still to be answered for.
     pub fn contexts(&self) -> impl ExactSizeIterator<Item = &Context> {
-        self.contexts[self.next..].iter()
+        self.0.contexts[self.0.next..].iter()
     }
 
     /// Answers for one [`context`](Self::context) with what is at the start of the request, and
@@ -92,26 +98,22 @@ impl StatusTicket {
     /// if it is the first, that block alone is said to have status 0. Without any extent the status
     /// is 0, which is always safe.
     pub fn extents(mut self, extents: impl IntoIterator<Item = Extent>) -> Part<Bytes, Self> {
-        let chunk = self.chunk(extents);
-        let last = self.next + 1 == self.contexts.len();
+        let status = &mut *self.0;
+        let chunk = status.chunk(extents);
+        let last = status.next + 1 == status.contexts.len();
         let mut fields = [0; 8];
-        fields[..4].copy_from_slice(&self.context().id().to_be_bytes());
+        fields[..4].copy_from_slice(&status.context().id().to_be_bytes());
         fields[4..].copy_from_slice(&chunk.count.to_be_bytes());
         let payload = chunk.out.freeze();
-        let header = match self.base.mode {
-            Mode::Simple | Mode::Structured => {
-                self.base
-                    .chunk(ReplyType::BlockStatus, last, payload.len(), &fields[..4])
-            }
-            Mode::Extended => {
-                self.base
-                    .chunk(ReplyType::BlockStatusExt, last, payload.len(), &fields)
-            }
+        let (reply, fields) = match status.base.mode {
+            Mode::Simple | Mode::Structured => (ReplyType::BlockStatus, &fields[..4]),
+            Mode::Extended => (ReplyType::BlockStatusExt, &fields[..]),
         };
+        let header = status.base.chunk(reply, last, payload.len(), fields);
         if last {
             return Part::Last(Reply::new(header, payload));
         }
-        self.next += 1;
+        status.next += 1;
         Part::More {
             frame: Frame::new(header, payload),
             rest: self,
@@ -120,14 +122,20 @@ impl StatusTicket {
 
     /// The request failed, whatever was answered before; see [`Ticket::fail`](super::Ticket::fail).
     pub fn fail(self, errno: Errno, message: impl Into<Cow<'static, str>>) -> Reply<Bytes> {
-        self.base.error(errno, text(message.into()), None)
+        self.0.base.error(errno, text(message.into()), None)
+    }
+}
+
+impl Status {
+    fn context(&self) -> &Context {
+        &self.contexts[self.next]
     }
 
     fn chunk(&self, extents: impl IntoIterator<Item = Extent>) -> Chunk {
         let base = &self.base;
         let one = base.flags.contains(CommandFlags::REQ_ONE);
         let wire_len = Descriptor::wire_len(base.mode);
-        let room = usize::try_from(base.max_payload).unwrap_or(usize::MAX) / wire_len;
+        let room = usize::try_from(self.max_payload).unwrap_or(usize::MAX) / wire_len;
         let mut chunk = Chunk {
             mode: base.mode,
             out: BytesMut::new(),

@@ -89,11 +89,13 @@ pub(super) struct Base {
     pub(super) offset: u64,
     /// The bytes of the export that it is about.
     pub(super) len: u64,
-    pub(super) max_payload: u32,
+    /// They are more than the maximum payload.
+    pub(super) too_long: bool,
 }
 
 impl Base {
-    pub(super) const fn new(header: &RequestHeader, agreed: &Agreed) -> Self {
+    #[inline]
+    pub(super) fn new(header: &RequestHeader, agreed: &Agreed) -> Self {
         Self {
             mode: agreed.mode,
             command: header.command,
@@ -101,7 +103,16 @@ impl Base {
             cookie: header.cookie,
             offset: header.offset,
             len: header.len,
-            max_payload: agreed.max_payload,
+            too_long: header.len > u64::from(agreed.max_payload),
+        }
+    }
+
+    /// The same for other bytes of the export.
+    pub(super) fn with_len(self, len: u64, agreed: &Agreed) -> Self {
+        Self {
+            len,
+            too_long: len > u64::from(agreed.max_payload),
+            ..self
         }
     }
 
@@ -134,6 +145,7 @@ impl Base {
         })
     }
 
+    #[inline]
     pub(super) fn simple(&self, error: u32) -> Header {
         ReplyHeader::Simple {
             error,
@@ -143,6 +155,7 @@ impl Base {
     }
 
     /// Success with nothing to tell.
+    #[inline]
     pub(super) fn success(&self) -> Reply<Bytes> {
         let header = match (self.mode, self.command) {
             // Where chunks were agreed on, a read is never answered otherwise.
@@ -182,7 +195,7 @@ impl Base {
 
     /// The error that may be sent in place of this one.
     fn allowed(&self, errno: Errno) -> Errno {
-        let too_long = self.len > u64::from(self.max_payload);
+        let too_long = self.too_long;
         let fast = self.flags.contains(CommandFlags::FAST_ZERO);
         let overflow = match self.command {
             Command::Read => {
@@ -237,6 +250,7 @@ pub struct Ticket(pub(super) Base);
 
 impl Ticket {
     /// The request was carried out.
+    #[inline]
     pub fn done(self) -> Reply<Bytes> {
         self.0.success()
     }

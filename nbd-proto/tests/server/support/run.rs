@@ -273,7 +273,7 @@ fn serve(
                 kept.push((out, receipt));
             }
             Some(Event::Answered(reply)) => {
-                let receipt = send(reply, &mut out);
+                let receipt = send(*reply, &mut out);
                 kept.push((out, receipt));
             }
             Some(Event::Disconnect) => {

@@ -165,7 +165,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                             }
                             count += 1;
                         }
-                        Some(Event::Answered(reply)) => replies.push(reply),
+                        Some(Event::Answered(reply)) => replies.push(*reply),
                         Some(Event::Disconnect) => {
                             manner.log.lock().unwrap().push("Disconnect".to_owned());
                             return;
