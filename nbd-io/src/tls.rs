@@ -39,8 +39,9 @@ pub use transport::TlsTransport;
 mod tests;
 
 /// The bytes that rustls may hold back of what is to be sent. Larger than the default, because
-/// payloads are.
-pub const SEND_BUFFER: usize = 512 << 10;
+/// payloads are; but the C library returns what is freed beyond some hundred KiB to the system, and
+/// with 512 KiB here each write faulted its pages in again.
+pub const SEND_BUFFER: usize = 256 << 10;
 
 /// The cryptography that the features chose: aws-lc-rs, else ring, else what the program has
 /// installed for the whole process.
