@@ -485,24 +485,6 @@ fn what_was_asked_before_goodbye_is_answered() {
 }
 
 #[test]
-fn who_leaves_without_taking_the_replies_is_not_waited_for_long() {
-    // S-234
-    soon(|| {
-        let running = Running::new(memory());
-        let mut raw = running.raw();
-        raw.write_all(GO).unwrap();
-        // More than the socket holds, less than what keeps the server from reading on.
-        let mut requests = small(0, 1);
-        requests.splice(24.., *b"\0\x03\xf0\0");
-        requests.extend(small(2, 9));
-        raw.write_all(&requests).unwrap();
-        running.wait_for_endings(1);
-        assert_eq!(running.stop(), ["the client disconnected"]);
-        drop(raw);
-    });
-}
-
-#[test]
 fn a_client_that_resets_the_connection_harms_nobody() {
     // H-063
     soon(|| {

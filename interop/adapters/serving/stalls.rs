@@ -4,7 +4,7 @@ use super::{
     Server,
     support::{ENTERED, GO, Running, eventually, pattern, small, soon},
 };
-use nbd_blocking::{Client, Command, ConnectOptions, Errno};
+use nbd_blocking::{Client, Command, ConnectOptions};
 use nbd_io::{Fault, Faults, Faulty, Memory};
 use std::{
     io::{Read, Write},
@@ -165,31 +165,6 @@ fn what_needs_much_memory_waits_for_it_and_what_needs_little_does_not() {
         for thread in waiting {
             thread.join().unwrap().unwrap();
         }
-        running.stop();
-    });
-}
-
-#[test]
-fn what_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
-    // H-052
-    soon(|| {
-        let disk = Arc::new(Memory::new(8 << 20));
-        let server = Server::single(disk).memory(4 << 20);
-        let running = Running::new(server.grace(Duration::from_millis(200)));
-        let _hog = hog(&running);
-        let (reader, writer) = (
-            running.connect(&ConnectOptions::new()),
-            running.connect(&ConnectOptions::new()),
-        );
-        let other = reader.clone();
-        let reading =
-            thread::spawn(move || other.read_exact_at(&mut vec![0; 4 << 20], 0).unwrap_err());
-        let error = writer.write_all_at(&vec![1; 4 << 20], 0).unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::NoMem), "{error}");
-        let error = reading.join().unwrap();
-        assert_eq!(error.errno(), Some(Errno::NoMem), "{error}");
-        goes_on(&reader, 10);
-        goes_on(&writer, 10);
         running.stop();
     });
 }

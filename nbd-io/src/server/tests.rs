@@ -8,3 +8,4 @@ mod parting;
 mod patience;
 mod payloads;
 mod replying;
+mod taking;

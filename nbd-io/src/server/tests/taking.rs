@@ -1,0 +1,151 @@
+//! Clients that do not take their replies, and what that means for others.
+
+use super::{
+    clock::Clock,
+    parting::{DISC, GO},
+};
+use crate::{
+    Memory, NamedExports,
+    runtime::Runtime as _,
+    server::{Ending, Peer, Server},
+    transport::Transport,
+};
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+const LEN: u32 = 4 << 20;
+
+/// Has said all that it says, and takes so many bytes.
+struct Client<'a> {
+    says: &'a [u8],
+    takes: usize,
+    heard: &'a mut Vec<u8>,
+}
+
+impl Transport for Client<'_> {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.says.is_empty() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.says.read_vectored(bufs))
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let room = self.takes - self.heard.len();
+        let bytes = bufs.iter().flat_map(|buf| buf.iter().copied());
+        let before = self.heard.len();
+        self.heard.extend(bytes.take(room));
+        match self.heard.len() - before {
+            0 => Poll::Pending,
+            n => Poll::Ready(Ok(n)),
+        }
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn parts_by_drop(&self) -> bool {
+        true
+    }
+}
+
+fn request(command: u8, cookie: u8, len: u32) -> Vec<u8> {
+    let mut request = Vec::from(*b"\x25\x60\x95\x13\0\0\0");
+    request.extend([command, 0, 0, 0, 0, 0, 0, 0, cookie]);
+    request.extend([0; 8]);
+    request.extend(len.to_be_bytes());
+    request
+}
+
+fn reply(errno: u8, cookie: u8) -> [u8; 16] {
+    let mut reply = *b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\0";
+    (reply[7], reply[15]) = (errno, cookie);
+    reply
+}
+
+/// How a connection ends, and when.
+fn end(clock: &Clock, serving: impl Future<Output = io::Result<Ending>>) -> (Ending, Duration) {
+    let mut serving = pin!(serving);
+    let (start, cx) = (clock.now(), &mut Context::from_waker(Waker::noop()));
+    loop {
+        let passed = clock.now() - start;
+        if let Poll::Ready(ending) = serving.as_mut().poll(cx) {
+            return (ending.unwrap(), passed);
+        }
+        assert!(passed < Duration::from_secs(60), "it did not end");
+        clock.advance(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn what_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
+    // H-052
+    let clock = Clock::default();
+    let disk = Arc::new(Memory::new(2 * u64::from(LEN)));
+    let exports = Arc::new(NamedExports::single(disk));
+    let server = Server::on_runtime(clock.clone(), exports).memory(LEN.into());
+    // It has asked for much, and takes only the beginning of the reply.
+    let says = [GO, &request(0, 1, LEN)].concat();
+    let hog = Client {
+        says: &says,
+        takes: 1000,
+        heard: &mut Vec::new(),
+    };
+    let mut hog = pin!(server.serve_transport(hog, Peer::Other));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(hog.as_mut().poll(cx).is_pending());
+
+    let payload = vec![1; LEN as usize];
+    for first in [
+        request(0, 2, LEN),
+        [request(1, 2, LEN), payload.clone()].concat(),
+    ] {
+        let says = [GO, &first, &request(0, 3, 512), DISC].concat();
+        let mut heard = Vec::new();
+        let client = Client {
+            says: &says,
+            takes: usize::MAX,
+            heard: &mut heard,
+        };
+        let (ending, after) = end(&clock, server.serve_transport(client, Peer::Other));
+        assert!(matches!(ending, Ending::Disconnected), "{ending}");
+        assert_eq!(after.as_secs(), 10, "{after:?}");
+        // ENOMEM, and what was asked for afterwards.
+        let expected = [&reply(12, 2)[..], &reply(0, 3), &[0; 512]].concat();
+        assert!(heard.ends_with(&expected));
+        assert!(hog.as_mut().poll(cx).is_pending());
+    }
+}
+
+#[test]
+fn who_leaves_without_taking_the_replies_is_not_waited_for_long() {
+    // S-234
+    let clock = Clock::default();
+    let disk = Arc::new(Memory::new(LEN.into()));
+    let exports = Arc::new(NamedExports::single(disk));
+    let server = Server::on_runtime(clock.clone(), exports);
+    // Less than what keeps the server from reading on.
+    let says = [GO, &request(0, 1, 252 << 10), DISC].concat();
+    let client = Client {
+        says: &says,
+        takes: 1000,
+        heard: &mut Vec::new(),
+    };
+    let (ending, after) = end(&clock, server.serve_transport(client, Peer::Other));
+    assert!(matches!(ending, Ending::Disconnected), "{ending}");
+    assert_eq!(after.as_secs(), 5, "{after:?}");
+}
