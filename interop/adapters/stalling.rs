@@ -154,6 +154,11 @@ async fn stall<R: Network>(network: &R, options: &ConnectOptions<R>, disk: &Disk
     eventually(network, || disk.stopper.connections() == 0).await;
 }
 
+fn stalls<R: Network>(network: &R, options: &ConnectOptions<R>, disk: Arc<Disk>) -> Task {
+    let (network, options) = (network.clone(), options.clone());
+    Box::pin(async move { stall(&network, &options, &disk).await })
+}
+
 #[test]
 fn a_server_that_stalls_holds_up_nobody_else_and_is_used_when_it_goes_on() {
     // C-208
@@ -161,10 +166,14 @@ fn a_server_that_stalls_holds_up_nobody_else_and_is_used_when_it_goes_on() {
         let certificates = Certificates::new();
         on_runtime(async |network| {
             let options = options(&network, &certificates);
-            for way in [Way::Tcp, Way::Tls] {
-                let disk = Disk::new(way, &certificates, LEN);
-                stall(&network, &options, &disk).await;
-                disk.stop();
+            let disks = [Way::Tcp, Way::Tls].map(|way| Disk::new(way, &certificates, LEN));
+            let disks = disks.map(Arc::new);
+            let all = disks
+                .each_ref()
+                .map(|disk| stalls(&network, &options, disk.clone()));
+            together(&network, all).await;
+            for disk in disks {
+                Arc::into_inner(disk).unwrap().stop();
             }
         });
     });
