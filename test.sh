@@ -189,7 +189,8 @@ tests() {
         cargo build --locked --package "$package" --example serve
     done
     if command -v cargo-nextest >/dev/null; then
-        cargo nextest run --locked --workspace --no-fail-fast
+        # Half of the time they wait: for another process, or for time to pass.
+        cargo nextest run --locked --workspace --no-fail-fast --test-threads $((2 * $(nproc)))
     else
         cargo test --locked --workspace --no-fail-fast --lib --bins --tests --examples
     fi
