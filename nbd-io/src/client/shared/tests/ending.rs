@@ -11,7 +11,16 @@ use crate::{
     runtime::Runtime,
 };
 use nbd_proto::Command;
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
 #[test]
 fn a_request_that_is_not_answered_in_time_ends_alone() {
@@ -143,6 +152,52 @@ fn the_end_of_an_idle_connection_is_noticed() {
             assert!(sim.now() - start <= Duration::from_secs(1));
         });
     }
+}
+
+/// A task that knows whether it was woken.
+#[derive(Default)]
+struct Task(AtomicBool);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn poll<F: Future>(future: &mut Pin<Box<F>>, task: &Arc<Task>) -> Poll<F::Output> {
+    let waker = Waker::from(task.clone());
+    future.as_mut().poll(&mut Context::from_waker(&waker))
+}
+
+#[test]
+fn whoever_waits_for_the_end_is_woken_by_it_and_whoever_stopped_is_forgotten() {
+    let sim = Sim::new(4);
+    sim.run(async {
+        let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
+        let tasks: [_; 4] = std::array::from_fn(|_| Arc::<Task>::default());
+        let [stopped, moved, first, second] = &tasks;
+        for _ in 0..10 {
+            assert!(poll(&mut Box::pin(link.over()), stopped).is_pending());
+        }
+        assert_eq!(Arc::strong_count(stopped), 1, "none of its wakers is kept");
+        let mut waits = [Box::pin(link.over()), Box::pin(link.over())];
+        assert!(poll(&mut waits[0], moved).is_pending());
+        for (wait, task) in waits.iter_mut().zip([first, second]) {
+            assert!(poll(wait, task).is_pending());
+        }
+        assert_eq!(Arc::strong_count(moved), 1, "another task waits instead");
+
+        scissors.cut();
+        sim.sleep(Duration::from_secs(2)).await;
+        let woken = tasks.each_ref().map(|task| task.0.load(Ordering::Relaxed));
+        assert_eq!(woken, [false, false, true, true]);
+        for (wait, task) in waits.iter_mut().zip([first, second]) {
+            let Poll::Ready(lost) = poll(wait, task) else {
+                panic!("it is over");
+            };
+            assert!(matches!(*lost, Lost::Closed), "{lost}");
+        }
+    });
 }
 
 #[test]
