@@ -24,7 +24,9 @@ use std::{
 /// for ever.
 ///
 /// When one of several connections is lost, all are made anew, unless the export is read-only: if
-/// the server has crashed, what the others still bring is from before. The limits hold for each. If
+/// the server has crashed, what the others still bring is from before. An idle connection that the
+/// server closes is no exception: a server need not flush before it does that, and a client cannot
+/// tell whether it goes on. The limits hold for each. If
 /// some of them cannot be made, the client goes on with the others, and tries again when one of
 /// these is lost that has lasted so long.
 ///

@@ -4,9 +4,12 @@ use super::{
     recovery::{Machine, options, policy},
     sim::Sim,
 };
-use crate::client::shared::Client;
+use crate::{
+    client::{Error, shared::Client},
+    runtime::Runtime,
+};
 use bytes::Bytes;
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 async fn connect(sim: &Sim, limit: u64) -> Client<Sim> {
     let options = options(sim, policy().keep_unflushed(limit));
@@ -81,4 +84,31 @@ fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
         assert_eq!(found[..512], [3; 512]);
         assert_eq!(found[512..], [2; 50_000 - 512]);
     });
+}
+
+#[test]
+fn what_is_not_flushed_may_be_lost_with_any_connection_that_the_server_closes() {
+    for keeps in [false, true] {
+        let sim = Sim::new(1);
+        let machine = Machine::start(&sim, false);
+        sim.run(async {
+            let policy = policy().keep_unflushed(if keeps { 1 << 20 } else { 0 });
+            let options = options(&sim, policy).connections(2);
+            let client = options.connect("nbd://localhost").await.unwrap();
+            client.write(0, vec![7; 512]).await.unwrap();
+            // No request is in flight, so that this breaks no rule. It is all that is to be seen of
+            // a server that ends and another one that takes its place.
+            machine.connections.lock().unwrap()[1].end();
+            machine.disk.crash();
+            sim.sleep(Duration::from_secs(2)).await;
+            if keeps {
+                assert_eq!(client.read(0, 512).await.unwrap()[..], [7; 512]);
+                client.flush().await.unwrap();
+                assert_eq!(machine.disk.contents.lock().unwrap().1[..512], [7; 512]);
+            } else {
+                let error = client.flush().await.unwrap_err();
+                assert!(matches!(error, Error::Unflushed), "{error:?}");
+            }
+        });
+    }
 }
