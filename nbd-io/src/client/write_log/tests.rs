@@ -220,10 +220,18 @@ impl World {
     }
 
     /// All connections are lost. What was in flight is sent again after the replay, as its callers
-    /// do.
+    /// do, even if a reply was on its way.
     fn lose(&mut self) {
         self.log.end_epoch();
+        for InFlight { kind, epoch, .. } in self.in_flight.iter().filter(|sent| sent.executed) {
+            let counts = match kind {
+                Kind::Write { forced, .. } => self.log.change(*epoch, *forced, None),
+                Kind::Flush { answered, .. } => self.log.flush(*epoch, *answered),
+            };
+            assert!(!counts, "it is late");
+        }
         let (epoch, requests) = self.log.replay();
+        assert_eq!(self.log.needs_replay(), !requests.is_empty());
         for request in requests {
             let Request::Write {
                 offset, payload, ..
