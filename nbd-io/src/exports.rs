@@ -23,10 +23,13 @@ pub trait Exports: Send + Sync {
         Vec::new()
     }
 
-    /// Whether a call may wait for a disk, a network, or a timer.
+    /// Whether a call may wait for a disk, a network, or a timer, or the exports themselves [may]
+    /// when they are asked what they are like.
     ///
-    /// Where it never does, an asynchronous server calls it in place; otherwise on a thread that may
+    /// Where nothing does, an asynchronous server calls it in place; otherwise on a thread that may
     /// wait, so that no other client does. True, unless it is implemented.
+    ///
+    /// [may]: Export::may_block
     fn may_block(&self) -> bool {
         true
     }
@@ -132,6 +135,7 @@ impl Listing {
 pub struct NamedExports {
     offers: BTreeMap<ExportName, Offer>,
     default: Option<ExportName>,
+    may_block: bool,
 }
 
 impl NamedExports {
@@ -149,15 +153,20 @@ impl NamedExports {
 
     /// Adds an export, or replaces the one of that name. The empty name is the default export's.
     #[must_use]
-    pub fn with(mut self, name: ExportName, export: Arc<dyn Export>) -> Self {
-        self.offers.insert(name, Offer::new(export));
-        self
+    pub fn with(self, name: ExportName, export: Arc<dyn Export>) -> Self {
+        self.with_offer(name, Offer::new(export))
     }
 
     /// Like [`with`](Self::with), for clients with TLS only.
     #[must_use]
-    pub fn with_tls_only(mut self, name: ExportName, export: Arc<dyn Export>) -> Self {
-        self.offers.insert(name, Offer::new(export).tls_only());
+    pub fn with_tls_only(self, name: ExportName, export: Arc<dyn Export>) -> Self {
+        self.with_offer(name, Offer::new(export).tls_only())
+    }
+
+    fn with_offer(mut self, name: ExportName, offer: Offer) -> Self {
+        // Once and for all, because it is asked for at every option of every client.
+        self.may_block |= offer.export.may_block();
+        self.offers.insert(name, offer);
         self
     }
 
@@ -192,7 +201,7 @@ impl Exports for NamedExports {
     }
 
     fn may_block(&self) -> bool {
-        false
+        self.may_block
     }
 }
 
@@ -223,6 +232,7 @@ impl Exports for NamedExports {
 pub struct ExportsByName<F> {
     find: F,
     private: bool,
+    may_block: bool,
 }
 
 impl<F> ExportsByName<F>
@@ -234,6 +244,7 @@ where
         Self {
             find,
             private: true,
+            may_block: true,
         }
     }
 
@@ -243,7 +254,16 @@ where
         Self {
             find,
             private: false,
+            may_block: true,
         }
+    }
+
+    /// Says that `find` waits for no disk, network or timer, and that no export that it finds
+    /// [does](Export::may_block). Otherwise an asynchronous server calls it on a thread that may wait.
+    #[must_use]
+    pub const fn non_blocking(mut self) -> Self {
+        self.may_block = false;
+        self
     }
 }
 
@@ -255,6 +275,10 @@ where
         let mut offer = (self.find)(name)?;
         offer.private |= self.private;
         Some(offer)
+    }
+
+    fn may_block(&self) -> bool {
+        self.may_block
     }
 }
 
@@ -268,6 +292,7 @@ impl<F> fmt::Debug for ExportsByName<F> {
 mod tests {
     use super::*;
     use crate::Memory;
+    use nbd_proto::Failure;
 
     fn name(name: &str) -> ExportName {
         ExportName::new(name).unwrap()
@@ -337,8 +362,43 @@ mod tests {
         }));
         assert!(exports.lookup(&name("x")).unwrap().tls_only);
         assert!(exports.lookup(&name("y")).is_none());
-        assert!(exports.list().is_empty() && exports.may_block());
+        assert!(exports.list().is_empty());
     }
+
+    /// An export that may wait.
+    struct Slow;
+
+    impl Export for Slow {
+        fn size(&self) -> u64 {
+            1
+        }
+
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn exports_that_wait_for_nothing_are_asked_for_in_place() {
+        let offer = |_: &ExportName| Some(Offer::new(memory(1)));
+        let one = NamedExports::single(memory(1));
+        let other = one.clone().with(name("slow"), Arc::new(Slow));
+        let secret = one.clone().with_tls_only(name("slow"), Arc::new(Slow));
+        for (exports, may_block) in [
+            (&NamedExports::new() as &dyn Exports, false),
+            (&one, false),
+            (&other, true),
+            (&secret, true),
+            // There is no telling of a function.
+            (&ExportsByName::new(offer), true),
+            (&ExportsByName::shared(offer), true),
+            (&ExportsByName::new(offer).non_blocking(), false),
+            (&ExportsByName::shared(offer).non_blocking(), false),
+        ] {
+            assert_eq!(exports.may_block(), may_block);
+        }
+    }
+
     #[test]
     fn what_a_function_makes_is_private_unless_it_says_otherwise() {
         let offer = |_: &ExportName| Some(Offer::new(memory(1)));
