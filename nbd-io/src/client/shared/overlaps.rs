@@ -4,7 +4,10 @@ use crate::client::{Claim, RangeLocks};
 use std::{
     future::poll_fn,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Poll, Waker},
 };
 
@@ -12,11 +15,13 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Overlaps(Mutex<RangeLocks<Option<Waker>>>);
 
-/// A range that nobody else changes.
+/// A range that nobody else changes, until this is dropped or the change is answered.
 #[derive(Debug)]
 pub(super) struct Turn {
     overlaps: Arc<Overlaps>,
     claim: Claim,
+    outlasts_answer: AtomicBool,
+    has_ended: AtomicBool,
 }
 
 impl Overlaps {
@@ -29,6 +34,8 @@ impl Overlaps {
         let turn = Turn {
             claim: self.lock().enter(range, None, None),
             overlaps: self.clone(),
+            outlasts_answer: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
         };
         poll_fn(|cx| {
             let mut locks = self.lock();
@@ -50,14 +57,36 @@ impl Overlaps {
     }
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
+impl Turn {
+    /// The turn lasts until it is dropped: an answer is not all that the change needs.
+    pub(super) fn outlast_answer(&self) {
+        self.outlasts_answer.store(true, Ordering::Relaxed);
+    }
+
+    /// The change was answered. The task that it belongs to may be long in learning of that, and
+    /// others that wait for it may be what it waits for.
+    pub(super) fn answered(&self) {
+        if !self.outlasts_answer.load(Ordering::Relaxed) {
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        if self.has_ended.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let mut wakers = Vec::new();
         let mut locks = self.overlaps.lock();
         let own = locks.leave(self.claim, |waker| wakers.extend(waker.take()));
         drop(locks);
         drop(own);
         wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

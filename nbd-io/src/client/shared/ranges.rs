@@ -2,7 +2,7 @@
 
 use super::{
     client::Client,
-    link::{Done, Held, Link, Request},
+    link::{Done, Held, Link, Request, is_answer},
     overlaps::Turn,
     window::{Parts, in_flight},
 };
@@ -12,7 +12,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use nbd_proto::{
-    Command, CommandFlags, Errno,
+    Command, CommandFlags,
     client::{ContextExtents, Outcome},
 };
 use std::{
@@ -198,9 +198,7 @@ impl<R: Network> Client<R> {
         let Some(log) = &pool.plan.log else {
             let mut watch = pool.watch();
             let link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
-            let Done { result, sink } = link
-                .call_with(request, sink, Held { record: None, turn })
-                .await;
+            let Done { result, sink } = link.call_with(request, sink, Held::new(None, turn)).await;
             return Ok((result?, sink));
         };
         let admission = if request.changes() {
@@ -215,6 +213,8 @@ impl<R: Network> Client<R> {
         if !matches!(admission, Admission::WriteThrough) {
             return self.again(&request, sink, turn, kept.as_ref()).await;
         }
+        // If the connection is lost before the flush, the change is sent again.
+        turn.iter().for_each(|turn| turn.outlast_answer());
         loop {
             let epoch = log.lock().epoch();
             let (outcome, sink) = self
@@ -250,15 +250,10 @@ impl<R: Network> Client<R> {
                 _ => None,
             });
             let turn = turn.clone();
-            let call = link.call_with(request.clone(), sink, Held { record, turn });
+            let call = link.call_with(request.clone(), sink, Held::new(record, turn));
             let done = call.await;
             sink = done.sink;
-            let is_answered = match &done.result {
-                Err(Error::Lost(_)) => false,
-                Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
-                _ => true,
-            };
-            if is_answered || pool.is_closing() {
+            if is_answer(&done.result) || pool.is_closing() {
                 return Ok((done.result?, sink));
             }
         }

@@ -46,7 +46,10 @@ use crate::{
 };
 use bytes::BytesMut;
 use drive::Stop;
-use nbd_proto::client::{Outcome, Transmission};
+use nbd_proto::{
+    Errno,
+    client::{Outcome, Transmission},
+};
 use signal::Signal;
 use std::{
     collections::VecDeque,
@@ -189,10 +192,20 @@ struct Queued {
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     /// What its answer does to the log of changes.
-    pub(crate) record: Option<Record>,
+    record: Option<Record>,
     /// The turn of a change.
-    #[expect(dead_code, reason = "it ends when it is dropped")]
-    pub(crate) turn: Option<Arc<Turn>>,
+    turn: Option<Arc<Turn>>,
+    is_answered: bool,
+}
+
+impl Held {
+    pub(crate) const fn new(record: Option<Record>, turn: Option<Arc<Turn>>) -> Self {
+        Self {
+            record,
+            turn,
+            is_answered: false,
+        }
+    }
 }
 
 impl Ticket for Held {
@@ -200,6 +213,25 @@ impl Ticket for Held {
         if let Some(mut record) = self.record.take() {
             record.answered(result);
         }
+        self.is_answered = is_answer(result);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // No lock is held here, as there is when the answer is read.
+        if let (true, Some(turn)) = (self.is_answered, &self.turn) {
+            turn.answered();
+        }
+    }
+}
+
+/// Whether a request with this result need not be sent again.
+pub(crate) fn is_answer(result: &Result<Outcome, Error>) -> bool {
+    match result {
+        Err(Error::Lost(_)) => false,
+        Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
+        _ => true,
     }
 }
 

@@ -73,22 +73,35 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
 }
 
 #[test]
-fn a_change_does_not_wait_for_ever_for_one_whose_task_does_not_come() {
-    let sim = Sim::new(1);
-    Machine::start(&sim, false);
-    sim.run(async {
-        let timeout = Duration::from_secs(2);
-        let options = options(&sim, policy()).request_timeout(Some(timeout));
-        let client = options.connect("nbd://localhost").await.unwrap();
-        let mut first = pin!(client.write(0, vec![1; 10]));
-        let elsewhere = &mut Context::from_waker(Waker::noop());
-        assert!(first.as_mut().poll(elsewhere).is_pending());
-        let error = client.write(5, vec![2; 10]).await.unwrap_err();
-        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
-        assert_eq!(sim.now(), timeout);
-        first.await.unwrap();
-        client.write(5, vec![2; 10]).await.unwrap();
-    });
+fn a_change_waits_for_the_answer_to_another_one_and_not_for_its_task() {
+    let timeout = Duration::from_secs(4);
+    // One that is not kept needs a flush, which only its own task sends.
+    for (limit, is_waited_for) in [(0, false), (1 << 20, false), (1, true)] {
+        let sim = Sim::new(1);
+        Machine::start(&sim, false);
+        sim.run(async {
+            let options = options(&sim, policy().keep_unflushed(limit));
+            let options = options.request_timeout(Some(timeout));
+            let client = options.connect("nbd://localhost").await.unwrap();
+            let mut first = pin!(client.write(0, vec![1; 10]));
+            let elsewhere = &mut Context::from_waker(Waker::noop());
+            assert!(first.as_mut().poll(elsewhere).is_pending());
+            let second = client.write(5, vec![2; 10]).await;
+            if is_waited_for {
+                let error = second.unwrap_err();
+                assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+                assert_eq!(sim.now(), timeout);
+                first.await.unwrap();
+                client.write(5, vec![2; 10]).await.unwrap();
+            } else {
+                second.unwrap();
+                assert!(sim.now() < timeout, "{:?}", sim.now());
+                first.await.unwrap();
+            }
+            let expected = [[1; 5], [2; 5], [2; 5]].concat();
+            assert_eq!(client.read(0, 15).await.unwrap()[..], expected);
+        });
+    }
 }
 
 #[test]
