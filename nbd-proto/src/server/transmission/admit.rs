@@ -32,7 +32,24 @@ pub(super) enum Admission {
 /// Why a request is not carried out.
 type Refusal = (Errno, &'static str);
 
+/// Whether it is one of the requests that there are by far the most of: a read or a write that is
+/// to be carried out, with no flags that would have to be looked at. [`admit`] says the same of it.
 #[inline]
+pub(super) fn is_ordinary(header: &RequestHeader, agreed: &Agreed) -> bool {
+    let flags = match header.command {
+        Command::Read => CommandFlags::NONE,
+        Command::Write if agreed.flags.contains(TransmissionFlags::READ_ONLY) => return false,
+        Command::Write if agreed.mode == Mode::Extended => CommandFlags::PAYLOAD_LEN,
+        Command::Write => CommandFlags::NONE,
+        _ => return false,
+    };
+    let end = header.offset.checked_add(header.len);
+    header.flags == flags
+        && end.is_some_and(|end| end <= agreed.size)
+        && (1..=u64::from(agreed.max_payload)).contains(&header.len)
+        && agreed.has_whole_blocks(header.offset, header.len)
+}
+
 pub(super) fn admit(
     header: &RequestHeader,
     base: &Base,
@@ -217,9 +234,7 @@ fn check_range(base: &Base, agreed: &Agreed) -> Result<(), Refusal> {
     if len == 0 && command == Command::BlockStatus {
         return Err((Errno::Inval, "block status was asked for no bytes"));
     }
-    // It is a power of two.
-    let within = u64::from(agreed.minimum - 1);
-    if (offset | len) & within != 0 {
+    if !agreed.has_whole_blocks(offset, len) {
         return Err((
             Errno::Inval,
             "the request is no multiple of the minimum block size",
@@ -281,4 +296,82 @@ pub(super) fn filter(base: Base, payload: &[u8], agreed: &Agreed) -> Result<Requ
         ..agreed.clone()
     };
     Ok(Request::new(base, &agreed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BlockSizes, ExportInfo, Limits, server::export::Offer};
+
+    /// No flag or one of them, and where a request is.
+    fn combinations(ends: &[u64]) -> impl Iterator<Item = (u16, u64, u64)> {
+        (0..8).flat_map(move |flag| {
+            let pairs = ends
+                .iter()
+                .flat_map(move |offset| ends.iter().map(move |len| (offset, len)));
+            pairs.map(move |(offset, len)| (flag, *offset, *len))
+        })
+    }
+
+    #[test]
+    fn what_is_ordinary_is_what_would_be_carried_out_anyway() {
+        let mut ordinary = 0;
+        for (mode, read_only, minimum) in [
+            (Mode::Simple, false, 1),
+            (Mode::Structured, true, 512),
+            (Mode::Extended, false, 512),
+            (Mode::Extended, true, 1),
+        ] {
+            let flags = if read_only {
+                TransmissionFlags::READ_ONLY
+            } else {
+                TransmissionFlags::SEND_FUA
+            };
+            let info = ExportInfo::new(1 << 20, flags);
+            let limits = Limits {
+                payload: 64 << 10,
+                ..Limits::default()
+            };
+            let sizes = BlockSizes::new(minimum, 4096, 32 << 10).unwrap();
+            let offer = Offer::new(&info, mode, false, &limits);
+            let agreed = Agreed::new(&offer, mode, limits).with_block_sizes(sizes);
+            let ends = [
+                0,
+                1,
+                511,
+                512,
+                32 << 10,
+                (32 << 10) + 1,
+                (1 << 20) - 512,
+                1 << 20,
+            ];
+            for command in 0..10 {
+                for (bit, offset, len) in combinations(&ends) {
+                    let flags = CommandFlags::from_bits(1 << bit >> 1);
+                    let header = RequestHeader {
+                        flags,
+                        command: Command::from(command),
+                        cookie: 1,
+                        offset,
+                        len,
+                    };
+                    if is_ordinary(&header, &agreed) {
+                        ordinary += 1;
+                        let base = Base::new(&header, &agreed);
+                        let admitted = admit(&header, &base, &agreed, false).unwrap();
+                        let expected = match header.command {
+                            Command::Read => matches!(admitted, Admission::Request),
+                            Command::Write => matches!(
+                                admitted,
+                                Admission::Payload(payload) if payload as u64 == len
+                            ),
+                            _ => false,
+                        };
+                        assert!(expected, "{header:?} {agreed:?} {admitted:?}");
+                    }
+                }
+            }
+        }
+        assert!(ordinary > 0);
+    }
 }

@@ -74,6 +74,13 @@ impl Agreed {
         }
     }
 
+    /// Whether a range consists of whole blocks of the minimum size.
+    #[inline]
+    pub(super) fn has_whole_blocks(&self, offset: u64, len: u64) -> bool {
+        // It is a power of two.
+        (offset | len) & u64::from(self.minimum - 1) == 0
+    }
+
     pub(in crate::server) const fn start(self, shutdown: bool) -> Transmission {
         let mut transmission = Transmission::new(self);
         if shutdown {

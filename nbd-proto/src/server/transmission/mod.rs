@@ -18,7 +18,7 @@ pub use status::StatusTicket;
 pub use ticket::{Part, Receipt, Reply, Ticket};
 
 use crate::{
-    Error, Mode, TransmissionFlags,
+    Command, Error, Mode, TransmissionFlags,
     gather::Gather,
     wire::{RequestHeader, magic},
 };
@@ -136,6 +136,7 @@ impl Transmission {
     }
 
     /// Where the client's next bytes go.
+    #[inline]
     pub fn fill(&mut self) -> Fill<'_> {
         match &mut self.state {
             _ if self.dead.is_some() => Fill::Finished,
@@ -167,16 +168,8 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(error);
         }
-        let event = self.advance(n);
-        self.note(event)
-    }
-
-    /// Remembers an error for good.
-    fn note(&mut self, event: Result<Option<Event>, Error>) -> Result<Option<Event>, Error> {
-        if let Err(error) = event {
-            self.dead = Some(error);
-        }
-        event
+        let advanced = self.advance(n);
+        advanced.inspect_err(|error| self.dead = Some(*error))
     }
 
     /// Takes bytes that are already there, up to the next event and to the next start or end of a
@@ -189,33 +182,35 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(error);
         }
-        // Most headers come whole, and need not be gathered.
-        let mut used = 0;
-        if matches!(self.state, State::Header(0))
-            && self.in_flight < self.agreed.accepted
-            && let Some(header) = bytes.get(..self.agreed.mode.request_len())
-        {
-            used = header.len();
-            let admitted = self.admit(header);
-            let event = self.note(admitted)?;
-            if event.is_some() || matches!(self.state, State::Payload { .. }) {
-                return Ok(Fed {
-                    used,
-                    payload: None,
-                    event,
-                });
-            }
-        }
-        self.gather(bytes, used)
-    }
-
-    /// Takes bytes behind those that were used, as [`feed`](Self::feed) does.
-    fn gather(&mut self, bytes: &[u8], used: usize) -> Result<Fed, Error> {
+        let header = self.agreed.mode.request_len();
         let mut fed = Fed {
-            used,
+            used: 0,
             payload: None,
             event: None,
         };
+        match self.state {
+            // Most headers come whole, and need not be gathered.
+            State::Header(0) if bytes.len() >= header && self.in_flight < self.agreed.accepted => {
+                fed.used = header;
+                fed.event = self.admit(&bytes[..header])?;
+                if fed.event.is_some() || matches!(self.state, State::Payload { .. }) {
+                    return Ok(fed);
+                }
+            }
+            State::Payload { done, len, .. } if !bytes.is_empty() => {
+                fed.used = bytes.len().min(len - done);
+                fed.payload = Some(done..done + fed.used);
+                fed.event = self.advance(fed.used)?;
+                return Ok(fed);
+            }
+            _ => {}
+        }
+        self.gather(bytes, fed)
+    }
+
+    /// Goes on with bytes behind those that were used, as [`feed`](Self::feed) does.
+    #[cold]
+    fn gather(&mut self, bytes: &[u8], mut fed: Fed) -> Result<Fed, Error> {
         while fed.event.is_none() {
             let rest = &bytes[fed.used..];
             let n = match self.fill() {
@@ -225,18 +220,8 @@ impl Transmission {
                     space[..n].copy_from_slice(&rest[..n]);
                     n
                 }
-                Fill::Payload { range, .. } => {
-                    if fed.used > 0 {
-                        break;
-                    }
-                    let n = range.len().min(rest.len());
-                    fed.used = n;
-                    fed.payload = Some(range.start..range.start + n);
-                    fed.event = self.filled(n)?;
-                    break;
-                }
                 Fill::Discard(len) => len.min(rest.len()),
-                Fill::Blocked | Fill::Finished => break,
+                Fill::Payload { .. } | Fill::Blocked | Fill::Finished => break,
             };
             fed.used += n;
             fed.event = self.filled(n)?;
@@ -244,6 +229,7 @@ impl Transmission {
         Ok(fed)
     }
 
+    #[inline]
     fn advance(&mut self, n: usize) -> Result<Option<Event>, Error> {
         const LENT: &str = "more bytes were filled than space was lent";
         match &mut self.state {
@@ -333,7 +319,27 @@ impl Transmission {
     /// Decides what becomes of the request whose header is complete.
     ///
     /// INVARIANT: no other message is being received.
+    #[inline]
     fn admit(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {
+        if let Some(header) = RequestHeader::decode(self.agreed.mode, header)
+            && admit::is_ordinary(&header, &self.agreed)
+            && !self.shutdown
+        {
+            let base = Base::new(&header, &self.agreed);
+            if header.command == Command::Read {
+                return Ok(Some(self.request(base)));
+            }
+            let len = usize::try_from(header.len).expect("a payload fits into memory");
+            self.state = State::Payload { base, done: 0, len };
+            return Ok(None);
+        }
+        let admitted = self.consider(header);
+        admitted.inspect_err(|error| self.dead = Some(*error))
+    }
+
+    /// Decides what becomes of a request that is not [ordinary](admit::is_ordinary).
+    #[cold]
+    fn consider(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {
         self.check_magic(header)?;
         let header = RequestHeader::decode(self.agreed.mode, header)
             .expect("the magic number was checked and the header is complete");

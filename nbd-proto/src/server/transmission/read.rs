@@ -22,6 +22,7 @@ impl ReadTicket {
     /// # Panics
     ///
     /// When `data` has not the length that was asked for.
+    #[inline]
     pub fn data<P: Buf>(self, data: P) -> Reply<P> {
         let base = self.0;
         assert_eq!(
@@ -59,6 +60,7 @@ impl ReadTicket {
     ///
     /// With simple replies, and where the client wants the answer in one piece, the ticket comes
     /// back: [`data`](Self::data) and [`hole`](Self::hole) are what is left.
+    #[inline]
     pub fn into_sparse(self) -> Result<SparseRead, Self> {
         if self.0.mode.has_chunks() && !self.0.flags.contains(CommandFlags::DF) {
             Ok(SparseRead {
