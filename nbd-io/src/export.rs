@@ -9,6 +9,15 @@ use std::{fmt, ops::ControlFlow};
 /// How often the provided [`Export::block_status`] asks [`Export::allocation`] before it stops.
 const MAX_QUERIES: usize = 4096;
 
+/// What [`Export::read_unless_zero`] has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The bytes are in the buffer.
+    Data,
+    /// All of them are zero, and the buffer holds anything.
+    Zeroes,
+}
+
 /// The storage behind an export: a file, memory, or another export seen through a wrapper.
 ///
 /// Calls are positioned, take `&self`, and come from several threads at once, for requests that
@@ -88,6 +97,18 @@ pub trait Export: Send + Sync {
     ///
     /// When not all of `buf` could be read; what it holds then is not sent.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
+
+    /// Like [`read`](Self::read), for a caller that need not have zeroes in `buf`: where it is known
+    /// without looking that all of these bytes are zero, this may say so and leave anything in `buf`.
+    ///
+    /// Unless it is implemented, this reads.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
+        self.read(offset, buf).map(|()| Content::Data)
+    }
 
     /// Like [`read`](Self::read), if that can be done without waiting for anything slow.
     ///

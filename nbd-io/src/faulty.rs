@@ -1,6 +1,6 @@
 //! Delays and failures on purpose.
 
-use crate::{Export, MetaContext, ZeroMode};
+use crate::{Content, Export, MetaContext, ZeroMode};
 use nbd_proto::{
     BlockSizes, Command, ContextName, Errno, Failure, Text, TransmissionFlags, meta::Extent,
 };
@@ -248,6 +248,11 @@ impl Export for Faulty {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.faults.meet(Command::Read, offset, buf.len() as u64)?;
         self.export.read(offset, buf)
+    }
+
+    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
+        self.faults.meet(Command::Read, offset, buf.len() as u64)?;
+        self.export.read_unless_zero(offset, buf)
     }
 
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {

@@ -22,7 +22,7 @@ pub mod transport;
 mod watchers;
 
 pub use errno::{failure, fast_zero_failure, reportable};
-pub use export::{Export, MetaContext, ZeroMode};
+pub use export::{Content, Export, MetaContext, ZeroMode};
 pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer};
 pub use faulty::{Fault, Faults, Faulty};
 #[cfg(unix)]

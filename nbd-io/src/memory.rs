@@ -1,13 +1,13 @@
 //! An export that lives in memory.
 
-use crate::export::{Export, ZeroMode, check_range};
+use crate::export::{Content, Export, ZeroMode, check_range};
 use nbd_proto::{
     BlockSizes, Errno, Failure, TransmissionFlags,
     meta::{Allocation, Extent},
 };
 use std::{
     collections::BTreeMap,
-    fmt, mem,
+    fmt,
     ops::Range,
     sync::{
         PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -280,18 +280,34 @@ impl Export for Memory {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
-        let len = buf.len() as u64;
-        check_range(self.size, offset, len, Errno::Inval)?;
-        let mut rest = buf;
-        for (page, part) in parts(offset, len) {
-            let now;
-            (now, rest) = mem::take(&mut rest).split_at_mut(part.len());
-            match self.stripe(page).read().get(&page) {
-                Some(page) => now.copy_from_slice(&page.bytes[part]),
-                None => now.fill(0),
-            }
+        if self.read_unless_zero(offset, buf)? == Content::Zeroes {
+            buf.fill(0);
         }
         Ok(())
+    }
+
+    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
+        let len = buf.len() as u64;
+        check_range(self.size, offset, len, Errno::Inval)?;
+        let mut content = Content::Zeroes;
+        let mut at = 0;
+        for (page, part) in parts(offset, len) {
+            let start = at;
+            at += part.len();
+            let stripe = self.stripe(page).read();
+            let Some(page) = stripe.get(&page).filter(|page| !page.zero) else {
+                if content == Content::Data {
+                    buf[start..at].fill(0);
+                }
+                continue;
+            };
+            if content == Content::Zeroes && start > 0 {
+                buf[..start].fill(0);
+            }
+            content = Content::Data;
+            buf[start..at].copy_from_slice(&page.bytes[part]);
+        }
+        Ok(content)
     }
 
     fn write(&self, offset: u64, data: &[u8], _fua: bool) -> Result<(), Failure> {

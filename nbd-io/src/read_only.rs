@@ -1,6 +1,6 @@
 //! Another export without the right to write to it.
 
-use crate::{Export, MetaContext, ZeroMode};
+use crate::{Content, Export, MetaContext, ZeroMode};
 use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -46,6 +46,10 @@ impl Export for ReadOnly {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.export.read(offset, buf)
+    }
+
+    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
+        self.export.read_unless_zero(offset, buf)
     }
 
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
@@ -163,6 +167,6 @@ mod tests {
                 .iter()
                 .any(|w| call.starts_with(w))
         });
-        assert_eq!((calls.len(), calls), (7, expected));
+        assert_eq!((calls.len(), calls), (8, expected));
     }
 }

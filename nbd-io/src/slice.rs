@@ -1,6 +1,6 @@
 //! A part of another export.
 
-use crate::{Export, MetaContext, ZeroMode, export::check_range};
+use crate::{Content, Export, MetaContext, ZeroMode, export::check_range};
 use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -108,6 +108,11 @@ impl Export for Slice {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         let offset = self.shift(offset, buf.len() as u64, Errno::Inval)?;
         self.unshift(self.export.read(offset, buf))
+    }
+
+    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
+        let offset = self.shift(offset, buf.len() as u64, Errno::Inval)?;
+        self.unshift(self.export.read_unless_zero(offset, buf))
     }
 
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
@@ -296,7 +301,7 @@ mod tests {
         ] {
             recorder.fail_at(at);
             let (failures, _) = recorder.everything(&slice, 100);
-            assert_eq!(failures.len(), 10);
+            assert_eq!(failures.len(), 11);
             for failure in failures {
                 assert_eq!((failure.errno, failure.offset), (Errno::Io, expected));
                 assert_eq!(failure.message.as_str(), "a scratch");

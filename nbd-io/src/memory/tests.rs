@@ -33,6 +33,42 @@ proptest! {
 }
 
 #[test]
+fn zeroes_are_told_of_where_no_page_has_data() {
+    let export = Memory::new(4 << 20);
+    let page = PAGE as u64;
+    export.write(2 * page, &[7; PAGE], false).unwrap();
+    let no_hole = ZeroMode {
+        no_hole: true,
+        ..ZeroMode::default()
+    };
+    export.write_zeroes(4 * page, page, no_hole).unwrap();
+    for (pages, content) in [
+        (0..1, Content::Zeroes),
+        (0..2, Content::Zeroes),
+        (3..5, Content::Zeroes),
+        (4..100, Content::Zeroes),
+        (0..3, Content::Data),
+        (2..4, Content::Data),
+        (1..6, Content::Data),
+    ] {
+        // From the middle of the first page on.
+        let (start, end) = (pages.start * page + 100, pages.end * page);
+        let mut buf = vec![0xee; usize::try_from(end - start).unwrap()];
+        assert_eq!(export.read_unless_zero(start, &mut buf).unwrap(), content);
+        if content == Content::Data {
+            assert!(buf == read(&export, start, buf.len()), "{pages:?}");
+        } else {
+            assert!(is_zero(&read(&export, start, buf.len())), "{pages:?}");
+        }
+    }
+    let errno = export
+        .read_unless_zero(4 << 20, &mut [0])
+        .unwrap_err()
+        .errno;
+    assert_eq!(errno, Errno::Inval);
+}
+
+#[test]
 fn a_tebibyte_costs_what_was_written() {
     const SIZE: u64 = 1 << 40;
     let export = Memory::new(SIZE);

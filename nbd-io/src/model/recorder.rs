@@ -1,6 +1,6 @@
 //! An export that notes what it is asked, to see what a wrapper passes on.
 
-use crate::{Export, MetaContext, ZeroMode};
+use crate::{Content, Export, MetaContext, ZeroMode};
 use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
 use std::{
     ops::ControlFlow,
@@ -53,6 +53,7 @@ impl Recorder {
         let mut each = |_| ControlFlow::Continue(());
         let failures = [
             wrapper.read(offset, buf).err(),
+            wrapper.read_unless_zero(offset, buf).err(),
             wrapper.read_now(offset, buf).and_then(Result::err),
             wrapper.write(offset, buf, true).err(),
             wrapper.write_zeroes(offset, LEN, MODE).err(),
@@ -71,6 +72,7 @@ impl Recorder {
     pub(crate) fn all(offset: u64) -> Vec<String> {
         let calls = [
             "read",
+            "read unless zero",
             "read now",
             "write with FUA",
             "zeroes no_hole fua",
@@ -116,6 +118,11 @@ impl Export for Recorder {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.note_at("read", offset, buf.len() as u64)
+    }
+
+    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
+        self.note_at("read unless zero", offset, buf.len() as u64)?;
+        Ok(Content::Zeroes)
     }
 
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {

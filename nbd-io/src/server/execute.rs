@@ -1,7 +1,7 @@
 //! Carrying out one request.
 
 use super::Replies;
-use crate::{Export, ZeroMode, errno::reportable};
+use crate::{Content, Export, ZeroMode, errno::reportable};
 use bytes::{Buf, Bytes};
 use nbd_proto::{
     Errno, Failure,
@@ -116,6 +116,7 @@ pub(super) fn execute_now(
         Ok(space) => export.read_now(offset, space),
         Err(failure) => Some(Err(failure)),
     };
+    let done = done.map(|done| done.map(|()| Content::Data));
     let Some(done) = done else {
         replies.unstage();
         return Err(request);
@@ -160,6 +161,7 @@ fn fail(ticket: Ticket, failure: &Failure) -> Reply<Bytes> {
     }
 }
 
+#[inline]
 fn read(
     export: &dyn Export,
     offset: u64,
@@ -176,37 +178,44 @@ fn read(
         ticket
     };
     let len = usize::try_from(len).expect("a read fits into memory");
-    let done = replies
-        .stage(len)
-        .and_then(|space| export.read(offset, space));
+    let done = match replies.stage(len) {
+        Ok(space) => export.read_unless_zero(offset, space),
+        Err(failure) => Err(failure),
+    };
     answer_read(len, done, ticket, replies)
 }
 
-/// Answers a read of `len` bytes, which are staged unless it failed.
+/// Answers a read of `len` bytes, for which there is staged space.
+#[inline]
 fn answer_read(
     len: usize,
-    done: Result<(), Failure>,
+    done: Result<Content, Failure>,
     ticket: ReadTicket,
     replies: &mut Replies,
 ) -> Result<(), Failure> {
-    match done {
-        Ok(()) => {
-            let Reply { frame, receipt } = ticket.data(Staged(len));
-            let (header, _) = frame.into_parts();
-            replies.commit(header.as_bytes(), len, Some(receipt));
-            Ok(())
-        }
-        Err(failure) => {
-            replies.unstage();
-            let failure = reportable(failure, false);
-            let words = words(&failure);
-            replies.push(match failure.offset {
-                Some(offset) => ticket.fail_at(failure.errno, offset, words),
-                None => ticket.fail(failure.errno, words),
-            });
-            Err(failure)
-        }
+    let content = match done {
+        Ok(content) => content,
+        Err(failure) => return Err(fail_read(failure, ticket, replies)),
+    };
+    let Reply { frame, receipt } = ticket.data(Staged(len));
+    let (header, _) = frame.into_parts();
+    match content {
+        Content::Data => replies.commit(header.as_bytes(), len, Some(receipt)),
+        Content::Zeroes => replies.commit_zeroes(header.as_bytes(), len, receipt),
     }
+    Ok(())
+}
+
+#[cold]
+fn fail_read(failure: Failure, ticket: ReadTicket, replies: &mut Replies) -> Failure {
+    replies.unstage();
+    let failure = reportable(failure, false);
+    let words = words(&failure);
+    replies.push(match failure.offset {
+        Some(offset) => ticket.fail_at(failure.errno, offset, words),
+        None => ticket.fail(failure.errno, words),
+    });
+    failure
 }
 
 /// Reads what is data, and only tells of what is not.

@@ -21,6 +21,12 @@ const INLINE_ELSEWHERE: usize = 8 << 10;
 /// Payloads that come as [`Bytes`] are copied up to this length, in bytes.
 const COPIED: usize = 4 << 10;
 
+/// What is sent where all is zero, which need not be written anywhere before.
+static ZEROES: [u8; 16 << 10] = [0; 16 << 10];
+
+/// Fewer zeroes than this are copied, in bytes.
+const COPIED_ZEROES: usize = 1 << 10;
+
 /// Memory that is kept for headers and short data, in bytes.
 const KEPT_INLINE: usize = 1 << 20;
 
@@ -115,7 +121,8 @@ impl Replies {
             self.payloads.push_back((self.end, payload));
         }
         self.append(&other.inline[at..other.end]);
-        (other.start, other.end, other.payload_len) = (0, 0, 0);
+        other.payload_len = 0;
+        other.rewind();
         self.receipts.append(&mut other.receipts);
     }
 
@@ -151,20 +158,33 @@ impl Replies {
 
     /// Space for `len` bytes of data, to be followed by [`commit`](Self::commit) or nothing. Fails
     /// with [`Errno::NoMem`].
+    #[inline]
     pub(super) fn stage(&mut self, len: usize) -> Result<&mut [u8], Failure> {
-        if len <= self.most_inline {
-            self.staged = None;
-            let needed = self.end + HEADER + len;
-            let missing = needed.next_power_of_two().saturating_sub(self.inline.len());
-            if needed > self.inline.len() && self.inline.try_reserve_exact(missing).is_err() {
-                return Err(no_memory());
-            }
-            self.make_room(HEADER + len);
-            let at = self.end + self.header;
-            return Ok(&mut self.inline[at..at + len]);
+        let needed = self.end + HEADER + len;
+        if len > self.most_inline || needed > self.inline.len() || self.staged.is_some() {
+            return self.stage_anew(len);
         }
-        let buffer = self.buffers.take(len).ok_or_else(no_memory)?;
-        Ok(&mut self.staged.insert(buffer)[..len])
+        let at = self.end + self.header;
+        Ok(&mut self.inline[at..at + len])
+    }
+
+    /// Like [`stage`](Self::stage), where there may not be such a space yet.
+    #[cold]
+    fn stage_anew(&mut self, len: usize) -> Result<&mut [u8], Failure> {
+        self.unstage();
+        if len > self.most_inline {
+            let buffer = self.buffers.take(len).ok_or_else(no_memory)?;
+            return Ok(&mut self.staged.insert(buffer)[..len]);
+        }
+        let needed = self.end + HEADER + len;
+        if needed > self.inline.len() {
+            let missing = rounded(needed) - self.inline.len();
+            self.inline
+                .try_reserve_exact(missing)
+                .map_err(|_| no_memory())?;
+            self.lengthen(needed);
+        }
+        self.stage(len)
     }
 
     /// Gives the space back.
@@ -175,8 +195,19 @@ impl Replies {
     }
 
     /// Appends a message with the first `len` bytes of what was staged last.
+    #[inline]
     pub(super) fn commit(&mut self, header: &[u8], len: usize, receipt: Option<Receipt>) {
         self.receipts.extend(receipt);
+        if self.staged.is_some() || header.len() != self.header {
+            return self.commit_otherwise(header, len);
+        }
+        copy_header(&mut self.inline[self.end..], header);
+        self.end += header.len() + len;
+    }
+
+    /// Like [`commit`](Self::commit), where data is in a buffer of its own or not where it has to be.
+    #[cold]
+    fn commit_otherwise(&mut self, header: &[u8], len: usize) {
         if let Some(buffer) = self.staged.take() {
             self.append(header);
             self.payload_len += len;
@@ -186,13 +217,28 @@ impl Replies {
             return;
         }
         let at = self.end + self.header;
-        if header.len() != self.header {
-            self.inline
-                .copy_within(at..at + len, self.end + header.len());
-            self.header = header.len();
-        }
-        self.inline[self.end..self.end + header.len()].copy_from_slice(header);
+        self.inline
+            .copy_within(at..at + len, self.end + header.len());
+        self.header = header.len();
+        copy_header(&mut self.inline[self.end..], header);
         self.end += header.len() + len;
+    }
+
+    /// Appends a message with `len` zeroes in place of what was staged last.
+    pub(super) fn commit_zeroes(&mut self, header: &[u8], mut len: usize, receipt: Receipt) {
+        self.unstage();
+        self.receipts.push(receipt);
+        self.append(header);
+        if len < COPIED_ZEROES {
+            return self.append(&ZEROES[..len]);
+        }
+        self.payload_len += len;
+        while len > 0 {
+            let zeroes = &ZEROES[..len.min(ZEROES.len())];
+            let payload = Payload::Bytes(Bytes::from_static(zeroes));
+            self.payloads.push_back((self.end, payload));
+            len -= zeroes.len();
+        }
     }
 
     /// All that is to be written, if it is in one piece.
@@ -259,6 +305,9 @@ impl Replies {
                 }
             }
         }
+        if self.is_empty() {
+            self.rewind();
+        }
     }
 
     /// Takes note of the requests that were answered, if everything was written.
@@ -274,35 +323,52 @@ impl Replies {
     pub fn shrink(&mut self) {
         if self.is_empty() {
             self.inline = Vec::new();
-            (self.start, self.end) = (0, 0);
         }
     }
 
+    #[inline]
     fn append(&mut self, bytes: &[u8]) {
-        self.make_room(bytes.len());
-        self.inline[self.end..self.end + bytes.len()].copy_from_slice(bytes);
-        self.end += bytes.len();
+        let needed = self.end + bytes.len();
+        if needed > self.inline.len() {
+            self.lengthen(needed);
+        }
+        copy_header(&mut self.inline[self.end..], bytes);
+        self.end = needed;
     }
 
-    /// Makes sure that there are `n` bytes of space after `end`.
-    fn make_room(&mut self, n: usize) {
-        if self.is_empty() {
-            (self.start, self.end) = (0, 0);
-            if self.inline.len() > KEPT_INLINE {
-                self.inline = Vec::new();
-            }
+    /// Begins anew with the memory for headers and short data, of which nothing is to be written.
+    fn rewind(&mut self) {
+        (self.start, self.end) = (0, 0);
+        if self.inline.len() > KEPT_INLINE {
+            self.inline = Vec::new();
         }
-        let needed = self.end + n;
-        if needed > self.inline.len() {
-            self.inline
-                .resize(needed.next_power_of_two().max(4 << 10), 0);
-        }
+    }
+
+    /// Makes sure that the memory for headers and short data is at least so long.
+    #[cold]
+    fn lengthen(&mut self, needed: usize) {
+        self.inline.resize(rounded(needed), 0);
     }
 
     /// Empties the list of extents, after a long one with its memory.
     pub(super) fn forget_extents(&mut self) {
         self.extents.clear();
         self.extents.shrink_to(KEPT_EXTENTS);
+    }
+}
+
+/// How long the memory for headers and short data is made where so much is needed.
+fn rounded(needed: usize) -> usize {
+    needed.next_power_of_two().max(4 << 10)
+}
+
+/// Puts a header to where it is to be. Simple replies have headers of 16 bytes, for which this is one
+/// instruction.
+#[inline]
+fn copy_header(to: &mut [u8], header: &[u8]) {
+    match (to.first_chunk_mut::<16>(), <[u8; 16]>::try_from(header)) {
+        (Some(to), Ok(header)) => *to = header,
+        _ => to[..header.len()].copy_from_slice(header),
     }
 }
 

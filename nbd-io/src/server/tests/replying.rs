@@ -77,3 +77,26 @@ fn replies_to_reads_of_every_length_are_whole() {
         assert!(read.data == data[..len]);
     }
 }
+
+#[test]
+fn simple_replies_have_zeroes_where_there_is_nothing() {
+    let disk = Memory::new(8 << 20);
+    disk.write(4 << 20, b"data", false).unwrap();
+    let exports = NamedExports::single(Arc::new(disk));
+    let mut session = Session::new(&exports, &target("", Mode::Simple));
+    for len in [1, 1023, 1024, 4096, 16_384, 16_385, 65_537, 1 << 20] {
+        // Before the data, and up to it.
+        for (offset, data) in [(0, &b""[..]), ((4 << 20) - len as u64, b"data")] {
+            let len = len + data.len();
+            let read = |client: &mut nbd_proto::client::Transmission| {
+                let read = client.read(offset, len as u64, CommandFlags::NONE);
+                read.unwrap().1
+            };
+            let read = session.ask(read, len);
+            assert_eq!(read.outcome, Outcome::Done);
+            let (zeroes, rest) = read.data.split_at(len - data.len());
+            assert!(zeroes.iter().all(|byte| *byte == 0));
+            assert_eq!(rest, data);
+        }
+    }
+}
