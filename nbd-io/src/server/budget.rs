@@ -80,11 +80,13 @@ impl Share {
 
     /// Makes sure that the connection may have so many bytes. If it may not, its task is woken when
     /// that has changed.
+    #[inline]
     pub(super) fn cover(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let all = bytes.saturating_sub(MODEST);
-        if all <= self.taken {
-            return true;
-        }
+        all <= self.taken || self.take(all, cx)
+    }
+
+    fn take(&mut self, all: u64, cx: &Context<'_>) -> bool {
         let more = all - self.taken;
         let covered = self.budget.take(more, all) || {
             self.budget.wait(cx);

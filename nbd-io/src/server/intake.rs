@@ -2,10 +2,9 @@
 
 use super::buffers::{Buffers, allocate};
 use crate::transport::Transport;
-use bytes::Bytes;
 use nbd_proto::{
     Error,
-    server::{Event, Fill, Reply, Request, Transmission},
+    server::{Event, Fill, Transmission},
 };
 use std::{
     io::{self, IoSliceMut},
@@ -34,60 +33,22 @@ pub(super) struct Intake {
     payload: Vec<u8>,
     /// The payload is complete, and this is the request that it belongs to.
     complete: Option<(Event, usize)>,
+    place: Place,
     /// The first bytes of a payload among those that have come, while there is no place for it.
     parked: Option<Range<usize>>,
     /// There is no memory for the payload that is coming, which is thrown away.
     discards: bool,
 }
 
-/// What a client wants.
-pub(super) enum Taken<'a> {
-    /// To have a request carried out.
-    Request(Request, Payload<'a>),
-    /// Nothing that was not answered already.
-    Answered(Box<Reply<Bytes>>),
-    /// To leave.
-    Disconnect,
-}
-
-/// The payload of a request: of a write that is, others have none.
-pub(super) enum Payload<'a> {
-    /// It came whole and stands among other bytes.
-    Staged(&'a [u8]),
-    /// The first bytes of a buffer, so many.
-    Buffer(&'a mut Vec<u8>, usize),
+/// Where the payload is of the request that was taken last.
+#[derive(Clone)]
+enum Place {
+    Nowhere,
     /// There was no memory for it.
     Missing,
-}
-
-impl Payload<'_> {
-    pub(super) fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Staged(bytes) => bytes,
-            Self::Buffer(buffer, len) => &buffer[..*len],
-            Self::Missing => &[],
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes().len()
-    }
-
-    /// Puts the payload at the beginning of `buffer`, which becomes as long as need be. Fails if
-    /// there is no memory for that.
-    pub(super) fn move_to(self, buffer: &mut Vec<u8>, buffers: &Buffers) -> Option<()> {
-        match self {
-            Self::Staged(bytes) => {
-                if buffer.len() < bytes.len() {
-                    buffers.keep(mem::replace(buffer, buffers.take(bytes.len())?));
-                }
-                buffer[..bytes.len()].copy_from_slice(bytes);
-            }
-            Self::Buffer(payload, _) => mem::swap(buffer, payload),
-            Self::Missing => return None,
-        }
-        Some(())
-    }
+    /// The first bytes of its buffer, so many.
+    Buffer(usize),
+    Staged(Range<usize>),
 }
 
 impl Intake {
@@ -99,6 +60,7 @@ impl Intake {
             end: 0,
             payload: Vec::new(),
             complete: None,
+            place: Place::Nowhere,
             parked: None,
             discards: false,
         }
@@ -109,44 +71,90 @@ impl Intake {
         self.start < self.end || self.complete.is_some() || self.parked.is_some()
     }
 
-    /// The next request of which all bytes have come, if it can be taken now.
-    pub(super) fn next(&mut self) -> Result<Option<Taken<'_>>, Error> {
-        if let Some((event, len)) = self.complete.take() {
-            return Ok(Some(taken(event, Payload::Buffer(&mut self.payload, len))));
+    /// What the client wants next, if all bytes of it have come and it can be taken now. The
+    /// [payload](Self::payload) of a request is there until the next call.
+    #[inline]
+    pub(super) fn next(&mut self) -> Result<Option<Event>, Error> {
+        self.place = Place::Nowhere;
+        if self.complete.is_some()
+            && let Some((event, len)) = self.complete.take()
+        {
+            self.place = Place::Buffer(len);
+            return Ok(Some(event));
         }
         while self.start < self.end && self.parked.is_none() {
             let bytes = &self.staged[self.start..self.end];
             let fed = self.transmission.feed(bytes)?;
             let used = self.start..self.start + fed.used;
             self.start = used.end;
-            match (fed.event, fed.payload) {
-                // It has come all at once and need not be copied.
-                (Some(event), Some(range)) if range.start == 0 => {
-                    return Ok(Some(taken(event, Payload::Staged(&self.staged[used]))));
-                }
-                (None, Some(range)) if range.start == 0 => self.parked = Some(used),
-                (event, Some(range)) => {
-                    let end = range.end;
-                    if !self.discards {
-                        self.payload[range].copy_from_slice(&self.staged[used]);
-                    }
-                    if let Some(event) = event {
-                        let missing = mem::take(&mut self.discards);
-                        let payload = if missing {
-                            Payload::Missing
-                        } else {
-                            Payload::Buffer(&mut self.payload, end)
-                        };
-                        return Ok(Some(taken(event, payload)));
-                    }
-                }
-                (Some(event), None) => return Ok(Some(taken(event, Payload::Staged(&[])))),
+            if let Some(range) = fed.payload {
+                self.place_payload(range, used, fed.event.is_some());
+            } else if used.is_empty() {
                 // Replies have to be written first.
-                (None, None) if fed.used == 0 => break,
-                (None, None) => {}
+                break;
+            }
+            if fed.event.is_some() {
+                return Ok(fed.event);
             }
         }
         Ok(None)
+    }
+
+    /// Sees to a payload of which bytes were among others: those of `range`, which are the last ones
+    /// if it `is_complete`.
+    fn place_payload(&mut self, range: Range<usize>, used: Range<usize>, is_complete: bool) {
+        let missing = is_complete && mem::take(&mut self.discards);
+        self.place = match range.start {
+            // It has come all at once and need not be copied.
+            0 if is_complete => Place::Staged(used),
+            0 => {
+                self.parked = Some(used);
+                Place::Nowhere
+            }
+            _ if missing => Place::Missing,
+            _ => {
+                let end = range.end;
+                if !self.discards {
+                    self.payload[range].copy_from_slice(&self.staged[used]);
+                }
+                Place::Buffer(end)
+            }
+        };
+    }
+
+    /// Whether there was no memory for the payload of the request that was taken last.
+    pub(super) const fn lacks_payload(&self) -> bool {
+        matches!(self.place, Place::Missing)
+    }
+
+    /// The payload of the request that was taken last: of a write that is, others have none.
+    #[inline]
+    pub(super) fn payload(&self) -> &[u8] {
+        match &self.place {
+            Place::Nowhere | Place::Missing => &[],
+            Place::Buffer(len) => &self.payload[..*len],
+            Place::Staged(range) => &self.staged[range.clone()],
+        }
+    }
+
+    /// Puts the payload of the request that was taken last at the beginning of `buffer`, which
+    /// becomes as long as need be. Returns how long it is, or that there is no memory for that.
+    pub(super) fn move_payload(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        buffers: &Buffers,
+    ) -> Option<usize> {
+        if let Place::Buffer(len) = self.place {
+            mem::swap(buffer, &mut self.payload);
+            self.place = Place::Nowhere;
+            return Some(len);
+        }
+        let bytes = self.payload();
+        if buffer.len() < bytes.len() {
+            buffers.keep(mem::replace(buffer, buffers.take(bytes.len())?));
+        }
+        buffer[..bytes.len()].copy_from_slice(bytes);
+        Some(bytes.len())
     }
 
     /// Whether there is a place for bytes that might come.
@@ -285,6 +293,7 @@ impl Intake {
     }
 
     /// Gives a long buffer away that is not in use, although requests are coming.
+    #[inline]
     pub(super) fn release(&mut self, buffers: &Buffers) {
         if self.payload.len() > LONG && self.payload_len() == 0 {
             buffers.keep(mem::take(&mut self.payload));
@@ -304,10 +313,60 @@ impl Intake {
     }
 }
 
-fn taken(event: Event, payload: Payload<'_>) -> Taken<'_> {
-    match event {
-        Event::Request(request) => Taken::Request(request, payload),
-        Event::Answered(reply) => Taken::Answered(reply),
-        Event::Disconnect => Taken::Disconnect,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+    use nbd_proto::{
+        ExportInfo, TransmissionFlags,
+        server::{Config, oldstyle},
+        wire::{Command, CommandFlags, Mode, RequestHeader},
+    };
+
+    impl Intake {
+        fn take(&mut self, bytes: &[u8]) -> Option<Event> {
+            self.staged = bytes.to_vec();
+            (self.start, self.end) = (0, bytes.len());
+            self.next().unwrap()
+        }
+    }
+
+    fn write(payload: &[u8]) -> Vec<u8> {
+        let header = RequestHeader {
+            flags: CommandFlags::NONE,
+            command: Command::Write,
+            cookie: 1,
+            offset: 0,
+            len: payload.len() as u64,
+        };
+        [header.encode(Mode::Simple).as_bytes(), payload].concat()
+    }
+
+    #[test]
+    fn only_the_payload_for_which_there_is_no_memory_is_thrown_away() {
+        let info = ExportInfo::new(1 << 20, TransmissionFlags::NONE);
+        let mut out = BytesMut::new();
+        let mut intake = Intake::new(oldstyle(&Config::default(), &info, &mut out));
+        let buffers = Buffers::default();
+        let request = write(b"0123456789");
+
+        // It comes whole after all, among other bytes.
+        assert!(intake.take(&request[..28]).is_none());
+        intake.discard();
+        assert!(intake.take(&request[28..]).is_some());
+        assert!(!intake.lacks_payload() && intake.payload() == b"0123456789");
+
+        // The next one in two pieces.
+        assert!(intake.take(&request[..33]).is_none());
+        assert!(intake.is_parked());
+        intake.unpark(&buffers);
+        assert!(intake.take(&request[33..]).is_some());
+        assert!(!intake.lacks_payload() && intake.payload() == b"0123456789");
+
+        // And one whose first bytes are there.
+        assert!(intake.take(&request[..33]).is_none());
+        intake.discard();
+        assert!(intake.take(&request[33..]).is_some());
+        assert!(intake.lacks_payload());
     }
 }

@@ -4,7 +4,7 @@ use super::{
     Replies,
     buffers::Buffers,
     execute::{execute, execute_now},
-    report::{Report, Subject},
+    report::{Report, Subject, payload_len},
     session::is_quick,
 };
 use crate::{Export, runtime::Runtime};
@@ -78,7 +78,8 @@ struct Job {
     payload: Vec<u8>,
     len: usize,
     replies: Replies,
-    subject: Subject,
+    /// Bytes of payload, both ways.
+    moves: u64,
     timed: bool,
     went: Went,
 }
@@ -95,16 +96,21 @@ enum Went {
 pub(super) struct Panicked;
 
 /// Carries out a request, and tells the program of it.
+#[inline]
 pub(super) fn carry_out(
     export: &dyn Export,
     request: Request,
     payload: &[u8],
     replies: &mut Replies,
     report: &Report,
-) -> Result<(), Panicked> {
-    let subject = Subject::of(&request);
-    let told = guard(|| execute(export, request, payload, replies))?;
-    guard(|| report.tell(subject, told))
+) {
+    if report.is_wanted() {
+        let subject = Subject::of(&request);
+        report.tell(subject, execute(export, request, payload, replies));
+    } else {
+        // The client is told of a failure, and nobody else.
+        let _ = execute(export, request, payload, replies);
+    }
 }
 
 /// Carries out a request if the export need not wait, or else gives it back.
@@ -113,11 +119,14 @@ pub(super) fn carry_out_now(
     request: Request,
     replies: &mut Replies,
     report: &Report,
-) -> Result<Option<Request>, Panicked> {
+) -> Option<Request> {
     let subject = Subject::of(&request);
-    match guard(|| execute_now(export, request, replies))? {
-        Ok(told) => guard(|| report.tell(subject, told)).map(|()| None),
-        Err(request) => Ok(Some(request)),
+    match execute_now(export, request, replies) {
+        Ok(told) => {
+            report.tell(subject, told);
+            None
+        }
+        Err(request) => Some(request),
     }
 }
 
@@ -147,18 +156,11 @@ impl Shared {
             let clock = || runtime.own_thread_clock().unwrap_or_default();
             let before = clock();
             let payload = &job.payload[..job.len];
-            let carried_out = carry_out(
-                &*self.export,
-                request,
-                payload,
-                &mut job.replies,
-                &self.report,
-            );
+            let (export, replies) = (&*self.export, &mut job.replies);
+            let carried_out = guard(|| carry_out(export, request, payload, replies, &self.report));
             job.went = match carried_out {
                 Err(Panicked) => Went::Panicked,
-                Ok(()) if is_quick(clock().saturating_sub(before), job.subject.payload()) => {
-                    Went::Quick
-                }
+                Ok(()) if is_quick(clock().saturating_sub(before), job.moves) => Went::Quick,
                 Ok(()) => Went::Slow,
             };
             let waker = {
@@ -231,7 +233,6 @@ impl<R: Runtime> Jobs<R> {
     pub(super) fn push(
         &mut self,
         request: Request,
-        subject: Subject,
         timed: bool,
         fill: impl FnOnce(&mut Vec<u8>, &Buffers) -> Option<usize>,
     ) -> Result<(), Request> {
@@ -239,7 +240,7 @@ impl<R: Runtime> Jobs<R> {
             payload: Vec::new(),
             len: 0,
             replies: Replies::elsewhere(Arc::clone(&self.buffers)),
-            subject,
+            moves: 0,
             timed,
             went: Went::Quick,
         });
@@ -248,8 +249,8 @@ impl<R: Runtime> Jobs<R> {
             return Err(request);
         };
         job.len = len;
-        (job.subject, job.timed) = (subject, timed);
-        self.bytes += subject.payload();
+        (job.moves, job.timed) = (payload_len(&request), timed);
+        self.bytes += job.moves;
         self.running += 1;
         let mut state = self.shared.lock();
         state.waiting.push_back((request, job));
@@ -291,7 +292,7 @@ impl<R: Runtime> Jobs<R> {
         let mut panicked = false;
         for mut job in done.drain(..) {
             self.running -= 1;
-            self.bytes -= job.subject.payload();
+            self.bytes -= job.moves;
             self.done += 1;
             match job.went {
                 Went::Quick if job.timed => self.trust = self.trust.saturating_add(1),

@@ -30,6 +30,11 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// Whether there is anybody to be told.
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.on_request.is_some()
+    }
+
     pub(super) fn tell(&self, subject: Subject, told: Result<(), Failure>) {
         if let Some(on_request) = &self.on_request {
             let Subject {
@@ -82,13 +87,17 @@ impl Subject {
             len,
         }
     }
+}
 
-    /// Bytes of payload that the request or its reply has, or may have.
-    pub(super) const fn payload(&self) -> u64 {
-        match self.command {
-            Command::Read | Command::Write => self.len,
-            Command::BlockStatus => LONG_STATUS,
-            _ => 0,
-        }
+/// Bytes of payload that a request or its reply has, or may have.
+#[inline]
+pub(super) fn payload_len(request: &Request) -> u64 {
+    match request {
+        Request::Read { len, .. } | Request::Write { len, .. } => u64::from(*len),
+        Request::BlockStatus { .. } => LONG_STATUS,
+        Request::Flush { .. }
+        | Request::Trim { .. }
+        | Request::Cache { .. }
+        | Request::WriteZeroes { .. } => 0,
     }
 }

@@ -5,15 +5,18 @@ use super::{
     budget::Share,
     buffers::Buffers,
     clocks::{Clocks, elapsed},
-    intake::{Intake, Payload, Taken},
-    jobs::{Jobs, Panicked, carry_out, carry_out_now},
+    intake::Intake,
+    jobs::{Jobs, Panicked, carry_out, carry_out_now, guard},
     negotiation::Entered,
     registry::Place,
     replies::no_memory,
-    report::{Report, Subject},
+    report::{Report, Subject, payload_len},
 };
 use crate::{Export, runtime::Runtime, transport::Transport};
-use nbd_proto::{Error, server::Request};
+use nbd_proto::{
+    Error,
+    server::{Event, Request},
+};
 use std::{
     future::poll_fn,
     io::{self, IoSlice},
@@ -200,10 +203,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Err(Panicked) => self.end(Ending::Panicked),
         };
         if self.ending.is_none() {
-            any |= match self.consume(cx) {
+            any |= match guard(|| self.consume(cx)) {
                 Ok(Ok(any)) => any,
-                Ok(Err(Panicked)) => self.end(Ending::Panicked),
-                Err(error) => self.end(Ending::Protocol(error)),
+                Ok(Err(error)) => self.end(Ending::Protocol(error)),
+                Err(Panicked) => self.end(Ending::Panicked),
             };
         }
         match self.poll_write(cx) {
@@ -332,7 +335,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Takes the requests that have come, as far as their replies may wait to be sent. Returns
     /// whether there were any.
-    fn consume(&mut self, cx: &Context<'_>) -> Result<Result<bool, Panicked>, Error> {
+    fn consume(&mut self, cx: &Context<'_>) -> Result<bool, Error> {
         let mut any = false;
         if self.place.is_stopping() {
             self.intake.transmission.shut_down();
@@ -344,87 +347,79 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 }
                 self.intake.unpark(&self.buffers);
             }
-            let taken = match self.held.take() {
-                Some(request) => Some(Taken::Request(request, Payload::Staged(&[]))),
+            let held = if self.held.is_some() {
+                self.held.take()
+            } else {
+                None
+            };
+            let event = match held {
+                Some(request) => Some(Event::Request(request)),
                 None => self.intake.next()?,
             };
-            let Some(taken) = taken else {
-                if self.intake.is_parked() {
-                    // Nothing wakes this task for bytes that have come already.
-                    continue;
-                }
-                break;
-            };
-            let (request, payload) = match taken {
-                Taken::Request(request, payload) => (request, payload),
-                Taken::Answered(reply) => {
+            let request = match event {
+                Some(Event::Request(request)) => request,
+                Some(Event::Answered(reply)) => {
                     self.replies.push(*reply);
                     any = true;
                     continue;
                 }
-                Taken::Disconnect => {
+                Some(Event::Disconnect) => {
                     self.ending = Some(Ending::Disconnected);
                     any = true;
                     break;
                 }
+                // Nothing wakes this task for bytes that have come already.
+                None if self.intake.is_parked() => continue,
+                None => break,
             };
-            let subject = Subject::of(&request);
-            let used = self.jobs.bytes().saturating_add(self.replies.len() as u64);
-            if matches!(payload, Payload::Missing) {
+            if self.intake.lacks_payload() {
                 self.refuse(request);
                 any = true;
                 continue;
             }
             // A payload has its memory already, and lets no long request in until it is covered.
-            if payload.len() == 0 {
-                self.short = !self.share.cover(used + subject.payload(), cx);
+            let moves = payload_len(&request);
+            if self.intake.payload().is_empty() {
+                self.short = !self.share.cover(self.used() + moves, cx);
                 if self.short {
                     self.held = Some(request);
                     break;
                 }
             }
             any = true;
-            let is_short = is_short(&request);
-            let is_trusted = self.jobs.trust() >= TRUSTED && self.jobs.running() == 0;
             let clock = if self.in_place {
                 Some(Duration::ZERO)
-            } else if is_short && is_trusted {
+            } else if self.jobs.trust() >= TRUSTED && self.jobs.running() == 0 && is_short(&request)
+            {
                 self.runtime.own_thread_clock()
             } else {
                 None
             };
             let Some(before) = clock else {
                 let (export, replies) = (&*self.export, &mut self.replies);
-                let request = match carry_out_now(export, request, replies, &self.report) {
-                    Ok(None) => continue,
-                    Ok(Some(request)) => request,
-                    Err(panicked) => return Ok(Err(panicked)),
-                };
-                let pushed = self
-                    .jobs
-                    .push(request, subject, is_short, |buffer, buffers| {
-                        let len = payload.len();
-                        payload.move_to(buffer, buffers).map(|()| len)
-                    });
+                let left = carry_out_now(export, request, replies, &self.report);
+                let Some(request) = left else { continue };
+                let (is_short, intake) = (is_short(&request), &mut self.intake);
+                let pushed = self.jobs.push(request, is_short, |buffer, buffers| {
+                    intake.move_payload(buffer, buffers)
+                });
                 if let Err(request) = pushed {
                     self.refuse(request);
                 }
                 continue;
             };
-            let payload = payload.bytes();
             let (export, replies) = (&*self.export, &mut self.replies);
-            if let Err(panicked) = carry_out(export, request, payload, replies, &self.report) {
-                return Ok(Err(panicked));
-            }
+            let payload = self.intake.payload();
+            carry_out(export, request, payload, replies, &self.report);
             self.intake.release(&self.buffers);
             if !self.in_place {
                 let now = self.runtime.own_thread_clock().unwrap_or(Duration::MAX);
-                if !is_quick(now.saturating_sub(before), subject.payload()) {
+                if !is_quick(now.saturating_sub(before), moves) {
                     self.jobs.distrust();
                 }
             }
         }
-        Ok(Ok(any))
+        Ok(any)
     }
 
     /// Writes replies as far as the client takes them. Returns how many bytes it took.
