@@ -52,7 +52,7 @@ fn programs_of_others_are_started_and_entered() {
             command.args(["-f", "memory", "1M"]);
             let activated = nbd_socket::Socket::activate(&command).unwrap();
             for socket in [child, activated] {
-                let target = Target::new(ExportName::default());
+                let target = NegotiationConfig::new(ExportName::default());
                 let entered = enter(Socket::new(socket).unwrap(), &target, &ClientTls::new()).await;
                 assert_eq!(entered.unwrap().transmission.export().size, SIZE);
             }

@@ -30,7 +30,7 @@ fn an_export_is_entered_over_tls() {
                 .await
                 .unwrap();
             let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-            let mut target = Target::new(uri(&address).export().clone());
+            let mut target = NegotiationConfig::new(uri(&address).export().clone());
             target.tls = TlsPolicy::Always;
             target.extended_headers = false;
             let mut connected = enter(socket, &target, &tls).await.unwrap();
@@ -74,7 +74,7 @@ fn a_server_leaves_a_client_that_breaks_the_protocol_with_the_end_of_tls() {
                 .await
                 .unwrap();
             let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-            let mut target = Target::new(ExportName::default());
+            let mut target = NegotiationConfig::new(ExportName::default());
             target.tls = TlsPolicy::Always;
             let mut connected = enter(socket, &target, &tls).await.unwrap();
             write(&mut connected.transport, &[0xff; 28]).await;
@@ -97,7 +97,7 @@ fn a_server_with_the_wrong_certificate_is_not_believed() {
                     .await
                     .unwrap();
                 let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-                let mut target = Target::new(uri(&address).export().clone());
+                let mut target = NegotiationConfig::new(uri(&address).export().clone());
                 target.tls = TlsPolicy::Always;
                 let error = enter(socket, &target, &tls).await.unwrap_err();
                 let NegotiationError::Tls(source) = &error else {
@@ -145,7 +145,7 @@ fn servers_of_others_are_entered_with_and_without_tls() {
                     .await
                     .unwrap();
                 let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-                let mut target = Target::new(ExportName::default());
+                let mut target = NegotiationConfig::new(ExportName::default());
                 target.tls = *policy;
                 let connected = enter(socket, &target, &tls).await.unwrap();
                 assert_eq!(connected.encrypted, *policy != TlsPolicy::Never);

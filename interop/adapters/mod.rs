@@ -26,8 +26,8 @@ use nbd_blocking::{
 use nbd_io::{
     Memory,
     client::{
-        Connected, DialOptions, NegotiationError, Target, TlsPolicy, negotiate,
-        shared::{Client, ConnectOptions},
+        ConnectOptions, Connected, DialOptions, NegotiationConfig, NegotiationError, TlsPolicy,
+        negotiate, shared::Client,
     },
     runtime::{Network, Runtime, Tasks},
     tls::{ClientTls, TlsError},
@@ -72,9 +72,10 @@ fn scratch() -> tempfile::TempDir {
 
 type Entered = Result<Connected<Layered<Socket>>, NegotiationError>;
 
-async fn enter(socket: Socket, target: &Target, tls: &ClientTls) -> Entered {
+async fn enter(socket: Socket, target: &NegotiationConfig, tls: &ClientTls) -> Entered {
     negotiate(Layered::Plain(socket), target, |plain| {
-        plain.start_tls(tls, Some("localhost"))
+        let (config, name) = tls.client(Some("localhost")).unwrap();
+        plain.start_tls(config, name)
     })
     .await
 }
@@ -85,7 +86,7 @@ async fn enter_plain(network: &impl Network<Stream = Socket>, address: &str) {
         .connect(uri(address).address(), &DialOptions::default())
         .await
         .unwrap();
-    let target = Target::new(uri(address).export().clone());
+    let target = NegotiationConfig::new(uri(address).export().clone());
     let connected = enter(socket, &target, &ClientTls::new()).await.unwrap();
     assert!(!connected.encrypted);
     assert_eq!(connected.transmission.export().size, SIZE);

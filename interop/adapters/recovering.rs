@@ -5,10 +5,7 @@ use super::{
     recovery::{Session, Storage},
 };
 use nbd_io::{
-    client::{
-        Error,
-        shared::{Client, ConnectOptions},
-    },
+    client::{ConnectOptions, Error, shared::Client},
     runtime::{Network, Runtime as _, Tasks as _},
 };
 use nbd_proto::CommandFlags;

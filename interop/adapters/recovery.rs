@@ -4,7 +4,7 @@
 
 use super::{example::program, recovering::hold};
 use interop::{Endpoint, Image, Listen, Nbdkit, Port, QemuNbd, Server as Foreign, deadline};
-use nbd_io::client::{Error, shared::Reconnect};
+use nbd_io::client::{Error, Reconnect};
 use nbd_proto::CommandFlags;
 use std::{
     fs,

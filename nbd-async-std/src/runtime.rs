@@ -4,7 +4,7 @@ use crate::Socket;
 use async_io::Timer;
 use async_std::task;
 use nbd_io::{
-    client::DialOptions,
+    client::{DialOptions, ServerProcess},
     runtime::{Network, Runtime, Tasks},
 };
 use nbd_proto::uri::Address;
@@ -64,6 +64,10 @@ impl Network for AsyncStd {
 
     async fn connect(&self, address: &Address, options: &DialOptions) -> io::Result<Socket> {
         nbd_socket::connect(self, address, options).await
+    }
+
+    fn launch(&self, server: ServerProcess<'_>) -> io::Result<Socket> {
+        self.register(nbd_socket::Socket::launch(server)?.nonblocking()?)
     }
 }
 

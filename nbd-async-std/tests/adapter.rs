@@ -11,7 +11,7 @@ use nbd_async_std::{AsyncStd, Cursor, Listener, Socket, Stream};
 use nbd_blocking::server::{Serve, Server};
 use nbd_io::{
     Memory,
-    client::{Target, negotiate},
+    client::{NegotiationConfig, negotiate},
     transport::Transport,
 };
 use nbd_proto::ExportName;
@@ -49,7 +49,7 @@ fn is_a_transport<T: Transport>(stream: impl FnOnce(UnixStream) -> T + Send + 's
             let (ours, theirs) = UnixStream::pair().unwrap();
             let server = Server::single(Arc::new(Memory::new(4096)));
             let serving = thread::spawn(move || server.serve_unix_stream(theirs));
-            let target = Target::new(ExportName::default());
+            let target = NegotiationConfig::new(ExportName::default());
             let upgrade = |_| pending();
             let connected = negotiate(stream(ours), &target, upgrade).await.unwrap();
             assert_eq!(connected.transmission.export().size, 4096);

@@ -1,8 +1,8 @@
 //! How long is waited at a time for a connection that is being made.
 
-use crate::socket::Socket;
-use nbd_socket::Awaited;
+use nbd_socket::{Awaited, Reactor, Socket};
 use std::{
+    future::poll_fn,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
@@ -14,8 +14,9 @@ use std::{
 const LONGEST_GAP: Duration = Duration::from_secs(1);
 
 /// How long a dial may be waited for in place. After that its future pends, and is to be polled
-/// again when a call has time for it; nothing wakes it.
-#[derive(Clone, Debug)]
+/// again when a call has time for it; nothing wakes it. By default it is waited for until the deadline
+/// of each step of the way, and never pends.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Patience(Option<Arc<Mutex<Step>>>);
 
 #[derive(Debug)]
@@ -26,11 +27,6 @@ struct Step {
 }
 
 impl Patience {
-    /// Waits until the deadline of each step of the way, and never pends.
-    pub(crate) const fn endless() -> Self {
-        Self(None)
-    }
-
     /// Waits only where a [`step`](Patience::step) says so.
     pub(crate) fn new() -> Self {
         let (until, gaps) = (Instant::now(), Duration::ZERO);
@@ -97,5 +93,21 @@ impl Patience {
             Ok(false) if suspends.is_some() => Poll::Pending,
             done => Poll::Ready(done.map(drop)),
         }
+    }
+}
+
+impl Reactor for Patience {
+    type Socket = Socket;
+
+    fn register(&self, socket: Socket) -> io::Result<Socket> {
+        Ok(socket)
+    }
+
+    fn clock(&self) -> Instant {
+        self.now()
+    }
+
+    async fn wait(&self, what: Awaited<'_, Socket>, until: Option<Instant>) -> io::Result<()> {
+        poll_fn(|_| self.poll_for(&what, until)).await
     }
 }

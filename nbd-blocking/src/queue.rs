@@ -245,7 +245,7 @@ impl Queue {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
-        let (command, max) = (Command::WriteZeroes, self.client.pool.facts.max_zeroes);
+        let (command, max) = (Command::WriteZeroes, self.client.pool.negotiated.max_zeroes);
         if len > max {
             return Err(Misuse::TooLong { command, len, max }.into());
         }

@@ -1,7 +1,12 @@
 //! The byte stream under a connection: a socket, TLS over one, or whatever a program brings.
 
-use crate::{patience::Patience, socket::Socket};
+use crate::patience::Patience;
+#[cfg(feature = "tls-base")]
+use crate::tls::TlsStream;
 use nbd_io::transport::Transport;
+#[cfg(feature = "tls-base")]
+use nbd_io::{client::NegotiationError, tls::ClientTls};
+use nbd_socket::Socket;
 use std::{
     fmt,
     io::{self, IoSlice, IoSliceMut, Read, Write},
@@ -17,7 +22,7 @@ impl<S: Read + Write + Send> ReadWrite for S {}
 pub(crate) enum Stream {
     Socket(Socket),
     #[cfg(feature = "tls-base")]
-    Tls(Box<crate::tls::TlsStream>),
+    Tls(Box<TlsStream>),
     /// One thread at a time reads or writes, and both wait. With one request in flight this is
     /// enough.
     Any(Mutex<Box<dyn ReadWrite>>),
@@ -187,6 +192,34 @@ impl Negotiating {
                 done => return Poll::Ready(done),
             }
         }
+    }
+}
+
+#[cfg(feature = "tls-base")]
+impl Negotiating {
+    /// Does the TLS handshake.
+    pub(crate) async fn start_tls(
+        self,
+        tls: &ClientTls,
+        host: Option<&str>,
+    ) -> Result<Self, NegotiationError> {
+        let Self {
+            stream,
+            deadline,
+            patience,
+        } = self;
+        let Stream::Socket(socket) = stream else {
+            return Err(NegotiationError::Tls(
+                "TLS can only be started over a socket".into(),
+            ));
+        };
+        let (config, name) = tls.client(host)?;
+        let tls = TlsStream::connect(socket, config, &name, deadline, &patience).await?;
+        Ok(Self {
+            stream: Stream::Tls(Box::new(tls)),
+            deadline,
+            patience,
+        })
     }
 }
 

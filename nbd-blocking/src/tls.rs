@@ -1,10 +1,11 @@
 //! TLS over a socket that two threads use, one in each direction.
 
-use crate::{patience::Patience, socket::Socket};
+use crate::patience::Patience;
 use nbd_io::tls::{
     Received, SEND_BUFFER, TlsError,
     rustls::{self, ClientConfig, ClientConnection, Connection, pki_types::ServerName},
 };
+use nbd_socket::Socket;
 use std::{
     fmt,
     future::poll_fn,

@@ -9,7 +9,10 @@ mod unblock;
 pub use farewell::Farewell;
 pub(crate) use unblock::unblock;
 
-use crate::{client::DialOptions, transport::Transport};
+use crate::{
+    client::{DialOptions, ServerProcess},
+    transport::Transport,
+};
 use nbd_proto::uri::Address;
 use std::{io, time::Duration};
 
@@ -63,4 +66,17 @@ pub trait Network: Tasks {
         address: &Address,
         options: &DialOptions,
     ) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Starts a server as a child process and connects to it.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started, or this runtime starts none.
+    fn launch(&self, server: ServerProcess<'_>) -> io::Result<Self::Stream> {
+        let _ = server;
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "no servers are started on this runtime",
+        ))
+    }
 }

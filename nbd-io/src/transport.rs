@@ -3,10 +3,15 @@
 #[cfg(feature = "tls")]
 use crate::{
     client::NegotiationError,
-    tls::{ClientTls, TlsTransport},
+    tls::{
+        TlsTransport,
+        rustls::{ClientConfig, pki_types::ServerName},
+    },
 };
 use bytes::BytesMut;
 use nbd_proto::{Error, Phase, Step};
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::{
     future::poll_fn,
     io::{self, IoSlice, IoSliceMut},
@@ -151,27 +156,37 @@ pub enum Layered<T: Transport> {
     Tls(Box<TlsTransport<T>>),
 }
 
+impl<T: Transport> Layered<T> {
+    /// The transport below.
+    pub(crate) fn transport_mut(&mut self) -> &mut T {
+        match self {
+            Self::Plain(transport) => transport,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.transport_mut(),
+        }
+    }
+}
+
 #[cfg(feature = "tls")]
 impl<T: Transport> Layered<T> {
-    /// Starts TLS with a server, as [`negotiate`](crate::client::negotiate) asks for; `host` is the
-    /// name in the server's address.
+    /// Does the TLS handshake with a server, whose certificate has to be made out to `name`; see
+    /// [`ClientTls::client`](crate::tls::ClientTls::client) for both.
     ///
     /// # Errors
     ///
-    /// When TLS cannot be set up, its handshake fails, or it is up already.
+    /// When the handshake fails, or TLS is up already.
     ///
     /// # Cancel safety
     ///
     /// None: the transport is lost with the future.
     pub async fn start_tls(
         self,
-        tls: &ClientTls,
-        host: Option<&str>,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
     ) -> Result<Self, NegotiationError> {
         let Self::Plain(transport) = self else {
             return Err(NegotiationError::Tls("there is no TLS inside TLS".into()));
         };
-        let (config, name) = tls.client(host)?;
         let tls = TlsTransport::connect(transport, config, name).await?;
         Ok(Self::Tls(Box::new(tls)))
     }

@@ -4,14 +4,12 @@
 
 mod child;
 mod connect;
-mod launch;
 mod listener;
 mod lookup;
 mod socket;
 mod vsock;
 
 pub use connect::{Awaited, Reactor, Unreachable, Waiting, connect};
-pub use launch::Launch;
 pub use listener::Listener;
 pub use lookup::Lookup;
 pub use socket::Socket;

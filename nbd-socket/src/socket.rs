@@ -1,6 +1,7 @@
 //! A socket of any family.
 
 use crate::child::Child;
+use nbd_io::client::ServerProcess;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
@@ -88,6 +89,18 @@ impl Socket {
     pub fn activate(command: &Command) -> io::Result<Self> {
         let (fd, child) = Child::activate(command)?;
         Self::with_child(fd, Some(child)).blocking()
+    }
+
+    /// Starts a server of either kind.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn launch(server: ServerProcess<'_>) -> io::Result<Self> {
+        match server {
+            ServerProcess::Inetd(command) => Self::spawn(command),
+            ServerProcess::Activated(command) => Self::activate(command),
+        }
     }
 
     /// Makes it a blocking socket. Whoever drops it waits for its child process to end.

@@ -13,10 +13,7 @@ pub use listener::Listener;
 #[cfg(feature = "tls-base")]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_io::{
-    client::{
-        Error, Lost, NegotiationError, Stretch, TlsPolicy,
-        shared::{ConnectionState, Reconnect},
-    },
+    client::{ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy},
     server::{Applicant, Ending, Event, Outcome, Peer, Stopper},
 };
 pub use nbd_proto::{
@@ -28,7 +25,6 @@ pub use nbd_proto::{
     },
     meta,
 };
-pub use nbd_socket::Launch;
 pub use runtime::Tokio;
 pub use socket::Socket;
 pub use stream::Stream;
@@ -44,22 +40,47 @@ pub type Client = nbd_io::client::shared::Client<Tokio>;
 pub type Extents = nbd_io::client::shared::Extents<Tokio>;
 
 /// What a server turned out to speak, to go on step by step.
-pub type Greeted = nbd_io::client::shared::Greeted<Tokio>;
+pub type Greeted = nbd_io::client::Greeted<Tokio>;
 
 /// A server that can only be asked for one export.
-pub type ByName = nbd_io::client::shared::ByName<Tokio>;
+pub type Newstyle = nbd_io::client::Newstyle<Tokio>;
 
 /// A server with a single export.
-pub type Entered = nbd_io::client::shared::Entered<Tokio>;
+pub type Oldstyle = nbd_io::client::Oldstyle<Tokio>;
 
 /// Negotiates with a server option by option.
-pub type Haggling<S> = nbd_io::client::shared::Haggling<Tokio, S>;
+///
+/// ```no_run
+/// use nbd_tokio::{ConnectOptions, Go, Uri};
+///
+/// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+/// let uri: Uri = "nbd://localhost".parse()?;
+/// let greeted = ConnectOptions::new().start(&uri).await?;
+/// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
+/// for entry in negotiation.list().await? {
+///     println!("{:?}: {}", entry.name, entry.description);
+/// }
+/// negotiation.abort().await;
+/// # Ok(()) }
+/// ```
+pub type Negotiation<S> = nbd_io::client::Negotiation<Tokio, S>;
 
 /// An option that the server has refused, and the negotiation, which goes on.
-pub type RefusedStep<S> = nbd_io::client::shared::RefusedStep<Tokio, S>;
+pub type RefusedStep<S> = nbd_io::client::RefusedStep<Tokio, S>;
 
-/// How to reach an export, and what to ask for.
-pub type ConnectOptions = nbd_io::client::shared::ConnectOptions<Tokio>;
+/// How to reach an export, and what to ask for: by default everything that makes a connection better.
+///
+/// ```no_run
+/// use nbd_tokio::{ConnectOptions, ContextName};
+///
+/// # async fn f() -> Result<(), nbd_tokio::Error> {
+/// let client = ConnectOptions::new()
+///     .context(ContextName::base_allocation())
+///     .connect("nbd://localhost/disk")
+///     .await?;
+/// # Ok(()) }
+/// ```
+pub type ConnectOptions = nbd_io::client::ConnectOptions<Tokio>;
 
 /// Connects to what a URI names and enters its export, with [default
 /// options](ConnectOptions::new).

@@ -2,7 +2,7 @@
 
 use crate::Socket;
 use nbd_io::{
-    client::DialOptions,
+    client::{DialOptions, ServerProcess},
     runtime::{Network, Runtime, Tasks},
 };
 use nbd_proto::uri::Address;
@@ -73,6 +73,10 @@ impl Network for Tokio {
 
     async fn connect(&self, address: &Address, options: &DialOptions) -> io::Result<Socket> {
         nbd_socket::connect(self, address, options).await
+    }
+
+    fn launch(&self, server: ServerProcess<'_>) -> io::Result<Socket> {
+        self.register(nbd_socket::Socket::launch(server)?.nonblocking()?)
     }
 }
 

@@ -11,7 +11,7 @@ use interop::deadline;
 use nbd_blocking::server::{Event, Serve, Server};
 use nbd_io::{
     Fault, Faults, Faulty, Memory,
-    client::{DialOptions, Target, negotiate},
+    client::{DialOptions, NegotiationConfig, negotiate},
     runtime::{Network, Runtime as _},
     server::Peer,
 };
@@ -46,7 +46,7 @@ fn any_stream_of_tokio_is_a_transport() {
             let serving = thread::spawn(move || server.serve_unix_stream(theirs));
             ours.set_nonblocking(true).unwrap();
             let stream = Stream::new(tokio::net::UnixStream::from_std(ours).unwrap());
-            let target = Target::new(ExportName::default());
+            let target = NegotiationConfig::new(ExportName::default());
             let upgrade = |_| pending();
             let connected = negotiate(stream, &target, upgrade).await.unwrap();
             assert_eq!(connected.transmission.export().size, 4096);

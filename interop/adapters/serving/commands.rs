@@ -126,7 +126,7 @@ fn every_command_works_over_tcp() {
     soon(|| {
         let running = Running::new(memory());
         for options in modes() {
-            let client = options.connect_tcp(running.raw_tcp()).unwrap();
+            let client = options.connect_over(running.raw_tcp(), None).unwrap();
             exercise(&client);
             client
                 .write_zeroes(0, client.size(), CommandFlags::NONE)

@@ -47,7 +47,7 @@ fn all_work(running: &Running, rounds: usize) {
             let client = if number % 2 == 0 {
                 running.connect(options)
             } else {
-                options.connect_tcp(running.raw_tcp()).unwrap()
+                options.connect_over(running.raw_tcp(), None).unwrap()
             };
             thread::spawn(move || {
                 start.wait();

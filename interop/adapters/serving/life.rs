@@ -263,7 +263,7 @@ fn what_a_client_may_not_use_is_not_there() {
         let greeted = ConnectOptions::new()
             .start(&Uri::parse(&uri).unwrap())
             .unwrap();
-        let mut haggling = greeted.options().unwrap();
+        let mut haggling = greeted.negotiation().unwrap();
         let list = haggling.list().unwrap();
         assert!(
             list.len() == 1 && list[0].name.as_ref().unwrap() == &name("public"),
@@ -273,7 +273,7 @@ fn what_a_client_may_not_use_is_not_there() {
         for (export, there) in [("public", true), ("secret", false), ("", false)] {
             let options = ConnectOptions::new().export(name(export));
             assert_eq!(
-                options.connect_unix(running.raw()).is_ok(),
+                options.connect_over(running.raw(), None).is_ok(),
                 there,
                 "{export}"
             );
@@ -370,7 +370,7 @@ fn clients_that_fall_silent_shut_out_no_others() {
         let options = ConnectOptions::new();
         let mut new = Vec::new();
         for _ in 0..7 {
-            eventually(|| match options.connect_unix(running.raw()) {
+            eventually(|| match options.connect_over(running.raw(), None) {
                 Ok(client) => {
                     client.read_exact_at(&mut [0; 512], 0).unwrap();
                     new.push(client);

@@ -23,7 +23,7 @@ fn listeners_share_one_disk_one_limit_and_one_end() {
         let running = Running::new(memory().max_connections(2).displace_idle(None));
         let options = ConnectOptions::new();
         let unix = running.connect(&options);
-        let tcp = options.connect_tcp(running.raw_tcp()).unwrap();
+        let tcp = options.connect_over(running.raw_tcp(), None).unwrap();
         unix.write_all_at(b"hello", 4096).unwrap();
         let mut read = [0; 5];
         tcp.read_exact_at(&mut read, 4096).unwrap();
@@ -66,7 +66,7 @@ fn a_socket_that_a_server_has_left_behind_is_replaced() {
             let stopper = server.stopper();
             let served = serve(server, vec![Listener::bind_unix(&path).unwrap()]);
             let stream = UnixStream::connect(&path).unwrap();
-            let client = ConnectOptions::new().connect_unix(stream).unwrap();
+            let client = ConnectOptions::new().connect_over(stream, None).unwrap();
             let error = Listener::bind_unix(&path).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
             client.write_all_at(&[1; 512], 0).unwrap();

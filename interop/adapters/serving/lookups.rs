@@ -71,7 +71,7 @@ fn a_lookup_that_waits_holds_up_no_other_client() {
         let waiting: Vec<_> = (0..8)
             .map(|_| {
                 let (raw, old) = (running.raw(), old.clone().negotiation_timeout(None));
-                thread::spawn(move || old.connect_unix(raw).unwrap().disconnect().unwrap())
+                thread::spawn(move || old.connect_over(raw, None).unwrap().disconnect().unwrap())
             })
             .collect();
         eventually(|| archive.gate.lock().unwrap().0 == 8);
@@ -101,7 +101,7 @@ fn a_lookup_that_panics_ends_its_own_connection_only() {
         let running = Running::new(server);
         let present = running.connect(&ConnectOptions::new());
         let broken = ConnectOptions::new().export(ExportName::new("panic").unwrap());
-        assert!(broken.connect_unix(running.raw()).is_err());
+        assert!(broken.connect_over(running.raw(), None).is_err());
         present.write_all_at(&[1; 512], 0).unwrap();
         present.disconnect().unwrap();
         let mut endings = running.stop();

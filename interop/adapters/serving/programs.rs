@@ -46,7 +46,7 @@ impl Program {
 
     fn connect(&self) -> Client {
         let stream = UnixStream::connect(&self.socket).unwrap();
-        ConnectOptions::new().connect_unix(stream).unwrap()
+        ConnectOptions::new().connect_over(stream, None).unwrap()
     }
 
     fn uri(&self) -> String {
@@ -294,7 +294,7 @@ fn a_port_that_the_system_has_chosen_is_printed_and_served_at_every_local_addres
             // The machine need not have every address that the name stands for.
             if TcpListener::bind((address.ip(), 0)).is_ok() {
                 let stream = TcpStream::connect(address).unwrap();
-                let client = ConnectOptions::new().connect_tcp(stream).unwrap();
+                let client = ConnectOptions::new().connect_over(stream, None).unwrap();
                 client.disconnect().unwrap();
                 answered += 1;
             }

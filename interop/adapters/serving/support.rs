@@ -93,7 +93,7 @@ impl Running {
     }
 
     pub(crate) fn connect(&self, options: &ConnectOptions) -> Client {
-        options.connect_unix(self.raw()).unwrap()
+        options.connect_over(self.raw(), None).unwrap()
     }
 
     pub(crate) fn raw(&self) -> UnixStream {

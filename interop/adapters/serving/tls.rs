@@ -33,7 +33,7 @@ pub(crate) fn secure(options: ConnectOptions, tls: ClientTls) -> ConnectOptions 
 }
 
 fn try_connect(running: &Running, options: &ConnectOptions) -> Result<Client, Error> {
-    options.connect_unix(running.raw())
+    options.connect_over(running.raw(), None)
 }
 
 #[test]
@@ -47,7 +47,9 @@ fn every_command_works_over_tls() {
             assert!(unix.is_encrypted());
             exercise(&unix);
             unix.disconnect().unwrap();
-            let tcp = options.connect_tcp(running.raw_tcp()).unwrap();
+            let tcp = options
+                .connect_over(running.raw_tcp(), Some("127.0.0.1"))
+                .unwrap();
             let zeroes = nbd_blocking::CommandFlags::NONE;
             tcp.write_zeroes(0, tcp.size(), zeroes).unwrap();
             exercise(&tcp);
@@ -110,7 +112,8 @@ fn some_exports_are_for_tls_only() {
             let path = running.unix.display();
             Uri::parse(&format!("{scheme}+unix:///?socket={path}")).unwrap()
         };
-        let nbd_blocking::Greeted::Options(mut haggling) = plain.start(&uri("nbd")).unwrap() else {
+        let nbd_blocking::Greeted::FixedNewstyle(mut haggling) = plain.start(&uri("nbd")).unwrap()
+        else {
             panic!("the server is fixed newstyle");
         };
         let listed = haggling.list().unwrap();
@@ -242,7 +245,7 @@ fn a_server_that_stops_says_goodbye_inside_tls() {
         let tap = Tap::new(running.tcp);
         let options = secure(ConnectOptions::new(), knowing(&certificates));
         let stream = std::net::TcpStream::connect(tap.address()).unwrap();
-        let client = options.connect_tcp(stream).unwrap();
+        let client = options.connect_over(stream, Some("127.0.0.1")).unwrap();
         client.read_exact_at(&mut [0; 512], 0).unwrap();
         running.stop();
         drop(client);

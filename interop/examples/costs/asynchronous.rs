@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
 use nbd_io::{
     Export, Memory,
-    client::shared::{Client, ConnectOptions},
+    client::{ConnectOptions, shared::Client},
     runtime::{Network, Tasks},
     server::{Event, Listener, Peer, Server},
     transport::Transport,

@@ -2,7 +2,7 @@
 
 pub(crate) use nbd_blocking::{
     Client, ClientTls, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Go,
-    Greeted, Haggling, ListEntry, MetaContextEntry, Misuse, Mode, Plain, Stretch, TlsPolicy,
+    Greeted, ListEntry, MetaContextEntry, Misuse, Mode, Negotiation, Plain, Stretch, TlsPolicy,
     Tolerance, Uri, meta,
 };
 

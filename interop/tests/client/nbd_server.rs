@@ -70,7 +70,7 @@ fn exports_are_listed_if_that_is_allowed() {
             let mut haggling = options()
                 .start(&uri(&server.uri("")))
                 .unwrap()
-                .options()
+                .negotiation()
                 .unwrap();
             let list = haggling.list();
             if listed {
@@ -107,7 +107,7 @@ fn a_guarded_export_wants_tls_and_another_does_not() {
         let haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         let refused = haggling.go(go("guarded")).unwrap().unwrap_err();
         assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_TLS_REQD");
@@ -216,7 +216,7 @@ fn an_empty_name_is_refused() {
         let haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         let error = haggling.export_name(&name("")).unwrap_err();
         assert_names(&error, &["closed the connection"]);

@@ -84,7 +84,7 @@ fn without_structured_replies_all_but_block_status_works() {
         let mut haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         for refused in [haggling.extended_headers(), haggling.structured_reply()] {
             assert_names(&refused.unwrap_err(), &["NBD_REP_ERR_UNSUP"]);
@@ -113,7 +113,7 @@ fn an_oldstyle_server_is_entered_at_once() {
             }
             client.disconnect().unwrap();
 
-            let Greeted::Entered(entered) = options().start(&uri(&server.uri(""))).unwrap() else {
+            let Greeted::Oldstyle(entered) = options().start(&uri(&server.uri(""))).unwrap() else {
                 panic!("the server speaks oldstyle");
             };
             assert_eq!(entered.export().size, MIB);
@@ -137,7 +137,7 @@ fn a_newstyle_server_that_is_not_fixed_is_asked_by_name() {
         let _copy = exercise(&client);
         client.disconnect().unwrap();
 
-        let Greeted::ByName(by_name) = options().start(&uri(&server.uri(""))).unwrap() else {
+        let Greeted::Newstyle(by_name) = options().start(&uri(&server.uri(""))).unwrap() else {
             panic!("the server is not fixed");
         };
         let client = by_name.export_name(&name("disk")).unwrap();
@@ -172,7 +172,7 @@ fn a_fixed_server_that_sends_124_zeroes_stays_in_step() {
             let mut haggling = options()
                 .start(&uri(&server.uri("")))
                 .unwrap()
-                .options()
+                .negotiation()
                 .unwrap();
             if structured {
                 haggling.structured_reply().unwrap();
@@ -198,7 +198,7 @@ fn several_exports_are_listed_with_their_descriptions() {
         let mut haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         let list = haggling.list().unwrap();
         assert_eq!(names(&list), [("one", "the first"), ("two", "the second")]);

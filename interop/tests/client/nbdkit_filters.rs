@@ -528,7 +528,7 @@ fn export_names_can_be_strict() {
         let mut haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         let list = haggling.list().unwrap();
         assert_eq!(list.len(), 1);

@@ -356,7 +356,7 @@ fn info_is_not_needed_to_go() {
             serve_zeroes(peer);
         });
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
-        let mut haggling = started.options().unwrap();
+        let mut haggling = started.negotiation().unwrap();
         haggling.list().unwrap_err();
         haggling.info(go("disk")).unwrap_err();
         let client = haggling.go(go("disk")).unwrap().unwrap();
@@ -405,7 +405,7 @@ fn extended_headers_leave_no_way_back() {
         assert_names(&error, &["NBD_OPT_GO", "NBD_REP_ERR_UNSUP"]);
 
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
-        let mut haggling = started.options().unwrap();
+        let mut haggling = started.negotiation().unwrap();
         haggling.extended_headers().unwrap();
         let refused = haggling.go(go("disk")).unwrap().unwrap_err();
         refused.handle.abort();
@@ -426,7 +426,7 @@ fn export_name_is_not_sent_with_extended_headers() {
             }
         });
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
-        let mut haggling = started.options().unwrap();
+        let mut haggling = started.negotiation().unwrap();
         haggling.extended_headers().unwrap();
         let error = haggling.export_name(&name("disk")).unwrap_err();
         assert_names(&error, &["NBD_OPT_EXPORT_NAME cannot be sent now"]);
@@ -494,7 +494,7 @@ fn a_uri_leads_to_its_port_or_the_usual_one() {
             let _farewell = peer.rest();
         });
         let at = uri(&server.uri("disk"));
-        options().start(&at).unwrap().options().unwrap().abort();
+        options().start(&at).unwrap().negotiation().unwrap().abort();
         server.finish();
 
         // Nobody serves there.

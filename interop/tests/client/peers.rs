@@ -316,7 +316,7 @@ fn an_export_is_entered_step_by_step() {
                 continue;
             };
             let at = uri(&server.uri("disk"));
-            let mut haggling = options().start(&at).unwrap().options().unwrap();
+            let mut haggling = options().start(&at).unwrap().negotiation().unwrap();
             assert_eq!(haggling.mode(), Mode::Simple);
 
             let list = haggling.list().unwrap();
@@ -391,7 +391,7 @@ fn haggling_is_left_without_entering_an_export() {
                 continue;
             };
             let at = uri(&server.uri("disk"));
-            let Greeted::Options(mut haggling) = options().start(&at).unwrap() else {
+            let Greeted::FixedNewstyle(mut haggling) = options().start(&at).unwrap() else {
                 panic!("{who:?} speaks fixed newstyle");
             };
             haggling.list().unwrap();
@@ -412,7 +412,7 @@ fn a_name_alone_enters_an_export() {
             };
             let at = uri(&server.uri("disk"));
             for structured in [false, who.has_structured_replies()] {
-                let mut haggling = options().start(&at).unwrap().options().unwrap();
+                let mut haggling = options().start(&at).unwrap().negotiation().unwrap();
                 if structured {
                     haggling.structured_reply().unwrap();
                 }
@@ -424,7 +424,7 @@ fn a_name_alone_enters_an_export() {
                 client.disconnect().unwrap();
             }
             if who != Who::Nbdkit {
-                let haggling = options().start(&at).unwrap().options().unwrap();
+                let haggling = options().start(&at).unwrap().negotiation().unwrap();
                 let error = haggling.export_name(&name("no such disk")).unwrap_err();
                 assert_names(&error, &["no export \"no such disk\""]);
             }
@@ -456,7 +456,7 @@ fn tcp_connections_do_not_wait_for_more_to_send() {
         let stream = std::net::TcpStream::connect(server.address()).unwrap();
         let same = stream.try_clone().unwrap();
         assert!(!same.nodelay().unwrap());
-        let client = options().connect_tcp(stream).unwrap();
+        let client = options().connect_over(stream, None).unwrap();
         assert!(same.nodelay().unwrap());
         client.disconnect().unwrap();
     });

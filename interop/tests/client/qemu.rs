@@ -250,7 +250,7 @@ fn extended_headers_carry_every_command() {
         let mut haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         haggling.structured_reply().unwrap();
         haggling.extended_headers().unwrap();
@@ -338,7 +338,7 @@ fn an_export_is_described() {
         let mut haggling = options()
             .start(&uri(&server.uri("")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         let list = haggling.list().unwrap();
         assert_eq!(names(&list), [("", "yesterday's state")]);
@@ -391,7 +391,7 @@ fn a_failed_selection_leaves_none() {
         let mut haggling = options()
             .start(&uri(&server.uri("disk")))
             .unwrap()
-            .options()
+            .negotiation()
             .unwrap();
         haggling.structured_reply().unwrap();
         haggling

@@ -10,7 +10,7 @@ use interop::{
 
 use crate::{
     driver::{
-        self, Client, ClientTls, CommandFlags, ConnectOptions, Error, Haggling, Mode, Plain,
+        self, Client, ClientTls, CommandFlags, ConnectOptions, Error, Mode, Negotiation, Plain,
         TlsPolicy,
     },
     peers::Who,
@@ -305,9 +305,11 @@ fn serve(who: Who, listen: Listen) -> Server {
         .expect("it was found to be installed")
 }
 
-fn haggling(server: &Server) -> Haggling<Plain> {
+fn haggling(server: &Server) -> Negotiation<Plain> {
     let greeted = options().start(&uri(&server.uri("disk"))).unwrap();
-    greeted.options().expect("the server speaks fixed newstyle")
+    greeted
+        .negotiation()
+        .expect("the server speaks fixed newstyle")
 }
 
 /// Checks that bytes go there and come back.

@@ -378,7 +378,7 @@ fn tls_forgets_what_was_agreed_before() {
             let mut haggling = options
                 .start(&uri(&server.uri("disk")))
                 .unwrap()
-                .options()
+                .negotiation()
                 .unwrap();
             haggling.structured_reply().unwrap();
             assert_eq!(haggling.mode(), Mode::Structured);
@@ -432,7 +432,7 @@ fn an_export_is_entered_step_by_step_inside_tls() {
             let mut haggling = options()
                 .start(&uri(&server.uri("disk")))
                 .unwrap()
-                .options()
+                .negotiation()
                 .unwrap();
             assert_names(&haggling.list().unwrap_err(), &["NBD_REP_ERR_TLS_REQD"]);
             haggling.abort();
@@ -547,13 +547,15 @@ fn a_connection_of_the_programs_own_can_be_encrypted() {
                 .tls(tls.clone());
             // The certificate is made out to the address as well.
             let stream = TcpStream::connect(address).unwrap();
-            let client = options.connect_tcp(stream).unwrap();
+            let host = address.ip().to_string();
+            let client = options.connect_over(stream, Some(&host)).unwrap();
             assert!(client.is_encrypted());
             client.disconnect().unwrap();
 
             let stream = TcpStream::connect(address).unwrap();
             let options = options.tls(tls.server_name("localhost"));
-            options.connect_tcp(stream).unwrap().disconnect().unwrap();
+            let client = options.connect_over(stream, Some(&host)).unwrap();
+            client.disconnect().unwrap();
         }
     });
 }
@@ -617,7 +619,8 @@ fn a_greeting_in_steps_says_what_the_server_speaks() {
         let Some(server) = serve(Who::Nbdkit, Offer::Nothing, &certificates) else {
             return;
         };
-        let Greeted::Options(haggling) = options().start(&uri(&server.uri("disk"))).unwrap() else {
+        let Greeted::FixedNewstyle(haggling) = options().start(&uri(&server.uri("disk"))).unwrap()
+        else {
             panic!("the server speaks fixed newstyle");
         };
         // STARTTLS that is refused leaves the connection as it was.

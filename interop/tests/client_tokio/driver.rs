@@ -45,4 +45,4 @@ impl waiting::Driver for Threads {
 pub(crate) type Client = waiting::Client<Threads>;
 pub(crate) type ConnectOptions = waiting::ConnectOptions<Threads>;
 pub(crate) type Greeted = waiting::Greeted<Threads>;
-pub(crate) type Haggling<S> = waiting::Haggling<Threads, S>;
+pub(crate) type Negotiation<S> = waiting::Negotiation<Threads, S>;

@@ -5,7 +5,7 @@
 //! counterpart, and its `Cursor` and `read_at`, which are the traits of `std::io`.
 
 pub(crate) mod flight;
-mod haggling;
+mod negotiation;
 mod options;
 
 use nbd_io::{
@@ -19,7 +19,7 @@ use std::{
     ops::{Deref, Range},
 };
 
-pub(crate) use haggling::{Greeted, Haggling};
+pub(crate) use negotiation::{Greeted, Negotiation};
 pub(crate) use options::ConnectOptions;
 
 /// A runtime, and how threads that are not its own wait for it.

@@ -1,20 +1,20 @@
 //! How a connection is to be made.
 
-use super::{Client, Driver, Greeted, Haggling};
+use super::{Client, Driver, Greeted, Negotiation};
 use nbd_io::{
-    client::{Error, TlsPolicy, shared},
+    client::{self, Error, TlsPolicy, shared},
     tls::ClientTls,
 };
 use nbd_proto::{
     ContextName, ExportName, Uri,
     client::{Encrypted, Tolerance},
 };
-use nbd_socket::{Launch, Reactor, Socket};
+use nbd_socket::{Reactor, Socket};
 use std::{net::TcpStream, process::Command, time::Duration};
 
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectOptions<D: Driver> {
-    inner: shared::ConnectOptions<D::Network>,
+    inner: client::ConnectOptions<D::Network>,
     driver: D,
 }
 
@@ -30,7 +30,7 @@ macro_rules! setters {
 impl<D: Driver> ConnectOptions<D> {
     pub(crate) fn on(driver: D) -> Self {
         Self {
-            inner: shared::ConnectOptions::with_runtime(driver.network()),
+            inner: client::ConnectOptions::with_runtime(driver.network()),
             driver,
         }
     }
@@ -56,15 +56,18 @@ impl<D: Driver> ConnectOptions<D> {
         self.entered(self.inner.connect(uri))
     }
 
-    pub(crate) fn connect_tcp(&self, stream: TcpStream) -> Result<Client<D>, Error> {
+    pub(crate) fn connect_over(
+        &self,
+        stream: TcpStream,
+        host: Option<&str>,
+    ) -> Result<Client<D>, Error> {
         stream.set_nodelay(true).map_err(Error::lost)?;
-        let host = stream.peer_addr().map_err(Error::lost)?.ip().to_string();
         let socket = Socket::new(stream.into()).and_then(Socket::nonblocking);
         let socket = socket.map_err(Error::lost)?;
         self.entered(async {
             let socket = self.driver.network().register(socket);
             let socket = socket.map_err(Error::lost)?;
-            self.inner.connect_over(socket, Some(&host)).await
+            self.inner.connect_over(socket, host).await
         })
     }
 
@@ -81,9 +84,9 @@ impl<D: Driver> ConnectOptions<D> {
         Ok(Greeted::new(greeted, self.driver.clone()))
     }
 
-    pub(crate) fn start_secure(&self, uri: &Uri) -> Result<Haggling<D, Encrypted>, Error> {
-        let haggling = self.driver.wait(self.inner.start_secure(uri))?;
-        Ok(Haggling::new(haggling, self.driver.clone()))
+    pub(crate) fn start_secure(&self, uri: &Uri) -> Result<Negotiation<D, Encrypted>, Error> {
+        let negotiation = self.driver.wait(self.inner.start_secure(uri))?;
+        Ok(Negotiation::new(negotiation, self.driver.clone()))
     }
 
     fn entered(

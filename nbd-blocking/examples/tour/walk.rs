@@ -5,8 +5,8 @@ use crate::{
     show::{self, Map, size},
 };
 use nbd_blocking::{
-    Client, CommandFlags, ConnectOptions, ContextName, Error, ExportName, Go, Greeted, Haggling,
-    InfoSet, Uri,
+    Client, CommandFlags, ConnectOptions, ContextName, Error, ExportName, Go, Greeted, InfoSet,
+    Negotiation, Uri,
 };
 
 /// How much of an export is written and verified, in bytes.
@@ -42,21 +42,24 @@ fn look_around(options: &ConnectOptions, uri: &Uri) -> Outcome<Vec<ContextName>>
         return haggle(options.start_secure(uri)?, uri.export());
     }
     match options.start(uri)? {
-        Greeted::Options(haggling) => haggle(haggling, uri.export()),
-        Greeted::ByName(_) => {
+        Greeted::FixedNewstyle(negotiation) => haggle(negotiation, uri.export()),
+        Greeted::Newstyle(_) => {
             show::by_name();
             Ok(Vec::new())
         }
-        Greeted::Entered(entered) => {
-            show::oldstyle(entered.export());
+        Greeted::Oldstyle(oldstyle) => {
+            show::oldstyle(oldstyle.export());
             Ok(Vec::new())
         }
     }
 }
 
-fn haggle<S>(mut haggling: Haggling<S>, wanted: &ExportName) -> Outcome<Vec<ContextName>> {
-    show::list(haggling.list());
-    let described = haggling.info(Go {
+fn haggle<S: Send + 'static>(
+    mut negotiation: Negotiation<S>,
+    wanted: &ExportName,
+) -> Outcome<Vec<ContextName>> {
+    show::list(negotiation.list());
+    let described = negotiation.info(Go {
         name: wanted.clone(),
         infos: InfoSet::ALL,
     });
@@ -65,11 +68,13 @@ fn haggle<S>(mut haggling: Haggling<S>, wanted: &ExportName) -> Outcome<Vec<Cont
     }
     let mut contexts = Vec::new();
     // Some servers tell their contexts only to clients that could use them.
-    if haggling.extended_headers().is_ok() || haggling.structured_reply().is_ok() {
-        let listed = haggling.list_meta_context(wanted, &[]).unwrap_or_default();
+    if negotiation.extended_headers().is_ok() || negotiation.structured_reply().is_ok() {
+        let listed = negotiation
+            .list_meta_context(wanted, &[])
+            .unwrap_or_default();
         contexts = show::contexts(listed);
     }
-    haggling.abort();
+    negotiation.abort();
     println!();
     Ok(contexts)
 }

@@ -10,7 +10,7 @@ use crate::{
     link::{Load, header},
     pool::Pool,
 };
-use nbd_io::client::{Facts, Piece, Request, length, shared::ConnectionState};
+use nbd_io::client::{ConnectionState, Negotiated, Piece, Request, length};
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
     client::{Context, ContextExtents, Outcome, Transmission},
@@ -65,8 +65,8 @@ impl Client {
         }
     }
 
-    pub(crate) fn facts(&self) -> &Facts {
-        &self.pool.facts
+    pub(crate) fn facts(&self) -> &Negotiated {
+        &self.pool.negotiated
     }
 
     /// What the server told of the export.

@@ -1,13 +1,13 @@
 //! A connection on its way into the pool. Calls move it on, one step at a time.
 
-use super::{plan::Plan, restored::Restored};
+use super::{another, restored::Restored};
 use crate::{
-    Error, Lost,
+    Blocking, Error, Lost,
     client::ends,
     link::{Link, Load},
     patience::Patience,
 };
-use nbd_io::client::{DialId, Epoch, Join, Request};
+use nbd_io::client::{Common, DialId, Epoch, Join, Request};
 use nbd_proto::client::{Cookie, Transmission};
 use std::{
     collections::VecDeque,
@@ -54,10 +54,11 @@ enum Purpose {
 }
 
 impl Dial {
-    pub(super) fn new(id: DialId, plan: &Arc<Plan>, by: Option<Instant>) -> Self {
+    pub(super) fn new(id: DialId, common: &Arc<Common<Blocking>>, by: Option<Instant>) -> Self {
         let patience = Patience::new();
-        let (plan, own) = (plan.clone(), patience.clone());
-        let connecting = async move { plan.another(by, own).await };
+        let (common, driver) = (common.clone(), Blocking::with(patience.clone()));
+        let within = by.map(|by| by.saturating_duration_since(Instant::now()));
+        let connecting = async move { another(&common, &driver, within).await };
         Self {
             id,
             waits: false,

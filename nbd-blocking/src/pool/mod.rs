@@ -1,24 +1,17 @@
 //! The connections of a client.
 
 mod dial;
-mod plan;
 mod restored;
 
 pub(crate) use restored::Restored;
 
 use crate::{
-    ConnectOptions, Error, Lost,
+    Blocking, Error, Lost,
     link::{Link, farewell},
     overlaps::Overlaps,
-    patience::Patience,
     stream::Negotiating,
 };
-use nbd_io::{
-    client::{Connected, ConnectionState, Facts},
-    transport::block_on_ready,
-};
-use nbd_proto::Uri;
-use plan::{Plan, link};
+use nbd_io::client::{Common, Connected, ConnectionState, LinkLog, Negotiated};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -27,7 +20,7 @@ use std::{
 /// The connections of a client. When it is dropped, goodbye is said on all of them.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) facts: Facts,
+    pub(crate) negotiated: Negotiated,
     /// Changes of the same bytes, where they have to be kept apart.
     pub(crate) overlaps: Arc<Overlaps>,
     /// How long a request may take.
@@ -44,51 +37,30 @@ enum Links {
 }
 
 impl Pool {
-    /// A single connection.
-    pub(crate) fn alone(
-        options: &ConnectOptions,
-        connected: Connected<Negotiating>,
-    ) -> Result<Self, Error> {
-        let facts = Facts::new(&connected.transmission, connected.encrypted);
-        let link = link(options, connected, None)?;
-        Ok(Self::new(options, facts, Links::One(link)))
-    }
-
     /// Makes the other connections that are wanted, if the server lets a client have several.
-    pub(crate) fn open(
-        options: ConnectOptions,
-        uri: Uri,
+    pub(crate) async fn open(
+        common: Common<Blocking>,
         first: Connected<Negotiating>,
     ) -> Result<Self, Error> {
-        let facts = Facts::new(&first.transmission, first.encrypted);
-        let plan = Plan::new(options, uri, facts);
-        let mut links = vec![link(&plan.options, first, plan.log.clone())?];
-        // C-189
-        if plan.facts.export.can_multi_conn() {
-            for _ in 1..plan.options.connections {
-                // C-190
-                links.push(block_on_ready(plan.another(None, Patience::endless()))?);
-            }
+        let negotiated = common.negotiated.clone();
+        let timeout = common.connector.config.request_timeout;
+        let mut links = vec![link(&common, first)?];
+        for _ in 1..common.connections() {
+            // C-190
+            let driver = &common.connector.driver;
+            links.push(another(&common, driver, None).await?);
         }
-        let (options, facts) = (plan.options.clone(), plan.facts.clone());
-        let restored = options.reconnect.clone().zip(plan.log.clone());
-        let links = match (restored, &links[..]) {
-            (Some((policy, log)), _) => {
-                Links::Restored(Box::new(Restored::new(plan, policy, log, links)))
-            }
-            (None, [only]) => Links::One(only.clone()),
-            (None, _) => Links::Several(links),
+        let links = match common.log.clone() {
+            Some(log) => Links::Restored(Box::new(Restored::new(common, log, links))),
+            None if links.len() == 1 => Links::One(links[0].clone()),
+            None => Links::Several(links),
         };
-        Ok(Self::new(&options, facts, links))
-    }
-
-    fn new(options: &ConnectOptions, facts: Facts, links: Links) -> Self {
-        Self {
-            facts,
+        Ok(Self {
+            negotiated,
             overlaps: Arc::default(),
-            timeout: options.request_timeout,
+            timeout,
             links,
-        }
+        })
     }
 
     /// The connection that has the least to do; if all are over, one of those, which knows how.
@@ -179,4 +151,28 @@ fn disconnect(links: &[Arc<Link>], deadline: Option<Instant>) -> Result<(), Erro
         result = result.and(ended);
     }
     result
+}
+
+/// Makes another connection like the first. `driver` waits for it, for this time at most.
+async fn another(
+    common: &Common<Blocking>,
+    driver: &Blocking,
+    within: Option<Duration>,
+) -> Result<Arc<Link>, Error> {
+    let connected = common.connector.connect(driver, within).await?;
+    let compared = common.compare(&connected);
+    // One that is of no use is told goodbye.
+    let link = link(common, connected)?;
+    compared.map(|()| link)
+}
+
+fn link(common: &Common<Blocking>, connected: Connected<Negotiating>) -> Result<Arc<Link>, Error> {
+    let link = Link::new(
+        connected.transport.stream,
+        connected.transmission,
+        common.connector.config.request_timeout,
+        common.loses_when_silent(),
+        common.log.clone().map(LinkLog::new),
+    )?;
+    Ok(Arc::new(link))
 }

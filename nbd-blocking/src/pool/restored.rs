@@ -15,10 +15,10 @@
 //! A loss ends an [`Epoch`] of the log of changes: a connection that was given up may lead to a server
 //! that has crashed, and a flush of the next one must not be taken to cover what comes over it.
 
-use super::{dial::Dial, disconnect, plan::Plan};
-use crate::{Error, Lost, link::Link};
+use super::{dial::Dial, disconnect};
+use crate::{Blocking, Error, Lost, link::Link};
 use nbd_io::client::{
-    ConnectionState, DialId, Epoch, Join, Loss, Membership, Next, Reconnect, Request, SharedLog,
+    Common, ConnectionState, DialId, Epoch, Join, Loss, Membership, Next, Request, SharedLog,
 };
 use nbd_proto::Command;
 use std::{
@@ -47,7 +47,7 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// The connections of a client that come back.
 #[derive(Debug)]
 pub(crate) struct Restored {
-    pub(super) plan: Arc<Plan>,
+    common: Arc<Common<Blocking>>,
     /// What was changed and may not be on stable storage.
     pub(crate) log: SharedLog,
     start: Instant,
@@ -81,20 +81,16 @@ impl Drop for DialGuard<'_> {
 }
 
 impl Restored {
-    pub(super) fn new(
-        plan: Plan,
-        policy: Reconnect,
-        log: SharedLog,
-        links: Vec<Arc<Link>>,
-    ) -> Self {
-        let mut members = Membership::new(Some(policy), &plan.facts.export);
+    pub(super) fn new(common: Common<Blocking>, log: SharedLog, links: Vec<Arc<Link>>) -> Self {
+        let policy = common.policy().cloned();
+        let mut members = Membership::new(policy, &common.negotiated.export);
         for link in links {
             link.log().inspect(|log| log.join());
             members.add(link, Duration::ZERO);
         }
         Self {
             log,
-            plan: Arc::new(plan),
+            common: Arc::new(common),
             start: Instant::now(),
             state: Mutex::new(State {
                 members,
@@ -147,7 +143,7 @@ impl Restored {
                 state = self.help(state);
                 continue;
             }
-            if let Some(after) = self.plan.options.request_timeout
+            if let Some(after) = self.common.connector.config.request_timeout
                 && let now = Instant::now()
                 && *late.get_or_insert(now.checked_add(after).unwrap_or(now)) <= now
             {
@@ -189,7 +185,7 @@ impl Restored {
         // What is due comes first, because what was begun before has not got far.
         let due = match members.next(now) {
             Next::Dial { dial, by } => {
-                return Ok(Dial::new(dial, &self.plan, by.map(|by| self.start + by)));
+                return Ok(Dial::new(dial, &self.common, by.map(|by| self.start + by)));
             }
             Next::Wait(due) => due,
             Next::Over => None,

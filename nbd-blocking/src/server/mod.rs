@@ -8,8 +8,8 @@ pub use nbd_io::server::{Applicant, Ending, Event, Outcome, Peer, Stopper};
 pub use nbd_socket::Listener;
 pub use threads::{Sleep, Threads};
 
-use crate::socket::Socket;
 use bell::block_on;
+use nbd_socket::Socket;
 use rustix::net::sockopt;
 use std::{
     io::{self, Read, Write},
@@ -32,7 +32,7 @@ use stream::{Connection, Listening};
 /// let (ours, theirs) = UnixStream::pair()?;
 /// let serving = thread::spawn(move || server.serve_unix_stream(theirs));
 ///
-/// let client = ConnectOptions::new().connect_unix(ours)?;
+/// let client = ConnectOptions::new().connect_over(ours, None)?;
 /// client.write_at(b"hello", 4096)?;
 /// client.disconnect()?;
 /// serving.join().expect("the server does not panic")?;

@@ -1,11 +1,12 @@
 //! The connections and listeners of a server on plain threads.
 
 use super::bell::wait_for;
-use crate::{socket::Socket, stream::Stream};
+use crate::stream::Stream;
 use nbd_io::{
     server::{Listener, Peer},
     transport::Transport,
 };
+use nbd_socket::Socket;
 use rustix::{event::PollFlags, io::Errno};
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},

@@ -151,7 +151,7 @@ fn session_of(one_byte: bool, len: usize) -> Result<(), Error> {
     });
     let client = ConnectOptions::new()
         .context(ContextName::base_allocation())
-        .connect_unix(stream);
+        .connect_over(stream, None);
     let result = client.and_then(|client| use_it(&client));
     let _ = server.join().expect("the server does not panic");
     result

@@ -68,7 +68,7 @@ fn an_export_that_is_refused_by_closing_is_told_with_a_hint() {
         });
         let error = ConnectOptions::new()
             .export(ExportName::new("disk").expect("a legal name"))
-            .connect_unix(stream)
+            .connect_over(stream, None)
             .unwrap_err();
         server.join().expect("the script ends");
         let Error::Negotiation { source: cause, .. } = &error else {

@@ -4,7 +4,7 @@ use crate::{
     regressions::listening,
     support::{bytes, script::Peer, spawn, within},
 };
-use nbd_blocking::{ConnectOptions, ExportName, Go, Greeted, Haggling, Plain};
+use nbd_blocking::{ConnectOptions, ExportName, Go, Greeted, Negotiation, Plain};
 use std::time::{Duration, Instant};
 
 const ABORT: [u8; 16] = *b"IHAVEOPT\0\0\0\x02\0\0\0\0";
@@ -12,7 +12,7 @@ const ABORT: [u8; 16] = *b"IHAVEOPT\0\0\0\x02\0\0\0\0";
 /// What a server with this script hears last of a client that does this to the connection.
 fn last_heard(
     script: impl FnOnce(&mut Peer) + Send + 'static,
-    client: impl FnOnce(Haggling<Plain>),
+    client: impl FnOnce(Negotiation<Plain>),
 ) -> Vec<u8> {
     let (listener, uri, _directory) = listening("/");
     let server = spawn(move || {
@@ -29,7 +29,7 @@ fn last_heard(
     // A farewell must not take the time of a negotiation.
     let options = ConnectOptions::new().negotiation_timeout(None);
     let greeted = options.start(&uri).expect("greeted");
-    client(greeted.options().expect("fixed newstyle"));
+    client(greeted.negotiation().expect("fixed newstyle"));
     server.join().expect("the script ends")
 }
 
@@ -77,7 +77,7 @@ fn an_option_that_cannot_be_sent_is_no_reason_to_leave_without_a_goodbye() {
 fn nobody_says_goodbye_twice_or_to_a_server_that_broke_the_protocol() {
     // C-038
     within(10, || {
-        assert_eq!(last_heard(|_| (), Haggling::abort), ABORT);
+        assert_eq!(last_heard(|_| (), Negotiation::abort), ABORT);
         let nonsense = |peer: &mut Peer| {
             peer.option();
             peer.says([0; 20]);
@@ -105,7 +105,7 @@ fn a_goodbye_on_the_way_out_waits_for_nothing() {
                 peer
             });
             let options = ConnectOptions::new().negotiation_timeout(None);
-            let Greeted::Options(haggling) = options.start(&uri).expect("greeted") else {
+            let Greeted::FixedNewstyle(haggling) = options.start(&uri).expect("greeted") else {
                 panic!("it is fixed newstyle");
             };
             let peer = server.join().expect("the script ends");

@@ -49,7 +49,7 @@ fn asked(options: &ConnectOptions) -> Vec<(u32, Vec<u8>)> {
             }
         }
     });
-    options.connect_unix(stream).expect("entered");
+    options.connect_over(stream, None).expect("entered");
     server.join().expect("the script ends")
 }
 
@@ -100,7 +100,7 @@ fn the_modes_that_are_agreed_on_are_told() {
                 .extended_headers(extended)
                 .structured_replies(structured)
                 .context(ContextName::base_allocation())
-                .connect_unix(model.unix().0)
+                .connect_over(model.unix().0, None)
                 .expect("entered");
             assert_eq!(client.mode(), mode);
             assert_eq!(client.contexts().len(), usize::from(mode != Mode::Simple));
@@ -109,7 +109,7 @@ fn the_modes_that_are_agreed_on_are_told() {
         }
         let model = Model::new(8192).block_sizes(512, 4096, 65_536);
         let client = ConnectOptions::new()
-            .connect_unix(model.unix().0)
+            .connect_over(model.unix().0, None)
             .expect("entered");
         let sizes = BlockSizes::new(512, 4096, 65_536).expect("legal");
         assert_eq!(client.block_sizes(), sizes);
@@ -315,17 +315,24 @@ fn timeouts_of_any_length_can_be_asked_for() {
             Some(Duration::from_nanos(1)),
             Some(Duration::ZERO),
         ] {
+            let is_short = timeout.is_some_and(|timeout| timeout < Duration::from_secs(1));
             let (stream, _) = Model::new(4096).unix();
-            let client = ConnectOptions::new()
+            let connected = ConnectOptions::new()
                 .connect_timeout(timeout)
                 .request_timeout(timeout)
-                .connect_unix(stream)
-                .expect("entered");
+                .connect_over(stream, None);
+            let client = match connected {
+                Ok(client) => client,
+                // The negotiation is a part of connecting.
+                Err(error) => {
+                    says(&error, &["timed out"]);
+                    assert!(is_short);
+                    continue;
+                }
+            };
             match client.read_exact_at(&mut [0; 512], 0) {
                 Ok(()) => {}
-                Err(Error::Timeout { .. }) => {
-                    assert!(timeout.is_some_and(|timeout| timeout < Duration::from_secs(1)));
-                }
+                Err(Error::Timeout { .. }) => assert!(is_short),
                 Err(error) => panic!("{}", chain(&error)),
             }
         }
@@ -367,7 +374,7 @@ fn over_any(most: usize) -> Client {
         most,
     };
     ConnectOptions::new()
-        .connect_stream(counted)
+        .connect_over(nbd_blocking::Stream::new(counted), None)
         .expect("entered")
 }
 
@@ -442,7 +449,7 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
                 None => ConnectOptions::new(),
                 patience => ConnectOptions::new().negotiation_timeout(patience),
             };
-            let Greeted::ByName(by_name) = options.start(&uri).expect("greeted") else {
+            let Greeted::Newstyle(by_name) = options.start(&uri).expect("greeted") else {
                 panic!("it speaks more");
             };
             let entered = by_name.export_name(uri.export());

@@ -22,7 +22,9 @@ const MIB: usize = 1 << 20;
 
 fn enter(model: Model) -> Client {
     let (stream, _) = model.unix();
-    ConnectOptions::new().connect_unix(stream).expect("entered")
+    ConnectOptions::new()
+        .connect_over(stream, None)
+        .expect("entered")
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn extents_of_any_range_never_leave_it() {
             }
             let client = ConnectOptions::new()
                 .context(ContextName::base_allocation())
-                .connect_unix(stream)
+                .connect_over(stream, None)
                 .expect("entered");
             for _ in 0..50 {
                 let start = random.below(MIB) as u64;
@@ -263,7 +265,9 @@ fn parts_of_blocks_are_read_and_written() {
     within(10, || {
         let model = Model::new(MIB).block_sizes(4096, 4096, 64 << 10);
         let (stream, disk) = model.unix();
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         let mut expected = vec![0; MIB];
         let mut random = Random::new(8);
         for _ in 0..100 {
@@ -287,7 +291,9 @@ fn writers_to_parts_of_one_block_lose_nothing() {
     within(20, || {
         let model = Model::new(64 << 10).block_sizes(4096, 4096, 64 << 10);
         let (stream, disk) = model.unix();
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         // Every thread has every eighth piece of 100 bytes, across the borders of blocks, and one
         // writes whole blocks behind them.
         let writers: Vec<_> = (0..8_usize)
@@ -329,7 +335,9 @@ fn zeroes_are_written_apart_from_parts_of_the_same_block() {
     within(20, || {
         let model = Model::new(64 << 10).block_sizes(4096, 4096, 64 << 10);
         let (stream, disk) = model.unix();
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         for round in 0..100 {
             client.write_all_at(&[7; 4096], 0).expect("written");
             let other = client.clone();

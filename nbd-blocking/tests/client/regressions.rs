@@ -159,7 +159,7 @@ fn defect_5_names_and_descriptions_are_apart() {
             let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
         });
         let greeted = ConnectOptions::new().start(&uri).expect("greeted");
-        let mut haggling = greeted.options().expect("fixed newstyle");
+        let mut haggling = greeted.negotiation().expect("fixed newstyle");
         let list = haggling.list().expect("listed");
         assert_eq!(list.len(), 2);
         assert_eq!(list[0].name.as_ref().expect("legal").as_str(), "disk");
@@ -205,7 +205,9 @@ fn defect_6_nbds_is_never_in_the_clear() {
             peer.says(b"NBDMAGICIHAVEOPT\0\0"); // not even options
             peer.rest()
         });
-        policy.connect_unix(stream).expect_err("TLS cannot be had");
+        policy
+            .connect_over(stream, None)
+            .expect_err("TLS cannot be had");
         let heard = server.join().expect("the script ends");
         assert!(heard.len() <= 4, "no export is named: {heard:?}");
     });

@@ -87,7 +87,9 @@ fn queue(client: &Client, own: &[u8], start: usize, random: &mut Random) {
 fn over_unix(model: Model, mode: Mode) {
     within(20, move || {
         let (stream, disk) = model.unix();
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         assert_eq!(client.mode(), mode);
         hammer(&client, &disk, 16, 24, MIB);
         client.disconnect().expect("the session ends well");
@@ -97,7 +99,9 @@ fn over_unix(model: Model, mode: Mode) {
 fn over_tcp(model: Model, mode: Mode) {
     within(20, move || {
         let (stream, disk) = model.tcp();
-        let client = ConnectOptions::new().connect_tcp(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         assert_eq!(client.mode(), mode);
         hammer(&client, &disk, 16, 24, MIB);
         client.disconnect().expect("the session ends well");
@@ -145,7 +149,7 @@ fn four_in_flight_are_enough_for_many_threads() {
         };
         let client = ConnectOptions::new()
             .limits(limits)
-            .connect_unix(stream)
+            .connect_over(stream, None)
             .expect("entered");
         hammer(&client, &disk, 16, 16, MIB / 2);
     });
@@ -164,7 +168,7 @@ fn the_baton_goes_round_among_many_readers() {
             disk.lock().expect("no panics").copy_from_slice(&expected);
             let client = ConnectOptions::new()
                 .request_timeout(None)
-                .connect_unix(stream)
+                .connect_over(stream, None)
                 .expect("entered");
             let readers: Vec<_> = (0..32)
                 .map(|number| {
@@ -197,7 +201,9 @@ fn requests_of_any_length_are_cut_and_put_together() {
             ..Model::new(104 * MIB)
         };
         let (stream, disk) = model.unix();
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         for len in [32 * MIB, 32 * MIB + 1, 100 * MIB] {
             let data = bytes::content(len as u64, len);
             client.write_all_at(&data, 4097).expect("written");
@@ -214,7 +220,9 @@ fn a_queue_that_is_dropped_leaves_the_connection_usable() {
     within(10, || {
         let (stream, disk) = Model::new(8 * MIB).unix();
         disk.lock().expect("no panics").fill(7);
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         for round in 0..20 {
             let mut queue = client.queue();
             for block in 0..20 {
@@ -339,7 +347,7 @@ fn a_disconnect_in_the_middle_of_many_threads_ends_them_all() {
             let (stream, _) = Model::new(4 * MIB).unix();
             let client = ConnectOptions::new()
                 .request_timeout(None)
-                .connect_unix(stream)
+                .connect_over(stream, None)
                 .expect("entered");
             let workers: Vec<_> = (0..8)
                 .map(|number| {
@@ -423,7 +431,7 @@ fn a_filtered_block_status_is_never_torn_apart() {
         let client = ConnectOptions::new()
             .context(nbd_blocking::ContextName::base_allocation())
             .context(nbd_blocking::ContextName::new("x-test:other").expect("a name"))
-            .connect_unix(stream)
+            .connect_over(stream, None)
             .expect("entered");
         let ids: Vec<u32> = client.contexts().iter().map(|context| context.id).collect();
         assert_eq!(ids.len(), 2);

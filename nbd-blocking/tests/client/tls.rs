@@ -89,7 +89,7 @@ fn secure() -> (Client, JoinHandle<()>) {
         .request_timeout(None)
         .tls_policy(TlsPolicy::Always)
         .tls(ClientTls::new().dangerous_accept_any_certificate())
-        .connect_unix(stream)
+        .connect_over(stream, None)
         .expect("entered");
     assert!(client.is_encrypted());
     (client, server)

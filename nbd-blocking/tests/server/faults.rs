@@ -157,7 +157,7 @@ fn a_panic_while_negotiating_ends_the_connection_only() {
         let witness = Witness::new(&running, 4096);
         let options = ConnectOptions::new().export(nbd_blocking::ExportName::new("x").unwrap());
         for tried in 1..=3 {
-            assert!(options.connect_unix(running.raw()).is_err());
+            assert!(options.connect_over(running.raw(), None).is_err());
             eventually(|| running.stopper.connections() == 1);
             assert_eq!(running.ending(tried), "the export panicked");
         }

@@ -32,7 +32,7 @@ fn any_stream_can_be_served() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let server = Server::single(Arc::new(Memory::new(64 << 20)));
         let serving = std::thread::spawn(move || server.serve_stream(Plain(theirs)));
-        let client = modes()[2].connect_unix(ours).unwrap();
+        let client = modes()[2].connect_over(ours, None).unwrap();
         exercise(&client);
         client.disconnect().unwrap();
         assert!(serving.join().unwrap().unwrap().is_clean());

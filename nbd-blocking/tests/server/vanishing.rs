@@ -42,7 +42,7 @@ fn relay(client: UnixStream, server: UnixStream, most: usize) -> Vec<u8> {
 
 /// Uses an export in every way, as far as the connection allows.
 fn session(stream: UnixStream, options: &ConnectOptions) -> Result<(), nbd_blocking::Error> {
-    let client = options.connect_unix(stream)?;
+    let client = options.connect_over(stream, None)?;
     let none = CommandFlags::NONE;
     client.write_all_at(b"written", 70_000)?;
     client.read_exact_at(&mut [0; 7], 70_000)?;

@@ -1,9 +1,114 @@
-//! How connections are made, as plain data.
+//! How a client's connections are made and used, as plain data.
 
+use super::Reconnect;
+#[cfg(feature = "tls")]
+use crate::tls::ClientTls;
+use nbd_proto::{
+    ContextName, ExportName,
+    client::{self, InfoSet},
+};
 use std::time::Duration;
 
-/// How a server is to be reached.
+/// Everything that [`ConnectOptions`](super::ConnectOptions) say, where the methods of the same names
+/// explain it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// What to negotiate.
+    pub negotiation: NegotiationConfig,
+    /// How a server is reached. Its timeout is that of connecting as a whole.
+    pub dial: DialOptions,
+    /// How much of that TLS and the negotiation may take.
+    pub negotiation_timeout: Option<Duration>,
+    /// How long each request may take.
+    pub request_timeout: Option<Duration>,
+    /// How many bytes of payload of one connection may be in memory, for clients that hold any.
+    pub bytes_in_flight: u64,
+    /// How many connections there are to be.
+    pub connections: usize,
+    /// Whether and how a lost connection is replaced.
+    pub reconnect: Option<Reconnect>,
+    /// Whether silence ends a connection. By default, if it is replaced then.
+    pub lose_when_silent: Option<bool>,
+    /// Whether a URI may name files of this machine.
+    pub local_files: bool,
+    /// Whom to trust and what to show.
+    #[cfg(feature = "tls")]
+    pub tls: ClientTls,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            negotiation: NegotiationConfig::new(ExportName::default()),
+            dial: DialOptions::default(),
+            negotiation_timeout: Some(Duration::from_secs(30)),
+            request_timeout: Some(Duration::from_secs(60)),
+            bytes_in_flight: 128 << 20,
+            connections: 1,
+            reconnect: None,
+            lose_when_silent: None,
+            local_files: false,
+            #[cfg(feature = "tls")]
+            tls: ClientTls::new(),
+        }
+    }
+}
+
+/// What to negotiate.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NegotiationConfig {
+    /// The export to enter.
+    pub export: ExportName,
+    /// Whether to start TLS.
+    pub tls: TlsPolicy,
+    /// Meta contexts to select. Those that the server does not have are left out.
+    pub contexts: Vec<ContextName>,
+    /// What to ask for beside the export's size, flags and block sizes.
+    pub infos: InfoSet,
+    /// Whether to ask for structured replies. Without them no context can be selected.
+    pub structured_replies: bool,
+    /// Whether to ask for extended headers, which imply structured replies.
+    pub extended_headers: bool,
+    /// Limits and tolerance.
+    pub protocol: client::Config,
+}
+
+impl NegotiationConfig {
+    /// The export, with everything asked for that makes transmission better, without TLS and
+    /// without contexts.
+    #[must_use]
+    pub fn new(export: ExportName) -> Self {
+        Self {
+            export,
+            tls: TlsPolicy::Never,
+            contexts: Vec::new(),
+            infos: InfoSet::ALL,
+            structured_replies: true,
+            extended_headers: true,
+            protocol: client::Config::default(),
+        }
+    }
+}
+
+/// Whether a connection is encrypted.
+///
+/// Spec: [TLS support](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#tls-support).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsPolicy {
+    /// Never.
+    #[default]
+    Never,
+    /// If the server can. A man in the middle can make it look as if it could not.
+    IfOffered,
+    /// Always: a server that cannot is an error, and nothing but the wish for TLS is sent in the
+    /// clear.
+    Always,
+}
+
+/// How a server is to be reached.
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct DialOptions {
     /// How long it may take, looking up the host and trying all of its addresses included. `None`

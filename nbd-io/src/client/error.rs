@@ -5,8 +5,8 @@ mod advice;
 mod tests;
 
 use super::NegotiationError;
-use nbd_proto::{Command, Errno, ExportName, Failure, Misuse, UriError, uri::Address};
-use std::{io, sync::Arc, time::Duration};
+use nbd_proto::{Command, Errno, Failure, Misuse, UriError, uri::Address};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Why a connection could not be made, or a command was not carried out.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -129,11 +129,11 @@ impl Error {
         matches!(self, Self::Lost(_))
     }
 
-    /// A server could not be reached at its address.
+    /// A server could not be reached.
     #[must_use]
-    pub fn connect(address: &Address, error: io::Error) -> Self {
+    pub fn connect(server: impl fmt::Display, error: io::Error) -> Self {
         Self::Connect {
-            to: server_name(address),
+            to: server.to_string(),
             source: Arc::new(error),
         }
     }
@@ -145,18 +145,6 @@ impl Error {
             step: step.into(),
             source: Arc::new(error),
         }
-    }
-
-    /// An export could not be entered.
-    #[must_use]
-    pub fn entering(export: &ExportName, server: Option<&str>, error: NegotiationError) -> Self {
-        let server = server.unwrap_or("the server");
-        let step = if export.is_default() {
-            format!("enter the default export of {server}")
-        } else {
-            format!("enter export \"{export}\" of {server}")
-        };
-        Self::negotiation(step, error)
     }
 
     /// The end of a connection.
@@ -210,12 +198,6 @@ pub fn server_name(address: &Address) -> String {
 impl From<UriError> for Error {
     fn from(error: UriError) -> Self {
         Self::Uri(Arc::new(error))
-    }
-}
-
-impl From<NegotiationError> for Error {
-    fn from(error: NegotiationError) -> Self {
-        Self::negotiation("negotiate with the server", error)
     }
 }
 

@@ -1,14 +1,20 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
 //! [`shared`] all of a client.
 
+mod common;
 mod config;
-mod connect;
+mod connector;
+mod driver;
 pub mod engine;
 mod error;
-mod facts;
+pub mod exchange;
+mod launch;
 mod logged;
 mod membership;
+mod negotiate;
+mod negotiated;
 mod negotiation;
+mod options;
 mod planning;
 mod range_locks;
 mod reconnect;
@@ -16,13 +22,19 @@ mod request;
 pub mod shared;
 mod write_log;
 
-pub use config::DialOptions;
-pub use connect::{Connected, NegotiationError, Target, TlsPolicy, negotiate};
+pub use common::Common;
+pub use config::{Config, DialOptions, NegotiationConfig, TlsPolicy};
+pub use connector::Connector;
+pub use driver::{Adopt, Driver};
 pub use error::{Error, Lost, is_refusal, server_name};
-pub use facts::Facts;
+pub use exchange::Refused;
+pub use launch::ServerProcess;
 pub use logged::{Admission, Kept, LinkLog, Record, Room, SharedLog};
 pub use membership::{DialId, Join, Loss, Membership, Next};
-pub use negotiation::{Greeted, Haggling, Refused, TlsOnly, enter_by_name, greet, greet_secure};
+pub use negotiate::{Connected, NegotiationError, negotiate};
+pub use negotiated::Negotiated;
+pub use negotiation::{Greeted, Negotiation, Newstyle, Oldstyle, RefusedStep, StepResult};
+pub use options::ConnectOptions;
 pub use planning::{
     ExtentStep, Part, Piece, Stretch, Stretches, WINDOW, index, length, longest, split,
 };

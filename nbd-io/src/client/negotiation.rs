@@ -1,216 +1,178 @@
 //! Negotiation step by step, for programs that want to look before they choose.
 
-use super::NegotiationError;
-use crate::transport::{DriveError, Transport, drive, drive_before, write_all};
-use bytes::BytesMut;
+use super::{
+    Connected, Connector, Driver, Error,
+    connector::Named,
+    exchange::{self, OptionExchange, Refused},
+};
 use nbd_proto::{
-    ContextName, ExportInfo, ExportName, Mode, OptionError, Phase,
-    client::{
-        self, Config, Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Newstyle,
-        Oldstyle, Options, Plain, Rejected, Settled, TlsOutcome, TlsRequired, Transmission,
-    },
-    wire::OptionCode,
+    ContextName, ExportInfo, ExportName, Mode,
+    client::{self, Context, Encrypted, Go, ListEntry, MetaContextEntry, Plain},
 };
-use std::{
-    future::poll_fn,
-    io::IoSliceMut,
-    mem,
-    pin::pin,
-    task::{self, Waker},
-};
+use std::{fmt, time::Duration};
 
-/// How errors name the first step.
-pub(super) const GREETING: &str = "the greeting";
-
-/// Reads after the farewell. The answer is 20 bytes and a short text.
-const LAST_READS: usize = 32;
-
-/// What a server turned out to speak, and the transport to it.
+/// What a server turned out to speak.
 #[derive(Debug)]
-pub enum Greeted<T: Transport> {
+pub enum Greeted<D: Driver> {
     /// Fixed newstyle: the whole protocol.
-    Options(Haggling<T, Plain>),
-    /// Newstyle that is not fixed: only [`Newstyle::export_name`] can be sent.
-    Newstyle(T, Newstyle),
+    FixedNewstyle(Negotiation<D, Plain>),
+    /// Newstyle that is not fixed: an export can be entered by its name and nothing else be asked.
+    Newstyle(Newstyle<D>),
     /// Oldstyle: the server has entered its only export already.
-    Oldstyle(T, Oldstyle),
+    Oldstyle(Oldstyle<D>),
 }
 
-/// Waits for a server to greet.
-///
-/// # Errors
-///
-/// When the transport fails or the peer is no NBD server.
-///
-/// # Cancel safety
-///
-/// None: the transport is lost with the future.
-pub async fn greet<T: Transport>(
-    mut transport: T,
-    config: Config,
-) -> Result<Greeted<T>, NegotiationError> {
-    let mut out = BytesMut::new();
-    let failed = |error| NegotiationError::during(GREETING, error);
-    let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
-        .await
-        .map_err(failed)?;
-    Ok(match greeted {
-        client::Greeted::Options(options) => {
-            let mut haggling = Haggling::new(transport, options);
-            // The answer to the greeting goes with the first option.
-            haggling.out = out;
-            Greeted::Options(haggling)
-        }
-        client::Greeted::Newstyle(newstyle) => {
-            let written = write_all(&mut transport, &mut out).await;
-            written.map_err(|error| failed(error.into()))?;
-            Greeted::Newstyle(transport, newstyle)
-        }
-        client::Greeted::Oldstyle(oldstyle) => Greeted::Oldstyle(transport, oldstyle),
-    })
-}
-
-/// Waits for a server to greet with which nothing is exchanged in the clear but the wish for TLS.
-///
-/// # Errors
-///
-/// When the transport fails, the peer is no NBD server or cannot start TLS.
-///
-/// # Cancel safety
-///
-/// None: the transport is lost with the future.
-pub async fn greet_secure<T: Transport>(
-    mut transport: T,
-    config: Config,
-) -> Result<TlsOnly<T>, NegotiationError> {
-    let mut out = BytesMut::new();
-    let options = drive(
-        &mut transport,
-        &mut out,
-        client::SecureHandshake::new(config),
-    )
-    .await
-    .map_err(|error| NegotiationError::during(GREETING, error))?;
-    Ok(TlsOnly { transport, options })
-}
-
-/// What is left of a step that the server refused: the handle, to go on with, and its reason.
-#[derive(Debug)]
-pub struct Refused<H> {
-    /// The handle as it was before.
-    pub handle: H,
-    /// What the server said.
-    pub error: OptionError,
-}
-
-/// A connection on which TLS has to be started before anything else.
-#[derive(Debug)]
-#[must_use]
-pub struct TlsOnly<T> {
-    transport: T,
-    options: TlsRequired,
-}
-
-impl<T: Transport> TlsOnly<T> {
-    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
-    ///
-    /// # Errors
-    ///
-    /// When the transport or the TLS handshake fails, or the server refuses.
-    ///
-    /// # Cancel safety
-    ///
-    /// None: the transport is lost with the future.
-    pub async fn start_tls<U: Transport, F>(
-        self,
-        upgrade: impl FnOnce(T) -> F,
-    ) -> Result<Haggling<U, Encrypted>, NegotiationError>
-    where
-        F: Future<Output = Result<U, NegotiationError>>,
-    {
-        let Self {
-            mut transport,
-            options,
-        } = self;
-        let mut out = BytesMut::new();
-        let pending = options.start_tls(&mut out);
-        let outcome = drive(&mut transport, &mut out, pending)
-            .await
-            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
-        match outcome {
-            TlsOutcome::Accepted(ready) => {
-                let transport = upgrade(transport).await?;
-                Ok(Haggling::inside_tls(transport, ready.upgraded()))
+impl<D: Driver> Greeted<D> {
+    pub(super) fn new(
+        connector: Connector<D>,
+        greeted: exchange::Greeted<D::Stream>,
+        deadline: Option<Duration>,
+    ) -> Self {
+        match greeted {
+            exchange::Greeted::FixedNewstyle(exchange) => {
+                Self::FixedNewstyle(Negotiation::new(connector, exchange, deadline))
             }
-            TlsOutcome::Refused(options, error) => {
-                options.abort(&mut out);
-                goodbye(&mut transport, &mut out).await;
-                Err(NegotiationError::TlsRefused(error))
+            exchange::Greeted::Newstyle(mut stream, newstyle) => {
+                connector.driver.set_deadline(&mut stream, deadline);
+                Self::Newstyle(Newstyle {
+                    connector,
+                    stream,
+                    newstyle,
+                })
             }
+            exchange::Greeted::Oldstyle(stream, oldstyle) => Self::Oldstyle(Oldstyle {
+                connector,
+                stream,
+                oldstyle,
+            }),
+        }
+    }
+
+    /// The negotiation, if the server speaks fixed newstyle.
+    #[must_use]
+    pub fn negotiation(self) -> Option<Negotiation<D, Plain>> {
+        match self {
+            Self::FixedNewstyle(negotiation) => Some(negotiation),
+            Self::Newstyle(_) | Self::Oldstyle(_) => None,
         }
     }
 }
 
-/// A connection that haggles: one option after the other, in any order that the protocol allows.
+/// A server that can only be asked for one export.
+pub struct Newstyle<D: Driver> {
+    connector: Connector<D>,
+    stream: D::Stream,
+    newstyle: client::Newstyle,
+}
+
+impl<D: Driver> Newstyle<D> {
+    /// Enters an export.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails or is closed, which is how such a server refuses.
+    pub fn export_name(self, name: &ExportName) -> D::Call<'_, Result<D::Client, Error>> {
+        D::call(async move {
+            let Self {
+                connector,
+                stream,
+                newstyle,
+            } = self;
+            match exchange::enter_newstyle(stream, newstyle, name).await {
+                Ok(entered) => D::enter(connector, entered).await,
+                Err(error) => Err(connector.entering(name, error)),
+            }
+        })
+    }
+}
+
+/// A server with a single export.
+pub struct Oldstyle<D: Driver> {
+    connector: Connector<D>,
+    stream: D::Stream,
+    oldstyle: client::Oldstyle,
+}
+
+impl<D: Driver> Oldstyle<D> {
+    /// What the server told of its export. To refuse it, drop this value.
+    #[must_use]
+    pub const fn export(&self) -> &ExportInfo {
+        self.oldstyle.export()
+    }
+
+    /// Goes on to transmission.
+    ///
+    /// # Errors
+    ///
+    /// When the connection cannot be used.
+    pub fn accept(self) -> D::Call<'static, Result<D::Client, Error>> {
+        let entered = Connected {
+            transport: self.stream,
+            transmission: self.oldstyle.accept(),
+            encrypted: false,
+        };
+        D::call(D::enter(self.connector, entered))
+    }
+}
+
+/// A server that waits for an option: one after the other can be sent until an export is entered.
 ///
-/// A method that fails with [`NegotiationError::Refused`] or [`NegotiationError::Misuse`] leaves
-/// the handle usable. After any other error the connection is closed, and every later call says so
-/// by [`NegotiationError::Over`].
+/// An option that the server refuses leaves it usable; after any other error it is over. The
+/// [`negotiation_timeout`](super::ConnectOptions::negotiation_timeout) is for all steps together.
 ///
-/// Dropping a handle that is usable ends the session as [`abort`](Haggling::abort) does, as far as
-/// that needs no waiting.
+/// Dropping it tells the server goodbye like [`abort`](Self::abort), but waits for nothing.
+///
+/// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 ///
 /// # Cancel safety
 ///
 /// None: a future that is dropped leaves an option half asked, and the connection is closed.
-#[derive(Debug)]
-pub struct Haggling<T: Transport, S> {
-    /// `None` after a fatal error, a dropped future, or when the handle was given away.
-    usable: Option<Usable<T, S>>,
-    out: BytesMut,
-    /// TLS has started, and the server has said nothing inside it.
-    tls_unproven: bool,
+pub struct Negotiation<D: Driver, S> {
+    connector: Connector<D>,
+    exchange: OptionExchange<D::Stream, S>,
 }
 
-/// A connection whose server waits for an option.
-#[derive(Debug)]
-struct Usable<T, S> {
-    transport: T,
-    options: Options<S>,
-}
+/// An option that the server refused, and the negotiation, which goes on.
+pub type RefusedStep<D, S> = Refused<Negotiation<D, S>>;
 
-impl<T: Transport, S> Haggling<T, S> {
-    pub(super) fn new(transport: T, options: Options<S>) -> Self {
-        Self {
-            usable: Some(Usable { transport, options }),
-            out: BytesMut::new(),
-            tls_unproven: false,
+/// What comes of a step that consumes the negotiation: what it leads to, or a refusal.
+pub type StepResult<T, D, S> = Result<Result<T, RefusedStep<D, S>>, Error>;
+
+impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
+    pub(super) fn new(
+        connector: Connector<D>,
+        mut exchange: OptionExchange<D::Stream, S>,
+        deadline: Option<Duration>,
+    ) -> Self {
+        if let Some(stream) = exchange.transport_mut() {
+            connector.driver.set_deadline(stream, deadline);
         }
-    }
-
-    fn inside_tls(transport: T, options: Options<S>) -> Self {
-        let mut haggling = Self::new(transport, options);
-        haggling.tls_unproven = true;
-        haggling
+        Self {
+            connector,
+            exchange,
+        }
     }
 
     /// Which headers transmission would use if it started now.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.usable
-            .as_ref()
-            .map_or(Mode::Simple, |usable| usable.options.mode())
+        self.exchange.mode()
     }
 
-    /// Lists exports.
+    /// Lists exports with their descriptions. A server may keep some of them to itself.
     ///
     /// # Errors
     ///
     /// When the server refuses, or the connection fails.
-    pub async fn list(&mut self) -> Result<Vec<ListEntry>, NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        let pending = options.list(&mut self.out);
-        self.settle(OptionCode::List, transport, pending).await
+    pub fn list(&mut self) -> D::Call<'_, Result<Vec<ListEntry>, Error>> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        D::call(async {
+            let listed = exchange.list().await;
+            listed.map_err(|error| connector.failed("list the exports of", error))
+        })
     }
 
     /// Asks what an export is like, without entering it.
@@ -218,10 +180,18 @@ impl<T: Transport, S> Haggling<T, S> {
     /// # Errors
     ///
     /// When the server refuses, or the connection fails.
-    pub async fn info(&mut self, request: Go) -> Result<ExportInfo, NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        let pending = options.info(request, &mut self.out);
-        self.settle(OptionCode::Info, transport, pending).await
+    pub fn info(&mut self, request: Go) -> D::Call<'_, Result<ExportInfo, Error>> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        D::call(async {
+            let name = request.name.clone();
+            let info = exchange.info(request).await;
+            info.map_err(|error| {
+                connector.failed(format_args!("ask about {} of", Named(&name)), error)
+            })
+        })
     }
 
     /// Asks for structured replies.
@@ -229,15 +199,15 @@ impl<T: Transport, S> Haggling<T, S> {
     /// # Errors
     ///
     /// When they were agreed on before, the server refuses, or the connection fails.
-    pub async fn structured_reply(&mut self) -> Result<(), NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        match options.structured_reply(&mut self.out) {
-            Ok(pending) => {
-                self.settle(OptionCode::StructuredReply, transport, pending)
-                    .await
-            }
-            Err(rejected) => self.give_back(transport, rejected),
-        }
+    pub fn structured_reply(&mut self) -> D::Call<'_, Result<(), Error>> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        D::call(async {
+            let agreed = exchange.structured_reply().await;
+            agreed.map_err(|error| connector.failed("agree on structured replies with", error))
+        })
     }
 
     /// Asks for extended headers.
@@ -245,15 +215,15 @@ impl<T: Transport, S> Haggling<T, S> {
     /// # Errors
     ///
     /// When they were agreed on before, the server refuses, or the connection fails.
-    pub async fn extended_headers(&mut self) -> Result<(), NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        match options.extended_headers(&mut self.out) {
-            Ok(pending) => {
-                self.settle(OptionCode::ExtendedHeaders, transport, pending)
-                    .await
-            }
-            Err(rejected) => self.give_back(transport, rejected),
-        }
+    pub fn extended_headers(&mut self) -> D::Call<'_, Result<(), Error>> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        D::call(async {
+            let agreed = exchange.extended_headers().await;
+            agreed.map_err(|error| connector.failed("agree on extended headers with", error))
+        })
     }
 
     /// Lists the meta contexts of an export that match the queries; all without a query.
@@ -261,15 +231,22 @@ impl<T: Transport, S> Haggling<T, S> {
     /// # Errors
     ///
     /// When the server refuses, or the connection fails.
-    pub async fn list_meta_context(
-        &mut self,
-        export: &ExportName,
-        queries: &[ContextName],
-    ) -> Result<Vec<MetaContextEntry>, NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        let pending = options.list_meta_context(export, queries, &mut self.out);
-        self.settle(OptionCode::ListMetaContext, transport, pending)
-            .await
+    pub fn list_meta_context<'a>(
+        &'a mut self,
+        export: &'a ExportName,
+        queries: &'a [ContextName],
+    ) -> D::Call<'a, Result<Vec<MetaContextEntry>, Error>> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        D::call(async {
+            let listed = exchange.list_meta_context(export, queries).await;
+            listed.map_err(|error| {
+                let step = format_args!("list the meta contexts of {} of", Named(export));
+                connector.failed(step, error)
+            })
+        })
     }
 
     /// Selects the meta contexts that block status is to report of an export.
@@ -277,44 +254,44 @@ impl<T: Transport, S> Haggling<T, S> {
     /// # Errors
     ///
     /// When no structured replies were agreed on, the server refuses, or the connection fails.
-    pub async fn set_meta_context(
-        &mut self,
-        export: &ExportName,
-        queries: &[ContextName],
-    ) -> Result<Vec<Context>, NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        match options.set_meta_context(export, queries, &mut self.out) {
-            Ok(pending) => {
-                self.settle(OptionCode::SetMetaContext, transport, pending)
-                    .await
-            }
-            Err(rejected) => self.give_back(transport, rejected),
-        }
+    pub fn set_meta_context<'a>(
+        &'a mut self,
+        export: &'a ExportName,
+        queries: &'a [ContextName],
+    ) -> D::Call<'a, Result<Vec<Context>, Error>> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        D::call(async {
+            let selected = exchange.set_meta_context(export, queries).await;
+            selected.map_err(|error| {
+                let step = format_args!("select meta contexts of {} of", Named(export));
+                connector.failed(step, error)
+            })
+        })
     }
 
     /// Enters an export.
     ///
     /// # Errors
     ///
-    /// When the server refuses, with the handle to go on with; or when the connection fails.
-    pub async fn go(
-        mut self,
-        request: Go,
-    ) -> Result<Result<(T, Transmission), Refused<Self>>, NegotiationError> {
-        let Usable {
-            mut transport,
-            options,
-        } = self.take()?;
-        let pending = options.go(request, &mut self.out);
-        let outcome = self.drive(OptionCode::Go, &mut transport, pending).await?;
-        Ok(match outcome {
-            GoOutcome::Accepted(transmission) => Ok((transport, transmission)),
-            GoOutcome::Refused(options, error) => {
-                self.usable = Some(Usable { transport, options });
-                Err(Refused {
-                    handle: self,
-                    error,
-                })
+    /// When the connection fails. A refusal by the server is the inner error, with the connection to
+    /// go on with.
+    pub fn go(self, request: Go) -> D::Call<'static, StepResult<D::Client, D, S>> {
+        D::call(async move {
+            let Self {
+                connector,
+                exchange,
+            } = self;
+            let name = request.name.clone();
+            match exchange.go(request).await {
+                Ok(Ok(entered)) => D::enter(connector, entered).await.map(Ok),
+                Ok(Err(refused)) => Ok(Err(refused.map(|exchange| Self {
+                    connector,
+                    exchange,
+                }))),
+                Err(error) => Err(connector.entering(&name, error)),
             }
         })
     }
@@ -325,164 +302,67 @@ impl<T: Transport, S> Haggling<T, S> {
     ///
     /// When extended headers were agreed on; or when the connection fails, which is how a server
     /// refuses this option.
-    pub async fn export_name(
-        mut self,
-        name: &ExportName,
-    ) -> Result<(T, Transmission), NegotiationError> {
-        let Usable { transport, options } = self.take()?;
-        match options.export_name(name, &mut self.out) {
-            Ok(pending) => enter_by_name(transport, mem::take(&mut self.out), pending, name).await,
-            Err(rejected) => self.give_back(transport, rejected),
-        }
-    }
-
-    /// Ends the session as the protocol asks for.
-    pub async fn abort(mut self) {
-        if let Some(Usable {
-            mut transport,
-            options,
-        }) = self.usable.take()
-        {
-            options.abort(&mut self.out);
-            goodbye(&mut transport, &mut self.out).await;
-        }
-    }
-
-    fn take(&mut self) -> Result<Usable<T, S>, NegotiationError> {
-        self.usable.take().ok_or(NegotiationError::Over)
-    }
-
-    fn give_back<R>(&mut self, transport: T, rejected: Rejected<S>) -> Result<R, NegotiationError> {
-        let options = rejected.options;
-        self.usable = Some(Usable { transport, options });
-        Err(NegotiationError::Misuse(rejected.misuse))
-    }
-
-    async fn settle<P, R>(
-        &mut self,
-        option: OptionCode,
-        mut transport: T,
-        pending: P,
-    ) -> Result<R, NegotiationError>
-    where
-        P: Phase<Next = Settled<S, R>>,
-    {
-        let Settled { options, result } = self.drive(option, &mut transport, pending).await?;
-        self.usable = Some(Usable { transport, options });
-        result.map_err(NegotiationError::Refused)
-    }
-
-    async fn drive<P: Phase>(
-        &mut self,
-        option: OptionCode,
-        transport: &mut T,
-        pending: P,
-    ) -> Result<P::Next, NegotiationError> {
-        let unproven = mem::take(&mut self.tls_unproven);
-        let driven = drive(transport, &mut self.out, pending).await;
-        driven.map_err(|error| {
-            let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
-            let error = NegotiationError::during(option, error);
-            if broke_off {
-                NegotiationError::TlsBrokeOff(Box::new(error))
-            } else {
-                error
+    pub fn export_name(self, name: &ExportName) -> D::Call<'_, Result<D::Client, Error>> {
+        D::call(async move {
+            let Self {
+                connector,
+                exchange,
+            } = self;
+            match exchange.export_name(name).await {
+                Ok(entered) => D::enter(connector, entered).await,
+                Err(error) => Err(connector.entering(name, error)),
             }
         })
     }
-}
 
-impl<T: Transport, S> Drop for Haggling<T, S> {
-    fn drop(&mut self) {
-        if let Some(Usable {
-            mut transport,
-            options,
-        }) = self.usable.take()
-        {
-            transport.hurry();
-            options.abort(&mut self.out);
-            // Polled once: what cannot be done at once is not done.
-            let farewell = pin!(goodbye(&mut transport, &mut self.out));
-            let _ = farewell.poll(&mut task::Context::from_waker(Waker::noop()));
-        }
+    /// Ends the session as the protocol asks for, and waits a short while for the server to answer
+    /// or to close.
+    pub fn abort(self) -> D::Call<'static, ()> {
+        D::call(self.exchange.abort())
     }
 }
 
-impl<T: Transport> Haggling<T, Plain> {
-    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
+impl<D: Driver> Negotiation<D, Plain> {
+    /// Starts TLS, by `ConnectOptions::tls`. Nothing that was agreed on before holds inside it.
     ///
     /// # Errors
     ///
-    /// When the server refuses, with the handle to go on with; or when the transport or the TLS
-    /// handshake fails, after which nothing may be sent in the clear.
-    pub async fn start_tls<U, F>(
-        mut self,
-        upgrade: impl FnOnce(T) -> F,
-    ) -> Result<Result<Haggling<U, Encrypted>, Refused<Self>>, NegotiationError>
-    where
-        U: Transport,
-        F: Future<Output = Result<U, NegotiationError>>,
-    {
-        let Usable {
-            mut transport,
-            options,
-        } = self.take()?;
-        let pending = options.start_tls(&mut self.out);
-        let outcome = drive(&mut transport, &mut self.out, pending)
-            .await
-            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
-        Ok(match outcome {
-            TlsOutcome::Accepted(ready) => {
-                let transport = upgrade(transport).await?;
-                Ok(Haggling::inside_tls(transport, ready.upgraded()))
-            }
-            TlsOutcome::Refused(options, error) => {
-                self.usable = Some(Usable { transport, options });
-                Err(Refused {
-                    handle: self,
-                    error,
-                })
+    /// When the TLS handshake or the connection fails. A refusal by the server is the inner error,
+    /// with the connection to go on with in the clear.
+    pub fn start_tls(self) -> D::Call<'static, StepResult<Negotiation<D, Encrypted>, D, Plain>> {
+        D::call(async move {
+            let Self {
+                connector,
+                exchange,
+            } = self;
+            let upgrade = |stream| connector.upgrade(&connector.driver, stream);
+            match exchange.start_tls(upgrade).await {
+                Ok(Ok(exchange)) => Ok(Ok(Negotiation {
+                    connector,
+                    exchange,
+                })),
+                Ok(Err(refused)) => Ok(Err(refused.map(|exchange| Self {
+                    connector,
+                    exchange,
+                }))),
+                Err(error) => Err(connector.failed("start TLS with", error)),
             }
         })
     }
 }
 
-/// Sends `NBD_OPT_EXPORT_NAME`, which is in `out`, and waits for the answer.
-///
-/// # Errors
-///
-/// When the connection fails. A server refuses by closing it.
-///
-/// # Cancel safety
-///
-/// None: the transport is lost with the future.
-pub async fn enter_by_name<T: Transport>(
-    mut transport: T,
-    mut out: BytesMut,
-    pending: impl Phase<Next = Transmission>,
-    name: &ExportName,
-) -> Result<(T, Transmission), NegotiationError> {
-    match drive(&mut transport, &mut out, pending).await {
-        Ok(transmission) => Ok((transport, transmission)),
-        Err(DriveError::Closed) => Err(NegotiationError::ExportNameRefused { name: name.clone() }),
-        Err(error) => Err(NegotiationError::during(OptionCode::ExportName, error)),
-    }
+macro_rules! opaque {
+    ($name:literal, $type:ty $(, $extra:ident)?) => {
+        impl<D: Driver $(, $extra)?> fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct($name)
+                    .field("connector", &self.connector)
+                    .finish_non_exhaustive()
+            }
+        }
+    };
 }
 
-/// Sends a farewell and waits for the answer, or the end of the stream. The peer may be gone
-/// already, which does not matter.
-async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
-    if write_all(transport, out).await.is_err()
-        || poll_fn(|cx| transport.poll_shutdown(cx)).await.is_err()
-    {
-        return;
-    }
-    let mut answer = [0; 256];
-    for _ in 0..LAST_READS {
-        let mut bufs = [IoSliceMut::new(&mut answer)];
-        let read = poll_fn(|cx| transport.poll_read(cx, &mut bufs)).await;
-        if !matches!(read, Ok(1..)) {
-            return;
-        }
-    }
-}
+opaque!("Newstyle", Newstyle<D>);
+opaque!("Oldstyle", Oldstyle<D>);
+opaque!("Negotiation", Negotiation<D, S>, S);

@@ -8,7 +8,7 @@ mod split;
 pub use extents::{ExtentStep, Stretch, Stretches};
 pub use split::{Piece, split};
 
-use super::{Error, Facts};
+use super::{Error, Negotiated};
 use nbd_proto::{Command, Errno, Misuse, client::Transmission};
 use std::{
     io::{self, SeekFrom},
@@ -43,7 +43,7 @@ impl Part {
     }
 }
 
-impl Facts {
+impl Negotiated {
     /// How much of the export can be reached, in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

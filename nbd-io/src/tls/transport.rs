@@ -142,6 +142,11 @@ impl<T: Transport> TlsTransport<T> {
         &self.transport
     }
 
+    /// The transport below. What goes over it is TLS's business.
+    pub(crate) const fn transport_mut(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
     /// Waits for encrypted bytes, of which none may be there.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let space = IoSliceMut::new(self.received.space());

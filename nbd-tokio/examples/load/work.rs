@@ -4,10 +4,7 @@ use crate::common::{Failure, Offsets, Op, Options, report};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{FutureExt, TryStreamExt, stream::FuturesUnordered};
 use nbd_io::{
-    client::{
-        Error, TlsPolicy,
-        shared::{Client, ConnectOptions},
-    },
+    client::{ConnectOptions, Error, TlsPolicy, shared::Client},
     runtime::Network,
     tls::ClientTls,
 };

@@ -7,7 +7,7 @@ use crate::{
     measure::measure,
     walk::walk,
 };
-use nbd_io::{client::shared::ConnectOptions, runtime::Network, server::Listener};
+use nbd_io::{client::ConnectOptions, runtime::Network, server::Listener};
 use std::io;
 
 /// Visits the server that is asked for, or else one of the tour's own, which `listen` gives its

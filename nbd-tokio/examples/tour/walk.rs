@@ -5,10 +5,7 @@ use crate::{
     show::{self, Map, size},
 };
 use nbd_io::{
-    client::{
-        Error,
-        shared::{Client, ConnectOptions, Greeted, Haggling},
-    },
+    client::{ConnectOptions, Error, Greeted, Negotiation, shared::Client},
     runtime::Network,
 };
 use nbd_proto::{
@@ -56,24 +53,24 @@ async fn look_around<R: Network>(
         return haggle(options.start_secure(uri).await?, uri.export()).await;
     }
     match options.start(uri).await? {
-        Greeted::Options(haggling) => haggle(haggling, uri.export()).await,
-        Greeted::ByName(_) => {
+        Greeted::FixedNewstyle(negotiation) => haggle(negotiation, uri.export()).await,
+        Greeted::Newstyle(_) => {
             show::by_name();
             Ok(Vec::new())
         }
-        Greeted::Entered(entered) => {
-            show::oldstyle(entered.export());
+        Greeted::Oldstyle(oldstyle) => {
+            show::oldstyle(oldstyle.export());
             Ok(Vec::new())
         }
     }
 }
 
-async fn haggle<R: Network, S: Send>(
-    mut haggling: Haggling<R, S>,
+async fn haggle<R: Network, S: Send + 'static>(
+    mut negotiation: Negotiation<R, S>,
     wanted: &ExportName,
 ) -> Outcome<Vec<ContextName>> {
-    show::list(haggling.list().await);
-    let described = haggling.info(Go {
+    show::list(negotiation.list().await);
+    let described = negotiation.info(Go {
         name: wanted.clone(),
         infos: InfoSet::ALL,
     });
@@ -82,11 +79,12 @@ async fn haggle<R: Network, S: Send>(
     }
     let mut contexts = Vec::new();
     // Some servers tell their contexts only to clients that could use them.
-    if haggling.extended_headers().await.is_ok() || haggling.structured_reply().await.is_ok() {
-        let listed = haggling.list_meta_context(wanted, &[]).await;
+    if negotiation.extended_headers().await.is_ok() || negotiation.structured_reply().await.is_ok()
+    {
+        let listed = negotiation.list_meta_context(wanted, &[]).await;
         contexts = show::contexts(listed.unwrap_or_default());
     }
-    haggling.abort().await;
+    negotiation.abort().await;
     println!();
     Ok(contexts)
 }

@@ -186,6 +186,6 @@ macro_rules! started {
             Some(directory) => $options.tls(ClientTls::new().directory(directory).unwrap()),
             None => $options,
         };
-        options.start($uri).unwrap().options().unwrap()
+        options.start($uri).unwrap().negotiation().unwrap()
     }};
 }

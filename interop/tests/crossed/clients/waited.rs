@@ -40,13 +40,13 @@ disk!(
     Self::over
 );
 
-haggling!([D: Driver] crate::waiting::Haggling<D, Plain>, Client<D>, |client| client);
-haggling!([D: Driver] crate::waiting::Haggling<D, Encrypted>, Client<D>, |client| client);
+haggling!([D: Driver] crate::waiting::Negotiation<D, Plain>, Client<D>, |client| client);
+haggling!([D: Driver] crate::waiting::Negotiation<D, Encrypted>, Client<D>, |client| client);
 
 impl<O: Own> Kind for On<O> {
     type Disk = Client<O>;
-    type Plain = crate::waiting::Haggling<O, Plain>;
-    type Encrypted = crate::waiting::Haggling<O, Encrypted>;
+    type Plain = crate::waiting::Negotiation<O, Plain>;
+    type Encrypted = crate::waiting::Negotiation<O, Encrypted>;
 
     fn connect(&self, uri: &str, wanted: Wanted) -> Result<Self::Disk, Error> {
         let options = ConnectOptions::on(self.0.clone());

@@ -29,7 +29,7 @@ fn defect_12_many_chunks_of_one_byte_take_no_time() {
 /// handshake at some later time.
 #[test]
 fn defect_13_a_failed_tls_handshake_is_told_at_once() {
-    // C-143 is a matter of types: `Haggling<Encrypted>` starts from nothing.
+    // C-143 is a matter of types: `Negotiation<Encrypted>` starts from nothing.
     within(10, || {
         let (stream, server) = play(|peer| {
             peer.says(bytes::hello());
@@ -42,7 +42,7 @@ fn defect_13_a_failed_tls_handshake_is_told_at_once() {
         });
         let error = ConnectOptions::new()
             .tls_policy(TlsPolicy::Always)
-            .connect_unix(stream)
+            .connect_over(stream, None)
             .unwrap_err();
         says(&error, &["cannot enter ", "TLS"]);
         server.join().expect("the script ends");
@@ -197,7 +197,9 @@ fn defect_17_a_broken_protocol_ends_the_connection_for_good() {
 fn defect_18_everything_can_be_done_from_every_thread() {
     within(10, || {
         let (stream, disk) = Model::new(1 << 20).unix();
-        let client = ConnectOptions::new().connect_unix(stream).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(stream, None)
+            .expect("entered");
         let workers: Vec<_> = (0..8_u64)
             .map(|number| {
                 let client = client.clone();
@@ -281,7 +283,7 @@ fn defect_20_a_reply_takes_few_reads() {
                 most: usize::MAX,
             };
             let client = ConnectOptions::new()
-                .connect_stream(counted)
+                .connect_over(nbd_blocking::Stream::new(counted), None)
                 .expect("entered");
             let before = reads.load(Ordering::Relaxed);
             for number in 0..100 {
@@ -342,7 +344,7 @@ fn defect_22_a_session_that_is_over_is_over() {
             heard
         });
         let greeted = ConnectOptions::new().start(&uri).expect("greeted");
-        let Greeted::Options(haggling) = greeted else {
+        let Greeted::FixedNewstyle(haggling) = greeted else {
             panic!("it is fixed newstyle");
         };
         haggling.abort(); // which takes it away

@@ -105,7 +105,7 @@ pub(crate) fn session<T: Send + 'static>(
         script(peer)
     });
     let client = options
-        .connect_unix(stream)
+        .connect_over(stream, None)
         .expect("the export can be entered");
     (client, server)
 }
@@ -121,7 +121,7 @@ pub(crate) fn refused_with(
 ) -> Error {
     let (stream, server) = play(script);
     let error = options
-        .connect_unix(stream)
+        .connect_over(stream, None)
         .expect_err("the export cannot be entered");
     server.join().expect("the script is played to its end");
     error

@@ -37,7 +37,7 @@ pub(super) fn on_negotiation(error: &NegotiationError) -> &'static str {
             ..
         } => "; is this the port of an NBD server?",
         NegotiationError::Closed { during } | NegotiationError::Io { during, .. }
-            if during == super::super::negotiation::GREETING =>
+            if during == super::super::exchange::GREETING =>
         {
             "; is this the port of an NBD server, and does it take one more client from here?"
         }

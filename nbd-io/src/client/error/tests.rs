@@ -11,8 +11,7 @@ fn refused(code: OptionReplyCode, option: OptionCode) -> OptionError {
 
 fn samples() -> Vec<Error> {
     let late = || io::Error::from(io::ErrorKind::TimedOut);
-    let export = ExportName::new("disk").unwrap();
-    let enter = |error| Error::entering(&export, Some("here:10809"), error);
+    let enter = |error| Error::negotiation("enter export \"disk\" of here:10809", error);
     let during = || "the greeting".to_owned();
     let unknown = refused(OptionReplyCode::ErrUnknown, OptionCode::Go);
     let tls = refused(OptionReplyCode::ErrTlsReqd, OptionCode::Go);

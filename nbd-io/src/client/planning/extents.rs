@@ -1,6 +1,6 @@
 //! Extents of a range of any length, put together from as many replies as it takes.
 
-use crate::client::{Error, Facts};
+use crate::client::{Error, Negotiated};
 use nbd_proto::{
     Command, Errno, Failure,
     client::{Context, ContextExtents},
@@ -70,7 +70,7 @@ impl Stretches {
 
     /// Walks a range. If it cannot all be reached, the only item is an error.
     #[must_use]
-    pub fn new(facts: &Facts, range: Range<u64>) -> Self {
+    pub fn new(facts: &Negotiated, range: Range<u64>) -> Self {
         let command = Command::BlockStatus;
         let len = range.end.saturating_sub(range.start);
         // Only whole blocks can be asked for; what is outside the range is cut off again.
@@ -121,7 +121,7 @@ impl Stretches {
     }
 
     /// Takes what came of asking.
-    pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, facts: &Facts) {
+    pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, facts: &Negotiated) {
         match answer {
             Ok(contexts) => self.extents(contexts, &facts.contexts),
             Err(error) => match facts.shorter(self.asked(), self.max, &error) {
@@ -253,9 +253,9 @@ mod tests {
         }
     }
 
-    fn selected(minimum: u32) -> Facts {
+    fn selected(minimum: u32) -> Negotiated {
         let names = [(1, "x:one"), (2, "x:two")];
-        Facts {
+        Negotiated {
             contexts: names
                 .map(|(id, name)| Context {
                     id,
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_walk_never_leaves_its_range() {
         // C-246
-        let facts = Facts {
+        let facts = Negotiated {
             max_range: 4096,
             ..selected(512)
         };

@@ -2,11 +2,11 @@ use super::*;
 use nbd_proto::{BlockSizes, ExportInfo, Failure, Mode, TransmissionFlags};
 use proptest::prelude::*;
 
-pub(super) fn facts(size: u64, minimum: u32) -> Facts {
+pub(super) fn facts(size: u64, minimum: u32) -> Negotiated {
     let mut export = ExportInfo::new(size, TransmissionFlags::default());
     let blocks = BlockSizes::new(minimum, 65_536, 1 << 20).unwrap();
     export.block_sizes = Some(blocks);
-    Facts {
+    Negotiated {
         export,
         mode: Mode::Extended,
         contexts: Vec::new(),

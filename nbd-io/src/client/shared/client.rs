@@ -2,7 +2,7 @@
 
 use super::{extents::Extents, link::Request, overlaps::Overlaps, pool::Pool};
 use crate::{
-    client::{ConnectionState, Error, Facts, Lost, Piece, index, length},
+    client::{ConnectionState, Error, Lost, Negotiated, Piece, index, length},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -31,7 +31,7 @@ use std::{
 ///
 /// Requests that overlap and are in flight at once are carried out in any order. After the
 /// connection is over, every call returns the reason, unless there is a policy by which to make a
-/// new one: see [`Reconnect`](super::Reconnect).
+/// new one: see [`Reconnect`](crate::client::Reconnect).
 ///
 /// Dropping the last clone says goodbye to the server in the background; see
 /// [`disconnect`](Client::disconnect). If the runtime ends before that, the connection is just
@@ -87,11 +87,11 @@ impl<R: Network> Client<R> {
     }
 
     pub(super) fn runtime(&self) -> &R {
-        self.shared.pool.plan.options.runtime()
+        self.shared.pool.common.runtime()
     }
 
-    pub(super) fn facts(&self) -> &Facts {
-        &self.shared.pool.plan.facts
+    pub(super) fn facts(&self) -> &Negotiated {
+        &self.shared.pool.common.negotiated
     }
 
     /// What the server told of the export.
@@ -269,7 +269,7 @@ impl<R: Network> Client<R> {
     /// # Errors
     ///
     /// When the server does not offer it or fails it, the connection is over, or, with
-    /// [`Reconnect`](super::Reconnect), writes before this one may have been lost.
+    /// [`Reconnect`](crate::client::Reconnect), writes before this one may have been lost.
     pub async fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.done(Request::Flush).await?;
@@ -278,7 +278,7 @@ impl<R: Network> Client<R> {
 
     /// Whether all that was answered before a flush has been covered by it. A loss is told once.
     pub(super) fn tell_loss(&self) -> Result<(), Error> {
-        let log = self.shared.pool.plan.log.as_ref();
+        let log = self.shared.pool.common.log.as_ref();
         let losses = log.map_or(0, |log| log.lock().losses());
         if self.told.fetch_max(losses, Ordering::Relaxed) < losses {
             return Err(Error::Unflushed);
@@ -370,7 +370,7 @@ impl<R: Network> Client<R> {
     ///
     /// # Errors
     ///
-    /// When there is no policy to [`reconnect`](super::ConnectOptions::reconnect), or the client is
+    /// When there is no policy to [`reconnect`](crate::client::ConnectOptions::reconnect), or the client is
     /// over.
     pub fn reconnect_now(&self) -> Result<(), Error> {
         self.shared.pool.redial()

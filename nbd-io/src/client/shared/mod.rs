@@ -3,17 +3,16 @@
 //!
 //! ```text
 //!  ConnectOptions ── connect ──▶ Client ── read, write, … ──▶ pool of connections
-//!        └── start ──▶ Haggling ──┘                           └─ link: one connection
+//!        └── start ──▶ Negotiation ─┘                         └─ link: one connection
 //! ```
 
 mod client;
+mod common;
 mod cursor;
+mod driver;
 mod extents;
-mod haggling;
 mod link;
-mod options;
 mod overlaps;
-mod plan;
 mod pool;
 mod ranges;
 mod supervisor;
@@ -22,9 +21,6 @@ mod tests;
 mod timed;
 mod window;
 
-pub use super::reconnect::{ConnectionState, Reconnect};
 pub use client::Client;
 pub use cursor::Cursor;
 pub use extents::Extents;
-pub use haggling::{ByName, Entered, Greeted, Haggling, RefusedStep};
-pub use options::ConnectOptions;

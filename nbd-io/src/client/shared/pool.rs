@@ -1,15 +1,13 @@
 //! The connections of a client.
 
-use super::{
-    link::{Link, Stream},
-    plan::Plan,
-    supervisor::Supervisor,
-};
+use super::{link::Link, supervisor::Supervisor, timed::Timed};
 use crate::{
     client::{
-        Connected, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership, Next,
+        Common, Connected, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership,
+        Next,
     },
     runtime::Network,
+    transport::Layered,
     watchers::{Place, Watchers},
 };
 use std::{
@@ -23,7 +21,7 @@ use std::{
 /// [`Membership`] decides; a [`Supervisor`] dials, and the task behind each connection tells when
 /// that is over.
 pub(super) struct Pool<R> {
-    pub(super) plan: Arc<Plan<R>>,
+    pub(super) common: Arc<Common<R>>,
     state: Mutex<State>,
 }
 
@@ -66,46 +64,46 @@ fn wait<T>(mut state: MutexGuard<'_, State>, place: &mut Place, cx: &Context<'_>
 
 impl<R: Network> Pool<R> {
     /// Makes the other connections that are wanted, if the server lets a client have several.
-    pub(super) async fn open(plan: Plan<R>, first: Connected<Stream>) -> Result<Arc<Self>, Error> {
-        let link = plan.link(first);
-        let policy = plan.policy().cloned();
+    pub(super) async fn open(
+        common: Common<R>,
+        first: Connected<Layered<Timed<R>>>,
+    ) -> Result<Arc<Self>, Error> {
+        let link = common.link(first);
+        let policy = common.policy().cloned();
         let reconnects = policy.is_some();
         let pool = Arc::new(Self {
             state: Mutex::new(State {
-                members: Membership::new(policy, &plan.facts.export),
+                members: Membership::new(policy, &common.negotiated.export),
                 watchers: Watchers::default(),
             }),
-            plan: Arc::new(plan),
+            common: Arc::new(common),
         });
         pool.add(link);
-        let plan = &pool.plan;
-        // C-189
-        if plan.facts.export.can_multi_conn() && plan.uri.is_some() {
-            for _ in 1..plan.options.connections {
-                // C-190
-                pool.add(plan.another().await?);
-            }
+        let common = &pool.common;
+        for _ in 1..common.connections() {
+            // C-190
+            pool.add(common.another().await?);
         }
         if reconnects {
             let supervisor = Supervisor::new(&pool);
-            plan.options.runtime.spawn(supervisor);
+            common.runtime().spawn(supervisor);
         }
         Ok(pool)
     }
 
     fn add(self: &Arc<Self>, link: Arc<Link>) {
-        let now = self.plan.options.runtime.now();
+        let now = self.common.runtime().now();
         let mut state = self.lock();
         state.members.add(link.clone(), now);
         link.log().inspect(|log| log.join());
         drop(state);
-        self.plan.keep(Arc::downgrade(self), link);
+        self.common.keep(Arc::downgrade(self), link);
     }
 
     /// What is to be dialed, once there is something.
     pub(super) fn poll_next(&self, place: &mut Place, cx: &Context<'_>) -> Next {
         let mut state = self.lock();
-        let next = state.members.next(self.plan.options.runtime.now());
+        let next = state.members.next(self.common.runtime().now());
         match next {
             Next::Dial { .. } => changed(state),
             Next::Wait(_) => {
@@ -129,7 +127,7 @@ impl<R: Network> Pool<R> {
     }
 
     fn lost(&self, link: &Arc<Link>, lost: &Arc<Lost>) {
-        let now = self.plan.options.runtime.now();
+        let now = self.common.runtime().now();
         let mut state = self.lock();
         if let Some(loss) = state.members.lost(link, lost, now) {
             self.give_up(state, loss);
@@ -138,7 +136,7 @@ impl<R: Network> Pool<R> {
 
     fn give_up(&self, state: MutexGuard<'_, State>, loss: Loss<Link>) {
         if loss.ends_epoch
-            && let Some(log) = &self.plan.log
+            && let Some(log) = &self.common.log
         {
             log.lock().end_epoch();
         }
@@ -153,12 +151,12 @@ impl<R: Network> Pool<R> {
 
     /// Has all connections made anew.
     pub(super) fn redial(&self) -> Result<(), Error> {
-        if !self.plan.reconnects() {
+        if !self.common.reconnects() {
             return Err(Error::Unsupported {
                 what: "this client makes no new connections: see `ConnectOptions::reconnect`",
             });
         }
-        let now = self.plan.options.runtime.now();
+        let now = self.common.runtime().now();
         let mut state = self.lock();
         match state.members.redial(now) {
             Some(loss) => {
@@ -194,14 +192,14 @@ impl<R: Network> Pool<R> {
         place: &mut Place,
         cx: &Context<'_>,
     ) -> Poll<Result<Join<Link>, Error>> {
-        let now = self.plan.options.runtime.now();
+        let now = self.common.runtime().now();
         let mut state = self.lock();
         if let Some(lost) = link.ended() {
             return Poll::Ready(Err(Error::Lost(lost)));
         }
         let members = &mut state.members;
         let mut needs_replay = false;
-        if let Some(log) = &self.plan.log {
+        if let Some(log) = &self.common.log {
             let mut log = log.lock();
             if let Some(epoch) = replayed
                 && members.replayed(dial)
@@ -229,7 +227,7 @@ impl<R: Network> Pool<R> {
 
     /// A dial has failed.
     pub(super) fn failed(&self, dial: DialId, error: Error) {
-        let now = self.plan.options.runtime.now();
+        let now = self.common.runtime().now();
         let mut state = self.lock();
         state.members.failed(dial, error, now);
         changed(state);
@@ -338,7 +336,7 @@ impl<R> fmt::Debug for Pool<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
         f.debug_struct("Pool")
-            .field("facts", &self.plan.facts)
+            .field("facts", &self.common.negotiated)
             .field("members", &state.members)
             .finish_non_exhaustive()
     }

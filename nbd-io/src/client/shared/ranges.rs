@@ -185,7 +185,7 @@ impl<R: Network> Client<R> {
     /// Whether changes of the same bytes come one after the other: sent again at once, they could
     /// change places, and parts of a block must not be written over by others.
     fn has_turns(&self) -> bool {
-        self.shared.pool.plan.reconnects() || self.facts().blocks.minimum() > 1
+        self.shared.pool.common.reconnects() || self.facts().blocks.minimum() > 1
     }
 
     async fn perform_in_turn(
@@ -195,7 +195,7 @@ impl<R: Network> Client<R> {
         turn: Option<Arc<Turn>>,
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
-        let Some(log) = &pool.plan.log else {
+        let Some(log) = &pool.common.log else {
             let mut watch = pool.watch();
             let link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
             let Done { result, sink } = link.call_with(request, sink, Held::new(None, turn)).await;
@@ -294,11 +294,16 @@ impl<R: Network> Client<R> {
         polled: Poll<Result<T, Error>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<T, Error>> {
-        let options = &self.shared.pool.plan.options;
-        let Some(after) = options.request_timeout.filter(|_| polled.is_pending()) else {
+        let common = &self.shared.pool.common;
+        let Some(after) = common
+            .connector
+            .config
+            .request_timeout
+            .filter(|_| polled.is_pending())
+        else {
             return polled;
         };
-        let late = late.get_or_insert_with(|| options.runtime.sleep(after));
+        let late = late.get_or_insert_with(|| common.runtime().sleep(after));
         let timeout = |()| Err(Error::Timeout { command, after });
         Pin::new(late).poll(cx).map(timeout)
     }

@@ -2,12 +2,11 @@
 
 use super::{
     link::{Link, Request},
-    plan::Plan,
     pool::Pool,
     timed::within,
 };
 use crate::{
-    client::{DialId, Epoch, Error, Join, Lost, Next},
+    client::{Common, DialId, Epoch, Error, Join, Lost, Next},
     runtime::Network,
     watchers::Place,
 };
@@ -26,7 +25,7 @@ use std::{
 /// its runtime is shut down: then nobody dials any more.
 pub(super) struct Supervisor<R: Network> {
     pool: Weak<Pool<R>>,
-    plan: Arc<Plan<R>>,
+    common: Arc<Common<R>>,
     place: Place,
     dials: Vec<(DialId, Task)>,
     /// A timer, and when it ends.
@@ -40,7 +39,7 @@ impl<R: Network> Supervisor<R> {
     pub(super) fn new(pool: &Arc<Pool<R>>) -> Self {
         Self {
             pool: Arc::downgrade(pool),
-            plan: pool.plan.clone(),
+            common: pool.common.clone(),
             place: None,
             dials: Vec::new(),
             pause: None,
@@ -50,7 +49,7 @@ impl<R: Network> Supervisor<R> {
 
     /// Whether a time has come.
     fn has_come(&mut self, due: Duration, cx: &mut Context<'_>) -> bool {
-        let runtime = &self.plan.options.runtime;
+        let runtime = &self.common.runtime();
         let pause = match &mut self.pause {
             Some((end, pause)) if *end == due => pause,
             pause => {
@@ -84,7 +83,7 @@ impl<R: Network> Future for Supervisor<R> {
                 Next::Dial { dial, by } => {
                     let dialing = Dialing {
                         pool: this.pool.clone(),
-                        plan: this.plan.clone(),
+                        common: this.common.clone(),
                         dial,
                         place: None,
                     };
@@ -122,7 +121,7 @@ impl<R: Network> Drop for Supervisor<R> {
 /// One dial.
 struct Dialing<R: Network> {
     pool: Weak<Pool<R>>,
-    plan: Arc<Plan<R>>,
+    common: Arc<Common<R>>,
     dial: DialId,
     place: Place,
 }
@@ -143,8 +142,8 @@ impl Drop for Candidate {
 
 impl<R: Network> Dialing<R> {
     async fn until(mut self, by: Option<Duration>) {
-        let plan = self.plan.clone();
-        let runtime = &plan.options.runtime;
+        let common = self.common.clone();
+        let runtime = common.runtime();
         let time = by.map(|by| by.saturating_sub(runtime.now()));
         let late = || Err(Error::lost(io::Error::from(io::ErrorKind::TimedOut)));
         let dialed = within(runtime, time, self.dial()).await;
@@ -154,8 +153,8 @@ impl<R: Network> Dialing<R> {
     }
 
     async fn dial(&mut self) -> Result<(), Error> {
-        let link = self.plan.another().await?;
-        self.plan.keep(self.pool.clone(), link.clone());
+        let link = self.common.another().await?;
+        self.common.keep(self.pool.clone(), link.clone());
         let mut candidate = Candidate {
             link,
             has_joined: false,
@@ -190,7 +189,7 @@ impl<R: Network> Dialing<R> {
                     }
                 }
                 Join::Replay => {
-                    let Some(log) = &self.plan.log else {
+                    let Some(log) = &self.common.log else {
                         continue;
                     };
                     let (epoch, kept) = log.lock().replay();

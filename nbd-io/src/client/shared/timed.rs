@@ -2,48 +2,24 @@
 
 use crate::{runtime::Runtime, transport::Transport};
 use std::{
+    fmt,
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     task::{Context, Poll},
     time::Duration,
 };
 
-/// How long the answer to a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(2);
-
-/// Ends a deadline. It is apart from the stream, because TLS and others lie over that.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Release(Arc<AtomicBool>);
-
-impl Release {
-    pub(super) fn release(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// A stream that fails when a deadline has passed.
+pub struct Timed<R: Runtime> {
+    pub(super) stream: Box<dyn Transport + Send>,
+    pub(super) deadline: Option<R::Sleep>,
 }
 
-/// A stream that fails when a deadline has passed, until it is [released](Release).
-pub(super) struct Timed<R: Runtime, T> {
-    stream: T,
-    runtime: R,
-    deadline: Option<R::Sleep>,
-    released: Release,
-    /// Nothing is waited for any more, perhaps by a thread that is none of the runtime's.
-    hurried: bool,
-}
-
-impl<R: Runtime, T> Timed<R, T> {
-    pub(super) fn new(stream: T, runtime: R, time: Option<Duration>, released: Release) -> Self {
-        let deadline = time.map(|time| runtime.sleep(time));
+impl<R: Runtime> Timed<R> {
+    pub(super) fn new(stream: impl Transport + Send + 'static) -> Self {
         Self {
-            stream,
-            runtime,
-            deadline,
-            released,
-            hurried: false,
+            stream: Box::new(stream),
+            deadline: None,
         }
     }
 
@@ -55,18 +31,15 @@ impl<R: Runtime, T> Timed<R, T> {
     ) -> Poll<io::Result<O>> {
         if polled.is_pending()
             && let Some(deadline) = &mut self.deadline
+            && Pin::new(deadline).poll(cx).is_ready()
         {
-            if self.released.0.load(Ordering::Relaxed) {
-                self.deadline = None;
-            } else if Pin::new(deadline).poll(cx).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled
     }
 }
 
-impl<R: Runtime, T: Transport> Transport for Timed<R, T> {
+impl<R: Runtime> Transport for Timed<R> {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -92,15 +65,17 @@ impl<R: Runtime, T: Transport> Transport for Timed<R, T> {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = self.stream.poll_shutdown(cx);
-        if polled.is_ready() && !self.hurried && !self.released.0.load(Ordering::Relaxed) {
-            self.deadline = Some(self.runtime.sleep(FAREWELL));
-        }
         self.in_time(cx, polled)
     }
 
     fn hurry(&mut self) {
-        self.hurried = true;
         self.stream.hurry();
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Timed<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timed").finish_non_exhaustive()
     }
 }
 

@@ -267,12 +267,13 @@ fn an_export_sees_whole_blocks_only() {
         &NamedExports::single(Arc::new(Blocks)),
         &crate::server::ServerOptions::default(),
         async |pipe| {
-            let greeted = crate::client::greet(pipe, nbd_proto::client::Config::default()).await;
-            let Ok(crate::client::Greeted::Options(haggling)) = greeted else {
+            let greeted =
+                crate::client::exchange::greet(pipe, nbd_proto::client::Config::default()).await;
+            let Ok(crate::client::exchange::Greeted::FixedNewstyle(haggling)) = greeted else {
                 panic!("the server is fixed newstyle");
             };
             let name = nbd_proto::ExportName::default();
-            haggling.export_name(&name).await.unwrap().1
+            haggling.export_name(&name).await.unwrap().transmission
         },
     );
     let mut session = Session::with(client, served.unwrap().unwrap());

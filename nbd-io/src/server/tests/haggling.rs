@@ -1,7 +1,10 @@
 use super::loopback::{MODES, Session, pipe, serve, target, together};
 use crate::{
     Export, Exports, ExportsByName, Memory, MetaContext, NamedExports, Offer,
-    client::{self, Greeted, Haggling, NegotiationError as ClientError, Target, TlsPolicy},
+    client::{
+        self, NegotiationConfig, NegotiationError as ClientError, TlsPolicy,
+        exchange::{Greeted, OptionExchange},
+    },
     server::{Ended, NegotiationError, ServerOptions, TlsMode, negotiate},
 };
 use nbd_proto::{
@@ -44,9 +47,12 @@ fn with_tls(tls: TlsMode) -> ServerOptions {
     }
 }
 
-async fn haggle<T: crate::transport::Transport>(transport: T) -> Haggling<T, Plain> {
-    match client::greet(transport, Config::default()).await.unwrap() {
-        Greeted::Options(haggling) => haggling,
+async fn haggle<T: crate::transport::Transport>(transport: T) -> OptionExchange<T, Plain> {
+    match client::exchange::greet(transport, Config::default())
+        .await
+        .unwrap()
+    {
+        Greeted::FixedNewstyle(haggling) => haggling,
         Greeted::Newstyle(..) | Greeted::Oldstyle(..) => panic!("the server is fixed newstyle"),
     }
 }
@@ -85,7 +91,8 @@ fn who_does_not_find_an_export_may_look_for_another() {
         };
         let refused = haggling.go(go("nope")).await.unwrap().unwrap_err();
         assert_eq!(refused.error.code, OptionReplyCode::ErrUnknown);
-        let (_, transmission) = refused.handle.go(go("")).await.unwrap().unwrap();
+        let entered = refused.handle.go(go("")).await.unwrap().unwrap();
+        let transmission = entered.transmission;
         assert_eq!(transmission.export().name, Some(name("a")));
     });
     assert!(served.unwrap().unwrap().name.is_default());
@@ -124,11 +131,12 @@ fn nobody_can_say_no_to_the_old_option() {
         Err(NegotiationError::ExportNameRefused { .. })
     ));
     let (served, ()) = serve(&exports(), &ServerOptions::default(), async |pipe| {
-        let (_, transmission) = haggle(pipe)
+        let transmission = haggle(pipe)
             .await
             .export_name(&target.export)
             .await
-            .unwrap();
+            .unwrap()
+            .transmission;
         assert_eq!(transmission.export().size, 1 << 20);
     });
     assert!(served.unwrap().is_ok());
@@ -236,7 +244,7 @@ fn large_blocks_are_for_those_who_ask() {
         let refused = haggling.go(go(InfoSet::NONE)).await.unwrap().unwrap_err();
         assert_eq!(refused.error.code, OptionReplyCode::ErrBlockSizeReqd);
         let entered = refused.handle.go(go(InfoSet::BLOCK_SIZE)).await.unwrap();
-        let (_, transmission) = entered.unwrap();
+        let transmission = entered.unwrap().transmission;
         assert_eq!(transmission.export().size, 1 << 20);
     });
     assert!(served.unwrap().is_ok());
@@ -301,7 +309,7 @@ fn a_failed_handshake_ends_the_connection() {
     let served = negotiate(ours, &options, &exports, &running, async |_| {
         Err(NegotiationError::Tls("no common cipher".into()))
     });
-    let mut target = Target::new(name("a"));
+    let mut target = NegotiationConfig::new(name("a"));
     target.tls = TlsPolicy::Always;
     let connecting = client::negotiate(theirs, &target, async |pipe| Ok(pipe));
     let (served, connected) = together(served, connecting);
@@ -352,7 +360,7 @@ fn connections_that_share_nothing_are_not_told_to_share_the_work() {
         assert_eq!(session.client.export().can_multi_conn(), expected);
         let (served, ()) = serve(exports, &ServerOptions::default(), async |pipe| {
             let haggling = haggle(pipe).await;
-            let (_, transmission) = haggling.export_name(&name("a")).await.unwrap();
+            let transmission = haggling.export_name(&name("a")).await.unwrap().transmission;
             assert_eq!(transmission.export().can_multi_conn(), expected);
         });
         assert!(served.unwrap().is_ok());

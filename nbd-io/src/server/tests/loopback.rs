@@ -2,7 +2,7 @@
 
 use crate::{
     Export, Exports,
-    client::{self, Connected, Target},
+    client::{self, Connected, NegotiationConfig},
     server::{Ended, Entered, NegotiationError, Replies, ServerOptions, execute, negotiate},
     transport::Transport,
 };
@@ -144,7 +144,7 @@ pub(super) struct Answered {
 }
 
 impl Session {
-    pub(super) fn new(exports: &dyn Exports, target: &Target) -> Self {
+    pub(super) fn new(exports: &dyn Exports, target: &NegotiationConfig) -> Self {
         let (served, connected) = serve(exports, &ServerOptions::default(), async |pipe| {
             client::negotiate(pipe, target, async |pipe| Ok(pipe)).await
         });
@@ -247,8 +247,8 @@ impl Session {
     }
 }
 
-pub(super) fn target(name: &str, mode: Mode) -> Target {
-    let mut target = Target::new(nbd_proto::ExportName::new(name).unwrap());
+pub(super) fn target(name: &str, mode: Mode) -> NegotiationConfig {
+    let mut target = NegotiationConfig::new(nbd_proto::ExportName::new(name).unwrap());
     target.structured_replies = mode != Mode::Simple;
     target.extended_headers = mode == Mode::Extended;
     target.contexts = vec![nbd_proto::ContextName::base_allocation()];

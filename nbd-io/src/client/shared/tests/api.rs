@@ -7,10 +7,7 @@ use super::{
 };
 use crate::{
     Export, Memory, NamedExports, ReadOnly,
-    client::{
-        Error, Lost, Stretch,
-        shared::{Client, ConnectOptions, Greeted},
-    },
+    client::{ConnectOptions, Error, Greeted, Lost, Stretch, shared::Client},
     runtime::Runtime,
 };
 use bytes::BytesMut;
@@ -346,7 +343,7 @@ fn steps_can_be_taken_one_by_one() {
     sim.run(async {
         let uri = Uri::tcp("localhost", 10_809).unwrap();
         let greeted = options(&sim).start(&uri).await.unwrap();
-        let Greeted::Options(mut haggling) = greeted else {
+        let Greeted::FixedNewstyle(mut haggling) = greeted else {
             panic!("{greeted:?}");
         };
         assert_eq!(haggling.list().await.unwrap().len(), 1);

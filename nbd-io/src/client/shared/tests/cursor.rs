@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     Export, Fault, Faults, Faulty, Memory, NamedExports,
-    client::{
-        Error,
-        shared::{ConnectOptions, Cursor},
-    },
+    client::{ConnectOptions, Error, shared::Cursor},
     runtime::Runtime,
 };
 use nbd_proto::{BlockSizes, Command, Errno, Limits};

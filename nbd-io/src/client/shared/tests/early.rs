@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Memory, NamedExports,
     client::{
-        Connected, Target, negotiate,
+        Connected, NegotiationConfig, negotiate,
         shared::{
             link::{Keeper, Link, Stream},
             tests::engine::{is_ok, read, write},
@@ -62,7 +62,7 @@ fn a_write_that_is_answered_before_its_payload_is_sent_is_sent_whole() {
         got
     };
     let client = async {
-        let mut target = Target::new(ExportName::default());
+        let mut target = NegotiationConfig::new(ExportName::default());
         (target.structured_replies, target.extended_headers) = (false, false);
         let ours = ours.capacity(1000);
         let Connected {

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Export, Memory, NamedExports,
     client::{
-        Connected, Error, Lost, Target, negotiate,
+        Connected, Error, Lost, NegotiationConfig, negotiate,
         shared::link::{Call, Done, Keeper, Link, LinkLimits, Request},
     },
     runtime::{Runtime, Tasks},
@@ -67,11 +67,11 @@ impl Setup {
         let exports = Arc::new(NamedExports::single(memory.clone()));
         serve(sim, cut(theirs), exports, self.manner);
         let scissors = ours.scissors();
-        let mut target = Target::new(ExportName::default());
+        let mut target = NegotiationConfig::new(ExportName::default());
         target.structured_replies = self.mode != Mode::Simple;
         target.extended_headers = self.mode == Mode::Extended;
         target.contexts = vec![ContextName::base_allocation()];
-        target.config.limits = Limits {
+        target.protocol.limits = Limits {
             in_flight: self.in_flight,
             ..Limits::default()
         };

@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     Export, Memory, NamedExports,
-    client::{
-        ConnectionState, Error, Lost, Reconnect,
-        shared::{Client, ConnectOptions},
-    },
+    client::{ConnectOptions, ConnectionState, Error, Lost, Reconnect, shared::Client},
     runtime::Runtime,
 };
 use nbd_proto::{Errno, Failure};

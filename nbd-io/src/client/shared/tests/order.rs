@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Memory, NamedExports,
-    client::{Error, shared::ConnectOptions},
+    client::{ConnectOptions, Error},
     runtime::Runtime,
 };
 use nbd_proto::{BlockSizes, CommandFlags};

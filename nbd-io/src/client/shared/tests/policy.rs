@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     Export, Memory, NamedExports, ReadOnly,
-    client::{
-        Error, Lost,
-        shared::{Client, ConnectionState, Reconnect},
-    },
+    client::{ConnectionState, Error, Lost, Reconnect, shared::Client},
     runtime::Runtime,
 };
 use nbd_proto::{BlockSizes, Errno, Failure, TransmissionFlags};

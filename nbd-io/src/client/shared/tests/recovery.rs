@@ -7,10 +7,7 @@ use super::{
 };
 use crate::{
     Export, NamedExports, ZeroMode,
-    client::{
-        Error, Lost,
-        shared::{Client, ConnectOptions, ConnectionState, Reconnect},
-    },
+    client::{ConnectOptions, ConnectionState, Error, Lost, Reconnect, shared::Client},
     runtime::Runtime,
 };
 use nbd_proto::{CommandFlags, Failure, TransmissionFlags};

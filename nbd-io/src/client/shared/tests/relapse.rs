@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     Export, NamedExports,
-    client::{
-        Error, Lost,
-        shared::{Client, Reconnect},
-    },
+    client::{Error, Lost, Reconnect, shared::Client},
     runtime::Runtime,
 };
 use nbd_proto::{CommandFlags, Errno, Failure};

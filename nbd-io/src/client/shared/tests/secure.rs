@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Memory, NamedExports,
-    client::{Error, Lost, NegotiationError, shared::ConnectOptions},
+    client::{ConnectOptions, Error, Lost, NegotiationError},
     runtime::{Runtime, Tasks},
     tls::{ClientTls, ServerTls},
     transport::{read, write_all},

@@ -7,10 +7,7 @@ use super::{
 };
 use crate::{
     Export, Memory, NamedExports,
-    client::{
-        Stretch, Stretches,
-        shared::{Client, ConnectOptions},
-    },
+    client::{ConnectOptions, Stretch, Stretches, shared::Client},
 };
 use nbd_proto::{BlockSizes, ContextName, Errno, Failure, Limits, meta::Extent};
 use std::{

@@ -1,15 +1,12 @@
 //! What the connections of a client have in common.
 
-use super::{Reconnect, longest};
-use nbd_proto::{
-    BlockSizes, Command, ExportInfo, Mode,
-    client::{Context, Transmission},
-};
+use super::{Connected, Reconnect, longest};
+use nbd_proto::{BlockSizes, Command, ExportInfo, Mode, client::Context};
 
 /// What does not change during transmission, and is the same on all connections of a client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Facts {
+pub struct Negotiated {
     /// What the server told of the export.
     pub export: ExportInfo,
     /// Which headers are used.
@@ -30,16 +27,17 @@ pub struct Facts {
     pub max_range: u64,
 }
 
-impl Facts {
+impl Negotiated {
     /// What holds on a connection.
     #[must_use]
-    pub fn new(transmission: &Transmission, encrypted: bool) -> Self {
+    pub fn new<T>(connected: &Connected<T>) -> Self {
+        let transmission = &connected.transmission;
         Self {
             export: transmission.export().clone(),
             mode: transmission.mode(),
             contexts: transmission.contexts().to_vec(),
             blocks: transmission.block_sizes(),
-            encrypted,
+            encrypted: connected.encrypted,
             max_read: transmission.max_len(Command::Read),
             max_payload: transmission.max_len(Command::Write),
             max_zeroes: longest(transmission, Command::WriteZeroes),

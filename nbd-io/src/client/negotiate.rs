@@ -4,67 +4,17 @@
 //! STARTTLS -> EXTENDED_HEADERS, else STRUCTURED_REPLY -> SET_META_CONTEXT -> GO, else EXPORT_NAME
 //! ```
 
-use super::negotiation::{Greeted, Haggling, Refused, enter_by_name, greet, greet_secure};
+use super::{
+    NegotiationConfig, TlsPolicy,
+    exchange::{Greeted, OptionExchange, Refused, enter_newstyle, greet, greet_secure},
+};
 use crate::transport::{DriveError, Transport};
-use bytes::BytesMut;
 use nbd_proto::{
-    ContextName, Error, ExportName, Misuse, Mode, OptionError,
-    client::{Config, Go, InfoSet, Transmission},
+    Error, ExportName, Misuse, Mode, OptionError,
+    client::{Go, Transmission},
     wire::OptionReplyCode,
 };
 use std::{fmt, io};
-
-/// Whether a connection is encrypted.
-///
-/// Spec: [TLS support](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#tls-support).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TlsPolicy {
-    /// Never.
-    #[default]
-    Never,
-    /// If the server can. A man in the middle can make it look as if it could not.
-    IfOffered,
-    /// Always: a server that cannot is an error, and nothing but the wish for TLS is sent in the
-    /// clear.
-    Always,
-}
-
-/// What to negotiate.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Target {
-    /// The export to enter.
-    pub export: ExportName,
-    /// Whether to start TLS.
-    pub tls: TlsPolicy,
-    /// Meta contexts to select. Those that the server does not have are left out.
-    pub contexts: Vec<ContextName>,
-    /// What to ask for beside the export's size, flags and block sizes.
-    pub infos: InfoSet,
-    /// Whether to ask for structured replies. Without them no context can be selected.
-    pub structured_replies: bool,
-    /// Whether to ask for extended headers, which imply structured replies.
-    pub extended_headers: bool,
-    /// Limits and tolerance.
-    pub config: Config,
-}
-
-impl Target {
-    /// The export, with everything asked for that makes transmission better, without TLS and
-    /// without contexts.
-    #[must_use]
-    pub fn new(export: ExportName) -> Self {
-        Self {
-            export,
-            tls: TlsPolicy::Never,
-            contexts: Vec::new(),
-            infos: InfoSet::ALL,
-            structured_replies: true,
-            extended_headers: true,
-            config: Config::default(),
-        }
-    }
-}
 
 /// An export that was entered, and the transport over which it is used.
 #[derive(Debug)]
@@ -178,61 +128,38 @@ impl NegotiationError {
 /// None: the transport is lost with the future.
 pub async fn negotiate<T, F>(
     transport: T,
-    target: &Target,
+    config: &NegotiationConfig,
     upgrade: impl FnOnce(T) -> F,
 ) -> Result<Connected<T>, NegotiationError>
 where
     T: Transport,
     F: Future<Output = Result<T, NegotiationError>>,
 {
-    let config = target.config;
-    if target.tls == TlsPolicy::Always {
-        let haggling = greet_secure(transport, config)
-            .await?
-            .start_tls(upgrade)
-            .await?;
-        return haggle(haggling, target).await.map(encrypted);
+    if config.tls == TlsPolicy::Always {
+        let only = greet_secure(transport, config.protocol).await?;
+        return haggle(only.start_tls(upgrade).await?, config).await;
     }
-    let haggling = match greet(transport, config).await? {
-        Greeted::Options(haggling) => haggling,
+    match greet(transport, config.protocol).await? {
+        Greeted::FixedNewstyle(exchange) if config.tls == TlsPolicy::IfOffered => {
+            match exchange.start_tls(upgrade).await? {
+                Ok(exchange) => haggle(exchange, config).await,
+                Err(refused) => haggle(refused.handle, config).await,
+            }
+        }
+        Greeted::FixedNewstyle(exchange) => haggle(exchange, config).await,
         Greeted::Newstyle(transport, newstyle) => {
-            let mut out = BytesMut::new();
-            let pending = newstyle.export_name(&target.export, &mut out);
-            return enter_by_name(transport, out, pending, &target.export)
-                .await
-                .map(in_the_clear);
+            enter_newstyle(transport, newstyle, &config.export).await
         }
-        Greeted::Oldstyle(_, _) if !target.export.is_default() => {
-            return Err(NegotiationError::NoExportNames {
-                name: target.export.clone(),
-            });
+        Greeted::Oldstyle(_, _) if !config.export.is_default() => {
+            Err(NegotiationError::NoExportNames {
+                name: config.export.clone(),
+            })
         }
-        Greeted::Oldstyle(transport, oldstyle) => {
-            return Ok(in_the_clear((transport, oldstyle.accept())));
-        }
-    };
-    match target.tls {
-        TlsPolicy::IfOffered => match haggling.start_tls(upgrade).await? {
-            Ok(haggling) => haggle(haggling, target).await.map(encrypted),
-            Err(refused) => haggle(refused.handle, target).await.map(in_the_clear),
-        },
-        TlsPolicy::Never | TlsPolicy::Always => haggle(haggling, target).await.map(in_the_clear),
-    }
-}
-
-fn encrypted<T>((transport, transmission): (T, Transmission)) -> Connected<T> {
-    Connected {
-        transport,
-        transmission,
-        encrypted: true,
-    }
-}
-
-fn in_the_clear<T>((transport, transmission): (T, Transmission)) -> Connected<T> {
-    Connected {
-        transport,
-        transmission,
-        encrypted: false,
+        Greeted::Oldstyle(transport, oldstyle) => Ok(Connected {
+            transport,
+            transmission: oldstyle.accept(),
+            encrypted: false,
+        }),
     }
 }
 
@@ -241,46 +168,46 @@ fn in_the_clear<T>((transport, transmission): (T, Transmission)) -> Connected<T>
 /// A refusal is never tried again: what a server could want (TLS, extended headers, the question
 /// for block sizes) has been offered before, unless the caller switched it off.
 async fn haggle<T: Transport, S>(
-    mut haggling: Haggling<T, S>,
-    target: &Target,
-) -> Result<(T, Transmission), NegotiationError> {
-    if let Err(error) = prepare(&mut haggling, target).await {
-        haggling.abort().await;
+    mut exchange: OptionExchange<T, S>,
+    config: &NegotiationConfig,
+) -> Result<Connected<T>, NegotiationError> {
+    if let Err(error) = prepare(&mut exchange, config).await {
+        exchange.abort().await;
         return Err(error.or_tls_wanted());
     }
     let go = Go {
-        name: target.export.clone(),
-        infos: target.infos.with_block_size(),
+        name: config.export.clone(),
+        infos: config.infos.with_block_size(),
     };
     let Refused {
-        handle: haggling,
+        handle: exchange,
         error,
-    } = match haggling.go(go).await? {
+    } = match exchange.go(go).await? {
         Ok(entered) => return Ok(entered),
         Err(refused) => refused,
     };
-    if error.code == OptionReplyCode::ErrUnsup && haggling.mode() != Mode::Extended {
-        return haggling.export_name(&target.export).await;
+    if error.code == OptionReplyCode::ErrUnsup && exchange.mode() != Mode::Extended {
+        return exchange.export_name(&config.export).await;
     }
-    haggling.abort().await;
+    exchange.abort().await;
     Err(NegotiationError::Refused(error).or_tls_wanted())
 }
 
 /// Headers and contexts. A server that lacks them is used without.
 async fn prepare<T: Transport, S>(
-    haggling: &mut Haggling<T, S>,
-    target: &Target,
+    exchange: &mut OptionExchange<T, S>,
+    config: &NegotiationConfig,
 ) -> Result<(), NegotiationError> {
-    if target.extended_headers && haggling.mode() != Mode::Extended {
-        overlook(haggling.extended_headers().await)?;
+    if config.extended_headers && exchange.mode() != Mode::Extended {
+        overlook(exchange.extended_headers().await)?;
     }
-    if target.structured_replies && haggling.mode() == Mode::Simple {
-        overlook(haggling.structured_reply().await)?;
+    if config.structured_replies && exchange.mode() == Mode::Simple {
+        overlook(exchange.structured_reply().await)?;
     }
-    if !target.contexts.is_empty() && haggling.mode() != Mode::Simple {
+    if !config.contexts.is_empty() && exchange.mode() != Mode::Simple {
         overlook(
-            haggling
-                .set_meta_context(&target.export, &target.contexts)
+            exchange
+                .set_meta_context(&config.export, &config.contexts)
                 .await
                 .map(drop),
         )?;

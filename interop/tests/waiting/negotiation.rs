@@ -1,7 +1,7 @@
 //! Negotiation step by step.
 
 use super::{Client, Driver};
-use nbd_io::client::{Error, Refused, shared};
+use nbd_io::client::{self, Error, Refused};
 use nbd_proto::{
     ContextName, ExportInfo, ExportName, Mode,
     client::{Context, Encrypted, Go, ListEntry, MetaContextEntry, Plain},
@@ -9,35 +9,37 @@ use nbd_proto::{
 
 #[derive(Debug)]
 pub(crate) enum Greeted<D: Driver> {
-    Options(Haggling<D, Plain>),
-    ByName(ByName<D>),
-    Entered(Entered<D>),
+    FixedNewstyle(Negotiation<D, Plain>),
+    Newstyle(Newstyle<D>),
+    Oldstyle(Oldstyle<D>),
 }
 
 impl<D: Driver> Greeted<D> {
-    pub(super) fn new(greeted: shared::Greeted<D::Network>, driver: D) -> Self {
+    pub(super) fn new(greeted: client::Greeted<D::Network>, driver: D) -> Self {
         match greeted {
-            shared::Greeted::Options(inner) => Self::Options(Haggling { inner, driver }),
-            shared::Greeted::ByName(inner) => Self::ByName(ByName { inner, driver }),
-            shared::Greeted::Entered(inner) => Self::Entered(Entered { inner, driver }),
+            client::Greeted::FixedNewstyle(inner) => {
+                Self::FixedNewstyle(Negotiation { inner, driver })
+            }
+            client::Greeted::Newstyle(inner) => Self::Newstyle(Newstyle { inner, driver }),
+            client::Greeted::Oldstyle(inner) => Self::Oldstyle(Oldstyle { inner, driver }),
         }
     }
 
-    pub(crate) fn options(self) -> Option<Haggling<D, Plain>> {
+    pub(crate) fn negotiation(self) -> Option<Negotiation<D, Plain>> {
         match self {
-            Self::Options(haggling) => Some(haggling),
-            Self::ByName(_) | Self::Entered(_) => None,
+            Self::FixedNewstyle(negotiation) => Some(negotiation),
+            Self::Newstyle(_) | Self::Oldstyle(_) => None,
         }
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct ByName<D: Driver> {
-    inner: shared::ByName<D::Network>,
+pub(crate) struct Newstyle<D: Driver> {
+    inner: client::Newstyle<D::Network>,
     driver: D,
 }
 
-impl<D: Driver> ByName<D> {
+impl<D: Driver> Newstyle<D> {
     pub(crate) fn export_name(self, name: &ExportName) -> Result<Client<D>, Error> {
         let Self { inner, driver } = self;
         let inner = driver.wait(inner.export_name(name))?;
@@ -46,12 +48,12 @@ impl<D: Driver> ByName<D> {
 }
 
 #[derive(Debug)]
-pub(crate) struct Entered<D: Driver> {
-    inner: shared::Entered<D::Network>,
+pub(crate) struct Oldstyle<D: Driver> {
+    inner: client::Oldstyle<D::Network>,
     driver: D,
 }
 
-impl<D: Driver> Entered<D> {
+impl<D: Driver> Oldstyle<D> {
     pub(crate) const fn export(&self) -> &ExportInfo {
         self.inner.export()
     }
@@ -64,13 +66,13 @@ impl<D: Driver> Entered<D> {
 }
 
 #[derive(Debug)]
-pub(crate) struct Haggling<D: Driver, S> {
-    inner: shared::Haggling<D::Network, S>,
+pub(crate) struct Negotiation<D: Driver, S> {
+    inner: client::Negotiation<D::Network, S>,
     driver: D,
 }
 
-impl<D: Driver, S> Haggling<D, S> {
-    pub(super) const fn new(inner: shared::Haggling<D::Network, S>, driver: D) -> Self {
+impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
+    pub(super) const fn new(inner: client::Negotiation<D::Network, S>, driver: D) -> Self {
         Self { inner, driver }
     }
 
@@ -119,7 +121,7 @@ impl<D: Driver, S> Haggling<D, S> {
 
 macro_rules! entering {
     ($security:ty) => {
-        impl<D: Driver> Haggling<D, $security> {
+        impl<D: Driver> Negotiation<D, $security> {
             pub(crate) fn go(self, request: Go) -> Result<Result<Client<D>, Refused<Self>>, Error> {
                 let Self { inner, driver } = self;
                 Ok(match driver.wait(inner.go(request))? {
@@ -140,11 +142,13 @@ macro_rules! entering {
 entering!(Plain);
 entering!(Encrypted);
 
-impl<D: Driver> Haggling<D, Plain> {
-    pub(crate) fn start_tls(self) -> Result<Result<Haggling<D, Encrypted>, Refused<Self>>, Error> {
+impl<D: Driver> Negotiation<D, Plain> {
+    pub(crate) fn start_tls(
+        self,
+    ) -> Result<Result<Negotiation<D, Encrypted>, Refused<Self>>, Error> {
         let Self { inner, driver } = self;
         Ok(match driver.wait(inner.start_tls())? {
-            Ok(inner) => Ok(Haggling { inner, driver }),
+            Ok(inner) => Ok(Negotiation { inner, driver }),
             Err(refused) => Err(again(refused, driver)),
         })
     }
@@ -152,15 +156,15 @@ impl<D: Driver> Haggling<D, Plain> {
 
 /// What can go on after a refusal.
 fn again<D: Driver, S>(
-    refused: shared::RefusedStep<D::Network, S>,
+    refused: client::RefusedStep<D::Network, S>,
     driver: D,
-) -> Refused<Haggling<D, S>> {
+) -> Refused<Negotiation<D, S>> {
     let Refused {
         handle: inner,
         error,
     } = refused;
     Refused {
-        handle: Haggling { inner, driver },
+        handle: Negotiation { inner, driver },
         error,
     }
 }

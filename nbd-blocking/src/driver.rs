@@ -1,0 +1,142 @@
+//! The driver of the blocking client: its futures wait in place, and a call polls them once.
+
+use crate::{
+    Client, Error,
+    patience::Patience,
+    pool::Pool,
+    stream::{self, Negotiating},
+};
+#[cfg(feature = "tls-base")]
+use nbd_io::{client::NegotiationError, tls::ClientTls};
+use nbd_io::{
+    client::{Adopt, Common, Config, Connected, Connector, DialOptions, Driver, ServerProcess},
+    transport::block_on_ready,
+};
+use nbd_proto::uri::Address;
+use nbd_socket::Socket;
+use std::{
+    io::{self, Read, Write},
+    net::TcpStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+/// What the clock counts from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Waits in place: the methods of [`ConnectOptions`](crate::ConnectOptions) and
+/// [`Negotiation`](crate::Negotiation) return what has come of them.
+#[derive(Clone, Debug, Default)]
+pub struct Blocking {
+    patience: Patience,
+}
+
+impl Blocking {
+    /// Waits as long as this says; then its futures pend.
+    pub(crate) const fn with(patience: Patience) -> Self {
+        Self { patience }
+    }
+
+    fn negotiating(&self, stream: stream::Stream) -> Negotiating {
+        Negotiating {
+            stream,
+            deadline: None,
+            patience: self.patience.clone(),
+        }
+    }
+
+    fn negotiating_over(&self, socket: Socket) -> Negotiating {
+        self.negotiating(stream::Stream::Socket(socket))
+    }
+}
+
+impl Driver for Blocking {
+    type Call<'a, T: 'a> = T;
+    type Stream = Negotiating;
+    type Client = Client;
+
+    fn call<'a, T: 'a>(future: impl Future<Output = T> + Send + 'a) -> T {
+        block_on_ready(future)
+    }
+
+    fn now(&self) -> Duration {
+        self.patience.now().saturating_duration_since(*START)
+    }
+
+    async fn dial(&self, address: &Address, options: &DialOptions) -> io::Result<Negotiating> {
+        let socket = nbd_socket::connect(&self.patience, address, options).await?;
+        Ok(self.negotiating_over(socket.blocking()?))
+    }
+
+    fn launch(&self, server: ServerProcess<'_>) -> io::Result<Negotiating> {
+        Ok(self.negotiating_over(Socket::launch(server)?))
+    }
+
+    fn set_deadline(&self, stream: &mut Negotiating, deadline: Option<Duration>) {
+        stream.deadline = deadline.and_then(|at| START.checked_add(at));
+    }
+
+    #[cfg(feature = "tls-base")]
+    async fn with_uri(
+        &self,
+        tls: ClientTls,
+        uri: &nbd_proto::uri::Tls,
+    ) -> Result<ClientTls, Error> {
+        tls.with_uri(uri)
+    }
+
+    #[cfg(feature = "tls-base")]
+    async fn start_tls(
+        &self,
+        stream: Negotiating,
+        tls: &ClientTls,
+        host: Option<&str>,
+    ) -> Result<Negotiating, NegotiationError> {
+        stream.start_tls(tls, host).await
+    }
+
+    async fn enter(
+        connector: Connector<Self>,
+        first: Connected<Negotiating>,
+    ) -> Result<Client, Error> {
+        let common = Common::new(connector, &first);
+        Pool::open(common, first).await.map(Client::new)
+    }
+}
+
+impl Adopt<TcpStream> for Blocking {
+    fn adopt(&self, stream: TcpStream, _: &mut Config) -> io::Result<Negotiating> {
+        stream.set_nodelay(true)?;
+        Ok(self.negotiating_over(Socket::new(stream.into())?))
+    }
+}
+
+impl Adopt<UnixStream> for Blocking {
+    fn adopt(&self, stream: UnixStream, _: &mut Config) -> io::Result<Negotiating> {
+        Ok(self.negotiating_over(Socket::new(OwnedFd::from(stream))?))
+    }
+}
+
+/// Any stream, such as a pipe in memory or a tunnel, for
+/// [`connect_over`](crate::ConnectOptions::connect_over).
+///
+/// It is used by one thread at a time with one request in flight, because nothing is known of it but
+/// that it reads and writes. It has to be blocking. Deadlines cannot be kept on it, and TLS cannot be
+/// started; both are the stream's own business.
+#[derive(Debug)]
+pub struct Stream<S>(S);
+
+impl<S: Read + Write + Send + 'static> Stream<S> {
+    /// Takes over a stream.
+    pub const fn new(stream: S) -> Self {
+        Self(stream)
+    }
+}
+
+impl<S: Read + Write + Send + 'static> Adopt<Stream<S>> for Blocking {
+    fn adopt(&self, stream: Stream<S>, config: &mut Config) -> io::Result<Negotiating> {
+        config.negotiation.protocol.limits.in_flight = 1;
+        Ok(self.negotiating(stream::Stream::any(stream.0)))
+    }
+}

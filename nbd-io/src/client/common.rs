@@ -1,0 +1,76 @@
+//! What the connections of a client have in common.
+
+use super::{Connected, Connector, Driver, Error, Lost, Negotiated, Reconnect, SharedLog};
+
+/// How a client's connections are made, and what holds on all of them.
+#[derive(Debug)]
+pub struct Common<D> {
+    /// Makes them.
+    pub connector: Connector<D>,
+    /// What was agreed on.
+    pub negotiated: Negotiated,
+    /// What was changed and may not be on stable storage, if lost connections are replaced.
+    pub log: Option<SharedLog>,
+}
+
+impl<D: Driver> Common<D> {
+    /// What holds for a client with this first connection.
+    #[must_use]
+    pub fn new(connector: Connector<D>, first: &Connected<D::Stream>) -> Self {
+        let negotiated = Negotiated::new(first);
+        let policy = connector.config.reconnect.as_ref();
+        let policy = policy.filter(|_| connector.can_dial());
+        let log = policy.map(|policy| SharedLog::new(policy, &negotiated.export));
+        Self {
+            connector,
+            negotiated,
+            log,
+        }
+    }
+
+    /// Whether another connection leads to the same export.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost::Changed`].
+    pub fn compare(&self, other: &Connected<D::Stream>) -> Result<(), Error> {
+        let other = Negotiated::new(other);
+        match self.negotiated.differs(&other, self.policy()) {
+            Some(what) => Err(Error::lost(Lost::Changed { what })),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<D> Common<D> {
+    /// Whether and how connections that are lost are replaced.
+    #[must_use]
+    pub fn policy(&self) -> Option<&Reconnect> {
+        let policy = self.connector.config.reconnect.as_ref();
+        policy.filter(|_| self.reconnects())
+    }
+
+    /// Whether connections that are lost are replaced.
+    #[must_use]
+    pub const fn reconnects(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Whether a connection counts as lost when its server has been silent for too long.
+    #[must_use]
+    pub fn loses_when_silent(&self) -> bool {
+        let said = self.connector.config.lose_when_silent;
+        said.unwrap_or_else(|| self.reconnects())
+    }
+
+    /// How many connections there are to be.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        // C-189
+        if self.connector.can_dial() && self.negotiated.export.can_multi_conn() {
+            self.connector.config.connections
+        } else {
+            1
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Connecting, as often as a client needs it.
+
+use super::{
+    Config, Connected, DialOptions, Driver, Error, NegotiationError, TlsPolicy, negotiate,
+    server_name,
+};
+use nbd_proto::{ExportName, Uri, uri::Address};
+use std::{ffi::OsString, fmt, time::Duration};
+
+/// How the connections of a client are made: to where, by what options, and how that is waited for.
+#[derive(Clone)]
+pub struct Connector<D> {
+    /// How a connection is waited for.
+    pub driver: D,
+    /// The options, and what the URI says.
+    pub config: Config,
+    server: Server,
+}
+
+/// Where a server is, as errors name it.
+#[derive(Clone)]
+pub(super) enum Server {
+    /// New connections can be made.
+    Address(Address),
+    /// The host at the other end of a stream that the program brought, if that is known.
+    Host(Option<String>),
+    /// A child process.
+    Program(OsString),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => f.write_str(&server_name(address)),
+            Self::Host(Some(host)) => f.write_str(host),
+            Self::Host(None) => f.write_str("the server"),
+            Self::Program(program) => write!(f, "{program:?}"),
+        }
+    }
+}
+
+impl<D> Connector<D> {
+    /// Whether more connections can be made.
+    #[must_use]
+    pub const fn can_dial(&self) -> bool {
+        matches!(self.server, Server::Address(_))
+    }
+}
+
+impl<D: Driver> Connector<D> {
+    pub(super) const fn new(driver: D, config: Config, server: Server) -> Self {
+        Self {
+            driver,
+            config,
+            server,
+        }
+    }
+
+    /// How to connect to what a URI names. That may name files, which are read here.
+    pub(super) async fn to(driver: D, mut config: Config, uri: &Uri) -> Result<Self, Error> {
+        config.negotiation.export = uri.export().clone();
+        if let Some(tls) = uri.tls() {
+            config.negotiation.tls = TlsPolicy::Always;
+            trust(&driver, &mut config, tls).await?;
+        }
+        let server = Server::Address(uri.address().clone());
+        Ok(Self::new(driver, config, server))
+    }
+
+    /// Makes a connection and enters the export. `driver` waits for it, `within` a time if there is
+    /// one that is shorter than the options give.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be reached, or the export cannot be entered.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped leaves no connection behind.
+    pub async fn connect(
+        &self,
+        driver: &D,
+        within: Option<Duration>,
+    ) -> Result<Connected<D::Stream>, Error> {
+        let start = driver.now();
+        let time = shortest(self.config.dial.timeout, within);
+        let stream = self.dial(driver, time).await?;
+        self.negotiate(driver, stream, after(start, time)).await
+    }
+
+    /// Makes a connection.
+    pub(super) async fn dial(
+        &self,
+        driver: &D,
+        timeout: Option<Duration>,
+    ) -> Result<D::Stream, Error> {
+        let Server::Address(address) = &self.server else {
+            return Err(Error::Unsupported {
+                what: "there is no address to make another connection to",
+            });
+        };
+        let options = DialOptions {
+            timeout,
+            ..self.config.dial
+        };
+        let dialed = driver.dial(address, &options).await;
+        dialed.map_err(|error| Error::connect(&self.server, error))
+    }
+
+    /// Enters the export over a new connection. `deadline` is when that is of no use any more.
+    pub(super) async fn negotiate(
+        &self,
+        driver: &D,
+        mut stream: D::Stream,
+        deadline: Option<Duration>,
+    ) -> Result<Connected<D::Stream>, Error> {
+        let negotiated = self.negotiation_deadline(driver);
+        driver.set_deadline(&mut stream, shortest(negotiated, deadline));
+        let upgrade = |stream| self.upgrade(driver, stream);
+        let connected = negotiate(stream, &self.config.negotiation, upgrade).await;
+        connected.map_err(|error| self.entering(&self.config.negotiation.export, error))
+    }
+
+    /// When a negotiation that begins now has to be done.
+    pub(super) fn negotiation_deadline(&self, driver: &D) -> Option<Duration> {
+        let timeout = self.config.negotiation_timeout;
+        timeout.and_then(|time| driver.now().checked_add(time))
+    }
+
+    /// Does the TLS handshake.
+    #[cfg(feature = "tls")]
+    pub(super) async fn upgrade(
+        &self,
+        driver: &D,
+        stream: D::Stream,
+    ) -> Result<D::Stream, NegotiationError> {
+        let tls = &self.config.tls;
+        driver.start_tls(stream, tls, self.host()).await
+    }
+
+    #[cfg(not(feature = "tls"))]
+    pub(super) async fn upgrade(&self, _: &D, _: D::Stream) -> Result<D::Stream, NegotiationError> {
+        Err(NegotiationError::Tls("TLS is not in this build".into()))
+    }
+
+    /// The name that a certificate is checked against unless another one is given.
+    #[cfg(feature = "tls")]
+    fn host(&self) -> Option<&str> {
+        match &self.server {
+            Server::Address(Address::Tcp { host, .. }) => Some(host.as_str()),
+            Server::Host(host) => host.as_deref(),
+            Server::Address(_) | Server::Program(_) => None,
+        }
+    }
+
+    /// The failure of a step, which is to be named by a verb and what it is about.
+    pub(super) fn failed(&self, step: impl fmt::Display, error: NegotiationError) -> Error {
+        Error::negotiation(format!("{step} {}", self.server), error)
+    }
+
+    /// An export could not be entered.
+    pub(super) fn entering(&self, export: &ExportName, error: NegotiationError) -> Error {
+        self.failed(format_args!("enter {} of", Named(export)), error)
+    }
+}
+
+#[cfg(feature = "tls")]
+async fn trust<D: Driver>(
+    driver: &D,
+    config: &mut Config,
+    uri: &nbd_proto::uri::Tls,
+) -> Result<(), Error> {
+    config.tls = driver.with_uri(config.tls.clone(), uri).await?;
+    Ok(())
+}
+
+#[cfg(not(feature = "tls"))]
+async fn trust<D: Driver>(_: &D, _: &mut Config, _: &nbd_proto::uri::Tls) -> Result<(), Error> {
+    Err(Error::Unsupported {
+        what: "this URI demands TLS, which is not in this build",
+    })
+}
+
+/// An export, as errors name it.
+pub(super) struct Named<'a>(pub(super) &'a ExportName);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_default() {
+            f.write_str("the default export")
+        } else {
+            write!(f, "export \"{}\"", self.0)
+        }
+    }
+}
+
+/// The shorter of two times, or the earlier of two deadlines.
+pub(super) fn shortest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
+pub(super) fn after(start: Duration, time: Option<Duration>) -> Option<Duration> {
+    time.and_then(|time| start.checked_add(time))
+}
+
+impl<D> fmt::Debug for Connector<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("config", &self.config)
+            .field("server", &format_args!("{}", self.server))
+            .finish_non_exhaustive()
+    }
+}

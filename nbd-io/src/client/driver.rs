@@ -1,0 +1,105 @@
+//! What differs between the clients: how one waits, and what becomes of a connection.
+
+use super::{Config, Connected, Connector, DialOptions, Error, ServerProcess};
+use crate::transport::Transport;
+#[cfg(feature = "tls")]
+use crate::{client::NegotiationError, tls::ClientTls};
+use nbd_proto::uri::Address;
+use std::{io, time::Duration};
+
+/// How a client waits for its connections to be made.
+///
+/// Everything on the way to a client is written once, as futures: [`ConnectOptions`], the order of
+/// options, [`Negotiation`] step by step, deadlines and errors. A driver says what a call of that is
+/// for its users ([`Call`](Driver::Call)): a client for tasks hands them the future, and one that waits
+/// in place polls it once and hands them what has come of it, since its streams wait instead of
+/// pending.
+///
+/// Each [`Network`](crate::runtime::Network) is the driver of the client in
+/// [`shared`](super::shared).
+///
+/// [`ConnectOptions`]: super::ConnectOptions
+/// [`Negotiation`]: super::Negotiation
+pub trait Driver: Clone + Send + Sync + 'static {
+    /// What a method returns that may have to wait for a `T`: the `T`, or a future of it.
+    type Call<'a, T: 'a>;
+
+    /// A connection that negotiates. What would have to be waited for past its deadline fails.
+    type Stream: Transport + Send + 'static;
+
+    /// What uses an export.
+    type Client: 'static;
+
+    /// Makes a call of a future.
+    fn call<'a, T: 'a>(future: impl Future<Output = T> + Send + 'a) -> Self::Call<'a, T>;
+
+    /// What a clock shows that only goes forward, from any start.
+    fn now(&self) -> Duration;
+
+    /// Connects to what an address names.
+    ///
+    /// # Errors
+    ///
+    /// Like [`Network::connect`](crate::runtime::Network::connect).
+    fn dial(
+        &self,
+        address: &Address,
+        options: &DialOptions,
+    ) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Starts a server as a child process and connects to it.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    fn launch(&self, server: ServerProcess<'_>) -> io::Result<Self::Stream>;
+
+    /// Sets until when a connection may be waited for, by [`now`](Driver::now).
+    fn set_deadline(&self, stream: &mut Self::Stream, deadline: Option<Duration>);
+
+    /// What a URI says of TLS in addition. It may name files, which are read here.
+    ///
+    /// # Errors
+    ///
+    /// Like [`ClientTls::with_uri`].
+    #[cfg(feature = "tls")]
+    fn with_uri(
+        &self,
+        tls: ClientTls,
+        uri: &nbd_proto::uri::Tls,
+    ) -> impl Future<Output = Result<ClientTls, Error>> + Send;
+
+    /// Does the TLS handshake on a connection in the clear; `host` is the name in the server's
+    /// address.
+    ///
+    /// # Errors
+    ///
+    /// When TLS cannot be set up, its handshake fails, or it is up already.
+    #[cfg(feature = "tls")]
+    fn start_tls(
+        &self,
+        stream: Self::Stream,
+        tls: &ClientTls,
+        host: Option<&str>,
+    ) -> impl Future<Output = Result<Self::Stream, NegotiationError>> + Send;
+
+    /// Makes a client of its first connection. Its deadline does not hold any more.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be used, or the others that are wanted cannot be made.
+    fn enter(
+        connector: Connector<Self>,
+        first: Connected<Self::Stream>,
+    ) -> impl Future<Output = Result<Self::Client, Error>> + Send;
+}
+
+/// A driver that can use streams of the type `S`, which a program brings.
+pub trait Adopt<S>: Driver {
+    /// Takes over a stream, and changes of the configuration what it cannot do.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    fn adopt(&self, stream: S, config: &mut Config) -> io::Result<Self::Stream>;
+}

@@ -1,0 +1,523 @@
+//! One option after the other over any transport, to which the order of options
+//! ([`negotiate`](super::negotiate)) and [`Negotiation`](super::Negotiation) step by step come down.
+
+use super::{Connected, NegotiationError};
+use crate::transport::{DriveError, Transport, drive, drive_before, write_all};
+use bytes::BytesMut;
+use nbd_proto::{
+    ContextName, ExportInfo, ExportName, Mode, OptionError, Phase,
+    client::{
+        self, Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Newstyle, Oldstyle,
+        Options, Plain, Rejected, Settled, TlsOutcome, TlsRequired, Transmission,
+    },
+    wire::OptionCode,
+};
+use std::{
+    future::poll_fn,
+    io::IoSliceMut,
+    mem,
+    pin::pin,
+    task::{self, Waker},
+};
+
+/// How errors name the first step.
+pub(super) const GREETING: &str = "the greeting";
+
+/// Reads after the farewell. The answer is 20 bytes and a short text.
+const LAST_READS: usize = 32;
+
+/// What a server turned out to speak, and the transport to it.
+#[derive(Debug)]
+pub enum Greeted<T: Transport> {
+    /// Fixed newstyle: the whole protocol.
+    FixedNewstyle(OptionExchange<T, Plain>),
+    /// Newstyle that is not fixed: only [`Newstyle::export_name`] can be sent.
+    Newstyle(T, Newstyle),
+    /// Oldstyle: the server has entered its only export already.
+    Oldstyle(T, Oldstyle),
+}
+
+/// Waits for a server to greet.
+///
+/// # Errors
+///
+/// When the transport fails or the peer is no NBD server.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
+pub async fn greet<T: Transport>(
+    mut transport: T,
+    config: client::Config,
+) -> Result<Greeted<T>, NegotiationError> {
+    let mut out = BytesMut::new();
+    let failed = |error| NegotiationError::during(GREETING, error);
+    let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
+        .await
+        .map_err(failed)?;
+    Ok(match greeted {
+        client::Greeted::Options(options) => {
+            let mut exchange = OptionExchange::new(transport, options);
+            // The answer to the greeting goes with the first option.
+            exchange.out = out;
+            Greeted::FixedNewstyle(exchange)
+        }
+        client::Greeted::Newstyle(newstyle) => {
+            let written = write_all(&mut transport, &mut out).await;
+            written.map_err(|error| failed(error.into()))?;
+            Greeted::Newstyle(transport, newstyle)
+        }
+        client::Greeted::Oldstyle(oldstyle) => Greeted::Oldstyle(transport, oldstyle),
+    })
+}
+
+/// Waits for a server to greet with which nothing is exchanged in the clear but the wish for TLS.
+///
+/// # Errors
+///
+/// When the transport fails, the peer is no NBD server or cannot start TLS.
+///
+/// # Cancel safety
+///
+/// None: the transport is lost with the future.
+pub async fn greet_secure<T: Transport>(
+    mut transport: T,
+    config: client::Config,
+) -> Result<TlsOnly<T>, NegotiationError> {
+    let mut out = BytesMut::new();
+    let options = drive(
+        &mut transport,
+        &mut out,
+        client::SecureHandshake::new(config),
+    )
+    .await
+    .map_err(|error| NegotiationError::during(GREETING, error))?;
+    Ok(TlsOnly { transport, options })
+}
+
+/// What is left of a step that the server refused: the handle, to go on with, and its reason.
+#[derive(Debug)]
+pub struct Refused<H> {
+    /// The handle as it was before.
+    pub handle: H,
+    /// What the server said.
+    pub error: OptionError,
+}
+
+impl<H> Refused<H> {
+    /// The same with what is made of the handle.
+    pub(super) fn map<U>(self, make: impl FnOnce(H) -> U) -> Refused<U> {
+        Refused {
+            handle: make(self.handle),
+            error: self.error,
+        }
+    }
+}
+
+/// A connection on which TLS has to be started before anything else.
+#[derive(Debug)]
+#[must_use]
+pub struct TlsOnly<T> {
+    transport: T,
+    options: TlsRequired,
+}
+
+impl<T: Transport> TlsOnly<T> {
+    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
+    ///
+    /// # Errors
+    ///
+    /// When the transport or the TLS handshake fails, or the server refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: the transport is lost with the future.
+    pub async fn start_tls<U: Transport, F>(
+        self,
+        upgrade: impl FnOnce(T) -> F,
+    ) -> Result<OptionExchange<U, Encrypted>, NegotiationError>
+    where
+        F: Future<Output = Result<U, NegotiationError>>,
+    {
+        let Self {
+            mut transport,
+            options,
+        } = self;
+        let mut out = BytesMut::new();
+        let pending = options.start_tls(&mut out);
+        let outcome = drive(&mut transport, &mut out, pending)
+            .await
+            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
+        match outcome {
+            TlsOutcome::Accepted(ready) => {
+                let transport = upgrade(transport).await?;
+                Ok(OptionExchange::inside_tls(transport, ready.upgraded()))
+            }
+            TlsOutcome::Refused(options, error) => {
+                options.abort(&mut out);
+                goodbye(&mut transport, &mut out).await;
+                Err(NegotiationError::TlsRefused(error))
+            }
+        }
+    }
+}
+
+/// A connection that haggles: one option after the other, in any order that the protocol allows.
+///
+/// A method that fails with [`NegotiationError::Refused`] or [`NegotiationError::Misuse`] leaves
+/// the handle usable. After any other error the connection is closed, and every later call says so
+/// by [`NegotiationError::Over`].
+///
+/// Dropping a handle that is usable ends the session as [`abort`](OptionExchange::abort) does, as far as
+/// that needs no waiting.
+///
+/// # Cancel safety
+///
+/// None: a future that is dropped leaves an option half asked, and the connection is closed.
+#[derive(Debug)]
+pub struct OptionExchange<T: Transport, S> {
+    /// `None` after a fatal error, a dropped future, or when the handle was given away.
+    usable: Option<Usable<T, S>>,
+    out: BytesMut,
+    encrypted: bool,
+    /// TLS has started, and the server has said nothing inside it.
+    tls_unproven: bool,
+}
+
+/// A connection whose server waits for an option.
+#[derive(Debug)]
+struct Usable<T, S> {
+    transport: T,
+    options: Options<S>,
+}
+
+impl<T: Transport, S> OptionExchange<T, S> {
+    pub(super) fn new(transport: T, options: Options<S>) -> Self {
+        Self {
+            usable: Some(Usable { transport, options }),
+            out: BytesMut::new(),
+            encrypted: false,
+            tls_unproven: false,
+        }
+    }
+
+    fn inside_tls(transport: T, options: Options<S>) -> Self {
+        let mut exchange = Self::new(transport, options);
+        exchange.encrypted = true;
+        exchange.tls_unproven = true;
+        exchange
+    }
+
+    /// Which headers transmission would use if it started now.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.usable
+            .as_ref()
+            .map_or(Mode::Simple, |usable| usable.options.mode())
+    }
+
+    /// Lists exports.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or the connection fails.
+    pub async fn list(&mut self) -> Result<Vec<ListEntry>, NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        let pending = options.list(&mut self.out);
+        self.settle(OptionCode::List, transport, pending).await
+    }
+
+    /// Asks what an export is like, without entering it.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or the connection fails.
+    pub async fn info(&mut self, request: Go) -> Result<ExportInfo, NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        let pending = options.info(request, &mut self.out);
+        self.settle(OptionCode::Info, transport, pending).await
+    }
+
+    /// Asks for structured replies.
+    ///
+    /// # Errors
+    ///
+    /// When they were agreed on before, the server refuses, or the connection fails.
+    pub async fn structured_reply(&mut self) -> Result<(), NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        match options.structured_reply(&mut self.out) {
+            Ok(pending) => {
+                self.settle(OptionCode::StructuredReply, transport, pending)
+                    .await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
+        }
+    }
+
+    /// Asks for extended headers.
+    ///
+    /// # Errors
+    ///
+    /// When they were agreed on before, the server refuses, or the connection fails.
+    pub async fn extended_headers(&mut self) -> Result<(), NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        match options.extended_headers(&mut self.out) {
+            Ok(pending) => {
+                self.settle(OptionCode::ExtendedHeaders, transport, pending)
+                    .await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
+        }
+    }
+
+    /// Lists the meta contexts of an export that match the queries; all without a query.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or the connection fails.
+    pub async fn list_meta_context(
+        &mut self,
+        export: &ExportName,
+        queries: &[ContextName],
+    ) -> Result<Vec<MetaContextEntry>, NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        let pending = options.list_meta_context(export, queries, &mut self.out);
+        self.settle(OptionCode::ListMetaContext, transport, pending)
+            .await
+    }
+
+    /// Selects the meta contexts that block status is to report of an export.
+    ///
+    /// # Errors
+    ///
+    /// When no structured replies were agreed on, the server refuses, or the connection fails.
+    pub async fn set_meta_context(
+        &mut self,
+        export: &ExportName,
+        queries: &[ContextName],
+    ) -> Result<Vec<Context>, NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        match options.set_meta_context(export, queries, &mut self.out) {
+            Ok(pending) => {
+                self.settle(OptionCode::SetMetaContext, transport, pending)
+                    .await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
+        }
+    }
+
+    /// Enters an export.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, with the handle to go on with; or when the connection fails.
+    pub async fn go(
+        mut self,
+        request: Go,
+    ) -> Result<Result<Connected<T>, Refused<Self>>, NegotiationError> {
+        let Usable {
+            mut transport,
+            options,
+        } = self.take()?;
+        let pending = options.go(request, &mut self.out);
+        let outcome = self.drive(OptionCode::Go, &mut transport, pending).await?;
+        Ok(match outcome {
+            GoOutcome::Accepted(transmission) => Ok(Connected {
+                transport,
+                transmission,
+                encrypted: self.encrypted,
+            }),
+            GoOutcome::Refused(options, error) => {
+                self.usable = Some(Usable { transport, options });
+                Err(Refused {
+                    handle: self,
+                    error,
+                })
+            }
+        })
+    }
+
+    /// Enters an export by the option that servers without `NBD_OPT_GO` know.
+    ///
+    /// # Errors
+    ///
+    /// When extended headers were agreed on; or when the connection fails, which is how a server
+    /// refuses this option.
+    pub async fn export_name(
+        mut self,
+        name: &ExportName,
+    ) -> Result<Connected<T>, NegotiationError> {
+        let Usable { transport, options } = self.take()?;
+        match options.export_name(name, &mut self.out) {
+            Ok(pending) => {
+                let out = mem::take(&mut self.out);
+                enter_by_name(transport, out, pending, name, self.encrypted).await
+            }
+            Err(rejected) => self.give_back(transport, rejected),
+        }
+    }
+
+    /// Ends the session as the protocol asks for.
+    pub async fn abort(mut self) {
+        if let Some(Usable {
+            mut transport,
+            options,
+        }) = self.usable.take()
+        {
+            options.abort(&mut self.out);
+            goodbye(&mut transport, &mut self.out).await;
+        }
+    }
+
+    /// The transport, unless the connection is over.
+    pub(super) fn transport_mut(&mut self) -> Option<&mut T> {
+        Some(&mut self.usable.as_mut()?.transport)
+    }
+
+    fn take(&mut self) -> Result<Usable<T, S>, NegotiationError> {
+        self.usable.take().ok_or(NegotiationError::Over)
+    }
+
+    fn give_back<R>(&mut self, transport: T, rejected: Rejected<S>) -> Result<R, NegotiationError> {
+        let options = rejected.options;
+        self.usable = Some(Usable { transport, options });
+        Err(NegotiationError::Misuse(rejected.misuse))
+    }
+
+    async fn settle<P, R>(
+        &mut self,
+        option: OptionCode,
+        mut transport: T,
+        pending: P,
+    ) -> Result<R, NegotiationError>
+    where
+        P: Phase<Next = Settled<S, R>>,
+    {
+        let Settled { options, result } = self.drive(option, &mut transport, pending).await?;
+        self.usable = Some(Usable { transport, options });
+        result.map_err(NegotiationError::Refused)
+    }
+
+    async fn drive<P: Phase>(
+        &mut self,
+        option: OptionCode,
+        transport: &mut T,
+        pending: P,
+    ) -> Result<P::Next, NegotiationError> {
+        let unproven = mem::take(&mut self.tls_unproven);
+        let driven = drive(transport, &mut self.out, pending).await;
+        driven.map_err(|error| {
+            let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
+            let error = NegotiationError::during(option, error);
+            if broke_off {
+                NegotiationError::TlsBrokeOff(Box::new(error))
+            } else {
+                error
+            }
+        })
+    }
+}
+
+impl<T: Transport, S> Drop for OptionExchange<T, S> {
+    fn drop(&mut self) {
+        if let Some(Usable {
+            mut transport,
+            options,
+        }) = self.usable.take()
+        {
+            transport.hurry();
+            options.abort(&mut self.out);
+            // Polled once: what cannot be done at once is not done.
+            let farewell = pin!(goodbye(&mut transport, &mut self.out));
+            let _ = farewell.poll(&mut task::Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+impl<T: Transport> OptionExchange<T, Plain> {
+    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, with the handle to go on with; or when the transport or the TLS
+    /// handshake fails, after which nothing may be sent in the clear.
+    pub async fn start_tls<U, F>(
+        mut self,
+        upgrade: impl FnOnce(T) -> F,
+    ) -> Result<Result<OptionExchange<U, Encrypted>, Refused<Self>>, NegotiationError>
+    where
+        U: Transport,
+        F: Future<Output = Result<U, NegotiationError>>,
+    {
+        let Usable {
+            mut transport,
+            options,
+        } = self.take()?;
+        let pending = options.start_tls(&mut self.out);
+        let outcome = drive(&mut transport, &mut self.out, pending)
+            .await
+            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
+        Ok(match outcome {
+            TlsOutcome::Accepted(ready) => {
+                let transport = upgrade(transport).await?;
+                Ok(OptionExchange::inside_tls(transport, ready.upgraded()))
+            }
+            TlsOutcome::Refused(options, error) => {
+                self.usable = Some(Usable { transport, options });
+                Err(Refused {
+                    handle: self,
+                    error,
+                })
+            }
+        })
+    }
+}
+
+/// Enters an export of a server that speaks newstyle, but not the fixed one.
+pub(super) async fn enter_newstyle<T: Transport>(
+    transport: T,
+    newstyle: Newstyle,
+    name: &ExportName,
+) -> Result<Connected<T>, NegotiationError> {
+    let mut out = BytesMut::new();
+    let pending = newstyle.export_name(name, &mut out);
+    enter_by_name(transport, out, pending, name, false).await
+}
+
+/// Sends `NBD_OPT_EXPORT_NAME`, which is in `out`, and waits for the answer. A server refuses by
+/// closing the connection.
+async fn enter_by_name<T: Transport>(
+    mut transport: T,
+    mut out: BytesMut,
+    pending: impl Phase<Next = Transmission>,
+    name: &ExportName,
+    encrypted: bool,
+) -> Result<Connected<T>, NegotiationError> {
+    match drive(&mut transport, &mut out, pending).await {
+        Ok(transmission) => Ok(Connected {
+            transport,
+            transmission,
+            encrypted,
+        }),
+        Err(DriveError::Closed) => Err(NegotiationError::ExportNameRefused { name: name.clone() }),
+        Err(error) => Err(NegotiationError::during(OptionCode::ExportName, error)),
+    }
+}
+
+/// Sends a farewell and waits for the answer, or the end of the stream. The peer may be gone
+/// already, which does not matter.
+async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
+    if write_all(transport, out).await.is_err()
+        || poll_fn(|cx| transport.poll_shutdown(cx)).await.is_err()
+    {
+        return;
+    }
+    let mut answer = [0; 256];
+    for _ in 0..LAST_READS {
+        let mut bufs = [IoSliceMut::new(&mut answer)];
+        let read = poll_fn(|cx| transport.poll_read(cx, &mut bufs)).await;
+        if !matches!(read, Ok(1..)) {
+            return;
+        }
+    }
+}
