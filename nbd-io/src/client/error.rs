@@ -1,4 +1,9 @@
 //! What can go wrong, sorted by what a program can do about it.
+//!
+//! The text of an error says all in one line: the step, with which server, the cause down to its root,
+//! and what to try. So there is nothing left below it, and `source()` is `None`; otherwise those who
+//! print an error with everything behind it would read each cause twice. Programs find causes in the
+//! fields of the variants.
 
 mod advice;
 #[cfg(test)]
@@ -27,7 +32,7 @@ pub enum Error {
         /// Where.
         to: String,
         /// Why not: of several addresses, how each of them failed.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// The export cannot be entered, or a step on the way to it failed.
     #[error("cannot {step}: {}{}", causes(&**source), advice::on_negotiation(source))]
@@ -35,12 +40,12 @@ pub enum Error {
         /// What was to be done, and with which server: `enter export "disk" of localhost:10809`.
         step: String,
         /// Why it was not.
-        source: Arc<NegotiationError>,
+        r#source: Arc<NegotiationError>,
     },
     /// TLS cannot be set up.
     #[cfg(feature = "tls")]
     #[error("cannot set up TLS: {}", causes(&**.0))]
-    Tls(#[source] Arc<crate::tls::TlsError>),
+    Tls(Arc<crate::tls::TlsError>),
     /// The command makes no sense on this connection, and nothing was sent. The connection goes on.
     #[error(transparent)]
     Misuse(#[from] Misuse),
@@ -50,7 +55,7 @@ pub enum Error {
         /// The command.
         command: Command,
         /// What the server said.
-        source: Failure,
+        r#source: Failure,
     },
     /// No reply came in time. What became of the command is not known. The connection goes on.
     #[error("{command} was not answered within {after:?}")]
@@ -66,7 +71,7 @@ pub enum Error {
     Unflushed,
     /// The connection is over, for every command that was in flight and every later one.
     #[error("the connection is over: {}", causes(&**.0))]
-    Lost(#[source] Arc<Lost>),
+    Lost(Arc<Lost>),
 }
 
 /// Why a connection is over.
@@ -74,11 +79,11 @@ pub enum Error {
 #[non_exhaustive]
 pub enum Lost {
     /// The transport failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    #[error("{}", causes(.0))]
+    Io(io::Error),
     /// The server broke the protocol.
     #[error("the server broke the protocol ({rule}): {0}", rule = .0.rule())]
-    Protocol(#[from] nbd_proto::Error),
+    Protocol(nbd_proto::Error),
     /// The server closed the connection without being asked to.
     #[error("the server closed the connection")]
     Closed,
@@ -106,7 +111,7 @@ pub enum Lost {
         /// How often it was tried.
         attempts: u32,
         /// Why the last attempt failed, or how the connection was lost if there was none.
-        source: Arc<Error>,
+        r#source: Arc<Error>,
     },
     /// This side disconnected.
     #[error("this side has disconnected")]
@@ -164,9 +169,9 @@ pub fn is_refusal(error: &Error) -> bool {
     }
 }
 
-/// An error with everything behind it that it does not say itself. Those who print an error by
-/// `{}` alone are to learn the cause, whether the errors below tell theirs or not.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+/// An error with everything behind it that it does not say itself, for the texts of errors that say
+/// all.
+pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
@@ -192,6 +197,18 @@ pub fn server_name(address: &Address) -> String {
         Address::Abstract { name, .. } => format!("@{}", String::from_utf8_lossy(name)),
         Address::Vsock { cid, port, .. } => format!("vsock {cid}:{port}"),
         _ => "the server".to_owned(),
+    }
+}
+
+impl From<io::Error> for Lost {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<nbd_proto::Error> for Lost {
+    fn from(error: nbd_proto::Error) -> Self {
+        Self::Protocol(error)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::{
     NegotiationConfig, TlsPolicy,
+    error::causes,
     exchange::{Greeted, OptionExchange, Refused, enter_newstyle, greet, greet_secure},
 };
 use crate::transport::{DriveError, Transport};
@@ -32,12 +33,12 @@ pub struct Connected<T> {
 #[non_exhaustive]
 pub enum NegotiationError {
     /// The transport failed.
-    #[error("the connection failed during {during}: {source}")]
+    #[error("the connection failed during {during}: {}", causes(source))]
     Io {
         /// What was being done.
         during: String,
         /// How it failed.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The server broke the protocol.
     #[error(
@@ -48,7 +49,7 @@ pub enum NegotiationError {
         /// What was being done.
         during: String,
         /// How it did.
-        source: Error,
+        r#source: Error,
     },
     /// The server closed the connection where it must not.
     #[error("the server closed the connection during {during}")]
@@ -67,20 +68,20 @@ pub enum NegotiationError {
     Refused(OptionError),
     /// TLS is required and the server refused it.
     #[error("TLS is required, and the server refuses it: {0}")]
-    TlsRefused(#[source] OptionError),
+    TlsRefused(OptionError),
     /// The server requires TLS, which is switched off on this side.
     #[error("the server requires TLS, which is switched off here: {0}")]
-    TlsWanted(#[source] OptionError),
+    TlsWanted(OptionError),
     /// The TLS handshake failed.
-    #[error("the TLS handshake failed: {0}")]
-    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the TLS handshake failed: {}", causes(&**.0))]
+    Tls(Box<dyn std::error::Error + Send + Sync>),
     /// The server ended the connection before it said anything inside TLS, which is how TLS 1.3
     /// servers refuse a client's certificate.
     #[error(
         "the server ended the connection right after the TLS handshake: it may want a client \
          certificate, or another one: {0}"
     )]
-    TlsBrokeOff(#[source] Box<Self>),
+    TlsBrokeOff(Box<Self>),
     /// What was asked for cannot be sent.
     #[error(transparent)]
     Misuse(Misuse),

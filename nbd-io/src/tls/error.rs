@@ -1,23 +1,23 @@
 //! What can go wrong with TLS before it is up.
 
 use super::client::unnamed;
-use crate::client::NegotiationError;
+use crate::client::{NegotiationError, causes};
 use rustls::pki_types::{ServerName, pem};
 use std::error::Error;
 
-/// Why TLS could not be set up or started.
+/// Why TLS could not be set up or started. The text says the cause, too.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A certificate or a key cannot be read or understood.
-    #[error("cannot take {what} from {place}")]
+    #[error("cannot take {what} from {place}: {}", causes(source))]
     Source {
         /// What was to be found there.
         what: &'static str,
         /// The file, or memory.
         place: String,
         /// Why not.
-        source: pem::Error,
+        r#source: pem::Error,
     },
     /// There is nothing of the kind in the input.
     #[error("expected {what} in {place}, found {found}")]
@@ -56,16 +56,16 @@ pub enum TlsError {
         why: String,
     },
     /// A certificate, a key or a list of revoked certificates cannot be used.
-    #[error("cannot use {what}")]
+    #[error("cannot use {what}: {}", causes(&**source))]
     Unusable {
         /// What.
         what: &'static str,
         /// Why not.
-        source: Box<dyn Error + Send + Sync>,
+        r#source: Box<dyn Error + Send + Sync>,
     },
     /// The certificate of a client cannot be understood.
-    #[error("cannot read the names in a client's certificate")]
-    Names(#[source] x509_cert::der::Error),
+    #[error("cannot read the names in a client's certificate: {0}")]
+    Names(x509_cert::der::Error),
     /// No cryptography was compiled in, and the program has installed none.
     #[error("there is no cryptography: neither compiled in nor installed for the process")]
     NoCryptography,
@@ -82,36 +82,39 @@ pub enum TlsError {
         name: String,
     },
     /// The server's certificate was refused.
-    #[error("the server's certificate for \"{name}\" is not accepted")]
+    #[error("the server's certificate for \"{name}\" is not accepted: {source}")]
     Certificate {
         /// The name that it was checked against.
         name: String,
         /// Why not.
-        source: rustls::Error,
+        r#source: rustls::Error,
     },
     /// The handshake failed otherwise; an alert of the server's is among the reasons.
-    #[error("the TLS handshake with \"{name}\" failed")]
+    #[error("the TLS handshake with \"{name}\" failed: {source}")]
     Handshake {
         /// The server's name.
         name: String,
         /// Why.
-        source: rustls::Error,
+        r#source: rustls::Error,
     },
     /// The connection broke during the handshake. A server that does not speak TLS, or does not
     /// like this side's certificate, may also just close it.
-    #[error("the connection broke during the TLS handshake with \"{name}\"")]
+    #[error(
+        "the connection broke during the TLS handshake with \"{name}\": {}",
+        causes(source)
+    )]
     Io {
         /// The server's name.
         name: String,
         /// How.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The handshake with a client failed; an alert of the client's is among the reasons.
-    #[error("the TLS handshake with the client failed")]
-    Client(#[source] rustls::Error),
+    #[error("the TLS handshake with the client failed: {0}")]
+    Client(rustls::Error),
     /// The connection broke during the handshake with a client.
-    #[error("the connection broke during the TLS handshake with the client")]
-    ClientIo(#[source] std::io::Error),
+    #[error("the connection broke during the TLS handshake with the client: {}", causes(.0))]
+    ClientIo(std::io::Error),
 }
 
 impl TlsError {
