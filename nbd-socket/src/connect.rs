@@ -10,7 +10,7 @@ mod wait;
 pub use race::Unreachable;
 pub use wait::Awaited;
 
-use crate::{Lookup, Socket, vsock};
+use crate::{Lookup, Socket, socket::family_moves_all, vsock};
 use nbd_io::client::DialOptions;
 use nbd_proto::uri::Address;
 use rustix::net::sockopt;
@@ -136,7 +136,7 @@ impl<R: Reactor> Dialer<'_, R> {
 
     /// Connects to the only address that there is.
     async fn one(&self, address: &SockAddr) -> io::Result<R::Socket> {
-        let socket = loop {
+        let attempt = loop {
             match self.attempt(address) {
                 // The queue of the listener is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && address.is_unix() => {
@@ -147,6 +147,10 @@ impl<R: Reactor> Dialer<'_, R> {
                 }
                 attempt => break attempt?,
             }
+        };
+        let socket = match attempt {
+            Attempt::Connected(socket) => return Ok(socket),
+            Attempt::Begun(socket) => socket,
         };
         loop {
             if let Some(outcome) = outcome(&socket)? {
@@ -159,19 +163,24 @@ impl<R: Reactor> Dialer<'_, R> {
     }
 
     /// Begins to connect a socket.
-    fn attempt(&self, address: &SockAddr) -> io::Result<R::Socket> {
-        let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
+    fn attempt(&self, address: &SockAddr) -> io::Result<Attempt<R::Socket>> {
+        let socket = new_socket(address.domain())?;
         if matches!(address.domain(), Domain::IPV4 | Domain::IPV6) {
             socket.set_tcp_nodelay(true)?;
             watch(&socket, self.options);
         }
-        match socket.connect(address) {
+        let connected = match socket.connect(address) {
             Err(error) if !in_progress(&error) => return Err(error),
-            _ => {}
-        }
-        let socket = Socket::new(OwnedFd::from(socket))?.nonblocking()?;
-        self.reactor.register(socket)
+            connected => connected.is_ok(),
+        };
+        let moves_all = family_moves_all(address);
+        let socket = Socket::connecting(OwnedFd::from(socket), moves_all)?;
+        let socket = self.reactor.register(socket)?;
+        Ok(if connected {
+            Attempt::Connected(socket)
+        } else {
+            Attempt::Begun(socket)
+        })
     }
 
     /// Waits until something has happened, or until a time. Whether the deadline had not passed
@@ -183,6 +192,25 @@ impl<R: Reactor> Dialer<'_, R> {
         let until = until.into_iter().chain(self.deadline).min();
         self.reactor.wait(what, until).await?;
         Ok(true)
+    }
+}
+
+/// A socket that is being connected.
+enum Attempt<S> {
+    /// It is already, as those of a listener on this machine often are.
+    Connected(S),
+    Begun(S),
+}
+
+/// Makes a socket that does not wait, by one call where the system has that.
+fn new_socket(domain: Domain) -> io::Result<socket2::Socket> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    return socket2::Socket::new(domain, Type::STREAM.nonblocking(), None);
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    {
+        let socket = socket2::Socket::new(domain, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     }
 }
 

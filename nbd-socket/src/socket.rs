@@ -59,6 +59,19 @@ impl Socket {
         }
     }
 
+    /// Takes over a socket that does not wait and is being connected, of a family that
+    /// [moves all](Socket::moves_all) or not.
+    pub(crate) fn connecting(fd: OwnedFd, moves_all: bool) -> io::Result<Self> {
+        // There is more to be set than the mode on Apple's systems.
+        let is_ready = !cfg!(target_vendor = "apple");
+        let socket = Self {
+            nonblocking: is_ready.then_some(true),
+            moves_all: Some(moves_all),
+            ..Self::with_child(fd, None)
+        };
+        socket.nonblocking()
+    }
+
     const fn with_child(fd: OwnedFd, child: Option<Child>) -> Self {
         Self {
             fd,

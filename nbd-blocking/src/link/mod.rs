@@ -46,6 +46,7 @@ use nbd_proto::{
     client::{Cookie, Transmission},
 };
 use std::{
+    mem,
     ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -483,7 +484,9 @@ impl Link {
         self.note_load(state);
         if state.engine.lost().is_some() {
             state.notify_all();
-            self.stream.close();
+            if !mem::replace(&mut state.closed, true) {
+                self.stream.close();
+            }
         }
     }
 

@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) wait_to_write: usize,
     /// A caller ends the session.
     pub(super) ending: bool,
+    /// The stream is closed.
+    pub(super) closed: bool,
 }
 
 /// The load of a connection on which no request is taken any more.
@@ -101,6 +103,7 @@ impl State {
             writing: false,
             wait_to_write: 0,
             ending: false,
+            closed: false,
         }
     }
 

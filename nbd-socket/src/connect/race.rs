@@ -2,7 +2,7 @@
 //!
 //! Spec: [RFC 8305](https://www.rfc-editor.org/rfc/rfc8305), "Happy Eyeballs", sections 4 and 5.
 
-use super::{Awaited, Dialer, Reactor, no_answer, outcome};
+use super::{Attempt, Awaited, Dialer, Reactor, no_answer, outcome};
 use std::{fmt, io, iter, mem, net::SocketAddr, time::Duration};
 
 /// How long an attempt may be silent before the next one begins beside it: the Connection Attempt
@@ -89,7 +89,8 @@ impl<R: Reactor> Dialer<'_, R> {
                     drop(begun);
                     let (address, runner) = &mut runners[at];
                     *runner = match self.attempt(&(*address).into()) {
-                        Ok(socket) => Runner::Begun(socket),
+                        Ok(Attempt::Connected(socket)) => return Ok(socket),
+                        Ok(Attempt::Begun(socket)) => Runner::Begun(socket),
                         Err(error) => Runner::Failed(error),
                     };
                     next_begins = now + delay;

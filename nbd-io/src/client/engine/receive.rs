@@ -15,8 +15,8 @@ use std::ops::Range;
 /// What one read from the stream takes in beside payload that goes straight to its place, in bytes.
 const INBOX: usize = 256 << 10;
 
-/// How large the inbox is at first, in bytes: enough for a short reply or two. It doubles whenever a
-/// read fills it.
+/// How large the inbox is once a reply is waited for, in bytes: enough for a short one or two. It
+/// doubles whenever a read fills it.
 const SMALL_INBOX: usize = 16 << 10;
 
 /// Payload of at least this length that has not come yet is read straight to its place, in bytes.
@@ -30,24 +30,23 @@ pub const LARGE: usize = 128 << 10;
 /// next, and not much of a next payload, which would have to be copied.
 const BESIDE: usize = 4 << 10;
 
+/// What is taken in while no reply is waited for, in bytes. The end of the stream needs no space, and
+/// anything else is too much.
+const UNEXPECTED: usize = 16;
+
 /// The space that a read takes in bytes to which nothing is known yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inbox {
     bytes: Vec<u8>,
-}
-
-impl Default for Inbox {
-    fn default() -> Self {
-        Self {
-            bytes: vec![0; SMALL_INBOX],
-        }
-    }
 }
 
 impl Inbox {
     /// As much space as one read may fill.
     pub fn space(&mut self, len: usize) -> &mut [u8] {
-        let len = len.min(self.bytes.len());
+        let len = len.min(self.bytes.len().max(SMALL_INBOX));
+        if self.bytes.len() < len {
+            self.bytes.resize(len, 0);
+        }
         &mut self.bytes[..len]
     }
 }
@@ -107,8 +106,12 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
 
     /// How many bytes are read into the inbox at most.
     #[must_use]
-    pub const fn beside(&self) -> usize {
-        if self.large > 0 { BESIDE } else { INBOX }
+    pub fn beside(&self) -> usize {
+        match (self.in_flight(), self.large) {
+            (0, _) => UNEXPECTED,
+            (_, 0) => INBOX,
+            _ => BESIDE,
+        }
     }
 
     /// The buffer of a request in flight, where it was handed over.
