@@ -175,6 +175,9 @@ lints() {
             "${clippy[@]}" --features "$feature" -- -D warnings
         done < <(features "$manifest")
     done
+    # A program may want TLS of one driver and none of another, which stand on the same crate.
+    cargo clippy --locked --package nbd-blocking --package nbd-io --no-default-features \
+        --features nbd-io/tls -- -D warnings
     if [[ -d fuzz ]]; then
         cargo clippy --manifest-path fuzz/Cargo.toml -- -D warnings
     fi

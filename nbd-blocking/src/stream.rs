@@ -245,13 +245,13 @@ impl Transport for Negotiating {
         if self.stream.socket().is_none() {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
-        let farewell = Instant::now() + FAREWELL;
+        let farewell = self.patience.now() + FAREWELL;
         self.deadline = self.deadline.map(|deadline| deadline.min(farewell));
         self.deadline.get_or_insert(farewell);
         Poll::Ready(Ok(()))
     }
 
     fn hurry(&mut self) {
-        self.deadline = Some(Instant::now());
+        self.deadline = Some(self.patience.now());
     }
 }

@@ -15,6 +15,8 @@ pub struct Connector<D> {
     /// The options, and what the URI says.
     pub config: Config,
     server: Server,
+    /// The first connection was, or is to be, the only one.
+    only: bool,
 }
 
 /// Where a server is, as errors name it.
@@ -43,7 +45,13 @@ impl<D> Connector<D> {
     /// Whether more connections can be made.
     #[must_use]
     pub const fn can_dial(&self) -> bool {
-        matches!(self.server, Server::Address(_))
+        !self.only && matches!(self.server, Server::Address(_))
+    }
+
+    /// The same for a connection whose options the program sends: what it asked for, and the export
+    /// that it entered, are not known here, so that there can be no second one.
+    pub(super) fn only(self) -> Self {
+        Self { only: true, ..self }
     }
 }
 
@@ -53,6 +61,7 @@ impl<D: Driver> Connector<D> {
             driver,
             config,
             server,
+            only: false,
         }
     }
 

@@ -57,7 +57,8 @@ pub trait Driver: Clone + Send + Sync + 'static {
     /// Sets until when a connection may be waited for, by [`now`](Driver::now).
     fn set_deadline(&self, stream: &mut Self::Stream, deadline: Option<Duration>);
 
-    /// What a URI says of TLS in addition. It may name files, which are read here.
+    /// What a URI says of TLS in addition. It may name files, which are read here. Without a body,
+    /// this and `start_tls` fail: a program may build this crate with TLS for another driver.
     ///
     /// # Errors
     ///
@@ -67,7 +68,12 @@ pub trait Driver: Clone + Send + Sync + 'static {
         &self,
         tls: ClientTls,
         uri: &nbd_proto::uri::Tls,
-    ) -> impl Future<Output = Result<ClientTls, Error>> + Send;
+    ) -> impl Future<Output = Result<ClientTls, Error>> + Send {
+        let _ = (tls, uri);
+        std::future::ready(Err(Error::Unsupported {
+            what: "this URI demands TLS, which is not in this build of the client",
+        }))
+    }
 
     /// Does the TLS handshake on a connection in the clear; `host` is the name in the server's
     /// address.
@@ -81,7 +87,12 @@ pub trait Driver: Clone + Send + Sync + 'static {
         stream: Self::Stream,
         tls: &ClientTls,
         host: Option<&str>,
-    ) -> impl Future<Output = Result<Self::Stream, NegotiationError>> + Send;
+    ) -> impl Future<Output = Result<Self::Stream, NegotiationError>> + Send {
+        let _ = (stream, tls, host);
+        std::future::ready(Err(NegotiationError::Tls(
+            "TLS is not in this build of the client".into(),
+        )))
+    }
 
     /// Makes a client of its first connection. Its deadline does not hold any more.
     ///

@@ -120,7 +120,7 @@ impl<D: Driver> ConnectOptions<D> {
 
     /// How long connecting may take as a whole: the lookup of a host, its addresses, which are tried
     /// side by side, TLS and the negotiation. 30 s by default; `None` waits as long as the system
-    /// does. Step by step, it is until the server has greeted.
+    /// does. Step by step, it is until the server has greeted, or TLS is up.
     ///
     /// Hosts are looked up by a thread of their own, because the system's resolver knows no
     /// deadlines. It ends with the lookup, which may be later than the call.
@@ -315,7 +315,7 @@ impl<D: Driver> ConnectOptions<D> {
             let (stream, steps_end) = self.dial(&connector).await?;
             let greeted = exchange::greet(stream, connector.config.negotiation.protocol).await;
             match greeted {
-                Ok(greeted) => Ok(Greeted::new(connector, greeted, steps_end)),
+                Ok(greeted) => Ok(Greeted::new(connector.only(), greeted, steps_end)),
                 Err(error) => Err(connector.failed("negotiate with", error)),
             }
         })
@@ -341,7 +341,7 @@ impl<D: Driver> ConnectOptions<D> {
                 only.start_tls(upgrade).await
             };
             match secured.await {
-                Ok(exchange) => Ok(Negotiation::new(connector, exchange, steps_end)),
+                Ok(exchange) => Ok(Negotiation::new(connector.only(), exchange, steps_end)),
                 Err(error) => Err(connector.failed("start TLS with", error)),
             }
         })

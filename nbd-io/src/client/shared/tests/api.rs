@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Export, Memory, NamedExports, ReadOnly,
-    client::{ConnectOptions, Error, Greeted, Lost, Stretch, shared::Client},
+    client::{ConnectOptions, Error, Greeted, Lost, Reconnect, Stretch, shared::Client},
     runtime::Runtime,
 };
 use bytes::BytesMut;
@@ -15,7 +15,11 @@ use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportName, Failure, Limits, Misuse,
     Mode, Uri, client::Go,
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 const NONE: CommandFlags = CommandFlags::NONE;
 const SIZE: u64 = 1 << 20;
@@ -364,10 +368,50 @@ fn steps_can_be_taken_one_by_one() {
 }
 
 #[test]
+fn a_client_of_single_steps_keeps_to_the_connection_that_they_were_taken_on() {
+    let sim = Sim::new(8);
+    let [uris, entered] = ["a", "b"].map(|name| ExportName::new(name).unwrap());
+    let exports = NamedExports::new()
+        .with(uris.clone(), Arc::new(memory(1)))
+        .with(entered.clone(), Arc::new(memory(1)));
+    let (server, exports) = (sim.clone(), Arc::new(exports));
+    let pipes = Arc::new(Mutex::new(Vec::new()));
+    let connections = pipes.clone();
+    sim.on_connect(move |pipe: Pipe| {
+        connections.lock().unwrap().push(pipe.scissors());
+        serve(&server, pipe, exports.clone(), Manner::default());
+        Ok(())
+    });
+    sim.run(async {
+        // Another connection would ask for the export of the URI, which is as large.
+        let options = options(&sim)
+            .connections(2)
+            .reconnect(Some(Reconnect::new().keep_unflushed(1 << 20)));
+        let uri = Uri::tcp("localhost", 10_809).unwrap().with_export(uris);
+        let greeted = options.start(&uri).await.unwrap();
+        let negotiation = greeted.negotiation().unwrap();
+        let client = negotiation.go(Go::new(entered)).await.unwrap().unwrap();
+        assert!(client.export().can_multi_conn());
+        client.write(0, vec![7; 512]).await.unwrap();
+        for _ in 0..4 {
+            assert_eq!(client.read(0, 512).await.unwrap()[..], [7; 512]);
+        }
+        assert_eq!(pipes.lock().unwrap().len(), 1);
+        pipes.lock().unwrap()[0].cut();
+        for _ in 0..2 {
+            let error = client.read(0, 512).await.unwrap_err();
+            assert!(matches!(error, Error::Lost(_)), "{error:?}");
+            sim.sleep(Duration::from_secs(10)).await;
+        }
+        assert_eq!(pipes.lock().unwrap().len(), 1);
+    });
+}
+
+#[test]
 fn a_server_that_says_nothing_is_given_up_in_time() {
     // B-007
     let sim = Sim::new(8);
-    let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = Arc::new(Mutex::new(Vec::new()));
     sim.on_connect(move |pipe| {
         kept.lock().unwrap().push(pipe);
         Ok(())
