@@ -193,15 +193,16 @@ fn answer_read(
     ticket: ReadTicket,
     replies: &mut Replies,
 ) -> Result<(), Failure> {
-    let content = match done {
-        Ok(content) => content,
+    match done {
+        Ok(Content::Data) => {
+            let (header, receipt) = ticket.header();
+            replies.commit(header.as_bytes(), len, Some(receipt));
+        }
+        Ok(Content::Zeroes) => {
+            let (header, receipt) = ticket.header();
+            replies.commit_zeroes(header.as_bytes(), len, receipt);
+        }
         Err(failure) => return Err(fail_read(failure, ticket, replies)),
-    };
-    let Reply { frame, receipt } = ticket.data(Staged(len));
-    let (header, _) = frame.into_parts();
-    match content {
-        Content::Data => replies.commit(header.as_bytes(), len, Some(receipt)),
-        Content::Zeroes => replies.commit_zeroes(header.as_bytes(), len, receipt),
     }
     Ok(())
 }

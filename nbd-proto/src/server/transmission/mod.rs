@@ -182,35 +182,49 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(error);
         }
-        let header = self.agreed.mode.request_len();
-        let mut fed = Fed {
-            used: 0,
-            payload: None,
-            event: None,
-        };
+        let len = self.agreed.mode.request_len();
         match self.state {
             // Most headers come whole, and need not be gathered.
-            State::Header(0) if bytes.len() >= header && self.in_flight < self.agreed.accepted => {
-                fed.used = header;
-                fed.event = self.admit(&bytes[..header])?;
-                if fed.event.is_some() || matches!(self.state, State::Payload { .. }) {
-                    return Ok(fed);
-                }
+            State::Header(0) if bytes.len() >= len && self.in_flight < self.agreed.accepted => {
+                let header = &bytes[..len];
+                let event = match self.ordinary(header) {
+                    Some(base) if base.command == Command::Read => Some(self.request(base)),
+                    Some(base) => {
+                        let len = usize::try_from(base.len).expect("a payload fits into memory");
+                        self.state = State::Payload { base, done: 0, len };
+                        None
+                    }
+                    None => {
+                        let considered = self.consider(header);
+                        let event = considered.inspect_err(|error| self.dead = Some(*error))?;
+                        return self.gather(bytes, len, event);
+                    }
+                };
+                Ok(Fed {
+                    used: len,
+                    payload: None,
+                    event,
+                })
             }
             State::Payload { done, len, .. } if !bytes.is_empty() => {
-                fed.used = bytes.len().min(len - done);
-                fed.payload = Some(done..done + fed.used);
-                fed.event = self.advance(fed.used)?;
-                return Ok(fed);
+                let used = bytes.len().min(len - done);
+                Ok(Fed {
+                    used,
+                    payload: Some(done..done + used),
+                    event: self.advance(used)?,
+                })
             }
-            _ => {}
+            _ => self.gather(bytes, 0, None),
         }
-        self.gather(bytes, fed)
     }
 
     /// Goes on with bytes behind those that were used, as [`feed`](Self::feed) does.
-    #[cold]
-    fn gather(&mut self, bytes: &[u8], mut fed: Fed) -> Result<Fed, Error> {
+    fn gather(&mut self, bytes: &[u8], used: usize, event: Option<Event>) -> Result<Fed, Error> {
+        let mut fed = Fed {
+            used,
+            payload: None,
+            event,
+        };
         while fed.event.is_none() {
             let rest = &bytes[fed.used..];
             let n = match self.fill() {
@@ -247,7 +261,7 @@ impl Transmission {
                 }
                 self.state = State::Header(0);
                 let header = self.header;
-                self.admit(&header[..len])
+                self.consider(&header[..len])
             }
             State::Payload { base, done, len } => {
                 assert!(n <= *len - *done, "{LENT}");
@@ -316,29 +330,17 @@ impl Transmission {
         }
     }
 
-    /// Decides what becomes of the request whose header is complete.
-    ///
-    /// INVARIANT: no other message is being received.
+    /// The request of this header, if it is an [ordinary](admit::is_ordinary) one.
     #[inline]
-    fn admit(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {
-        if let Some(header) = RequestHeader::decode(self.agreed.mode, header)
-            && admit::is_ordinary(&header, &self.agreed)
-            && !self.shutdown
-        {
-            let base = Base::new(&header, &self.agreed);
-            if header.command == Command::Read {
-                return Ok(Some(self.request(base)));
-            }
-            let len = usize::try_from(header.len).expect("a payload fits into memory");
-            self.state = State::Payload { base, done: 0, len };
-            return Ok(None);
-        }
-        let admitted = self.consider(header);
-        admitted.inspect_err(|error| self.dead = Some(*error))
+    fn ordinary(&self, header: &[u8]) -> Option<Base> {
+        let header = RequestHeader::decode(self.agreed.mode, header)?;
+        let is_ordinary = admit::is_ordinary(&header, &self.agreed) && !self.shutdown;
+        is_ordinary.then(|| Base::new(&header, &self.agreed))
     }
 
-    /// Decides what becomes of a request that is not [ordinary](admit::is_ordinary).
-    #[cold]
+    /// Decides what becomes of a request by its header.
+    ///
+    /// INVARIANT: no other message is being received.
     fn consider(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {
         self.check_magic(header)?;
         let header = RequestHeader::decode(self.agreed.mode, header)

@@ -1,6 +1,6 @@
 //! Answering a read: at once, or piece by piece with its holes left out.
 
-use super::ticket::{Base, Part, Reply, text};
+use super::ticket::{Base, Part, Receipt, Reply, text};
 use crate::{
     CommandFlags, Errno,
     frame::{Frame, Header},
@@ -22,20 +22,31 @@ impl ReadTicket {
     /// # Panics
     ///
     /// When `data` has not the length that was asked for.
-    #[inline]
     pub fn data<P: Buf>(self, data: P) -> Reply<P> {
-        let base = self.0;
         assert_eq!(
             u64::try_from(data.remaining()),
-            Ok(base.len),
+            Ok(self.0.len),
             "a read is answered with as much data as was asked for"
         );
-        let header = if base.mode.has_chunks() {
-            data_header(&base, base.offset, data.remaining(), true)
+        let (header, receipt) = self.header();
+        let frame = Frame::new(header, data);
+        Reply { frame, receipt }
+    }
+
+    /// The header of the answer with all the data, for a driver that has read the data to where the
+    /// header then comes right before it. As many bytes as were asked for have to follow.
+    #[inline]
+    pub fn header(self) -> (Header, Receipt) {
+        let Base {
+            mode, offset, len, ..
+        } = self.0;
+        let header = if mode.has_chunks() {
+            let len = usize::try_from(len).expect("a read fits into memory");
+            data_header(&self.0, offset, len, true)
         } else {
-            base.simple(0)
+            self.0.simple(0)
         };
-        Reply::new(header, data)
+        (header, Receipt(()))
     }
 
     /// Answers that all of it is a hole, which reads as zeroes, in one short message.
