@@ -40,6 +40,8 @@ impl Future for Sleep {
 impl Runtime for AsyncStd {
     type Sleep = Sleep;
 
+    const TIMERS_WAKE: bool = true;
+
     fn now(&self) -> Duration {
         START.elapsed()
     }

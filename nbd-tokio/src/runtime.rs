@@ -48,6 +48,8 @@ impl Tokio {
 impl Runtime for Tokio {
     type Sleep = Pin<Box<Sleep>>;
 
+    const TIMERS_WAKE: bool = true;
+
     fn now(&self) -> Duration {
         START.elapsed()
     }

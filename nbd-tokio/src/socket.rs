@@ -8,7 +8,13 @@ use std::{
     task::{Context, Poll, ready},
     time::Instant,
 };
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdReadyGuard},
+};
+
+/// What is no longer than this, in bytes, is sent without asking first whether there is room.
+const SHORT: usize = 16 << 10;
 
 /// A connected stream socket of any family. One system call reads into several buffers, or writes
 /// from them.
@@ -63,28 +69,27 @@ impl Socket {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let room = bufs.iter().map(|buf| buf.len()).sum();
         loop {
-            let guard = ready!(self.fd.poll_read_ready(cx))?;
-            if let Some(done) = self.attempt(guard, room, |socket| socket.recv(bufs, false)) {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            if let Ok(done) = guard.try_io(|fd| fd.get_ref().recv(bufs, false)) {
+                let room = || bufs.iter().map(|buf| buf.len()).sum();
+                self.note(guard, &done, room);
                 return Poll::Ready(done);
             }
         }
     }
 
-    /// Does what the socket is ready for, if it is.
-    fn attempt(
+    /// Takes note of how many of the bytes were moved that there was room for.
+    fn note(
         &self,
         mut guard: AsyncFdReadyGuard<'_, nbd_socket::Socket>,
-        room: usize,
-        act: impl FnOnce(&nbd_socket::Socket) -> io::Result<usize>,
-    ) -> Option<io::Result<usize>> {
-        let done = guard.try_io(|fd| act(fd.get_ref())).ok()?;
+        done: &io::Result<usize>,
+        room: impl FnOnce() -> usize,
+    ) {
         // The next attempt would be in vain. Nothing at all is the end, which stays.
-        if self.moves_all && matches!(done, Ok(n) if (1..room).contains(&n)) {
+        if self.moves_all && matches!(*done, Ok(n) if n > 0 && n < room()) {
             guard.clear_ready();
         }
-        Some(done)
     }
 }
 
@@ -104,9 +109,19 @@ impl Transport for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let room = bufs.iter().map(|buf| buf.len()).sum();
+        // What is short has room most of the time. What is not may be sent in part, and then nothing
+        // more is to be tried.
+        if room <= SHORT {
+            let send = |socket: &nbd_socket::Socket| socket.send(bufs, false);
+            match self.fd.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
         loop {
-            let guard = ready!(self.fd.poll_write_ready(cx))?;
-            if let Some(done) = self.attempt(guard, room, |socket| socket.send(bufs, false)) {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            if let Ok(done) = guard.try_io(|fd| fd.get_ref().send(bufs, false)) {
+                self.note(guard, &done, || room);
                 return Poll::Ready(done);
             }
         }

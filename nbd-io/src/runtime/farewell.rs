@@ -32,13 +32,17 @@ impl<R: Runtime> Farewell<R> {
     }
 
     /// What becomes of a read: one that pends fails when the time is over.
+    #[inline]
     pub fn limit<T>(
         &mut self,
         cx: &mut Context<'_>,
         read: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let said = self.said.as_mut().filter(|_| read.is_pending());
-        if said.is_none_or(|sleep| Pin::new(sleep).poll(cx).is_pending()) {
+        let is_in_time = match &mut self.said {
+            Some(said) if read.is_pending() => Pin::new(said).poll(cx).is_pending(),
+            _ => true,
+        };
+        if is_in_time {
             return read;
         }
         // A timer that has ended must not be polled again.

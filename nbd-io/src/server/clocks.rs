@@ -1,26 +1,32 @@
 //! What a session waits for besides its client and its export.
 
+use super::registry::Place;
 use crate::runtime::Runtime;
-use std::{pin::Pin, task::Context, time::Duration};
+use std::{
+    pin::Pin,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 /// What is waited for besides the client and the export.
 pub(super) struct Clocks<S> {
-    /// The bytes moved when it was set.
-    pub(super) idle: Option<(S, u64)>,
-    pub(super) rest: Option<(S, u64)>,
+    pub(super) bell: Bell,
+    pub(super) idle: Option<Clock<S>>,
+    pub(super) rest: Option<Clock<S>>,
     /// Until a request is refused for which there is no memory.
-    pub(super) shortage: Option<(S, u64)>,
+    pub(super) shortage: Option<Clock<S>>,
     /// While the server stops: until the client is taken to have no more requests.
-    pub(super) lull: Option<(S, u64)>,
+    pub(super) lull: Option<Clock<S>>,
     /// While the server stops: until it is done in any case.
     pub(super) last_call: Option<S>,
     /// Until a client that has left and does not take its replies is given up.
-    pub(super) farewell: Option<(S, u64)>,
+    pub(super) farewell: Option<Clock<S>>,
 }
 
 impl<S> Clocks<S> {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new(place: &Place) -> Self {
         Self {
+            bell: Bell::new(place),
             idle: None,
             rest: None,
             shortage: None,
@@ -31,23 +37,174 @@ impl<S> Clocks<S> {
     }
 }
 
+/// Rings when a timer of a connection has ended, so that a task which is woken for each request need
+/// not ask each timer each time.
+pub(super) struct Bell {
+    waker: Waker,
+    /// Whom it wakes.
+    task: Option<Waker>,
+    /// How often it rang.
+    rings: u64,
+}
+
+impl Bell {
+    fn new(place: &Place) -> Self {
+        Self {
+            waker: place.bell(),
+            task: None,
+            rings: 0,
+        }
+    }
+
+    /// To be called before clocks are looked at: from now on the task is woken when one of them ends,
+    /// and when the connection has to.
+    pub(super) fn attend<R: Runtime>(&mut self, place: &Place, cx: &Context<'_>) {
+        let is_known = |task: &Waker| task.will_wake(cx.waker());
+        if !self.task.as_ref().is_some_and(is_known) {
+            place.wake(cx.waker());
+            self.task = Some(cx.waker().clone());
+        }
+        if !R::TIMERS_WAKE || place.has_rung() {
+            self.rings += 1;
+        }
+    }
+}
+
+/// A timer, and what it found when it was set.
+pub(super) struct Clock<S> {
+    sleep: S,
+    /// The bytes that had been moved.
+    moved: u64,
+    /// How often the bell had rung when the timer was last asked.
+    rings: u64,
+}
+
 /// Whether nothing was moved for at least `time`, and at most twice as long.
+#[inline]
 pub(super) fn elapsed<R: Runtime>(
-    clock: &mut Option<(R::Sleep, u64)>,
-    cx: &mut Context<'_>,
+    clock: &mut Option<Clock<R::Sleep>>,
+    bell: &Bell,
+    runtime: &R,
+    time: Duration,
+    moved: u64,
+) -> bool {
+    let is_set = matches!(clock, Some(clock) if clock.rings == bell.rings);
+    !is_set && look(clock, bell, runtime, time, moved)
+}
+
+/// Sets a clock, or asks one that may have ended.
+fn look<R: Runtime>(
+    clock: &mut Option<Clock<R::Sleep>>,
+    bell: &Bell,
     runtime: &R,
     time: Duration,
     moved: u64,
 ) -> bool {
     loop {
-        let (sleep, since) = clock.get_or_insert_with(|| (runtime.sleep(time), moved));
-        if Pin::new(sleep).poll(cx).is_pending() {
+        let set = clock.get_or_insert_with(|| Clock {
+            sleep: runtime.sleep(time),
+            moved,
+            rings: bell.rings,
+        });
+        set.rings = bell.rings;
+        let cx = &mut Context::from_waker(&bell.waker);
+        if Pin::new(&mut set.sleep).poll(cx).is_pending() {
             return false;
         }
-        let unmoved = *since == moved;
+        let unmoved = set.moved == moved;
         *clock = None;
         if unmoved {
             return true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::registry::Room, *};
+    use crate::server::registry::Registry;
+    use std::{
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::{Poll, Wake},
+    };
+
+    /// Counts how often timers were polled, and how often the task was woken.
+    #[derive(Clone, Default)]
+    struct Counting {
+        polls: Arc<AtomicUsize>,
+        wakes: Arc<AtomicUsize>,
+        waker: Arc<Mutex<Option<Waker>>>,
+        is_over: Arc<AtomicUsize>,
+    }
+
+    impl Future for Counting {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            self.polls.fetch_add(1, Ordering::Relaxed);
+            *self.waker.lock().unwrap() = Some(cx.waker().clone());
+            match self.is_over.load(Ordering::Relaxed) {
+                0 => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
+        }
+    }
+
+    impl Wake for Counting {
+        fn wake(self: Arc<Self>) {
+            self.wakes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Runtime for Counting {
+        type Sleep = Self;
+
+        const TIMERS_WAKE: bool = true;
+
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn sleep(&self, _: Duration) -> Self {
+            self.clone()
+        }
+
+        fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
+            job();
+        }
+    }
+
+    #[test]
+    fn a_timer_is_asked_when_it_is_set_and_when_one_has_ended() {
+        let room = Room {
+            most: 1,
+            idle: None,
+        };
+        let place = Arc::new(Registry::default()).enter(room, Duration::ZERO);
+        let place = place.unwrap();
+        let runtime = Counting::default();
+        let polls = || runtime.polls.load(Ordering::Relaxed);
+        let task = Waker::from(Arc::new(runtime.clone()));
+        let cx = &Context::from_waker(&task);
+        let mut clocks = Clocks::new(&place);
+        let mut look = |moved| {
+            clocks.bell.attend::<Counting>(&place, cx);
+            let bell = &clocks.bell;
+            elapsed(&mut clocks.rest, bell, &runtime, Duration::ZERO, moved)
+        };
+        for moved in 0..3 {
+            assert!(!look(moved));
+        }
+        assert_eq!(polls(), 1);
+        runtime.is_over.store(1, Ordering::Relaxed);
+        let bell = runtime.waker.lock().unwrap().take().unwrap();
+        bell.wake();
+        assert_eq!(runtime.wakes.load(Ordering::Relaxed), 1);
+        // Nobody had looked at it in time, but nothing was moved either.
+        assert!(look(0));
+        assert_eq!(polls(), 2);
     }
 }

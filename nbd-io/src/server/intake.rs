@@ -40,6 +40,16 @@ pub(super) struct Intake {
     discards: bool,
 }
 
+/// What bytes of a client's are to be taken from the transport.
+pub(super) enum Coming {
+    /// None for now.
+    Nothing,
+    /// Those of requests, and of what is thrown away.
+    Requests,
+    /// These first, of a payload of so many bytes.
+    Payload(Range<usize>, usize),
+}
+
 /// Where the payload is of the request that was taken last.
 #[derive(Clone)]
 enum Place {
@@ -157,9 +167,16 @@ impl Intake {
         Some(bytes.len())
     }
 
-    /// Whether there is a place for bytes that might come.
-    pub(super) fn wants_bytes(&mut self) -> bool {
-        !self.has_bytes() && !matches!(self.transmission.fill(), Fill::Blocked | Fill::Finished)
+    /// What may be taken from the transport now.
+    pub(super) fn coming(&mut self) -> Coming {
+        if self.has_bytes() {
+            return Coming::Nothing;
+        }
+        match self.transmission.fill() {
+            Fill::Blocked | Fill::Finished => Coming::Nothing,
+            Fill::Payload { range, len } if !self.discards => Coming::Payload(range, len),
+            Fill::Payload { .. } | Fill::Control(_) | Fill::Discard(_) => Coming::Requests,
+        }
     }
 
     /// Takes more bytes from the transport: first those of a payload, then whatever follows. 0
@@ -169,6 +186,7 @@ impl Intake {
         cx: &mut Context<'_>,
         transport: &mut T,
         buffers: &Buffers,
+        coming: Coming,
     ) -> Poll<io::Result<Result<usize, Error>>> {
         // What filled it the last time may go on like that.
         let full = self.end == self.staged.len() && self.end < STAGED;
@@ -176,24 +194,19 @@ impl Intake {
         if full {
             self.make_stage()?;
         }
-        let coming = match self.transmission.fill() {
-            Fill::Payload { range, len } if !self.discards => Some((range, len)),
-            _ => None,
-        };
         let range = match coming {
-            Some((range, len)) if self.make_room(len, buffers) => range,
-            _ => 0..0,
+            Coming::Payload(range, len) if self.make_room(len, buffers) => range,
+            _ => {
+                let staged = &mut [IoSliceMut::new(&mut self.staged)];
+                self.end = ready!(transport.poll_read(cx, staged))?;
+                return Poll::Ready(Ok(Ok(self.end)));
+            }
         };
         let direct = range.len();
-        let mut bufs = [
+        let bufs = &mut [
             IoSliceMut::new(&mut self.payload[range.clone()]),
             IoSliceMut::new(&mut self.staged),
         ];
-        let bufs = if direct == 0 {
-            &mut bufs[1..]
-        } else {
-            &mut bufs[..]
-        };
         let n = ready!(transport.poll_read(cx, bufs))?;
         let of_payload = n.min(direct);
         self.end = n - of_payload;

@@ -270,6 +270,7 @@ impl<R: Runtime> Jobs<R> {
 
     /// Appends the replies to what is done by now, and has the connection woken when more is.
     /// Returns whether there were any.
+    #[inline]
     pub(super) fn collect(
         &mut self,
         cx: &mut Context<'_>,
@@ -278,6 +279,14 @@ impl<R: Runtime> Jobs<R> {
         if self.running == 0 {
             return Ok(false);
         }
+        self.collect_done(cx, replies)
+    }
+
+    fn collect_done(
+        &mut self,
+        cx: &mut Context<'_>,
+        replies: &mut Replies,
+    ) -> Result<bool, Panicked> {
         let mut state = self.shared.lock();
         let mut done = std::mem::take(&mut state.done);
         if state
@@ -318,7 +327,14 @@ impl<R: Runtime> Jobs<R> {
     }
 
     /// Puts more threads on it if requests take long.
+    #[inline]
     pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) {
+        if self.running > 0 || self.tick.is_some() {
+            self.look_at_tick(cx);
+        }
+    }
+
+    fn look_at_tick(&mut self, cx: &mut Context<'_>) {
         loop {
             if self.running == 0 || self.shared.lock().waiting.is_empty() {
                 self.tick = None;

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -33,8 +33,10 @@ struct State {
 
 /// A connection, as others see it.
 struct Guest {
-    /// Whom to wake when it has to end.
+    /// Whom to wake when it has to end, or when one of its timers has.
     waker: Mutex<Option<Waker>>,
+    /// One of its timers has woken it.
+    rang: AtomicBool,
     /// It has to end, since the server stops or its place is needed.
     stopping: AtomicBool,
     displaced: AtomicBool,
@@ -57,6 +59,7 @@ impl Guest {
     fn new(now: Duration) -> Self {
         let guest = Self {
             waker: Mutex::new(None),
+            rang: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             displaced: AtomicBool::new(false),
             stage: AtomicU64::new(0),
@@ -98,7 +101,22 @@ impl Guest {
     #[must_use = "the connection has to notice"]
     fn stop(&self) -> Option<Waker> {
         self.stopping.store(true, Ordering::SeqCst);
-        lock(&self.waker).take()
+        lock(&self.waker).clone()
+    }
+}
+
+/// As the waker of its timers.
+impl Wake for Guest {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rang.store(true, Ordering::SeqCst);
+        let waker = lock(&self.waker).clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -271,6 +289,25 @@ impl Place {
     /// Nothing was moved since then, and nothing is being carried out.
     pub(super) fn idle(&self, since: Duration) {
         self.guest.set(Stage::Idle, since);
+    }
+
+    /// Has a task woken when the connection has to end, and by its [timers](Self::bell), from now on
+    /// and until it is another one.
+    pub(super) fn wake(&self, waker: &Waker) {
+        let old = lock(&self.guest.waker).replace(waker.clone());
+        drop(old);
+    }
+
+    /// What timers of the connection are polled with, so that it [knows](Self::has_rung) when one of
+    /// them has ended.
+    pub(super) fn bell(&self) -> Waker {
+        Arc::clone(&self.guest).into()
+    }
+
+    /// Whether a timer has ended since this was last asked.
+    pub(super) fn has_rung(&self) -> bool {
+        let rang = &self.guest.rang;
+        rang.load(Ordering::SeqCst) && rang.swap(false, Ordering::SeqCst)
     }
 
     /// Ready once the connection has to end.

@@ -280,6 +280,9 @@ impl Replies {
     ///
     /// When there are not as many.
     pub fn advance(&mut self, mut n: usize) {
+        if self.payloads.is_empty() && n == self.end - self.start {
+            return self.rewind();
+        }
         while n > 0 {
             match self.payloads.front_mut() {
                 Some((position, payload)) if *position == self.start => {

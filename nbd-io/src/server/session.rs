@@ -5,7 +5,7 @@ use super::{
     budget::Share,
     buffers::Buffers,
     clocks::{Clocks, elapsed},
-    intake::Intake,
+    intake::{Coming, Intake},
     jobs::{Jobs, Panicked, carry_out, carry_out_now, guard},
     negotiation::Entered,
     registry::Place,
@@ -20,6 +20,7 @@ use nbd_proto::{
 use std::{
     future::poll_fn,
     io::{self, IoSlice},
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -122,7 +123,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             moved: 0,
             spare: true,
             ending: None,
-            clocks: Clocks::new(),
+            clocks: Clocks::new(place),
         }
     }
 
@@ -168,7 +169,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                     cx.waker().wake_by_ref();
                 }
             }
-            if elapsed(&mut lull, cx, runtime, LULL, moved) {
+            let bell = &mut self.clocks.bell;
+            bell.attend::<R>(self.place, cx);
+            if elapsed(&mut lull, bell, runtime, LULL, moved) {
                 return Poll::Ready(());
             }
             Poll::Pending
@@ -202,7 +205,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Ok(any) => any,
             Err(Panicked) => self.end(Ending::Panicked),
         };
-        if self.ending.is_none() {
+        if self.ending.is_none() && (self.intake.has_bytes() || self.held.is_some()) {
             any |= match guard(|| self.consume(cx)) {
                 Ok(Ok(any)) => any,
                 Ok(Err(error)) => self.end(Ending::Protocol(error)),
@@ -224,11 +227,17 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             }
             return Ok(any);
         }
-        if self.held.is_none()
-            && self.has_room()
-            && self.intake.wants_bytes()
-            && self.has_payload_room(cx)
-        {
+        let coming = if self.held.is_none() && self.has_room() {
+            self.intake.coming()
+        } else {
+            Coming::Nothing
+        };
+        let may_come = match coming {
+            Coming::Nothing => false,
+            Coming::Payload(Range { start: 0, .. }, len) => self.covers(len as u64, cx),
+            Coming::Requests | Coming::Payload(..) => true,
+        };
+        if may_come {
             let alone = self.is_alone() && self.replies.is_empty() && !self.unflushed;
             self.transport.set_alone(alone);
             let Self {
@@ -237,7 +246,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 buffers,
                 ..
             } = self;
-            let read = match intake.poll_read(cx, transport, buffers) {
+            let read = match intake.poll_read(cx, transport, buffers, coming) {
                 // Whatever can still happen wakes this task, except for what a job that was begun
                 // just now has done: only the next turn has that tell.
                 Poll::Pending => return Ok(any && self.jobs.running() > 0),
@@ -464,22 +473,34 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         let quiet = self.jobs.running() == 0 && self.replies.is_empty() && self.held.is_none();
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
+        clocks.bell.attend::<R>(self.place, cx);
         if self.ending.is_some() {
             // What is being carried out is waited for, who does not take replies is not.
-            if elapsed(&mut clocks.farewell, cx, runtime, FAREWELL, self.moved)
-                && self.jobs.running() == 0
+            if elapsed(
+                &mut clocks.farewell,
+                &clocks.bell,
+                runtime,
+                FAREWELL,
+                self.moved,
+            ) && self.jobs.running() == 0
             {
                 return Poll::Ready(self.ending.take());
             }
         }
         if !self.short {
             clocks.shortage = None;
-        } else if elapsed(&mut clocks.shortage, cx, runtime, SHORTAGE, self.moved) {
+        } else if elapsed(
+            &mut clocks.shortage,
+            &clocks.bell,
+            runtime,
+            SHORTAGE,
+            self.moved,
+        ) {
             self.refuse_for_memory();
             return Poll::Ready(None);
         }
         if let Some(idle) = self.settings.idle_timeout
-            && elapsed(&mut clocks.idle, cx, runtime, idle, self.moved)
+            && elapsed(&mut clocks.idle, &clocks.bell, runtime, idle, self.moved)
             && self.jobs.running() == 0
         {
             return Poll::Ready(Some(Ending::Idle));
@@ -487,7 +508,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         let may_rest = quiet && self.intake.has_memory() || !self.spare;
         if may_rest
             && self.jobs.running() == 0
-            && elapsed(&mut clocks.rest, cx, runtime, REST, self.moved)
+            && elapsed(&mut clocks.rest, &clocks.bell, runtime, REST, self.moved)
         {
             if !self.spare {
                 self.spare = true;
@@ -499,7 +520,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 self.jobs.shrink();
             }
         }
-        if self.place.poll_stopping(cx).is_pending() {
+        if !self.place.is_stopping() {
             return Poll::Pending;
         }
         let Some(last_call) = &mut clocks.last_call else {
@@ -510,7 +531,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if Pin::new(last_call).poll(cx).is_ready()
             || quiet
                 && self.intake.transmission.is_idle()
-                && elapsed(&mut clocks.lull, cx, runtime, LULL, self.moved)
+                && elapsed(&mut clocks.lull, &clocks.bell, runtime, LULL, self.moved)
         {
             return Poll::Ready(Some(Ending::Stopped));
         }
