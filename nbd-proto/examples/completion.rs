@@ -145,7 +145,8 @@ impl Client {
             } = self.transmission.feed(bytes)?;
             if let Some(Payload { cookie, range }) = payload {
                 let buffer = self.buffers.get_mut(&cookie).expect("every read has one");
-                buffer[range].copy_from_slice(&bytes[..used]);
+                let place = &mut buffer[range];
+                place.copy_from_slice(&bytes[used - place.len()..used]);
             }
             if let Some(event) = event {
                 self.done(event)?;

@@ -169,7 +169,8 @@ fn receive(
     while !from.is_empty() {
         let fed = client.feed(from)?;
         if let Some(client::Payload { range, .. }) = fed.payload {
-            buffer[range].copy_from_slice(&from[..fed.used]);
+            let place = &mut buffer[range];
+            place.copy_from_slice(&from[fed.used - place.len()..fed.used]);
         }
         from.advance(fed.used);
         match fed.event {

@@ -83,6 +83,11 @@ impl Gather {
         self.dropped == 0 && self.filled == self.wanted
     }
 
+    /// Whether nothing has arrived.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
     /// What has arrived.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.filled]

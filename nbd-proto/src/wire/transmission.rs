@@ -185,7 +185,12 @@ impl ReplyHeader {
     /// Reads a header of [`ReplyHeader::len`] bytes; `None` when it is not one of `mode`.
     #[must_use]
     pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
-        let mut fields = Fields(bytes);
+        Self::take(mode, &mut Fields(bytes))
+    }
+
+    /// Reads a header off the front of bytes.
+    #[inline]
+    pub(crate) fn take(mode: Mode, fields: &mut Fields<'_>) -> Option<Self> {
         match (mode, fields.u32()?) {
             (Mode::Simple | Mode::Structured, magic::SIMPLE_REPLY) => Some(Self::Simple {
                 error: fields.u32()?,

@@ -384,7 +384,9 @@ impl Session {
                 let fed = self.transmission.feed(&bytes)?;
                 assert!((1..=n).contains(&fed.used));
                 if let Some(payload) = fed.payload {
-                    self.buffer(&payload).copy_from_slice(&bytes[..fed.used]);
+                    let start = fed.used - payload.range.len();
+                    self.buffer(&payload)
+                        .copy_from_slice(&bytes[start..fed.used]);
                 }
                 self.wire.consume(fed.used);
                 Ok(fed.event)

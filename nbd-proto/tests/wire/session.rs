@@ -126,3 +126,24 @@ fn data_and_a_hole() {
         (hole.len(), None, Some(event))
     );
 }
+
+#[test]
+fn a_header_and_its_data_are_taken_at_once() {
+    let mut transmission = enter(&mut BytesMut::new());
+    let read = transmission.read(512, 8, Default::default());
+    let (cookie, _) = read.expect("a command that makes sense");
+    let mut reply = hex("6e8a 278c 0001 0001 0000 0001 0000 0000 \
+                         0000 0000 0000 0200 0000 0000 0000 0010 \
+                         0000 0000 0000 0200");
+    reply.extend(b"abcdefgh and more");
+    let fed = transmission.feed(&reply).expect("nothing is wrong");
+    let payload = Some(Payload {
+        cookie,
+        range: 0..8,
+    });
+    let event = Some(Event::Complete {
+        cookie,
+        outcome: Outcome::Done,
+    });
+    assert_eq!((fed.used, fed.payload, fed.event), (48, payload, event));
+}

@@ -152,7 +152,7 @@ impl Session {
                 let fed = self.transmission.feed(bytes)?;
                 assert!((1..=bytes.len()).contains(&fed.used), "{fed:?}");
                 if let Some(payload) = fed.payload {
-                    self.place(&payload, &bytes[..fed.used]);
+                    self.place(&payload, &bytes[fed.used - payload.range.len()..fed.used]);
                 }
                 wire.consume(fed.used);
                 Ok(fed.event)

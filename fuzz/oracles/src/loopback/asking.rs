@@ -329,7 +329,8 @@ impl<'a> Client<'a> {
                 .buffers
                 .get_mut(&cookie)
                 .expect("only reads have payload");
-            buffer[range].copy_from_slice(&self.to_client[..n]);
+            let start = n - range.len();
+            buffer[range].copy_from_slice(&self.to_client[start..n]);
         }
         self.to_client.advance(n);
         match event {

@@ -161,6 +161,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             let (used, rest) = bytes.split_at(fed.used);
             bytes = rest;
             if let Some(Payload { cookie, range }) = fed.payload {
+                let used = &used[used.len() - range.len()..];
                 match self.place(cookie, &range, &mut reader) {
                     Place::Here(buffer) => buffer.copy_from_slice(used),
                     Place::Spill(spill) => spill.put(range.start, used),

@@ -220,7 +220,8 @@ impl Session {
             assert!(!rest.is_empty(), "the reply ends before it is complete");
             let fed = self.client.feed(rest).unwrap();
             if let Some(payload) = fed.payload {
-                data[payload.range.clone()].copy_from_slice(&rest[..fed.used]);
+                let start = fed.used - payload.range.len();
+                data[payload.range.clone()].copy_from_slice(&rest[start..fed.used]);
                 pieces.push(('d', payload.range.len()));
             }
             rest = &rest[fed.used..];

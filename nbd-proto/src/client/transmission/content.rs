@@ -4,7 +4,7 @@ use super::{
     super::Context,
     ContextExtents, Cookie, Ending, Event, Outcome, Payload, Transmission,
     coverage::Refused,
-    receive::{State, buffer_index},
+    receive::{Run, State, buffer_index},
 };
 use crate::{
     Command, CommandFlags, Errno, Error, Failure, MAX_STRING, Text,
@@ -32,8 +32,7 @@ impl Transmission {
         match chunk.reply {
             ReplyType::OffsetData => {
                 let offset = fields.u64().ok_or(short)?;
-                self.data(cookie, chunk, offset)?;
-                Ok(None)
+                self.data(cookie, chunk, offset)
             }
             ReplyType::OffsetHole => {
                 let offset = fields.u64().ok_or(short)?;
@@ -86,23 +85,25 @@ impl Transmission {
     }
 
     /// The payload of a data chunk is about to come.
+    #[inline]
     pub(super) fn data(
         &mut self,
         cookie: Cookie,
         chunk: ChunkHeader,
         offset: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Event>, Error> {
         let (next, end) = self.content(cookie, chunk.reply, offset, chunk.len - 8)?;
-        self.state = State::Payload {
+        self.state = State::Payload(Run {
             cookie,
             next,
             end,
             done: chunk.flags.contains(ReplyFlags::DONE),
-        };
-        Ok(())
+        });
+        Ok(None)
     }
 
     /// Takes note of content of a read, and says where in the read's buffer it belongs.
+    #[inline]
     fn content(
         &mut self,
         cookie: Cookie,
@@ -276,6 +277,7 @@ impl Transmission {
     }
 
     /// A chunk or a simple reply has been read to its end.
+    #[inline]
     pub(super) fn end_of_chunk(
         &mut self,
         cookie: Cookie,

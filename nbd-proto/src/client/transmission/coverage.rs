@@ -23,6 +23,7 @@ pub(super) enum Refused {
 }
 
 impl Coverage {
+    #[inline]
     pub(super) fn clear(&mut self) {
         self.prefix = 0;
         // To clear a tree takes a while even if it is empty, which it nearly always is.
@@ -36,15 +37,19 @@ impl Coverage {
     }
 
     /// Takes note that `start..end`, which is not empty, is answered.
+    #[inline]
     pub(super) fn insert(&mut self, start: u64, end: u64, limit: u32) -> Result<(), Refused> {
         debug_assert!(start < end);
-        let errs = || self.errors.range(start..end).next().is_some();
-        if start < self.prefix || !self.errors.is_empty() && errs() {
-            return Err(Refused::Overlap);
-        }
-        if start == self.prefix && self.islands.is_empty() {
+        if start == self.prefix && self.islands.is_empty() && self.errors.is_empty() {
             self.prefix = end;
             return Ok(());
+        }
+        self.insert_anywhere(start, end, limit)
+    }
+
+    fn insert_anywhere(&mut self, start: u64, end: u64, limit: u32) -> Result<(), Refused> {
+        if start < self.prefix || self.errors.range(start..end).next().is_some() {
+            return Err(Refused::Overlap);
         }
         let before = self
             .islands
@@ -84,6 +89,7 @@ impl Coverage {
     }
 
     /// How many of the first `len` bytes are not answered.
+    #[inline]
     pub(super) const fn missing(&self, len: u64) -> u64 {
         len - self.prefix - self.in_islands
     }

@@ -88,7 +88,8 @@ pub struct Payload {
 pub struct Fed {
     /// How many bytes were used.
     pub used: usize,
-    /// The used bytes are payload and are to be copied to this place. Its length is `used`.
+    /// The last of the used bytes are payload, and are to be copied to this place. There are as many
+    /// as its range is long.
     pub payload: Option<Payload>,
     /// What they brought about.
     pub event: Option<Event>,

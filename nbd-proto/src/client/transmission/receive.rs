@@ -12,14 +12,11 @@ pub(super) enum State {
     /// The header of a reply, gathered.
     Header,
     /// The fixed fields of a chunk, gathered; a whole error chunk is one of them.
-    Fixed { cookie: Cookie, chunk: ChunkHeader },
-    /// Payload of a read: from `next` to `end` in its buffer.
-    Payload {
+    Fixed {
         cookie: Cookie,
-        next: usize,
-        end: usize,
-        done: bool,
+        chunk: ChunkHeader,
     },
+    Payload(Run),
     /// Extents, gathered piece by piece; `left` bytes are behind the piece.
     /// The extents before it reach `covered` bytes into the request.
     Extents {
@@ -28,6 +25,16 @@ pub(super) enum State {
         left: u64,
         done: bool,
     },
+}
+
+/// Payload of a read that is to come: from `next` to `end` in its buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) cookie: Cookie,
+    pub(super) next: usize,
+    pub(super) end: usize,
+    /// Whether the reply is complete with it.
+    pub(super) done: bool,
 }
 
 impl Transmission {
@@ -41,9 +48,9 @@ impl Transmission {
             return Err(error);
         }
         Ok(match self.state {
-            State::Payload {
+            State::Payload(Run {
                 cookie, next, end, ..
-            } => {
+            }) => {
                 if self.slots.get(cookie).abandoned {
                     Fill::Discard(end - next)
                 } else {
@@ -98,117 +105,98 @@ impl Transmission {
 
     /// Whether the next byte starts a reply.
     pub(super) fn at_boundary(&self) -> bool {
-        matches!(self.state, State::Header) && self.gather.bytes().is_empty()
+        matches!(self.state, State::Header) && self.gather.is_empty()
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<Fed, Error> {
-        let mut used = 0;
-        while used < bytes.len() {
-            let rest = &bytes[used..];
-            if let State::Payload {
-                cookie, next, end, ..
-            } = self.state
-            {
-                if used > 0 {
-                    break; // so that all used bytes of one call are payload, or none
-                }
-                let n = rest.len().min(end - next);
+        let mut rest = Fields(bytes);
+        while !rest.0.is_empty() {
+            if let State::Payload(run) = self.state {
+                let Run {
+                    cookie, next, end, ..
+                } = run;
+                let n = rest.0.len().min(end - next);
                 let wanted = !self.slots.get(cookie).abandoned;
-                let payload = wanted.then(|| Payload {
-                    cookie,
-                    range: next..next + n,
-                });
-                let event = self.advance(n)?;
                 return Ok(Fed {
-                    used: n,
-                    payload,
-                    event,
+                    used: bytes.len() - rest.0.len() + n,
+                    payload: wanted.then(|| Payload {
+                        cookie,
+                        range: next..next + n,
+                    }),
+                    event: self.payload(run, n)?,
                 });
             }
-            let event = if self.at_boundary()
-                && let Some((header, len)) = self.whole_header(rest)?
-            {
-                used += len;
-                self.header(header)?
-            } else if let State::Fixed { cookie, chunk } = self.state
-                && chunk.reply == ReplyType::OffsetData
-                && self.gather.bytes().is_empty()
-                && let Some(offset) = Fields(rest).u64()
-            {
-                // The common case, without a detour.
-                used += 8;
-                self.data(cookie, chunk, offset)?;
-                None
-            } else {
-                let space = self.gather.space();
-                let n = space.len().min(rest.len());
-                space[..n].copy_from_slice(&rest[..n]);
-                used += n;
-                self.advance(n)?
+            let event = match self.whole_header(&mut rest)? {
+                Some(header) => self.header(header, &mut rest)?,
+                None => self.gathered(&mut rest)?,
             };
             if event.is_some() {
                 return Ok(Fed {
-                    used,
+                    used: bytes.len() - rest.0.len(),
                     payload: None,
                     event,
                 });
             }
         }
         Ok(Fed {
-            used,
+            used: bytes.len(),
             payload: None,
             event: None,
         })
     }
 
-    /// The header at the front of `bytes` and its length, if all of it is there.
-    fn whole_header(&self, bytes: &[u8]) -> Result<Option<(ReplyHeader, usize)>, Error> {
-        let Some(magic) = Fields(bytes).u32() else {
+    /// Takes a header off the front of `bytes`, if one starts there and all of it is there.
+    #[inline]
+    fn whole_header(&self, bytes: &mut Fields<'_>) -> Result<Option<ReplyHeader>, Error> {
+        if !self.at_boundary() {
             return Ok(None);
-        };
-        let len = ReplyHeader::len(self.mode, magic).ok_or(Error::ReplyMagic { got: magic })?;
-        Ok(bytes
-            .get(..len)
-            .and_then(|bytes| ReplyHeader::decode(self.mode, bytes))
-            .map(|header| (header, len)))
+        }
+        let mut rest = bytes.clone();
+        if let Some(header) = ReplyHeader::take(self.mode, &mut rest) {
+            *bytes = rest;
+            return Ok(Some(header));
+        }
+        match bytes.clone().u32() {
+            Some(magic) => self.header_len(magic).map(|_| None),
+            None => Ok(None),
+        }
+    }
+
+    fn header_len(&self, magic: u32) -> Result<usize, Error> {
+        ReplyHeader::len(self.mode, magic).ok_or(Error::ReplyMagic { got: magic })
+    }
+
+    /// Takes bytes that have to be gathered.
+    fn gathered(&mut self, bytes: &mut Fields<'_>) -> Result<Option<Event>, Error> {
+        let space = self.gather.space();
+        let n = space.len().min(bytes.0.len());
+        let (now, later) = bytes.0.split_at(n);
+        space[..n].copy_from_slice(now);
+        *bytes = Fields(later);
+        self.advance(n)
     }
 
     fn advance(&mut self, n: usize) -> Result<Option<Event>, Error> {
-        if let State::Payload {
-            cookie,
-            next,
-            end,
-            done,
-        } = self.state
-        {
-            assert!(n <= end - next, "more bytes were filled than were named");
-            if next + n < end {
-                self.state = State::Payload {
-                    cookie,
-                    next: next + n,
-                    end,
-                    done,
-                };
-                return Ok(None);
-            }
-            return self.end_of_chunk(cookie, done);
+        if let State::Payload(run) = self.state {
+            assert!(
+                n <= run.end - run.next,
+                "more bytes were filled than were named"
+            );
+            return self.payload(run, n);
         }
         if !self.gather.filled(n) {
             return Ok(None);
         }
         match self.state {
             State::Header => {
-                let gathered = self.gather.bytes().len();
-                match self.whole_header(self.gather.bytes())? {
-                    Some((header, _)) => self.header(header),
-                    None => {
-                        let got = Fields(self.gather.bytes()).u32().unwrap_or_default();
-                        let len =
-                            ReplyHeader::len(self.mode, got).ok_or(Error::ReplyMagic { got })?;
-                        self.gather.extend(len - gathered);
-                        Ok(None)
-                    }
+                let mut gathered = Fields(self.gather.bytes());
+                if let Some(header) = ReplyHeader::decode(self.mode, gathered.0) {
+                    return self.header(header, &mut Fields(&[]));
                 }
+                let len = gathered.0.len();
+                let magic = gathered.u32().unwrap_or_default();
+                self.gather.extend(self.header_len(magic)? - len);
+                Ok(None)
             }
             State::Fixed { cookie, chunk } => self.fixed(cookie, chunk),
             State::Extents {
@@ -217,14 +205,33 @@ impl Transmission {
                 left,
                 done,
             } => self.extents(cookie, covered, left, done),
-            State::Payload { .. } => Ok(None),
+            State::Payload(_) => Ok(None),
         }
     }
 
-    fn header(&mut self, header: ReplyHeader) -> Result<Option<Event>, Error> {
+    /// The next `n` bytes of a payload have come.
+    #[inline]
+    fn payload(&mut self, run: Run, n: usize) -> Result<Option<Event>, Error> {
+        let next = run.next + n;
+        if next == run.end {
+            return self.end_of_chunk(run.cookie, run.done);
+        }
+        self.state = State::Payload(Run { next, ..run });
+        Ok(None)
+    }
+
+    /// A header has come. What there is of the bytes `behind` it may be taken, too.
+    #[inline]
+    fn header(
+        &mut self,
+        header: ReplyHeader,
+        behind: &mut Fields<'_>,
+    ) -> Result<Option<Event>, Error> {
         match header {
             ReplyHeader::Simple { error, cookie } => self.simple(error, self.in_flight_as(cookie)?),
-            ReplyHeader::Chunk(chunk) => self.chunk(chunk, self.in_flight_as(chunk.cookie)?),
+            ReplyHeader::Chunk(chunk) => {
+                self.chunk(chunk, self.in_flight_as(chunk.cookie)?, behind)
+            }
         }
     }
 
@@ -243,13 +250,12 @@ impl Transmission {
                 Err(Error::SimpleSuccess { command })
             }
             (Command::Read, 0) => {
-                let end = buffer_index(slot.len);
-                self.state = State::Payload {
+                self.state = State::Payload(Run {
                     cookie,
                     next: 0,
-                    end,
+                    end: buffer_index(slot.len),
                     done: true,
-                };
+                });
                 slot.coverage.clear();
                 // One simple reply answers all of the read.
                 let _ = slot.coverage.insert(0, slot.len, u32::MAX);
@@ -266,7 +272,12 @@ impl Transmission {
         }
     }
 
-    fn chunk(&mut self, chunk: ChunkHeader, cookie: Cookie) -> Result<Option<Event>, Error> {
+    fn chunk(
+        &mut self,
+        chunk: ChunkHeader,
+        cookie: Cookie,
+        behind: &mut Fields<'_>,
+    ) -> Result<Option<Event>, Error> {
         let ChunkHeader { reply, len, .. } = chunk;
         let Slot {
             command,
@@ -312,6 +323,9 @@ impl Transmission {
                     });
                 }
                 self.check_advertised(reply, 8, data)?;
+                if let Some(offset) = behind.u64() {
+                    return self.data(cookie, chunk, offset);
+                }
                 8
             }
             ReplyType::OffsetHole if len == 12 => 12,

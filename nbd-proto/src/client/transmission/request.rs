@@ -206,6 +206,7 @@ impl Transmission {
     /// than its maximum at once, but need not answer. The others are limited by their length
     /// field alone.
     #[must_use]
+    #[inline]
     pub fn max_len(&self, command: Command) -> u64 {
         let field = match self.mode {
             Mode::Simple | Mode::Structured => u64::from(u32::MAX),
@@ -221,6 +222,7 @@ impl Transmission {
         max - max % u64::from(self.blocks.minimum())
     }
 
+    #[inline]
     fn check(
         &self,
         command: Command,
@@ -242,6 +244,7 @@ impl Transmission {
     }
 
     /// Checks what does not depend on the range.
+    #[inline]
     fn check_command(&self, command: Command, flags: CommandFlags) -> Result<(), Misuse> {
         if let Some(error) = self.dead {
             return Err(Misuse::Dead(error));
@@ -285,6 +288,7 @@ impl Transmission {
     }
 
     /// The flags that a command can have on this export.
+    #[inline]
     fn flags_for(&self, command: Command) -> CommandFlags {
         let allowed = |flag, if_offered| if if_offered { flag } else { CommandFlags::NONE };
         let info = &self.info;
@@ -301,6 +305,7 @@ impl Transmission {
         }
     }
 
+    #[inline]
     fn bare(
         &mut self,
         command: Command,
@@ -313,6 +318,7 @@ impl Transmission {
     }
 
     /// Takes a slot and encodes the header. INVARIANT: the request was checked.
+    #[inline]
     fn start(
         &mut self,
         command: Command,

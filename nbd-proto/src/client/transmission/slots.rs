@@ -100,6 +100,7 @@ impl Slots {
     }
 
     /// Takes a slot for a request. INVARIANT: not called when [`is_full`](Slots::is_full).
+    #[inline]
     pub(super) fn take(
         &mut self,
         command: Command,
@@ -137,6 +138,7 @@ impl Slots {
     }
 
     /// The request in flight that a cookie from the wire names.
+    #[inline]
     pub(super) fn find(&self, cookie: u64) -> Option<Cookie> {
         let cookie = Cookie(cookie);
         let slot = self.slots.get(cookie.slot())?;
@@ -147,11 +149,13 @@ impl Slots {
     ///
     /// INVARIANT: `cookie` comes from [`take`](Slots::take) or [`find`](Slots::find) and was not
     /// released since.
+    #[inline]
     pub(super) fn get(&mut self, cookie: Cookie) -> &mut Slot {
         &mut self.slots[cookie.slot()]
     }
 
     /// Frees the slot of a request whose reply is complete.
+    #[inline]
     pub(super) fn release(&mut self, cookie: Cookie) {
         let slot = self.get(cookie);
         slot.busy = false;
