@@ -3,13 +3,13 @@
 use crate::{
     Client, Error,
     client::ends,
-    link::{Done, Framed, Link, Load, header},
+    link::{Call, Done, Link},
 };
 use bytes::Bytes;
 use nbd_io::client::{Admission, LinkLog, Owner, Record, Request};
 use nbd_proto::{
     Command, CommandFlags, Misuse,
-    client::{ContextExtents, Cookie, Outcome, Transmission},
+    client::{ContextExtents, Cookie, Outcome},
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -56,6 +56,8 @@ pub struct Queue {
     unflushed: VecDeque<Done>,
     /// A flush of the queue's own, and how many of these it covers.
     flushing: Option<(Cookie, usize)>,
+    /// What the connection has handed over.
+    received: VecDeque<Done>,
     /// What is complete.
     ready: VecDeque<Done>,
 }
@@ -109,6 +111,7 @@ impl Completion {
 }
 
 impl From<Done> for Completion {
+    #[inline]
     fn from(done: Done) -> Self {
         let Done {
             cookie,
@@ -148,6 +151,7 @@ impl Queue {
             afterwards: HashMap::new(),
             unflushed: VecDeque::new(),
             flushing: None,
+            received: VecDeque::new(),
             ready: VecDeque::new(),
         }
     }
@@ -165,10 +169,7 @@ impl Queue {
     /// When the request makes no sense here or is longer than one may be, or the connection is
     /// over.
     pub fn read(&mut self, offset: u64, buffer: Vec<u8>) -> Result<Cookie, Error> {
-        let len = buffer.len() as u64;
-        self.submit(Command::Read, Load::Fill(buffer), None, |transmission| {
-            header(transmission.read(offset, len, CommandFlags::NONE))
-        })
+        self.submit(Call::Fill { offset, buffer }, None)
     }
 
     /// Writes a payload at `offset`. Flags: [`CommandFlags::FUA`].
@@ -183,13 +184,6 @@ impl Queue {
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         let payload = payload.into();
-        if self.owner.is_none() {
-            return self.submit(Command::Write, Load::Nothing, None, |transmission| {
-                let (cookie, frame) = transmission.write(offset, payload, flags)?;
-                let (header, payload) = frame.into_parts();
-                Ok((cookie, header, payload))
-            });
-        }
         self.change(Request::Write {
             offset,
             payload,
@@ -226,9 +220,7 @@ impl Queue {
     ///
     /// Like [`read`](Queue::read).
     pub fn cache(&mut self, offset: u64, len: u64) -> Result<Cookie, Error> {
-        self.submit(Command::Cache, Load::Nothing, None, |transmission| {
-            header(transmission.cache(offset, len))
-        })
+        self.submit(Call::Owned(Request::Cache { offset, len }), None)
     }
 
     /// Writes zeroes. Flags as for [`Client::write_zeroes`](crate::Client::write_zeroes).
@@ -263,9 +255,13 @@ impl Queue {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
-        self.submit(Command::BlockStatus, Load::Nothing, None, |transmission| {
-            header(transmission.block_status(offset, len, flags))
-        })
+        let request = Request::BlockStatus {
+            offset,
+            len,
+            flags,
+            ids: None,
+        };
+        self.submit(Call::Owned(request), None)
     }
 
     /// Sends what was submitted, without waiting for a completion.
@@ -284,17 +280,17 @@ impl Queue {
     ///
     /// When the connection is over. A request that failed is no error here.
     pub fn complete(&mut self) -> Result<Option<Completion>, Error> {
-        while self.ready.is_empty() {
+        loop {
+            if let Some(completion) = self.next_ready() {
+                return Ok(Some(completion));
+            }
             if self.outstanding == 0 {
                 return Ok(None);
             }
-            let Seat { link, place } = self.seat()?;
-            match link.wait(*place, &mut []) {
-                Ok(done) => self.take(done),
-                Err(error) => return Err(self.noticed(error)),
-            }
+            let Seat { link, place } = self.seat.as_ref().map_err(Clone::clone)?;
+            let waited = link.wait_all(*place, &mut self.received);
+            waited.map_err(|error| self.noticed(error))?;
         }
-        Ok(self.next_ready())
     }
 
     /// The next completion if it is there without waiting.
@@ -303,19 +299,35 @@ impl Queue {
     ///
     /// Like [`complete`](Queue::complete).
     pub fn try_complete(&mut self) -> Result<Option<Completion>, Error> {
-        while self.ready.is_empty() && self.outstanding > 0 {
-            let Seat { link, place } = self.seat()?;
-            match link.flush(*place).and_then(|()| link.poll(*place)) {
-                Ok(Some(done)) => self.take(done),
-                Ok(None) => return Ok(None),
-                Err(error) => return Err(self.noticed(error)),
+        loop {
+            if let Some(completion) = self.next_ready() {
+                return Ok(Some(completion));
+            }
+            if self.outstanding == 0 {
+                return Ok(None);
+            }
+            let Seat { link, place } = self.seat.as_ref().map_err(Clone::clone)?;
+            let flushed = link.flush(*place);
+            let polled = flushed.and_then(|()| link.poll_all(*place, &mut self.received));
+            polled.map_err(|error| self.noticed(error))?;
+            if self.received.is_empty() {
+                return Ok(None);
             }
         }
-        Ok(self.next_ready())
     }
 
+    #[inline]
     fn next_ready(&mut self) -> Option<Completion> {
-        let done = self.ready.pop_front()?;
+        let done = loop {
+            if let Some(done) = self.ready.pop_front() {
+                break done;
+            }
+            let done = self.received.pop_front()?;
+            if done.result.is_ok() && self.afterwards.is_empty() && self.flushing.is_none() {
+                break done;
+            }
+            self.take(done);
+        };
         self.outstanding -= 1;
         Some(done.into())
     }
@@ -398,15 +410,13 @@ impl Queue {
             Ok(seat) => seat.link.log().map(LinkLog::flush),
             Err(_) => None,
         };
-        self.send_request(Command::Flush, Load::Nothing, record, |transmission| {
-            header(transmission.flush())
-        })
+        self.send_request(Call::Owned(Request::Flush), record)
     }
 
     /// Submits a change, which has its turn until it is answered.
     fn change(&mut self, mut request: Request) -> Result<Cookie, Error> {
         let Some(owner) = self.owner else {
-            return self.submit_change(request, None);
+            return self.submit(Call::Owned(request), None);
         };
         let client = self.client.clone();
         let turn = match request.change() {
@@ -425,7 +435,7 @@ impl Queue {
             let forced = request.has(CommandFlags::FUA);
             record = seat.link.log().map(|log| log.change(forced, kept));
         }
-        let cookie = self.submit_change(request, record)?;
+        let cookie = self.submit(Call::Owned(request), record)?;
         if let (Some(turn), Ok(seat)) = (turn, &self.seat) {
             turn.leave_to(&seat.link, cookie);
         }
@@ -435,34 +445,17 @@ impl Queue {
         Ok(cookie)
     }
 
-    fn submit_change(&mut self, request: Request, record: Option<Record>) -> Result<Cookie, Error> {
-        let command = request.command();
-        self.submit(command, Load::Nothing, record, |transmission| {
-            request.start(transmission)
-        })
-    }
-
-    fn submit(
-        &mut self,
-        command: Command,
-        load: Load<'_>,
-        record: Option<Record>,
-        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    ) -> Result<Cookie, Error> {
-        let cookie = self.send_request(command, load, record, frame)?;
+    #[inline]
+    fn submit(&mut self, call: Call<'_>, record: Option<Record>) -> Result<Cookie, Error> {
+        let cookie = self.send_request(call, record)?;
         self.outstanding += 1;
         Ok(cookie)
     }
 
-    fn send_request(
-        &self,
-        command: Command,
-        load: Load<'_>,
-        record: Option<Record>,
-        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    ) -> Result<Cookie, Error> {
+    #[inline]
+    fn send_request(&self, call: Call<'_>, record: Option<Record>) -> Result<Cookie, Error> {
         let Seat { link, place } = self.seat()?;
-        let sent = link.submit(*place, command, load, &mut [], record, frame);
+        let sent = link.submit(*place, call, &mut [], record);
         sent.map_err(|error| self.noticed(error))
     }
 }

@@ -34,6 +34,7 @@ impl Stream {
     }
 
     /// Reads into `bufs` in order; see [`Socket::recv`] for `block`.
+    #[inline]
     pub(crate) fn read(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.recv(bufs, block),
@@ -53,6 +54,7 @@ impl Stream {
 
     /// Writes from `bufs` in order. With `block` it may wait, as long as
     /// [`Socket::set_patience`] says; nobody else may have to write meanwhile.
+    #[inline]
     pub(crate) fn write(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.send(bufs, block),
@@ -72,6 +74,7 @@ impl Stream {
     }
 
     /// Sends what is left in buffers, as much as fits without waiting.
+    #[inline]
     pub(crate) fn flush(&self) -> io::Result<()> {
         match self {
             Self::Socket(_) => Ok(()),

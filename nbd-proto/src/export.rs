@@ -131,6 +131,7 @@ impl ExportInfo {
     /// an incomplete block. Servers should not have one, but some do.
     ///
     /// Spec: [Size constraints](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints).
+    #[inline]
     #[must_use]
     pub fn reachable(&self) -> u64 {
         // A power of two.
@@ -142,6 +143,7 @@ impl ExportInfo {
     /// # Errors
     ///
     /// [`Misuse::OutOfBounds`] or [`Misuse::Unreachable`].
+    #[inline]
     pub fn check_range(&self, command: Command, offset: u64, len: u64) -> Result<(), Misuse> {
         let size = self.size;
         let reachable = self.reachable();
@@ -169,6 +171,7 @@ impl ExportInfo {
     /// # Errors
     ///
     /// [`Misuse::Unaligned`].
+    #[inline]
     pub fn check_blocks(&self, command: Command, offset: u64, len: u64) -> Result<(), Misuse> {
         let minimum = self.blocks().minimum();
         if (offset | len) & u64::from(minimum - 1) != 0 {

@@ -23,8 +23,8 @@ impl Header {
     }
 
     /// The bytes to send.
-    #[must_use]
     #[inline]
+    #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
@@ -88,6 +88,7 @@ impl<P> Frame<P> {
     }
 
     /// What of the header has not been sent.
+    #[inline]
     #[must_use]
     pub fn header(&self) -> &[u8] {
         &self.header.as_bytes()[usize::from(self.sent)..]

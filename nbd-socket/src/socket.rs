@@ -163,6 +163,9 @@ impl Socket {
         loop {
             let received = match &mut *bufs {
                 [buf] => recv(&self.fd, &mut **buf, flags).map(|(n, _)| n),
+                bufs if block || self.nonblocking == Some(true) => {
+                    rustix::io::readv(&self.fd, bufs)
+                }
                 bufs => recvmsg(&self.fd, bufs, &mut RecvAncillaryBuffer::default(), flags)
                     .map(|message| message.bytes),
             };

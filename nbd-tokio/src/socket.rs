@@ -108,6 +108,11 @@ impl Transport for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // There is room nearly always: the event loop is asked only when there is none.
+        match self.fd.get_ref().send(bufs, false) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
         let room = bufs.iter().map(|buf| buf.len()).sum();
         // What is short has room most of the time. What is not may be sent in part, and then nothing
         // more is to be tried.

@@ -3,14 +3,14 @@
 use super::Client;
 use crate::{
     Error,
-    link::{Framed, Link, Load, header},
+    link::{Answer, Call, Link},
     overlaps::Turn,
     pool::Restored,
 };
 use nbd_io::client::{Admission, Piece, Record, Request, WINDOW};
 use nbd_proto::{
-    Command, CommandFlags, Errno, Misuse,
-    client::{Cookie, Outcome, Transmission},
+    Command, CommandFlags, Errno,
+    client::{Cookie, Outcome},
 };
 use std::{
     cell::RefCell,
@@ -35,48 +35,43 @@ pub(super) struct Job<'a> {
 
 impl Client {
     /// Cuts a request into pieces and has several of them in flight.
-    pub(super) fn pieces<'a, F>(
+    pub(super) fn pieces<'a>(
         &self,
         job: Job<'_>,
         dest: &mut [u8],
-        request: impl Fn(Piece) -> (Load<'a>, F),
-    ) -> Result<(), Error>
-    where
-        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    {
-        let mut pieces = self.facts().pieces(job.offset, job.len, job.max);
+        request: impl Fn(Piece) -> Call<'a>,
+    ) -> Result<(), Error> {
+        let Job {
+            offset, len, max, ..
+        } = job;
         let link = match self.pool.link() {
             Ok(link) => link,
             Err(restored) => {
+                let pieces = self.facts().pieces(offset, len, max);
                 return self.again(restored, job, pieces, dest, request).map(|_| ());
             }
         };
-        if job.len <= job.max
-            && let Some(only) = pieces.next()
-        {
-            let (load, frame) = request(only);
-            return match once(link, job.command, dest, load, frame) {
+        if (1..=max).contains(&len) {
+            return match link.call(request(Piece { offset, len }), dest) {
                 Ok(_) => Ok(()),
                 Err(late) => Err(job.failed(link, late)),
             };
         }
+        let mut pieces = self.facts().pieces(offset, len, max);
         let next = || pieces.next();
         let record = |_| None;
-        in_flight(link, job.command, next, dest, request, record, |_, done| {
+        in_flight(link, next, dest, request, record, |_, done| {
             done.map(drop).map_err(|late| job.failed(link, late))
         })
     }
 
     /// Has a single request carried out that has no pieces.
-    pub(super) fn single<'a, F>(
+    pub(super) fn single<'a>(
         &self,
         command: Command,
         dest: &mut [u8],
-        request: impl Fn() -> (Load<'a>, F),
-    ) -> Result<Outcome, Error>
-    where
-        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    {
+        request: impl Fn() -> Call<'a>,
+    ) -> Result<Outcome, Error> {
         let link = match self.pool.link() {
             Ok(link) => link,
             Err(restored) => {
@@ -94,23 +89,19 @@ impl Client {
                 return self.again(restored, job, only, dest, |_| request());
             }
         };
-        let (load, frame) = request();
-        once(link, command, dest, load, frame).map_err(|(error, _)| error)
+        link.call(request(), dest).map_err(|(error, _)| error)
     }
 
     /// Has pieces carried out, again and again until they count as answered, and gives what came of
     /// the last one.
-    fn again<'a, F>(
+    fn again<'a>(
         &self,
         restored: &Restored,
         job: Job<'_>,
         pieces: impl Iterator<Item = Piece> + Clone,
         dest: &mut [u8],
-        request: impl Fn(Piece) -> (Load<'a>, F),
-    ) -> Result<Outcome, Error>
-    where
-        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    {
+        request: impl Fn(Piece) -> Call<'a>,
+    ) -> Result<Outcome, Error> {
         let log = &restored.log;
         let payload = match job.command {
             Command::Write => job.len,
@@ -136,18 +127,15 @@ impl Client {
     }
 
     /// Has pieces carried out, again and again until they are answered.
-    fn answered<'a, F>(
+    fn answered<'a>(
         &self,
         restored: &Restored,
         job: Job<'_>,
         admission: &Admission,
         mut pieces: impl Iterator<Item = Piece>,
         dest: &mut [u8],
-        request: impl Fn(Piece) -> (Load<'a>, F),
-    ) -> Result<Outcome, Error>
-    where
-        F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    {
+        request: impl Fn(Piece) -> Call<'a>,
+    ) -> Result<Outcome, Error> {
         let unanswered = RefCell::new(VecDeque::new());
         let mut outcome = Outcome::Done;
         let mut late = None;
@@ -185,7 +173,7 @@ impl Client {
                 unanswered.borrow_mut().push_back(piece);
                 Err(error)
             };
-            let result = in_flight(&link, job.command, next, dest, &request, record, take);
+            let result = in_flight(&link, next, dest, &request, record, take);
             let Err(error) = result else {
                 return Ok(outcome);
             };
@@ -200,10 +188,7 @@ impl Client {
     }
 
     pub(super) fn flush_once(&self) -> Result<Outcome, Error> {
-        self.single(Command::Flush, &mut [], || {
-            let frame = |transmission: &mut Transmission| header(transmission.flush());
-            (Load::Nothing, frame)
-        })
+        self.single(Command::Flush, &mut [], || Call::Owned(Request::Flush))
     }
 
     /// Whether all that was answered before a flush has been covered by it. A loss is told once.
@@ -233,37 +218,17 @@ pub(crate) fn ends(error: &Error) -> bool {
     error.is_lost() || error.errno() == Some(Errno::Shutdown)
 }
 
-/// What came of a request; if it was in flight, with its cookie.
-type Answer = Result<Outcome, (Error, Option<Cookie>)>;
-
-/// Has one request carried out over a connection.
-fn once(
-    link: &Link,
-    command: Command,
-    dest: &mut [u8],
-    load: Load<'_>,
-    frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-) -> Answer {
-    let (done, cookie) = link.call(command, load, dest, frame);
-    done.and_then(|done| done.result)
-        .map_err(|error| (error, cookie))
-}
-
 /// Has requests carried out over one connection, several at once, and recorded. `take` is given what
 /// came of each that was begun, and the first error that it gives ends it when those in flight have
 /// ended.
-fn in_flight<'a, F>(
+fn in_flight<'a>(
     link: &Link,
-    command: Command,
     mut next: impl FnMut() -> Option<Piece>,
     dest: &mut [u8],
-    request: impl Fn(Piece) -> (Load<'a>, F),
+    request: impl Fn(Piece) -> Call<'a>,
     record: impl Fn(Piece) -> Option<Record>,
     mut take: impl FnMut(Piece, Answer) -> Result<(), Error>,
-) -> Result<(), Error>
-where
-    F: FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-{
+) -> Result<(), Error> {
     let place = link.place();
     let mut window = [None; WINDOW];
     let mut result = Ok(());
@@ -273,8 +238,7 @@ where
                 break;
             }
             let Some(piece) = next() else { break };
-            let (load, frame) = request(piece);
-            match link.submit(place.index(), command, load, dest, record(piece), frame) {
+            match link.submit(place.index(), request(piece), dest, record(piece)) {
                 Ok(cookie) => *free = Some((cookie, piece)),
                 Err(error) => result = take(piece, Err((error, None))),
             }

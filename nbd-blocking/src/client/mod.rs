@@ -5,15 +5,11 @@ mod ranges;
 
 pub(crate) use again::ends;
 
-use crate::{
-    Error, Extents, Queue,
-    link::{Load, header},
-    pool::Pool,
-};
+use crate::{Error, Extents, Queue, link::Call, pool::Pool};
 use nbd_io::client::{ConnectionState, Negotiated, Piece, Request, length};
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ExportInfo, Mode,
-    client::{Context, ContextExtents, Outcome, Transmission},
+    client::{Context, ContextExtents},
 };
 use std::{
     ops::Range,
@@ -167,14 +163,13 @@ impl Client {
         offset: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        let len = buf.len() as u64;
-        let all = 0..buf.len();
-        self.single(Command::Read, buf, || {
-            let frame =
-                |transmission: &mut Transmission| header(transmission.read(offset, len, flags));
-            (Load::Into(all.clone()), frame)
-        })
-        .map(drop)
+        let len = buf.len();
+        let call = || Call::Read {
+            offset,
+            into: 0..len,
+            flags,
+        };
+        self.single(Command::Read, buf, call).map(drop)
     }
 
     /// Writes up to the end of the buffer or of the export. Returns the number of bytes written,
@@ -305,12 +300,7 @@ impl Client {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Vec<ContextExtents>, Error> {
-        extents(self.single(Command::BlockStatus, &mut [], || {
-            let frame = |transmission: &mut Transmission| {
-                header(transmission.block_status(offset, len, flags))
-            };
-            (Load::Nothing, frame)
-        })?)
+        self.status(offset, len, flags, None)
     }
 
     /// Asks once what some of the selected meta contexts say of a range.
@@ -326,14 +316,7 @@ impl Client {
         len: u64,
         flags: CommandFlags,
     ) -> Result<Vec<ContextExtents>, Error> {
-        extents(self.single(Command::BlockStatus, &mut [], || {
-            let frame = |transmission: &mut Transmission| {
-                let (cookie, frame) = transmission.block_status_of(ids, offset, len, flags)?;
-                let (header, payload) = frame.into_parts();
-                Ok((cookie, header, payload))
-            };
-            (Load::Nothing, frame)
-        })?)
+        self.status(offset, len, flags, Some(ids.into()))
     }
 
     /// Walks the extents of a range to its end, with equal neighbours merged.
@@ -376,12 +359,5 @@ impl Client {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         matches!(self.state(), ConnectionState::Over(_))
-    }
-}
-
-fn extents(outcome: Outcome) -> Result<Vec<ContextExtents>, Error> {
-    match outcome {
-        Outcome::Extents(extents) => Ok(extents),
-        Outcome::Done | Outcome::Failed(_) => Ok(Vec::new()),
     }
 }

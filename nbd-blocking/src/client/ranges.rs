@@ -3,13 +3,16 @@
 use super::{Client, again::Job};
 use crate::{
     Error,
-    link::{Load, header},
+    link::Call,
     overlaps::{Overlaps, Turn},
 };
 use bytes::Bytes;
 use nbd_io::client::{Owner, Part, Piece, Request, index, length};
-use nbd_proto::{Command, CommandFlags, client::Transmission};
-use std::{ops::Range, time::Instant};
+use nbd_proto::{
+    Command, CommandFlags,
+    client::{ContextExtents, Outcome},
+};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 impl Client {
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
@@ -69,11 +72,11 @@ impl Client {
         };
         self.pieces(job, buf, |piece| {
             let start = index(piece.offset - offset);
-            let load = Load::Into(start..start + index(piece.len));
-            let frame = move |transmission: &mut Transmission| {
-                header(transmission.read(piece.offset, piece.len, CommandFlags::NONE))
-            };
-            (load, frame)
+            Call::Read {
+                offset: piece.offset,
+                into: start..start + index(piece.len),
+                flags: CommandFlags::NONE,
+            }
         })
     }
 
@@ -102,12 +105,10 @@ impl Client {
             turn,
             kept: Some(&kept),
         };
-        self.pieces(job, &mut [], |piece| {
-            let payload = payload(piece);
-            let frame = move |transmission: &mut Transmission| {
-                header(transmission.write(piece.offset, payload, flags))
-            };
-            (Load::Borrowed(payload), frame)
+        self.pieces(job, &mut [], |piece| Call::Write {
+            offset: piece.offset,
+            payload: payload(piece),
+            flags,
         })
     }
 
@@ -127,11 +128,7 @@ impl Client {
         } else {
             None
         };
-        let piece = |piece| {
-            let request = request(piece);
-            let frame = move |transmission: &mut Transmission| request.start(transmission);
-            (Load::Nothing, frame)
-        };
+        let piece = |piece| Call::Owned(request(piece));
         let flags = match request(Piece { offset, len }) {
             request if request.has(CommandFlags::FUA) => CommandFlags::FUA,
             _ => CommandFlags::NONE,
@@ -154,5 +151,27 @@ impl Client {
             };
             job.max = short;
         }
+    }
+
+    pub(super) fn status(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+        ids: Option<Arc<[u32]>>,
+    ) -> Result<Vec<ContextExtents>, Error> {
+        let request = Request::BlockStatus {
+            offset,
+            len,
+            flags,
+            ids,
+        };
+        let outcome = self.single(Command::BlockStatus, &mut [], || {
+            Call::Owned(request.clone())
+        })?;
+        Ok(match outcome {
+            Outcome::Extents(extents) => extents,
+            Outcome::Done | Outcome::Failed(_) => Vec::new(),
+        })
     }
 }

@@ -22,39 +22,40 @@
 //!
 //! **Waiting.** A caller that reads waits in the system for at most [`PATIENCE`] at once, and by
 //! `poll` when the first request is late sooner. A lone caller that is answered therefore makes
-//! two system calls and reads the clock twice.
+//! two system calls and reads the clock once.
 //!
 //! A stream of a program's own can do one thing at a time: no caller waits for a reply on it before
 //! the request is written.
 //!
 //! The lock on [`State`] is never held while the stream is waited for.
 
+mod call;
 mod farewell;
 mod reading;
 mod table;
 mod writing;
 
 use crate::{Error, Lost, overlaps::LeftTurn, stream::Stream};
-use bytes::Bytes;
+pub(crate) use call::Call;
 pub(crate) use farewell::farewell;
 use nbd_io::client::{
     LinkLog, Record,
-    engine::{self, Engine, Sink, Submission},
+    engine::{self, Engine},
 };
 use nbd_proto::{
-    Command, Header, Misuse,
-    client::{Cookie, Transmission},
+    Command,
+    client::{Cookie, Outcome, Transmission},
 };
 use std::{
+    collections::VecDeque,
     mem,
-    ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
-use table::{CLOSED, Held, State, WaitFor};
+use table::{CLOSED, State, WaitFor};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -92,24 +93,8 @@ pub(crate) struct Place<'a> {
     index: usize,
 }
 
-/// What a request takes with it.
-pub(crate) enum Load<'a> {
-    Nothing,
-    /// Payload for this part of the caller's buffer.
-    Into(Range<usize>),
-    /// Payload for a buffer that is handed over.
-    Fill(Vec<u8>),
-    /// Payload of the caller's.
-    Borrowed(&'a [u8]),
-}
-
-/// A request that is about to be made.
-struct Begun<'a> {
-    place: usize,
-    command: Command,
-    load: Load<'a>,
-    record: Option<Record>,
-}
+/// What came of a request; if it was in flight, with its cookie.
+pub(crate) type Answer = Result<Outcome, (Error, Option<Cookie>)>;
 
 impl Link {
     pub(crate) fn new(
@@ -182,128 +167,88 @@ impl Link {
     /// Makes a request, once there is room for one more in flight. Its frame may wait in the
     /// outbox until somebody waits or [`flush`](Link::flush)es, unless it has a borrowed payload.
     /// Its answer is recorded, whoever waits for it.
+    #[inline]
     pub(crate) fn submit(
         &self,
         place: usize,
-        command: Command,
-        load: Load<'_>,
+        call: Call<'_>,
         dest: &mut [u8],
-        record: Option<Record>,
-        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+        mut record: Option<Record>,
     ) -> Result<Cookie, Error> {
-        let state = self.lock();
-        let request = Begun {
-            place,
-            command,
-            load,
-            record,
-        };
-        let (_state, cookie) = self.submit_locked(state, request, dest, frame)?;
+        let (_state, cookie) = self.submit_locked(self.lock(), place, call, dest, &mut record)?;
         Ok(cookie)
     }
 
-    /// One request and its reply, from a place of its own. The cookie is there if it was in flight.
-    pub(crate) fn call(
-        &self,
-        command: Command,
-        load: Load<'_>,
-        dest: &mut [u8],
-        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
-    ) -> (Result<Done, Error>, Option<Cookie>) {
+    /// One request and its reply, from a place of its own.
+    pub(crate) fn call(&self, call: Call<'_>, dest: &mut [u8]) -> Answer {
         let mut state = self.lock();
         let place = state.enter();
-        let request = Begun {
-            place,
-            command,
-            load,
-            record: None,
-        };
-        let (state, cookie) = match self.submit_locked(state, request, dest, frame) {
+        state.callers[place].is_call = true;
+        let (state, cookie) = match self.submit_locked(state, place, call, dest, &mut None) {
             Ok(sent) => sent,
             Err(error) => {
                 self.leave(place);
-                return (Err(error), None);
+                return Err((error, None));
             }
         };
         let mut state = match self.wait_locked(state, place, dest) {
             Ok(state) => state,
             Err(error) => {
                 self.leave(place);
-                return (Err(error), Some(cookie));
+                return Err((error, Some(cookie)));
             }
         };
         let done = state.take(place);
         state.leave(place);
         drop(state);
-        let done = done.map(|done| {
-            let mut done = done.expect("a caller waits until it is served");
-            done.settle(dest);
-            done
-        });
-        (done, Some(cookie))
+        let failed = |error| (error, Some(cookie));
+        let mut done = done
+            .map_err(failed)?
+            .expect("a caller waits until it is served");
+        done.settle(dest);
+        done.result.map_err(failed)
     }
 
     fn submit_locked<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
-        request: Begun<'_>,
+        place: usize,
+        call: Call<'_>,
         dest: &mut [u8],
-        frame: impl FnOnce(&mut Transmission) -> Result<Framed, Misuse>,
+        record: &mut Option<Record>,
     ) -> Result<(MutexGuard<'a, State>, Cookie), Error> {
-        let Begun {
-            place,
-            command,
-            load,
-            record,
-        } = request;
-        let mut state = self.room(state, command, place, dest)?;
-        let (sink, weight, payload) = match load {
-            Load::Nothing => (Sink::None, 0, None),
-            Load::Into(range) => (Sink::lent(range.start), range.len(), None),
-            Load::Fill(buffer) => {
-                let len = buffer.len();
-                (Sink::Owned(buffer), len, None)
-            }
-            Load::Borrowed(payload) => (Sink::None, payload.len(), Some(payload)),
-        };
-        let submission = Submission {
-            command,
-            weight: weight as u64,
-            sink,
-            ticket: record.map(|record| Held {
-                record: Some(record),
-                turn: None,
-            }),
-        };
+        let mut state = self.room(state, call.command(), place, dest)?;
         let now = self.now();
-        let framed = state.engine.submit(now, place, submission, frame);
+        state.callers[place].since = state.callers[place].is_call.then_some(now);
+        let (begun, own) = call.begin(&mut state.engine, Some(now), place);
         // If there is still room, or if this caller makes no use of it.
         state.wake_for_room();
-        let (cookie, header, own) = framed?;
+        let cookie = begun?;
+        if record.is_some()
+            && let Some(held) = state.engine.ticket(cookie)
+        {
+            held.get_or_insert_default().record = record.take();
+        }
         self.note_load(&state);
-        match payload {
-            None => state.engine.outbox().push_owned(header.as_bytes(), own),
-            Some(payload) => {
-                let limit = self
+        if let Some((header, payload)) = own {
+            let own = writing::Own {
+                header: header.as_bytes(),
+                payload,
+                limit: self
                     .timeout
-                    .and_then(|timeout| self.at(now.saturating_add(timeout)));
-                let own = writing::Own {
-                    header: header.as_bytes(),
-                    payload,
-                    limit,
-                };
-                state = match self.write(state, place, dest, own) {
-                    Ok(state) => state,
-                    Err(error) => {
-                        // A server may refuse what it does not take.
-                        let state = self.lock();
-                        if !state.engine.has_refused(place) {
-                            return Err(error);
-                        }
-                        state
+                    .and_then(|timeout| self.at(now.saturating_add(timeout))),
+            };
+            state = match self.write(state, place, dest, own) {
+                Ok(state) => state,
+                Err(error) => {
+                    // A server may refuse what it does not take.
+                    let state = self.lock();
+                    if !state.engine.has_refused(place) {
+                        return Err(error);
                     }
-                };
-            }
+                    state
+                }
+            };
         }
         Ok((state, cookie))
     }
@@ -316,18 +261,20 @@ impl Link {
         place: usize,
         dest: &mut [u8],
     ) -> Result<MutexGuard<'a, State>, Error> {
-        let mut deadline = None;
+        if state.engine.takes_requests() && state.engine.has_room() {
+            return Ok(state);
+        }
+        let deadline = self.deadline();
         let mut waited = false;
         while state.engine.takes_requests() && !state.engine.has_room() {
-            if !waited {
-                waited = true;
-                deadline = self.deadline();
-            } else if let Some(after) = self.timeout
+            if let Some(after) = self.timeout
+                && waited
                 && is_past(deadline)
             {
                 state.pass_on();
                 return Err(Error::Timeout { command, after });
             }
+            waited = true;
             state = self.step(state, place, dest, WaitFor::Room, deadline)?;
         }
         if waited {
@@ -378,13 +325,19 @@ impl Link {
         }
     }
 
-    /// A completed request of this place, if one is ready or can be read without waiting.
-    pub(crate) fn poll(&self, place: usize) -> Result<Option<Done>, Error> {
+    /// Waits until a request of this place is complete, and takes all that are.
+    pub(crate) fn wait_all(&self, place: usize, list: &mut VecDeque<Done>) -> Result<(), Error> {
+        let mut state = self.wait_locked(self.lock(), place, &mut [])?;
+        state.take_all(place, list)
+    }
+
+    /// Takes the completed requests of this place that are ready or can be read without waiting.
+    pub(crate) fn poll_all(&self, place: usize, list: &mut VecDeque<Done>) -> Result<(), Error> {
         let mut state = self.lock();
         if !state.engine.is_done(place) && state.engine.lost().is_none() {
             state = self.step(state, place, &mut [], WaitFor::Nothing, None)?;
         }
-        state.take(place)
+        state.take_all(place, list)
     }
 
     /// Like [`wait`](Link::wait), for a request with nothing to read; `None` if it is not complete
@@ -528,15 +481,4 @@ fn wait_until<'a>(
             waited.unwrap_or_else(PoisonError::into_inner).0
         }
     }
-}
-
-/// A request in flight, and what has to be sent of it: the header, and a payload unless that goes
-/// its own way.
-pub(crate) type Framed = (Cookie, Header, Bytes);
-
-/// A frame whose payload, if there is one, goes its own way.
-pub(crate) fn header<P>(
-    request: Result<(Cookie, nbd_proto::Frame<P>), Misuse>,
-) -> Result<Framed, Misuse> {
-    request.map(|(cookie, frame)| (cookie, frame.into_parts().0, Bytes::new()))
 }

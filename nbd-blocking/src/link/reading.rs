@@ -11,8 +11,12 @@ use std::{
     io::{self, IoSliceMut},
     mem,
     sync::MutexGuard,
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// A deadline that is so far away is not missed by a caller that has just made its request, however
+/// long the system has taken to send that.
+const FAR: Duration = Duration::from_secs(10);
 
 /// Why a reader stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,19 +50,27 @@ impl Link {
             return self.write(state, place, dest, own);
         }
         // The first request to be late may be another caller's; then there is one step more.
-        let due = state.engine.next_due().and_then(|due| self.at(due));
-        let deadline = deadline.into_iter().chain(due).min();
+        let due = state.engine.next_due();
+        let deadline = deadline.map(|deadline| deadline.saturating_duration_since(self.start));
+        let limit = match (deadline, due) {
+            (Some(deadline), Some(due)) => Some(deadline.min(due)),
+            (only, None) | (None, only) => only,
+        };
         let silent = !state.writing && !state.engine.has_output();
         let may_read = (silent || !self.stream.is_half_duplex())
             && state.reader.is_none_or(|reader| reader == place);
         let mut stop = Stop::Quiet;
         if may_read && let Some(inbox) = state.inbox.take() {
-            (state, stop) = self.read(state, inbox, place, dest, until, deadline);
+            (state, stop) = self.read(state, inbox, place, dest, until, limit);
         } else if !until.is_now() {
-            state = self.sleep(state, place, until, deadline);
+            state = self.sleep(state, place, until, limit);
         }
-        if stop == Stop::Quiet && due.is_some_and(|due| due <= Instant::now()) {
-            state.engine.expire(self.now());
+        if stop == Stop::Quiet
+            && let Some(due) = due
+            && let now = self.now()
+            && due <= now
+        {
+            state.engine.expire(now);
             self.settle(&mut state);
         }
         Ok(state)
@@ -70,15 +82,16 @@ impl Link {
         mut state: MutexGuard<'a, State>,
         place: usize,
         until: WaitFor,
-        deadline: Option<Instant>,
+        limit: Option<Duration>,
     ) -> MutexGuard<'a, State> {
+        state.callers[place].since = None;
         let wake = state.callers[place].wake.clone();
         let for_others = usize::from(matches!(until, WaitFor::Answer(_)));
         state.callers[place].waits = Some(until);
         state.waiting += 1;
         state.wait_for_room += usize::from(until == WaitFor::Room);
         state.wait_for_others += for_others;
-        state = wait_until(&wake, state, deadline);
+        state = wait_until(&wake, state, limit.and_then(|limit| self.at(limit)));
         state.wait_for_others -= for_others;
         // Unless it was woken because there is room.
         if let Some(waited) = state.callers[place].waits.take() {
@@ -96,18 +109,21 @@ impl Link {
         place: usize,
         dest: &mut [u8],
         until: WaitFor,
-        deadline: Option<Instant>,
+        limit: Option<Duration>,
     ) -> (MutexGuard<'a, State>, Stop) {
         state.reader = None;
+        let mut since = state.callers[place].since.take();
         let stop = loop {
             if state.engine.lost().is_some() || state.serves(until, place) {
                 break Stop::Served;
             }
             let mut patient = until == WaitFor::Done;
             if !until.is_now()
-                && let Some(deadline) = deadline
+                && let Some(limit) = limit
             {
-                let left = deadline.saturating_duration_since(Instant::now());
+                let far = |since: &Duration| limit.saturating_sub(*since) >= FAR;
+                let now = since.take().filter(far).unwrap_or_else(|| self.now());
+                let left = limit.saturating_sub(now);
                 if left.is_zero() {
                     // Others may be served for ever while this caller is not.
                     break Stop::Quiet;
@@ -118,17 +134,20 @@ impl Link {
             let owned = match &plan {
                 ReadPlan::HandOver(caller) => break Stop::HandOver(*caller),
                 ReadPlan::Owned(cookie, _) => state.engine.owned(*cookie).map(mem::take),
-                ReadPlan::Inbox | ReadPlan::Lent(_) => None,
+                ReadPlan::Inbox | ReadPlan::Lent(_) | ReadPlan::Ahead { .. } => None,
             };
             let beside = state.engine.beside();
             drop(state);
             let mut owned = owned;
             let direct = match (&plan, &mut owned) {
                 (ReadPlan::Owned(_, range), Some(buffer)) => &mut buffer[range.clone()],
-                (ReadPlan::Lent(range), _) => &mut dest[range.clone()],
+                (ReadPlan::Lent(range) | ReadPlan::Ahead { range, .. }, _) => {
+                    &mut dest[range.clone()]
+                }
                 _ => &mut [],
             };
-            let result = self.receive(direct, inbox.space(beside), until, patient, deadline);
+            let (front, staged) = inbox.space(beside).split_at_mut(plan.front());
+            let result = self.receive([front, direct, staged], until, patient, limit);
             state = self.lock();
             // Unless the request was abandoned meanwhile.
             if let (ReadPlan::Owned(cookie, _), Some(buffer)) = (&plan, owned)
@@ -160,27 +179,30 @@ impl Link {
         (state, stop)
     }
 
-    /// One read: first the rest of a payload, then whatever follows.
+    /// One read into these, of which all but the last may be empty.
     fn receive(
         &self,
-        direct: &mut [u8],
-        staged: &mut [u8],
+        [front, direct, staged]: [&mut [u8]; 3],
         until: WaitFor,
         patient: bool,
-        deadline: Option<Instant>,
+        limit: Option<Duration>,
     ) -> io::Result<usize> {
         loop {
             let staged = IoSliceMut::new(staged);
+            let direct = IoSliceMut::new(direct);
             let result = if direct.is_empty() {
                 self.stream.read(&mut [staged], patient)
-            } else {
-                let direct = IoSliceMut::new(direct);
+            } else if front.is_empty() {
                 self.stream.read(&mut [direct, staged], patient)
+            } else {
+                let front = IoSliceMut::new(front);
+                self.stream.read(&mut [front, direct, staged], patient)
             };
             match result {
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock && !patient && !until.is_now() =>
                 {
+                    let deadline = limit.and_then(|limit| self.at(limit));
                     match self.stream.wait(true, false, deadline) {
                         Err(late) if late.kind() == io::ErrorKind::TimedOut => return Err(error),
                         waited => waited?,

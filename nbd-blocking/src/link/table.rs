@@ -1,13 +1,17 @@
 //! Who waits for what.
 
 use super::Done;
-use crate::{Error, overlaps::LeftTurn};
+use crate::{Error, Lost, overlaps::LeftTurn};
 use nbd_io::client::{
     Record,
     engine::{Engine, Inbox, Outbox, Ticket},
 };
 use nbd_proto::client::{Cookie, Outcome};
-use std::sync::{Arc, Condvar};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar},
+    time::Duration,
+};
 
 /// What a request has until it is answered, or cannot be any more, whoever waits for that.
 #[derive(Debug, Default)]
@@ -41,8 +45,8 @@ pub(super) struct State {
     pub(super) inbox: Option<Inbox>,
     /// The only caller that may read on, because the payload is for its own buffer.
     pub(super) reader: Option<usize>,
-    /// An empty outbox to swap for a full one.
-    pub(super) spare: Outbox,
+    /// An empty outbox to swap for a full one. Whoever writes has it.
+    pub(super) spare: Option<Box<Outbox>>,
     pub(super) writing: bool,
     /// How many callers wait until they may write.
     pub(super) wait_to_write: usize,
@@ -87,6 +91,10 @@ pub(super) struct Caller {
     pub(super) wake: Arc<Condvar>,
     /// What it waits for, if it does.
     pub(super) waits: Option<WaitFor>,
+    /// It makes one request and waits for that.
+    pub(super) is_call: bool,
+    /// When it has made its request, if it has not waited for anything since.
+    pub(super) since: Option<Duration>,
 }
 
 impl State {
@@ -99,7 +107,7 @@ impl State {
             wait_for_others: 0,
             inbox: Some(Inbox::default()),
             reader: None,
-            spare: Outbox::default(),
+            spare: None,
             writing: false,
             wait_to_write: 0,
             ending: false,
@@ -107,6 +115,7 @@ impl State {
         }
     }
 
+    #[inline]
     pub(super) fn enter(&mut self) -> usize {
         let place = self.engine.enter();
         if place == self.callers.len() {
@@ -115,9 +124,13 @@ impl State {
         place
     }
 
+    #[inline]
     pub(super) fn leave(&mut self, place: usize) {
         self.engine.leave(place);
-        self.callers[place].waits = None;
+        let caller = &mut self.callers[place];
+        caller.waits = None;
+        caller.is_call = false;
+        caller.since = None;
         if self.reader == Some(place) {
             self.reader = None;
         }
@@ -125,19 +138,33 @@ impl State {
     }
 
     /// The next completed request of a caller; an error when the connection is over.
+    #[inline]
     pub(super) fn take(&mut self, place: usize) -> Result<Option<Done>, Error> {
         let Some(lost) = self.engine.lost() else {
             return Ok(self.engine.take(place));
         };
-        // All that were in flight have failed; that is said once for all of them.
         let lost = lost.clone();
         match self.engine.take(place) {
-            Some(Done {
-                result: Err(Error::Lost(why)),
-                ..
-            }) if Arc::ptr_eq(&why, &lost) => Err(Error::Lost(lost)),
-            Some(done) => Ok(Some(done)),
-            None => Err(Error::Lost(lost)),
+            Some(done) if !is_failed_by(&done, &lost) => Ok(Some(done)),
+            _ => Err(Error::Lost(lost)),
+        }
+    }
+
+    /// All completed requests of a caller, for an empty list; an error when there is none and the
+    /// connection is over.
+    pub(super) fn take_all(
+        &mut self,
+        place: usize,
+        list: &mut VecDeque<Done>,
+    ) -> Result<(), Error> {
+        self.engine.take_all(place, list);
+        let Some(lost) = self.engine.lost() else {
+            return Ok(());
+        };
+        list.retain(|done| !is_failed_by(done, lost));
+        match list.is_empty() {
+            true => Err(Error::Lost(lost.clone())),
+            false => Ok(()),
         }
     }
 
@@ -147,8 +174,9 @@ impl State {
     }
 
     /// Wakes the callers for whom there is something new.
+    #[inline]
     pub(super) fn notify(&mut self) {
-        drop(self.engine.released());
+        self.engine.released().clear();
         while let Some(owner) = self.engine.next_ready() {
             if self.reader == Some(owner) && self.engine.is_done(owner) {
                 self.reader = None;
@@ -196,6 +224,7 @@ impl State {
     }
 
     /// Wakes the caller that is to read on, or any that waits.
+    #[inline]
     pub(super) fn pass_on(&self) {
         if self.waiting == 0 || self.inbox.is_none() {
             return;
@@ -208,6 +237,12 @@ impl State {
             caller.notify();
         }
     }
+}
+
+/// Whether a request has failed with the connection, like all that were in flight. That is said once
+/// for all of them.
+fn is_failed_by(done: &Done, lost: &Arc<Lost>) -> bool {
+    matches!(&done.result, Err(Error::Lost(why)) if Arc::ptr_eq(why, lost))
 }
 
 impl Caller {

@@ -49,6 +49,7 @@ impl Link {
                 state.engine.outbox().push_copied(header, payload);
                 return Ok(state);
             }
+            state.callers[place].since = None;
             state.wait_to_write += 1;
             state = self
                 .may_write
@@ -60,17 +61,19 @@ impl Link {
             return Err(Error::Lost(lost.clone()));
         }
         state.writing = true;
-        state.engine.outbox().push(header);
+        if !header.is_empty() {
+            state.engine.outbox().push(header);
+        }
         loop {
-            let spare = mem::take(&mut state.spare);
-            let mut outbox = mem::replace(state.engine.outbox(), spare);
+            let mut outbox = state.spare.take().unwrap_or_default();
+            mem::swap(&mut *outbox, state.engine.outbox());
             // A server that owes no other reply takes the whole request, and the system waits for
             // it with fewer calls than this could. It waits for each part of a long one anew, though.
             let patient = state.engine.in_flight() <= 1 && state.engine.weight() <= PATIENT;
             drop(state);
             let written = self.write_out(&mut outbox, &mut payload, place, dest, limit, patient);
             state = self.lock();
-            state.spare = outbox;
+            state.spare = Some(outbox);
             if let Err(error) = written {
                 self.lose(&mut state, error.into());
             }
@@ -137,6 +140,7 @@ impl Link {
         pause: Duration,
     ) -> io::Result<()> {
         let mut state = self.lock();
+        state.callers[place].since = None;
         let mut reads = false;
         if state.engine.lost().is_none()
             && state.reader.is_none_or(|reader| reader == place)

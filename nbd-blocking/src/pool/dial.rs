@@ -4,11 +4,11 @@ use super::{another, restored::Restored};
 use crate::{
     Blocking, Error, Lost,
     client::ends,
-    link::{Link, Load},
+    link::{Call, Link},
     patience::Patience,
 };
 use nbd_io::client::{Common, DialId, Epoch, Join, Request};
-use nbd_proto::client::{Cookie, Transmission};
+use nbd_proto::client::Cookie;
 use std::{
     collections::VecDeque,
     fmt, io, mem,
@@ -137,15 +137,7 @@ impl Dial {
 impl Asked {
     fn new(link: &Arc<Link>, request: &Request, purpose: Purpose) -> Self {
         let place = link.enter();
-        let start = |transmission: &mut Transmission| request.clone().start(transmission);
-        let sent = link.submit(
-            place,
-            request.command(),
-            Load::Nothing,
-            &mut [],
-            None,
-            start,
-        );
+        let sent = link.submit(place, Call::Owned(request.clone()), &mut [], None);
         Self {
             link: link.clone(),
             place,

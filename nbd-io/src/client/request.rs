@@ -1,8 +1,9 @@
 //! What a program asks for, in a form that can be kept and sent again.
 
+use super::engine::Outbox;
 use bytes::Bytes;
 use nbd_proto::{
-    Command, CommandFlags, Frame, Header, Misuse,
+    Command, CommandFlags, Misuse,
     client::{Cookie, Transmission},
 };
 use std::{ops::Range, sync::Arc};
@@ -143,51 +144,52 @@ impl Request {
         self
     }
 
-    /// Takes a place among the requests in flight. What has to be sent are the header and the
-    /// payload behind it.
+    /// Takes a place among the requests in flight, and leaves what has to be sent in the outbox.
     ///
     /// # Errors
     ///
     /// When the request makes no sense on this connection.
-    pub fn start(self, transmission: &mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse> {
-        match self {
-            Self::Read { offset, len, flags } => bare(transmission.read(offset, len, flags)),
-            Self::Write {
-                offset,
-                payload,
-                flags,
-            } => {
-                let (cookie, frame) = transmission.write(offset, payload, flags)?;
-                let (header, payload) = frame.into_parts();
-                Ok((cookie, header, payload))
+    #[inline]
+    pub fn start(
+        self,
+        transmission: &mut Transmission,
+        outbox: &mut Outbox,
+    ) -> Result<Cookie, Misuse> {
+        let with_payload = match self {
+            Self::Read { offset, len, flags } => {
+                return outbox.push_bare(transmission.read(offset, len, flags));
             }
-            Self::Flush => bare(transmission.flush()),
-            Self::Trim { offset, len, flags } => bare(transmission.trim(offset, len, flags)),
-            Self::Cache { offset, len } => bare(transmission.cache(offset, len)),
+            Self::Flush => return outbox.push_bare(transmission.flush()),
+            Self::Trim { offset, len, flags } => {
+                return outbox.push_bare(transmission.trim(offset, len, flags));
+            }
+            Self::Cache { offset, len } => {
+                return outbox.push_bare(transmission.cache(offset, len));
+            }
             Self::WriteZeroes { offset, len, flags } => {
-                bare(transmission.write_zeroes(offset, len, flags))
+                return outbox.push_bare(transmission.write_zeroes(offset, len, flags));
             }
             Self::BlockStatus {
                 offset,
                 len,
                 flags,
                 ids: None,
-            } => bare(transmission.block_status(offset, len, flags)),
+            } => return outbox.push_bare(transmission.block_status(offset, len, flags)),
+            Self::Write {
+                offset,
+                payload,
+                flags,
+            } => transmission.write(offset, payload, flags),
             Self::BlockStatus {
                 offset,
                 len,
                 flags,
                 ids: Some(ids),
-            } => {
-                let (cookie, frame) = transmission.block_status_of(&ids, offset, len, flags)?;
-                let (header, payload) = frame.into_parts();
-                Ok((cookie, header, payload))
-            }
-        }
+            } => transmission.block_status_of(&ids, offset, len, flags),
+        };
+        let (cookie, frame) = with_payload?;
+        let (header, payload) = frame.into_parts();
+        outbox.push_owned(header.as_bytes(), payload);
+        Ok(cookie)
     }
-}
-
-fn bare<P>(request: Result<(Cookie, Frame<P>), Misuse>) -> Result<(Cookie, Header, Bytes), Misuse> {
-    let (cookie, frame) = request?;
-    Ok((cookie, frame.into_parts().0, Bytes::new()))
 }

@@ -189,7 +189,7 @@ impl ReplyHeader {
     }
 
     /// Reads a header off the front of bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(mode: Mode, fields: &mut Fields<'_>) -> Option<Self> {
         match (mode, fields.u32()?) {
             (Mode::Simple | Mode::Structured, magic::SIMPLE_REPLY) => Some(Self::Simple {

@@ -147,3 +147,34 @@ fn a_header_and_its_data_are_taken_at_once() {
     });
     assert_eq!((fed.used, fed.payload, fed.event), (48, payload, event));
 }
+
+#[test]
+fn a_read_is_expected_as_a_whole_as_long_as_nothing_of_it_has_come() {
+    let mut transmission = enter(&mut BytesMut::new());
+    let read = transmission.read(512, 8, Default::default());
+    let (cookie, _) = read.expect("a command that makes sense");
+    let payload = |range| Some(Payload { cookie, range });
+    let whole = hex("6e8a 278c 0001 0001 0000 0001 0000 0000 \
+                     0000 0000 0000 0200 0000 0000 0000 0010 \
+                     0000 0000 0000 0200");
+    let half = hex("6e8a 278c 0000 0001 0000 0001 0000 0000 \
+                    0000 0000 0000 0200 0000 0000 0000 000c \
+                    0000 0000 0000 0204");
+    assert_eq!(transmission.before_payload(cookie), Some(whole.len()));
+    assert_eq!(transmission.announced(&whole), payload(0..8));
+    assert_eq!(transmission.announced(&half), payload(4..8));
+    assert_eq!(transmission.announced(&whole[..39]), None);
+    assert_eq!(transmission.announced(&[&whole[..], b"a"].concat()), None);
+    // Nothing was taken in by that.
+    let fed = transmission.feed(&half[..10]).expect("nothing is wrong");
+    assert_eq!(fed.used, 10);
+    assert_eq!(transmission.before_payload(cookie), None);
+    let fed = transmission.feed(&half[10..]).expect("nothing is wrong");
+    assert_eq!(fed.used, 30);
+    assert_eq!(transmission.next_payload(), payload(4..8));
+    assert_eq!(transmission.before_payload(cookie), None);
+    let fed = transmission.feed(b"efgh").expect("nothing is wrong");
+    assert_eq!((fed.used, fed.payload), (4, payload(4..8)));
+    // Here a header comes next, but what has come would be overwritten.
+    assert_eq!(transmission.before_payload(cookie), None);
+}

@@ -35,7 +35,10 @@ const ABANDONED: usize = usize::MAX;
 pub struct Engine<B, T> {
     transmission: Transmission,
     /// What is kept of each request in flight, by the slot of its cookie.
-    in_flight: Vec<InFlight<B, T>>,
+    in_flight: Vec<InFlight<B>>,
+    /// What drivers have attached to requests in flight, by slot. It is apart, because most have
+    /// nothing.
+    tickets: Vec<Option<T>>,
     owners: Vec<Owner<B>>,
     free_owners: Vec<usize>,
     /// Owners with something new, for the driver to wake.
@@ -47,6 +50,8 @@ pub struct Engine<B, T> {
     timeout: Option<Duration>,
     /// No request is late before this time. It may be earlier than the first deadline.
     first_due: Duration,
+    /// The slots of requests that were submitted without a time.
+    untimed: Vec<usize>,
     /// How often something was received.
     receipts: u64,
     /// Whether a request that is late ends the connection if nothing was received since it was
@@ -56,6 +61,10 @@ pub struct Engine<B, T> {
     weight: u64,
     /// Reads in flight whose payload is worth a system call of its own.
     large: usize,
+    /// The slot of the request that was submitted last.
+    latest: usize,
+    /// The server answers reads in parts, so that nothing can be foreseen of its replies.
+    is_split: bool,
     /// The server has answered with `NBD_ESHUTDOWN`.
     server_shuts_down: bool,
     closing: bool,
@@ -76,6 +85,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         Self {
             transmission,
             in_flight: Vec::new(),
+            tickets: Vec::new(),
             owners: Vec::new(),
             free_owners: Vec::new(),
             ready: Vec::new(),
@@ -83,10 +93,13 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             outbox: Outbox::default(),
             timeout,
             first_due: Duration::MAX,
+            untimed: Vec::new(),
             receipts: 0,
             lose_when_silent,
             weight: 0,
             large: 0,
+            latest: 0,
+            is_split: false,
             server_shuts_down: false,
             closing: false,
             disconnecting: false,
@@ -119,6 +132,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     }
 
     /// Whether one more request may be in flight.
+    #[inline]
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.transmission.has_room()
@@ -198,11 +212,12 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         self.lost = Some(lost.clone());
         self.outbox = Outbox::default();
         self.first_due = Duration::MAX;
+        self.untimed.clear();
         for slot in 0..self.in_flight.len() {
             let request = &mut self.in_flight[slot];
             let owner = mem::replace(&mut request.owner, ABANDONED);
             let sink = mem::take(&mut request.sink);
-            self.released.extend(request.ticket.take());
+            self.released.extend(self.tickets[slot].take());
             if let Some(cookie) = request.cookie.take()
                 && owner != ABANDONED
             {
@@ -244,6 +259,27 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             Some(lost) => Error::Lost(lost.clone()),
             None => Error::lost(self.farewell()),
         }
+    }
+
+    /// Whether requests were submitted without a time.
+    #[inline]
+    #[must_use]
+    pub fn has_untimed(&self) -> bool {
+        !self.untimed.is_empty()
+    }
+
+    /// The time of those that were submitted without one begins.
+    pub fn begin_time(&mut self, now: Duration) {
+        let due = self.due(now);
+        for slot in self.untimed.drain(..) {
+            self.in_flight[slot].due = due;
+        }
+        self.first_due = self.first_due.min(due);
+    }
+
+    fn due(&self, now: Duration) -> Duration {
+        self.timeout
+            .map_or(Duration::MAX, |timeout| now.saturating_add(timeout))
     }
 
     /// No request is late before this time; `None` if none can be.

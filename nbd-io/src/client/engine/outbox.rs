@@ -1,6 +1,7 @@
 //! Frames on their way out, many to a system call.
 
 use bytes::{Buf, Bytes};
+use nbd_proto::{Frame, Misuse, client::Cookie};
 use std::{collections::VecDeque, fmt, io::IoSlice};
 
 /// Payloads up to this length are copied beside their header, in bytes.
@@ -25,18 +26,35 @@ pub struct Outbox {
 
 impl Outbox {
     /// Whether everything was written.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.written == self.inline.len() && self.payloads.is_empty()
     }
 
     /// Appends a request without payload, or the header of one whose payload goes its own way.
+    #[inline]
     pub fn push(&mut self, header: &[u8]) {
         if self.is_empty() {
             self.inline.clear();
             self.written = 0;
         }
         self.inline.extend_from_slice(header);
+    }
+
+    /// Appends a request that has no payload, if it makes sense.
+    ///
+    /// # Errors
+    ///
+    /// When it makes none.
+    #[inline]
+    pub fn push_bare<P>(
+        &mut self,
+        request: Result<(Cookie, Frame<P>), Misuse>,
+    ) -> Result<Cookie, Misuse> {
+        let (cookie, frame) = request?;
+        self.push(frame.header());
+        Ok(cookie)
     }
 
     /// Appends a request and a copy of its payload.
@@ -57,7 +75,9 @@ impl Outbox {
     /// Lends the next slices to write, followed by `last` if there is room for all of them.
     pub fn with_slices<R>(&self, last: &[u8], write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         // A lone request would otherwise pay for the preparation of many slices.
-        if self.payloads.len() < FEW / 2 {
+        if self.payloads.is_empty() && last.is_empty() {
+            write(&[IoSlice::new(&self.inline[self.written..])])
+        } else if self.payloads.len() < FEW / 2 {
             self.gather::<FEW, R>(last, write)
         } else {
             self.gather::<SLICES, R>(last, write)
@@ -91,6 +111,11 @@ impl Outbox {
 
     /// Takes note of `n` written bytes. Returns how many of them were of `last`.
     pub fn advance(&mut self, mut n: usize) -> usize {
+        if self.payloads.is_empty() {
+            let now = n.min(self.inline.len() - self.written);
+            self.written += now;
+            return n - now;
+        }
         while n > 0 {
             match self.payloads.front_mut() {
                 Some((position, payload)) if *position == self.written => {

@@ -3,12 +3,16 @@
 //! What comes is read into the inbox, many small replies at once. Payload of a long read goes
 //! straight to its buffer instead. One vectored read does both: first the rest of a payload, then
 //! whatever follows.
+//!
+//! If there is but one read in flight, what comes is most likely a header and all of its payload.
+//! Then one read takes in all of it, each in its place. If it turns out to be something else, what has
+//! come to the wrong place is taken from there.
 
 use super::{ABANDONED, Done, Engine, Sink, Spill, Ticket};
 use crate::client::Error;
 use nbd_proto::{
-    Error as Violation,
-    client::{Cookie, Event, Fill, Outcome, Payload},
+    Command, Error as Violation,
+    client::{Cookie, Event, Outcome, Payload},
 };
 use std::ops::Range;
 
@@ -25,6 +29,13 @@ const DIRECT: usize = 16 << 10;
 /// Reads of at least this length are kept out of the inbox altogether, in bytes. For shorter ones
 /// it costs less to copy them than to ask the system for each.
 pub const LARGE: usize = 128 << 10;
+
+/// The payload of a lone read of at least this length is expected in its place, in bytes. To copy a
+/// shorter one costs less.
+const AHEAD: u64 = 2 << 10;
+
+/// If more bytes than this have come to the wrong place, nothing is expected any more.
+pub(super) const MISPLACED: usize = 512;
 
 /// What is taken in beside the payload of a large read, or before it: the header of what comes
 /// next, and not much of a next payload, which would have to be copied.
@@ -60,6 +71,17 @@ pub enum ReadPlan {
     Owned(Cookie, Range<usize>),
     /// To this part of the reader's own buffer, and then to the inbox.
     Lent(Range<usize>),
+    /// So many bytes to the inbox, then to the buffer of this read, and then to the inbox again. The
+    /// buffer is the one that was handed over if the reader has none, and else this part of the
+    /// reader's own.
+    Ahead {
+        /// How many bytes come first.
+        front: usize,
+        /// The read.
+        cookie: Cookie,
+        /// Where in the buffer.
+        range: Range<usize>,
+    },
     /// This owner has to read on, because payload is for its own buffer.
     HandOver(usize),
 }
@@ -69,8 +91,17 @@ impl ReadPlan {
     #[must_use]
     pub fn direct(&self) -> usize {
         match self {
-            Self::Owned(_, range) | Self::Lent(range) => range.len(),
+            Self::Owned(_, range) | Self::Lent(range) | Self::Ahead { range, .. } => range.len(),
             Self::Inbox | Self::HandOver(_) => 0,
+        }
+    }
+
+    /// How many bytes go to the inbox before those.
+    #[must_use]
+    pub const fn front(&self) -> usize {
+        match self {
+            Self::Ahead { front, .. } => *front,
+            _ => 0,
         }
     }
 }
@@ -78,7 +109,7 @@ impl ReadPlan {
 /// The owner that reads, and its own buffer.
 pub type Reader<'a> = (usize, &'a mut [u8]);
 
-/// A reader without a buffer of its own.
+/// A reader without a buffer of its own. Nothing else may happen while it reads.
 #[must_use]
 pub const fn no_reader() -> Reader<'static> {
     (ABANDONED, &mut [])
@@ -87,8 +118,8 @@ pub const fn no_reader() -> Reader<'static> {
 impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     /// Where the next bytes go when this owner reads.
     pub fn plan_read(&mut self, reader: usize) -> ReadPlan {
-        let Ok(Fill::Payload(Payload { cookie, range })) = self.transmission.fill() else {
-            return ReadPlan::Inbox;
+        let Some(Payload { cookie, range }) = self.transmission.next_payload() else {
+            return self.plan_ahead(reader).unwrap_or(ReadPlan::Inbox);
         };
         if range.len() < DIRECT {
             return ReadPlan::Inbox;
@@ -102,6 +133,30 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             Sink::Lent { .. } => ReadPlan::HandOver(request.owner),
             Sink::None => ReadPlan::Inbox,
         }
+    }
+
+    fn plan_ahead(&self, reader: usize) -> Option<ReadPlan> {
+        if self.transmission.in_flight() != 1 || self.is_split {
+            return None;
+        }
+        let request = self.in_flight.get(self.latest)?;
+        let cookie = request.cookie?;
+        if request.command != Command::Read || request.weight < AHEAD {
+            return None;
+        }
+        let len = usize::try_from(request.weight).ok()?;
+        let range = match request.sink {
+            // The buffer must not go while it is read into.
+            Sink::Owned(_) if reader == ABANDONED => 0..len,
+            Sink::Lent { at, .. } if request.owner == reader => at..at + len,
+            _ => return None,
+        };
+        let front = self.transmission.before_payload(cookie)?;
+        Some(ReadPlan::Ahead {
+            front,
+            cookie,
+            range,
+        })
     }
 
     /// How many bytes are read into the inbox at most.
@@ -133,9 +188,16 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         reader: Reader<'_>,
     ) -> bool {
         self.receipts += 1;
-        let direct = n.min(plan.direct());
+        let front = n.min(plan.front());
+        let direct = (n - front).min(plan.direct());
         let staged = n - direct;
-        let done = self.take_in(direct, &inbox.bytes[..staged], reader);
+        let (front, rest) = inbox.bytes[..staged].split_at(front);
+        let done = match plan {
+            ReadPlan::Ahead { cookie, range, .. } => {
+                self.take_ahead(front, (*cookie, range, direct), rest, reader)
+            }
+            _ => self.take_in(direct, rest, reader),
+        };
         if staged == inbox.bytes.len() && staged < INBOX {
             inbox.bytes.resize(2 * staged, 0);
         }
@@ -143,6 +205,37 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             self.lose(violation.into());
         }
         self.lost.is_none()
+    }
+
+    /// Takes in what was read as if it was the payload of a read, with a header in front.
+    fn take_ahead(
+        &mut self,
+        front: &[u8],
+        (cookie, range, direct): (Cookie, &Range<usize>, usize),
+        rest: &[u8],
+        (reader, lent): Reader<'_>,
+    ) -> Result<(), Violation> {
+        let expected = Payload {
+            cookie,
+            range: 0..range.len(),
+        };
+        if direct == 0 {
+            let taken = self.take_in(0, front, (reader, lent));
+            // There are streams that fill one buffer at a time.
+            self.is_split = self.transmission.next_payload().is_some();
+            return taken;
+        }
+        if self.transmission.announced(front) == Some(expected) {
+            self.take_in(0, front, (reader, &mut *lent))?;
+            return self.take_in(direct, rest, (reader, lent));
+        }
+        let misplaced = match &mut self.in_flight[cookie.slot()].sink {
+            Sink::Owned(buffer) => &buffer.as_mut()[range.clone()],
+            Sink::None | Sink::Lent { .. } => &lent[range.clone()],
+        };
+        let wire = [front, &misplaced[..direct], rest].concat();
+        self.is_split = direct > MISPLACED;
+        self.take_in(0, &wire, (reader, lent))
     }
 
     fn take_in(
@@ -175,7 +268,18 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         Ok(())
     }
 
+    #[inline(always)]
     fn handle(&mut self, event: Event, reader: &mut Reader<'_>) {
+        match event {
+            Event::Complete {
+                cookie,
+                outcome: Outcome::Done,
+            } => self.complete(cookie, Ok(Outcome::Done)),
+            event => self.handle_other(event, reader),
+        }
+    }
+
+    fn handle_other(&mut self, event: Event, reader: &mut Reader<'_>) {
         match event {
             Event::Hole {
                 payload: Payload { cookie, range },
@@ -202,6 +306,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     }
 
     /// Where a part of a read's payload goes.
+    #[inline(always)]
     fn place<'a>(
         &'a mut self,
         cookie: Cookie,

@@ -1,17 +1,16 @@
 //! The requests in flight and their owners.
 
-use super::{ABANDONED, Engine, LARGE, Spill};
+use super::{ABANDONED, Engine, LARGE, Outbox, Spill};
 use crate::client::Error;
-use bytes::Bytes;
 use nbd_proto::{
-    Command, Header, Misuse,
+    Command, Misuse,
     client::{Cookie, Outcome, Transmission},
 };
 use std::{collections::VecDeque, mem, time::Duration};
 
 /// A request in flight.
 #[derive(Debug)]
-pub(super) struct InFlight<B, T> {
+pub(super) struct InFlight<B> {
     /// `None` when it was answered.
     pub(super) cookie: Option<Cookie>,
     pub(super) owner: usize,
@@ -23,7 +22,21 @@ pub(super) struct InFlight<B, T> {
     pub(super) weight: u64,
     pub(super) large: bool,
     pub(super) sink: Sink<B>,
-    pub(super) ticket: Option<T>,
+}
+
+impl<B> Default for InFlight<B> {
+    fn default() -> Self {
+        Self {
+            cookie: None,
+            owner: ABANDONED,
+            command: Command::Read,
+            due: Duration::MAX,
+            receipts: 0,
+            weight: 0,
+            large: false,
+            sink: Sink::None,
+        }
+    }
 }
 
 /// Where the payload of a read goes.
@@ -74,15 +87,13 @@ impl Ticket for () {
 
 /// A request on its way into the table.
 #[derive(Debug)]
-pub struct Submission<B, T> {
+pub struct Submission<B> {
     /// The command.
     pub command: Command,
     /// Its payload in either direction, in bytes.
     pub weight: u64,
     /// Where the payload of a read goes.
     pub sink: Sink<B>,
-    /// What is attached to it.
-    pub ticket: Option<T>,
 }
 
 /// A request that is complete.
@@ -106,6 +117,7 @@ pub(super) struct Owner<B> {
 
 impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     /// A new owner.
+    #[inline]
     pub fn enter(&mut self) -> usize {
         self.free_owners.pop().unwrap_or_else(|| {
             self.owners.push(Owner {
@@ -119,7 +131,15 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
 
     /// An owner goes. Its requests in flight are given up: they are sent and their replies thrown
     /// away.
+    #[inline]
     pub fn leave(&mut self, owner: usize) {
+        if self.owners[owner].outstanding > 0 || !self.owners[owner].done.is_empty() {
+            self.give_up(owner);
+        }
+        self.free_owners.push(owner);
+    }
+
+    fn give_up(&mut self, owner: usize) {
         if self.owners[owner].outstanding > 0 {
             for slot in 0..self.in_flight.len() {
                 let InFlight {
@@ -132,11 +152,11 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             self.owners[owner].outstanding = 0;
         }
         self.owners[owner].done.clear();
-        self.free_owners.push(owner);
     }
 
-    /// Takes a request in. What has to be sent are the header and, behind it, the payload, which
-    /// goes to the [outbox](Engine::outbox) unless the driver writes it by itself.
+    /// Takes a request in. `start` makes it and puts what has to be sent into the outbox, unless
+    /// the driver writes that by itself. Its time begins `now`, or when
+    /// [that is said](Engine::begin_time) of all that have none.
     ///
     /// INVARIANT: the engine [takes requests](Engine::takes_requests) and [has
     /// room](Engine::has_room).
@@ -144,66 +164,81 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     /// # Errors
     ///
     /// When the request makes no sense on this connection.
+    #[inline]
     pub fn submit(
         &mut self,
-        now: Duration,
+        now: Option<Duration>,
         owner: usize,
-        submission: Submission<B, T>,
-        start: impl FnOnce(&mut Transmission) -> Result<(Cookie, Header, Bytes), Misuse>,
-    ) -> Result<(Cookie, Header, Bytes), Misuse> {
+        submission: Submission<B>,
+        start: impl FnOnce(&mut Transmission, &mut Outbox) -> Result<Cookie, Misuse>,
+    ) -> Result<Cookie, Misuse> {
+        let cookie = start(&mut self.transmission, &mut self.outbox)?;
+        self.started(now, owner, submission, cookie);
+        Ok(cookie)
+    }
+
+    #[inline]
+    fn started(
+        &mut self,
+        now: Option<Duration>,
+        owner: usize,
+        submission: Submission<B>,
+        cookie: Cookie,
+    ) {
         let Submission {
             command,
             weight,
             sink,
-            ticket,
         } = submission;
-        let framed = match start(&mut self.transmission) {
-            Ok(framed) => framed,
-            Err(misuse) => {
-                self.released.extend(ticket);
-                return Err(misuse);
-            }
-        };
-        let due = self
-            .timeout
-            .map_or(Duration::MAX, |timeout| now.saturating_add(timeout));
+        let due = now.map_or(Duration::MAX, |now| self.due(now));
         let large = command == Command::Read && weight >= LARGE as u64;
-        let request = InFlight {
-            cookie: Some(framed.0),
-            owner,
-            command,
-            due,
-            receipts: self.receipts,
-            weight,
-            large,
-            sink,
-            ticket,
-        };
-        let slot = framed.0.slot();
-        match self.in_flight.get_mut(slot) {
-            Some(free) => *free = request,
-            // Slots are taken one after the other.
-            None => self.in_flight.push(request),
+        let slot = cookie.slot();
+        self.latest = slot;
+        if now.is_none() {
+            self.untimed.push(slot);
         }
+        // Slots are taken one after the other.
+        if slot == self.in_flight.len() {
+            self.in_flight.push(InFlight::default());
+            self.tickets.push(None);
+        }
+        let request = &mut self.in_flight[slot];
+        request.cookie = Some(cookie);
+        request.owner = owner;
+        request.command = command;
+        request.due = due;
+        request.receipts = self.receipts;
+        request.weight = weight;
+        request.large = large;
+        request.sink = sink;
         self.first_due = self.first_due.min(due);
         self.owners[owner].outstanding += 1;
         self.weight += weight;
         self.large += usize::from(large);
-        Ok(framed)
     }
 
     /// What is attached to a request in flight; `None` if it was answered, or cannot be any more.
     pub fn ticket(&mut self, cookie: Cookie) -> Option<&mut Option<T>> {
-        let request = self.in_flight.get_mut(cookie.slot())?;
-        (request.cookie == Some(cookie)).then_some(&mut request.ticket)
+        if self.is_answered(cookie) {
+            return None;
+        }
+        self.tickets.get_mut(cookie.slot())
     }
 
     /// The next completed request of an owner.
+    #[inline]
     pub fn take(&mut self, owner: usize) -> Option<Done<B>> {
         self.owners[owner].done.pop_front()
     }
 
+    /// All completed requests of an owner, in order, for an empty list.
+    pub fn take_all(&mut self, owner: usize, list: &mut VecDeque<Done<B>>) {
+        debug_assert!(list.is_empty());
+        mem::swap(&mut self.owners[owner].done, list);
+    }
+
     /// Whether a request of this owner is complete.
+    #[inline]
     #[must_use]
     pub fn is_done(&self, owner: usize) -> bool {
         !self.owners[owner].done.is_empty()
@@ -217,19 +252,21 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     }
 
     /// The next owner for whom there is something new.
+    #[inline]
     pub fn next_ready(&mut self) -> Option<usize> {
         let owner = self.ready.pop()?;
         self.owners[owner].ready = false;
         Some(owner)
     }
 
-    /// Takes the tickets of requests that were answered, or never will be. They are to be dropped
-    /// when no lock is held.
-    pub fn released(&mut self) -> Vec<T> {
-        mem::take(&mut self.released)
+    /// The tickets of requests that were answered, or never will be. They are to be taken, and
+    /// dropped when no lock is held.
+    pub const fn released(&mut self) -> &mut Vec<T> {
+        &mut self.released
     }
 
     /// Leaves an owner a result.
+    #[inline(always)]
     pub(super) fn finish(
         &mut self,
         owner: usize,
@@ -251,14 +288,16 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     }
 
     /// A request was answered, and its cookie is free.
+    #[inline(always)]
     pub(super) fn complete(&mut self, cookie: Cookie, mut result: Result<Outcome, Error>) {
-        let request = &mut self.in_flight[cookie.slot()];
+        let slot = cookie.slot();
+        let request = &mut self.in_flight[slot];
         request.cookie = None;
         self.weight -= request.weight;
         self.large -= usize::from(request.large);
         let owner = mem::replace(&mut request.owner, ABANDONED);
         let sink = mem::take(&mut request.sink);
-        if let Some(mut ticket) = request.ticket.take() {
+        if let Some(mut ticket) = self.tickets[slot].take() {
             ticket.answered(&mut result);
             self.released.push(ticket);
         }
@@ -270,6 +309,8 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             self.server_shuts_down = true;
             self.closing = true;
         }
-        self.disconnect_when_idle();
+        if self.closing {
+            self.disconnect_when_idle();
+        }
     }
 }

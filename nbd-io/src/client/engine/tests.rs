@@ -1,7 +1,7 @@
 //! Any order of requests, replies, deadlines and endings, against a model.
 
-use super::*;
-use bytes::{Bytes, BytesMut};
+use super::{receive::MISPLACED, *};
+use bytes::BytesMut;
 use nbd_proto::{
     Command, CommandFlags, Limits, Phase, Step,
     client::{Config, Greeted, Handshake, Outcome},
@@ -171,20 +171,25 @@ impl Bench {
             command,
             weight,
             sink,
-            ticket: Some(Tag(tag, self.log.clone())),
         };
-        let framed = self
-            .engine
-            .submit(self.now, self.owners[owner], submission, |transmission| {
-                let none = CommandFlags::NONE;
-                let (cookie, frame) = match kind {
+        let none = CommandFlags::NONE;
+        let submitted = self.engine.submit(
+            // The time of some begins a little later.
+            Some(self.now).filter(|_| len != 512),
+            self.owners[owner],
+            submission,
+            |transmission, _| {
+                let (cookie, _) = match kind {
                     Kind::Owned | Kind::Lent => transmission.read(offset, len as u64, none)?,
                     Kind::Trim => transmission.trim(offset, len as u64, none)?,
                     Kind::Flush => transmission.flush()?,
                 };
-                Ok((cookie, frame.into_parts().0, Bytes::new()))
-            });
-        let (cookie, ..) = framed.unwrap();
+                Ok(cookie)
+            },
+        );
+        let cookie = submitted.unwrap();
+        let ticket = self.engine.ticket(cookie).unwrap();
+        *ticket = Some(Tag(tag, self.log.clone()));
         // Only now the slot is known.
         let at = cookie.slot() * LONGEST;
         if let Sink::Lent { at: place, .. } = &mut self.engine.in_flight[cookie.slot()].sink {
@@ -225,39 +230,59 @@ impl Bench {
         }
     }
 
-    fn deliver(&mut self, mut reader: usize, n: usize) {
+    fn deliver(&mut self, reader: usize, n: usize) {
         if self.wire.is_empty() || self.engine.lost().is_some() {
             return;
         }
-        let mut plan = self.engine.plan_read(self.owners[reader]);
+        // Some are read by a task that has no buffer.
+        let mut by = Some(reader).filter(|_| !n.is_multiple_of(3));
+        let mut plan = self.plan(by);
         if let ReadPlan::HandOver(to) = plan {
-            reader = self.owners.iter().position(|owner| *owner == to).unwrap();
-            plan = self.engine.plan_read(to);
+            by = self.owners.iter().position(|owner| *owner == to);
+            plan = self.plan(by);
         }
+        self.deliver_as_planned(&plan, by, n);
+    }
+
+    fn plan(&mut self, by: Option<usize>) -> ReadPlan {
+        let reader = by.map_or(no_reader().0, |by| self.owners[by]);
+        self.engine.plan_read(reader)
+    }
+
+    fn deliver_as_planned(&mut self, plan: &ReadPlan, by: Option<usize>, n: usize) {
         let mut left = &self.wire[..n.min(self.wire.len())];
         let beside = self.engine.beside();
-        let direct = match &plan {
-            ReadPlan::Inbox => &mut [],
-            ReadPlan::Owned(cookie, range) => {
+        let direct = match (plan, by) {
+            (ReadPlan::Inbox, _) => &mut [],
+            (ReadPlan::Owned(cookie, range), _) | (ReadPlan::Ahead { cookie, range, .. }, None) => {
                 &mut self.engine.owned(*cookie).unwrap()[range.clone()]
             }
-            ReadPlan::Lent(range) => &mut self.lent[reader][range.clone()],
-            ReadPlan::HandOver(to) => panic!("{to} reads already"),
+            (ReadPlan::Lent(range) | ReadPlan::Ahead { range, .. }, Some(by)) => {
+                &mut self.lent[by][range.clone()]
+            }
+            (plan, by) => panic!("{by:?} cannot do {plan:?}"),
         };
-        let mut n = direct.len().min(left.len());
-        direct[..n].copy_from_slice(&left[..n]);
-        left = &left[n..];
-        let staged = self.inbox.space(beside);
-        let beside = staged.len().min(left.len());
-        staged[..beside].copy_from_slice(&left[..beside]);
-        n += beside;
-        self.wire.drain(..n);
-        let by = (self.owners[reader], &mut self.lent[reader][..]);
-        assert!(self.engine.received(&plan, n, &mut self.inbox, by));
+        let (front, staged) = self.inbox.space(beside).split_at_mut(plan.front());
+        let mut read = 0;
+        for place in [front, direct, staged] {
+            let n = place.len().min(left.len());
+            place[..n].copy_from_slice(&left[..n]);
+            left = &left[n..];
+            read += n;
+        }
+        self.wire.drain(..read);
+        let reader = match by {
+            Some(by) => (self.owners[by], &mut self.lent[by][..]),
+            None => no_reader(),
+        };
+        assert!(self.engine.received(plan, read, &mut self.inbox, reader));
     }
 
     /// Takes what is complete, and compares it with what the model knows.
     fn settle(&mut self) {
+        if self.engine.has_untimed() {
+            self.engine.begin_time(self.now);
+        }
         while self.engine.next_ready().is_some() {}
         let lost = self.engine.lost().is_some();
         for owner in 0..OWNERS {
@@ -287,7 +312,7 @@ impl Bench {
                 }
             }
         }
-        drop(self.engine.released());
+        self.engine.released().clear();
         let late = self.known.iter().any(|it| !it.over && it.due <= self.now);
         assert!(!late || lost, "a request that is late has ended");
         // No deadline is missed.
@@ -401,6 +426,41 @@ fn a_server_that_says_something_is_not_given_up() {
     bench.now = TIMEOUT;
     bench.engine.expire(bench.now);
     assert!(bench.engine.lost().is_none());
+}
+
+#[test]
+fn the_reply_to_a_lone_read_comes_straight_to_its_place() {
+    for (kind, by) in [(Kind::Owned, None), (Kind::Lent, Some(0))] {
+        let mut bench = Bench::new();
+        bench.submit(0, kind, 20_000);
+        bench.answer(0, false);
+        let plan = bench.plan(by);
+        assert_eq!((plan.front(), plan.direct()), (16, 20_000));
+        bench.deliver_as_planned(&plan, by, usize::MAX);
+        bench.settle();
+        assert!(bench.known[0].over);
+        assert!(!bench.engine.is_split);
+    }
+}
+
+#[test]
+fn a_reply_that_was_not_expected_is_taken_in_all_the_same() {
+    for (kind, by) in [(Kind::Owned, None), (Kind::Lent, Some(0))] {
+        for n in [17, 16 + 2000, 16 + 20_000, usize::MAX] {
+            let mut bench = Bench::new();
+            bench.submit(0, kind, 20_000);
+            let plan = bench.plan(by);
+            assert_eq!(plan.direct(), 20_000);
+            // Another one is sent and answered while the first one's is read.
+            bench.submit(1, Kind::Owned, 30_000);
+            bench.answer(1, false);
+            bench.deliver_as_planned(&plan, by, n);
+            bench.settle();
+            assert_eq!(bench.engine.is_split, n > 16 + MISPLACED);
+            bench.finish();
+            assert!(bench.known.iter().all(|known| known.over));
+        }
+    }
 }
 
 #[test]

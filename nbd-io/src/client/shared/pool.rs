@@ -22,6 +22,8 @@ use std::{
 /// that is over.
 pub(super) struct Pool<R> {
     pub(super) common: Arc<Common<R>>,
+    /// The connection, if there is never another one.
+    only: Option<Arc<Link>>,
     state: Mutex<State>,
 }
 
@@ -72,6 +74,7 @@ impl<R: Network> Pool<R> {
         let policy = common.policy().cloned();
         let reconnects = policy.is_some();
         let pool = Arc::new(Self {
+            only: (common.connections() == 1 && !reconnects).then(|| link.clone()),
             state: Mutex::new(State {
                 members: Membership::new(policy, &common.negotiated.export),
                 watchers: Watchers::default(),
@@ -275,6 +278,11 @@ impl<R: Network> Pool<R> {
 impl<R> Pool<R> {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection of a client that never has another one. It may be over.
+    pub(super) fn only(&self) -> Option<&Link> {
+        self.only.as_deref()
     }
 
     /// A place for a future that waits for a change, which leaves it when it is dropped.

@@ -30,18 +30,26 @@ impl<R: Network> Client<R> {
         mut buffer: BytesMut,
     ) -> Result<BytesMut, Error> {
         let max = self.facts().max_payload;
-        let read = |piece: Piece, buffer| {
-            let Piece { offset, len } = piece;
-            let flags = CommandFlags::NONE;
-            self.perform(Request::Read { offset, len, flags }, buffer)
+        let request = |Piece { offset, len }| Request::Read {
+            offset,
+            len,
+            flags: CommandFlags::NONE,
         };
         let len = buffer.len() as u64;
         if len == 0 {
             return Ok(buffer);
         }
         if len <= max {
-            return Ok(read(Piece { offset, len }, buffer).await?.1);
+            let request = request(Piece { offset, len });
+            return match self.straight(&request) {
+                Some(link) => {
+                    let Done { result, sink } = link.call(request, buffer).await;
+                    result.map(|_| sink)
+                }
+                None => Ok(self.perform(request, buffer).await?.1),
+            };
         }
+        let read = |piece, buffer| self.perform(request(piece), buffer);
         let mut parts = Parts::default();
         let start = |piece: Piece| {
             let part = read(piece, buffer.split_to(index(piece.len)));
@@ -166,7 +174,16 @@ impl<R: Network> Client<R> {
     }
 
     pub(super) async fn done(&self, request: Request) -> Result<(), Error> {
-        self.perform(request, BytesMut::new()).await.map(drop)
+        match self.straight(&request) {
+            Some(link) => link.call(request, BytesMut::new()).await.result.map(drop),
+            None => self.perform(request, BytesMut::new()).await.map(drop),
+        }
+    }
+
+    /// The connection of a request that waits for no other request and for no other connection.
+    fn straight(&self, request: &Request) -> Option<&Link> {
+        let only = self.shared.pool.only()?;
+        (!request.changes() || !self.has_turns()).then_some(only)
     }
 
     /// Has a single request carried out, on another connection if the first is lost.
@@ -196,8 +213,15 @@ impl<R: Network> Client<R> {
     ) -> Result<(Outcome, BytesMut), Error> {
         let pool = &*self.shared.pool;
         let Some(log) = &pool.common.log else {
-            let mut watch = pool.watch();
-            let link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
+            let link;
+            let link = match pool.only() {
+                Some(only) => only,
+                None => {
+                    let mut watch = pool.watch();
+                    link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
+                    &link
+                }
+            };
             let Done { result, sink } = link.call_with(request, sink, Held::new(None, turn)).await;
             return Ok((result?, sink));
         };

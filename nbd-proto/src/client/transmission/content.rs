@@ -85,7 +85,7 @@ impl Transmission {
     }
 
     /// The payload of a data chunk is about to come.
-    #[inline]
+    #[inline(always)]
     pub(super) fn data(
         &mut self,
         cookie: Cookie,
@@ -103,7 +103,7 @@ impl Transmission {
     }
 
     /// Takes note of content of a read, and says where in the read's buffer it belongs.
-    #[inline]
+    #[inline(always)]
     fn content(
         &mut self,
         cookie: Cookie,
@@ -277,7 +277,7 @@ impl Transmission {
     }
 
     /// A chunk or a simple reply has been read to its end.
-    #[inline]
+    #[inline(always)]
     pub(super) fn end_of_chunk(
         &mut self,
         cookie: Cookie,
@@ -288,7 +288,11 @@ impl Transmission {
         if !done {
             return Ok(None);
         }
-        let outcome = self.outcome(cookie)?;
+        let outcome = if self.slots.get(cookie).is_read() {
+            Outcome::Done
+        } else {
+            self.outcome(cookie)?
+        };
         self.slots.release(cookie);
         Ok(Some(Event::Complete { cookie, outcome }))
     }

@@ -88,6 +88,12 @@ impl Coverage {
         self.errors.insert(at);
     }
 
+    /// Whether the first `len` bytes are answered, and came in order.
+    #[inline]
+    pub(super) const fn is_prefix(&self, len: u64) -> bool {
+        self.prefix == len
+    }
+
     /// How many of the first `len` bytes are not answered.
     #[inline]
     pub(super) const fn missing(&self, len: u64) -> u64 {

@@ -174,12 +174,14 @@ impl Transmission {
     }
 
     /// How many requests have not been answered completely.
+    #[inline]
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.slots.in_flight()
     }
 
     /// Whether the limits allow one more request in flight.
+    #[inline]
     #[must_use]
     pub fn has_room(&self) -> bool {
         !self.slots.is_full()

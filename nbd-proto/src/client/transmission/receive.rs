@@ -51,7 +51,7 @@ impl Transmission {
             State::Payload(Run {
                 cookie, next, end, ..
             }) => {
-                if self.slots.get(cookie).abandoned {
+                if self.slots.is_abandoned(cookie) {
                     Fill::Discard(end - next)
                 } else {
                     Fill::Payload(Payload {
@@ -63,6 +63,73 @@ impl Transmission {
             State::Header | State::Fixed { .. } | State::Extents { .. } => {
                 Fill::Control(self.gather.space())
             }
+        })
+    }
+
+    /// The payload that comes next, unless something else does: what [`fill`](Transmission::fill)
+    /// would name.
+    #[inline]
+    #[must_use]
+    pub fn next_payload(&self) -> Option<Payload> {
+        match self.state {
+            State::Payload(Run {
+                cookie, next, end, ..
+            }) if self.dead.is_none() && !self.slots.is_abandoned(cookie) => Some(Payload {
+                cookie,
+                range: next..end,
+            }),
+            _ => None,
+        }
+    }
+
+    /// How many bytes come before the payload if all of a read's is what comes next. A driver can
+    /// read so many, and then straight into the read's buffer, if it finds out by
+    /// [`announced`](Transmission::announced) whether it was right. `None` in the middle of any
+    /// reply, or if a part of this read has been answered, which would be overwritten.
+    #[must_use]
+    pub fn before_payload(&self, cookie: Cookie) -> Option<usize> {
+        let cookie = self.slots.find(cookie.as_u64())?;
+        let is_new = self.slots.slot(cookie).contents == 0;
+        (is_new && self.at_boundary()).then_some(match self.mode {
+            Mode::Simple => 16,
+            Mode::Structured => 20 + 8,
+            Mode::Extended => 32 + 8,
+        })
+    }
+
+    /// The payload that comes right behind these bytes, which have not been taken in; `None` if
+    /// something else does.
+    #[must_use]
+    pub fn announced(&self, bytes: &[u8]) -> Option<Payload> {
+        if !self.at_boundary() {
+            return None;
+        }
+        let mut fields = Fields(bytes);
+        let (cookie, at) = match ReplyHeader::take(self.mode, &mut fields)? {
+            ReplyHeader::Simple { error: 0, cookie } => (cookie, None),
+            ReplyHeader::Chunk(chunk) if chunk.reply == ReplyType::OffsetData => {
+                let data = chunk.len.checked_sub(8)?;
+                (chunk.cookie, Some((fields.u64()?, data)))
+            }
+            _ => return None,
+        };
+        let cookie = self.slots.find(cookie)?;
+        let Slot {
+            command,
+            offset,
+            len,
+            ..
+        } = self.slots.slot(cookie);
+        let (start, len) = match at {
+            None => (0, *len),
+            Some((at, data)) => (at.checked_sub(*offset)?, data),
+        };
+        let start = usize::try_from(start).ok()?;
+        let end = start.checked_add(usize::try_from(len).ok()?)?;
+        let is_payload = *command == Command::Read && fields.0.is_empty() && start < end;
+        is_payload.then_some(Payload {
+            cookie,
+            range: start..end,
         })
     }
 
@@ -108,6 +175,8 @@ impl Transmission {
         matches!(self.state, State::Header) && self.gather.is_empty()
     }
 
+    // What a data chunk passes through is inlined here, because that is what most bytes are.
+    #[inline(always)]
     fn take(&mut self, bytes: &[u8]) -> Result<Fed, Error> {
         let mut rest = Fields(bytes);
         while !rest.0.is_empty() {
@@ -116,7 +185,7 @@ impl Transmission {
                     cookie, next, end, ..
                 } = run;
                 let n = rest.0.len().min(end - next);
-                let wanted = !self.slots.get(cookie).abandoned;
+                let wanted = !self.slots.is_abandoned(cookie);
                 return Ok(Fed {
                     used: bytes.len() - rest.0.len() + n,
                     payload: wanted.then(|| Payload {
@@ -146,7 +215,7 @@ impl Transmission {
     }
 
     /// Takes a header off the front of `bytes`, if one starts there and all of it is there.
-    #[inline]
+    #[inline(always)]
     fn whole_header(&self, bytes: &mut Fields<'_>) -> Result<Option<ReplyHeader>, Error> {
         if !self.at_boundary() {
             return Ok(None);
@@ -210,18 +279,18 @@ impl Transmission {
     }
 
     /// The next `n` bytes of a payload have come.
-    #[inline]
+    #[inline(always)]
     fn payload(&mut self, run: Run, n: usize) -> Result<Option<Event>, Error> {
         let next = run.next + n;
-        if next == run.end {
-            return self.end_of_chunk(run.cookie, run.done);
+        if next < run.end {
+            self.state = State::Payload(Run { next, ..run });
+            return Ok(None);
         }
-        self.state = State::Payload(Run { next, ..run });
-        Ok(None)
+        self.end_of_chunk(run.cookie, run.done)
     }
 
     /// A header has come. What there is of the bytes `behind` it may be taken, too.
-    #[inline]
+    #[inline(always)]
     fn header(
         &mut self,
         header: ReplyHeader,
@@ -235,6 +304,7 @@ impl Transmission {
         }
     }
 
+    #[inline]
     fn in_flight_as(&self, cookie: u64) -> Result<Cookie, Error> {
         self.slots
             .find(cookie)
@@ -272,6 +342,7 @@ impl Transmission {
         }
     }
 
+    #[inline(always)]
     fn chunk(
         &mut self,
         chunk: ChunkHeader,

@@ -219,10 +219,12 @@ impl Transmission {
             Command::Read => payload,
             _ => field,
         };
-        max - max % u64::from(self.blocks.minimum())
+        // It is a power of two.
+        max & !(u64::from(self.blocks.minimum()) - 1)
     }
 
-    #[inline]
+    // The command is known wherever this is called, which leaves a comparison or two of it.
+    #[inline(always)]
     fn check(
         &self,
         command: Command,
@@ -244,7 +246,7 @@ impl Transmission {
     }
 
     /// Checks what does not depend on the range.
-    #[inline]
+    #[inline(always)]
     fn check_command(&self, command: Command, flags: CommandFlags) -> Result<(), Misuse> {
         if let Some(error) = self.dead {
             return Err(Misuse::Dead(error));
@@ -288,7 +290,7 @@ impl Transmission {
     }
 
     /// The flags that a command can have on this export.
-    #[inline]
+    #[inline(always)]
     fn flags_for(&self, command: Command) -> CommandFlags {
         let allowed = |flag, if_offered| if if_offered { flag } else { CommandFlags::NONE };
         let info = &self.info;
@@ -318,7 +320,7 @@ impl Transmission {
     }
 
     /// Takes a slot and encodes the header. INVARIANT: the request was checked.
-    #[inline]
+    #[inline(always)]
     fn start(
         &mut self,
         command: Command,

@@ -70,6 +70,14 @@ pub(super) struct Slot {
     pub(super) filter: Option<Vec<u32>>,
 }
 
+impl Slot {
+    /// Whether it is a read that has all its bytes, one after the other.
+    #[inline]
+    pub(super) fn is_read(&self) -> bool {
+        self.command == Command::Read && self.failure.is_none() && self.coverage.is_prefix(self.len)
+    }
+}
+
 /// A table of slots that are taken from and given back to the end of a list.
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -152,6 +160,18 @@ impl Slots {
     #[inline]
     pub(super) fn get(&mut self, cookie: Cookie) -> &mut Slot {
         &mut self.slots[cookie.slot()]
+    }
+
+    /// Like [`get`](Slots::get), to look at.
+    #[inline]
+    pub(super) fn slot(&self, cookie: Cookie) -> &Slot {
+        &self.slots[cookie.slot()]
+    }
+
+    /// Whether nobody wants the payload of a request in flight any more.
+    #[inline]
+    pub(super) fn is_abandoned(&self, cookie: Cookie) -> bool {
+        self.slot(cookie).abandoned
     }
 
     /// Frees the slot of a request whose reply is complete.

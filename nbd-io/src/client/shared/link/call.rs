@@ -20,10 +20,12 @@ use std::{
 pub(crate) struct Call<'a> {
     link: &'a Link,
     stage: Stage,
+    /// What the request has, until it is begun.
+    held: Option<Held>,
 }
 
 enum Stage {
-    New(Request, BytesMut, Option<Held>),
+    New(Request, BytesMut),
     Begun(usize),
     Over,
 }
@@ -45,23 +47,22 @@ impl<'a> Call<'a> {
     ) -> Self {
         Self {
             link,
-            stage: Stage::New(request, sink, held),
+            stage: Stage::New(request, sink),
+            held,
         }
     }
 
+    #[inline]
     fn begin(&mut self, state: &mut State) -> usize {
-        match mem::replace(&mut self.stage, Stage::Over) {
-            Stage::New(request, sink, held) => {
-                let key = state.begin(request, sink, held);
-                self.stage = Stage::Begun(key);
-                key
-            }
-            Stage::Begun(key) => {
-                self.stage = Stage::Begun(key);
-                key
-            }
-            Stage::Over => panic!("a call is not polled after its end"),
+        if let Stage::Begun(key) = self.stage {
+            return key;
         }
+        let Stage::New(request, sink) = mem::replace(&mut self.stage, Stage::Over) else {
+            panic!("a call is not polled after its end");
+        };
+        let key = state.begin(request, sink, &mut self.held);
+        self.stage = Stage::Begun(key);
+        key
     }
 }
 
@@ -78,13 +79,14 @@ impl Future for Call<'_> {
         let mut old = [None, None, None, None];
         if !state.is_done(key) {
             old[0] = state.attend(key, cx.waker());
+            let new = old[0].is_some();
             if leaves {
                 calls_driver = !state.driver_comes();
                 if calls_driver {
-                    old[1] = state.lead(key);
+                    old[1] = state.lead(key, new);
                 }
             } else {
-                old[1] = state.lead(key);
+                old[1] = state.lead(key, new);
                 stop = Some(state.drive(&link.waker, Some(key)));
             }
         }

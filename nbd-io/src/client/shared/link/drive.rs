@@ -26,6 +26,7 @@ impl State {
     /// `waker` is the signal.
     pub(super) fn drive(&mut self, waker: &Waker, current: Option<usize>) -> Stop {
         self.signal.answer();
+        self.begin_time();
         self.drives = self.drives.wrapping_add(1);
         self.current = current;
         let mut context = Context::from_waker(waker);
@@ -89,16 +90,22 @@ impl State {
             return Poll::Ready(());
         };
         let plan = self.engine.plan_read(no_reader().0);
-        let staged = IoSliceMut::new(self.inbox.space(self.engine.beside()));
+        let beside = self.engine.beside();
+        let (front, staged) = self.inbox.space(beside).split_at_mut(plan.front());
+        let staged = IoSliceMut::new(staged);
         let direct = match &plan {
-            ReadPlan::Owned(cookie, range) => {
+            ReadPlan::Owned(cookie, range) | ReadPlan::Ahead { cookie, range, .. } => {
                 let buffer = self.engine.owned(*cookie);
                 buffer.map(|buffer| IoSliceMut::new(&mut buffer[range.clone()]))
             }
             _ => None,
         };
         let read = match direct {
-            Some(direct) => stream.poll_read(cx, &mut [direct, staged]),
+            Some(direct) if front.is_empty() => stream.poll_read(cx, &mut [direct, staged]),
+            Some(direct) => {
+                let front = IoSliceMut::new(front);
+                stream.poll_read(cx, &mut [front, direct, staged])
+            }
             None => stream.poll_read(cx, &mut [staged]),
         };
         match ready!(read) {

@@ -199,12 +199,13 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) const fn new(record: Option<Record>, turn: Option<Arc<Turn>>) -> Self {
-        Self {
+    /// `None` if a request has nothing.
+    pub(crate) fn new(record: Option<Record>, turn: Option<Arc<Turn>>) -> Option<Self> {
+        (record.is_some() || turn.is_some()).then_some(Self {
             record,
             turn,
             is_answered: false,
-        }
+        })
     }
 }
 
@@ -305,9 +306,14 @@ impl Link {
         Call::new(self, request, sink, None)
     }
 
-    /// Like [`call`](Link::call), of a request that has something until it is answered.
-    pub(crate) fn call_with(&self, request: Request, sink: BytesMut, held: Held) -> Call<'_> {
-        Call::new(self, request, sink, Some(held))
+    /// Like [`call`](Link::call), of a request that may have something until it is answered.
+    pub(crate) fn call_with(
+        &self,
+        request: Request,
+        sink: BytesMut,
+        held: Option<Held>,
+    ) -> Call<'_> {
+        Call::new(self, request, sink, held)
     }
 
     /// Begins the farewell: no request is taken any more, those in flight are waited for, and the
@@ -362,18 +368,26 @@ impl Link {
     }
 
     /// Releases the lock, and only then wakes whom that concerns.
+    #[inline]
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
         state.settle();
         state.notify();
         let open = state.engine.takes_requests();
         let load = if open { state.live() } else { CLOSED };
         self.load.store(load, Ordering::Relaxed);
-        let turns = (state.engine.released(), mem::take(&mut state.released));
-        if state.wakes.is_empty() {
-            drop(state);
-            drop(turns);
-            return;
+        if !state.wakes.is_empty()
+            || !state.released.is_empty()
+            || !state.engine.released().is_empty()
+        {
+            self.unlock_and_wake(state);
         }
+    }
+
+    fn unlock_and_wake(&self, mut state: MutexGuard<'_, State>) {
+        let turns = (
+            mem::take(state.engine.released()),
+            mem::take(&mut state.released),
+        );
         let mut wakes = mem::take(&mut state.wakes);
         drop(state);
         drop(turns);

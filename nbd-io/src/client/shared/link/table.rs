@@ -20,21 +20,28 @@ impl State {
     }
 
     /// Takes a request in, and puts it into the outbox if it may be in flight.
-    pub(super) fn begin(&mut self, request: Request, sink: BytesMut, held: Option<Held>) -> usize {
+    #[inline]
+    pub(super) fn begin(
+        &mut self,
+        request: Request,
+        sink: BytesMut,
+        held: &mut Option<Held>,
+    ) -> usize {
         let key = self.engine.enter();
         if key == self.calls.len() {
             self.calls.push(Entry::default());
         }
         self.live += 1;
         if !self.engine.takes_requests() {
-            self.released.extend(held);
+            self.released.extend(held.take());
             self.calls[key].stage = Stage::Failed(self.engine.over(), sink);
             return key;
         }
-        let now = (self.clock)();
+        let mut due = Duration::MAX;
         if self.queued() == 0 && self.may_send(request.weight()) {
-            self.send(now, key, request, sink, held);
+            self.send(None, key, request, sink, held);
         } else {
+            due = self.due((self.clock)());
             self.begun_calls += 1;
             let number = self.begun_calls;
             self.queue.push_back((key, number));
@@ -42,20 +49,32 @@ impl State {
                 number,
                 request,
                 sink,
-                held,
-                due: self.due(now),
+                held: held.take(),
+                due,
             });
         }
         self.begun += 1;
         self.busy = true;
         let many = self.live > 1;
-        let late = self.next_due().is_some_and(|due| due < self.armed);
-        if !self.ticking || late || many && !self.watching {
+        if !self.ticking || due < self.armed || many && !self.watching {
             self.ticking = true;
             self.watching |= many;
             self.wake_keeper();
         }
         key
+    }
+
+    /// Somebody has come to drive, and what was begun until now is sent. Its time begins for all of it
+    /// at once, so that many requests read the clock once.
+    #[inline]
+    pub(super) fn begin_time(&mut self) {
+        if self.engine.has_untimed() {
+            let now = (self.clock)();
+            self.engine.begin_time(now);
+            if self.engine.next_due().is_some_and(|due| due < self.armed) {
+                self.wake_keeper();
+            }
+        }
     }
 
     fn due(&self, now: Duration) -> Duration {
@@ -68,41 +87,52 @@ impl State {
         self.engine.has_room() && (before == 0 || before.saturating_add(weight) <= self.max_weight)
     }
 
+    #[inline]
     fn send(
         &mut self,
-        now: Duration,
+        now: Option<Duration>,
         key: usize,
         request: Request,
         sink: BytesMut,
-        held: Option<Held>,
+        held: &mut Option<Held>,
     ) {
         let submission = Submission {
             command: request.command(),
             weight: request.weight(),
             sink: Sink::Owned(sink),
-            ticket: held,
         };
-        let framed = self.engine.submit(now, key, submission, |transmission| {
-            request.start(transmission)
-        });
-        self.calls[key].stage = match framed {
-            Ok((_, header, payload)) => {
-                self.engine.outbox().push_owned(header.as_bytes(), payload);
-                Stage::Sent
+        let sent = self
+            .engine
+            .submit(now, key, submission, |transmission, outbox| {
+                request.start(transmission, outbox)
+            });
+        match sent {
+            Ok(cookie) => {
+                self.calls[key].stage = Stage::Sent;
+                if held.is_some()
+                    && let Some(ticket) = self.engine.ticket(cookie)
+                {
+                    *ticket = held.take();
+                }
             }
             Err(misuse) => {
+                self.released.extend(held.take());
                 self.ready.push(key);
-                Stage::Failed(misuse.into(), BytesMut::new())
+                self.calls[key].stage = Stage::Failed(misuse.into(), BytesMut::new());
             }
-        };
+        }
     }
 
     /// Puts requests into the outbox in the order in which they came, as long as they may be in
     /// flight.
+    #[inline]
     pub(super) fn pump(&mut self) {
-        if self.queue.is_empty() {
-            return;
+        if !self.queue.is_empty() {
+            self.pump_queue();
         }
+    }
+
+    fn pump_queue(&mut self) {
         let now = (self.clock)();
         while let Some(queued) = self.first_queued() {
             let weight = queued.request.weight();
@@ -113,10 +143,10 @@ impl State {
                 let Queued {
                     request,
                     sink,
-                    held,
+                    mut held,
                     ..
                 } = queued;
-                self.send(now, key, request, sink, held);
+                self.send(Some(now), key, request, sink, &mut held);
             }
         }
     }
@@ -154,15 +184,15 @@ impl State {
     }
 
     /// Takes note of the task that waits for a call.
+    #[inline]
     #[must_use]
     pub(super) fn attend(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
-        let waits = !self.is_done(key);
         let entry = &mut self.calls[key];
         entry.absent = false;
-        if waits && !mem::replace(&mut entry.listed, true) {
+        if !mem::replace(&mut entry.listed, true) {
             self.waiting.push_back(key);
         }
-        replace(&mut entry.waker, waits.then_some(waker))
+        replace(&mut entry.waker, Some(waker))
     }
 
     /// Whether other requests are likely to follow a new one at once: there are calls that have
@@ -176,9 +206,12 @@ impl State {
         self.driver.is_some() && self.signal.has_fired()
     }
 
-    /// Makes a call the one that the stream wakes.
+    /// Makes a call the one that the stream wakes; its waker may be a `new` one.
     #[must_use]
-    pub(super) fn lead(&mut self, key: usize) -> Option<Waker> {
+    pub(super) fn lead(&mut self, key: usize, new: bool) -> Option<Waker> {
+        if self.driver == Some(key) && !new {
+            return None;
+        }
         self.driver = Some(key);
         self.signal.set(self.calls[key].waker.as_ref())
     }
@@ -234,6 +267,7 @@ impl State {
         self.wakes.extend(self.keeper.clone());
     }
 
+    #[inline]
     pub(super) fn is_done(&self, key: usize) -> bool {
         match self.calls[key].stage {
             Stage::Free | Stage::Queued(_) => false,
@@ -243,30 +277,44 @@ impl State {
     }
 
     /// What came of a call, which is then to be [released](State::release).
+    #[inline]
     pub(super) fn take(&mut self, key: usize) -> Option<Done> {
-        if matches!(self.calls[key].stage, Stage::Failed(..)) {
-            let Stage::Failed(error, sink) = mem::take(&mut self.calls[key].stage) else {
-                return None;
-            };
+        if !matches!(self.calls[key].stage, Stage::Failed(..)) {
+            let done = self.engine.take(key)?;
             return Some(Done {
-                result: Err(error),
-                sink,
+                result: done.result,
+                sink: done.sink.into_owned().unwrap_or_default(),
             });
         }
-        let done = self.engine.take(key)?;
+        let Stage::Failed(error, sink) = mem::take(&mut self.calls[key].stage) else {
+            return None;
+        };
         Some(Done {
-            result: done.result,
-            sink: done.sink.into_owned().unwrap_or_default(),
+            result: Err(error),
+            sink,
         })
     }
 
     /// Frees the place of a call.
+    #[inline]
     #[must_use]
     pub(super) fn release(&mut self, key: usize) -> Option<Waker> {
         let entry = &mut self.calls[key];
         entry.absent = false;
         let waker = entry.waker.take();
-        if let Stage::Queued(queued) = mem::take(&mut entry.stage) {
+        if matches!(entry.stage, Stage::Sent) {
+            entry.stage = Stage::Free;
+        } else {
+            self.unqueue(key);
+        }
+        self.live -= 1;
+        self.engine.leave(key);
+        waker
+    }
+
+    /// Forgets a request that waits, if this is one.
+    fn unqueue(&mut self, key: usize) {
+        if let Stage::Queued(queued) = mem::take(&mut self.calls[key].stage) {
             self.released.extend(queued.held);
             self.stale += 1;
             if 2 * self.stale > self.queue.len().max(64) {
@@ -277,9 +325,6 @@ impl State {
                 self.stale = 0;
             }
         }
-        self.live -= 1;
-        self.engine.leave(key);
-        waker
     }
 
     /// A call was dropped.
@@ -340,10 +385,14 @@ impl State {
     }
 
     /// Does what follows when the connection is about to end, or has ended.
+    #[inline]
     pub(super) fn settle(&mut self) {
-        if self.engine.takes_requests() {
-            return;
+        if !self.engine.takes_requests() {
+            self.settle_end();
         }
+    }
+
+    fn settle_end(&mut self) {
         while let Some((key, queued)) = self.pop_queued() {
             let over = self.engine.over();
             self.fail(key, queued, over);
@@ -364,6 +413,7 @@ impl State {
     }
 
     /// Collects whom to wake.
+    #[inline]
     pub(super) fn notify(&mut self) {
         while let Some(key) = self.ready.pop().or_else(|| self.engine.next_ready()) {
             self.begun = 0;

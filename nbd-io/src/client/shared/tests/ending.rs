@@ -64,6 +64,44 @@ fn a_request_that_is_not_answered_in_time_ends_alone() {
 }
 
 #[test]
+fn a_request_has_all_of_its_time_whatever_became_of_those_before() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let setup = Setup {
+            timeout: Some(Duration::from_secs(8)),
+            in_flight: 1,
+            ..Setup::default()
+        };
+        let Bench { link, .. } = setup.connect(&sim).await;
+        for before in 0..4 {
+            match before {
+                0 => drop(write(&link, 0, vec![1; 10]).await),
+                1 => {
+                    let senseless = read(&link, u64::MAX - 10, 5).await;
+                    assert!(matches!(senseless.result, Err(Error::Misuse(_))));
+                }
+                2 => {
+                    dropped_after(write(&link, 0, vec![1; 10]), 1).await;
+                }
+                _ => {
+                    let mut one = Box::pin(write(&link, 0, vec![1; 10]));
+                    let mut other = Box::pin(write(&link, 0, vec![1; 10]));
+                    poll_fn(|cx| {
+                        let _ = one.as_mut().poll(cx);
+                        let _ = other.as_mut().poll(cx);
+                        Poll::Ready(())
+                    })
+                    .await;
+                }
+            }
+            sim.sleep(Duration::from_secs(20)).await;
+            let done = read(&link, 0, 10).await;
+            assert!(done.result.is_ok(), "{before}: {:?}", done.result);
+        }
+    });
+}
+
+#[test]
 fn a_request_that_finds_no_room_in_time_ends_alone() {
     let sim = Sim::new(1);
     sim.run(async {

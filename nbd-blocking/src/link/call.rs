@@ -1,0 +1,104 @@
+//! What a caller wants of the server, with what it lends for that.
+
+use super::table::Held;
+use nbd_io::client::{
+    Request,
+    engine::{Engine, Sink, Submission},
+};
+use nbd_proto::{Command, CommandFlags, Header, Misuse, client::Cookie};
+use std::{ops::Range, time::Duration};
+
+/// A request that is about to be made.
+pub(crate) enum Call<'a> {
+    /// A read into this part of the caller's buffer.
+    Read {
+        offset: u64,
+        into: Range<usize>,
+        flags: CommandFlags,
+    },
+    /// A read into a buffer that is handed over.
+    Fill { offset: u64, buffer: Vec<u8> },
+    /// A write of what is the caller's.
+    Write {
+        offset: u64,
+        payload: &'a [u8],
+        flags: CommandFlags,
+    },
+    /// One that borrows nothing.
+    Owned(Request),
+}
+
+/// A frame that its caller writes by itself: the header and the payload behind it.
+type Own<'a> = (Header, &'a [u8]);
+
+impl<'a> Call<'a> {
+    #[inline]
+    pub(super) const fn command(&self) -> Command {
+        match self {
+            Self::Read { .. } | Self::Fill { .. } => Command::Read,
+            Self::Write { .. } => Command::Write,
+            Self::Owned(request) => request.command(),
+        }
+    }
+
+    /// Puts the request into flight, and its frame into the outbox unless the caller is to write it.
+    #[inline]
+    pub(super) fn begin(
+        self,
+        engine: &mut Engine<Vec<u8>, Held>,
+        now: Option<Duration>,
+        place: usize,
+    ) -> (Result<Cookie, Misuse>, Option<Own<'a>>) {
+        let command = self.command();
+        let submission = |len: usize, sink| Submission {
+            command,
+            weight: len as u64,
+            sink,
+        };
+        let begun = match self {
+            Self::Read {
+                offset,
+                into,
+                flags,
+            } => {
+                let len = into.len();
+                let submission = submission(len, Sink::lent(into.start));
+                engine.submit(now, place, submission, |transmission, outbox| {
+                    outbox.push_bare(transmission.read(offset, len as u64, flags))
+                })
+            }
+            Self::Fill { offset, buffer } => {
+                let len = buffer.len();
+                let submission = submission(len, Sink::Owned(buffer));
+                engine.submit(now, place, submission, |transmission, outbox| {
+                    outbox.push_bare(transmission.read(offset, len as u64, CommandFlags::NONE))
+                })
+            }
+            Self::Write {
+                offset,
+                payload,
+                flags,
+            } => {
+                let mut own = None;
+                let submission = submission(payload.len(), Sink::None);
+                let begun = engine.submit(now, place, submission, |transmission, _| {
+                    let (cookie, frame) = transmission.write(offset, payload, flags)?;
+                    own = Some(frame.into_parts());
+                    Ok(cookie)
+                });
+                return (begun, own);
+            }
+            Self::Owned(request) => {
+                let submission = Submission {
+                    command,
+                    weight: request.weight(),
+                    sink: Sink::None,
+                };
+                engine.submit(now, place, submission, |transmission, outbox| {
+                    request.start(transmission, outbox)
+                })
+            }
+        };
+        (begun, None)
+    }
+}
