@@ -140,3 +140,18 @@ impl<S: Read + Write + Send + 'static> Adopt<Stream<S>> for Blocking {
         Ok(self.negotiating(stream::Stream::any(stream.0)))
     }
 }
+
+#[cfg(all(test, not(feature = "tls-base")))]
+mod tests {
+    use crate::{ConnectOptions, Error};
+
+    #[test]
+    fn a_uri_that_demands_tls_is_an_error_in_a_build_without() {
+        // U-044
+        for uri in ["nbds://localhost", "nbds+unix:///?socket=/nowhere"] {
+            let error = ConnectOptions::new().connect(uri).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+            assert!(error.to_string().contains("TLS"), "{error}");
+        }
+    }
+}
