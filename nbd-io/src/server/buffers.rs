@@ -10,7 +10,7 @@ const KEPT: usize = 64 << 20;
 
 /// So many zeroes; `None` if the system has no memory, which would otherwise end the process, and with
 /// it every other connection.
-pub(super) fn allocate(len: usize) -> Option<Vec<u8>> {
+fn allocate(len: usize) -> Option<Vec<u8>> {
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(len).ok()?;
     buffer.resize(len, 0);

@@ -1,6 +1,6 @@
 //! From a client's bytes to its requests.
 
-use super::buffers::{Buffers, allocate};
+use super::buffers::Buffers;
 use crate::transport::Transport;
 use nbd_proto::{
     Error,
@@ -192,7 +192,7 @@ impl Intake {
         let full = self.end == self.staged.len() && self.end < STAGED;
         (self.start, self.end) = (0, 0);
         if full {
-            self.make_stage()?;
+            self.make_stage(buffers)?;
         }
         let range = match coming {
             Coming::Payload(range, len) if self.make_room(len, buffers) => range,
@@ -226,22 +226,23 @@ impl Intake {
         &mut self,
         cx: &mut Context<'_>,
         transport: &mut T,
+        buffers: &Buffers,
     ) -> Poll<io::Result<usize>> {
         if self.staged.is_empty() {
-            self.make_stage()?;
+            self.make_stage(buffers)?;
         }
         transport.poll_read(cx, &mut [IoSliceMut::new(&mut self.staged)])
     }
 
     /// Makes a longer space for bytes that come, none of which are in it.
-    fn make_stage(&mut self) -> io::Result<()> {
+    fn make_stage(&mut self, buffers: &Buffers) -> io::Result<()> {
         let len = if self.staged.is_empty() {
             STAGED_FIRST
         } else {
             STAGED
         };
-        match allocate(len) {
-            Some(staged) => self.staged = staged,
+        match buffers.take(len) {
+            Some(staged) => buffers.keep(mem::replace(&mut self.staged, staged)),
             // A short one will do.
             None if !self.staged.is_empty() => {}
             None => return Err(io::ErrorKind::OutOfMemory.into()),
@@ -257,9 +258,14 @@ impl Intake {
     /// Gives up memory while nothing is coming.
     pub(super) fn shrink(&mut self, buffers: &Buffers) {
         if !self.has_bytes() && self.transmission.is_idle() {
-            self.staged = Vec::new();
-            buffers.keep(mem::take(&mut self.payload));
+            self.give_up(buffers);
         }
+    }
+
+    /// Gives up all memory in the end.
+    pub(super) fn give_up(&mut self, buffers: &Buffers) {
+        buffers.keep(mem::take(&mut self.staged));
+        buffers.keep(mem::take(&mut self.payload));
     }
 
     /// How long the payload is that is coming or has come, in bytes.

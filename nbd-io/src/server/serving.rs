@@ -408,10 +408,11 @@ impl<R: Tasks> Server<R> {
     fn start<T: Transport + Send + 'static>(&self, stream: T, peer: Peer, place: Place) {
         let (settings, runtime) = (self.settings.clone(), self.runtime.clone());
         let unserved = Unserved(Some(settings.clone()));
-        self.runtime.spawn(async move {
+        // Boxed, because it is long and a runtime moves it more than once.
+        self.runtime.spawn(Box::pin(async move {
             unserved.served();
             connection::serve(&settings, &runtime, stream, &peer, &place).await;
-        });
+        }));
     }
 
     async fn pause(&self, time: Duration) {

@@ -136,6 +136,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if !has_parted && !matches!(ending, Ending::Io(_)) {
             self.close().await;
         }
+        self.intake.give_up(&self.buffers);
         ending
     }
 
@@ -160,7 +161,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             if ready!(said).is_err() || self.transport.waits() {
                 return Poll::Ready(());
             }
-            match self.intake.poll_drain(cx, &mut self.transport) {
+            let drained = self
+                .intake
+                .poll_drain(cx, &mut self.transport, &self.buffers);
+            match drained {
                 Poll::Pending => {}
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
                 Poll::Ready(Ok(n)) => {
