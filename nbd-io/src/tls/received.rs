@@ -21,6 +21,8 @@ pub struct Received {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// There may have been more to come the last time.
+    full: bool,
     /// Bytes of a record's header that rustls has.
     header: [u8; HEADER],
     known: usize,
@@ -29,13 +31,15 @@ pub struct Received {
 }
 
 impl Received {
-    /// An empty buffer of 256 KiB.
+    /// An empty buffer for a record, which is enough for a handshake. It becomes one of 256 KiB when
+    /// as much comes at once as fits.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            bytes: vec![0; CAPACITY],
+            bytes: vec![0; RECORD],
             start: 0,
             end: 0,
+            full: false,
             header: [0; HEADER],
             known: 0,
             missing: 0,
@@ -53,12 +57,16 @@ impl Received {
     pub fn space(&mut self) -> &mut [u8] {
         self.start = 0;
         self.end = 0;
+        if self.full && self.bytes.len() < CAPACITY {
+            self.bytes = vec![0; CAPACITY];
+        }
         &mut self.bytes
     }
 
     /// Takes note that `n` bytes came into the [space](Self::space).
     pub fn filled(&mut self, n: usize) {
         self.end = n.min(self.bytes.len());
+        self.full = self.end == self.bytes.len();
     }
 
     /// Moves plaintext into `bufs`, and decrypts what came as far as there is room for it. Returns
@@ -176,4 +184,23 @@ fn take(
         }
     }
     Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_buffer_is_only_made_for_those_who_send_much() {
+        let mut received = Received::new();
+        for n in [1, 2000, RECORD - 1, 5] {
+            assert_eq!(received.space().len(), RECORD);
+            received.filled(n);
+        }
+        assert_eq!(received.space().len(), RECORD);
+        received.filled(RECORD);
+        assert_eq!(received.space().len(), CAPACITY);
+        received.filled(1);
+        assert_eq!(received.space().len(), CAPACITY);
+    }
 }
