@@ -170,7 +170,8 @@ pub(crate) fn exit(ended: Result<(), Box<dyn Error>>) -> ExitCode {
 /// Prints a line where errors go. That it cannot be printed, as when the other end of a pipe is
 /// gone, is no reason to stop serving.
 fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    // In one piece, since each part of it would be a system call, and lines would get mixed up.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 fn report(event: &Event<'_>) {
