@@ -5,12 +5,18 @@ use alloc::vec::Vec;
 /// Memory taken ahead of the bytes that fill it.
 const STEP: usize = 4096;
 
+/// Messages of no more bytes are kept in place: all headers, and what most of them announce in a
+/// negotiation.
+const SHORT: usize = 32;
+
 /// Takes in a known number of bytes, and either keeps or drops them.
 ///
 /// INVARIANT: never holds more than [`STEP`] bytes beyond what has arrived.
 #[derive(Clone)]
 pub(crate) struct Gather {
-    bytes: Vec<u8>,
+    short: [u8; SHORT],
+    /// Longer messages.
+    long: Vec<u8>,
     filled: usize,
     wanted: usize,
     /// Bytes still to come that nobody wants.
@@ -20,7 +26,8 @@ pub(crate) struct Gather {
 impl Gather {
     pub(crate) const fn new(wanted: usize) -> Self {
         Self {
-            bytes: Vec::new(),
+            short: [0; SHORT],
+            long: Vec::new(),
             filled: 0,
             wanted,
             dropped: 0,
@@ -36,7 +43,16 @@ impl Gather {
 
     /// Keeps what is there and wants `more` bytes behind it.
     pub(crate) fn extend(&mut self, more: usize) {
+        let was_short = self.is_short();
         self.wanted += more;
+        if was_short && !self.is_short() {
+            self.long.clear();
+            self.long.extend_from_slice(&self.short[..self.filled]);
+        }
+    }
+
+    const fn is_short(&self) -> bool {
+        self.wanted <= SHORT
     }
 
     /// Starts over, dropping the next `unwanted` bytes.
@@ -49,16 +65,19 @@ impl Gather {
     pub(crate) fn space(&mut self) -> &mut [u8] {
         if self.dropped > 0 {
             let len = self.dropped.min(STEP);
-            if self.bytes.len() < len {
-                self.bytes.resize(len, 0);
+            if self.long.len() < len {
+                self.long.resize(len, 0);
             }
-            return &mut self.bytes[..len];
+            return &mut self.long[..len];
+        }
+        if self.is_short() {
+            return &mut self.short[self.filled..self.wanted];
         }
         let end = self.wanted.min(self.filled + STEP);
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
+        if self.long.len() < end {
+            self.long.resize(end, 0);
         }
-        &mut self.bytes[self.filled..end]
+        &mut self.long[self.filled..end]
     }
 
     /// Takes note of `n` more bytes. Returns whether all of them are there.
@@ -90,7 +109,12 @@ impl Gather {
 
     /// What has arrived.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.filled]
+        let bytes = if self.is_short() {
+            &self.short[..]
+        } else {
+            &self.long
+        };
+        &bytes[..self.filled]
     }
 
     /// What has arrived, if it is exactly `N` bytes.
@@ -120,7 +144,7 @@ mod tests {
         let mut gather = Gather::new(usize::MAX / 2);
         assert_eq!(gather.space().len(), STEP);
         assert!(!gather.filled(10));
-        assert!(gather.bytes.capacity() <= 2 * STEP);
+        assert!(gather.long.capacity() <= 2 * STEP);
     }
 
     #[test]
@@ -131,6 +155,6 @@ mod tests {
             assert_eq!(gather.space().len(), STEP);
             assert_eq!(gather.filled(STEP), done);
         }
-        assert_eq!(gather.bytes.len(), STEP);
+        assert_eq!(gather.long.len(), STEP);
     }
 }

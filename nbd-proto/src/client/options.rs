@@ -8,7 +8,7 @@ use crate::{
     ContextName, ExportName, Misuse, Mode,
     wire::{InfoRequest, InfoType, MetaContextRequest, OptionCode, put_option},
 };
-use alloc::{collections::BTreeSet, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use bytes::{BufMut, BytesMut};
 use core::marker::PhantomData;
 
@@ -186,7 +186,8 @@ pub struct Rejected<S> {
 #[derive(Debug)]
 #[must_use = "a connection is to be closed with `abort`"]
 pub struct Options<S> {
-    pub(super) negotiated: Negotiated,
+    /// In a box, because phases are moved at every step.
+    pub(super) negotiated: Box<Negotiated>,
     security: PhantomData<S>,
 }
 
@@ -198,7 +199,7 @@ impl Options<Plain> {
         put_option(OptionCode::StartTls, out, |_| ());
         let Negotiated {
             config, no_zeroes, ..
-        } = self.negotiated;
+        } = *self.negotiated;
         Pending::new(outstanding::StartTls {
             config,
             no_zeroes,
@@ -208,16 +209,16 @@ impl Options<Plain> {
 }
 
 impl<S> Options<S> {
-    pub(super) const fn new(negotiated: Negotiated) -> Self {
+    pub(super) fn new(negotiated: Negotiated) -> Self {
         Self {
-            negotiated,
+            negotiated: Box::new(negotiated),
             security: PhantomData,
         }
     }
 
     /// Which headers transmission would use if it started now.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub fn mode(&self) -> Mode {
         self.negotiated.mode
     }
 
@@ -267,7 +268,7 @@ impl<S> Options<S> {
             no_zeroes,
             mode,
             ..
-        } = self.negotiated;
+        } = *self.negotiated;
         Ok(PendingExportName::new(config, no_zeroes, mode, contexts))
     }
 
