@@ -112,6 +112,10 @@ async fn client<R: Network>(work: &Work, runtime: R) -> Result<()> {
     let uri = uri(work)?;
     for _ in 0..work.connections() {
         let client = options.connect_uri(&uri).await?;
+        if work.operation == Operation::Connect {
+            client.disconnect().await?;
+            continue;
+        }
         let offsets = Mutex::new(work.offsets());
         if work.depth == 1 {
             one_at_a_time(work, &client, &offsets).await?;

@@ -15,10 +15,11 @@ pub(crate) fn client(work: &Work) -> Result<()> {
     let uri = uri(work)?;
     for _ in 0..work.connections() {
         let client = options.connect_uri(&uri)?;
-        if work.depth == 1 {
-            one_at_a_time(work, &client)?;
-        } else {
-            several(work, &client)?;
+        match work.depth {
+            // Buffers would be counted with the connection.
+            _ if work.operation == Operation::Connect => {}
+            1 => one_at_a_time(work, &client)?,
+            _ => several(work, &client)?,
         }
         client.disconnect()?;
     }
