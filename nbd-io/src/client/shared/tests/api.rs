@@ -368,6 +368,36 @@ fn steps_can_be_taken_one_by_one() {
 }
 
 #[test]
+fn a_step_that_fails_says_which_it_was_and_with_whom() {
+    let sim = Sim::new(8);
+    host(&sim, Arc::new(memory(1)), Cut::Whole, false);
+    sim.run(async {
+        let uri = Uri::tcp("localhost", 10_809).unwrap();
+        let greeted = options(&sim).start(&uri).await.unwrap();
+        let mut negotiation = greeted.negotiation().unwrap();
+        let unknown = Go::new(ExportName::new("nothing").unwrap());
+        let error = negotiation.info(unknown).await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.starts_with(
+                "cannot ask about export \"nothing\" of localhost:10809: the server refused \
+                 NBD_OPT_INFO with NBD_REP_ERR_UNKNOWN"
+            ),
+            "{text}"
+        );
+        negotiation.structured_reply().await.unwrap();
+        let text = negotiation
+            .structured_reply()
+            .await
+            .unwrap_err()
+            .to_string();
+        let step = "cannot agree on structured replies with localhost:10809: ";
+        assert!(text.starts_with(step), "{text}");
+        negotiation.abort().await;
+    });
+}
+
+#[test]
 fn a_client_of_single_steps_keeps_to_the_connection_that_they_were_taken_on() {
     let sim = Sim::new(8);
     let [uris, entered] = ["a", "b"].map(|name| ExportName::new(name).unwrap());
@@ -421,6 +451,14 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
         let error = options.connect("nbd://localhost").await.unwrap_err();
         assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
         assert_eq!(sim.now(), Duration::from_secs(7));
+        // The time for connecting is that of all of it.
+        let whole = options.connect_timeout(Some(Duration::from_secs(5)));
+        for negotiation in [None, Some(Duration::from_secs(7))] {
+            let (start, whole) = (sim.now(), whole.clone().negotiation_timeout(negotiation));
+            let error = whole.connect("nbd://localhost").await.unwrap_err();
+            assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
+            assert_eq!(sim.now() - start, Duration::from_secs(5));
+        }
     });
     sim.on_connect(|_| Err(io::ErrorKind::ConnectionRefused.into()));
     sim.run(async {
