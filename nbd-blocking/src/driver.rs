@@ -96,12 +96,13 @@ impl Driver for Blocking {
         stream.start_tls(tls, host).await
     }
 
-    async fn enter(
+    fn enter(
         connector: Connector<Self>,
         first: Connected<Negotiating>,
-    ) -> Result<Client, Error> {
+    ) -> impl Future<Output = Result<Client, Error>> + Send {
         let common = Common::new(connector, &first);
-        Pool::open(common, first).await.map(Client::new)
+        let opening = Pool::open(common, first);
+        async { opening.await.map(Client::new) }
     }
 }
 

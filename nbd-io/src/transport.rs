@@ -301,21 +301,28 @@ pub enum DriveError {
 /// # Cancel safety
 ///
 /// None: the phase is gone with a future that is dropped, and the transport is to be closed.
-pub async fn drive<T: Transport, P: Phase>(
+pub fn drive<T: Transport, P: Phase>(
     transport: &mut T,
     out: &mut BytesMut,
     phase: P,
-) -> Result<P::Next, DriveError> {
-    let next = drive_before(transport, out, phase).await?;
-    write_all(transport, out).await?;
-    Ok(next)
+) -> impl Future<Output = Result<P::Next, DriveError>> {
+    step_through(transport, out, phase, true)
 }
 
 /// Like [`drive`], but leaves the last of what is to be written in `out`, to go with what follows.
-pub(crate) async fn drive_before<T: Transport, P: Phase>(
+pub(crate) fn drive_before<T: Transport, P: Phase>(
+    transport: &mut T,
+    out: &mut BytesMut,
+    phase: P,
+) -> impl Future<Output = Result<P::Next, DriveError>> {
+    step_through(transport, out, phase, false)
+}
+
+async fn step_through<T: Transport, P: Phase>(
     transport: &mut T,
     out: &mut BytesMut,
     mut phase: P,
+    writes_last: bool,
 ) -> Result<P::Next, DriveError> {
     loop {
         write_all(transport, out).await?;
@@ -325,7 +332,12 @@ pub(crate) async fn drive_before<T: Transport, P: Phase>(
         }
         match phase.filled(n, out)? {
             Step::More(more) => phase = more,
-            Step::Done(next) => return Ok(next),
+            Step::Done(next) => {
+                if writes_last {
+                    write_all(transport, out).await?;
+                }
+                return Ok(next);
+            }
         }
     }
 }

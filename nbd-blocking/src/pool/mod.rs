@@ -38,17 +38,23 @@ enum Links {
 
 impl Pool {
     /// Makes the other connections that are wanted, if the server lets a client have several.
-    pub(crate) async fn open(
+    pub(crate) fn open(
         common: Common<Blocking>,
         first: Connected<Negotiating>,
-    ) -> Result<Self, Error> {
+    ) -> impl Future<Output = Result<Self, Error>> + Send {
+        // The future is small without it.
+        let first = link(&common, first);
+        async { Self::with_others(common, first?).await }
+    }
+
+    async fn with_others(common: Common<Blocking>, first: Arc<Link>) -> Result<Self, Error> {
         let negotiated = common.negotiated.clone();
         let timeout = common.connector.config.request_timeout;
-        let mut links = vec![link(&common, first)?];
+        let mut links = vec![first];
         for _ in 1..common.connections() {
             // C-190
             let driver = &common.connector.driver;
-            links.push(another(&common, driver, None).await?);
+            links.push(Box::pin(another(&common, driver, None)).await?);
         }
         let links = match common.log.clone() {
             Some(log) => Links::Restored(Box::new(Restored::new(common, log, links))),

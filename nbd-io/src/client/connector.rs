@@ -5,7 +5,7 @@ use super::{
     server_name,
 };
 use nbd_proto::{ExportName, Uri, uri::Address};
-use std::{ffi::OsString, fmt, time::Duration};
+use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
 
 /// How the connections of a client are made: to where, by what options, and how that is waited for.
 #[derive(Clone)]
@@ -13,7 +13,7 @@ pub struct Connector<D> {
     /// How a connection is waited for.
     pub driver: D,
     /// The options, and what the URI says.
-    pub config: Config,
+    pub config: Arc<Config>,
     server: Server,
     /// The first connection was, or is to be, the only one.
     only: bool,
@@ -56,7 +56,7 @@ impl<D> Connector<D> {
 }
 
 impl<D: Driver> Connector<D> {
-    pub(super) const fn new(driver: D, config: Config, server: Server) -> Self {
+    pub(super) const fn new(driver: D, config: Arc<Config>, server: Server) -> Self {
         Self {
             driver,
             config,
@@ -66,11 +66,15 @@ impl<D: Driver> Connector<D> {
     }
 
     /// How to connect to what a URI names. That may name files, which are read here.
-    pub(super) async fn to(driver: D, mut config: Config, uri: &Uri) -> Result<Self, Error> {
-        config.negotiation.export = uri.export().clone();
+    pub(super) async fn to(driver: D, mut config: Arc<Config>, uri: &Uri) -> Result<Self, Error> {
+        if config.negotiation.export != *uri.export() {
+            Arc::make_mut(&mut config).negotiation.export = uri.export().clone();
+        }
         if let Some(tls) = uri.tls() {
+            let config = Arc::make_mut(&mut config);
             config.negotiation.tls = TlsPolicy::Always;
-            trust(&driver, &mut config, tls).await?;
+            // In a box, so that futures have no room for what most connections do not have.
+            Box::pin(trust(&driver, config, tls)).await?;
         }
         let server = Server::Address(uri.address().clone());
         Ok(Self::new(driver, config, server))
@@ -144,7 +148,8 @@ impl<D: Driver> Connector<D> {
         stream: D::Stream,
     ) -> Result<D::Stream, NegotiationError> {
         let tls = &self.config.tls;
-        driver.start_tls(stream, tls, self.host()).await
+        // In a box, as above.
+        Box::pin(driver.start_tls(stream, tls, self.host())).await
     }
 
     #[cfg(not(feature = "tls"))]

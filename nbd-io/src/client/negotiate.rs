@@ -138,16 +138,17 @@ where
 {
     if config.tls == TlsPolicy::Always {
         let only = greet_secure(transport, config.protocol).await?;
-        return haggle(only.start_tls(upgrade).await?, config).await;
+        return Box::pin(haggle(only.start_tls(upgrade).await?, config)).await;
     }
     match greet(transport, config.protocol).await? {
         Greeted::FixedNewstyle(exchange) if config.tls == TlsPolicy::IfOffered => {
             match exchange.start_tls(upgrade).await? {
-                Ok(exchange) => haggle(exchange, config).await,
-                Err(refused) => haggle(refused.handle, config).await,
+                Ok(exchange) => Box::pin(haggle(exchange, config)).await,
+                Err(refused) => Box::pin(haggle(refused.handle, config)).await,
             }
         }
-        Greeted::FixedNewstyle(exchange) => haggle(exchange, config).await,
+        // In a box, because everything above it would move a future of its size.
+        Greeted::FixedNewstyle(exchange) => Box::pin(haggle(exchange, config)).await,
         Greeted::Newstyle(transport, newstyle) => {
             enter_newstyle(transport, newstyle, &config.export).await
         }
@@ -206,12 +207,8 @@ async fn prepare<T: Transport, S>(
         overlook(exchange.structured_reply().await)?;
     }
     if !config.contexts.is_empty() && exchange.mode() != Mode::Simple {
-        overlook(
-            exchange
-                .set_meta_context(&config.export, &config.contexts)
-                .await
-                .map(drop),
-        )?;
+        let selecting = exchange.set_meta_context(&config.export, &config.contexts);
+        overlook(Box::pin(selecting).await.map(drop))?;
     }
     Ok(())
 }

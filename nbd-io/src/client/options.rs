@@ -13,7 +13,7 @@ use nbd_proto::{
     client::{Encrypted, InfoSet, Tolerance},
     uri::Permissions,
 };
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// How a connection is to be made: by default with everything that makes it better.
 ///
@@ -35,7 +35,8 @@ use std::{fmt, time::Duration};
 #[derive(Clone)]
 pub struct ConnectOptions<D> {
     pub(super) driver: D,
-    pub(super) config: Config,
+    /// Clones share it until one is changed.
+    pub(super) config: Arc<Config>,
 }
 
 impl<D: Driver + Default> Default for ConnectOptions<D> {
@@ -60,7 +61,7 @@ impl<D: Driver + Default> ConnectOptions<D> {
     pub fn new() -> Self {
         Self {
             driver: D::default(),
-            config: Config::default(),
+            config: Arc::default(),
         }
     }
 }
@@ -70,7 +71,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// server that it starts. A URI always names one: without a path, the default export.
     #[must_use]
     pub fn export(mut self, name: ExportName) -> Self {
-        self.config.negotiation.export = name;
+        self.config_mut().negotiation.export = name;
         self
     }
 
@@ -78,21 +79,21 @@ impl<D: Driver> ConnectOptions<D> {
     /// `contexts` tell which it has.
     #[must_use]
     pub fn context(mut self, name: ContextName) -> Self {
-        self.config.negotiation.contexts.push(name);
+        self.config_mut().negotiation.contexts.push(name);
         self
     }
 
     /// Which information to ask for beside size, flags and block sizes. All by default.
     #[must_use]
     pub fn infos(mut self, infos: InfoSet) -> Self {
-        self.config.negotiation.infos = infos;
+        self.config_mut().negotiation.infos = infos;
         self
     }
 
     /// Whether to ask for extended headers. On by default.
     #[must_use]
     pub fn extended_headers(mut self, ask: bool) -> Self {
-        self.config.negotiation.extended_headers = ask;
+        self.config_mut().negotiation.extended_headers = ask;
         self
     }
 
@@ -100,21 +101,21 @@ impl<D: Driver> ConnectOptions<D> {
     /// them no meta context is selected.
     #[must_use]
     pub fn structured_replies(mut self, ask: bool) -> Self {
-        self.config.negotiation.structured_replies = ask;
+        self.config_mut().negotiation.structured_replies = ask;
         self
     }
 
     /// How much the server may send, and how many requests may be in flight on each connection.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.config.negotiation.protocol.limits = limits;
+        self.config_mut().negotiation.protocol.limits = limits;
         self
     }
 
     /// Which deviations of the server's are overlooked.
     #[must_use]
     pub fn tolerance(mut self, tolerance: Tolerance) -> Self {
-        self.config.negotiation.protocol.tolerance = tolerance;
+        self.config_mut().negotiation.protocol.tolerance = tolerance;
         self
     }
 
@@ -126,7 +127,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// deadlines. It ends with the lookup, which may be later than the call.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.config.dial.timeout = timeout;
+        self.config_mut().dial.timeout = timeout;
         self
     }
 
@@ -136,7 +137,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// does not count any more.
     #[must_use]
     pub fn negotiation_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.config.negotiation_timeout = timeout;
+        self.config_mut().negotiation_timeout = timeout;
         self
     }
 
@@ -145,7 +146,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// lost. 30 s by default. It is about the connections that these options make.
     #[must_use]
     pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
-        self.config.dial.tcp_keepalive = idle;
+        self.config_mut().dial.tcp_keepalive = idle;
         self
     }
 
@@ -155,7 +156,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// default; `None` leaves it to the system, and may be a quarter of an hour.
     #[must_use]
     pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.config.dial.tcp_user_timeout = timeout;
+        self.config_mut().dial.tcp_user_timeout = timeout;
         self
     }
 
@@ -168,7 +169,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// waits in place, because no other request can follow.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.config.request_timeout = timeout;
+        self.config_mut().request_timeout = timeout;
         self
     }
 
@@ -179,7 +180,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// make more than one. A request uses the one that has the least to do.
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
-        self.config.connections = connections.max(1);
+        self.config_mut().connections = connections.max(1);
         self
     }
 
@@ -188,7 +189,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// cause.
     #[must_use]
     pub fn reconnect(mut self, policy: Option<Reconnect>) -> Self {
-        self.config.reconnect = policy;
+        self.config_mut().reconnect = policy;
         self
     }
 
@@ -198,7 +199,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// is made then, as [`reconnect`](Self::reconnect) says.
     #[must_use]
     pub fn lose_when_silent(mut self, lose: bool) -> Self {
-        self.config.lose_when_silent = Some(lose);
+        self.config_mut().lose_when_silent = Some(lose);
         self
     }
 
@@ -207,7 +208,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// [`connect`](Self::connect); a [`Uri`] was parsed with permissions of its own.
     #[must_use]
     pub fn local_files(mut self, allow: bool) -> Self {
-        self.config.local_files = allow;
+        self.config_mut().local_files = allow;
         self
     }
 
@@ -216,7 +217,7 @@ impl<D: Driver> ConnectOptions<D> {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, tls: ClientTls) -> Self {
-        self.config.tls = tls;
+        self.config_mut().tls = tls;
         self
     }
 
@@ -224,7 +225,7 @@ impl<D: Driver> ConnectOptions<D> {
     /// always gets it.
     #[must_use]
     pub fn tls_policy(mut self, policy: TlsPolicy) -> Self {
-        self.config.negotiation.tls = policy;
+        self.config_mut().negotiation.tls = policy;
         self
     }
 
@@ -252,6 +253,10 @@ impl<D: Driver> ConnectOptions<D> {
         D::call(self.enter(uri))
     }
 
+    pub(super) fn config_mut(&mut self) -> &mut Config {
+        Arc::make_mut(&mut self.config)
+    }
+
     async fn enter(&self, uri: &Uri) -> Result<D::Client, Error> {
         let connector = self.connector(uri).await?;
         let first = connector.connect(&self.driver, None).await?;
@@ -276,10 +281,10 @@ impl<D: Driver> ConnectOptions<D> {
     {
         let server = Server::Host(host.map(str::to_owned));
         D::call(async move {
-            let mut config = self.config.clone();
+            let mut config = Config::clone(&self.config);
             let stream = self.driver.adopt(stream, &mut config);
             let stream = stream.map_err(|error| Error::connect(&server, error))?;
-            let connector = Connector::new(self.driver.clone(), config, server);
+            let connector = Connector::new(self.driver.clone(), Arc::new(config), server);
             Self::enter_once(connector, stream).await
         })
     }

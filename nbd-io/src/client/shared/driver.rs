@@ -12,7 +12,7 @@ use crate::{
     transport::{Layered, Transport},
 };
 use nbd_proto::uri::Address;
-use std::{io, pin::Pin, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 impl<R: Network> Driver for R {
     /// A future, which is in a box so that those of the program's are small.
@@ -63,12 +63,14 @@ impl<R: Network> Driver for R {
         stream.start_tls(config, name).await
     }
 
-    async fn enter(
+    fn enter(
         connector: Connector<Self>,
         first: Connected<Self::Stream>,
-    ) -> Result<Client<R>, Error> {
+    ) -> impl Future<Output = Result<Client<R>, Error>> + Send {
         let common = Common::new(connector, &first);
-        Pool::open(common, first).await.map(Client::new)
+        // The future is small without the connection.
+        let link = common.link(first);
+        async { Pool::open(common, link).await.map(Client::new) }
     }
 }
 
@@ -84,7 +86,7 @@ impl<R: Network> ConnectOptions<R> {
     pub fn with_runtime(runtime: R) -> Self {
         Self {
             driver: runtime,
-            config: Config::default(),
+            config: Arc::default(),
         }
     }
 
@@ -98,7 +100,7 @@ impl<R: Network> ConnectOptions<R> {
     /// connection. A single request may always be. 128 MiB by default.
     #[must_use]
     pub fn bytes_in_flight(mut self, bytes: u64) -> Self {
-        self.config.bytes_in_flight = bytes;
+        self.config_mut().bytes_in_flight = bytes;
         self
     }
 }

@@ -1,13 +1,9 @@
 //! The connections of a client.
 
-use super::{link::Link, supervisor::Supervisor, timed::Timed};
+use super::{link::Link, supervisor::Supervisor};
 use crate::{
-    client::{
-        Common, Connected, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership,
-        Next,
-    },
+    client::{Common, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership, Next},
     runtime::Network,
-    transport::Layered,
     watchers::{Place, Watchers},
 };
 use std::{
@@ -66,26 +62,22 @@ fn wait<T>(mut state: MutexGuard<'_, State>, place: &mut Place, cx: &Context<'_>
 
 impl<R: Network> Pool<R> {
     /// Makes the other connections that are wanted, if the server lets a client have several.
-    pub(super) async fn open(
-        common: Common<R>,
-        first: Connected<Layered<Timed<R>>>,
-    ) -> Result<Arc<Self>, Error> {
-        let link = common.link(first);
+    pub(super) async fn open(common: Common<R>, first: Arc<Link>) -> Result<Arc<Self>, Error> {
         let policy = common.policy().cloned();
         let reconnects = policy.is_some();
         let pool = Arc::new(Self {
-            only: (common.connections() == 1 && !reconnects).then(|| link.clone()),
+            only: (common.connections() == 1 && !reconnects).then(|| first.clone()),
             state: Mutex::new(State {
                 members: Membership::new(policy, &common.negotiated.export),
                 watchers: Watchers::default(),
             }),
             common: Arc::new(common),
         });
-        pool.add(link);
+        pool.add(first);
         let common = &pool.common;
         for _ in 1..common.connections() {
             // C-190
-            pool.add(common.another().await?);
+            pool.add(Box::pin(common.another()).await?);
         }
         if reconnects {
             let supervisor = Supervisor::new(&pool);
