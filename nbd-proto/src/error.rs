@@ -558,7 +558,7 @@ pub enum Misuse {
     Disconnecting,
     /// The peer broke the protocol before.
     #[error("the request was not sent: {0}")]
-    Dead(Error),
+    Dead(#[source] Error),
 }
 
 /// A server refused an option; haggling goes on.

@@ -1,9 +1,9 @@
 //! What can go wrong, sorted by what a program can do about it.
 //!
 //! The text of an error says all in one line: the step, with which server, the cause down to its root,
-//! and what to try. So there is nothing left below it, and `source()` is `None`; otherwise those who
-//! print an error with everything behind it would read each cause twice. Programs find causes in the
-//! fields of the variants.
+//! and what to try, because many programs print an error by `{}` and nothing else. `source()` leads to
+//! the causes as values. Their texts are part of the error's own; a program that prints the whole chain
+//! repeats them.
 
 mod advice;
 #[cfg(test)]
@@ -32,7 +32,7 @@ pub enum Error {
         /// Where.
         to: String,
         /// Why not: of several addresses, how each of them failed.
-        r#source: Arc<io::Error>,
+        source: Arc<io::Error>,
     },
     /// The export cannot be entered, or a step on the way to it failed.
     #[error("cannot {step}: {}{}", causes(&**source), advice::on_negotiation(source))]
@@ -40,12 +40,12 @@ pub enum Error {
         /// What was to be done, and with which server: `enter export "disk" of localhost:10809`.
         step: String,
         /// Why it was not.
-        r#source: Arc<NegotiationError>,
+        source: Arc<NegotiationError>,
     },
     /// TLS cannot be set up.
     #[cfg(feature = "tls")]
     #[error("cannot set up TLS: {}", causes(&**.0))]
-    Tls(Arc<crate::tls::TlsError>),
+    Tls(#[source] Arc<crate::tls::TlsError>),
     /// The command makes no sense on this connection, and nothing was sent. The connection goes on.
     #[error(transparent)]
     Misuse(#[from] Misuse),
@@ -55,7 +55,7 @@ pub enum Error {
         /// The command.
         command: Command,
         /// What the server said.
-        r#source: Failure,
+        source: Failure,
     },
     /// No reply came in time. What became of the command is not known. The connection goes on.
     #[error("{command} was not answered within {after:?}")]
@@ -71,7 +71,7 @@ pub enum Error {
     Unflushed,
     /// The connection is over, for every command that was in flight and every later one.
     #[error("the connection is over: {}", causes(&**.0))]
-    Lost(Arc<Lost>),
+    Lost(#[source] Arc<Lost>),
 }
 
 /// Why a connection is over.
@@ -80,10 +80,10 @@ pub enum Error {
 pub enum Lost {
     /// The transport failed.
     #[error("{}", causes(.0))]
-    Io(io::Error),
+    Io(#[from] io::Error),
     /// The server broke the protocol.
     #[error("the server broke the protocol ({rule}): {0}", rule = .0.rule())]
-    Protocol(nbd_proto::Error),
+    Protocol(#[from] nbd_proto::Error),
     /// The server closed the connection without being asked to.
     #[error("the server closed the connection")]
     Closed,
@@ -111,7 +111,7 @@ pub enum Lost {
         /// How often it was tried.
         attempts: u32,
         /// Why the last attempt failed, or how the connection was lost if there was none.
-        r#source: Arc<Error>,
+        source: Arc<Error>,
     },
     /// This side disconnected.
     #[error("this side has disconnected")]
@@ -197,18 +197,6 @@ pub fn server_name(address: &Address) -> String {
         Address::Abstract { name, .. } => format!("@{}", String::from_utf8_lossy(name)),
         Address::Vsock { cid, port, .. } => format!("vsock {cid}:{port}"),
         _ => "the server".to_owned(),
-    }
-}
-
-impl From<io::Error> for Lost {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<nbd_proto::Error> for Lost {
-    fn from(error: nbd_proto::Error) -> Self {
-        Self::Protocol(error)
     }
 }
 

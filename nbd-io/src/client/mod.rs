@@ -26,7 +26,6 @@ pub use common::Common;
 pub use config::{Config, DialOptions, NegotiationConfig, TlsPolicy};
 pub use connector::Connector;
 pub use driver::{Adopt, Driver};
-#[cfg(feature = "tls")]
 pub(crate) use error::causes;
 pub use error::{Error, Lost, is_refusal, server_name};
 pub use exchange::Refused;

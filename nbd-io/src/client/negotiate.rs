@@ -38,7 +38,7 @@ pub enum NegotiationError {
         /// What was being done.
         during: String,
         /// How it failed.
-        r#source: io::Error,
+        source: io::Error,
     },
     /// The server broke the protocol.
     #[error(
@@ -49,7 +49,7 @@ pub enum NegotiationError {
         /// What was being done.
         during: String,
         /// How it did.
-        r#source: Error,
+        source: Error,
     },
     /// The server closed the connection where it must not.
     #[error("the server closed the connection during {during}")]
@@ -68,20 +68,20 @@ pub enum NegotiationError {
     Refused(OptionError),
     /// TLS is required and the server refused it.
     #[error("TLS is required, and the server refuses it: {0}")]
-    TlsRefused(OptionError),
+    TlsRefused(#[source] OptionError),
     /// The server requires TLS, which is switched off on this side.
     #[error("the server requires TLS, which is switched off here: {0}")]
-    TlsWanted(OptionError),
+    TlsWanted(#[source] OptionError),
     /// The TLS handshake failed.
     #[error("the TLS handshake failed: {}", causes(&**.0))]
-    Tls(Box<dyn std::error::Error + Send + Sync>),
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server ended the connection before it said anything inside TLS, which is how TLS 1.3
     /// servers refuse a client's certificate.
     #[error(
         "the server ended the connection right after the TLS handshake: it may want a client \
          certificate, or another one: {0}"
     )]
-    TlsBrokeOff(Box<Self>),
+    TlsBrokeOff(#[source] Box<Self>),
     /// What was asked for cannot be sent.
     #[error(transparent)]
     Misuse(Misuse),

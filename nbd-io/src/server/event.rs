@@ -1,6 +1,7 @@
 //! What a server tells the program that it is part of.
 
 use super::NegotiationError;
+use crate::client::causes;
 use nbd_proto::{ExportName, Mode};
 use std::{fmt, io, net::SocketAddr};
 
@@ -127,15 +128,7 @@ impl fmt::Display for Ending {
             Self::Truncated => {
                 f.write_str("the client closed the connection in the middle of a request")
             }
-            Self::Negotiation(error) => {
-                error.fmt(f)?;
-                let mut source = std::error::Error::source(error);
-                while let Some(error) = source {
-                    write!(f, ": {error}")?;
-                    source = error.source();
-                }
-                Ok(())
-            }
+            Self::Negotiation(error) => f.write_str(&causes(error)),
             Self::Protocol(error) => {
                 write!(
                     f,

@@ -33,7 +33,7 @@ pub(super) struct Intake {
     payload: Vec<u8>,
     /// The payload is complete, and this is the request that it belongs to.
     complete: Option<(Event, usize)>,
-    place: Place,
+    place: PayloadAt,
     /// The first bytes of a payload among those that have come, while there is no place for it.
     parked: Option<Range<usize>>,
     /// There is no memory for the payload that is coming, which is thrown away.
@@ -52,7 +52,7 @@ pub(super) enum Coming {
 
 /// Where the payload is of the request that was taken last.
 #[derive(Clone)]
-enum Place {
+enum PayloadAt {
     Nowhere,
     /// There was no memory for it.
     Missing,
@@ -70,7 +70,7 @@ impl Intake {
             end: 0,
             payload: Vec::new(),
             complete: None,
-            place: Place::Nowhere,
+            place: PayloadAt::Nowhere,
             parked: None,
             discards: false,
         }
@@ -85,11 +85,11 @@ impl Intake {
     /// [payload](Self::payload) of a request is there until the next call.
     #[inline]
     pub(super) fn next(&mut self) -> Result<Option<Event>, Error> {
-        self.place = Place::Nowhere;
+        self.place = PayloadAt::Nowhere;
         if self.complete.is_some()
             && let Some((event, len)) = self.complete.take()
         {
-            self.place = Place::Buffer(len);
+            self.place = PayloadAt::Buffer(len);
             return Ok(Some(event));
         }
         while self.start < self.end && self.parked.is_none() {
@@ -116,34 +116,34 @@ impl Intake {
         let missing = is_complete && mem::take(&mut self.discards);
         self.place = match range.start {
             // It has come all at once and need not be copied.
-            0 if is_complete => Place::Staged(used),
+            0 if is_complete => PayloadAt::Staged(used),
             0 => {
                 self.parked = Some(used);
-                Place::Nowhere
+                PayloadAt::Nowhere
             }
-            _ if missing => Place::Missing,
+            _ if missing => PayloadAt::Missing,
             _ => {
                 let end = range.end;
                 if !self.discards {
                     self.payload[range].copy_from_slice(&self.staged[used]);
                 }
-                Place::Buffer(end)
+                PayloadAt::Buffer(end)
             }
         };
     }
 
     /// Whether there was no memory for the payload of the request that was taken last.
     pub(super) const fn lacks_payload(&self) -> bool {
-        matches!(self.place, Place::Missing)
+        matches!(self.place, PayloadAt::Missing)
     }
 
     /// The payload of the request that was taken last: of a write that is, others have none.
     #[inline]
     pub(super) fn payload(&self) -> &[u8] {
         match &self.place {
-            Place::Nowhere | Place::Missing => &[],
-            Place::Buffer(len) => &self.payload[..*len],
-            Place::Staged(range) => &self.staged[range.clone()],
+            PayloadAt::Nowhere | PayloadAt::Missing => &[],
+            PayloadAt::Buffer(len) => &self.payload[..*len],
+            PayloadAt::Staged(range) => &self.staged[range.clone()],
         }
     }
 
@@ -154,9 +154,9 @@ impl Intake {
         buffer: &mut Vec<u8>,
         buffers: &Buffers,
     ) -> Option<usize> {
-        if let Place::Buffer(len) = self.place {
+        if let PayloadAt::Buffer(len) = self.place {
             mem::swap(buffer, &mut self.payload);
-            self.place = Place::Nowhere;
+            self.place = PayloadAt::Nowhere;
             return Some(len);
         }
         let bytes = self.payload();

@@ -250,8 +250,7 @@ impl<R: Runtime> Jobs<R> {
         };
         job.len = len;
         (job.moves, job.timed) = (payload_len(&request), timed);
-        self.bytes += job.moves;
-        self.running += 1;
+        let moves = job.moves;
         let mut state = self.shared.lock();
         state.waiting.push_back((request, job));
         let start = state.runners < self.width;
@@ -260,6 +259,10 @@ impl<R: Runtime> Jobs<R> {
         if start {
             self.start();
         }
+        // Counted last: a runtime that panics because there are no more threads would otherwise
+        // leave a job that is waited for.
+        self.bytes += moves;
+        self.running += 1;
         Ok(())
     }
 

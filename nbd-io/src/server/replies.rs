@@ -27,6 +27,9 @@ static ZEROES: [u8; 16 << 10] = [0; 16 << 10];
 /// Fewer zeroes than this are copied, in bytes.
 const COPIED_ZEROES: usize = 1 << 10;
 
+/// Payloads in buffers of their own for which there is always room in the queue.
+const KEPT_PAYLOADS: usize = 16;
+
 /// Memory that is kept for headers and short data, in bytes.
 const KEPT_INLINE: usize = 1 << 20;
 
@@ -326,6 +329,7 @@ impl Replies {
     pub fn shrink(&mut self) {
         if self.is_empty() {
             self.inline = Vec::new();
+            self.payloads.shrink_to(KEPT_PAYLOADS);
         }
     }
 
@@ -344,6 +348,7 @@ impl Replies {
         (self.start, self.end) = (0, 0);
         if self.inline.len() > KEPT_INLINE {
             self.inline = Vec::new();
+            self.payloads.shrink_to(KEPT_PAYLOADS);
         }
     }
 

@@ -17,7 +17,7 @@ pub enum TlsError {
         /// The file, or memory.
         place: String,
         /// Why not.
-        r#source: pem::Error,
+        source: pem::Error,
     },
     /// There is nothing of the kind in the input.
     #[error("expected {what} in {place}, found {found}")]
@@ -61,11 +61,11 @@ pub enum TlsError {
         /// What.
         what: &'static str,
         /// Why not.
-        r#source: Box<dyn Error + Send + Sync>,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// The certificate of a client cannot be understood.
     #[error("cannot read the names in a client's certificate: {0}")]
-    Names(x509_cert::der::Error),
+    Names(#[source] x509_cert::der::Error),
     /// No cryptography was compiled in, and the program has installed none.
     #[error("there is no cryptography: neither compiled in nor installed for the process")]
     NoCryptography,
@@ -87,7 +87,7 @@ pub enum TlsError {
         /// The name that it was checked against.
         name: String,
         /// Why not.
-        r#source: rustls::Error,
+        source: rustls::Error,
     },
     /// The handshake failed otherwise; an alert of the server's is among the reasons.
     #[error("the TLS handshake with \"{name}\" failed: {source}")]
@@ -95,7 +95,7 @@ pub enum TlsError {
         /// The server's name.
         name: String,
         /// Why.
-        r#source: rustls::Error,
+        source: rustls::Error,
     },
     /// The connection broke during the handshake. A server that does not speak TLS, or does not
     /// like this side's certificate, may also just close it.
@@ -107,14 +107,14 @@ pub enum TlsError {
         /// The server's name.
         name: String,
         /// How.
-        r#source: std::io::Error,
+        source: std::io::Error,
     },
     /// The handshake with a client failed; an alert of the client's is among the reasons.
     #[error("the TLS handshake with the client failed: {0}")]
-    Client(rustls::Error),
+    Client(#[source] rustls::Error),
     /// The connection broke during the handshake with a client.
     #[error("the connection broke during the TLS handshake with the client: {}", causes(.0))]
-    ClientIo(std::io::Error),
+    ClientIo(#[source] std::io::Error),
 }
 
 impl TlsError {

@@ -48,6 +48,7 @@ pub(super) fn is_ordinary(header: &RequestHeader, agreed: &Agreed) -> bool {
         && end.is_some_and(|end| end <= agreed.size)
         && (1..=u64::from(agreed.max_payload)).contains(&header.len)
         && agreed.has_whole_blocks(header.offset, header.len)
+        && usize::try_from(header.len).is_ok()
 }
 
 pub(super) fn admit(
