@@ -56,7 +56,7 @@ fn run(address: SocketAddr) -> Result<(), Box<dyn std::error::Error>> {
     let mut ring = Ring::new(address)?;
 
     let handshake = Handshake::new(Default::default());
-    let Greeted::Options(options) = ring.drive(handshake, &mut BytesMut::new())? else {
+    let Greeted::FixedNewstyle(options) = ring.drive(handshake, &mut BytesMut::new())? else {
         return Err("the server speaks an old dialect".into());
     };
     let mut out = BytesMut::new();

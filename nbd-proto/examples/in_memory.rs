@@ -64,7 +64,7 @@ fn negotiate(wires: &mut Wires, size: u64) -> Result<(client::Transmission, serv
     // The server greets, and the client answers with its flags.
     let server = server::Handshake::new(Default::default(), to_client);
     let client = client::Handshake::new(Default::default());
-    let Greeted::Options(client) = finish(client, to_client, to_server)? else {
+    let Greeted::FixedNewstyle(client) = finish(client, to_client, to_server)? else {
         return Err("the server speaks an old dialect".into());
     };
 

@@ -131,7 +131,7 @@ impl Connection {
                         self.state = State::Greeting(handshake);
                         return Ok(());
                     }
-                    Step::Done(Greeted::Options(options)) => {
+                    Step::Done(Greeted::FixedNewstyle(options)) => {
                         let asked = options.structured_reply(out);
                         State::Asking(asked.expect("it was not asked before"))
                     }

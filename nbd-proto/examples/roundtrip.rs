@@ -100,7 +100,7 @@ impl Pair {
         let config = server::Config::default();
         let server = server::Handshake::new(config, to_client);
         let client = client::Handshake::new(Default::default());
-        let Greeted::Options(mut client) = finish(client, to_client, to_server)? else {
+        let Greeted::FixedNewstyle(mut client) = finish(client, to_client, to_server)? else {
             return Err("the server is not that old".into());
         };
         let mut server = finish(server, to_server, to_client)?;

@@ -56,7 +56,7 @@ pub async fn greet<T: Transport>(
         .await
         .map_err(failed)?;
     Ok(match greeted {
-        client::Greeted::Options(options) => {
+        client::Greeted::FixedNewstyle(options) => {
             let mut exchange = OptionExchange::new(transport, options);
             // The answer to the greeting goes with the first option.
             exchange.out = out;

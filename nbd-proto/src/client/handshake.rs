@@ -30,7 +30,7 @@ pub struct SecureHandshake(Reader);
 #[derive(Debug)]
 pub enum Greeted {
     /// Fixed newstyle: the whole protocol.
-    Options(Options<Plain>),
+    FixedNewstyle(Options<Plain>),
     /// Newstyle that is not fixed: an export can be entered, and nothing else.
     Newstyle(Newstyle),
     /// Oldstyle: the server has entered its only export already.
@@ -65,7 +65,7 @@ impl Phase for Handshake {
                 let flags = answer(offered, out);
                 let no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
                 if flags.contains(ClientFlags::FIXED_NEWSTYLE) {
-                    Greeted::Options(Options::new(Negotiated::new(config, no_zeroes)))
+                    Greeted::FixedNewstyle(Options::new(Negotiated::new(config, no_zeroes)))
                 } else {
                     Greeted::Newstyle(Newstyle { config, no_zeroes })
                 }

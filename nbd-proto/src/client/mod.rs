@@ -26,7 +26,7 @@
 //! // A server that speaks fixed newstyle greets.
 //! let greeting = b"NBDMAGICIHAVEOPT\0\x03";
 //! let (_, step) = Handshake::new(Default::default()).feed(greeting, &mut out)?;
-//! let Step::Done(Greeted::Options(options)) = step else { panic!("{step:?}") };
+//! let Step::Done(Greeted::FixedNewstyle(options)) = step else { panic!("{step:?}") };
 //!
 //! let pending = options.go(Go::new(ExportName::new("disk")?), &mut out);
 //! // … the driver writes `out`, and the server answers: 1 MiB, and nothing special …

@@ -20,7 +20,7 @@ fn answer_to(greeting: &[u8]) -> Result<(&'static str, Vec<u8>), Error> {
     always(|wire| {
         let greeted = greet(wire, greeting);
         let style = match greeted {
-            Ok(Greeted::Options(_)) => Ok("fixed newstyle"),
+            Ok(Greeted::FixedNewstyle(_)) => Ok("fixed newstyle"),
             Ok(Greeted::Newstyle(_)) => Ok("newstyle"),
             Ok(Greeted::Oldstyle(_)) => Ok("oldstyle"),
             Err(error) => Err(error),

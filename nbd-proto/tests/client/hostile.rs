@@ -48,7 +48,7 @@ pub(crate) fn first(option: u32) -> Vec<u8> {
 fn flood(option: u32, replies: impl IntoIterator<Item = Vec<u8>>) -> Result<bool, Error> {
     let mut wire = Wire::new(Delivery::Lent);
     let greeted = wire.answer(Handshake::new(Config::default()), hello(3));
-    let Ok(Greeted::Options(options)) = greeted else {
+    let Ok(Greeted::FixedNewstyle(options)) = greeted else {
         panic!("fixed newstyle");
     };
     wire.says(first(option));

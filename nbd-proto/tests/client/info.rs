@@ -195,7 +195,7 @@ fn information_commits_nobody() {
 fn transmission_starts_right_behind_the_ack() {
     // C-095
     let answers = always(|wire| {
-        let Ok(Greeted::Options(options)) =
+        let Ok(Greeted::FixedNewstyle(options)) =
             wire.answer(Handshake::new(Config::default()), hello(1))
         else {
             panic!("fixed newstyle, with zeroes");
@@ -240,7 +240,7 @@ fn export_name_is_answered_by_10_or_134_bytes_as_the_client_asked_for() {
     for (offered, zeroes) in [(3, vec![]), (1, vec![0xee; 124])] {
         let answers = always(|wire| {
             let greeted = wire.answer(Handshake::new(Config::default()), hello(offered));
-            let Ok(Greeted::Options(options)) = greeted else {
+            let Ok(Greeted::FixedNewstyle(options)) = greeted else {
                 panic!("fixed newstyle");
             };
             let pending = options.export_name(&export(""), &mut wire.out).unwrap();

@@ -59,7 +59,7 @@ fn play(mode: Mode, input: &[u8], delivery: Delivery) -> Reached {
         .run(Handshake::new(Config::default()))
         .expect("nothing is wrong")
     {
-        Step::Done(Greeted::Options(options)) => options,
+        Step::Done(Greeted::FixedNewstyle(options)) => options,
         Step::Done(other) => panic!("{other:?}"),
         Step::More(_) => return reached,
     };

@@ -74,7 +74,7 @@ pub(crate) fn profile(tolerance: Tolerance) -> Config {
 
 fn greeted(wire: &mut Wire, config: Config) -> Options<Plain> {
     match wire.answer(Handshake::new(config), bytes::hello(3)) {
-        Ok(Greeted::Options(options)) => {
+        Ok(Greeted::FixedNewstyle(options)) => {
             assert_eq!(wire.sent(), bytes::cf(3));
             options
         }

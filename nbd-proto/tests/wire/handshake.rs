@@ -26,7 +26,10 @@ fn greetings() {
     );
     let mut out = BytesMut::new();
     let step = Handshake::new(Config::default()).feed(&newstyle, &mut out);
-    assert!(matches!(step, Ok((18, Step::Done(Greeted::Options(_))))));
+    assert!(matches!(
+        step,
+        Ok((18, Step::Done(Greeted::FixedNewstyle(_))))
+    ));
     assert_eq!(out, hex("0000 0003"), "client flags");
     let flags = ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES;
     assert_eq!(flags.bits().to_be_bytes(), out[..]);

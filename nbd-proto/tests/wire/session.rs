@@ -34,7 +34,7 @@ fn sent(frame: Frame<impl Buf>) -> Vec<u8> {
 fn enter(out: &mut BytesMut) -> Transmission {
     let disk = ExportName::new("disk").expect("a legal name");
     let handshake = Handshake::new(Config::default());
-    let Greeted::Options(options) = answer(handshake, "'NBDMAGIC' 'IHAVEOPT' 0003") else {
+    let Greeted::FixedNewstyle(options) = answer(handshake, "'NBDMAGIC' 'IHAVEOPT' 0003") else {
         panic!("this is fixed newstyle");
     };
     let pending = options.extended_headers(out).expect("asked once");

@@ -113,7 +113,7 @@ impl Play<'_> {
             return Ok(End::Waiting);
         };
         match greeted {
-            Greeted::Options(options) => self.haggle(options),
+            Greeted::FixedNewstyle(options) => self.haggle(options),
             Greeted::Newstyle(newstyle) => {
                 let pending = newstyle.export_name(&self.name(), &mut self.wire.out);
                 match self.wire.drive(pending)? {

@@ -105,7 +105,7 @@ impl Entry {
         };
         let bytes = prologue(self);
         let mut wire = Wire::new(&bytes, Delivery::Whole);
-        let Ok(Ok(Greeted::Options(mut options))) = wire.drive(Handshake::new(config)) else {
+        let Ok(Ok(Greeted::FixedNewstyle(mut options))) = wire.drive(Handshake::new(config)) else {
             panic!("the greeting is right");
         };
         let out = &mut wire.out.split();

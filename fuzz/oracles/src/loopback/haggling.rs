@@ -68,7 +68,7 @@ impl Security for Encrypted {
 impl<'a> Haggling<'a> {
     pub(super) fn run(mut self) -> Option<Haggler<'a>> {
         let (client, asked_sizes) = match self.wait(Handshake::new(self.world.client)) {
-            Greeted::Options(options) => self.haggle(options)?,
+            Greeted::FixedNewstyle(options) => self.haggle(options)?,
             Greeted::Newstyle(newstyle) => {
                 assert!(!self.world.config.fixed_newstyle);
                 let pending = newstyle.export_name(&name("disk"), &mut self.peer.to_server);

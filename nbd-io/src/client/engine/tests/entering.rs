@@ -41,7 +41,7 @@ pub(super) fn transmission(chunks: bool) -> Transmission {
         reply
     };
     let greeted = handshake.feed(b"NBDMAGICIHAVEOPT\0\x03", &mut out).unwrap();
-    let (_, Step::Done(Greeted::Options(options))) = greeted else {
+    let (_, Step::Done(Greeted::FixedNewstyle(options))) = greeted else {
         panic!("{greeted:?}");
     };
     let pending = options.structured_reply(&mut out).unwrap();
