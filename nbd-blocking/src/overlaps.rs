@@ -28,7 +28,7 @@ struct Holder {
     in_flight: Vec<(Weak<Link>, Cookie)>,
 }
 
-/// A range that nobody else changes. A thread has it.
+/// A range that no other change may touch. A thread has it.
 #[derive(Debug)]
 pub(crate) struct Turn {
     overlaps: Arc<Overlaps>,

@@ -160,7 +160,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// How long each request may take, from when it is submitted to its reply, sending it included.
+    /// How long each request may take, from when its connection begins to send it until its reply is there.
     /// It may wait as long again until there is room for it, as long again for others that change the
     /// same bytes, and as long again for a new connection. Each piece of a long read or write is a
     /// request of its own. 60 s by default; `None` waits for ever.

@@ -108,7 +108,7 @@ pub(super) fn carry_out(
         let subject = Subject::of(&request);
         report.tell(subject, execute(export, request, payload, replies));
     } else {
-        // The client is told of a failure, and nobody else.
+        // A failure is the client's to know, and is not an event.
         let _ = execute(export, request, payload, replies);
     }
 }

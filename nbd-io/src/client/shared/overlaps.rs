@@ -15,7 +15,7 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Overlaps(Mutex<RangeLocks<Option<Waker>>>);
 
-/// A range that nobody else changes, until this is dropped or the change is answered.
+/// A range that no other change may touch, until this is dropped or the change is answered.
 #[derive(Debug)]
 pub(super) struct Turn {
     overlaps: Arc<Overlaps>,
