@@ -1,4 +1,4 @@
-//! What the connections of a client have in common.
+//! What was agreed on with a server, and whether another connection agrees.
 
 use super::{Connected, Reconnect, longest};
 use nbd_proto::{BlockSizes, Command, ExportInfo, Mode, client::Context};

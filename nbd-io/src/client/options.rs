@@ -160,8 +160,8 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// How long each request may take, from when its connection begins to send it until its reply is there.
-    /// It may wait as long again until there is room for it, as long again for others that change the
+    /// How long each request may take, from when its connection begins to send it until its reply is
+    /// there. It may wait as long again until there is room for it, as long again for others that change the
     /// same bytes, and as long again for a new connection. Each piece of a long read or write is a
     /// request of its own. 60 s by default; `None` waits for ever.
     ///
@@ -265,7 +265,7 @@ impl<D: Driver> ConnectOptions<D> {
 
     /// Enters the export over a stream that the program brings: a type that the driver can
     /// [adopt](Adopt). `host` is the name that a certificate is checked against unless
-    /// [`ClientTls`](crate::tls::ClientTls) has another one. If this connection is lost, no new one is
+    /// `ClientTls` has another one. If this connection is lost, no new one is
     /// made.
     ///
     /// # Errors
