@@ -1,5 +1,7 @@
 //! What a server asks of the storage behind an export.
 
+mod forward;
+
 use nbd_proto::{
     BlockSizes, ContextName, Errno, ExportInfo, Failure, MAX_STRING, Text, TransmissionFlags,
     meta::Extent, wire::CommandFlags,
@@ -80,6 +82,11 @@ pub enum Content {
 /// let export: std::sync::Arc<dyn Export> = std::sync::Arc::new(Pattern);
 /// assert!(export.info().is_read_only());
 /// ```
+///
+/// # Wrappers
+///
+/// References, boxes and [`Arc`](std::sync::Arc)s of exports are exports. One that changes some of
+/// what another does forwards the rest by [`forward_export!`](crate::forward_export).
 pub trait Export: Send + Sync {
     /// The size in bytes, which stays the same until [`refresh`](Self::refresh) is called.
     fn size(&self) -> u64;

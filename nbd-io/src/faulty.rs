@@ -1,9 +1,7 @@
 //! Delays and failures on purpose.
 
-use crate::{Content, Export, MetaContext, ZeroMode};
-use nbd_proto::{
-    BlockSizes, Command, ContextName, Errno, Failure, Text, TransmissionFlags, meta::Extent,
-};
+use crate::{Content, Export, ZeroMode, forward_export};
+use nbd_proto::{Command, ContextName, Errno, Failure, Text, meta::Extent};
 use std::{
     ops::{ControlFlow, Range},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -237,13 +235,12 @@ impl Faults {
 }
 
 impl Export for Faulty {
-    fn size(&self) -> u64 {
-        self.export.size()
-    }
-
-    fn refresh(&self) {
-        self.export.refresh();
-    }
+    // What is asked on the way to a command, such as where holes are, meets no fault.
+    forward_export!(
+        |this| &this.export,
+        except read, read_unless_zero, read_now, may_block, write, write_zeroes, trim, cache, flush,
+        finds_zeroes, block_status
+    );
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.faults.meet(Command::Read, offset, buf.len() as u64)?;
@@ -260,18 +257,6 @@ impl Export for Faulty {
             return None;
         }
         self.export.read_now(offset, buf)
-    }
-
-    fn flags(&self) -> TransmissionFlags {
-        self.export.flags()
-    }
-
-    fn block_sizes(&self) -> BlockSizes {
-        self.export.block_sizes()
-    }
-
-    fn description(&self) -> &str {
-        self.export.description()
     }
 
     fn may_block(&self) -> bool {
@@ -306,20 +291,6 @@ impl Export for Faulty {
 
     fn finds_zeroes(&self) -> bool {
         self.export.finds_zeroes() && !self.faults.concern_reads(0, self.size())
-    }
-
-    /// Meets no fault: it is not a command, but asked on the way.
-    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
-        self.export.allocation(offset, len)
-    }
-
-    /// Meets no fault either.
-    fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
-        self.export.quick_allocation(offset, len)
-    }
-
-    fn contexts(&self) -> Vec<MetaContext> {
-        self.export.contexts()
     }
 
     fn block_status(

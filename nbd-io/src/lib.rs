@@ -28,5 +28,6 @@ pub use faulty::{Fault, Faults, Faulty};
 #[cfg(unix)]
 pub use file::File;
 pub use memory::Memory;
+pub use nbd_proto;
 pub use read_only::ReadOnly;
 pub use slice::{Slice, SliceError};

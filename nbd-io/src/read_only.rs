@@ -1,8 +1,8 @@
 //! Another export without the right to write to it.
 
-use crate::{Content, Export, MetaContext, ZeroMode};
-use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
-use std::{ops::ControlFlow, sync::Arc};
+use crate::{Export, ZeroMode, forward_export};
+use nbd_proto::{Errno, Failure, TransmissionFlags};
+use std::sync::Arc;
 
 /// Another export, as it is seen by those who may only read it.
 ///
@@ -36,25 +36,7 @@ impl ReadOnly {
 }
 
 impl Export for ReadOnly {
-    fn size(&self) -> u64 {
-        self.export.size()
-    }
-
-    fn refresh(&self) {
-        self.export.refresh();
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
-        self.export.read(offset, buf)
-    }
-
-    fn read_unless_zero(&self, offset: u64, buf: &mut [u8]) -> Result<Content, Failure> {
-        self.export.read_unless_zero(offset, buf)
-    }
-
-    fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
-        self.export.read_now(offset, buf)
-    }
+    forward_export!(|this| &this.export, except flags, write, write_zeroes, trim);
 
     fn flags(&self) -> TransmissionFlags {
         let flags = self.export.flags() | TransmissionFlags::READ_ONLY;
@@ -62,18 +44,6 @@ impl Export for ReadOnly {
             .without(TransmissionFlags::SEND_TRIM)
             .without(TransmissionFlags::SEND_WRITE_ZEROES)
             .without(TransmissionFlags::SEND_FAST_ZERO)
-    }
-
-    fn block_sizes(&self) -> BlockSizes {
-        self.export.block_sizes()
-    }
-
-    fn description(&self) -> &str {
-        self.export.description()
-    }
-
-    fn may_block(&self) -> bool {
-        self.export.may_block()
     }
 
     fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), Failure> {
@@ -86,40 +56,6 @@ impl Export for ReadOnly {
 
     fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), Failure> {
         Err(Errno::Perm.into())
-    }
-
-    fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
-        self.export.cache(offset, len)
-    }
-
-    fn flush(&self) -> Result<(), Failure> {
-        self.export.flush()
-    }
-
-    fn finds_zeroes(&self) -> bool {
-        self.export.finds_zeroes()
-    }
-
-    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
-        self.export.allocation(offset, len)
-    }
-
-    fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
-        self.export.quick_allocation(offset, len)
-    }
-
-    fn contexts(&self) -> Vec<MetaContext> {
-        self.export.contexts()
-    }
-
-    fn block_status(
-        &self,
-        context: &ContextName,
-        offset: u64,
-        len: u64,
-        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), Failure> {
-        self.export.block_status(context, offset, len, each)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A part of another export.
 
-use crate::{Content, Export, MetaContext, ZeroMode, export::check_range};
-use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};
+use crate::{Content, Export, ZeroMode, export::check_range, forward_export};
+use nbd_proto::{ContextName, Errno, Failure, meta::Extent};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// A part of another export as an export of its own, such as a partition of a disk.
@@ -101,6 +101,13 @@ impl Slice {
 }
 
 impl Export for Slice {
+    // Its size does not change, so it has nothing to refresh.
+    forward_export!(
+        |this| &this.export,
+        except size, refresh, read, read_unless_zero, read_now, write, write_zeroes, trim, cache,
+        flush, allocation, quick_allocation, block_status
+    );
+
     fn size(&self) -> u64 {
         self.len
     }
@@ -123,22 +130,6 @@ impl Export for Slice {
             }
             Err(failure) => Some(Err(failure)),
         }
-    }
-
-    fn flags(&self) -> TransmissionFlags {
-        self.export.flags()
-    }
-
-    fn block_sizes(&self) -> BlockSizes {
-        self.export.block_sizes()
-    }
-
-    fn description(&self) -> &str {
-        self.export.description()
-    }
-
-    fn may_block(&self) -> bool {
-        self.export.may_block()
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
@@ -165,10 +156,6 @@ impl Export for Slice {
         self.unshift(self.export.flush())
     }
 
-    fn finds_zeroes(&self) -> bool {
-        self.export.finds_zeroes()
-    }
-
     fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
         let offset = self.shift(offset, len, Errno::Inval)?;
         self.unshift(self.export.allocation(offset, len))
@@ -177,10 +164,6 @@ impl Export for Slice {
     fn quick_allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
         let offset = self.shift(offset, len, Errno::Inval)?;
         self.unshift(self.export.quick_allocation(offset, len))
-    }
-
-    fn contexts(&self) -> Vec<MetaContext> {
-        self.export.contexts()
     }
 
     fn block_status(
@@ -202,6 +185,7 @@ mod tests {
         Memory,
         model::{DATA, HOLE, Recorder, errno, operations, play, read, status},
     };
+    use nbd_proto::BlockSizes;
     use proptest::prelude::*;
 
     const SIZE: usize = 3 * PAGE + 700;
