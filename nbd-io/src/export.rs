@@ -392,6 +392,15 @@ impl From<CommandFlags> for ZeroMode {
     }
 }
 
+impl From<ZeroMode> for CommandFlags {
+    fn from(mode: ZeroMode) -> Self {
+        let when = |set, flag| if set { flag } else { Self::NONE };
+        when(mode.no_hole, Self::NO_HOLE)
+            | when(mode.fast, Self::FAST_ZERO)
+            | when(mode.fua, Self::FUA)
+    }
+}
+
 /// A meta context that an export has.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -213,6 +213,33 @@ impl From<crate::tls::TlsError> for Error {
     }
 }
 
+/// What an export over a client tells its own clients: what the server said, or why it could not be
+/// asked.
+///
+/// ```
+/// use nbd_io::client::Error;
+/// use nbd_proto::{Command, Errno, Failure};
+///
+/// let full = Error::Failed { command: Command::Write, source: Errno::NoSpc.into() };
+/// assert_eq!(Failure::from(full).errno, Errno::NoSpc);
+/// let late = Error::Timeout { command: Command::Read, after: std::time::Duration::from_secs(60) };
+/// assert_eq!(Failure::from(late).errno, Errno::Io);
+/// ```
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let errno = match error {
+            // That server shuts down, and not the one that passes this on.
+            Error::Failed { source, .. } if source.errno != Errno::Shutdown => return source,
+            Error::Misuse(_) => Errno::Inval,
+            _ => Errno::Io,
+        };
+        Self {
+            message: error.to_string().into(),
+            ..errno.into()
+        }
+    }
+}
+
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {

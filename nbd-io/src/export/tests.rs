@@ -216,3 +216,16 @@ fn what_never_blocks_is_read_at_once_and_nothing_else() {
     let perhaps = Sevens { may_block: true };
     assert_eq!(perhaps.read_now(0, &mut buf), None);
 }
+
+#[test]
+fn the_mode_of_zeroes_is_that_of_their_flags() {
+    for bits in 0..8 {
+        let mode = ZeroMode {
+            no_hole: bits & 1 != 0,
+            fast: bits & 2 != 0,
+            fua: bits & 4 != 0,
+        };
+        assert_eq!(ZeroMode::from(CommandFlags::from(mode)), mode);
+    }
+    assert_eq!(CommandFlags::from(ZeroMode::default()), CommandFlags::NONE);
+}

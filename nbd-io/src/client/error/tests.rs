@@ -109,3 +109,33 @@ fn the_sources_of_an_error_are_all_in_its_text_once() {
         }
     }
 }
+
+#[test]
+fn what_a_server_said_is_passed_on_and_what_kept_it_from_answering_is_not_its_own() {
+    let said = Failure {
+        message: "a scratch".into(),
+        offset: Some(7),
+        ..Errno::NoSpc.into()
+    };
+    let failed = |source: Failure| Error::Failed {
+        command: Command::Read,
+        source,
+    };
+    assert_eq!(Failure::from(failed(said.clone())), said);
+    for (error, errno) in [
+        (failed(Errno::Shutdown.into()), Errno::Io),
+        (
+            Misuse::ReadOnly {
+                command: Command::Write,
+            }
+            .into(),
+            Errno::Inval,
+        ),
+        (Error::Unflushed, Errno::Io),
+        (Error::lost(Lost::Closed), Errno::Io),
+    ] {
+        let text = error.to_string();
+        let failure = Failure::from(error);
+        assert_eq!((failure.errno, failure.message.as_str()), (errno, &*text));
+    }
+}
