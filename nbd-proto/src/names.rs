@@ -5,7 +5,7 @@
 //!
 //! [Values]: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#values
 
-use alloc::{borrow::ToOwned, string::String};
+use alloc::{borrow::ToOwned, format, string::String};
 use core::{fmt, str};
 
 /// The longest string that the protocol allows, in bytes.
@@ -160,6 +160,31 @@ impl ContextName {
     #[must_use]
     pub fn base_allocation() -> Self {
         Self("base:allocation".to_owned())
+    }
+
+    /// `qemu:dirty-bitmap:NAME`, the context of QEMU's that tells what was written since the bitmap
+    /// was started; see [`DirtyBitmap`](crate::meta::DirtyBitmap).
+    ///
+    /// ```
+    /// use nbd_proto::ContextName;
+    ///
+    /// let backup = ContextName::dirty_bitmap("backup-0")?;
+    /// assert_eq!(backup.as_str(), "qemu:dirty-bitmap:backup-0");
+    /// # Ok::<(), nbd_proto::NameError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the name has a NUL or is too long.
+    pub fn dirty_bitmap(name: &str) -> Result<Self, NameError> {
+        Self::new(format!("qemu:dirty-bitmap:{name}"))
+    }
+
+    /// `qemu:allocation-depth`, the context of QEMU's that tells in which layer of an image data is;
+    /// see [`AllocationDepth`](crate::meta::AllocationDepth).
+    #[must_use]
+    pub fn allocation_depth() -> Self {
+        Self("qemu:allocation-depth".to_owned())
     }
 
     /// The name as it is on the wire.
@@ -337,6 +362,15 @@ mod tests {
             ("qemu", "dirty-bitmap:a:b")
         );
         assert_eq!(ContextName::new("base:").unwrap().leaf(), "");
+        assert_eq!(ContextName::dirty_bitmap("a:b"), Ok(name));
+        assert!(ContextName::dirty_bitmap("a\0b").is_err());
+        let known = [
+            ContextName::base_allocation(),
+            ContextName::allocation_depth(),
+        ];
+        for known in known {
+            assert_eq!(ContextName::new(known.as_str()), Ok(known));
+        }
     }
 
     #[test]

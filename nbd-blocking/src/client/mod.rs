@@ -8,7 +8,7 @@ pub(crate) use again::ends;
 use crate::{Error, Extents, Queue, link::Call, pool::Pool};
 use nbd_io::client::{ConnectionState, Negotiated, Piece, Request, length};
 use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ExportInfo, Mode,
+    BlockSizes, Command, CommandFlags, ContextName, ExportInfo, Mode,
     client::{Context, ContextExtents},
 };
 use std::{
@@ -95,6 +95,19 @@ impl Client {
     #[must_use]
     pub fn contexts(&self) -> &[Context] {
         &self.facts().contexts
+    }
+
+    /// Whether a meta context was selected.
+    #[must_use]
+    pub fn has_context(&self, name: &ContextName) -> bool {
+        self.context_id(name).is_some()
+    }
+
+    /// The number of a meta context, which names it in [`ContextExtents`] and in
+    /// [`block_status_of`](Self::block_status_of); `None` if it was not selected.
+    #[must_use]
+    pub fn context_id(&self, name: &ContextName) -> Option<u32> {
+        self.facts().context_id(name)
     }
 
     /// The block sizes that hold, in bytes; what is usual if the server told none.

@@ -65,6 +65,8 @@ pub struct NegotiationConfig {
     pub tls: TlsPolicy,
     /// Meta contexts to select. Those that the server does not have are left out.
     pub contexts: Vec<ContextName>,
+    /// Those of them without which the export is not entered.
+    pub required_contexts: Vec<ContextName>,
     /// What to ask for beside the export's size, flags and block sizes.
     pub infos: InfoSet,
     /// Whether to ask for structured replies. Without them no context can be selected.
@@ -84,6 +86,7 @@ impl NegotiationConfig {
             export,
             tls: TlsPolicy::Never,
             contexts: Vec::new(),
+            required_contexts: Vec::new(),
             infos: InfoSet::ALL,
             structured_replies: true,
             extended_headers: true,

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::transport::{DriveError, Transport};
 use nbd_proto::{
-    Error, ExportName, Misuse, Mode, OptionError,
-    client::{Go, Transmission},
+    ContextName, Error, ExportName, Misuse, Mode, OptionError,
+    client::{Context, Go, Transmission},
     wire::OptionReplyCode,
 };
 use std::{fmt, io};
@@ -91,6 +91,14 @@ pub enum NegotiationError {
         /// The export.
         name: ExportName,
     },
+    /// A meta context is required that cannot be selected.
+    #[error("the meta context {name} is required, and {why}")]
+    NoContext {
+        /// The context.
+        name: ContextName,
+        /// Why it cannot be selected.
+        why: &'static str,
+    },
     /// The connection failed before.
     #[error("the connection failed before")]
     Over,
@@ -150,6 +158,7 @@ where
         // In a box, because everything above it would move a future of its size.
         Greeted::FixedNewstyle(exchange) => Box::pin(haggle(exchange, config)).await,
         Greeted::Newstyle(transport, newstyle) => {
+            require(config, &[], TOO_OLD)?;
             enter_newstyle(transport, newstyle, &config.export).await
         }
         Greeted::Oldstyle(_, _) if !config.export.is_default() => {
@@ -157,11 +166,14 @@ where
                 name: config.export.clone(),
             })
         }
-        Greeted::Oldstyle(transport, oldstyle) => Ok(Connected {
-            transport,
-            transmission: oldstyle.accept(),
-            encrypted: false,
-        }),
+        Greeted::Oldstyle(transport, oldstyle) => {
+            require(config, &[], TOO_OLD)?;
+            Ok(Connected {
+                transport,
+                transmission: oldstyle.accept(),
+                encrypted: false,
+            })
+        }
     }
 }
 
@@ -206,11 +218,37 @@ async fn prepare<T: Transport, S>(
     if config.structured_replies && exchange.mode() == Mode::Simple {
         overlook(exchange.structured_reply().await)?;
     }
-    if !config.contexts.is_empty() && exchange.mode() != Mode::Simple {
-        let selecting = exchange.set_meta_context(&config.export, &config.contexts);
-        overlook(Box::pin(selecting).await.map(drop))?;
+    if config.contexts.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    if exchange.mode() == Mode::Simple {
+        return require(config, &[], "there are no structured replies");
+    }
+    let selecting = exchange.set_meta_context(&config.export, &config.contexts);
+    match Box::pin(selecting).await {
+        Ok(selected) => require(config, &selected, "the export does not have it"),
+        Err(error) if config.required_contexts.is_empty() => overlook(Err(error)),
+        Err(error) => Err(error),
+    }
+}
+
+const TOO_OLD: &str = "the server speaks a protocol without meta contexts";
+
+/// Fails unless every required context was selected.
+fn require(
+    config: &NegotiationConfig,
+    selected: &[Context],
+    why: &'static str,
+) -> Result<(), NegotiationError> {
+    let is_selected = |name: &&ContextName| selected.iter().any(|c| c.name.as_ref() == Some(name));
+    let mut required = config.required_contexts.iter();
+    match required.find(|name| !is_selected(name)) {
+        Some(name) => Err(NegotiationError::NoContext {
+            name: name.clone(),
+            why,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// A refusal of something optional is no failure, unless nothing else can be expected of the

@@ -1,7 +1,7 @@
 //! What was agreed on with a server, and whether another connection agrees.
 
 use super::{Connected, Reconnect, longest};
-use nbd_proto::{BlockSizes, Command, ExportInfo, Mode, client::Context};
+use nbd_proto::{BlockSizes, Command, ContextName, ExportInfo, Mode, client::Context};
 
 /// What does not change during transmission, and is the same on all connections of a client.
 #[derive(Clone, Debug)]
@@ -43,6 +43,14 @@ impl Negotiated {
             max_zeroes: longest(transmission, Command::WriteZeroes),
             max_range: transmission.max_len(Command::Trim),
         }
+    }
+
+    /// The number of a meta context in replies, if it was selected.
+    #[must_use]
+    pub fn context_id(&self, name: &ContextName) -> Option<u32> {
+        let mut contexts = self.contexts.iter();
+        let found = contexts.find(|context| context.name.as_ref() == Some(name));
+        found.map(|context| context.id)
     }
 
     /// What another connection to the same export does not have in common with this one. An

@@ -76,10 +76,20 @@ impl<D: Driver> ConnectOptions<D> {
     }
 
     /// Selects one more meta context. One that the server does not have is left out; the client's
-    /// `contexts` tell which it has.
+    /// `has_context` tells whether it has one.
     #[must_use]
     pub fn context(mut self, name: ContextName) -> Self {
         self.config_mut().negotiation.contexts.push(name);
+        self
+    }
+
+    /// Selects one more meta context, without which the export is of no use: connecting fails if the
+    /// server does not have it.
+    #[must_use]
+    pub fn require_context(mut self, name: ContextName) -> Self {
+        let negotiation = &mut self.config_mut().negotiation;
+        negotiation.contexts.push(name.clone());
+        negotiation.required_contexts.push(name);
         self
     }
 

@@ -2,13 +2,25 @@
 
 use crate::client::{Error, Negotiated};
 use nbd_proto::{
-    Command, Errno, Failure,
+    Command, ContextName, Errno, Failure,
     client::{Context, ContextExtents},
-    meta::Extent,
+    meta::{Allocation, Extent},
 };
-use std::{collections::VecDeque, ops::Range, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 /// A stretch of an export on which no meta context changes.
+///
+/// ```
+/// use nbd_io::client::Stretch;
+/// use nbd_proto::{ContextName, meta::DirtyBitmap};
+///
+/// /// Whether a backup has to copy it.
+/// fn is_to_be_copied(stretch: &Stretch, bitmap: &ContextName) -> Option<bool> {
+///     let dirty = DirtyBitmap::new(stretch.status_of(bitmap)?).is_dirty();
+///     let zero = stretch.allocation().is_some_and(|allocation| allocation.is_zero());
+///     Some(dirty && !zero)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stretch {
     /// Where it starts, in bytes.
@@ -16,7 +28,31 @@ pub struct Stretch {
     /// Its length in bytes.
     pub len: u64,
     /// What each context says, in the order in which they were selected less the hidden ones.
+    /// Contexts that the server does not have are not among them: [`status_of`](Self::status_of)
+    /// finds one by its name.
     pub status: Vec<u64>,
+    /// Whose they are.
+    contexts: Arc<[ContextName]>,
+}
+
+impl Stretch {
+    /// What a context says; `None` if it was not selected.
+    #[must_use]
+    pub fn status_of(&self, context: &ContextName) -> Option<u64> {
+        let place = self.contexts.iter().position(|name| name == context)?;
+        self.status.get(place).copied()
+    }
+
+    /// What `base:allocation` says; `None` if it was not selected.
+    #[must_use]
+    pub fn allocation(&self) -> Option<Allocation> {
+        let status = self.status_of(&ContextName::base_allocation())?;
+        Some(Allocation::new(status))
+    }
+
+    fn says(&self, other: &Self) -> bool {
+        self.status == other.status && self.contexts == other.contexts
+    }
 }
 
 /// What a walk along the extents of a range needs next.
@@ -58,6 +94,8 @@ pub struct Stretches {
     last: Option<Stretch>,
     /// Answers since a stretch was ready.
     answers: u32,
+    /// The contexts of the last answer, in its order.
+    contexts: Arc<[ContextName]>,
 }
 
 impl Stretches {
@@ -86,6 +124,7 @@ impl Stretches {
             ready: refused.into_iter().collect(),
             last: None,
             answers: 0,
+            contexts: Arc::default(),
         }
     }
 
@@ -160,6 +199,11 @@ impl Stretches {
             });
             return;
         }
+        let ids = contexts.iter().map(|context| context.id);
+        let names = ids.filter_map(|id| order.iter().find(|known| known.id == id)?.name.as_ref());
+        if !names.clone().eq(&*self.contexts) {
+            self.contexts = names.cloned().collect();
+        }
         let mut lists: Vec<_> = contexts
             .iter()
             .map(|ContextExtents { extents, .. }| extents.iter().copied())
@@ -174,6 +218,7 @@ impl Stretches {
                 offset: self.rest.start,
                 len: shortest,
                 status: current.iter().map(|extent| extent.status).collect(),
+                contexts: self.contexts.clone(),
             });
             self.rest.start += shortest;
             for (extent, rest) in current.iter_mut().zip(&mut lists) {
@@ -203,7 +248,7 @@ impl Stretches {
         stretch.offset = start;
         stretch.len = end - start;
         match &mut self.last {
-            Some(last) if last.status == stretch.status => last.len += stretch.len,
+            Some(last) if last.says(&stretch) => last.len += stretch.len,
             last => self.ready.extend(last.replace(stretch).map(Ok)),
         }
     }
@@ -244,6 +289,7 @@ mod tests {
                         offset,
                         len,
                         status,
+                        ..
                     } = item.unwrap();
                     items.push((offset, len, status));
                 }
@@ -280,6 +326,36 @@ mod tests {
         let answer = vec![context(1, &[(u64::MAX, 3)]), context(2, &[(9000, 1)])];
         walk.take(Ok(answer), &facts);
         assert_eq!(known(&mut walk), (vec![(2048, 3072, vec![3, 1])], None));
+    }
+
+    #[test]
+    fn a_status_is_found_by_the_name_of_its_context() {
+        let mut facts = selected(1);
+        let base = Context {
+            id: 9,
+            name: Some(ContextName::base_allocation()),
+        };
+        // One that was not asked for, and of which nothing is reported.
+        facts.contexts.insert(0, Context { id: 4, name: None });
+        facts.contexts.push(base);
+        let mut walk = Stretches::new(&facts, 0..100);
+        let answer = vec![
+            context(9, &[(100, Allocation::ZERO)]),
+            context(2, &[(100, 22)]),
+            context(1, &[(100, 11)]),
+        ];
+        walk.take(Ok(answer), &facts);
+        let ExtentStep::Item(Ok(stretch)) = walk.step() else {
+            panic!("no stretch");
+        };
+        let name = |name| ContextName::new(name).unwrap();
+        assert_eq!(stretch.status, [11, 22, Allocation::ZERO]);
+        assert_eq!(stretch.status_of(&name("x:one")), Some(11));
+        assert_eq!(stretch.status_of(&name("x:two")), Some(22));
+        assert_eq!(stretch.status_of(&name("x:three")), None);
+        assert!(stretch.allocation().is_some_and(Allocation::is_zero));
+        assert_eq!(facts.context_id(&name("x:two")), Some(2));
+        assert_eq!(facts.context_id(&name("x:three")), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ExportInfo, Mode,
+    BlockSizes, Command, CommandFlags, ContextName, ExportInfo, Mode,
     client::{Context, ContextExtents},
 };
 use std::{
@@ -124,6 +124,19 @@ impl<R: Network> Client<R> {
     #[must_use]
     pub fn contexts(&self) -> &[Context] {
         &self.facts().contexts
+    }
+
+    /// Whether a meta context was selected.
+    #[must_use]
+    pub fn has_context(&self, name: &ContextName) -> bool {
+        self.context_id(name).is_some()
+    }
+
+    /// The number of a meta context, which names it in [`ContextExtents`] and in
+    /// [`block_status_of`](Self::block_status_of); `None` if it was not selected.
+    #[must_use]
+    pub fn context_id(&self, name: &ContextName) -> Option<u32> {
+        self.facts().context_id(name)
     }
 
     /// The block sizes that hold, in bytes; what is usual if the server told none.

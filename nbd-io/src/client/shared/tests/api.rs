@@ -225,6 +225,35 @@ fn every_command_is_carried_out() {
 }
 
 #[test]
+fn a_meta_context_that_is_required_and_not_there_is_an_error_at_connecting() {
+    let sim = Sim::new(8);
+    host(&sim, Arc::new(memory(512)), Cut::Random, false);
+    sim.run(async {
+        let base = ContextName::base_allocation();
+        let bitmap = ContextName::dirty_bitmap("b").unwrap();
+        let wished = options(&sim).context(bitmap.clone());
+        let client = wished.connect("nbd://localhost").await.unwrap();
+        assert!(client.has_context(&base) && !client.has_context(&bitmap));
+        assert_eq!(client.context_id(&base), Some(client.contexts()[0].id));
+        let required = options(&sim).require_context(base.clone());
+        assert!(required.connect("nbd://localhost").await.is_ok());
+        for (options, why) in [
+            (
+                required.clone().require_context(bitmap),
+                "the export does not have it",
+            ),
+            (
+                required.extended_headers(false).structured_replies(false),
+                "there are no structured replies",
+            ),
+        ] {
+            let error = options.connect("nbd://localhost").await.unwrap_err();
+            assert!(error.to_string().ends_with(why), "{error}");
+        }
+    });
+}
+
+#[test]
 fn extents_are_walked_to_the_end_of_the_range() {
     // C-246, C-247
     let sim = Sim::new(7);
@@ -239,6 +268,7 @@ fn extents_are_walked_to_the_end_of_the_range() {
                 offset,
                 len,
                 status,
+                ..
             } = stretch.unwrap();
             stretches.push((offset, len, status[0]));
         }
