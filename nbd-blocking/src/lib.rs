@@ -11,6 +11,7 @@ mod overlaps;
 mod patience;
 mod pool;
 mod queue;
+mod remote;
 pub mod server;
 mod stream;
 #[cfg(feature = "tls-base")]
@@ -35,6 +36,7 @@ pub use nbd_proto::{
     meta,
 };
 pub use queue::{Completion, Queue};
+pub use remote::Remote;
 pub use stream::Negotiating;
 pub use {nbd_io, nbd_proto};
 

@@ -8,6 +8,7 @@
 
 mod faults;
 mod kernel;
+mod remote;
 mod runtime;
 #[path = "../../../interop/adapters/serving/mod.rs"]
 mod serving;
