@@ -322,7 +322,7 @@ fn a_queue_ends_with_its_connection_and_a_new_one_works() {
 }
 
 #[test]
-fn an_answer_counts_when_it_comes_whoever_looks_at_it() {
+fn a_reply_counts_when_it_arrives_whichever_caller_reads_it() {
     // C-192
     within(10, || {
         let machine = Machine::start();

@@ -1,9 +1,9 @@
 use super::*;
 
-/// Extents of the given lengths and statuses, told one by one.
-struct Told(Vec<Extent>);
+/// Extents of the given lengths and statuses, reported one by one.
+struct Listed(Vec<Extent>);
 
-impl Export for Told {
+impl Export for Listed {
     fn size(&self) -> u64 {
         self.0.iter().map(|extent| extent.len).sum()
     }
@@ -29,9 +29,9 @@ impl Export for Told {
     }
 }
 
-fn told(extents: &[(u64, u64)]) -> Told {
+fn listed(extents: &[(u64, u64)]) -> Listed {
     let extents = extents.iter();
-    Told(
+    Listed(
         extents
             .map(|&(len, status)| Extent { len, status })
             .collect(),
@@ -59,7 +59,7 @@ fn status(
 
 #[test]
 fn block_status_merges_equal_neighbours_and_covers_the_range() {
-    let export = told(&[(10, 0), (20, 0), (5, 3), (7, 3), (1, 0), (9, 1)]);
+    let export = listed(&[(10, 0), (20, 0), (5, 3), (7, 3), (1, 0), (9, 1)]);
     assert_eq!(
         status(&export, 0, 52, usize::MAX).unwrap(),
         [(30, 0), (12, 3), (1, 0), (9, 1)]
@@ -74,7 +74,7 @@ fn block_status_merges_equal_neighbours_and_covers_the_range() {
 
 #[test]
 fn block_status_ends_where_the_caller_has_enough() {
-    let export = told(&[(10, 0), (20, 0), (5, 3), (7, 3), (1, 0), (9, 1)]);
+    let export = listed(&[(10, 0), (20, 0), (5, 3), (7, 3), (1, 0), (9, 1)]);
     assert_eq!(status(&export, 0, 52, 1).unwrap(), [(30, 0)]);
     assert_eq!(status(&export, 0, 52, 2).unwrap(), [(30, 0), (12, 3)]);
 }
@@ -82,14 +82,14 @@ fn block_status_ends_where_the_caller_has_enough() {
 #[test]
 fn block_status_asks_a_bounded_number_of_times() {
     let alternating: Vec<_> = (0..2 * MAX_QUERIES as u64).map(|n| (1, n % 2)).collect();
-    let export = told(&alternating);
+    let export = listed(&alternating);
     let extents = status(&export, 0, export.size(), usize::MAX).unwrap();
     assert_eq!(extents, alternating[..MAX_QUERIES]);
 }
 
 #[test]
 fn an_empty_extent_is_an_error_and_not_an_endless_loop() {
-    let export = told(&[(10, 0), (0, 1), (5, 3)]);
+    let export = listed(&[(10, 0), (0, 1), (5, 3)]);
     let failure = status(&export, 0, 15, usize::MAX).unwrap_err();
     assert_eq!((failure.errno, failure.offset), (Errno::Io, Some(10)));
 }
@@ -97,15 +97,15 @@ fn an_empty_extent_is_an_error_and_not_an_endless_loop() {
 #[test]
 fn a_context_that_the_export_does_not_have_is_einval() {
     let context = ContextName::new("qemu:dirty-bitmap:x").unwrap();
-    let failure = told(&[(10, 0)])
-        .block_status(&context, 0, 10, &mut |_| panic!("nothing to tell"))
+    let failure = listed(&[(10, 0)])
+        .block_status(&context, 0, 10, &mut |_| panic!("no extent to report"))
         .unwrap_err();
     assert_eq!(failure.errno, Errno::Inval);
 }
 
 #[test]
 fn the_smallest_back_end_is_coherent() {
-    let export: &dyn Export = &told(&[(10, 0)]);
+    let export: &dyn Export = &listed(&[(10, 0)]);
     let info = export.info();
     assert!(info.is_read_only() && !info.can_flush() && !info.can_multi_conn());
     assert_eq!(info.block_sizes, Some(BlockSizes::UNKNOWN));
@@ -127,7 +127,7 @@ fn the_smallest_back_end_is_coherent() {
 }
 
 #[test]
-fn only_flags_that_go_together_are_told() {
+fn only_consistent_flags_are_advertised() {
     // S-094
     let all = TransmissionFlags::from_bits(0xffff);
     let read_only = coherent(all);
@@ -139,7 +139,7 @@ fn only_flags_that_go_together_are_told() {
 }
 
 #[test]
-fn a_description_is_cut_to_what_can_be_sent() {
+fn a_description_is_cut_to_the_longest_that_can_be_sent() {
     assert_eq!(sendable(""), None);
     assert_eq!(sendable("\0x"), None);
     assert_eq!(sendable("one\0two"), Some("one".into()));
@@ -191,7 +191,7 @@ fn ranges_are_checked_without_overflow() {
 }
 
 #[test]
-fn what_never_blocks_is_read_at_once_and_nothing_else() {
+fn only_exports_that_never_block_are_read_at_once() {
     struct Sevens {
         may_block: bool,
     }

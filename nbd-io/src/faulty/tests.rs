@@ -25,7 +25,7 @@ fn scratch() -> Fault {
     Fault::failure(Errno::Io, "a scratch")
 }
 
-/// Which calls fail of one for each command.
+/// The commands whose calls fail.
 fn failing(disk: &Faulty) -> Vec<Command> {
     let buf = &mut [0; 512];
     let context = ContextName::base_allocation();
@@ -56,11 +56,11 @@ fn without_faults_everything_is_passed_on() {
 }
 
 #[test]
-fn what_fails_is_not_passed_on() {
+fn a_failing_command_is_not_passed_on() {
     let recorder = Arc::new(Recorder::default());
     let faults = Faults::new();
     let disk = Faulty::new(recorder.clone(), faults.clone());
-    // A read does meet this one, which is why nothing is read at once.
+    // A read meets this fault, which is why nothing is read at once.
     faults.add(scratch().skipping(1));
     assert_eq!(disk.read(0, &mut [0; 8]), Ok(()));
     assert!(!disk.finds_zeroes());
@@ -89,7 +89,7 @@ fn each_command_has_its_own_faults() {
 }
 
 #[test]
-fn a_fault_in_a_range_is_met_by_what_touches_it() {
+fn a_fault_in_a_range_hits_requests_that_touch_it() {
     let (disk, faults) = disk();
     faults.add(scratch().touching(4096..8192));
     for (offset, len, expected) in [
@@ -139,7 +139,7 @@ fn holes_are_read_while_reads_may_fail() {
     assert_eq!(disk.read_now(0, &mut [0; 512]), Some(Ok(())));
     assert_eq!(disk.read_now(4096, &mut [0; 512]), None);
     assert_eq!(errno(disk.read(4096, &mut [0; 512])), Errno::Io);
-    // It was met, and will not be again.
+    // The fault was met, and will not be again.
     assert!(disk.finds_zeroes());
     assert_eq!(disk.read_now(4096, &mut [0; 512]), Some(Ok(())));
 }
@@ -161,7 +161,7 @@ fn delays_add_up_until_something_fails() {
 }
 
 #[test]
-fn who_hangs_goes_on_when_the_faults_are_cleared() {
+fn hung_requests_go_on_when_the_faults_are_cleared() {
     let (disk, faults) = disk();
     faults.add(Fault::hang().on(Command::Write));
     faults.add(scratch());
@@ -173,7 +173,7 @@ fn who_hangs_goes_on_when_the_faults_are_cleared() {
         while faults.hits() < 2 {
             thread::yield_now();
         }
-        // Others are not held up.
+        // Other requests are not held up.
         assert_eq!(errno(disk.read(0, &mut [0])), Errno::Io);
         assert!(writes.iter().all(|write| !write.is_finished()));
         faults.clear();

@@ -45,7 +45,7 @@ fn empty(directory: &TempDir, len: u64) -> PathBuf {
 fn full(directory: &TempDir, len: usize) -> PathBuf {
     let path = empty(directory, 0);
     fs::write(&path, vec![7; len]).unwrap();
-    // A file system may take its time to find a place for them.
+    // A file system may allocate blocks only later.
     fs::File::open(&path).unwrap().sync_all().unwrap();
     path
 }
@@ -60,7 +60,7 @@ fn shorten(path: &Path, len: u64) {
     file.set_len(len).unwrap();
 }
 
-/// Takes away what the file system can do, where the bits say so.
+/// Switches off operations of the file system by these bits.
 fn hampered(mut export: File, can: [bool; 6]) -> File {
     let abilities = [
         &mut export.punch_hole,
@@ -77,7 +77,7 @@ fn hampered(mut export: File, can: [bool; 6]) -> File {
 }
 
 proptest! {
-    // Each brings things onto a real disk.
+    // Each case writes to a real disk.
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
@@ -109,8 +109,8 @@ fn any_size_works_up_to_its_last_byte() {
         for size in [0, 1, 511, 513, 4097, 100_001, (1 << 40) + 3] {
             let export = File::open(empty(&directory, size)).unwrap();
             assert_eq!((export.size(), export.info().size), (size, size));
-            let told: u64 = status(&export, 0, size).iter().map(|extent| extent.0).sum();
-            assert_eq!(told, size);
+            let reported: u64 = status(&export, 0, size).iter().map(|extent| extent.0).sum();
+            assert_eq!(reported, size);
             assert_eq!(errno(export.read(size, &mut [0])), Errno::Inval);
             assert_eq!(errno(export.write(size, &[0], true)), Errno::NoSpc);
             if size > 0 {
@@ -144,7 +144,7 @@ fn a_file_that_shrank_is_an_error_and_never_zeroes() {
         let failure = export.read(50_000, &mut buf[..1]).unwrap_err();
         assert_eq!(failure.offset, Some(50_000));
         assert_eq!(read(&export, 0, 10_000), [7; 10_000]);
-        // Neither hints nor zeroes by the file system bring back what was cut off.
+        // Neither hints nor zeroes by the file system bring back the truncated end.
         export.trim(20_000, 10_000, false).unwrap();
         for no_hole in [false, true] {
             let _ = export.write_zeroes(30_000, 10_000, ZeroMode { no_hole, ..FAST });
@@ -220,7 +220,8 @@ fn fast_zeroes_are_refused_before_anything_is_changed() {
             let refused = export.write_zeroes(0, SIZE as u64, mode);
             assert_eq!(errno(refused), Errno::NotSup);
             assert!(fs::read(&path).unwrap() == [7; SIZE]);
-            // A device that is sent all zeroes may have that done for it, but not fast.
+            // A device that is sent all zeroes may have its own command for that, but not a fast
+            // one.
             let mut export = File::open(&path).unwrap();
             (export.fast_zeroes, export.punch_hole) = (false, Ability::new(false));
             let refused = export.write_zeroes(0, SIZE as u64, mode);
@@ -248,7 +249,7 @@ fn fast_zeroes_are_made_where_the_file_system_can() {
             no_hole: true,
             ..FAST
         };
-        // That one in memory has no call for these.
+        // A file system in memory has no call for these.
         match export.write_zeroes(100, 20_000, mode) {
             Ok(()) => assert!(is_zero(&read(&export, 100, 20_000))),
             Err(failure) => {
@@ -305,7 +306,7 @@ fn a_file_in_memory_is_not_waited_for() {
 }
 
 #[test]
-fn what_lies_in_the_cache_is_read_at_once() {
+fn cached_data_is_read_at_once() {
     for directory in directories() {
         let path = full(&directory, SIZE);
         let export = File::open(&path).unwrap();
@@ -325,7 +326,7 @@ fn what_lies_in_the_cache_is_read_at_once() {
 }
 
 #[test]
-fn writes_are_seen_by_others_who_have_the_file_open() {
+fn writes_are_seen_through_other_file_descriptors() {
     // S-223, S-095
     for directory in directories() {
         let path = empty(&directory, 1 << 20);
@@ -344,7 +345,7 @@ fn writes_are_seen_by_others_who_have_the_file_open() {
     clippy::disallowed_methods,
     reason = "the threads that use it are others'"
 )]
-fn threads_are_told_of_no_hole_where_they_wrote() {
+fn no_hole_is_reported_where_a_thread_wrote() {
     // S-217, S-219
     const BLOCKS: u64 = 64;
     for directory in directories() {

@@ -33,7 +33,7 @@ proptest! {
 }
 
 #[test]
-fn zeroes_are_told_of_where_no_page_has_data() {
+fn zeroes_are_reported_where_no_page_has_data() {
     let export = Memory::new(4 << 20);
     let page = PAGE as u64;
     export.write(2 * page, &[7; PAGE], false).unwrap();
@@ -69,7 +69,7 @@ fn zeroes_are_told_of_where_no_page_has_data() {
 }
 
 #[test]
-fn a_tebibyte_costs_what_was_written() {
+fn a_tebibyte_costs_only_its_written_pages() {
     const SIZE: u64 = 1 << 40;
     let export = Memory::new(SIZE);
     assert_eq!(export.allocated(), 0);
@@ -117,7 +117,7 @@ fn the_largest_sizes_work_up_to_their_last_byte() {
 }
 
 #[test]
-fn nothing_is_touched_outside_of_what_was_trimmed() {
+fn nothing_outside_of_a_trimmed_range_is_touched() {
     // S-224
     let export = Memory::new(4 * PAGE_LEN);
     export.write(0, &[7; 4 * PAGE], false).unwrap();
@@ -161,13 +161,13 @@ fn zeroes_without_a_hole_are_allocated() {
         status(&export, 0, 8 * PAGE_LEN),
         [(PAGE_LEN, DATA), (3 * PAGE_LEN, ZERO), (4 * PAGE_LEN, HOLE)]
     );
-    // What is written to with zeroes may still be told as data, and as allocated.
+    // A range that is written with zeroes may still be reported as data, and as allocated.
     export.write(PAGE_LEN, &[0; PAGE], false).unwrap();
     assert_eq!(export.allocated(), 4 * PAGE_LEN);
 }
 
 #[test]
-fn what_is_no_hole_has_room_for_every_later_write() {
+fn zeroes_without_a_hole_have_room_for_every_later_write() {
     // S-217
     let export = Memory::new(8 * PAGE_LEN).with_limit(2 * PAGE_LEN + 1);
     export.write_zeroes(0, PAGE_LEN, NO_HOLE).unwrap();
@@ -201,7 +201,7 @@ fn zeroes_that_have_no_room_use_up_none() {
 }
 
 #[test]
-fn a_long_run_is_told_in_pieces_that_are_merged() {
+fn a_long_run_is_reported_in_pieces_that_are_merged() {
     let len = (MAX_SCAN + 10) * PAGE_LEN;
     let export = Memory::new(len + PAGE_LEN);
     export.write_zeroes(0, len, NO_HOLE).unwrap();
@@ -216,7 +216,7 @@ fn a_long_run_is_told_in_pieces_that_are_merged() {
 }
 
 #[test]
-fn holes_are_told_up_to_the_next_page_of_any_stripe() {
+fn holes_are_reported_up_to_the_next_page_of_any_stripe() {
     let export = Memory::new(1000 * PAGE_LEN);
     for page in [3, 64, 65, 130, 131, 700] {
         export.write(page * PAGE_LEN, &[1], false).unwrap();
@@ -242,12 +242,12 @@ fn holes_are_told_up_to_the_next_page_of_any_stripe() {
     assert_eq!(
         status(&export, 3 * PAGE_LEN + 1, 10),
         [(10, DATA)],
-        "an extent does not pass the end of what was asked"
+        "an extent does not pass the end of its request"
     );
 }
 
 #[test]
-fn a_read_only_export_keeps_what_it_has() {
+fn a_read_only_export_refuses_every_change() {
     let export = Memory::new(PAGE_LEN);
     export.write(0, b"kept", false).unwrap();
     let export = export.read_only();
@@ -325,8 +325,8 @@ fn threads_see_whole_sectors_and_their_own_writes() {
                     for sector in read(export, sector * 512, 16 * 512).chunks(512) {
                         assert!(sector.iter().all(|byte| *byte == sector[0]), "torn");
                     }
-                    let told: u64 = status(export, 0, export.size()).iter().map(|e| e.0).sum();
-                    assert_eq!(told, export.size());
+                    let reported: u64 = status(export, 0, export.size()).iter().map(|e| e.0).sum();
+                    assert_eq!(reported, export.size());
                 }
             });
         }

@@ -1,4 +1,4 @@
-//! What each side accepts of the other, in handshakes in memory.
+//! Certificates and settings that each side accepts, in handshakes in memory.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -41,7 +41,7 @@ struct Leaf {
 }
 
 impl Leaf {
-    /// With the certificates in between behind it.
+    /// With the intermediate certificates behind it.
     fn new(serial: u64, issuer: &Authority, between: &[&Authority]) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([NAME.to_owned()]).unwrap();
@@ -55,7 +55,7 @@ impl Leaf {
         }
     }
 
-    /// What `openssl req -x509` makes: signed with its own key, and an authority.
+    /// A certificate as of `openssl req -x509`: signed with its own key, and an authority.
     fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = ca(NAME);
         params.key_usages = Vec::new();
@@ -79,7 +79,7 @@ impl Leaf {
     }
 }
 
-/// A list of an authority's, of the certificates with these numbers.
+/// A revocation list of an authority with these serial numbers.
 fn list(issuer: &Authority, revoked: &[u64]) -> String {
     let revoked_certs = revoked.iter().map(|&serial| RevokedCertParams {
         serial_number: SerialNumber::from(serial),

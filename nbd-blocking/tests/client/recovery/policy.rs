@@ -26,7 +26,7 @@ fn not_restored(error: Error) -> (u32, Arc<Error>) {
 }
 
 #[test]
-fn an_export_that_comes_back_as_another_one_is_refused_and_told() {
+fn an_export_that_comes_back_changed_is_refused_and_reported() {
     // H-039
     within(10, || {
         let host = Host::start(|number, peer| {

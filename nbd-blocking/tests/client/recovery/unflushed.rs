@@ -45,7 +45,7 @@ fn what_was_written_last_is_there_after_a_crash_whoever_looks_first() {
 }
 
 #[test]
-fn a_write_that_nobody_waits_for_is_kept_too() {
+fn a_write_that_is_not_awaited_is_kept_too() {
     within(10, || {
         let machine = Machine::start();
         let client = connect(&machine, 1 << 20);

@@ -20,7 +20,7 @@ fn content(offset: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// What became of tickets, in order.
+/// What happened to tickets, in order.
 #[derive(Debug, Default)]
 struct Log {
     answered: Vec<u64>,
@@ -55,7 +55,7 @@ enum Act {
     Submit(usize, Kind, usize),
     /// One of the requests that the server has, and whether it fails.
     Answer(usize, bool),
-    /// So many bytes, read by this owner.
+    /// A number of bytes, read by this owner.
     Deliver(usize, usize),
     Pass(u64),
     Leave(usize),
@@ -92,7 +92,7 @@ struct Known {
     offset: u64,
     len: usize,
     due: Duration,
-    /// Its owner has its result, or is gone.
+    /// The owner has its result, or is gone.
     over: bool,
     /// The server has sent its reply, or a part.
     fails: Option<bool>,
@@ -107,8 +107,8 @@ struct Bench {
     lent: Vec<Vec<u8>>,
     known: Vec<Known>,
     chunks: bool,
-    /// What the server has sent and nobody has read, where in it replies and chunks end, and the
-    /// tags of the replies.
+    /// Bytes that the server has sent and that are unread, where replies and chunks end in them,
+    /// and the tags of the replies.
     wire: Vec<u8>,
     ends: VecDeque<usize>,
     replies: Vec<u64>,
@@ -148,7 +148,7 @@ impl Bench {
         let offset = self.tags * 4096;
         let (command, weight, sink) = match kind {
             Kind::Owned => (Command::Read, len as u64, Sink::Owned(vec![0; len])),
-            // Each place in the buffer is that of one slot.
+            // Each place in the buffer belongs to one slot.
             Kind::Lent => (Command::Read, len as u64, Sink::lent(0)),
             Kind::Trim => (Command::Trim, 0, Sink::None),
             Kind::Flush => (Command::Flush, 0, Sink::None),
@@ -162,7 +162,7 @@ impl Bench {
         };
         let none = CommandFlags::NONE;
         let submitted = self.engine.submit(
-            // The time of some begins a little later.
+            // Some timeouts begin a little later.
             Some(self.now).filter(|_| len != 512),
             self.owners[owner],
             submission,
@@ -224,7 +224,7 @@ impl Bench {
             }
             (true, true) => self.chunk(1, 0x8001, cookie, &[0, 0, 0, 5, 0, 0]),
             (true, false) => {
-                // In one piece or in two of which the second one may come first.
+                // In one piece, or in two that may come in reverse order.
                 let cut = [0, len / 2][pick / 8 % 2];
                 let mut parts = [0..cut, cut..len];
                 if pick / 16 % 2 == 1 {
@@ -256,7 +256,7 @@ impl Bench {
         if self.wire.is_empty() || self.engine.lost().is_some() {
             return;
         }
-        // Some are read by a task that has no buffer.
+        // Some bytes are read by a task that has no buffer.
         let mut by = Some(reader).filter(|_| !n.is_multiple_of(3));
         let mut plan = self.plan(by);
         if let ReadPlan::HandOver(to) = plan {
@@ -272,7 +272,7 @@ impl Bench {
     }
 
     fn deliver_as_planned(&mut self, plan: &ReadPlan, by: Option<usize>, n: usize) {
-        // Often just a reply or a chunk has come.
+        // Often only one reply or chunk has arrived.
         let n = if n.is_multiple_of(2) { self.ends[0] } else { n };
         let mut left = &self.wire[..n.min(self.wire.len())];
         let beside = self.engine.beside();
@@ -306,12 +306,12 @@ impl Bench {
         assert!(self.engine.received(plan, read, &mut self.inbox, reader));
     }
 
-    /// Takes what is complete, and compares it with what the model knows.
+    /// Takes complete replies, and compares them with the model.
     fn settle(&mut self) {
         if self.engine.has_untimed() {
             self.engine.begin_time(self.now);
         }
-        // However often it was wrong, it goes on to expect replies.
+        // However often the guess was wrong, the engine goes on to expect replies.
         self.engine.is_split = false;
         while self.engine.next_ready().is_some() {}
         let lost = self.engine.lost().is_some();
@@ -384,7 +384,7 @@ impl Bench {
         self.settle();
     }
 
-    /// Answers and delivers all that is owed.
+    /// Answers and delivers every reply that is still owed.
     fn finish(&mut self) {
         while self.engine.lost().is_none()
             && (!self.wire.is_empty() || self.known.iter().any(|it| it.fails.is_none()))
@@ -413,7 +413,7 @@ proptest! {
             assert_eq!((bench.engine.in_flight(), bench.engine.weight(), bench.engine.large), (0, 0, 0));
             bench.engine.close();
             bench.settle();
-            assert_eq!(bench.disconnects, 1, "one goodbye, after the last reply");
+            assert_eq!(bench.disconnects, 1, "one NBD_CMD_DISC, after the last reply");
             let answered = mem::take(&mut bench.log.lock().unwrap().answered);
             assert_eq!(answered, bench.replies, "in the order of the wire");
         }

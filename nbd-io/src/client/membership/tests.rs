@@ -8,7 +8,7 @@ mod model;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A connection, which is one by its identity.
+/// A connection, told apart by its identity.
 #[derive(Debug)]
 struct Link;
 
@@ -131,7 +131,7 @@ fn the_last_attempt_begins_when_the_time_is_over_and_not_before() {
             match members.next(now) {
                 Next::Dial { dial, by } => {
                     last = now;
-                    // The last one has time, too.
+                    // The last member gets its time, too.
                     assert!(by.unwrap() >= (now + 5 * SECOND).max(start + 12 * SECOND));
                     members.failed(dial, refused(), now);
                 }
@@ -232,7 +232,7 @@ fn the_first_replays_and_the_others_wait_and_then_have_a_member_probed() {
     members.probed(dials[0], &other);
     let mut join = |at: usize| members.join(dials[at], &links[at], false, now);
     assert!(matches!(join(0), Join::Joined));
-    // A probe that was answered before its member was lost proves nothing of the next one.
+    // A probe that was answered before its member was lost proves nothing about the next member.
     assert!(matches!(join(2), Join::Probe(_)));
     members.probed(dials[2], &links[1]);
     let _ = members.lost(&links[1], &why(), now);
@@ -264,7 +264,7 @@ fn a_replay_that_fails_is_left_to_another_connection() {
 }
 
 #[test]
-fn what_will_never_work_is_not_tried_again() {
+fn a_permanent_error_is_not_retried() {
     // H-039
     let changed = Error::lost(Lost::Changed { what: "its size" });
     let refusal = |errno| Error::Failed {
@@ -309,7 +309,7 @@ fn one_that_rests_is_dialed_again_when_another_is_lost_that_has_lasted() {
     let join = members.join(dials[0], &link, false, later);
     assert!(matches!(join, Join::Joined));
     members.failed(dials[1], refused(), later);
-    // This one has not lasted.
+    // This member has not lasted.
     let _ = members.lost(&link, &why(), later);
     assert_eq!(members.next(later + 1000 * SECOND), Next::Over);
 }
@@ -334,7 +334,7 @@ fn without_a_policy_the_others_go_on_and_nothing_is_dialed() {
 }
 
 #[test]
-fn a_redial_gives_up_what_there_is_and_waits_for_nothing() {
+fn a_redial_gives_up_open_connections_and_skips_the_backoff() {
     let (mut members, links, now) = started(policy(), &writable(), 2);
     let _ = members.lost(&links[0], &why(), now);
     let first = dialed(members.next(now)).0;
@@ -384,7 +384,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn any_order_of_events_keeps_what_was_answered_and_comes_to_an_end(
+    fn any_order_of_events_keeps_answered_writes_and_comes_to_an_end(
         connections in 1..5_usize,
         read_only in any::<bool>(),
         keeps in any::<bool>(),

@@ -10,7 +10,7 @@ fn leave(locks: &mut Locks, claim: Claim) -> Vec<u32> {
 }
 
 #[test]
-fn only_what_overlaps_waits_and_in_order() {
+fn only_overlapping_ranges_wait_and_in_order() {
     let mut locks = Locks::default();
     let first = locks.enter(0..10, None, 1);
     let second = locks.enter(5..15, None, 2);
@@ -27,7 +27,7 @@ fn only_what_overlaps_waits_and_in_order() {
 }
 
 #[test]
-fn who_leaves_the_queue_is_not_waited_for() {
+fn a_claim_that_leaves_the_queue_blocks_no_other() {
     let mut locks = Locks::default();
     let first = locks.enter(0..10, None, 1);
     let second = locks.enter(5..15, None, 2);
@@ -50,14 +50,14 @@ fn claims_of_one_owner_do_not_wait_for_each_other() {
     assert!(leave(&mut locks, first).is_empty());
     assert_eq!(leave(&mut locks, second), [3]);
     let third = locks.enter(0..1, Some(owner), 4);
-    assert!(!locks.is_held(third), "behind somebody else");
+    assert!(!locks.is_held(third), "behind another claim");
     assert_eq!(leave(&mut locks, other), [4]);
 }
 
 #[test]
 fn nothing_is_linear_in_the_number_of_claims() {
-    // Apart, all of the same bytes, and in stairs; left from either end. If this took time in
-    // proportion to the square, it would be minutes.
+    // Disjoint, all equal, and staggered; left from either end. With quadratic time this would take
+    // minutes.
     let ranges: [fn(u64) -> Range<u64>; 3] = [
         |n| n * 512..(n + 1) * 512,
         |_| 0..512,
@@ -82,7 +82,7 @@ fn nothing_is_linear_in_the_number_of_claims() {
     }
 }
 
-/// What the machine does, by looking at all that came before.
+/// The same by brute force: it looks at all earlier claims.
 struct Naive {
     claim: Claim,
     range: Range<u64>,
@@ -99,7 +99,7 @@ fn is_held(claims: &[Naive], at: usize) -> bool {
 
 proptest! {
     #[test]
-    fn it_decides_as_who_looks_at_all_claims(
+    fn it_decides_as_a_brute_force_model_does(
         steps in prop::collection::vec((any::<bool>(), 0..20_u64, 1..12_u64, 0..6_usize, any::<usize>()), 0..120),
     ) {
         let mut locks = RangeLocks::<bool>::default();
@@ -120,9 +120,9 @@ proptest! {
                 claims.push(Naive { claim, range, owner });
             } else {
                 let gone = claims.remove(which % claims.len());
-                locks.leave(gone.claim, |told| {
-                    assert!(!*told, "it is told once");
-                    *told = true;
+                locks.leave(gone.claim, |woken| {
+                    assert!(!*woken, "it is woken once");
+                    *woken = true;
                 });
             }
             for at in 0..claims.len() {

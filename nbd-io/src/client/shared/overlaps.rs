@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_overlaps_waits_and_in_order() {
+    fn only_overlapping_ranges_wait_and_in_order() {
         let overlaps = Arc::<Overlaps>::default();
         let mut first = pin!(overlaps.turn(0..10));
         let mut second = pin!(overlaps.turn(5..15));

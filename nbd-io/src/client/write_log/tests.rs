@@ -20,7 +20,7 @@ fn kept(log: &WriteLog) -> Vec<u64> {
 }
 
 #[test]
-fn a_flush_covers_what_was_answered_before_it_was_sent() {
+fn a_flush_covers_writes_answered_before_it_was_sent() {
     let mut log = WriteLog::new(10_000);
     let epoch = log.epoch();
     for number in 0..3 {
@@ -54,7 +54,7 @@ fn nothing_of_an_epoch_that_is_over_counts() {
 }
 
 #[test]
-fn a_loss_is_told_only_if_something_may_be_lost() {
+fn a_loss_is_reported_only_if_data_may_be_lost() {
     let mut log = WriteLog::new(0);
     log.end_epoch();
     assert_eq!(log.losses(), 0);
@@ -82,7 +82,7 @@ const BLOCKS: usize = 4;
 /// What happens to a client, a server, and what is between them.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A block is written, and on stable storage with that or not.
+    /// A block is written, and on stable storage with that (FUA) or not.
     Write {
         block: usize,
         forced: bool,
@@ -92,9 +92,9 @@ enum Step {
     Execute(usize),
     /// A reply is read, of some request that was carried out.
     Reply(usize),
-    /// The server crashes, and keeps of what is unflushed what these bits say.
+    /// The server crashes, and keeps the unflushed writes that these bits name.
     Crash(u8),
-    /// A connection is lost, and nothing else.
+    /// A connection is lost, and the server goes on.
     Lose,
 }
 
@@ -121,7 +121,7 @@ enum Kind {
     },
     Flush {
         answered: u64,
-        /// What the caller knew to be written when it asked.
+        /// The caller's knowledge of each block when it sent the request.
         promised: [u8; BLOCKS],
     },
 }
@@ -129,12 +129,13 @@ enum Kind {
 #[derive(Clone, Debug)]
 struct InFlight {
     kind: Kind,
-    /// The connection is one of those of now.
+    /// The connection belongs to the present epoch.
     epoch: Epoch,
     executed: bool,
 }
 
-/// A disk, a client that writes one block after the other but each only once at a time, and the log.
+/// A disk, a client that writes blocks one after the other but each only once at a time, and the
+/// log.
 struct World {
     log: WriteLog,
     contents: [u8; BLOCKS],
@@ -142,7 +143,7 @@ struct World {
     in_flight: Vec<InFlight>,
     /// The last value of each block that was answered and that the client may rely on.
     answered: [u8; BLOCKS],
-    /// What a flush promised.
+    /// The values that a flush promised.
     flushed: [u8; BLOCKS],
     values: u8,
     limit: u64,
@@ -219,8 +220,8 @@ impl World {
         }
     }
 
-    /// All connections are lost. What was in flight is sent again after the replay, as its callers
-    /// do, even if a reply was on its way.
+    /// All connections are lost. Requests in flight are sent again after the replay, as their
+    /// callers do, even if a reply was on its way.
     fn lose(&mut self) {
         self.log.end_epoch();
         for InFlight { kind, epoch, .. } in self.in_flight.iter().filter(|sent| sent.executed) {
@@ -252,7 +253,7 @@ impl World {
         }
     }
 
-    /// Blocks that nobody writes at present hold what was answered last.
+    /// Blocks without a write in flight hold the last answered value.
     fn check(&self) {
         for block in (0..BLOCKS).filter(|block| !self.is_locked(*block)) {
             assert_eq!(self.contents[block], self.answered[block], "block {block}");
@@ -262,19 +263,19 @@ impl World {
 
 proptest! {
     #[test]
-    fn no_order_of_answers_losses_and_crashes_loses_what_was_answered(
+    fn no_order_of_replies_losses_and_crashes_loses_answered_writes(
         limit in 0..4_u64,
         steps in prop::collection::vec(steps(), 0..200),
     ) {
-        // For up to so many changes; those that there is no room for are forced here.
+        // For up to so many writes; those that there is no room for are forced here.
         let mut world = World::new((2 * limit + 1) * WriteLog::cost(10));
         for step in steps {
             match step {
                 Step::Write { block, forced } if !world.is_locked(block) => {
                     world.values = world.values.wrapping_add(1);
                     let keeps = world.log.reserve(WriteLog::cost(10));
-                    // One that cannot be kept counts when a flush has covered it. Here it is forced
-                    // on an empty log, which is the same.
+                    // A write that cannot be kept counts when a flush has covered it. Here it is
+                    // forced on an empty log, which is the same.
                     let empty = world.log.replay().1.is_empty();
                     if keeps || empty && world.in_flight.is_empty() {
                         let value = world.values;
@@ -320,7 +321,7 @@ proptest! {
             let taken = world.log.kept + world.log.reserved;
             prop_assert!(taken <= world.limit, "{taken} of {}", world.limit);
         }
-        // When all is answered, what is reserved has been given back.
+        // When all requests are answered, reserved room has been given back.
         while !world.in_flight.is_empty() {
             if !world.in_flight[0].executed {
                 world.execute(0);

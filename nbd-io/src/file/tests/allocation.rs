@@ -1,9 +1,9 @@
-//! What is told of holes, and what it costs.
+//! Reports of holes, and their cost.
 
 use super::*;
 
 #[test]
-fn holes_are_kept_and_told_of() {
+fn holes_are_kept_and_reported() {
     // S-218
     const MIB: u64 = 1 << 20;
     for directory in directories() {
@@ -59,7 +59,7 @@ fn data_that_was_found_is_not_looked_for_again() {
             status: DATA,
         };
         assert_eq!(export.allocation(0, PAGE_LEN).unwrap(), data);
-        // Somebody else makes holes, which only a search would find.
+        // Another file descriptor makes holes, which only a search would find.
         let other = File::open(&path).unwrap();
         other.trim(0, 8 * PAGE_LEN, false).unwrap();
         for page in 0..8 {
@@ -90,7 +90,7 @@ fn several_ranges_of_data_are_not_looked_for_again() {
         };
         let all = || [(0, 1), (2, 2), (5, 1), (7, 1)].map(|(page, pages)| data(page, pages));
         all();
-        // Somebody else makes holes, which only a search would find.
+        // Another file descriptor makes holes, which only a search would find.
         let other = File::open(&path).unwrap();
         other.trim(0, 8 * PAGE_LEN, false).unwrap();
         all();
@@ -116,7 +116,7 @@ fn a_read_finds_holes_without_a_search_for_where_data_ends() {
         assert_eq!(quick(500 * KIB, 1), (1, DATA));
         assert_eq!(quick(500 * KIB, 524 * KIB), (524 * KIB, DATA));
         assert_eq!(export.holes.data_end(0), None);
-        // What a search has found is used.
+        // Results of a search are used again.
         assert_eq!(
             status(&export, 0, 1 << 20),
             [(200 * KIB, DATA), (300 * KIB, HOLE), (524 * KIB, DATA)]
@@ -150,7 +150,7 @@ fn extents_are_whole_blocks() {
 }
 
 #[test]
-fn where_the_file_system_cannot_tell_it_is_data() {
+fn a_file_system_without_seek_hole_has_data_only() {
     // S-213
     for directory in directories() {
         let can = [true, true, true, true, true, false];
@@ -161,7 +161,7 @@ fn where_the_file_system_cannot_tell_it_is_data() {
 }
 
 #[test]
-fn what_was_cut_off_is_no_hole() {
+fn a_truncated_end_is_no_hole() {
     // S-218
     for directory in directories() {
         let path = empty(&directory, 1 << 20);

@@ -1,4 +1,5 @@
-//! Disks that are full, that fail, and behind which one can look. Root makes them of files.
+//! Disks that are full, disks that fail, and disks whose contents can be seen below the page cache.
+//! Root makes them of files.
 
 #![expect(
     clippy::disallowed_types,
@@ -12,8 +13,8 @@ use std::{env, process::Command};
 
 const MIB: u64 = 1 << 20;
 
-/// Runs a program, and tells what it printed. Where it cannot do its work a test is skipped, with
-/// a line that says so, but it fails under `CI=true`.
+/// Runs a program, and returns its output. Where the program cannot do its work a test is skipped,
+/// with a line that says so, but it fails under `CI=true`.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program)
         .args(arguments)
@@ -64,7 +65,7 @@ impl Drop for Mounted {
 /// A block device that is made of a file for a test.
 struct Device {
     path: String,
-    /// What is on the disk, beside the page cache of the device.
+    /// The contents of the disk, below the page cache of the device.
     behind: PathBuf,
 }
 
@@ -125,9 +126,9 @@ fn a_full_disk_is_enospc_and_loses_nothing() {
         let no_hole = export.write_zeroes(2 * MIB, 2 * MIB, NO_HOLE);
         assert_eq!(errno(no_hole), Errno::NoSpc);
         assert!(read(&export, 0, 8 * block.len()) == [7; 8 * (64 << 10)]);
-        // That was no sync that failed.
+        // No sync has failed.
         export.flush().unwrap();
-        // What is freed is there for others.
+        // Freed room is there for others.
         export.trim(0, 2 * MIB, false).unwrap();
         export.write_zeroes(MIB, 512 << 10, NO_HOLE).unwrap();
         export.write(MIB, &[9; 512 << 10], fua).unwrap();
@@ -142,14 +143,14 @@ fn a_read_only_device_is_a_read_only_export() {
     let Some(device) = Device::with(&directory, MIB, &["--read-only"]) else {
         return;
     };
-    // That it is opened for writing is nothing that the system minds.
+    // Opening for writing alone works: the system does not refuse it.
     let export = device.open();
     assert!(export.info().is_read_only());
     assert_eq!(errno(export.write(0, &[1], false)), Errno::Perm);
 }
 
 #[test]
-fn what_a_device_cannot_trim_is_not_offered() {
+fn trim_is_not_advertised_for_a_device_that_cannot() {
     // A loop device trims by making holes in its file, and there are none on ramfs.
     for (system, trims) in [("tmpfs", true), ("ramfs", false)] {
         let Some(disk) = Mounted::new(&["-t", system, system]) else {
@@ -242,7 +243,7 @@ fn a_block_device_that_makes_zeroes_makes_them_fast() {
     }
 }
 
-/// What was written is on the disk when FUA or a flush said so, and not before by chance.
+/// A write is on the disk when FUA or a flush said so, and not before by chance.
 fn comes_onto_the_disk(open: impl Fn() -> File, is_on_disk: impl Fn(&[u8]) -> bool) {
     let mut seed = 0_u64;
     let mut secret = || {
@@ -263,7 +264,7 @@ fn comes_onto_the_disk(open: impl Fn() -> File, is_on_disk: impl Fn(&[u8]) -> bo
     let data = secret();
     export.write(0, &data, false).unwrap();
     assert!(!is_on_disk(&data), "this would show nothing");
-    // By another connection, if each opens the disk for itself.
+    // By another connection, if each opens the disk itself.
     open().flush().unwrap();
     assert!(is_on_disk(&data));
     let zeroes = ZeroMode {
@@ -283,7 +284,7 @@ fn comes_onto_the_disk(open: impl Fn() -> File, is_on_disk: impl Fn(&[u8]) -> bo
 }
 
 #[test]
-fn what_is_said_to_be_stable_is_on_the_device() {
+fn stable_writes_are_on_the_device() {
     // S-149, S-220, S-221, S-222
     let directory = tempfile::tempdir().unwrap();
     let Some(device) = Device::new(&directory, 8 * MIB) else {
@@ -302,7 +303,7 @@ fn what_is_said_to_be_stable_is_on_the_device() {
 }
 
 #[test]
-fn what_is_said_to_be_stable_is_on_the_disk_of_the_file() {
+fn stable_writes_are_on_the_disk_of_the_file() {
     // S-149, S-220, S-221, S-222
     let directory = tempfile::tempdir().unwrap();
     let Some(device) = Device::new(&directory, 8 * MIB) else {
@@ -366,8 +367,8 @@ fn a_sync_that_failed_is_never_forgotten() {
 }
 
 #[test]
-fn each_opened_file_is_told_once_that_a_sync_failed() {
-    // What the syncs rely on, and why they have to remember it.
+fn each_open_file_description_reports_a_failed_sync_once() {
+    // The behaviour that syncs rely on, and the reason why they have to remember a failure.
     let Some(disk) = Mounted::small() else { return };
     let Some(device) = Device::new(&disk.directory, 8 * MIB) else {
         return;
@@ -383,7 +384,7 @@ fn each_opened_file_is_told_once_that_a_sync_failed() {
 }
 
 #[test]
-fn what_is_not_in_the_cache_is_not_waited_for() {
+fn a_cache_miss_is_not_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let Some(device) = Device::new(&directory, 8 * MIB) else {
         return;

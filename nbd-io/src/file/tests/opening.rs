@@ -39,7 +39,7 @@ fn it_offers_all_there_is() {
 }
 
 #[test]
-fn what_the_file_system_prefers_is_told_if_it_is_legal() {
+fn the_block_size_of_the_file_system_is_announced_if_it_is_legal() {
     // S-100
     for (preferred, expected) in [
         (0, 512),
@@ -57,7 +57,7 @@ fn what_the_file_system_prefers_is_told_if_it_is_legal() {
 }
 
 #[test]
-fn what_is_no_disk_is_not_opened() {
+fn only_regular_files_and_block_devices_are_opened() {
     let directory = tempfile::tempdir().unwrap();
     let refused = |path: &Path| {
         let error = File::open_read_only(path).unwrap_err();
@@ -76,7 +76,7 @@ fn what_is_no_disk_is_not_opened() {
         use rustix::fs::{CWD, FileType, Mode, mknodat};
         let pipe = directory.path().join("pipe");
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
-        // Nobody opens the other end, for which an open would wait.
+        // The other end of the pipe stays closed, and an open would wait for it.
         assert_eq!(refused(&pipe), but("a pipe"));
     }
 }
@@ -101,7 +101,7 @@ fn how_a_file_is_open_has_to_go_with_an_export() {
     let direct = i32::try_from(host::DIRECT.bits()).unwrap();
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).custom_flags(direct);
-    // Not every file system can.
+    // Not every file system can do this.
     if direct != 0 && options.open(&path).is_ok() {
         assert_eq!(
             refused(&options),
@@ -127,7 +127,7 @@ fn a_locked_file_is_for_one_writer_or_for_readers() {
     let readers = [locked_read_only().unwrap(), locked_read_only().unwrap()];
     assert_eq!(locked().unwrap_err().kind(), ErrorKind::WouldBlock);
     drop(readers);
-    // Whoever had it before may have changed its size after it was opened.
+    // An earlier user of the descriptor may have changed the size after it was opened.
     let opened = File::open(&path).unwrap();
     shorten(&path, 1000);
     assert_eq!(
@@ -152,11 +152,11 @@ fn a_file_that_has_grown_shows_its_new_size_when_it_is_refreshed() {
             (pages * PAGE_LEN, pages * PAGE_LEN)
         );
     }
-    // A client of before goes by what it was told.
+    // An earlier client uses the size that was announced to it.
     let failure = file.read(2 * PAGE_LEN, &mut [0]).unwrap_err();
     assert_eq!(failure.errno, Errno::Io);
     assert_eq!(errno(file.read(3 * PAGE_LEN, &mut [0])), Errno::Inval);
-    // What it has grown by is a hole, and there was none before.
+    // The file has grown by a hole, and there was none before.
     assert_eq!(
         status(&*file, 0, 2 * PAGE_LEN),
         [(PAGE_LEN, DATA), (PAGE_LEN, HOLE)]

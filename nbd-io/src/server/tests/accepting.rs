@@ -1,4 +1,4 @@
-//! What a server makes of connections that it cannot accept.
+//! How a server handles failures of accept.
 
 use super::clock::Clock;
 use crate::runtime::Runtime as _;
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-/// Has always a connection that cannot be accepted, and counts how often that was tried.
+/// A listener on which accept fails for ever, and that counts the attempts.
 struct Hindered(i32, Arc<AtomicU32>);
 
 impl Listener for Hindered {
@@ -31,7 +31,7 @@ impl Listener for Hindered {
     }
 }
 
-/// What is never accepted.
+/// A stream that never exists.
 enum Never {}
 
 impl Transport for Never {
@@ -56,12 +56,12 @@ impl Transport for Never {
     }
 }
 
-/// Serves for three seconds. Returns how often a connection was to be accepted, how often it was
-/// told that this failed, and what the server ended with if it did.
+/// Serves for three seconds. Returns the number of attempts to accept, the number of reported
+/// failures, and the result of the server if it ended.
 fn serve(errno: i32) -> (u32, u32, Option<io::Result<()>>) {
     let clock = Clock::default();
-    let (tried, told) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
-    let count = Arc::clone(&told);
+    let (tried, reported) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+    let count = Arc::clone(&reported);
     let server = Server::on_runtime(clock.clone(), Arc::new(NamedExports::new()));
     let server = server.on_event(move |event| {
         assert!(matches!(event, Event::AcceptFailed { .. }), "{event:?}");
@@ -77,23 +77,23 @@ fn serve(errno: i32) -> (u32, u32, Option<io::Result<()>>) {
         clock.advance(Duration::from_millis(10));
     }
     let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-    (count(&tried), count(&told), ended)
+    (count(&tried), count(&reported), ended)
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_hindrance_that_lasts_does_not_keep_the_processor_busy() {
     use rustix::io::Errno;
-    // One that passes may be followed by others that pass, so that a few are tried at once.
+    // A transient error may be followed by others, so that a few attempts are made at once.
     for (errno, most) in [
         (Errno::PERM, 16),
         (Errno::CONNABORTED, 16),
         (Errno::MFILE, 1),
     ] {
-        let (tried, told, ended) = serve(errno.raw_os_error());
+        let (tried, reported, ended) = serve(errno.raw_os_error());
         assert!(ended.is_none(), "{errno}: {ended:?}");
         assert!(tried <= 31 * most, "{errno}: {tried}");
-        assert_eq!(told, tried.div_ceil(most), "{errno}");
+        assert_eq!(reported, tried.div_ceil(most), "{errno}");
     }
     let (tried, _, ended) = serve(Errno::INVAL.raw_os_error());
     assert!(tried == 1 && ended.is_some_and(|ended| ended.is_err()));

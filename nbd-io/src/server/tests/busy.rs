@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// A clock that is moved on by what is read, and by nothing else.
+/// A clock that is advanced by reads, and by nothing else.
 #[derive(Clone, Default)]
 struct Clock(Arc<AtomicU64>);
 
@@ -31,7 +31,7 @@ impl Clock {
     }
 }
 
-/// A runtime for whoever polls all the time.
+/// A runtime for a caller that polls all the time.
 #[derive(Clone, Default)]
 struct Spinning(Clock);
 
@@ -66,12 +66,12 @@ impl Runtime for Spinning {
 
 impl Tasks for Spinning {
     fn spawn(&self, _: impl Future<Output = ()> + Send + 'static) {
-        unreachable!("nobody listens")
+        unreachable!("there is no listener")
     }
 }
 
-/// Has said all of `once`, and says `again` for ever, a little at a time. Whatever it is sent it
-/// takes.
+/// A client that sends all of `once`, and then `again` for ever, in short reads. It reads every
+/// reply.
 struct Endless {
     clock: Clock,
     once: &'static [u8],
@@ -119,7 +119,7 @@ const FLUSH: &[u8] = b"\x25\x60\x95\x13\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\
 const GRACE: Duration = Duration::from_millis(200);
 
 /// Serves the client; the server stops after a moment. Returns how it ended, if it did so in time,
-/// and the longest time that it kept its thread.
+/// and the longest time that it kept its thread busy.
 fn serve(again: &'static [u8]) -> (Option<Ending>, Duration) {
     let disk: Arc<dyn Export> = Arc::new(Memory::new(4096));
     let clock = Clock::default();

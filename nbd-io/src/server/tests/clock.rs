@@ -1,4 +1,4 @@
-//! A runtime without threads, whose time passes as a test wants it to.
+//! A runtime without threads, whose time a test advances.
 
 use crate::runtime::{Runtime, Tasks};
 use std::{
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// A clock that the test moves on.
+/// A clock that the test advances.
 #[derive(Clone, Default)]
 pub(super) struct Clock(Arc<AtomicU64>);
 

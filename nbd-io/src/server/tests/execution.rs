@@ -130,7 +130,7 @@ fn pieces(mode: Mode, map: &'static str, unit: u64, flags: CommandFlags) -> Vec<
 }
 
 #[test]
-fn holes_are_told_and_not_sent() {
+fn holes_are_described_and_not_sent() {
     // S-188, S-197
     for mode in [Mode::Structured, Mode::Extended] {
         let of = |map, unit| pieces(mode, map, unit, NONE);
@@ -148,7 +148,7 @@ fn a_reply_has_few_chunks() {
     // S-185
     let short = pieces(Mode::Extended, "dhdhdh", 512, NONE);
     assert_eq!(short, [('d', 3072)]);
-    // A short read may still be a hole as a whole.
+    // A short read may still be one hole as a whole.
     assert_eq!(pieces(Mode::Structured, "h", 512, NONE), [('h', 512)]);
     let checkered = "dhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdh";
     let many = pieces(Mode::Extended, checkered, 4096, NONE);
@@ -156,7 +156,7 @@ fn a_reply_has_few_chunks() {
 }
 
 #[test]
-fn what_is_to_come_in_one_piece_does() {
+fn a_read_with_df_is_answered_in_one_chunk() {
     // S-196
     for mode in [Mode::Structured, Mode::Extended] {
         let one = pieces(mode, "dhdh", 4096, CommandFlags::DF);
@@ -203,7 +203,7 @@ fn a_read_fails_in_one_reply() {
 }
 
 #[test]
-fn block_status_tells_every_extent_once() {
+fn block_status_reports_every_extent_once() {
     // S-203, S-206, S-211
     for mode in [Mode::Structured, Mode::Extended] {
         let mut session = session(mode, Mapped::new("ddhhzd", 4096));
@@ -262,7 +262,7 @@ fn an_export_sees_whole_blocks_only() {
             Ok(())
         }
     }
-    // Who enters by the old option is not told of block sizes.
+    // A client that enters by NBD_OPT_EXPORT_NAME learns no block sizes.
     let (served, client) = super::loopback::serve(
         &NamedExports::single(Arc::new(Blocks)),
         &crate::server::ServerOptions::default(),
@@ -285,7 +285,7 @@ fn an_export_sees_whole_blocks_only() {
 
 #[cfg(unix)]
 #[test]
-fn each_connection_is_told_the_size_of_its_time() {
+fn each_connection_gets_the_size_of_its_time() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let export = crate::File::open(file.path()).unwrap();
     let exports = NamedExports::single(Arc::new(export));

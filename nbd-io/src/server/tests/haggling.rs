@@ -81,7 +81,7 @@ fn an_export_is_entered_in_every_mode() {
 }
 
 #[test]
-fn who_does_not_find_an_export_may_look_for_another() {
+fn after_an_unknown_export_a_client_may_look_for_another() {
     // S-077, S-082
     let (served, ()) = serve(&exports(), &ServerOptions::default(), async |pipe| {
         let haggling = haggle(pipe).await;
@@ -120,7 +120,7 @@ fn a_client_that_leaves_is_no_error() {
 }
 
 #[test]
-fn nobody_can_say_no_to_the_old_option() {
+fn the_old_option_cannot_be_refused_with_a_reply() {
     // S-085
     let target = target("a", Mode::Extended);
     let (served, ()) = serve(&exports(), &ServerOptions::default(), async |pipe| {
@@ -233,7 +233,7 @@ fn a_wide_context_needs_extended_headers() {
 }
 
 #[test]
-fn large_blocks_are_for_those_who_ask() {
+fn large_blocks_are_for_clients_that_ask() {
     // S-079, S-086
     let (served, ()) = serve(&exports(), &ServerOptions::default(), async |pipe| {
         let haggling = haggle(pipe).await;
@@ -346,7 +346,7 @@ fn exports_can_be_made_by_name() {
 }
 
 #[test]
-fn connections_that_share_nothing_are_not_told_to_share_the_work() {
+fn multi_conn_is_not_advertised_for_exports_that_are_not_shared() {
     // S-095
     let make = |_: &ExportName| Some(Offer::new(Arc::new(Memory::new(1 << 20))));
     let disk: Arc<dyn Export> = Arc::new(Memory::new(1 << 20));

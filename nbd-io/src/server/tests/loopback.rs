@@ -135,7 +135,7 @@ pub(super) struct Session {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answered {
     pub(super) outcome: Outcome,
-    /// What a read brought.
+    /// The data of a read.
     pub(super) data: Vec<u8>,
     /// The parts of it that came as data, and as holes.
     pub(super) pieces: Vec<(char, usize)>,
@@ -190,7 +190,7 @@ impl Session {
                     let _ = execute(&*self.export, request, &payload, &mut self.replies);
                 }
                 Some(server::Event::Answered(reply)) => self.replies.push(*reply),
-                Some(server::Event::Disconnect) => panic!("nobody said goodbye"),
+                Some(server::Event::Disconnect) => panic!("the client did not disconnect"),
                 None => {}
             }
         }

@@ -1,4 +1,4 @@
-//! How a server leaves a client that has said goodbye.
+//! How a server leaves a client that has disconnected (`NBD_CMD_DISC`).
 
 use super::clock::Clock;
 use crate::{
@@ -18,11 +18,11 @@ pub(super) const GO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\
 pub(super) const DISC: &[u8] =
     b"\x25\x60\x95\x13\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0";
 
-/// Says all that it has, and then nothing.
+/// A client that sends all its bytes, and then nothing.
 struct Client<'a> {
     says: &'a [u8],
     parts_by_drop: bool,
-    /// What the server has done since the client had nothing more to say.
+    /// Calls of the server since the client had nothing more to send.
     since: &'a mut Vec<&'static str>,
 }
 
@@ -62,13 +62,13 @@ impl Transport for Client<'_> {
     }
 }
 
-/// Serves the client once, without ever waiting. Returns how it ended, if it did, and what the
-/// server did after the last byte.
+/// Serves the client once, without ever waiting. Returns how the connection ended, if it did, and
+/// the server's calls after the last byte.
 fn serve(says: &[&[u8]], parts_by_drop: bool) -> (Option<Ending>, Vec<&'static str>) {
     serve_export(Arc::new(Memory::new(4096)), says, parts_by_drop)
 }
 
-/// The same with an export of the test's.
+/// The same with an export of the test.
 pub(super) fn serve_export(
     export: Arc<Memory>,
     says: &[&[u8]],
@@ -93,16 +93,16 @@ pub(super) fn serve_export(
 }
 
 #[test]
-fn a_client_on_a_socket_that_says_goodbye_is_left_at_once() {
+fn a_client_on_a_socket_that_disconnects_is_left_at_once() {
     let (ending, since) = serve(&[GO, DISC], true);
     assert!(matches!(ending, Some(Ending::Disconnected)), "{ending:?}");
     assert!(since.is_empty(), "{since:?}");
 }
 
 #[test]
-fn what_may_still_come_is_waited_for() {
-    // On a stream of another kind, and where the client does not keep to its word: closing a
-    // socket over what was not read might cost it its last replies.
+fn bytes_that_may_still_come_are_waited_for() {
+    // On a stream of another kind, and where the client sends more after `NBD_CMD_DISC`: closing a
+    // socket with unread bytes might cost the client its last replies.
     for (says, parts_by_drop) in [(&[GO, DISC][..], false), (&[GO, DISC, DISC], true)] {
         let (ending, since) = serve(says, parts_by_drop);
         assert!(ending.is_none());

@@ -1,4 +1,4 @@
-//! How long clients may take for the negotiation.
+//! Timeouts of clients during the negotiation.
 
 use super::clock::Clock;
 use crate::runtime::Runtime as _;
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// A client that takes what it is sent, and says one thing after the other, each after a pause.
+/// A client that reads every reply, and sends one message after the other, each after a pause.
 struct Slow {
     clock: Clock,
     pause: Duration,
@@ -81,7 +81,7 @@ fn questions(name: &str) -> [Vec<u8>; 2] {
     [info, option(9, &[&data[..], b"\0\0\0\0"].concat())]
 }
 
-/// Serves a client that pauses before each thing it says. Returns how that ended, and when.
+/// Serves a client that pauses before each message. Returns how that ended, and when.
 fn serve(
     exports: NamedExports,
     limits: Limits,
@@ -114,8 +114,8 @@ fn is_timeout(ending: &Ending) -> bool {
 }
 
 #[test]
-fn five_thousand_exports_are_told_of_to_a_client_that_takes_its_time_for_each() {
-    // B-006, B-007. It is how nbdinfo takes a fifth of a second for each over TCP.
+fn a_slow_client_can_ask_about_five_thousand_exports() {
+    // B-006, B-007. nbdinfo behaves so: over TCP it takes a fifth of a second for each export.
     let names: Vec<String> = (0..5_000).map(|n| format!("export {n}")).collect();
     let mut exports = NamedExports::new();
     for name in &names {
@@ -130,7 +130,7 @@ fn five_thousand_exports_are_told_of_to_a_client_that_takes_its_time_for_each() 
 }
 
 #[test]
-fn who_says_nothing_after_an_answer_is_left_soon() {
+fn a_client_that_is_silent_after_a_reply_times_out_soon() {
     // S-014, H-041
     let says = [list(), list()].into_iter().chain(std::iter::from_fn(|| {
         Some(b"IHAVEOPT"[..1].to_vec()) // never a whole option
@@ -142,7 +142,7 @@ fn who_says_nothing_after_an_answer_is_left_soon() {
 }
 
 #[test]
-fn who_asks_for_ever_is_left_some_day() {
+fn a_client_that_asks_for_ever_times_out_some_day() {
     // S-014, B-007
     let limits = Limits {
         options: u32::MAX,

@@ -9,13 +9,13 @@ const WRITE: &[u8] = b"\x25\x60\x95\x13\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\
 
 #[test]
 fn the_rest_of_a_payload_is_read_without_another_event() {
-    // Where it is cut depends on how many requests there are before it.
+    // The place of the cut depends on the number of requests before it.
     for before in 0..3 {
         let memory = Arc::new(Memory::new(1 << 20));
         let data: Vec<u8> = (0..=u8::MAX).cycle().take(64 << 10).collect();
         let write = [WRITE, &data].concat();
         let says = [&[GO][..], &vec![&*write; before + 1], &[DISC]].concat();
-        // Only polled once: what would have to be woken is not.
+        // Polled only once: a future that waits for a wake-up would not end.
         let (ending, since) = serve_export(memory.clone(), &says, true);
         assert!(matches!(ending, Some(Ending::Disconnected)), "{ending:?}");
         assert!(since.is_empty(), "{since:?}");

@@ -23,7 +23,7 @@ fn filled(replies: &mut Replies) -> Vec<u8> {
         replies.commit(header, len, None);
         assert_eq!(replies.len(), expected.len());
     }
-    // What failed after it was staged leaves nothing behind.
+    // A reply that failed after it was staged leaves nothing behind.
     replies.stage(10).unwrap().fill(1);
     replies.stage(1 << 20).unwrap().fill(1);
     expected

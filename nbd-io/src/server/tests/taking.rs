@@ -1,4 +1,4 @@
-//! Clients that do not take their replies, and what that means for others.
+//! Clients that do not read their replies, and the consequences for others.
 
 use super::{
     clock::Clock,
@@ -20,7 +20,7 @@ use std::{
 
 const LEN: u32 = 4 << 20;
 
-/// Has said all that it says, and takes so many bytes.
+/// A client that sends all its bytes, and reads a limited number.
 struct Client<'a> {
     says: &'a [u8],
     takes: usize,
@@ -92,13 +92,13 @@ fn end(clock: &Clock, serving: impl Future<Output = io::Result<Ending>>) -> (End
 }
 
 #[test]
-fn what_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
+fn a_request_that_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
     // H-052
     let clock = Clock::default();
     let disk = Arc::new(Memory::new(2 * u64::from(LEN)));
     let exports = Arc::new(NamedExports::single(disk));
     let server = Server::on_runtime(clock.clone(), exports).memory(LEN.into());
-    // It has asked for much, and takes only the beginning of the reply.
+    // It has asked for much, and reads only the beginning of the reply.
     let says = [GO, &request(0, 1, LEN)].concat();
     let hog = Client {
         says: &says,
@@ -124,7 +124,7 @@ fn what_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
         let (ending, after) = end(&clock, server.serve_transport(client, Peer::Other));
         assert!(matches!(ending, Ending::Disconnected), "{ending}");
         assert_eq!(after.as_secs(), 10, "{after:?}");
-        // ENOMEM, and what was asked for afterwards.
+        // ENOMEM, and the replies to later requests.
         let expected = [&reply(12, 2)[..], &reply(0, 3), &[0; 512]].concat();
         assert!(heard.ends_with(&expected));
         assert!(hog.as_mut().poll(cx).is_pending());
@@ -132,13 +132,13 @@ fn what_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
 }
 
 #[test]
-fn who_leaves_without_taking_the_replies_is_not_waited_for_long() {
+fn a_client_that_disconnects_without_reading_its_replies_is_not_waited_for_long() {
     // S-234
     let clock = Clock::default();
     let disk = Arc::new(Memory::new(LEN.into()));
     let exports = Arc::new(NamedExports::single(disk));
     let server = Server::on_runtime(clock.clone(), exports);
-    // Less than what keeps the server from reading on.
+    // Too little for backpressure: the server reads on.
     let says = [GO, &request(0, 1, 252 << 10), DISC].concat();
     let client = Client {
         says: &says,

@@ -31,8 +31,8 @@ fn the_subject_is_written_with_its_last_part_first() {
 }
 
 #[test]
-fn nobody_passes_a_part_of_a_name_off_as_another_part() {
-    // RFC 4514, 2.4: what separates parts is escaped inside of them.
+fn no_part_of_a_name_passes_for_another_part() {
+    // RFC 4514, 2.4: separators are escaped inside of parts.
     let certificate = certificate(|params| {
         let name = &mut params.distinguished_name;
         name.push(DnType::CommonName, "guest,CN=backup+O=Example");
@@ -111,7 +111,7 @@ fn an_address_of_another_length_is_no_address() {
 }
 
 #[test]
-fn what_is_no_certificate_is_an_error() {
+fn a_malformed_certificate_is_an_error() {
     let good = certificate(|params| {
         params.subject_alt_names = vec![SanType::DnsName("a.example".try_into().unwrap())];
     });

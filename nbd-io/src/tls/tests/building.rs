@@ -1,4 +1,4 @@
-//! When configurations are built, and by whom.
+//! When configurations are built, and on which thread.
 
 use super::*;
 use crate::{runtime::Runtime, tls::Pin};
@@ -12,7 +12,7 @@ use std::{
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Keeps what is to be done on another thread.
+/// Keeps jobs for another thread.
 #[derive(Clone, Default)]
 struct Keeps(Arc<Mutex<Vec<Job>>>);
 
@@ -70,7 +70,7 @@ fn a_second_connection_resumes_the_session_of_the_first() {
     assert_eq!(connect(&tls), HandshakeKind::Full);
     assert_eq!(connect(&tls), HandshakeKind::Resumed);
     assert_eq!(connect(&tls.clone()), HandshakeKind::Resumed);
-    // Another check of certificates has not seen that session's.
+    // Another check of certificates has not seen that session's certificates.
     let stricter = tls.require_revocation_lists(true);
     assert_eq!(connect(&stricter), HandshakeKind::Full);
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::tls::Pin;
 use std::fs;
 
-/// What becomes of a chain and a key, for both roles, from memory and from files.
+/// The errors of a chain and a key, for both roles, from memory and from files.
 fn errors(chain: &str, key: &str) -> Vec<TlsError> {
     let directory = tempfile::tempdir().unwrap();
     let (chain_file, key_file) = (directory.path().join("chain"), directory.path().join("key"));
@@ -44,7 +44,7 @@ fn a_key_of_another_certificate_is_noticed_when_it_is_given() {
 }
 
 #[test]
-fn what_was_found_instead_is_said() {
+fn an_error_says_what_kind_of_pem_was_found() {
     let leaf = Leaf::self_signed(|_| {});
     for (chain, key, expected) in [
         (

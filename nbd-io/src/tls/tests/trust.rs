@@ -4,7 +4,7 @@ use super::*;
 use crate::tls::Pin;
 use rustls::{CertificateError, Error};
 
-/// An authority, one in between, and a certificate of that for either side.
+/// A root authority, an intermediate one, and a certificate of that for either side.
 fn chain() -> (Authority, Authority, Leaf) {
     let root = authority("root");
     let between = intermediate("between", &root);
@@ -130,7 +130,7 @@ fn a_pinned_certificate_or_key_is_enough() {
         let client = ClientTls::new().pin(pin).server_name("any.example");
         shake(&client, &leaf.server()).unwrap();
         shake(&client, &other.server()).unwrap_err();
-        // Over a Unix socket nothing has a name.
+        // Over a Unix socket the server has no name.
         let nameless = ClientTls::new().pin(pin);
         nameless.client(None).unwrap();
 

@@ -1,5 +1,5 @@
-//! Both roles over pipes that take a few bytes at a time and pend in between. A wake-up that is
-//! lost, or a loop that spins, is a failure.
+//! Both roles over pipes with short reads and writes that pend in between. A lost wake-up, or a
+//! loop that spins, is a failure.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -176,7 +176,7 @@ fn one_read_takes_everything_that_came() {
         let write = async { write_all(&mut client, &mut out).await.unwrap() };
         run(write, done(()));
     };
-    // The first time, it is not known yet that there is much.
+    // The first time, the size of the data is not known yet.
     send();
     let (mut taken, mut space) = (0, vec![0; sent.len()]);
     while taken < sent.len() {
@@ -210,7 +210,7 @@ fn each_side_knows_the_certificate_of_the_other() {
 }
 
 #[test]
-fn a_certificate_for_another_name_is_refused_and_the_server_is_told() {
+fn a_certificate_for_another_name_is_refused_with_an_alert() {
     let (client, server) = World::new().shake("elsewhere.example", pipe(1, 1));
     let error = client.unwrap_err();
     assert!(matches!(error, TlsError::Certificate { .. }), "{error:?}");
@@ -220,14 +220,14 @@ fn a_certificate_for_another_name_is_refused_and_the_server_is_told() {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_told_that_it_needs_one() {
+fn a_client_without_a_certificate_gets_an_alert_that_it_needs_one() {
     let mut world = World::new();
     world.client = ClientTls::new().dangerous_accept_any_certificate();
     world.server = world.server.require_client_certificates(true);
     let (client, server) = world.shake("disks.example", pipe(4096, 64));
     let error = server.unwrap_err();
     assert!(matches!(error, TlsError::Client(_)), "{error:?}");
-    // In TLS 1.3 the client has done its part when the server learns who it is.
+    // In TLS 1.3 the client has done its part before the server has checked its certificate.
     let (read, ()) = run(
         async { read(&mut client.unwrap(), &mut [0]).await },
         done(()),
@@ -329,14 +329,14 @@ fn a_cut_connection_is_no_end_but_an_error() {
 }
 
 #[test]
-fn forged_bytes_end_the_connection_after_what_was_right() {
+fn forged_bytes_end_the_connection_after_the_genuine_ones() {
     let (mut client, mut server) = connected(&rustls::version::TLS13, 1 << 20, 1 << 20);
     let mut out = BytesMut::from(&b"right"[..]);
     run(
         async { write_all(&mut client, &mut out).await.unwrap() },
         done(()),
     );
-    // A record of application data that nobody has the key of.
+    // A record of application data that is encrypted with a wrong key.
     let mut forged = BytesMut::from(&[23, 3, 3, 0, 32][..]);
     forged.resize(37, 0xa5);
     run(
@@ -374,7 +374,7 @@ fn keys_can_change_in_the_middle_on_either_side() {
 }
 
 #[test]
-fn a_reader_sends_on_what_a_write_left_over() {
+fn a_reader_flushes_the_rest_of_a_write() {
     for chunk in [1, 50] {
         let (mut client, mut server) = connected(&rustls::version::TLS13, 50, chunk);
         let request = pattern(5_000, 4);
@@ -401,7 +401,7 @@ fn a_blocked_write_does_not_block_reads() {
     let mut hello = BytesMut::from(&b"hello"[..]);
     let greet = async { write_all(&mut server, &mut hello).await.unwrap() };
     run(greet, done(()));
-    // Nobody reads what the client writes.
+    // The client's bytes stay unread.
     let big = vec![0; SEND_BUFFER];
     let work = async {
         poll_fn(|cx| {

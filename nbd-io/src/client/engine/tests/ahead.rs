@@ -28,7 +28,7 @@ fn a_reply_that_was_not_expected_is_taken_in_all_the_same() {
             bench.submit(0, kind, 20_000);
             let plan = bench.plan(by);
             assert_eq!(plan.direct(), 20_000);
-            // Another one is sent and answered while the first one's is read.
+            // Another request is sent and answered while the reply to the first one is read.
             bench.submit(1, Kind::Owned, 30_000);
             bench.answer(1, false);
             bench.deliver_as_planned(&plan, by, n);

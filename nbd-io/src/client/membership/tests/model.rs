@@ -14,7 +14,7 @@ pub(super) struct Model {
     policy: Reconnect,
     connections: usize,
     now: Duration,
-    /// Which server there is now. Each crash makes it another one.
+    /// The number of the present server. Each crash makes it another one.
     server: u32,
     /// Which server each connection leads to.
     links: Vec<(Arc<Link>, u32)>,
@@ -27,7 +27,7 @@ pub(super) struct Model {
     keeps: bool,
     read_only: bool,
     needs_replay: bool,
-    /// What the server of now knows of.
+    /// Writes that the present server has.
     knows: BTreeSet<u64>,
     next_write: u64,
     was_over: bool,
@@ -94,7 +94,7 @@ impl Model {
             if self.keeps {
                 self.needs_replay = true;
             } else {
-                // The next flush tells.
+                // The next flush reports the loss.
                 self.unflushed.clear();
             }
         }
@@ -103,7 +103,7 @@ impl Model {
     pub(super) fn event(&mut self, kind: u8, which: usize, time: Duration) {
         match kind % 16 {
             0 => self.now += time,
-            // The server crashes. Nobody has noticed yet.
+            // The server crashes. No connection has noticed yet.
             1 => {
                 self.server += 1;
                 self.knows.clear();
@@ -141,7 +141,10 @@ impl Model {
                         .unflushed
                         .iter()
                         .all(|write| self.knows.contains(write));
-                    assert!(known, "a flush covers what its server knows nothing of");
+                    assert!(
+                        known,
+                        "a flush covers a write that its server does not have"
+                    );
                     self.unflushed.clear();
                 }
             }
@@ -167,12 +170,12 @@ impl Model {
             assert!(by.is_none_or(|by| by > self.now));
             self.dials.push((dial, None));
         }
-        // A driver may drop those that are not wanted, without a word.
+        // A driver may drop unwanted dials without reporting it.
         let wanted = |(dial, _): &(DialId, _)| self.members.is_wanted(*dial);
         self.dials.retain(wanted);
     }
 
-    /// Something comes of a dial.
+    /// A dial succeeds or fails.
     fn progress(&mut self, at: usize, kind: u8) {
         let (dial, link) = self.dials[at].clone();
         let Some(link) = link else {
@@ -248,7 +251,7 @@ impl Model {
         }
         assert!(!self.was_over || self.members.is_over(), "over is over");
         self.was_over = self.members.is_over();
-        // Nothing is used before what may be lost was written again.
+        // No connection is used before writes that may be lost were replayed.
         assert!(!self.needs_replay || open == 0 || self.members.is_closing());
     }
 

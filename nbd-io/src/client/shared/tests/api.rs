@@ -24,7 +24,7 @@ use std::{
 const NONE: CommandFlags = CommandFlags::NONE;
 const SIZE: u64 = 1 << 20;
 
-/// Serves an export to whoever connects, and notes what is asked.
+/// Serves an export to every client that connects, and logs the requests.
 fn host(sim: &Sim, export: Arc<dyn Export>, cut: Cut, shuffle: bool) -> Log {
     let log = Log::default();
     let manner = Manner {
@@ -175,7 +175,7 @@ fn zeroes_are_written_apart_from_parts_of_the_same_block() {
             part.unwrap();
             zeroes.unwrap();
             let now = client.read(100, 3996).await.unwrap();
-            assert!(now.iter().all(|byte| *byte == 0), "what was there is back");
+            assert!(now.iter().all(|byte| *byte == 0), "the old data is back");
         });
     }
 }
@@ -351,7 +351,7 @@ fn another_connection_to_another_export_is_refused() {
 }
 
 #[test]
-fn dropping_the_last_client_says_goodbye() {
+fn dropping_the_last_client_disconnects() {
     // C-186
     let sim = Sim::new(8);
     let log = host(&sim, Arc::new(memory(1)), Cut::Whole, false);
@@ -391,14 +391,14 @@ fn steps_can_be_taken_one_by_one() {
         let client = refused.handle.go(go).await.unwrap().unwrap();
         client.write(5, &b"hello"[..]).await.unwrap();
         assert_eq!(&client.read(5, 5).await.unwrap()[..], b"hello");
-        // The deadline of the negotiation is over with it.
+        // The deadline of the negotiation ended with it.
         sim.sleep(Duration::from_secs(100)).await;
         assert_eq!(&client.read(5, 5).await.unwrap()[..], b"hello");
     });
 }
 
 #[test]
-fn a_step_that_fails_says_which_it_was_and_with_whom() {
+fn a_failed_step_names_the_step_and_the_server() {
     let sim = Sim::new(8);
     host(&sim, Arc::new(memory(1)), Cut::Whole, false);
     sim.run(async {
@@ -443,7 +443,7 @@ fn a_client_of_single_steps_keeps_to_the_connection_that_they_were_taken_on() {
         Ok(())
     });
     sim.run(async {
-        // Another connection would ask for the export of the URI, which is as large.
+        // Another connection would ask for the export of the URI, which has the same size.
         let options = options(&sim)
             .connections(2)
             .reconnect(Some(Reconnect::new().keep_unflushed(1 << 20)));
@@ -481,7 +481,7 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
         let error = options.connect("nbd://localhost").await.unwrap_err();
         assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
         assert_eq!(sim.now(), Duration::from_secs(7));
-        // The time for connecting is that of all of it.
+        // The time for connecting covers all of it.
         let whole = options.connect_timeout(Some(Duration::from_secs(5)));
         for negotiation in [None, Some(Duration::from_secs(7))] {
             let (start, whole) = (sim.now(), whole.clone().negotiation_timeout(negotiation));
@@ -498,7 +498,7 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
 }
 
 #[test]
-fn what_the_server_fails_is_told_and_nothing_else_is_hurt() {
+fn a_command_that_the_server_fails_is_an_error_and_others_go_on() {
     let sim = Sim::new(8);
     let export = Memory::new(SIZE).with_limit(64 << 10);
     host(&sim, Arc::new(export), Cut::Whole, false);
@@ -547,7 +547,7 @@ fn any_request_of_any_length_can_be_dropped_at_any_time() {
     }
 }
 
-/// What comes of a future that is dropped after so many polls.
+/// Polls a future at most so many times, then drops it; its output if it was done.
 async fn some_polls<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
     let mut left = polls;

@@ -24,7 +24,7 @@ use std::{
 
 const SIZE: u64 = 10_240;
 
-/// Enters an export over a stream that is cut anyhow, and keeps what is asked.
+/// Enters an export over a stream that is cut at random, and logs the requests.
 async fn enter(sim: &Sim, export: Arc<dyn Export>, cut: Cut) -> (Cursor<Sim>, Log) {
     let exports = Arc::new(NamedExports::single(export));
     let (server, log) = (sim.clone(), Log::default());
@@ -56,7 +56,7 @@ async fn read(cursor: &mut Cursor<Sim>, len: usize) -> io::Result<Vec<u8>> {
     poll_fn(|cx| cursor.poll_read(cx, len).map_ok(<[u8]>::to_vec)).await
 }
 
-/// Reads until there is so much or the export ends.
+/// Reads so many bytes, or to the end of the export.
 async fn read_all(cursor: &mut Cursor<Sim>, len: usize) -> Vec<u8> {
     let mut all = Vec::new();
     while all.len() < len {
@@ -76,7 +76,7 @@ async fn flush(cursor: &mut Cursor<Sim>) -> io::Result<()> {
     poll_fn(|cx| cursor.poll_flush(cx)).await
 }
 
-/// What comes of a future that is dropped after so many polls.
+/// Polls a future at most so many times, then drops it; its output if it was done.
 async fn some_polls<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
@@ -177,9 +177,9 @@ fn a_read_that_is_dropped_at_any_poll_loses_nothing() {
                 let mut got = first.map_or(Vec::new(), Result::unwrap);
                 assert_eq!(cursor.position(), 40 + got.len() as u64);
                 got.extend(read_all(&mut cursor, 900 - got.len()).await);
-                // The one that was dropped is not made again.
+                // The dropped request is not made again.
                 assert_eq!(log.lock().unwrap().len(), 1);
-                // More and less than was asked for before.
+                // More and fewer bytes than were asked for before.
                 let second = some_polls(read(&mut cursor, 50), polls).await;
                 got.extend(second.map_or(Vec::new(), Result::unwrap));
                 let third = some_polls(read(&mut cursor, 5000), polls).await;
@@ -213,7 +213,7 @@ fn a_write_that_is_dropped_at_any_poll_was_taken_or_was_not() {
                 let second = some_polls(write(&mut cursor, &all[1500..]), polls).await;
                 let taken = second.as_ref().map_or(0, |n| *n.as_ref().unwrap());
                 assert_eq!(cursor.position(), 1500 + taken as u64);
-                // The same again, with other bytes if none of the first ones was taken.
+                // The same again, with other bytes if none of the first ones was accepted.
                 let mut all = all;
                 if taken == 0 {
                     all.truncate(1500);
@@ -249,7 +249,7 @@ fn a_flush_that_is_dropped_at_any_poll_can_be_made_again() {
                 let (mut cursor, log) = enter(&sim, export.clone(), cut).await;
                 write(&mut cursor, &[7; 900]).await.unwrap();
                 let first = some_polls(flush(&mut cursor), polls).await;
-                // One that was given up tells nothing of what is written after it.
+                // A dropped flush says nothing about later writes.
                 write(&mut cursor, &[8; 900]).await.unwrap();
                 flush(&mut cursor).await.unwrap();
                 let log = log.lock().unwrap();
@@ -269,7 +269,7 @@ fn a_flush_that_is_dropped_at_any_poll_can_be_made_again() {
 }
 
 #[test]
-fn what_was_taken_is_written_although_the_cursor_is_dropped() {
+fn accepted_bytes_are_written_although_the_cursor_is_dropped() {
     let sim = Sim::new(1);
     sim.run(async {
         let export = memory(1);
@@ -283,12 +283,12 @@ fn what_was_taken_is_written_although_the_cursor_is_dropped() {
 }
 
 #[test]
-fn a_write_in_flight_keeps_nobody_else_from_writing() {
+fn a_finished_write_of_a_cursor_does_not_block_other_writers() {
     let sim = Sim::new(1);
     sim.run(async {
         let export = memory(512);
         let (mut cursor, _) = enter(&sim, export.clone(), Cut::Random).await;
-        // Parts of blocks, which are written by reading, changing and writing.
+        // Parts of blocks, which are written by read-modify-write.
         for len in [100, 5000] {
             cursor.seek(SeekFrom::Start(0)).unwrap();
             write(&mut cursor, &vec![7; len]).await.unwrap();
@@ -305,7 +305,7 @@ fn a_write_in_flight_keeps_nobody_else_from_writing() {
 }
 
 #[test]
-fn a_failed_write_is_told_once_by_what_comes_next() {
+fn a_failed_write_is_reported_once_by_the_next_call() {
     let sim = Sim::new(1);
     sim.run(async {
         let faults = Faults::new();
@@ -324,7 +324,7 @@ fn a_failed_write_is_told_once_by_what_comes_next() {
         assert_eq!(write(&mut cursor, &[1; 100]).await.unwrap(), 100);
         failed(flush(&mut cursor).await.unwrap_err());
         flush(&mut cursor).await.unwrap();
-        // Not by a read, which leaves it to the next.
+        // A read does not report it, and leaves it to the next call.
         assert_eq!(write(&mut cursor, &[1; 100]).await.unwrap(), 100);
         assert_eq!(read(&mut cursor, 10).await.unwrap(), [0; 10]);
         cursor.seek(SeekFrom::End(0)).unwrap();
@@ -338,7 +338,7 @@ fn a_failed_write_is_told_once_by_what_comes_next() {
 }
 
 #[test]
-fn a_loss_is_told_by_one_flush() {
+fn a_loss_is_reported_by_one_flush() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     sim.run(async {
@@ -347,7 +347,7 @@ fn a_loss_is_told_by_one_flush() {
         let mut cursor = Cursor::new(client);
         for _ in 0..2 {
             write(&mut cursor, &[1; 10]).await.unwrap();
-            // It waits for what was written.
+            // The read waits for the write.
             read(&mut cursor, 10).await.unwrap();
             machine.kill();
             read(&mut cursor, 10).await.unwrap();
@@ -388,7 +388,7 @@ fn failed_reads_and_flushes_can_be_tried_again() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told_at_once() {
+fn impossible_calls_fail_at_once() {
     let sim = Sim::new(1);
     sim.run(async {
         let export = Arc::new(Memory::new(SIZE).read_only());

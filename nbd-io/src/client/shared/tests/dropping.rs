@@ -17,7 +17,7 @@ use std::{
 const WRITERS: u64 = 4;
 const LEN: usize = 3000;
 
-/// Waits for a request, but maybe not to its end. Whether it was done.
+/// Waits for a request, but perhaps not to its end. Whether it was done.
 async fn perhaps<T, E: std::fmt::Debug>(
     sim: &Sim,
     request: impl Future<Output = Result<T, E>>,
@@ -46,7 +46,7 @@ async fn perhaps<T, E: std::fmt::Debug>(
 async fn write_and_drop(sim: &Sim, client: &Client<Sim>, writer: u64) -> usize {
     let at = writer * 4096;
     let mut dropped = 0;
-    // What may be there: the last that was answered, and whatever was not waited for since.
+    // The possible contents: the last answered write, and every dropped one since.
     let mut may = vec![0];
     for value in 1..40 {
         let data = vec![value; LEN];
@@ -110,7 +110,7 @@ fn any_request_can_be_dropped_while_the_server_comes_and_goes() {
             client.disconnect().await.unwrap();
             sim.sleep(Duration::from_secs(10)).await;
         });
-        assert_eq!(sim.tasks(), 0, "somebody waits for ever");
+        assert_eq!(sim.tasks(), 0, "a task waits for ever");
     }
     let kills = kills.into_inner();
     assert!(

@@ -1,4 +1,4 @@
-//! Answers that come before what they answer was sent.
+//! Replies that come before their requests were sent.
 
 use super::{
     engine::limits,
@@ -35,7 +35,7 @@ async fn take(stream: &mut Stream, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Answers a request, whatever it is, with success.
+/// Answers any request with success.
 async fn answer(stream: &mut Stream, request: &[u8], data: &[u8]) {
     let mut reply = BytesMut::from(&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..]);
     reply.extend_from_slice(&request[COOKIE]);

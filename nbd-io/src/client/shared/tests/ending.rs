@@ -208,7 +208,7 @@ fn poll<F: Future>(future: &mut Pin<Box<F>>, task: &Arc<Task>) -> Poll<F::Output
 }
 
 #[test]
-fn whoever_waits_for_the_end_is_woken_by_it_and_whoever_stopped_is_forgotten() {
+fn close_waiters_are_woken_by_the_end_and_dropped_ones_are_forgotten() {
     let sim = Sim::new(4);
     sim.run(async {
         let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
@@ -239,7 +239,7 @@ fn whoever_waits_for_the_end_is_woken_by_it_and_whoever_stopped_is_forgotten() {
 }
 
 #[test]
-fn a_farewell_waits_for_what_is_in_flight() {
+fn a_disconnect_waits_for_requests_in_flight() {
     // C-186, C-187
     for seed in 0..20 {
         let sim = Sim::new(seed);
@@ -285,7 +285,7 @@ fn a_farewell_waits_for_what_is_in_flight() {
 }
 
 #[test]
-fn a_farewell_to_a_server_that_owes_a_reply_ends_after_five_seconds() {
+fn a_disconnect_from_a_server_that_owes_a_reply_ends_after_five_seconds() {
     // B-018
     let sim = Sim::new(4);
     sim.run(async {

@@ -95,7 +95,7 @@ impl Setup {
     }
 }
 
-/// What bounds the requests of a link, by the simulation's clock.
+/// The limits of a link's requests, by the simulation's clock.
 pub(super) fn limits(sim: &Sim, timeout: Option<Duration>, bytes_in_flight: u64) -> LinkLimits {
     let sim = sim.clone();
     LinkLimits {
@@ -170,7 +170,7 @@ pub(super) fn is_ok(done: &Done) -> bool {
     matches!(done.result, Ok(Outcome::Done))
 }
 
-/// Writes and reads back on a part of the export that the rest of the test leaves alone.
+/// Writes and reads back a range that the rest of the test does not touch.
 pub(super) async fn verify(link: &Link, round: u8) {
     let offset = SIZE - (64 << 10);
     for len in [1, 500] {
@@ -178,7 +178,7 @@ pub(super) async fn verify(link: &Link, round: u8) {
         assert!(is_ok(&write(link, offset, data.clone()).await));
         let back = read(link, offset, len).await;
         assert!(is_ok(&back));
-        assert!(back.sink == data, "what was written comes back");
+        assert!(back.sink == data, "the written data comes back");
     }
 }
 
@@ -291,7 +291,7 @@ async fn drop_one(sim: &Sim, cut: Cut, kind: usize, polls: usize) -> bool {
     };
     let Bench { link, memory, .. } = setup.connect(sim).await;
     let offset = 512 << 10;
-    // Byte by byte it would take too long with many of them.
+    // Byte by byte many requests would take too long.
     let bytes = if cut == Cut::Bytes { 64 } else { 4096 };
     assert!(is_ok(&write(&link, offset, vec![0xaa; 2 * bytes]).await));
     // Another task's request is in flight meanwhile.
@@ -305,7 +305,7 @@ async fn drop_one(sim: &Sim, cut: Cut, kind: usize, polls: usize) -> bool {
     verify(&link, 1).await;
     let back = read(&link, 1 << 10, 700).await;
     assert!(back.sink == vec![0xbb; 700]);
-    // Everything that was begun is carried out or was not begun at all.
+    // Each request that was begun is carried out, or was not begun at all.
     assert!(link.close());
     assert!(matches!(*link.over().await, Lost::Disconnected));
     let mut now = vec![0; 2 * bytes];
@@ -343,7 +343,7 @@ fn a_load_of_calls_survives_that_any_of_them_is_dropped() {
             let link = &link;
             let sim = &sim;
             join_all((0..12_u8).map(|n| async move {
-                // Each has its own blocks; what is dropped goes to a block that is left alone.
+                // Each task has its own blocks; dropped requests go to a block that no task reads.
                 let own = u64::from(n) * 65_536;
                 for round in 0..10_u8 {
                     let chance = sim.chance();
@@ -372,7 +372,7 @@ fn a_dropped_request_that_is_half_sent_is_sent_to_its_end_by_the_keeper() {
         };
         let Bench { link, memory, .. } = setup.connect(&sim).await;
         assert!(!dropped_after(write(&link, 0, vec![7; 300_000]), 2).await);
-        // Nobody uses the connection any more.
+        // The connection is idle from now on.
         sim.sleep(Duration::from_secs(1)).await;
         let mut now = vec![0; 300_000];
         memory.read(0, &mut now).unwrap();
@@ -422,7 +422,7 @@ fn requests_are_sent_in_the_order_in_which_they_came() {
         let Bench { link, .. } = setup.connect(&sim).await;
         let mut calls: Vec<_> = (0..50)
             .map(|n| {
-                // Small ones do not get past large ones that wait.
+                // Small requests do not overtake large ones that wait.
                 let len = if n % 3 == 0 { 40_000 } else { 1 };
                 write(&link, n, vec![0; len])
             })
@@ -474,7 +474,7 @@ fn no_more_payload_is_in_flight_than_allowed() {
             .await
         })
         .await;
-        // Nobody polls, but the keeper drives what a call has left.
+        // The calls are not polled, but the connection task does the rest of their work.
         drop(calls.pop());
         sim.sleep(Duration::from_secs(1)).await;
         assert_eq!(log.lock().unwrap().len(), 2);
@@ -495,7 +495,7 @@ fn a_call_that_is_not_polled_does_not_hold_up_others() {
             };
             let Bench { link, .. } = setup.connect(&sim).await;
             let other = link.clone();
-            // A task begins to read, has the driver's role, and then waits for something else.
+            // A task begins to read, is the poller, and then waits for something else.
             let mut held = pin!(read(&link, 0, 4096));
             let (sender, receiver) = (Arc::new(std::sync::Mutex::new(false)), ());
             let () = receiver;
@@ -507,7 +507,7 @@ fn a_call_that_is_not_polled_does_not_hold_up_others() {
                 *done.lock().unwrap() = true;
             });
             let start = sim.now();
-            // The other's request is in flight when the role is taken.
+            // The other's request is in flight when the task becomes the poller.
             sim.sleep(Duration::from_micros(seed * 5)).await;
             poll_fn(|cx| {
                 let _ = held.as_mut().poll(cx);
@@ -525,7 +525,7 @@ fn a_call_that_is_not_polled_does_not_hold_up_others() {
 }
 
 #[test]
-fn a_lone_caller_wakes_nobody_but_itself() {
+fn a_lone_caller_wakes_only_itself() {
     let sim = Sim::new(1);
     sim.run(async {
         let Bench { link, .. } = Setup::default().connect(&sim).await;
@@ -559,14 +559,14 @@ fn requests_that_begin_together_are_written_together() {
         // The first of them does not know of the others.
         let burst = count(32, 1).await;
         assert!(burst <= 2, "{burst} writes for 32 requests at once");
-        // Those that follow replies that were read together.
+        // Further requests follow replies that were read together.
         let more = count(32, 100).await;
         assert!(more < 400, "{more} writes for 3200 requests");
     });
 }
 
 #[test]
-fn a_reply_that_is_not_taken_holds_up_nobody() {
+fn a_reply_that_is_not_taken_blocks_no_other_request() {
     let sim = Sim::new(1);
     sim.run(async {
         let Bench { link, .. } = Setup::default().connect(&sim).await;
@@ -586,7 +586,7 @@ fn a_request_that_is_left_to_a_task_that_does_not_come_is_sent_all_the_same() {
     let sim = Sim::new(1);
     sim.run(async {
         let Bench { link, .. } = Setup::default().connect(&sim).await;
-        // It is called to write its own request and this one, and its task has other things to do.
+        // It is woken to write its own request and this one, and its task has other things to do.
         let mut stuck = pin!(read(&link, 0, 512));
         let mut behind = pin!(read(&link, 512, 512));
         let mut first = pin!(read(&link, 1024, 512));

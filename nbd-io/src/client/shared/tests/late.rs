@@ -1,4 +1,4 @@
-//! Tasks that are called and do not come.
+//! Tasks that are woken and do not come.
 
 use super::{
     engine::{Bench, Setup, is_ok, read},
@@ -47,7 +47,7 @@ fn a_driver_that_was_called_by_another_and_does_not_come_is_replaced_soon() {
 }
 
 #[test]
-fn a_request_that_is_alone_is_sent_although_nobody_waits_for_it_yet() {
+fn a_lone_request_is_sent_before_it_is_awaited() {
     let sim = Sim::new(1);
     sim.run(async {
         let setup = Setup {

@@ -23,7 +23,7 @@ use std::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An export whose server is about to end, whatever it is asked, or is not.
+/// An export whose server is about to shut down, whether a request is pending or not.
 struct Ending(bool);
 
 impl Export for Ending {
@@ -219,7 +219,7 @@ fn a_server_that_is_silent_without_closing_is_given_up() {
             let (first, later) = join(client.read(0, 512), later).await;
             let late = |error| matches!(error, Some(Error::Timeout { .. }));
             assert!(late(first.err()));
-            // One that has time left is made again.
+            // A request with time left is made again.
             assert_eq!(late(later.err()), !lose);
             assert_eq!(client.read(0, 512).await.is_ok(), lose);
         });

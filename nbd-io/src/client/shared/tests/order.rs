@@ -1,4 +1,4 @@
-//! Changes of the same bytes that are in flight together.
+//! Writes of the same bytes that are in flight together.
 
 use super::{
     pipe::{Cut, Pipe},
@@ -40,7 +40,7 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
             let done = AtomicBool::new(false);
             let load = async {
                 for round in 0..20_u8 {
-                    // They are begun in this order, and none waits for the others.
+                    // The writes are begun in this order, and none waits for the others.
                     join_all((1..=4_u8).map(|n| async move {
                         let (at, len) = (u64::from(n) * 50, 1000);
                         if (round + n) % 4 == 0 {
@@ -52,7 +52,7 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
                         }
                     }))
                     .await;
-                    // What is kept has to be written again between two kills.
+                    // Kept writes have to be replayed between two kills.
                     client.flush().await.unwrap();
                     let found = client.read(50, 1150).await.unwrap();
                     for (at, byte) in (50_usize..).zip(&found[..]) {
@@ -75,7 +75,7 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
 #[test]
 fn a_change_waits_for_the_answer_to_another_one_and_not_for_its_task() {
     let timeout = Duration::from_secs(4);
-    // One that is not kept needs a flush, which only its own task sends.
+    // A write that is not kept needs a flush, which only its own task sends.
     for (limit, is_waited_for) in [(0, false), (1 << 20, false), (1, true)] {
         let sim = Sim::new(1);
         Machine::start(&sim, false);
@@ -112,8 +112,7 @@ fn many_queued_changes_are_dropped_in_time_in_proportion_to_their_number() {
         let options = options(&sim, policy());
         let client = options.connect("nbd://localhost").await.unwrap();
         let elsewhere = &mut Context::from_waker(Waker::noop());
-        // Of the same bytes, and of others. With time in proportion to the square, this would take
-        // a minute.
+        // Of the same bytes, and of others. With quadratic time this would take a minute.
         for step in [0, 8] {
             let mut writes: Vec<_> = (0..30_000)
                 .map(|n| Box::pin(client.write(n * step, vec![1; 8])))
@@ -128,7 +127,7 @@ fn many_queued_changes_are_dropped_in_time_in_proportion_to_their_number() {
     });
 }
 
-/// Begins a future for as many polls as it takes, up to these, and drops it.
+/// Begins a future, polls it no more often than this, and drops it.
 async fn begin(future: impl Future, polls: usize) {
     let mut future = pin!(future);
     let mut left = polls;
@@ -143,7 +142,7 @@ async fn begin(future: impl Future, polls: usize) {
 }
 
 #[test]
-fn a_part_of_a_block_that_nobody_waits_for_does_not_undo_another() {
+fn a_dropped_write_of_part_of_a_block_does_not_undo_another() {
     for seed in 0..200 {
         let sim = Sim::new(seed);
         let disk = Arc::new(
@@ -163,7 +162,7 @@ fn a_part_of_a_block_that_nobody_waits_for_does_not_undo_another() {
             let options = ConnectOptions::with_runtime(sim.clone());
             let client = options.connect("nbd://localhost").await.unwrap();
             for round in 1..20_u8 {
-                // Dropped while it reads the block, or when the block is on its way.
+                // Dropped while it reads the block, or when the block is in flight.
                 let polls = 1 + sim.chance().below(6);
                 begin(client.write(0, vec![round; 100]), polls).await;
                 client.write(2000, vec![round; 100]).await.unwrap();

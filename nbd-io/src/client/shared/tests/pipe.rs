@@ -1,4 +1,5 @@
-//! A stream in memory that is as unhelpful as a stream may be.
+//! A stream in memory that is as awkward as a stream may be: short reads, short writes, and
+//! `Pending` without need.
 
 use super::sim::Chance;
 use crate::transport::Transport;
@@ -9,21 +10,21 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// How a stream cuts what goes through it.
+/// How a stream cuts the bytes that pass through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// Not at all.
     Whole,
     /// Into single bytes, each of which is waited for.
     Bytes,
-    /// Anyhow, with waits for nothing between.
+    /// At random, and with `Pending` in between although bytes are there.
     Random,
 }
 
 #[derive(Debug, Default)]
 struct Way {
     bytes: VecDeque<u8>,
-    /// How often something was written.
+    /// The number of writes.
     writes: usize,
     closed: bool,
     fuse: Option<Fuse>,
@@ -43,7 +44,7 @@ impl Way {
     }
 }
 
-/// What happens when so many more bytes have been sent.
+/// An action that runs when so many more bytes have been sent.
 struct Fuse {
     left: usize,
     burn: Box<dyn FnOnce() + Send>,
@@ -61,7 +62,7 @@ impl Way {
         self.fuse.as_ref().map_or(usize::MAX, |fuse| fuse.left)
     }
 
-    /// Bytes have passed. The fuse if it burns, which is to be done without the lock.
+    /// Counts bytes that have passed. Returns the fuse if it burns; run it without the lock held.
     fn passed(&mut self, bytes: usize) -> Option<Fuse> {
         let fuse = self.fuse.as_mut()?;
         fuse.left -= bytes;
@@ -106,18 +107,18 @@ fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
 pub(crate) struct Scissors(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
 
 impl Scissors {
-    /// How often something was written to the end at which these were made.
+    /// The number of writes to the end at which these were made.
     pub(crate) fn writes(&self) -> usize {
         lock(&self.1).writes
     }
 
-    /// What was sent before can still be read.
+    /// Half-closes both ways: bytes that were sent before can still be read.
     pub(crate) fn end(&self) {
         lock(&self.0).close();
         lock(&self.1).close();
     }
 
-    /// Does something when so many more bytes have been sent, from the end that these were made at
+    /// Runs an action when so many more bytes have been sent, from the end that these were made at
     /// or to it.
     pub(crate) fn fuse(&self, from: bool, left: usize, burn: impl FnOnce() + Send + 'static) {
         let burn = Box::new(burn);
@@ -125,7 +126,7 @@ impl Scissors {
         lock(way).fuse = Some(Fuse { left, burn });
     }
 
-    /// What was not read is lost.
+    /// Resets the connection: unread bytes are lost.
     pub(crate) fn cut(&self) {
         for way in [&self.0, &self.1] {
             let mut way = lock(way);

@@ -51,7 +51,7 @@ fn memory(size: u64) -> Arc<dyn Export> {
     Arc::new(Memory::new(size))
 }
 
-/// How often it was tried in vain, and what came of it the last time.
+/// The number of failed attempts, and the error of the last one.
 fn not_restored(error: Error) -> (u32, Arc<Error>) {
     let Error::Lost(lost) = error else {
         panic!("{error:?}");
@@ -103,7 +103,7 @@ fn without_delays_there_is_no_storm_either() {
     let sim = Sim::new(1);
     let (count, server) = (Arc::new(AtomicUsize::new(0)), sim.clone());
     let counted = count.clone();
-    // It ends at every request.
+    // The server ends at every request.
     sim.on_connect(move |pipe: Pipe| {
         let earlier = counted.fetch_add(1, Ordering::Relaxed);
         assert!(earlier < 5000, "a storm");
@@ -139,7 +139,7 @@ fn connections_that_are_lost_in_turn_are_no_storm_either() {
         let sim = Sim::new(1);
         let (count, server) = (Arc::new(AtomicUsize::new(0)), sim.clone());
         let disk = Machine::start(&sim, false).disk;
-        // It ends at every request.
+        // The server ends at every request.
         sim.on_connect(move |pipe: Pipe| {
             let earlier = count.fetch_add(1, Ordering::Relaxed);
             assert!(earlier < 200, "a storm");
@@ -181,7 +181,7 @@ fn a_connection_that_is_given_up_is_tried_again_when_another_is_lost() {
             let client = options.connect("nbd://localhost").await.unwrap();
             let day = Duration::from_secs(86_400);
             sim.sleep(day).await;
-            // Only one may come back.
+            // Room for one connection only.
             room.store(1, Ordering::Relaxed);
             kill(&connections);
             client.write(0, vec![1; 10]).await.unwrap();
@@ -205,7 +205,7 @@ fn a_connection_that_is_given_up_is_tried_again_when_another_is_lost() {
             drop(client);
             sim.sleep(day).await;
         });
-        assert_eq!(sim.tasks(), 0, "somebody waits for ever");
+        assert_eq!(sim.tasks(), 0, "a task waits for ever");
     }
 }
 
@@ -230,7 +230,7 @@ fn a_client_lives_as_long_as_one_connection_is_tried() {
 }
 
 #[test]
-fn an_export_that_comes_back_as_another_one_is_refused_and_told() {
+fn an_export_that_comes_back_changed_is_refused_and_reported() {
     // H-039
     let blocks = Memory::new(8192).with_block_sizes(BlockSizes::new(512, 4096, 1 << 20).unwrap());
     let others: [(Arc<dyn Export>, &str); 4] = [
@@ -279,12 +279,12 @@ fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
             kill(&connections);
             let read = client.read(0, 10).await;
             assert_eq!(read.is_ok(), accept);
-            // It goes by the size of before.
+            // The client uses the size of before.
             assert_eq!(client.size(), 8192);
             assert!(client.read(8192, 10).await.is_err());
         });
     }
-    // What is smaller is refused even so.
+    // A smaller export is refused even so.
     let sim = Sim::new(1);
     let (_, connections) = host(&sim, |number| Some(memory([8192, 4096][number.min(1)])));
     sim.run(async {
@@ -318,7 +318,7 @@ impl Export for Stopping {
 }
 
 #[test]
-fn what_is_kept_outlives_a_server_that_shuts_down_again() {
+fn unflushed_writes_outlive_a_server_that_shuts_down_again() {
     // C-188
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
@@ -340,7 +340,7 @@ fn what_is_kept_outlives_a_server_that_shuts_down_again() {
 }
 
 #[test]
-fn disconnecting_while_there_is_no_connection_tells_how_it_was_lost() {
+fn disconnecting_without_a_connection_reports_how_it_was_lost() {
     let sim = Sim::new(1);
     let (_, connections) = host(&sim, |number| (number == 0).then(|| memory(4096)));
     sim.run(async {
@@ -394,7 +394,7 @@ fn futures_that_wait_for_a_connection_leave_nothing_when_they_are_dropped() {
         assert_eq!(waiting(&client), 0);
         kill(&connections);
         sim.sleep(Duration::from_secs(20)).await;
-        // The task that tries waits, too.
+        // The connecting task waits, too.
         assert_eq!(waiting(&client), 1);
         for _ in 0..100 {
             let mut read = pin!(client.read(0, 1));
@@ -437,7 +437,7 @@ fn a_client_whose_runtime_is_shut_down_is_over() {
                     sim.sleep(Duration::from_secs(1)).await;
                 }
                 sim.shut_down();
-                // Nobody is there any more who would wake it.
+                // No task is left that would wake it.
                 let Err(Error::Lost(lost)) = client.read(0, 1).await else {
                     panic!("there is no runtime");
                 };
@@ -449,7 +449,7 @@ fn a_client_whose_runtime_is_shut_down_is_over() {
 }
 
 #[test]
-fn a_farewell_ends_when_its_runtime_is_shut_down() {
+fn a_disconnect_ends_when_its_runtime_is_shut_down() {
     for begun in [false, true] {
         let sim = Sim::new(1);
         host(&sim, |_| Some(memory(4096)));
@@ -470,7 +470,7 @@ fn a_farewell_ends_when_its_runtime_is_shut_down() {
 }
 
 #[test]
-fn nobody_waits_for_a_server_that_is_silent_when_what_is_kept_is_sent_again() {
+fn a_dropped_client_does_not_wait_for_a_server_that_is_silent_during_replay() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     let disk = machine.disk.clone();
@@ -494,5 +494,5 @@ fn nobody_waits_for_a_server_that_is_silent_when_what_is_kept_is_sent_again() {
         drop(client);
         sim.sleep(Duration::from_secs(60)).await;
     });
-    assert_eq!(sim.tasks(), 0, "somebody waits for ever");
+    assert_eq!(sim.tasks(), 0, "a task waits for ever");
 }

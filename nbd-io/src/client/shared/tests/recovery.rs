@@ -25,9 +25,9 @@ use std::{
 
 const SIZE: usize = 256 << 10;
 
-/// A disk that forgets in a crash what was not flushed.
+/// A disk that loses unflushed writes in a crash.
 pub(super) struct Disk {
-    /// What is read, and what is on stable storage.
+    /// The volatile contents, which are read, and the contents of stable storage.
     pub(super) contents: Mutex<(Vec<u8>, Vec<u8>)>,
     size: AtomicU64,
 }
@@ -120,7 +120,7 @@ impl Machine {
         machine
     }
 
-    /// Ends every connection, and everything that was not flushed.
+    /// Ends every connection, and loses everything unflushed.
     pub(super) fn kill(&self) {
         let connections = std::mem::take(&mut *self.connections.lock().unwrap());
         connections.iter().for_each(Scissors::cut);
@@ -138,7 +138,7 @@ pub(super) fn policy() -> Reconnect {
     Reconnect::new().delay(Duration::from_micros(200), Duration::from_millis(5))
 }
 
-/// Kills the server now and then until it is told to stop.
+/// Kills the server now and then until `done` is set.
 pub(super) async fn killer(sim: &Sim, machine: &Machine, done: &AtomicBool) -> usize {
     let mut kills = 0;
     while !done.load(Ordering::Relaxed) {
@@ -172,7 +172,7 @@ fn nothing_that_was_answered_is_lost_when_unflushed_writes_are_kept() {
         let sim = Sim::new(seed);
         let machine = Machine::start(&sim, seed % 2 == 0);
         kills += sim.run(async {
-            // So little that it is flushed now and then.
+            // So little that the client flushes now and then.
             let limit = [25_000, 1 << 20][usize::try_from(seed % 2).unwrap()];
             let client = options(&sim, policy().keep_unflushed(limit))
                 .connections(1 + usize::try_from(seed % 3).unwrap())
@@ -226,9 +226,9 @@ fn nothing_that_was_answered_is_lost_when_unflushed_writes_are_kept() {
 }
 
 #[test]
-fn what_was_flushed_stays_and_a_loss_before_is_told() {
+fn flushed_writes_stay_and_the_loss_of_others_is_reported() {
     // C-192, S-220
-    let (mut kills, mut told) = (0, 0);
+    let (mut kills, mut reported) = (0, 0);
     for seed in 0..60 {
         let sim = Sim::new(seed);
         let machine = Machine::start(&sim, seed % 2 == 0);
@@ -241,11 +241,11 @@ fn what_was_flushed_stays_and_a_loss_before_is_told() {
             let (client, chance) = (&client, sim.chance());
             let done = AtomicBool::new(false);
             let load = async {
-                let told = join_all((0..WRITERS).map(|writer| async move {
-                    // Each has a clone of its own, so that each is told of a loss.
+                let reported = join_all((0..WRITERS).map(|writer| async move {
+                    // Each has a clone of its own, so that each gets the report of a loss.
                     let client = &client.clone();
-                    let mut told = 0;
-                    // What each block may hold; the last is what was written last.
+                    let mut reported = 0;
+                    // The possible contents of each block; the last one was written last.
                     let mut model = [(); 4].map(|()| vec![0]);
                     for round in 1..40_u8 {
                         let block = chance.below(4);
@@ -261,11 +261,12 @@ fn what_was_flushed_stays_and_a_loss_before_is_told() {
                                     }
                                 }
                                 Err(Error::Unflushed) => {
-                                    told += 1;
+                                    reported += 1;
                                     for (block, may) in model.iter_mut().enumerate() {
                                         let found = holds(client, writer, block as u64).await;
                                         assert!(may.contains(&found), "{found} of {may:?}");
-                                        // It need not have been flushed before it was read.
+                                        // The last write need not have been flushed before it was
+                                        // read.
                                         let last = *may.last().unwrap();
                                         may.retain(|value| *value != last);
                                         may.push(last);
@@ -294,22 +295,25 @@ fn what_was_flushed_stays_and_a_loss_before_is_told() {
                         let found = holds(client, writer, block as u64).await;
                         assert!(model[block].contains(&found));
                     }
-                    told
+                    reported
                 }))
                 .await;
                 done.store(true, Ordering::Relaxed);
-                told.into_iter().sum::<usize>()
+                reported.into_iter().sum::<usize>()
             };
             let (losses, killed) = join(load, killer(&sim, &machine, &done)).await;
             kills += killed;
-            told += losses;
+            reported += losses;
         });
     }
-    assert!(kills > 500 && told > 100, "{kills} kills, {told} told");
+    assert!(
+        kills > 500 && reported > 100,
+        "{kills} kills, {reported} reported"
+    );
 }
 
 #[test]
-fn each_clone_is_told_once_of_a_loss() {
+fn a_loss_is_reported_once_to_each_clone() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     sim.run(async {
@@ -325,7 +329,7 @@ fn each_clone_is_told_once_of_a_loss() {
             client.flush().await.unwrap();
         }
         third.clone().flush().await.unwrap();
-        // Nothing is lost that was not written, or was flushed, or was forced.
+        // No loss counts for data that was not written, or was flushed, or was forced (FUA).
         first.write(0, vec![1; 10]).await.unwrap();
         first.flush().await.unwrap();
         let fua = CommandFlags::FUA;
@@ -371,7 +375,7 @@ fn a_client_that_cannot_come_back_says_why() {
 }
 
 #[test]
-fn a_client_stops_trying_when_its_time_is_over_or_nobody_wants_it() {
+fn reconnecting_stops_at_its_deadline_or_with_the_last_client() {
     for drops in [false, true] {
         let sim = Sim::new(1);
         let machine = Machine::start(&sim, false);
@@ -469,7 +473,7 @@ fn an_answer_of_a_server_that_has_crashed_is_not_covered_by_a_flush_of_the_next(
         let mut write = pin!(client.write(0, vec![7; 10]));
         let poll_once = |cx: &mut Context<'_>| Poll::Ready(write.as_mut().poll(cx).is_pending());
         assert!(poll_fn(poll_once).await);
-        // The answer comes, but is not looked at before the other connection is made anew.
+        // The reply comes, but is not read before the other connection is restored.
         sim.sleep(Duration::from_millis(1)).await;
         let connections = std::mem::take(&mut *machine.connections.lock().unwrap());
         connections.iter().for_each(Scissors::end);

@@ -1,4 +1,4 @@
-//! Connections that are lost again, before all are back or anybody has noticed.
+//! Connections that are lost again, before all are restored or the loss is noticed.
 
 use super::{
     pipe::Pipe,
@@ -25,14 +25,14 @@ use std::{
 };
 
 /// A client that has one of two connections, and has written. Then the server crashes, and is there
-/// again for the second before anybody looks at the first.
+/// again for the second connection before the client looks at the first.
 async fn crashed_while_one_is_missing(sim: &Sim, machine: &Machine) -> Client<Sim> {
     let policy = Reconnect::new()
         .delay(Duration::from_millis(20), Duration::from_millis(20))
         .keep_unflushed(1 << 20);
     let client = options(sim, policy).connections(2);
     let client = client.connect("nbd://localhost").await.unwrap();
-    // Of those that come again the first is let in.
+    // Of the connections that come again the first is let in.
     let (server, host, places) = (sim.clone(), machine.clone(), AtomicUsize::new(1));
     sim.on_connect(move |pipe: Pipe| {
         let down = host.down.load(Ordering::Relaxed);
@@ -48,7 +48,8 @@ async fn crashed_while_one_is_missing(sim: &Sim, machine: &Machine) -> Client<Si
     machine.kill();
     sim.sleep(Duration::from_millis(5)).await;
     assert_eq!(client.connections(), 1);
-    // Nobody asks the stream for more after the second, until the keeper's next tick.
+    // After the second write no task reads from the stream until the next tick of the connection
+    // task.
     client.write(0, vec![6; 10]).await.unwrap();
     client.write(0, vec![7; 10]).await.unwrap();
     machine.kill();
@@ -59,7 +60,7 @@ async fn crashed_while_one_is_missing(sim: &Sim, machine: &Machine) -> Client<Si
 }
 
 #[test]
-fn a_connection_that_joins_does_not_read_what_the_others_never_saw() {
+fn a_connection_that_joins_does_not_read_stale_data() {
     let mut stale = 0;
     for seed in 0..20 {
         let sim = Sim::new(seed);
@@ -75,7 +76,7 @@ fn a_connection_that_joins_does_not_read_what_the_others_never_saw() {
 }
 
 #[test]
-fn a_flush_over_a_connection_that_joins_does_not_forget_what_was_kept() {
+fn a_flush_over_a_connection_that_joins_does_not_forget_unflushed_writes() {
     let mut lost = 0;
     for seed in 0..20 {
         let sim = Sim::new(seed);
@@ -83,7 +84,7 @@ fn a_flush_over_a_connection_that_joins_does_not_forget_what_was_kept() {
         sim.run(async {
             let client = crashed_while_one_is_missing(&sim, &machine).await;
             client.flush().await.unwrap();
-            // Every connection is looked at, and all are made anew.
+            // Every connection is looked at, and all are restored.
             sim.sleep(Duration::from_secs(5)).await;
             let data = client.read(0, 10).await.unwrap();
             lost += usize::from(data[..] != [7; 10]);
@@ -93,7 +94,7 @@ fn a_flush_over_a_connection_that_joins_does_not_forget_what_was_kept() {
 }
 
 #[test]
-fn an_answer_counts_when_it_comes_whoever_looks_at_it() {
+fn a_reply_counts_when_it_arrives_whichever_caller_reads_it() {
     // C-192
     for keep in [0, 1 << 20] {
         let sim = Sim::new(1);
@@ -101,7 +102,7 @@ fn an_answer_counts_when_it_comes_whoever_looks_at_it() {
         sim.run(async {
             let options = options(&sim, policy().keep_unflushed(keep));
             let client = options.connect("nbd://localhost").await.unwrap();
-            // Answers are taken in by the request that was polled last.
+            // Replies are read by the request that was polled last.
             let mut second = pin!(client.write(20, vec![7; 10]));
             let poll_once =
                 |cx: &mut Context<'_>| Poll::Ready(second.as_mut().poll(cx).is_pending());
@@ -144,7 +145,7 @@ fn a_flush_covers_nothing_that_was_answered_after_it_was_sent() {
     }
 }
 
-/// An export whose server is about to end, whatever it is asked.
+/// An export whose server is about to shut down, whatever the request.
 struct Ending;
 
 impl Export for Ending {
@@ -188,7 +189,7 @@ fn a_server_that_ends_at_every_request_is_not_stormed() {
             };
             let expected = matches!(*lost, Lost::NotRestored { attempts: 5, .. });
             assert!(expected, "{lost:?}");
-            // At least a half of 100, 200, 400 and 800 ms.
+            // Exponential backoff with equal jitter: at least a half of 100, 200, 400 and 800 ms.
             assert!(sim.now() >= Duration::from_millis(750));
         });
         assert_eq!(count.load(Ordering::Relaxed), 6);
@@ -212,7 +213,7 @@ fn requests_are_late_while_there_is_no_connection_too() {
 }
 
 #[test]
-fn what_was_answered_before_a_farewell_was_done() {
+fn requests_answered_before_a_disconnect_succeed() {
     for policy in [None, Some(policy())] {
         let sim = Sim::new(1);
         let machine = Machine::start(&sim, false);

@@ -1,4 +1,4 @@
-//! Coming back by TLS.
+//! Reconnecting over TLS.
 
 use super::{
     pipe::{Pipe, Scissors},
@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-/// A server by a certificate of its own authority, and who trusts it.
+/// A server with a certificate of its own authority, and a client that trusts it.
 fn authority() -> (ServerTls, ClientTls) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -49,7 +49,7 @@ enum Fault {
     BreaksOff,
 }
 
-/// Serves by TLS, but not rightly so many connections after the first.
+/// Serves over TLS, but with a fault on so many connections after the first.
 fn host(sim: &Sim, fault: Fault, faults: usize) -> (ClientTls, Arc<Mutex<Vec<Scissors>>>) {
     let (server, client) = authority();
     let (stranger, _) = authority();

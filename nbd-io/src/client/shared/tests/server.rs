@@ -1,4 +1,4 @@
-//! A server for one connection that answers when and in which order it likes.
+//! A server for one connection that answers in an order and at times of its own.
 
 use super::{
     pipe::Pipe,
@@ -29,11 +29,11 @@ pub(crate) struct Manner {
     pub(crate) shuffle: bool,
     /// Requests that are not answered, by their number from 0.
     pub(crate) silent: Option<Arc<dyn Fn(usize) -> bool + Send + Sync>>,
-    /// How long a request, as text, waits for its reply.
+    /// The delay of the reply to a request, given as text.
     pub(crate) late: Option<Late>,
-    /// What was asked, as it came.
+    /// The requests in the order of arrival.
     pub(crate) log: Log,
-    /// With what TLS is forced.
+    /// The TLS configuration; TLS is required.
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<crate::tls::ServerTls>,
 }
@@ -91,14 +91,14 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
     let mut transmission = entered.transmission;
     let mut inbox = vec![0; 64 << 10];
     let mut payload = Vec::new();
-    // With the time before which they are not answered.
+    // With the earliest time of each reply.
     let mut waiting: Vec<(Duration, Request, Vec<u8>)> = Vec::new();
     let mut replies = Replies::new();
     let mut count = 0;
     let mut nap = None;
     let chance: &Chance = sim.chance();
     loop {
-        // What is there is taken in; replies are written as far as they can be.
+        // Pending bytes are read; replies are written as far as possible.
         enum Step {
             Read(usize),
             Wrote(usize),
@@ -138,7 +138,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
             }
             Ok(Step::Read(n)) => {
                 if manner.late.is_some() {
-                    nap = None; // what has come may be due before
+                    nap = None; // the new bytes may be due before
                 }
                 let mut bytes = &inbox[..n];
                 while !bytes.is_empty() {
@@ -148,7 +148,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                     if fed.payload.is_some() {
                         payload.extend_from_slice(&bytes[..fed.used]);
                     }
-                    assert!(fed.used > 0, "the server takes in whatever comes");
+                    assert!(fed.used > 0, "the server uses bytes of every read");
                     bytes = &bytes[fed.used..];
                     match fed.event {
                         Some(Event::Request(request)) => {

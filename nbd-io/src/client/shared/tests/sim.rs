@@ -1,7 +1,7 @@
-//! A runtime in one thread, with its own time and with chance that can be repeated.
+//! A runtime in one thread, with its own time and with randomness that can be repeated.
 //!
-//! A task is polled only when it was woken, so that a lost wake-up is a test that gets stuck and
-//! says so.
+//! A task is polled only when it was woken, so that a lost wake-up is a test that hangs and says
+//! so.
 
 use super::pipe::{Pipe, pipe};
 use crate::{
@@ -107,7 +107,7 @@ impl Sim {
         self.lock().now
     }
 
-    /// How often any task was polled.
+    /// The number of polls of all tasks.
     pub(crate) fn polls(&self) -> u64 {
         self.lock().polls
     }
@@ -140,7 +140,7 @@ impl Sim {
                     (Some(inner.ready.swap_remove(at)), None)
                 } else {
                     let timer = inner.timers.pop_first();
-                    let ((at, _), waker) = timer.expect("nobody will ever be woken: stuck");
+                    let ((at, _), waker) = timer.expect("a lost wake-up");
                     inner.now = at;
                     (None, Some(waker))
                 }

@@ -1,4 +1,4 @@
-//! Requests that are longer than one may be.
+//! Requests that are longer than the limit of one request.
 
 use super::{
     pipe::Pipe,
@@ -19,7 +19,8 @@ use std::{
     time::Duration,
 };
 
-/// An export with such extents of a single status as a function says that one request finds.
+/// An export with extents of a single status; the function says how long an extent one request
+/// finds.
 struct Uniform {
     size: u64,
     extents: fn(u64) -> u64,
@@ -49,11 +50,11 @@ impl Export for Uniform {
 }
 
 const SIZE: u64 = 8 << 20;
-/// The longest that a piece may be, in bytes.
+/// The longest piece, in bytes.
 const PIECE: u64 = 64 << 10;
 const LATE: Duration = Duration::from_millis(200);
 
-/// Serves a disk, each of whose replies is as `late` as this says of the request.
+/// Serves a disk, and delays each reply by `late` of its request.
 fn host(
     sim: &Sim,
     export: impl Export + 'static,
@@ -103,7 +104,7 @@ fn pieces_that_are_late_hold_up_no_others() {
         sim.run(async {
             let client = connect(&sim, connections).await;
             let pieces = u32::try_from(SIZE / PIECE).unwrap();
-            // An eighth of them is late, and eight can be at once.
+            // One reply in eight is late, and eight requests can be in flight.
             let most = LATE * (pieces / 8 / 8 + 1);
             let before = sim.now();
             client.write(0, data()).await.unwrap();
@@ -134,7 +135,7 @@ fn a_piece_that_waits_for_another_change_goes_on_when_that_is_over() {
         let (change, long) = join(change, client.write(0, data())).await;
         change.unwrap();
         long.unwrap();
-        // The second piece waits for the change only, and not for the first piece as well.
+        // The second piece waits for the write only, and not for the first piece as well.
         let took = sim.now() - before;
         assert!(took <= 2 * LATE, "{took:?}");
         assert!(client.read(0, data().len()).await.unwrap() == data());
@@ -153,7 +154,7 @@ fn after_a_piece_that_fails_none_is_begun() {
         let before = sim.now();
         let error = client.write(0, data()).await.unwrap_err();
         assert_eq!(error.errno(), Some(Errno::NoSpc), "{error:?}");
-        // What is in flight is waited for.
+        // The requests in flight are waited for.
         assert_eq!(sim.now() - before, LATE);
         assert_eq!(log.lock().unwrap().len(), 8);
     });
@@ -182,7 +183,7 @@ fn between_two_extents_the_server_is_asked_a_bounded_number_of_times() {
 }
 
 #[test]
-fn an_extent_that_is_known_does_not_wait_for_long_for_what_follows() {
+fn a_known_extent_does_not_wait_long_for_the_next_one() {
     let sim = Sim::new(1);
     let halves = Uniform {
         size: 2 << 20,

@@ -16,22 +16,22 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// What is cut, and how.
+/// Where a connection is cut, and how.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     /// The connection, from 0.
     connection: usize,
-    /// What the server sends, or else what the client does.
+    /// Whether the bytes of the server are cut, or else the client's.
     from_server: bool,
     /// After so many bytes.
     after: usize,
-    /// The server forgets what was not flushed, and nothing that it has sent arrives any more.
+    /// The server loses unflushed writes, and nothing that it has sent arrives any more.
     crash: bool,
     keep: bool,
 }
 
-/// Serves a disk, and cuts. Another connection than the first is only made because the first is cut
-/// in the middle of the load. How often it was cut in the place that was asked for.
+/// Serves a disk, and cuts. A second connection is only made because the first is cut in the middle
+/// of the load. Returns how often it was cut in the requested place.
 fn host(sim: &Sim, disk: &Arc<Disk>, cut: Cut) -> Arc<AtomicUsize> {
     let cuts = Arc::new(AtomicUsize::new(0));
     let (counted, number) = (cuts.clone(), AtomicUsize::new(0));
@@ -65,13 +65,13 @@ fn host(sim: &Sim, disk: &Arc<Disk>, cut: Cut) -> Arc<AtomicUsize> {
 
 const BLOCK: usize = 16;
 
-/// What a client has been told, and what it may find because of that.
+/// The replies that a client got, and the contents that it may find because of them.
 struct Model<'a> {
     client: &'a Client<Sim>,
     cut: Cut,
-    /// The last is what was written last.
+    /// The possible contents of each block; the last one was written last.
     may: Mutex<[Vec<u8>; 3]>,
-    /// Something was found to be lost.
+    /// A loss was found.
     lost: AtomicUsize,
 }
 
@@ -111,13 +111,13 @@ impl Model<'_> {
         found
     }
 
-    /// Whether everything is as it was written.
+    /// Flushes. Whether every block is as it was written.
     async fn flush(&self) -> bool {
         let cut = self.cut;
         match self.client.flush().await {
             Ok(()) => {
                 let lost = self.lost.load(Ordering::Relaxed);
-                assert_eq!(lost, 0, "{cut:?}: lost, and not told");
+                assert_eq!(lost, 0, "{cut:?}: lost, and not reported");
                 for may in &mut *self.may.lock().unwrap() {
                     may.drain(..may.len() - 1);
                 }
@@ -125,7 +125,7 @@ impl Model<'_> {
             }
             Err(Error::Unflushed) => {
                 assert!(!cut.keep, "{cut:?}: it was kept");
-                // It was carried out, so that what is there stays.
+                // The flush was carried out, so that the present contents stay.
                 for block in 0..3 {
                     let found = self.check(block).await;
                     self.may.lock().unwrap()[block] = vec![found];
@@ -154,7 +154,7 @@ impl Model<'_> {
         self.write(1, 6, fua).await;
         self.zero(2).await;
         self.check_all().await;
-        // What was lost is written again until it stays.
+        // Lost writes are made again until they stay.
         while !self.flush().await {
             join_all((0..3).map(|block| self.write(block, 9, none))).await;
         }
@@ -162,7 +162,7 @@ impl Model<'_> {
     }
 }
 
-/// Cuts at every byte of a connection until there are no more. How many there were.
+/// Cuts at every byte of a connection. Returns the number of bytes.
 fn sweep(cut: Cut) -> usize {
     let mut found = 0;
     for after in 1.. {
@@ -184,7 +184,7 @@ fn sweep(cut: Cut) -> usize {
             };
             model.load().await;
             let written = model.may.lock().unwrap().clone();
-            // A flush was the last thing, so that nothing goes now.
+            // A flush was the last request, so that a crash loses nothing now.
             disk.crash();
             let contents = disk.contents.lock().unwrap();
             for (block, may) in written.iter().enumerate() {
@@ -205,7 +205,7 @@ fn sweep(cut: Cut) -> usize {
     unreachable!("a connection has an end")
 }
 
-/// Sweeps both directions in these ways: with a crash, and with what is unflushed being kept.
+/// Sweeps both directions in these ways: with a crash, and with unflushed writes being kept.
 fn sweep_all(connection: usize, ways: &[(bool, bool)]) {
     for from_server in [false, true] {
         for &(crash, keep) in ways {

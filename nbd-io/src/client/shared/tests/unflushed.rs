@@ -1,4 +1,4 @@
-//! Writes that are kept until they are flushed: in which order, and how many of them.
+//! Writes that are kept until they are flushed: their order, and their number.
 
 use super::{
     recovery::{Machine, options, policy},
@@ -17,7 +17,7 @@ async fn connect(sim: &Sim, limit: u64) -> Client<Sim> {
 }
 
 #[test]
-fn a_write_that_nobody_waits_for_is_kept_too() {
+fn a_write_that_is_not_awaited_is_kept_too() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     sim.run(async {
@@ -33,7 +33,7 @@ fn a_write_that_nobody_waits_for_is_kept_too() {
     });
 }
 
-/// Data that tells when it is dropped.
+/// Data that notes when it is dropped.
 struct Owned(
     Vec<u8>,
     #[expect(dead_code, reason = "it is counted")] Arc<()>,
@@ -87,7 +87,7 @@ fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
 }
 
 #[test]
-fn what_is_not_flushed_may_be_lost_with_any_connection_that_the_server_closes() {
+fn unflushed_writes_may_be_lost_with_any_connection_that_the_server_closes() {
     for keeps in [false, true] {
         let sim = Sim::new(1);
         let machine = Machine::start(&sim, false);
@@ -96,8 +96,8 @@ fn what_is_not_flushed_may_be_lost_with_any_connection_that_the_server_closes() 
             let options = options(&sim, policy).connections(2);
             let client = options.connect("nbd://localhost").await.unwrap();
             client.write(0, vec![7; 512]).await.unwrap();
-            // No request is in flight, so that this breaks no rule. It is all that is to be seen of
-            // a server that ends and another one that takes its place.
+            // No request is in flight, so that this breaks no rule. The client sees no more of a
+            // server that ends and of another one that takes its place.
             machine.connections.lock().unwrap()[1].end();
             machine.disk.crash();
             sim.sleep(Duration::from_secs(2)).await;

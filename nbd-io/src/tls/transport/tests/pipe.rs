@@ -52,7 +52,7 @@ pub(super) fn pipe(capacity: usize, chunk: usize) -> (End, End) {
 }
 
 impl End {
-    /// Has the next write not pend if it need not.
+    /// Has the next write not pend without need.
     pub(super) fn hasten(&mut self) {
         self.lazy[1] = true;
     }
@@ -174,7 +174,7 @@ pub(super) fn run<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
             unfinished => (first, second) = unfinished,
         }
         let waiting = flags.iter().all(|flag| !flag.0.load(Ordering::Relaxed));
-        assert!(!waiting, "nobody will wake anybody");
+        assert!(!waiting, "a lost wake-up: both tasks wait");
     }
     panic!("the tasks spin");
 }
