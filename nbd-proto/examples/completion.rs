@@ -1,12 +1,13 @@
-//! A client over completions: whoever does the I/O owns the buffers meanwhile, as with io_uring.
+//! A client over completions: the thread or kernel that does the I/O owns the buffers meanwhile, as
+//! with io_uring.
 //!
-//! Operations are submitted with all that they need, and come back with it. Nothing can be lent
+//! An operation is submitted with all its buffers, and comes back with them. Nothing can be lent
 //! across that border, so instead of borrowing space from the machine
 //!
-//! * what comes is received into a buffer of the ring's and then [fed](Transmission::feed), and
-//!   only a large payload, whose place [`Transmission::fill`] tells ahead, is received right
+//! * incoming bytes are received into a buffer of the ring and then [fed](Transmission::feed), and
+//!   only a large payload, whose place [`Transmission::fill`] announces ahead, is received right
 //!   there, in the read's own buffer;
-//! * what goes is a [`Header`] by value and the payload as an owned [`Bytes`], which
+//! * outgoing bytes are a [`Header`] by value and the payload as an owned [`Bytes`], which
 //!   [`Frame::into_parts`] takes apart.
 //!
 //! The ring here is two threads around a socket. Real ones have the same border.
@@ -42,7 +43,7 @@ use support::broken;
 
 const BLOCK: usize = 64 << 10;
 const BLOCKS: u8 = 16;
-/// What is worth a receive of its own, in bytes.
+/// A payload of this size is received on its own, in bytes.
 const LARGE: usize = 4096;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -93,7 +94,10 @@ fn run(address: SocketAddr) -> Result<(), Box<dyn std::error::Error>> {
     }
     client.wait()?;
     for (cookie, block) in reads {
-        assert_eq!(client.buffers[&cookie], [block; BLOCK], "what was written");
+        assert_eq!(
+            client.buffers[&cookie], [block; BLOCK],
+            "the written block comes back"
+        );
     }
     let goodbye: Bare = client.transmission.disconnect()?;
     client.ring.send(goodbye.into());
@@ -109,7 +113,7 @@ fn offset(block: u8) -> u64 {
 struct Client {
     ring: Ring,
     transmission: Transmission,
-    /// Where the payload of each read goes. One is missing while the ring has it.
+    /// The destination of each read. One is missing while the ring has it.
     buffers: BTreeMap<Cookie, Vec<u8>>,
 }
 
@@ -173,7 +177,7 @@ impl Client {
     }
 }
 
-/// Submission queues, and a queue of completions for what is received.
+/// Submission queues, and a completion queue for received bytes.
 struct Ring {
     to_send: Sender<(Message, Bytes)>,
     to_receive: Sender<(Vec<u8>, Range<usize>)>,
@@ -182,7 +186,7 @@ struct Ring {
     sender: thread::JoinHandle<io::Result<()>>,
 }
 
-/// What goes before a payload, owned and without an allocation for each request.
+/// The bytes before a payload, owned and without an allocation for each request.
 enum Message {
     Request(Header),
     Options(Bytes),
@@ -222,7 +226,7 @@ impl Ring {
         })
     }
 
-    /// Submits a message. It goes out behind those before it.
+    /// Submits a message. It is sent behind earlier ones.
     fn send(&self, frame: Frame<Bytes>) {
         let (header, payload) = frame.into_parts();
         self.submit(Message::Request(header), payload);
@@ -246,7 +250,7 @@ impl Ring {
         }
     }
 
-    /// Receives whatever is there.
+    /// Receives the bytes that are there.
     fn receive_some(&mut self) -> io::Result<(Vec<u8>, usize)> {
         let buffer = self.spare.take().unwrap_or_else(|| vec![0; 16 << 10]);
         let all = 0..buffer.len();
@@ -257,8 +261,8 @@ impl Ring {
         self.spare = Some(buffer);
     }
 
-    /// Goes through a phase of the negotiation. No more is received than is lent: what follows
-    /// belongs to the next phase, or to TLS.
+    /// Goes through a phase of the negotiation. It receives no more than the lent space: later
+    /// bytes belong to the next phase, or to TLS.
     fn drive<P: Phase>(&mut self, mut phase: P, out: &mut BytesMut) -> io::Result<P::Next> {
         loop {
             self.submit(Message::Options(out.split().freeze()), Bytes::new());

@@ -1,8 +1,7 @@
 //! A client and a server in one thread, with nothing between them but bytes.
 //!
-//! No socket, no thread, no runtime: the machines do not care how bytes travel. What you see here
-//! is everything that a driver does, once for each side; `readiness.rs` and `completion.rs` do
-//! the same with I/O.
+//! No socket, no thread, no runtime: the machines do not care how bytes travel. This is the whole
+//! work of a driver, once for each side; `readiness.rs` and `completion.rs` do the same with I/O.
 //!
 //! ```text
 //! cargo run -p nbd-proto --example in_memory
@@ -17,7 +16,7 @@ use nbd_proto::{
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// What one side has sent and the other has not read.
+/// Bytes that one side has sent and the other has not read.
 #[derive(Default)]
 struct Wires {
     to_server: BytesMut,
@@ -34,7 +33,7 @@ fn main() -> Result<()> {
         (Mode::Extended, Mode::Extended)
     );
 
-    // Two requests at once: a command is a cookie to know its reply by, and bytes to send.
+    // Two requests at once: a command is a cookie that names its reply, and bytes to send.
     let (write, frame) = client.write(4096, &b"hello"[..], Default::default())?;
     wires.to_server.put(frame);
     let (read, frame) = client.read(4096, 5, Default::default())?;
@@ -53,8 +52,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Both sides of the negotiation in turn. Each phase is a value, and whatever ends it says what
-/// comes next.
+/// Both sides of the negotiation in turn. Each phase is a value, and its end says which phase comes
+/// next.
 fn negotiate(wires: &mut Wires, size: u64) -> Result<(client::Transmission, server::Transmission)> {
     let Wires {
         to_server,
@@ -97,7 +96,7 @@ fn negotiate(wires: &mut Wires, size: u64) -> Result<(client::Transmission, serv
 fn finish<P: Phase>(phase: P, from: &mut BytesMut, to: &mut BytesMut) -> Result<P::Next> {
     match phase.feed(from, to)? {
         (used, Step::Done(next)) => {
-            // What is left belongs to the next phase.
+            // The other bytes belong to the next phase.
             from.advance(used);
             Ok(next)
         }
@@ -119,14 +118,14 @@ fn serve(
     while !to_server.is_empty() {
         let fed = server.feed(to_server)?;
         if let Some(range) = fed.payload {
-            // A part of what a write writes, which starts at 0.
+            // A part of the payload of a write, which starts at 0.
             payload.truncate(range.start);
             payload.extend_from_slice(&to_server[..range.len()]);
         }
         to_server.advance(fed.used);
         let reply = match fed.event {
             None | Some(server::Event::Disconnect) => continue,
-            // A request that makes no sense is refused without us.
+            // An illegal request is refused without us.
             Some(server::Event::Answered(reply)) => *reply,
             Some(server::Event::Request(Request::Read {
                 offset,
@@ -159,7 +158,7 @@ fn serve(
     Ok(())
 }
 
-/// The client's side: replies in. Returns what was completed.
+/// The client's side: replies in. Returns the completed request.
 fn receive(
     client: &mut client::Transmission,
     buffer: &mut [u8],
@@ -195,6 +194,6 @@ fn range(offset: u64, len: u32) -> std::ops::Range<usize> {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_data_is_read_back() {
     main().expect("both sides agree");
 }

@@ -1,9 +1,9 @@
 //! A client in a readiness loop: one thread, a socket that never blocks, and [`mio`].
 //!
-//! The loop waits until the socket can be read or written and then lets the connection do what it
-//! can. The connection keeps its phase as a value in an enum, takes it out when bytes have come
-//! and puts back what became of it. Payload goes from the socket straight to its place, and
-//! header and payload leave by one vectored write.
+//! The loop waits until the socket can be read or written and then lets the connection do its part.
+//! The connection keeps its phase as a value in an enum, takes it out when bytes have come and puts
+//! back the next one. Payload goes from the socket straight to its place, and header and payload
+//! leave by one vectored write.
 //!
 //! ```text
 //! cargo run -p nbd-proto --example readiness
@@ -54,7 +54,7 @@ fn run(address: SocketAddr) -> io::Result<()> {
     while !matches!(connection.state, State::Closed) {
         poll.poll(&mut events, None)?;
         for event in &events {
-            // Reading may cause something to be written, and only what was written is answered.
+            // Reading may cause a write, and only written requests are answered.
             if event.is_readable() {
                 connection.readable()?;
             }
@@ -65,7 +65,7 @@ fn run(address: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the connection stands. Each phase owns what it needs, and nothing else is kept.
+/// The state of the connection. Each phase owns its data, and nothing else is kept.
 enum State {
     Greeting(Handshake),
     Asking(Pending<outstanding::StructuredReply<Plain>>),
@@ -74,7 +74,7 @@ enum State {
     Closed,
 }
 
-/// What came of reading once.
+/// The result of one read.
 enum Turn {
     Again,
     /// The socket has nothing more.
@@ -87,14 +87,14 @@ enum Turn {
 struct Connection {
     socket: TcpStream,
     state: State,
-    /// What the negotiation says.
+    /// Outgoing bytes of the negotiation.
     out: BytesMut,
-    /// Requests that are not, or not wholly, written.
+    /// Requests that are not yet written, or only in part.
     queue: VecDeque<Frame<Bytes>>,
     work: Work,
 }
 
-/// What it is all for: blocks are written, and read back.
+/// The purpose of the connection: blocks are written, and read back.
 #[derive(Default)]
 struct Work {
     next: u8,
@@ -106,7 +106,7 @@ struct Work {
 #[derive(Clone, Default)]
 struct Slot {
     block: u8,
-    /// Where the payload of a read goes; empty for a write.
+    /// The destination of a read; empty for a write.
     buffer: Vec<u8>,
 }
 
@@ -142,7 +142,7 @@ impl Connection {
                         self.state = State::Asking(pending);
                         return Ok(());
                     }
-                    // Whether it was granted or not, the transmission copes.
+                    // The transmission works in either mode, granted or not.
                     Step::Done(settled) => {
                         let request = Go::new(ExportName::default());
                         State::Entering(settled.options.go(request, out))
@@ -239,7 +239,7 @@ fn advance<P: Phase>(
     out: &mut BytesMut,
 ) -> io::Result<Step<P, P::Next>> {
     loop {
-        // The space ends where the message does, so nothing of what follows is read.
+        // The space ends with the message, so later bytes stay unread.
         match socket.read(phase.space()) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(n) => match phase.filled(n, out).map_err(broken)? {
@@ -290,7 +290,7 @@ impl Work {
         };
         let Slot { block, buffer } = std::mem::take(&mut self.slots[cookie.slot()]);
         if buffer.is_empty() {
-            // It was written. Now it is read.
+            // The block was written. Now it is read.
             let asked = t.read(offset(block), BLOCK as u64, Default::default());
             let (cookie, frame) = asked.map_err(io::Error::other)?;
             let buffer = vec![0; BLOCK];
@@ -299,7 +299,7 @@ impl Work {
         } else {
             assert_eq!(
                 buffer, [block; BLOCK],
-                "block {block} is not what was written"
+                "block {block} differs from the written data"
             );
             self.verified += 1;
         }

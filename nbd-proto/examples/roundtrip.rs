@@ -1,11 +1,11 @@
-//! What the machines cost: instructions for one request and its reply, both sides together.
+//! The cost of the machines: instructions for one request and its reply, both sides together.
 //!
 //! ```text
 //! cargo run --release -p nbd-proto --example roundtrip
 //! ```
 //!
 //! prints a table, for which this program runs itself below valgrind. Instructions are counted for
-//! two numbers of requests, and the difference is what a request costs; unlike time, it is the
+//! two numbers of requests, and the difference is the cost of a request; unlike time, it is the
 //! same again and again. A round trip is the client's request, the server's decoding it, its
 //! reply, and the client's taking that in. The 4 KiB of payload are described and never copied,
 //! by neither side, so they cost nothing. Given a mode, an operation and a number, as in
@@ -210,7 +210,7 @@ fn finish<P: Phase>(phase: P, from: &mut BytesMut, to: &mut BytesMut) -> Result<
     }
 }
 
-/// What valgrind says; nothing where it is not installed.
+/// The output of valgrind; nothing where it is not installed.
 fn run(mut valgrind: Command) -> Result<Option<String>> {
     match valgrind.output() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -241,7 +241,7 @@ fn every_round_trip_works() {
     }
 }
 
-/// What the test below does in a process of its own.
+/// The work of the test below, in a process of its own.
 #[test]
 #[ignore = "it is work for another test"]
 fn so_many_round_trips() {
@@ -270,6 +270,6 @@ fn no_request_takes_memory() {
         return;
     };
     let many = allocations("1010").unwrap();
-    // What runs tests allocates a little more or less each time; 6000 requests do not.
+    // The test harness allocates a little more or less each time; 6000 requests do not.
     assert!(many.abs_diff(few) < 100, "{few} and {many} allocations");
 }

@@ -1,4 +1,4 @@
-//! The other end for the examples of clients: a server with a thread to itself, a disk in memory
+//! The other end for the examples of clients: a server with a thread of its own, a disk in memory
 //! and a blocking socket.
 
 use bytes::{Buf, BytesMut};
@@ -51,7 +51,7 @@ fn serve(mut socket: TcpStream, mut disk: Vec<u8>) -> io::Result<()> {
     transmit(&mut socket, &mut transmission, &mut disk)
 }
 
-/// Writes what is to be said and reads what is lent space for, until the phase ends.
+/// Writes pending bytes and reads into lent space, until the phase ends.
 fn drive<P: Phase>(
     socket: &mut TcpStream,
     mut phase: P,

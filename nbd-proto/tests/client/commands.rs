@@ -1,4 +1,4 @@
-//! What commands look like on the wire.
+//! The bytes of commands on the wire.
 
 use crate::common::{bytes::*, reply::Replier, session::Entry};
 use ::bytes::Buf;

@@ -19,7 +19,7 @@ fn write(tolerance: Tolerance, reply: impl Fn(Replier) -> Vec<u8>) -> Answers {
     structured
 }
 
-/// What a broken error chunk leads to where it is overlooked, and where it is not.
+/// The outcome of a broken error chunk with a lenient client, and with a strict one.
 fn overlooked_if_lenient(reply: impl Fn(Replier) -> Vec<u8>) -> (Answers, Error) {
     let strict = write(Tolerance::STRICT, &reply).expect_err("a violation");
     assert_eq!(write(DEFAULT, &reply), Err(strict));
@@ -119,7 +119,7 @@ fn an_error_is_not_success() {
 }
 
 #[test]
-fn what_stands_behind_the_message_of_an_error_is_left_alone() {
+fn bytes_behind_the_message_of_an_error_are_ignored() {
     // C-216
     let payload = [error(5, "bad"), vec![1, 2, 3, 4]].concat();
     let tailed = failure(write(Tolerance::STRICT, |to| to.chunk(D, 0x8001, &payload)));
@@ -167,7 +167,7 @@ fn an_unlisted_number_counts_as_einval_and_is_kept() {
 }
 
 #[test]
-fn of_several_errors_the_first_is_told() {
+fn of_several_errors_the_first_is_reported() {
     // C-220
     let several = write(DEFAULT, |to| {
         let first = to.error_at(0, 5, "first", 600);
@@ -175,7 +175,7 @@ fn of_several_errors_the_first_is_told() {
     });
     let first = failure(several);
     assert_eq!((first.errno, first.message.as_str()), (Errno::Io, "first"));
-    // But a server that shuts down is heard whenever it says so.
+    // A server that shuts down is noticed, whenever it says so.
     let shuts_down = Entry::structured().always(|session| {
         let to = session.send(Transmission::flush);
         session.says(to.error(0, 5, "")).says(to.error(D, 108, ""));

@@ -1,4 +1,4 @@
-//! What is refused before a byte of it is sent.
+//! Requests that are refused before a byte of them is sent.
 
 use crate::common::{
     reply::{Answer, errno_of, only},
@@ -248,7 +248,7 @@ fn a_payload_has_at_most_the_advertised_length() {
 }
 
 #[test]
-fn what_the_server_allows_too_much_of_the_limits_still_forbid() {
+fn limits_hold_even_if_the_server_allows_more() {
     // C-125, C-130, C-144, B-011
     let max = 32 << 20;
     for entry in Entry::every_mode() {
@@ -267,7 +267,7 @@ fn what_the_server_allows_too_much_of_the_limits_still_forbid() {
             assert_eq!(refused, Err(Misuse::TooLong { command, len, max }));
         }
     }
-    // 64 MiB can be chosen, and are then what a server can be asked for.
+    // 64 MiB can be chosen as a limit, and a server can then be asked for as much.
     let limits = Limits {
         payload: 64 << 20,
         ..Limits::default()
@@ -334,7 +334,7 @@ fn as_many_requests_are_in_flight_as_the_limits_allow() {
         assert!(session.transmission.has_room());
         assert!(session.try_send(Transmission::flush).is_ok());
     });
-    // A limit that would leave nothing to be done is one.
+    // A limit that would allow no request allows one.
     let limits = Limits {
         in_flight: 0,
         ..Limits::default()
@@ -350,7 +350,7 @@ fn as_many_requests_are_in_flight_as_the_limits_allow() {
 }
 
 #[test]
-fn after_disconnecting_nothing_is_sent_and_what_is_in_flight_is_still_answered() {
+fn after_disconnecting_nothing_is_sent_and_requests_in_flight_are_still_answered() {
     // C-186
     for entry in Entry::every_mode() {
         entry.always(|session| {

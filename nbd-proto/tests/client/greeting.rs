@@ -1,4 +1,4 @@
-//! The greeting and what answers it.
+//! The greeting and the reply to it.
 
 use crate::common::{
     bytes::*,
@@ -15,7 +15,7 @@ fn greet(wire: &mut Wire, greeting: impl AsRef<[u8]>) -> Result<Greeted, Error> 
     wire.answer(Handshake::new(Config::default()), greeting)
 }
 
-/// What the client makes of a greeting, and what it sends.
+/// The client's view of a greeting, and its reply.
 fn answer_to(greeting: &[u8]) -> Result<(&'static str, Vec<u8>), Error> {
     always(|wire| {
         let greeted = greet(wire, greeting);
@@ -68,7 +68,7 @@ fn a_peer_that_is_no_nbd_server_is_sent_nothing() {
 }
 
 #[test]
-fn the_client_takes_up_what_is_offered_and_known_and_nothing_else() {
+fn the_client_accepts_only_offered_and_known_flags() {
     // C-013, C-014, C-015, C-016, H-012
     for (offered, style, answered) in [
         (0x0000, "newstyle", 0),

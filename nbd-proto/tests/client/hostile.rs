@@ -1,5 +1,5 @@
-//! What a server can make a client remember, allocate or wait for. That no more than 4 KiB of
-//! space are ever lent ahead of the bytes that fill them is checked wherever bytes arrive.
+//! Memory, allocations and waiting that a server can cause in a client. Wherever bytes arrive, the
+//! harness checks that no more than 4 KiB of space are ever lent ahead of the bytes that fill them.
 
 use crate::common::{
     bytes::*,
@@ -39,12 +39,12 @@ pub(crate) fn outcome(
     }
 }
 
-/// What [`outcome`] needs before the replies to the option.
+/// The replies that [`outcome`] needs before the replies to the option.
 pub(crate) fn first(option: u32) -> Vec<u8> {
     if option == 10 { ack(8) } else { vec![] }
 }
 
-/// How one option takes many replies, which arrive in large pieces.
+/// Answers one option with many replies, which arrive in large pieces.
 fn flood(option: u32, replies: impl IntoIterator<Item = Vec<u8>>) -> Result<bool, Error> {
     let mut wire = Wire::new(Delivery::Lent);
     let greeted = wire.answer(Handshake::new(Config::default()), hello(3));
@@ -237,7 +237,7 @@ fn a_chunk_has_at_most_2_to_the_20_extents() {
         let to = session.send(|t| t.block_status(0, 1 << 30, none));
         session.says(to.extents(D, 1, &vec![(1, 3); 1 << 20]));
         match session.replies().as_deref() {
-            Ok([(0, Answer::Extents(told))]) => assert_eq!(told[0].extents.len(), 1 << 20),
+            Ok([(0, Answer::Extents(reported))]) => assert_eq!(reported[0].extents.len(), 1 << 20),
             other => panic!("{:?}", other.map(<[_]>::len)),
         }
     }

@@ -14,7 +14,7 @@ use nbd_proto::{
     wire::{OptionCode, OptionReplyCode},
 };
 
-/// What `NBD_OPT_GO` for the default export leads to when these replies come before the ACK.
+/// The outcome of `NBD_OPT_GO` for the default export when these replies come before the ACK.
 fn go_with(tolerance: Tolerance, infos: &[u8]) -> Result<ExportInfo, Error> {
     haggle_with(profile(tolerance), |wire, options| {
         let pending = options.go(Go::default(), &mut wire.out);
@@ -139,7 +139,7 @@ fn each_kind_of_information_has_its_length() {
 }
 
 #[test]
-fn a_canonical_name_is_told_and_nothing_more() {
+fn a_canonical_name_is_reported_and_nothing_more() {
     // C-003, C-091, H-008
     let info_name = |name: &[u8]| {
         go(&[info(7, 1, name), iexp(7, 1, 1)].concat())
@@ -169,15 +169,15 @@ fn the_last_word_of_a_server_counts() {
 }
 
 #[test]
-fn information_commits_nobody() {
+fn info_commits_neither_side() {
     // C-092, C-117
     haggle(|wire, options| {
         let pending = options.info(Go::new(export("a")), &mut wire.out);
         wire.says(iexp(6, 1 << 20, 1))
             .says(ibs(6, 4096, 4096, 65536));
         let settled = wire.answer(pending, ack(6)).unwrap();
-        let told = settled.result.unwrap().block_sizes.unwrap();
-        assert_eq!(told.minimum(), 4096);
+        let reported = settled.result.unwrap().block_sizes.unwrap();
+        assert_eq!(reported.minimum(), 4096);
         let pending = settled.options.list(&mut wire.out);
         let options = granted(wire.answer(pending, ack(3)));
         let request = Go {
@@ -379,8 +379,8 @@ fn block_sizes_are_legal_or_refused_or_by_request_forgotten() {
     {
         let infos = [ibs(7, minimum, preferred, maximum), iexp(7, 1 << 20, 1)].concat();
         for (_, tolerance) in PROFILES {
-            let told = go_with(tolerance, &infos).unwrap().block_sizes;
-            assert_eq!(told, BlockSizes::new(minimum, preferred, maximum).ok());
+            let reported = go_with(tolerance, &infos).unwrap().block_sizes;
+            assert_eq!(reported, BlockSizes::new(minimum, preferred, maximum).ok());
         }
     }
 }

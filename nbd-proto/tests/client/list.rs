@@ -88,7 +88,7 @@ fn both_strings_of_an_entry_may_be_4096_bytes_long() {
 }
 
 #[test]
-fn an_entry_nobody_could_ask_for_is_marked_and_text_is_made_safe_to_show() {
+fn an_entry_without_a_legal_name_is_marked_and_text_is_made_safe_to_show() {
     // C-003, H-008
     let replies = [
         server(b"a\0b", b""),

@@ -215,7 +215,7 @@ fn two_contexts_share_neither_a_number_nor_a_name() {
 }
 
 #[test]
-fn a_context_that_nobody_asked_for_is_hidden_or_refused() {
+fn an_unrequested_context_is_hidden_or_refused() {
     // C-003, C-161, C-163
     for name in [&b"qemu:dirty-bitmap:x"[..], b"x:\xff", b"nocolon", b"a:\0"] {
         let replies = [meta(10, 1, "base:allocation"), meta(10, 9, name)].concat();

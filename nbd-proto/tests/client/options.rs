@@ -1,4 +1,4 @@
-//! Haggling: what every option has in common.
+//! Rules of the negotiation that hold for every option.
 
 use crate::common::{
     bytes::*,
@@ -11,7 +11,7 @@ use nbd_proto::{
     wire::{InfoType, OptionCode, OptionReplyCode},
 };
 
-/// What one option puts on the wire.
+/// The bytes that one option puts on the wire.
 fn sent_by(option: impl Fn(Options<Plain>, &mut Wire)) -> Vec<u8> {
     haggle(|wire, options| {
         option(options, wire);
@@ -174,7 +174,7 @@ fn an_answer_to_another_option_or_to_none_ends_the_session() {
         Error::WrongOption { expected, got }
     );
 
-    // An ACK that nobody asked for, and a second ACK, stand where the next answer is expected.
+    // An unrequested ACK, and a second ACK, stand in the place of the next reply.
     let unasked = haggle(|wire, options| {
         wire.says(ack(8));
         let pending = options.list(&mut wire.out);
@@ -283,7 +283,7 @@ fn a_refusal_of_any_kind_ends_its_option_and_nothing_else() {
 }
 
 #[test]
-fn the_kinds_of_refusal_can_be_told_apart() {
+fn the_kinds_of_refusal_are_distinct() {
     // C-032, C-097
     let code_of = |code| {
         haggle(|wire, options| {

@@ -44,7 +44,7 @@ prop_compose! {
 }
 
 impl Read {
-    /// The chunks of the answer, and the data that they amount to.
+    /// The chunks of the answer, and the data that they add up to.
     fn answer(&self, to: Replier) -> (Vec<Vec<u8>>, Vec<u8>) {
         let mut bounds: Vec<usize> = self.cuts.iter().map(|cut| cut.index(self.len)).collect();
         bounds.extend([0, self.len]);
@@ -79,7 +79,7 @@ impl Read {
     }
 }
 
-/// Something like a part of a reply.
+/// Something similar to a part of a reply.
 #[derive(Clone, Debug)]
 struct Fragment {
     to: Index,
@@ -126,7 +126,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn whatever_the_chunks_of_reads_the_bytes_are_right(
+    fn reads_in_any_chunks_have_the_right_bytes(
         reads in prop::collection::vec(a_read(), 1..6),
         turns in prop::collection::vec(any::<Index>(), 64),
         seed: u64,
@@ -156,7 +156,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_server_replies_it_means_the_same_however_it_arrives(
+    fn any_replies_mean_the_same_however_they_arrive(
         fragments in prop::collection::vec(a_fragment(), 0..12),
         noise in prop::collection::vec(any::<u8>(), 0..40),
         simple in any::<u16>(),
@@ -190,7 +190,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_server_answers_while_haggling_it_means_the_same_however_it_arrives(
+    fn any_negotiation_means_the_same_however_it_arrives(
         replies in prop::collection::vec(
             (1_u32..5, prop::collection::vec(prop_oneof![0_u8..5, any::<u8>()], 0..20)),
             0..4,

@@ -52,7 +52,7 @@ fn part(to: Replier, flags: u16, at: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn data_is_placed_by_its_offset_in_whatever_order_it_comes() {
+fn data_is_placed_by_its_offset_in_any_order() {
     // C-209, C-229
     let parts = [0_u64, 1, 2, 3];
     for turn in 0..24 {
@@ -189,7 +189,7 @@ fn a_read_that_left_a_byte_out_is_no_success() {
     assert_eq!(gap, missing(1));
     assert_eq!(read(|to| to.none()), missing(1024));
     assert_eq!(read(|to| to.hole(D, 4096, 1023)), missing(1));
-    // As many bytes as were asked for, but one of them elsewhere.
+    // The reply has the requested number of bytes, but one of them elsewhere.
     let twice = read(|to| [part(to, 0, 0, 512), part(to, 0, 513, 511), to.none()].concat());
     assert_eq!(twice, missing(1));
 }
@@ -323,7 +323,7 @@ fn an_unfragmented_read_may_break_off_where_the_error_is() {
 }
 
 #[test]
-fn a_server_that_told_no_maximum_payload_cannot_exceed_it() {
+fn a_server_that_announced_no_maximum_payload_cannot_exceed_it() {
     // C-127, C-234
     let limits = Limits {
         payload: 64 << 20,

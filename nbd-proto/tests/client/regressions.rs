@@ -1,4 +1,4 @@
-//! What went wrong in a known client, and must not go wrong in this one.
+//! Bugs of a known client that this one must not have.
 
 use crate::common::{
     bytes::*,
@@ -71,10 +71,10 @@ fn a_list_of_700_extents_is_read_to_its_end() {
         let outcome = entry.block_status(0, 1 << 20, NONE, |to| {
             to.extents(D, 1, &[(512, 0), (512, 3)].repeat(350))
         });
-        let Ok([(0, Answer::Extents(told))]) = outcome.as_deref() else {
+        let Ok([(0, Answer::Extents(reported))]) = outcome.as_deref() else {
             panic!("{outcome:?}");
         };
-        assert_eq!(told[0].extents.len(), 700);
+        assert_eq!(reported[0].extents.len(), 700);
     }
 }
 
@@ -107,7 +107,7 @@ fn a_secure_session_says_nothing_in_the_clear() {
 
 // After a request was given up, a known client took its late reply for the reply to the next one.
 #[test]
-fn the_reply_to_a_request_that_was_given_up_is_told_from_the_next_one() {
+fn the_reply_to_an_abandoned_request_is_not_taken_for_the_next_one() {
     for entry in Entry::every_mode() {
         let outcome = entry.always(|session| {
             let late = session.send(Transmission::flush);
@@ -215,7 +215,7 @@ fn the_length_of_a_chunk_is_checked() {
     }
 }
 
-// A known client sent whatever it was asked for.
+// A known client sent any request, legal or not.
 #[test]
 fn a_command_that_makes_no_sense_is_not_sent() {
     let entry = Entry::simple().flags(3).block_sizes(512, 4096, 65536);

@@ -104,7 +104,7 @@ fn other_commands_are_answered_either_way() {
             assert_eq!(errno_of(&late), 28);
         }
     }
-    // What became of a cache says nothing of a read.
+    // The end of a cache request says nothing about a read.
     let outcome = Entry::structured().always(|session| {
         let cache = session.send(|t| t.cache(0, 512));
         let read = session.read(0, 512);
@@ -215,7 +215,7 @@ fn unknown_reply_flags_mean_nothing() {
 }
 
 #[test]
-fn a_reply_without_its_last_chunk_stays_pending_whatever_has_come() {
+fn a_reply_without_its_last_chunk_stays_pending() {
     // C-208, H-024
     for entry in Entry::chunked() {
         entry.always(|session| {
@@ -223,7 +223,7 @@ fn a_reply_without_its_last_chunk_stays_pending_whatever_has_come() {
             session.says(to.data(0, 0, &content(0, 512)));
             assert_eq!(session.replies(), Ok(vec![]));
             assert_eq!(session.transmission.in_flight(), 1);
-            // Nor is the cookie free when nobody waits for it any more.
+            // The cookie stays taken even if its request is abandoned.
             session.abandon(0);
             assert_eq!(session.transmission.in_flight(), 1);
             let next = session.send(Transmission::flush);
@@ -257,7 +257,7 @@ fn the_payload_of_an_abandoned_read_is_thrown_away() {
             session.settled()
         });
         let outcome = outcome.unwrap();
-        assert_eq!(outcome[0].0, 0, "the end of the reply is still told");
+        assert_eq!(outcome[0].0, 0, "the end of the reply is still reported");
         assert_eq!(outcome[1], (1, Answer::Data(data.clone())));
     }
 }
@@ -376,7 +376,7 @@ fn nothing_of_a_request_clings_to_the_next_one_in_its_place() {
             };
             let to = session.read(0, 64);
             session.abandon(0);
-            // Nobody is told of the hole.
+            // The client gets no event for the hole.
             let reply = [to.data(0, 0, &data[..32]), to.hole(D, 32, 32)];
             answered(session, to, reply.concat());
             for flags in [none, df, df] {
@@ -403,9 +403,9 @@ fn nothing_of_a_request_clings_to_the_next_one_in_its_place() {
         assert_eq!(answers[1..4], [data.clone(), data.clone(), data.clone()]);
         assert!(answers[4..6].iter().all(|a| matches!(a, Answer::Failed(_))));
         assert_eq!(answers[6], data);
-        let Some(Answer::Extents(told)) = answers.last() else {
+        let Some(Answer::Extents(reported)) = answers.last() else {
             panic!("{answers:?}");
         };
-        assert_eq!(told.len(), 2);
+        assert_eq!(reported.len(), 2);
     }
 }

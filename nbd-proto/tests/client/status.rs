@@ -163,7 +163,7 @@ fn each_context_is_reported_once() {
         |to: Replier| [to.extents(0, 1, &[(512, 0)]), to.extents(D, 1, &[(512, 0)])].concat();
     let missing = |to: Replier| to.extents(D, 1, &[(1024, 0)]);
     for (name, tolerance) in PROFILES {
-        // What one context covers says nothing of the other.
+        // The extents of one context say nothing about the other.
         let expected = vec![context(0, &[(512, 2)]), context(1, &[(1 << 20, 0)])];
         assert_eq!(
             two_contexts(tolerance, both),
@@ -246,7 +246,7 @@ fn the_last_extent_may_pass_the_request_but_not_the_export() {
 }
 
 #[test]
-fn a_server_may_tell_less_than_it_was_asked() {
+fn a_server_may_report_a_shorter_range_than_the_request() {
     // C-247
     let outcome = chunked().map(|entry| {
         let entry = entry.size(1 << 31);
@@ -319,7 +319,7 @@ fn extents_longer_than_the_servers_own_maximum_are_taken_except_in_strict_mode()
 }
 
 #[test]
-fn a_context_nobody_asked_for_is_decoded_and_neither_told_nor_kept() {
+fn an_unrequested_context_is_decoded_and_neither_reported_nor_kept() {
     // C-163, H-033
     for tolerance in [DEFAULT, Tolerance::LENIENT] {
         for entry in chunked() {

@@ -1,4 +1,4 @@
-//! Encryption: what holds before it, across it and without it.
+//! Encryption: rules before it, across it and without it.
 
 use crate::common::{
     bytes::*,
@@ -46,7 +46,7 @@ fn tls_can_be_started_at_any_time_and_lists_before_and_after_it_are_apart() {
 }
 
 #[test]
-fn what_comes_behind_the_ack_is_left_to_the_tls_engine() {
+fn bytes_behind_the_ack_are_left_to_the_tls_engine() {
     // C-053, H-013
     let smuggled = [ack(8), server(b"disk", b"")].concat();
     let left = haggle(|wire, options| {
@@ -78,7 +78,7 @@ fn nothing_that_was_negotiated_in_the_clear_survives_tls() {
         assert_eq!(options.mode(), Mode::Simple);
         let _ = wire.sent();
 
-        // Both can be asked for again, and the contexts are gone until they are.
+        // The client can ask for both again, and has no contexts until then.
         let pending = options.structured_reply(&mut wire.out).unwrap();
         assert_eq!(wire.sent(), opt(8, []));
         let options = granted(wire.answer(pending, ack(8)));

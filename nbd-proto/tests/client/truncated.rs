@@ -1,4 +1,4 @@
-//! Whole sessions, cut off behind every byte of the server's.
+//! Whole sessions, cut off behind every byte of the server.
 
 use crate::common::{
     bytes::*,
@@ -14,7 +14,7 @@ use nbd_proto::{
     wire::OptionCode,
 };
 
-/// What a session consists of.
+/// A part of a session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Part {
     Greeting,
@@ -22,10 +22,10 @@ enum Part {
     Answer(usize),
 }
 
-/// How far a session came.
+/// The progress of a session.
 #[derive(Debug, Default, PartialEq)]
 struct Reached {
-    /// What was complete, in the order in which it was.
+    /// The complete parts, in their order.
     parts: Vec<Part>,
     /// The option that was waiting for its answer.
     pending: Option<OptionCode>,
@@ -129,7 +129,7 @@ fn ask(session: &mut Session) -> Vec<Replier> {
     to
 }
 
-/// The server's part of a session: each piece, and what is complete behind it.
+/// The server's part of a session: each piece, and the part that is complete behind it.
 fn script(mode: Mode) -> Vec<(Vec<u8>, Option<Part>)> {
     let structured = mode != Mode::Simple;
     let mut script = vec![
@@ -233,7 +233,7 @@ fn a_session_without_a_fault_ends_well() {
 }
 
 #[test]
-fn a_session_that_is_cut_off_has_what_was_complete_and_may_not_end() {
+fn a_session_that_is_cut_off_has_its_complete_parts_and_may_not_end() {
     // C-043, C-236, H-040
     for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
         let script = script(mode);

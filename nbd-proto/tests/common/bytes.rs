@@ -1,5 +1,5 @@
 //! The messages of the protocol, pushed byte by byte. Nothing here uses the crate under test, so
-//! that it is an independent oracle of what is on the wire.
+//! that it is an independent oracle for the bytes on the wire.
 
 /// `NBD_REPLY_FLAG_DONE`.
 pub(crate) const D: u16 = 1;
@@ -70,7 +70,7 @@ pub(crate) fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     data
 }
 
-/// The header of an option reply, whatever follows.
+/// The header of an option reply, without its data.
 pub(crate) fn rep_header(option: u32, kind: u32, len: u32) -> Vec<u8> {
     join(&[
         &[0x00, 0x03, 0xe8, 0x89, 0x04, 0x55, 0x65, 0xa9],
@@ -162,7 +162,7 @@ pub(crate) fn sr(error: u32, cookie: u64, data: impl AsRef<[u8]>) -> Vec<u8> {
     ])
 }
 
-/// The header of a structured chunk, whatever follows.
+/// The header of a structured chunk, without its payload.
 pub(crate) fn ch_header(flags: u16, kind: u16, cookie: u64, len: u32) -> Vec<u8> {
     join(&[
         &[0x66, 0x8e, 0x33, 0xef],
@@ -180,7 +180,7 @@ pub(crate) fn ch(flags: u16, kind: u16, cookie: u64, payload: impl AsRef<[u8]>) 
     join(&[&ch_header(flags, kind, cookie, len), payload])
 }
 
-/// The header of an extended chunk, whatever follows.
+/// The header of an extended chunk, without its payload.
 pub(crate) fn xch_header(flags: u16, kind: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
     join(&[
         &[0x6e, 0x8a, 0x27, 0x8c],
@@ -247,8 +247,8 @@ pub(crate) fn error_at(errno: u32, message: impl AsRef<[u8]>, offset: u64) -> Ve
     join(&[&error(errno, message), &offset.to_be_bytes()])
 }
 
-/// Bytes that tell where they belong: what `len` bytes at `offset` of every disk in these tests
-/// contain.
+/// Bytes that show where they belong: the contents of `len` bytes at `offset` of every disk in
+/// these tests.
 pub(crate) fn content(offset: u64, len: usize) -> Vec<u8> {
     (offset..)
         .take(len)

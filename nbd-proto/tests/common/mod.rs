@@ -1,4 +1,4 @@
-//! What tests of both roles share.
+//! Code that tests of both roles share.
 
 pub(crate) mod bytes;
 pub(crate) mod reply;

@@ -1,12 +1,12 @@
-//! Replies: how a scripted server writes them, and what came of them.
+//! Replies: how a scripted server writes them, and their outcome.
 
 use super::bytes;
 use nbd_proto::{Error, Failure, Mode, client::ContextExtents};
 
-/// What came of requests, by the order in which they were sent.
+/// The outcomes of requests, by the order in which they were sent.
 pub(crate) type Answers = Result<Vec<(usize, Answer)>, Error>;
 
-/// What came of one request.
+/// The outcome of one request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     Done,

@@ -162,7 +162,7 @@ impl Entry {
         self
     }
 
-    /// The server selects one more context, which nobody asked for.
+    /// The server selects one more context, which the client did not ask for.
     pub(crate) fn unasked(mut self, id: u32, name: &'static str) -> Self {
         self.unasked.push((id, name));
         self
@@ -178,7 +178,7 @@ impl Entry {
         self
     }
 
-    /// Greets, haggles and enters.
+    /// Greets, negotiates and enters.
     pub(crate) fn enter(&self, delivery: Delivery) -> Session {
         let mut wire = Wire::new(delivery);
         let wire = &mut wire;
@@ -218,7 +218,8 @@ impl Entry {
         }
     }
 
-    /// Plays a scenario of this export with every delivery, and gives what always came of it.
+    /// Plays a scenario of this export with every delivery, and returns the outcome, which is
+    /// always the same.
     pub(crate) fn always<T: PartialEq + fmt::Debug>(
         &self,
         scenario: impl Fn(&mut Session) -> T,
@@ -323,7 +324,7 @@ impl Session {
         Replier::new(self.transmission.mode(), cookie.as_u64())
     }
 
-    /// What would be sent for a command, or why it is not.
+    /// The bytes that would be sent for a command, or the reason why it is not sent.
     pub(crate) fn try_send<P: Buf>(
         &mut self,
         command: impl FnOnce(&mut Transmission) -> Result<(Cookie, Frame<P>), Misuse>,
@@ -347,7 +348,7 @@ impl Session {
         self
     }
 
-    /// Reads all that the server said, and then checks that the two sides are in step.
+    /// Reads all bytes of the server, and then checks that the two sides are in step.
     pub(crate) fn settled(&mut self) -> Answers {
         let answers = self.replies()?;
         let can_flush = self.transmission.export().can_flush();
@@ -361,7 +362,7 @@ impl Session {
         Ok(answers)
     }
 
-    /// Reads all that the server said.
+    /// Reads all bytes of the server.
     pub(crate) fn replies(&mut self) -> Answers {
         let mut answers = Vec::new();
         while self.wire.left() > 0 {
@@ -447,7 +448,7 @@ impl Session {
         Some((index, answer))
     }
 
-    /// Nothing works any more, and all of it says why.
+    /// All calls fail, and repeat the error.
     fn is_dead(&mut self, error: Error) {
         let transmission = &mut self.transmission;
         assert_eq!(transmission.error(), Some(error));

@@ -1,8 +1,8 @@
 //! The connection between a scripted server and the client under test.
 //!
-//! A scenario says what the server sends and what is asked of the client, and [`always`] plays it
-//! with every way in which bytes can arrive: at once, one by one, into lent space, in random
-//! pieces. What comes of it must always be the same.
+//! A scenario consists of the server's bytes and the client's calls, and [`always`] plays it with
+//! every way in which bytes can arrive: at once, one by one, into lent space, in random pieces. The
+//! outcome must always be the same.
 
 use bytes::BytesMut;
 use core::fmt;
@@ -11,7 +11,7 @@ use nbd_proto::{Error, Phase, Step};
 /// How the server's bytes arrive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delivery {
-    /// All that is there, in one buffer.
+    /// All pending bytes, in one buffer.
     Whole,
     /// A buffer for each byte.
     OneByte,
@@ -35,7 +35,7 @@ impl Delivery {
     ];
 }
 
-/// One piece of what arrives.
+/// One piece of the arriving bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Piece {
     /// So many bytes in a buffer.
@@ -51,12 +51,12 @@ pub(crate) struct Wire {
     random: u64,
     input: Vec<u8>,
     at: usize,
-    /// What the client has sent since the last call of [`Wire::sent`].
+    /// The client's bytes since the last call of [`Wire::sent`].
     pub(crate) out: BytesMut,
     log: Vec<u8>,
 }
 
-/// Plays a scenario with every delivery, and gives what always came of it.
+/// Plays a scenario with every delivery, and returns the outcome, which is always the same.
 pub(crate) fn always<T: PartialEq + fmt::Debug>(scenario: impl Fn(&mut Wire) -> T) -> T {
     let play = |delivery| {
         let mut wire = Wire::new(delivery);
@@ -93,12 +93,12 @@ impl Wire {
         self
     }
 
-    /// How much of what the server said nobody has read.
+    /// The number of the server's bytes that are unread.
     pub(crate) fn left(&self) -> usize {
         self.input.len() - self.at
     }
 
-    /// What the client has sent since the last call.
+    /// The client's bytes since the last call.
     pub(crate) fn sent(&mut self) -> Vec<u8> {
         let sent = self.out.split().to_vec();
         self.log.extend_from_slice(&sent);
@@ -150,7 +150,7 @@ impl Wire {
             if self.left() == 0 {
                 return Ok(Step::More(phase));
             }
-            // What a phase writes before it fails is not to be sent.
+            // Bytes that a phase writes before it fails are not to be sent.
             let mut out = BytesMut::new();
             let step = match self.piece() {
                 Piece::Fed(n) => {

@@ -1,4 +1,4 @@
-//! INFO, GO and EXPORT_NAME: what a client is told of an export.
+//! INFO, GO and EXPORT_NAME: the description of an export for a client.
 
 use crate::support::*;
 use nbd_proto::{BlockSizes, Error, ExportName, Text, server::Refusal};
@@ -97,7 +97,7 @@ fn names_that_are_no_strings_are_invalid() {
 }
 
 #[test]
-fn what_is_not_known_is_ignored_and_what_is_doubled_is_told_once() {
+fn unknown_infos_are_ignored_and_repeated_ones_are_answered_once() {
     // S-070, S-071, S-073, S-075
     let server = Server::with(Export::new("disk").flags(1).sizes(1, 4096, 65536));
     for infos in [&[0x7777, 3][..], &[3, 3], &[0, 3, 0xffff], &[1, 2, 3]] {
@@ -122,7 +122,7 @@ fn too_many_kinds_of_information_are_too_big() {
 }
 
 #[test]
-fn names_and_descriptions_are_told_to_who_asks() {
+fn names_and_descriptions_are_sent_to_clients_that_ask() {
     // S-071, S-076
     let mut export = Export::new("disk").flags(1);
     export.info.name = Some(ExportName::new("n".repeat(4096)).unwrap());
@@ -136,7 +136,7 @@ fn names_and_descriptions_are_told_to_who_asks() {
 }
 
 #[test]
-fn info_leaves_the_client_haggling_and_go_after_it_tells_the_same() {
+fn info_leaves_the_client_in_negotiation_and_go_after_it_answers_the_same() {
     // S-074, S-080, S-082
     let server = Server::default();
     for mode in MODES {
@@ -152,7 +152,7 @@ fn info_leaves_the_client_haggling_and_go_after_it_tells_the_same() {
         assert_eq!(said.len(), 2);
         assert_eq!(said[0][1..], said[1][1..]);
     }
-    // Contexts that are selected outlive a look at another export.
+    // Selected contexts outlive a look at another export.
     let parts = options(&[
         opt(8, b""),
         set_meta("disk", &["base:allocation"]),
@@ -164,7 +164,7 @@ fn info_leaves_the_client_haggling_and_go_after_it_tells_the_same() {
 }
 
 #[test]
-fn an_export_that_is_not_there_is_unknown_and_nothing_is_told_of_it() {
+fn an_export_that_is_not_there_is_unknown_and_has_no_info() {
     // S-077, S-078, S-083, S-113
     for mode in MODES {
         let parts = [
@@ -207,7 +207,7 @@ fn the_name_in_an_error_text_is_short_and_harmless() {
 }
 
 #[test]
-fn block_sizes_are_required_of_who_did_not_ask_only() {
+fn block_sizes_are_required_only_of_clients_that_did_not_ask() {
     // S-079, S-102, S-117
     let sizes = BlockSizes::new(4096, 4096, u32::MAX).unwrap();
     let export = Export::new("disk").flags(1).sizes(4096, 4096, 65536);
@@ -234,7 +234,7 @@ fn block_sizes_are_required_of_who_did_not_ask_only() {
         "3: POLICY",
     ];
     assert_eq!(said(&strict, &parts), expected);
-    // Nobody has to ask by default.
+    // By default no client has to ask for block sizes.
     let said = said(&Server::with(export), &[go("disk", &[])]);
     assert_eq!(said, ["7: EXPORT 1048576 0x0001", "7: ACK"]);
 }
@@ -327,9 +327,9 @@ fn contexts_of_another_export_are_void() {
 }
 
 #[test]
-fn only_flags_that_mean_something_are_told() {
+fn only_meaningful_flags_are_announced() {
     // S-089, S-090, S-092, S-093, S-094, S-096, S-097, S-098, S-108
-    for (flags, mode, contexts, told) in [
+    for (flags, mode, contexts, announced) in [
         (0x0000, Enter::Extended, true, 0x0001),
         (0xffff, Enter::Simple, false, 0x0d7f),
         (0xffff, Enter::Structured, false, 0x0dff),
@@ -348,7 +348,7 @@ fn only_flags_that_mean_something_are_told() {
         };
         for enter in [info("disk", &[]), go("disk", &[])] {
             let said = said(&server, &[mode.mode(), context.clone(), enter]);
-            let end = format!("EXPORT 1048576 {told:#06x}");
+            let end = format!("EXPORT 1048576 {announced:#06x}");
             assert!(said[said.len() - 2].ends_with(&end), "{said:?}");
         }
     }
@@ -382,7 +382,7 @@ fn sizes_fit_each_other_and_the_limits() {
     ] {
         let server = Server::with(export.flags(1));
         assert_eq!(said(&server, &[go("disk", &[3])])[..2], said_);
-        // The size is the same to who did not ask.
+        // The size is the same for a client that did not ask.
         assert_eq!(said(&server, &[go("disk", &[])])[0], said_[1]);
     }
 }

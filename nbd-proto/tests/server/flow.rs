@@ -37,7 +37,7 @@ fn a_magic_of_another_mode_ends_the_connection_at_once() {
         (Enter::Structured, 0x2560_9513, 0x21e4_1c71),
         (Enter::Extended, 0x21e4_1c71u32, 0x2560_9513u32),
     ] {
-        // The last one is of an option, as if transmission had not begun.
+        // The last magic number is one of an option, as if transmission had not begun.
         for got in [other, magic + 1, 0, 0x1256_0953, 0x4948_4156] {
             let mut request = mode.req(0, 0, 1, 0, 4, b"");
             request[..4].copy_from_slice(&got.to_be_bytes());
@@ -135,7 +135,7 @@ fn disconnecting_ends_reading_but_not_answering() {
             };
             let mut requests: Vec<_> = (0..4).map(|n| mode.req(0, 0, n, n, 4, b"")).collect();
             requests.push(mode.req(flags, 2, 9, offset, len, b""));
-            requests.push(b"garbage that nobody looks at".to_vec());
+            requests.push(b"garbage that is never parsed".to_vec());
             let ran = serve_in(&server, mode, &requests);
             assert_eq!(ran.end, End::Disconnected);
             assert_eq!(ran.said.len(), 4);
@@ -169,7 +169,7 @@ fn requests_in_flight_are_limited() {
         assert!(matches!(transmission.fill(), Fill::Control(_)));
         assert_eq!(transmission.in_flight(), 1);
     }
-    // What is refused counts until its answer has left.
+    // A refused request counts until its reply has left.
     let server = Server::default().limits(|limits| limits.accepted = 1);
     let mut transmission = transmission(&server, &Enter::Simple.options());
     let fed = transmission.feed(&req(0, 99, 1, 0, 0, b"")).unwrap();
@@ -179,7 +179,7 @@ fn requests_in_flight_are_limited() {
     assert_eq!(transmission.fill(), Fill::Blocked);
     transmission.retire(reply.receipt);
     assert!(matches!(transmission.fill(), Fill::Control(_)));
-    // A limit of none would serve nobody.
+    // A limit of zero would allow no request.
     let server = Server::default().limits(|limits| limits.accepted = 0);
     let ran = serve_in(&server, Enter::Simple, &[req(0, 0, 1, 0, 1, b"")]);
     assert_eq!(ran.said, ["#1 ok 1"]);
@@ -260,7 +260,7 @@ fn a_server_that_is_going_away_says_so() {
             }
         }
         assert_eq!(errors, [108, 108]);
-        // What came before is finished.
+        // Requests before the disconnect are finished.
         let mut out = Vec::new();
         transmission.retire(plain(before, &mut out));
         assert!(!transmission.is_finished());
@@ -302,7 +302,7 @@ fn the_end_of_a_client_is_no_loss_between_requests_only() {
 }
 
 #[test]
-fn no_flags_of_any_command_do_harm() {
+fn any_flags_of_any_command_get_a_legal_reply() {
     // H-065
     const DEFINED: u16 = 0x3f;
     for mode in MODES {

@@ -90,8 +90,8 @@ fn a_budget_ends_endless_options() {
     ] {
         let server = Server::default().limits(|limits| limits.options = 10);
         let ran = run(&server, &options(&vec![part.clone(); 20]));
-        // Two exports were listed, which allows eight options for each. Listing them again allows no
-        // more, and costs two beside the one that it is.
+        // Two exports were listed, which allows eight options for each. Listing them again allows
+        // no more, and costs two beside the one that it is.
         let limit = if part == opt(3, b"") { 26 } else { 10 };
         assert_eq!(ran.end, End::Dead(Error::TooManyOptions { limit }));
         let finals = ran
@@ -104,7 +104,7 @@ fn a_budget_ends_endless_options() {
 
 #[test]
 fn a_client_may_ask_about_every_export_that_it_was_shown() {
-    // B-006, as do nbdinfo and QEMU's programs: up to four questions for each
+    // B-006, as do nbdinfo and QEMU's programs: up to four options for each
     let server = Server::default().limits(|limits| limits.options = 1);
     let mut asked = vec![opt(3, b"")];
     for export in ["disk", "b"] {
@@ -161,7 +161,7 @@ fn an_option_that_is_too_long_is_drained_and_one_that_is_absurd_is_not() {
 }
 
 #[test]
-fn abort_is_acknowledged_whatever_comes_with_it() {
+fn abort_with_any_data_is_acknowledged() {
     // S-031, S-032, S-033
     for data in [&b""[..], &[b'x'; 100]] {
         let ran = run(&Server::default(), &options(&[opt(2, data), opt(3, b"")]));
@@ -191,7 +191,7 @@ fn the_longest_name_and_the_longest_text_fit_an_entry() {
     server.exports.push(Export::new("x"));
     let ran = run(&server, &options(&[opt(3, b"")]));
     assert_eq!(ran.sent[18 + 16..18 + 20], u32::to_be_bytes(4 + 4096 + 8));
-    // S-039: what is short stays below what every known client reads.
+    // S-039: a short text stays below the limit of every known client.
     let ran = run(
         &Server::with(Export::new("n".repeat(256).leak())),
         &options(&[opt(3, b"")]),
@@ -227,7 +227,7 @@ fn modes_are_granted_once_and_only_upwards() {
     ] {
         assert_eq!(said(&server, &parts), expected);
     }
-    // The mode that was there before a refusal holds.
+    // The mode from before a refusal holds.
     let read = |mode: Enter| mode.req(0, 0, 1, 0, 4, b"");
     for (parts, request, expected) in [
         (vec![opt(8, b"x")], read(Enter::Simple), "#1 ok 4"),

@@ -1,7 +1,7 @@
 //! The server's side, from the outside: transcripts of a client's bytes and a server's answers.
 //!
-//! Every script runs with its bytes arriving all at once, one by one and in between, and whatever
-//! the server sends is checked by an independent decoder (`val`).
+//! Every script runs with its bytes arriving all at once, one by one and in between, and an
+//! independent decoder (`val`) checks all bytes of the server.
 
 #![expect(
     clippy::unwrap_used,

@@ -73,7 +73,7 @@ fn lengths_that_point_past_the_data_are_invalid() {
 }
 
 #[test]
-fn what_cannot_name_a_context_is_ignored() {
+fn a_malformed_query_is_ignored() {
     // S-120, S-121, S-122, H-047
     let expected = ["10: CONTEXT 1 \"base:allocation\"", "10: ACK"];
     assert_eq!(
@@ -105,7 +105,7 @@ const ALL: [&str; 4] = [
 ];
 
 #[test]
-fn a_list_has_what_was_asked_for_once() {
+fn a_list_has_each_requested_context_once() {
     // S-126, S-127, S-129, S-133, S-134
     assert_eq!(listed(&[]), ALL);
     assert_eq!(listed(&["base:", "qemu:"]), ALL);
@@ -128,7 +128,7 @@ fn a_list_has_what_was_asked_for_once() {
 }
 
 #[test]
-fn a_selection_has_what_was_named_once_with_its_own_number() {
+fn a_selection_has_each_named_context_once_with_its_own_number() {
     // S-130, S-131, S-133, S-134, S-136, A-027, A-031
     assert_eq!(set(&[]), ["10: ACK"]);
     for wildcard in ["base:", "qemu:", "qemu:dirty-bitmap:"] {
@@ -265,7 +265,7 @@ fn contexts_of_64_bits_are_listed_and_then_need_extended_headers() {
 }
 
 #[test]
-fn a_question_tells_what_was_asked() {
+fn a_request_to_list_contexts_has_its_queries_and_its_export() {
     let mut out = BytesMut::new();
     let Requested::ListMetaContext(list) = ask(&[list_meta("d", &["a:", "a:b", "a:"])], &mut out)
     else {
@@ -282,7 +282,7 @@ fn a_question_tells_what_was_asked() {
 }
 
 #[test]
-fn the_embedder_can_tell_that_two_names_are_one_export() {
+fn the_embedder_can_declare_two_names_one_export() {
     // S-088, A-025
     for same in [true, false] {
         let mut out = BytesMut::new();

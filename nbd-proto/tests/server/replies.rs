@@ -271,7 +271,7 @@ fn success_without_data_is_one_short_message() {
 }
 
 #[test]
-fn a_failure_is_told_in_words_where_there_is_room() {
+fn a_failure_has_a_message_where_there_is_room() {
     // S-174, S-177, S-180, S-198, S-202
     let answer =
         |request: Request, out: &mut Vec<u8>| send(request.fail(Errno::Io, "bad disk"), out);
@@ -393,7 +393,7 @@ fn a_read_can_fail_between_its_pieces() {
         };
         match offset {
             0 => send(sparse.fail(Errno::Io, "bad"), out),
-            // Of what was sent, this part is bad.
+            // Of the sent data, this part is bad.
             offset => send(sparse.fail_at(Errno::Io, offset + 50, "bad"), out),
         }
     }
@@ -437,7 +437,7 @@ fn errors_are_those_that_the_specification_allows() {
     ] {
         assert_eq!(fail(95)(ask(flags, command, len, payload)), expected);
     }
-    // EOVERFLOW is for what is longer than the maximum payload, and not for fast zeroes.
+    // EOVERFLOW is for requests longer than the maximum payload, and not for fast zeroes.
     for (flags, command, len, expected) in [
         (0, 6, 65537, 75),
         (0, 6, 65536, 22),

@@ -1,4 +1,4 @@
-//! Which requests are carried out, and which are refused without a question.
+//! Which requests are carried out, and which are refused without an event.
 
 use crate::support::*;
 
@@ -71,7 +71,7 @@ fn writes_that_will_fail_are_drained_first() {
             let request = mode.req(0, command, 1, 0, 65536, payload);
             assert_eq!(in_mode(&read_only, mode, request), mode_error(mode, 1, 1));
         }
-        // A server that offers nothing of the kind still says why.
+        // A server without these commands still says why.
         let read_only = Server::with(Export::new("disk").flags(3));
         for command in [4, 6] {
             let request = mode.req(0, command, 1, 0, 512, b"");
@@ -164,7 +164,7 @@ fn flags_that_are_not_offered_are_refused() {
 }
 
 #[test]
-fn flags_reach_the_one_who_carries_them_out() {
+fn flags_reach_the_embedder() {
     // S-149, S-151, S-153, S-155
     let server = Server::default();
     let ran = serve_after(
@@ -290,7 +290,7 @@ fn nothing_reaches_past_the_end() {
 }
 
 #[test]
-fn what_is_short_on_the_wire_may_be_long_in_the_export() {
+fn a_request_that_is_short_on_the_wire_may_be_long_in_the_export() {
     // S-166, H-057
     let server = Server::with(Export::new("disk").size(u64::MAX).sizes(1, 512, 65536));
     for mode in MODES {

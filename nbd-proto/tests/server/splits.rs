@@ -1,4 +1,4 @@
-//! However bytes arrive, and whatever they are.
+//! Any bytes, arriving in any pieces.
 
 use crate::support::*;
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_do_harm(
+    fn any_bytes_get_only_legal_replies(
         flags in 0u32..4,
         garbage in prop::collection::vec(any::<u8>(), 0..200),
         feed: bool,
@@ -68,7 +68,7 @@ proptest! {
     }
 
     #[test]
-    fn no_options_do_harm(
+    fn any_options_get_only_legal_replies(
         parts in prop::collection::vec(
             (0u32..14, prop::collection::vec(any::<u8>(), 0..60)), 0..12),
         forced: bool,
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn no_requests_do_harm(
+    fn any_requests_get_only_legal_replies(
         mode in any_mode(),
         parts in prop::collection::vec(
             (any::<u16>(), 0u16..10, any::<u64>(), any::<u64>(), 0u64..70_000), 0..12),
@@ -105,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn extents_obey_the_rules_whatever_they_are(
+    fn any_extents_are_made_to_obey_the_rules(
         extended: bool,
         one: bool,
         minimum in prop::sample::select(vec![1u32, 512, 4096]),
@@ -120,7 +120,7 @@ proptest! {
 }
 
 #[test]
-fn the_decoder_that_checks_everything_notices_what_is_wrong() {
+fn the_decoder_that_checks_everything_notices_mistakes() {
     for mode in MODES {
         let server = Server::default();
         let script = busy(mode);

@@ -25,7 +25,7 @@ fn ask(
     }
 }
 
-/// What becomes of extents in the one chunk of a reply, after it has been checked.
+/// The one chunk of a reply that these extents lead to, after it has been checked.
 fn extents(
     server: &Server,
     mode: Enter,
@@ -56,7 +56,7 @@ fn extents(
         .into()
 }
 
-/// Lets the decoder check what becomes of extents.
+/// Lets the decoder check the chunks that extents lead to.
 pub(crate) fn checked(
     server: &Server,
     mode: Enter,
@@ -158,7 +158,7 @@ fn extents_are_mended() {
     for mode in CHUNKS {
         let mend =
             |range, list: &[(u64, u64)]| extents(&server, mode, TWO[1], 0, range, list.to_vec());
-        // Neighbours that are equal become one; what is empty is skipped.
+        // Equal neighbours become one; empty extents are skipped.
         assert_eq!(
             mend((0, 4096), &[(512, 1), (512, 1), (0, 5), (512, 1), (512, 0)]),
             " 1536:1 512:0"

@@ -1,5 +1,5 @@
-//! The three TLS modes. The harness has no TLS: after its acknowledgement, the client's bytes are
-//! those that TLS would have decrypted.
+//! The three TLS modes. The harness has no TLS: after its acknowledgement, the client's bytes stand
+//! for those that TLS has decrypted.
 
 use crate::support::*;
 use nbd_proto::{Error, server::Refusal};
@@ -20,7 +20,7 @@ fn without_tls_the_server_says_so_and_goes_on_in_the_clear() {
     let said = said(&server, &parts);
     assert_eq!(said[..2], ["5: POLICY", "5: INVALID"]);
     assert!(said.iter().all(|said| !said.contains("TLS_REQD")));
-    // However much the embedder insists on TLS, nobody is told to start what does not exist.
+    // Even if the embedder requires TLS, no client is asked to start TLS where there is none.
     let server = Server {
         refusal: Some(Refusal::TlsRequired),
         ..server
@@ -55,7 +55,7 @@ fn starttls_with_data_is_invalid_and_starts_nothing() {
 }
 
 #[test]
-fn what_follows_starttls_is_left_to_tls() {
+fn bytes_behind_starttls_are_left_to_tls() {
     // S-048, S-050, S-051, H-048
     for server in [Server::selective(), Server::forced()] {
         let starttls = opt(5, b"");
@@ -108,7 +108,7 @@ fn tls_forgets_what_was_negotiated_in_the_clear() {
     ]);
     let ran = serve_after(&server, &before, std::slice::from_ref(&status));
     assert_eq!(ran.said, ["#1 error 22 done"]);
-    // Without TLS in between they hold.
+    // Without TLS in between the contexts stay selected.
     let before = options(&[opt(8, b""), contexts, go("disk", &[])]);
     let ran = serve_after(&server, &before, &[status]);
     assert_eq!(ran.said, ["#1 status 1 512:1 done"]);
@@ -155,7 +155,7 @@ fn a_server_that_forces_tls_cannot_refuse_export_name_but_by_closing() {
         ran.end,
         End::Dead(Error::OptionNeedsFixedNewstyle { option })
     );
-    // Where TLS is a choice, who cannot start it is served without.
+    // Where TLS is optional, a client that cannot start it is served without.
     let selective = Server::selective();
     let ran = run(&selective, &script(&[vec![0; 4], opt(1, b"disk")]));
     assert_eq!((ran.said.len(), ran.end), (1, End::Idle));
@@ -165,7 +165,7 @@ fn a_server_that_forces_tls_cannot_refuse_export_name_but_by_closing() {
 }
 
 #[test]
-fn inside_tls_everything_works_and_nobody_is_sent_to_tls() {
+fn inside_tls_everything_works_and_no_option_needs_tls() {
     // S-052, S-057, S-058
     for server in [Server::selective(), Server::forced()] {
         let parts = [opt(5, b""), go("nope", &[]), opt(11, b""), go("disk", &[])];

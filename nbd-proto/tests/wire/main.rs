@@ -27,7 +27,7 @@ fn hex(transcript: &str) -> Vec<u8> {
     bytes
 }
 
-/// What `encode` writes.
+/// The bytes that `encode` writes.
 fn written(encode: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
     let mut out = BytesMut::new();
     encode(&mut out);

@@ -11,7 +11,7 @@ use nbd_proto::{
     meta::Extent,
 };
 
-/// What comes of a phase that ends with exactly these bytes.
+/// The outcome of a phase that ends with exactly these bytes.
 fn answer<P: Phase>(phase: P, transcript: &str) -> P::Next {
     let bytes = hex(transcript);
     match phase.feed(&bytes, &mut BytesMut::new()) {
@@ -72,12 +72,12 @@ fn a_filter_of_block_status_and_its_answer() {
                  0000 0000 0000 1000 0000 0000 0000 000c \
                  0000 0000 0000 2000 0000 0005";
     assert_eq!(sent(frame), hex(asked));
-    let told = hex("6e8a 278c 0001 0006 0000 0001 0000 0000 \
+    let status = hex("6e8a 278c 0001 0006 0000 0001 0000 0000 \
                     0000 0000 0000 1000 0000 0000 0000 0018 \
                     0000 0005 0000 0001 0000 0000 0000 2000 0000 0000 0000 0003");
     let mut at = 0;
     let event = loop {
-        let fed = transmission.feed(&told[at..]).expect("nothing is wrong");
+        let fed = transmission.feed(&status[at..]).expect("nothing is wrong");
         at += fed.used;
         if let Some(event) = fed.event {
             break event;
@@ -90,7 +90,7 @@ fn a_filter_of_block_status_and_its_answer() {
     let outcome = Outcome::Extents(vec![ContextExtents { id: 5, extents }]);
     assert_eq!(
         (event, at),
-        (Event::Complete { cookie, outcome }, told.len())
+        (Event::Complete { cookie, outcome }, status.len())
     );
 }
 
@@ -165,7 +165,7 @@ fn a_read_is_expected_as_a_whole_as_long_as_nothing_of_it_has_come() {
     assert_eq!(transmission.announced(&half), payload(4..8));
     assert_eq!(transmission.announced(&whole[..39]), None);
     assert_eq!(transmission.announced(&[&whole[..], b"a"].concat()), None);
-    // Nothing was taken in by that.
+    // That read no bytes.
     let fed = transmission.feed(&half[..10]).expect("nothing is wrong");
     assert_eq!(fed.used, 10);
     assert_eq!(transmission.before_payload(cookie), None);
@@ -175,6 +175,6 @@ fn a_read_is_expected_as_a_whole_as_long_as_nothing_of_it_has_come() {
     assert_eq!(transmission.before_payload(cookie), None);
     let fed = transmission.feed(b"efgh").expect("nothing is wrong");
     assert_eq!((fed.used, fed.payload), (4, payload(4..8)));
-    // Here a header comes next, but what has come would be overwritten.
+    // Here a header comes next, but the bytes that have come would be overwritten.
     assert_eq!(transmission.before_payload(cookie), None);
 }

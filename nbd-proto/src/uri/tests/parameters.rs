@@ -1,4 +1,4 @@
-//! What stands behind the `?`.
+//! The parameters behind the `?`.
 
 use super::*;
 

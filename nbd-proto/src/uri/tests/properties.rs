@@ -1,4 +1,4 @@
-//! What holds for every URI and for every text.
+//! Properties of every URI and of every text.
 
 use alloc::string::String;
 
@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_parses_is_written_so_that_it_parses_again(
+    fn a_parsed_uri_is_written_so_that_it_parses_again(
         text in "nbds?(\\+(unix|vsock))?://(a@)?(h|3|\\[::1\\])?(:[0-9]{0,5})?(/[!-~]{0,9})?\
                  (\\?(socket=[!-~]{0,9})?(&tls-[a-z]{4,8}=[!-~]{0,9})?)?"
     ) {

@@ -1,5 +1,5 @@
-//! A server whose decisions are fixed, the client's bytes as they are written down, and every way
-//! to get the one to the other.
+//! A server whose decisions are fixed, the client's bytes as tests write them down, and every way
+//! to deliver the one to the other.
 
 mod run;
 mod script;
@@ -55,7 +55,7 @@ impl Export {
     }
 }
 
-/// Everything that is defined but READ_ONLY and RESIZE.
+/// Every defined flag but READ_ONLY and RESIZE.
 pub(crate) const ALL_FLAGS: TransmissionFlags = TransmissionFlags::from_bits(0x1dfd);
 
 /// A server whose decisions are fixed.
@@ -67,7 +67,7 @@ pub(crate) struct Server {
     /// Refuses everything that it can.
     pub(crate) refusal: Option<Refusal>,
     pub(crate) shutting_down: bool,
-    /// How requests are answered: appends what is sent.
+    /// Answers requests: appends the bytes to send.
     pub(crate) answer: fn(Request, &mut Vec<u8>) -> Receipt,
     /// How many replies to keep back before they are sent, in reverse.
     pub(crate) keep_back: usize,

@@ -11,14 +11,14 @@ use nbd_proto::{
     },
 };
 
-/// How a connection went.
+/// The outcome of a connection.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Ran {
-    /// What the server sent, whole.
+    /// The server's bytes, whole.
     pub(crate) sent: Vec<u8>,
-    /// What it sent, in words; by a decoder that shares nothing with the server.
+    /// The server's bytes in words, by a decoder that shares nothing with the server.
     pub(crate) said: Vec<String>,
-    /// What it was asked to do.
+    /// The requests that the server was asked to carry out.
     pub(crate) asked: Vec<String>,
     pub(crate) end: End,
 }
@@ -92,8 +92,8 @@ impl Wire<'_> {
                 phase.filled(n, &mut out)
             };
             self.script = &self.script[n..];
-            // After an error nothing is to be sent. But how much was sent before depends on the
-            // way, so count all of it: it has to be whole answers to what was right.
+            // After an error nothing is to be sent. But the number of bytes sent before depends on
+            // the way, so count all of it: it has to be whole replies to the valid messages.
             self.sent.extend_from_slice(&out);
             match step? {
                 Step::More(more) => phase = more,
@@ -390,7 +390,7 @@ pub(crate) fn run(server: &Server, script: &[u8]) -> Ran {
     ran
 }
 
-/// What a server says to requests in a mode, without what it said before.
+/// The server's words to requests in a mode, without its words before.
 pub(crate) fn serve_in(server: &Server, mode: Enter, requests: &[Vec<u8>]) -> Ran {
     serve_after(server, &mode.options(), requests)
 }
@@ -404,7 +404,7 @@ pub(crate) fn serve_after(server: &Server, options: &[u8], requests: &[Vec<u8>])
     ran
 }
 
-/// A transmission to hold in hand.
+/// A transmission for tests that call it directly.
 pub(crate) fn transmission(server: &Server, options: &[u8]) -> Transmission {
     let mut wire = Wire {
         script: options,

@@ -1,11 +1,11 @@
-//! The client's bytes as they are written down.
+//! The client's bytes as tests write them down.
 
 /// Client flags, options and requests, one after the other.
 pub(crate) fn script(parts: &[Vec<u8>]) -> Vec<u8> {
     parts.concat()
 }
 
-/// Haggles with both client flags set.
+/// Negotiates with both client flags set.
 pub(crate) fn options(parts: &[Vec<u8>]) -> Vec<u8> {
     [vec![0, 0, 0, 3], parts.concat()].concat()
 }
@@ -111,7 +111,7 @@ pub(crate) enum Enter {
 pub(crate) const MODES: [Enter; 3] = [Enter::Simple, Enter::Structured, Enter::Extended];
 
 impl Enter {
-    /// Haggles until transmission of "disk", asking for block sizes.
+    /// Negotiates until transmission of "disk", asking for block sizes.
     pub(crate) fn options(self) -> Vec<u8> {
         options(&[self.mode(), go("disk", &[3])])
     }

@@ -1,7 +1,7 @@
-//! A strict decoder of what a server says, which shares nothing with the code under test.
+//! A strict decoder of the server's bytes, which shares nothing with the code under test.
 //!
-//! It reads the client's bytes to know what was asked, then checks every byte of the server's
-//! against the tables of the specification, and retells them in words.
+//! It reads the client's bytes to know the requests, then checks every byte of the server against
+//! the tables of the specification, and puts it in words.
 
 mod transmission;
 
@@ -57,13 +57,13 @@ struct State {
     tls: bool,
     contexts: Vec<u32>,
     contexts_of: Vec<u8>,
-    /// Told in the reply that is being read.
+    /// Announced in the reply that is being read.
     size: u64,
     flags: u16,
     sizes: Option<(u32, u32, u32)>,
 }
 
-/// Checks what a server said to `script`.
+/// Checks the server's bytes against `script`.
 pub(crate) fn check(script: &[u8], sent: &[u8], limits: &Limits) -> Vec<String> {
     let mut said = Vec::new();
     let mut client = Bytes(script);

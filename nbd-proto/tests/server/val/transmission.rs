@@ -1,4 +1,4 @@
-//! What a server says in transmission.
+//! The server's bytes in transmission.
 
 use super::{Bytes, Mode, State, string};
 use nbd_proto::Limits;
@@ -259,10 +259,10 @@ fn take(asked: &mut BTreeMap<u64, VecDeque<Asked>>, cookie: u64) -> Asked {
     asked
         .get_mut(&cookie)
         .and_then(VecDeque::pop_front)
-        .unwrap_or_else(|| panic!("a reply has cookie {cookie}, which nobody sent"))
+        .unwrap_or_else(|| panic!("a reply has cookie {cookie}, which no request has"))
 }
 
-/// Whole requests only; what is malformed ends the connection and is not answered.
+/// Whole requests only; a malformed one ends the connection and is not answered.
 fn requests(client: &mut Bytes<'_>, state: &State) -> BTreeMap<u64, VecDeque<Asked>> {
     let mut asked: BTreeMap<u64, VecDeque<Asked>> = BTreeMap::new();
     let extended = state.mode == Mode::Extended;
