@@ -99,8 +99,8 @@ fn run(address: SocketAddr) -> Result<(), Box<dyn std::error::Error>> {
             "the written block comes back"
         );
     }
-    let goodbye: Bare = client.transmission.disconnect()?;
-    client.ring.send(goodbye.into());
+    let disconnect: Bare = client.transmission.disconnect()?;
+    client.ring.send(disconnect.into());
     assert!(client.transmission.may_end());
     Ok(client.ring.close()?)
 }

@@ -198,8 +198,8 @@ impl Connection {
             self.work.done(event, transmission, &mut self.queue)?;
             self.work.ask(transmission, &mut self.queue)?;
             if self.work.verified == usize::from(BLOCKS) {
-                let goodbye = transmission.disconnect().map_err(io::Error::other)?;
-                self.queue.push_back(goodbye.into());
+                let disconnect = transmission.disconnect().map_err(io::Error::other)?;
+                self.queue.push_back(disconnect.into());
             }
         }
         Ok(Turn::Again)

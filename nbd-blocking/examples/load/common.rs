@@ -1,4 +1,4 @@
-//! What the examples called `load` of all runtimes have in common.
+//! The common part of the examples called `load` of all runtimes.
 
 use clap::{Args, ValueEnum};
 use nbd_proto::{ExportName, Uri};
@@ -83,7 +83,7 @@ impl Options {
     }
 }
 
-/// Where the requests of one worker go.
+/// The offsets of one worker's requests.
 pub(crate) struct Offsets {
     blocks: u64,
     next: u64,
@@ -118,7 +118,7 @@ impl Offsets {
     }
 }
 
-/// Prints what `tool` has done.
+/// Prints the results of `tool`.
 pub(crate) fn report(
     tool: &str,
     options: &Options,
@@ -166,7 +166,7 @@ pub(crate) fn report(
     }
     #[expect(
         clippy::print_stdout,
-        reason = "the line of JSON is what this program is for"
+        reason = "the line of JSON is the purpose of this program"
     )]
     {
         println!("{}", serde_json::Value::Object(line));

@@ -17,7 +17,7 @@ struct Command {
     options: Options,
 }
 
-/// What buffers are aligned to, in bytes.
+/// The alignment of buffers, in bytes.
 const PAGE: usize = 4096;
 
 fn main() -> Result<(), Failure> {
@@ -37,7 +37,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// How to connect, the same for all connections, so that they share what TLS remembers.
+/// The connect options, the same for all connections, so that they share TLS sessions.
 fn connecting(options: &Options) -> Result<ConnectOptions, Failure> {
     let mut connect = ConnectOptions::new();
     if options.simple {
@@ -133,8 +133,8 @@ fn one_at_a_time(
     left: u64,
 ) -> Result<Vec<f32>, Error> {
     let mut latencies = Vec::new();
-    // Where a page starts, as usual for blocks of disks. 16 bytes behind, where large vectors often
-    // are, x86 copies at half the speed behind a TCP request's header of 28 bytes.
+    // At the start of a page, as usual for blocks of disks. 16 bytes behind, where large vectors
+    // often are, x86 copies at half the speed behind a TCP request's header of 28 bytes.
     let len: usize = options.bs.try_into().unwrap_or(0);
     let mut memory = vec![0x5a; len + PAGE];
     let start = memory.as_ptr().align_offset(PAGE).min(PAGE);

@@ -1,4 +1,4 @@
-//! What the examples called `serve` of all runtimes have in common.
+//! The common part of the examples called `serve` of all runtimes.
 
 use clap::{ArgGroup, Args};
 use nbd_io::{
@@ -149,7 +149,7 @@ fn stop_by_signal(stopper: Stopper) -> io::Result<()> {
     Ok(())
 }
 
-/// What the program ends with; an error is told with all that caused it.
+/// The exit code of the program; an error is printed with all its causes.
 pub(crate) fn exit(ended: Result<(), Box<dyn Error>>) -> ExitCode {
     let Err(error) = ended else {
         return ExitCode::SUCCESS;
@@ -167,8 +167,8 @@ pub(crate) fn exit(ended: Result<(), Box<dyn Error>>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Prints a line where errors go. That it cannot be printed, as when the other end of a pipe is
-/// gone, is no reason to stop serving.
+/// Prints a line to standard error. If it cannot be printed, as when the other end of a pipe is
+/// closed, the server goes on.
 fn say(line: fmt::Arguments<'_>) {
     // In one piece, since each part of it would be a system call, and lines would get mixed up.
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());

@@ -12,7 +12,7 @@ use clap::Parser;
 use nbd_blocking::server::{Ending, Serve, Threads};
 use std::{error::Error, process::ExitCode};
 
-/// Serves a disk until it is told to stop by a signal.
+/// Serves a disk until a signal stops it.
 ///
 /// Without an address it serves on the sockets that it was started with, as by systemd.
 #[derive(Parser)]

@@ -1,5 +1,5 @@
-//! What the examples called `tour` of all runtimes have in common: what they are asked for, and
-//! what their own servers have.
+//! The common part of the examples called `tour` of all runtimes: their arguments, and the exports
+//! of their own servers.
 
 use clap::Parser;
 use nbd_io::{
@@ -44,13 +44,13 @@ impl Arguments {
     }
 }
 
-/// Size of the export that is walked, in bytes. It costs what is written to it.
+/// Size of the export that is walked, in bytes. It takes memory only for written data.
 const SIZE: u64 = 1 << 30;
 
 /// The name in the server's certificate. A Unix socket has none of its own.
 const NAME: &str = "localhost";
 
-/// What a server of the tour's own has: exports in memory.
+/// The exports of the tour's own server, in memory.
 pub(crate) fn exports() -> Outcome<NamedExports> {
     let disk = Memory::new(SIZE).with_description("a disk in memory");
     let scratch = Memory::new(1 << 20).with_description("another one");
@@ -59,7 +59,7 @@ pub(crate) fn exports() -> Outcome<NamedExports> {
         .with(ExportName::new("scratch")?, Arc::new(scratch)))
 }
 
-/// Where a server of the tour's own listens.
+/// The address of the tour's own server.
 pub(crate) struct Place {
     pub(crate) socket: PathBuf,
     /// The export to walk.

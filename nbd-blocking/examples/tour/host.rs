@@ -20,8 +20,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Starts a server on a socket in `directory`, which serves nobody without TLS if there are
-    /// certificates.
+    /// Starts a server on a socket in `directory`. With certificates it refuses clients without
+    /// TLS.
     pub(crate) fn start(directory: &Path, certificates: Option<&Certificates>) -> Outcome<Self> {
         let mut server = Server::new(exports()?);
         if let Some(certificates) = certificates {

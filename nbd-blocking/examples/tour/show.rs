@@ -1,4 +1,4 @@
-//! What a tour shows, whatever it runs on.
+//! The output of a tour, the same for every runtime.
 
 use crate::common::Outcome;
 use nbd_io::client::Stretch;
@@ -9,7 +9,7 @@ use nbd_proto::{
 };
 use std::fmt::Display;
 
-/// Stretches that are shown before the rest is only counted.
+/// Runs that are shown before the rest is only counted.
 const SHOWN: usize = 12;
 
 /// Which exports the server lists.
@@ -28,12 +28,12 @@ pub(crate) fn list(listed: Result<Vec<ListEntry>, impl Display>) {
     }
 }
 
-/// What is known of an export before it is entered.
+/// The description of an export before it is entered.
 pub(crate) fn outside(name: &ExportName, info: &ExportInfo) {
     println!("\"{name}\" has {} before it is entered.", size(info.size));
 }
 
-/// A server that cannot be asked.
+/// A server that can only be asked for an export by name.
 pub(crate) fn by_name() {
     println!("The server speaks newstyle without options: nothing can be listed.\n");
 }
@@ -79,7 +79,7 @@ pub(crate) fn export(
         if info.block_sizes.is_some() {
             ""
         } else {
-            " (not told: what is usual)"
+            " (not announced: the usual sizes)"
         },
     );
     let encryption = if encrypted {
@@ -96,7 +96,7 @@ pub(crate) fn export(
     println!();
 }
 
-/// A table of what the meta contexts say.
+/// A table of the block status in each meta context.
 pub(crate) struct Map {
     names: Vec<ContextName>,
     count: usize,
@@ -104,14 +104,14 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Starts a table, if the server tells anything.
+    /// Starts a table, if there is any meta context.
     pub(crate) fn start(contexts: &[Context]) -> Option<Self> {
         let names: Vec<_> = contexts
             .iter()
             .filter_map(|context| context.name.clone())
             .collect();
         if names.is_empty() {
-            println!("The server tells nothing of allocation.\n");
+            println!("The server has no meta context for allocation.\n");
             return None;
         }
         println!("{:>16} {:>16}  status", "offset", "length");
@@ -140,9 +140,9 @@ impl Map {
 
     pub(crate) fn end(self) {
         let stretches = if self.count == 1 {
-            "stretch covers"
+            "run covers"
         } else {
-            "stretches cover"
+            "runs cover"
         };
         println!("{} {stretches} {}.\n", self.count, size(self.covered));
     }
@@ -164,7 +164,7 @@ pub(crate) fn sample(len: u64) -> Vec<u8> {
         .collect()
 }
 
-/// Compares what was read at `offset` with what should be there.
+/// Compares the bytes read at `offset` with the expected ones.
 pub(crate) fn compare(offset: u64, found: &[u8], expected: &[u8]) -> Outcome<()> {
     let mut pairs = found.iter().zip(expected);
     match pairs.position(|(found, expected)| found != expected) {

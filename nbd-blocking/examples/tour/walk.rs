@@ -36,7 +36,7 @@ pub(crate) fn walk(options: &ConnectOptions, uri: &Uri, write: bool) -> Outcome<
     Ok(client)
 }
 
-/// Haggles step by step: which exports there are, and which meta contexts the wanted one has.
+/// Negotiates step by step: lists the exports, and the meta contexts of the wanted one.
 fn look_around(options: &ConnectOptions, uri: &Uri) -> Outcome<Vec<ContextName>> {
     if uri.tls().is_some() {
         return haggle(options.start_secure(uri)?, uri.export());
@@ -67,7 +67,7 @@ fn haggle<S: Send + 'static>(
         show::outside(wanted, &info);
     }
     let mut contexts = Vec::new();
-    // Some servers tell their contexts only to clients that could use them.
+    // Some servers list their contexts only for clients that could use them.
     if negotiation.extended_headers().is_ok() || negotiation.structured_reply().is_ok() {
         let listed = negotiation
             .list_meta_context(wanted, &[])
@@ -79,7 +79,7 @@ fn haggle<S: Send + 'static>(
     Ok(contexts)
 }
 
-/// Shows what the meta contexts say of the export.
+/// Shows the block status of the export in each meta context.
 fn map(client: &Client) -> Outcome<()> {
     let Some(mut map) = Map::start(client.contexts()) else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Servers that break the protocol, go away, or say no.
+//! Servers that break the protocol, disconnect, or refuse.
 
 use crate::support::{
     bytes::{self, D, content, data, error, hole, sr, status},
@@ -12,7 +12,7 @@ use nbd_blocking::{
 use std::net::Shutdown;
 
 #[test]
-fn what_is_no_nbd_server_is_told() {
+fn a_greeting_of_another_protocol_is_reported() {
     // C-007
     within(10, || {
         let http = b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n\r\n";
@@ -32,7 +32,7 @@ fn what_is_no_nbd_server_is_told() {
 }
 
 #[test]
-fn a_refused_export_is_told_with_the_text_of_the_server() {
+fn a_refused_export_is_reported_with_the_text_of_the_server() {
     // C-031, C-032, C-035
     within(10, || {
         for (code, name) in [
@@ -79,7 +79,7 @@ fn a_refused_export_is_told_with_the_text_of_the_server() {
     });
 }
 
-/// Reads, writes and asks, and gives what failed.
+/// Reads, writes and asks for block status, and returns the error if one of them failed.
 fn use_it(client: &Client) -> Result<(), Error> {
     let mut buf = vec![9; 300];
     client.read_exact_at(&mut buf, 100)?;
@@ -91,7 +91,7 @@ fn use_it(client: &Client) -> Result<(), Error> {
     client.flush()
 }
 
-/// What the client of [`use_it`] sends before each of the messages of its server, in bytes, and
+/// The number of bytes that the client of [`use_it`] sends before each message of its server, and
 /// those messages.
 fn whole_session() -> Vec<(usize, Vec<u8>)> {
     let cookie = |generation: u64| generation << 32;
@@ -185,7 +185,7 @@ fn a_session_that_comes_byte_by_byte_is_the_same() {
 
 type Answer = Box<dyn FnOnce(&mut Peer, u64) + Send>;
 
-/// How a read fails that is answered like this.
+/// The error of a read that is answered like this.
 fn read_answered(answer: impl FnOnce(&mut Peer, u64) + Send + 'static) -> Error {
     let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
         let read = peer.request();
@@ -254,7 +254,7 @@ fn replies_that_break_the_protocol_end_the_connection_with_the_reason() {
 }
 
 #[test]
-fn a_failed_command_is_told_with_place_and_text() {
+fn a_failed_command_is_reported_with_place_and_text() {
     // C-213, C-216, C-219, C-221
     within(10, || {
         let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
@@ -330,13 +330,13 @@ fn a_server_that_shuts_down_is_left() {
         assert_eq!(
             failed.len(),
             1,
-            "what was in flight is answered: {failed:?}"
+            "requests in flight are answered: {failed:?}"
         );
         assert_eq!(failed[0].errno(), Some(Errno::Shutdown));
         says(failed[0], &["NBD_ESHUTDOWN", "power is going"]);
         let later = client.flush().unwrap_err();
         assert!(matches!(&later, Error::Lost(lost) if matches!(**lost, Lost::ShutsDown)));
-        server.join().expect("goodbye was said");
+        server.join().expect("the client disconnects");
     });
 }
 
@@ -364,7 +364,7 @@ fn a_queue_leaves_a_server_that_shuts_down() {
             .expect("it came")
             .expect("one was in flight");
         second.result.expect("done");
-        server.join().expect("goodbye was said");
+        server.join().expect("the client disconnects");
     });
 }
 
@@ -407,7 +407,7 @@ fn everything_in_flight_fails_once_when_the_server_goes_away() {
 }
 
 #[test]
-fn a_server_that_closes_when_it_is_not_asked_to_is_told_from_one_that_is() {
+fn a_server_that_closes_unasked_is_lost_and_not_disconnected() {
     within(10, || {
         let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |_| {});
         server.join().expect("the script ends");

@@ -1,4 +1,4 @@
-//! How the two ends part while they haggle.
+//! How the two ends leave the negotiation.
 
 use crate::support::{
     bytes::{ack, err, hello, oldstyle},
@@ -12,7 +12,7 @@ use std::{os::unix::net::UnixListener, thread, time::Instant};
 const ABORT: u32 = 2;
 const GO: u32 = 7;
 
-/// Refuses the export, and hears the client give up.
+/// Refuses the export, and receives the client's NBD_OPT_ABORT.
 fn refuse(peer: &mut Peer) {
     peer.says(hello());
     assert_eq!(peer.hears(4), [0, 0, 0, 3]);
@@ -30,7 +30,7 @@ fn refuse(peer: &mut Peer) {
 }
 
 #[test]
-fn whatever_a_server_answers_to_a_farewell_is_fine() {
+fn any_reply_to_an_abort_is_fine() {
     // C-038
     within(20, || {
         let answers: [fn(&mut Peer); 5] = [
@@ -39,7 +39,7 @@ fn whatever_a_server_answers_to_a_farewell_is_fine() {
             |_| {},
             |peer| peer.says(&ack(ABORT)[..7]),
             |peer| {
-                // Not a word; the client leaves all the same.
+                // No reply at all; the client leaves all the same.
                 assert!(peer.rest().is_empty());
             },
         ];
@@ -56,7 +56,7 @@ fn whatever_a_server_answers_to_a_farewell_is_fine() {
 }
 
 #[test]
-fn an_export_that_is_refused_by_closing_is_told_with_a_hint() {
+fn an_export_that_is_refused_by_closing_is_reported_with_a_hint() {
     // C-068, C-100
     within(10, || {
         let (stream, server) = play(|peer: &mut Peer| {

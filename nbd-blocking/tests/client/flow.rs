@@ -18,11 +18,11 @@ use std::{
 
 const MIB: usize = 1 << 20;
 
-/// How long a request may take where one of them takes too long. The others have to be answered in
-/// that time, on a machine that is busy with something else.
+/// The timeout of a request that takes too long. The others have to be answered in that time, on a
+/// machine that is busy with something else.
 const LIMIT: Duration = Duration::from_secs(3);
 
-fn patient() -> ConnectOptions {
+fn with_timeout() -> ConnectOptions {
     ConnectOptions::new().request_timeout(Some(LIMIT))
 }
 
@@ -31,8 +31,8 @@ fn reply(peer: &mut Peer, read: Seen) {
     peer.says(sr(0, read.cookie, content(read.offset, len)));
 }
 
-/// Answers requests until the client disconnects; replies to reads come before anything else is
-/// taken from the client.
+/// Answers requests until the client disconnects; it sends the replies to reads before it reads
+/// anything else from the client.
 fn stubborn(peer: &mut Peer) {
     loop {
         let request = peer.request();
@@ -130,11 +130,11 @@ fn a_writer_takes_over_from_a_reader_that_leaves() {
     // C-185: the writer waits for the stream while another thread reads, which then stops.
     within(20, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let queued = peer.request();
             let read = peer.request();
-            tell.send(()).expect("the writer waits");
+            sender.send(()).expect("the writer waits");
             let write = peer.request();
             pause(100); // until the writer cannot go on
             reply(peer, read);
@@ -150,7 +150,7 @@ fn a_writer_takes_over_from_a_reader_that_leaves() {
             let client = client.clone();
             spawn(move || client.read_exact_at(&mut [0; 512], 0).expect("read"))
         };
-        told.recv().expect("the reader has asked");
+        receiver.recv().expect("the reader has asked");
         client.write_all_at(&vec![1; 32 * MIB], 0).expect("written");
         reader.join().expect("the reader is served");
         assert!(queue.complete().expect("read").is_some());
@@ -166,7 +166,7 @@ fn is_timeout(error: &Error) -> bool {
 fn a_request_that_is_never_answered_times_out_alone() {
     // C-208, H-024
     within(20, || {
-        let (client, server) = session(Haggling::simple(), &patient(), |peer| {
+        let (client, server) = session(Haggling::simple(), &with_timeout(), |peer| {
             let mut lost: Option<Seen> = None;
             let mut after = 0;
             loop {
@@ -177,7 +177,7 @@ fn a_request_that_is_never_answered_times_out_alone() {
                     0 => {
                         pause(2);
                         if request.offset == 1 << 20 {
-                            // At last, and with contents that nobody must see.
+                            // At last, and with contents that no caller must see.
                             let lost = lost.expect("it was asked for");
                             peer.says(sr(0, lost.cookie, vec![0xee; 100_000]));
                             after = 100;
@@ -194,7 +194,7 @@ fn a_request_that_is_never_answered_times_out_alone() {
             .map(|number| {
                 let (client, over) = (client.clone(), over.clone());
                 spawn(move || {
-                    let mut data = vec![0; 5000]; // too short to hand the baton over
+                    let mut data = vec![0; 5000]; // too short to become the poller
                     while !over.load(Ordering::Relaxed) {
                         client.read_exact_at(&mut data, number).expect("read");
                         assert!(data == content(number, data.len()));
@@ -231,11 +231,11 @@ fn a_request_that_finds_no_room_times_out_too() {
             in_flight: 1,
             ..Limits::default()
         };
-        let options = patient().limits(limits);
-        let (tell, told) = mpsc::channel();
+        let options = with_timeout().limits(limits);
+        let (sender, receiver) = mpsc::channel();
         let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let lost = peer.request();
-            told.recv().expect("both are given up");
+            receiver.recv().expect("both are given up");
             reply(peer, lost);
             stubborn(peer);
         });
@@ -243,7 +243,7 @@ fn a_request_that_finds_no_room_times_out_too() {
             let error = client.read_exact_at(&mut [0; 512], 0).unwrap_err();
             assert!(is_timeout(&error), "{error:?}");
         }
-        tell.send(()).expect("the server waits");
+        sender.send(()).expect("the server waits");
         let mut data = [0; 512];
         client.read_exact_at(&mut data, 7).expect("read");
         assert_eq!(data[..], content(7, 512));
@@ -286,8 +286,8 @@ fn a_free_place_in_flight_is_taken_while_another_thread_reads() {
 #[test]
 fn a_request_of_a_queue_times_out_as_a_completion() {
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &patient(), |peer| {
-            peer.request(); // to which nothing is said
+        let (client, server) = session(Haggling::structured(), &with_timeout(), |peer| {
+            peer.request(); // never answered
             let write = peer.request();
             peer.says(sr(0, write.cookie, []));
             assert_eq!(peer.request().command, 3);
@@ -343,9 +343,9 @@ fn a_write_that_is_taken_slowly_is_done_if_it_keeps_its_deadline() {
 fn a_write_has_one_deadline_however_much_of_it_is_taken() {
     // C-184
     within(60, || {
-        let (client, server) = session(Haggling::simple(), &patient(), |peer| {
+        let (client, server) = session(Haggling::simple(), &with_timeout(), |peer| {
             peer.request();
-            // All of it would take half a minute.
+            // The whole upload would take half a minute.
             while peer.try_hears(64 << 10).is_ok() {
                 pause(100);
             }
@@ -361,18 +361,18 @@ fn a_write_has_one_deadline_however_much_of_it_is_taken() {
     });
 }
 
-/// What becomes of an upload of which the server takes nothing, but says something.
+/// The error of an upload of which the server reads nothing, but sends something.
 fn stuck(limit: Duration, speak: impl FnOnce(&mut Peer, Seen) + Send + 'static) -> Error {
     let options = ConnectOptions::new().request_timeout(Some(limit));
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let (client, server) = session(Haggling::simple(), &options, move |peer| {
         let write = peer.request();
         speak(peer, write);
-        told.recv().expect("the client is done");
+        receiver.recv().expect("the client is done");
     });
     let error = upload(&client).expect_err("nothing is taken");
     assert!(client.is_lost(), "half a frame was sent");
-    tell.send(()).expect("the server waits");
+    sender.send(()).expect("the server waits");
     server.join().expect("the script ends");
     error
 }
@@ -392,7 +392,7 @@ fn replies_are_taken_while_the_server_takes_no_request() {
 }
 
 #[test]
-fn a_refusal_of_a_write_is_told_even_if_the_server_never_takes_the_rest() {
+fn a_refused_write_is_reported_even_if_the_server_never_reads_the_rest() {
     within(60, || {
         let error = stuck(LIMIT, |peer, write| peer.says(sr(28, write.cookie, [])));
         assert_eq!(error.errno(), Some(Errno::NoSpc), "{error:?}");
@@ -403,18 +403,18 @@ fn a_refusal_of_a_write_is_told_even_if_the_server_never_takes_the_rest() {
 fn a_server_that_takes_nothing_is_given_up() {
     // C-184
     within(10, || {
-        let (tell, told) = mpsc::channel();
-        let (client, server) = session(Haggling::simple(), &patient(), move |peer| {
+        let (sender, receiver) = mpsc::channel();
+        let (client, server) = session(Haggling::simple(), &with_timeout(), move |peer| {
             peer.request();
             peer.hears(1000);
-            told.recv().expect("it is given up");
+            receiver.recv().expect("it is given up");
             let rest = peer.rest().len();
             assert!(rest < 16 * MIB - 1000, "no other frame follows half of one");
         });
         let start = Instant::now();
         let error = upload(&client).unwrap_err();
         let took = start.elapsed();
-        tell.send(()).expect("the server waits");
+        sender.send(()).expect("the server waits");
         assert!(matches!(&error, Error::Lost(lost) if matches!(**lost, Lost::Io(_))));
         assert!(took < LIMIT + Duration::from_millis(2500), "{took:?}");
         says(&error, &["the connection is over", "in time"]);
@@ -428,13 +428,13 @@ fn a_server_that_takes_nothing_is_given_up() {
 #[test]
 fn a_timed_out_read_with_chunks_under_way_keeps_the_connection_in_step() {
     within(10, || {
-        let (tell, told) = mpsc::channel();
-        let (client, server) = session(Haggling::structured(), &patient(), move |peer| {
+        let (sender, receiver) = mpsc::channel();
+        let (client, server) = session(Haggling::structured(), &with_timeout(), move |peer| {
             let read = peer.request();
             // Half of a chunk, and then nothing for too long.
             let chunk = bytes::data(0, read.cookie, 0, content(0, 100_000));
             peer.says(&chunk[..50_000]);
-            told.recv().expect("it is given up");
+            receiver.recv().expect("it is given up");
             peer.says(&chunk[50_000..]);
             peer.says(bytes::hole(bytes::D, read.cookie, 100_000, 100_000));
             let next = peer.request();
@@ -443,7 +443,7 @@ fn a_timed_out_read_with_chunks_under_way_keeps_the_connection_in_step() {
         });
         let error = client.read_exact_at(&mut vec![0; 200_000], 0).unwrap_err();
         assert!(is_timeout(&error), "{error:?}");
-        tell.send(()).expect("the server waits");
+        sender.send(()).expect("the server waits");
         let mut data = [0; 512];
         client.read_exact_at(&mut data, 9).expect("read");
         assert_eq!(data[..], content(9, 512));

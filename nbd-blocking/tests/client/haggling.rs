@@ -1,4 +1,4 @@
-//! Giving up haggling.
+//! Leaving the negotiation.
 
 use crate::{
     regressions::listening,
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 const ABORT: [u8; 16] = *b"IHAVEOPT\0\0\0\x02\0\0\0\0";
 
-/// What a server with this script hears last of a client that does this to the connection.
+/// The last bytes that a server with this script receives from a client that does this to the
+/// connection.
 fn last_heard(
     script: impl FnOnce(&mut Peer) + Send + 'static,
     client: impl FnOnce(Negotiation<Plain>),
@@ -26,7 +27,7 @@ fn last_heard(
         script(&mut peer);
         peer.rest()
     });
-    // A farewell must not take the time of a negotiation.
+    // A disconnect must not have the timeout of a negotiation.
     let options = ConnectOptions::new().negotiation_timeout(None);
     let greeted = options.start(&uri).expect("greeted");
     client(greeted.negotiation().expect("fixed newstyle"));
@@ -41,7 +42,7 @@ fn refusing(option: u32) -> impl FnOnce(&mut Peer) + Send + 'static {
 }
 
 #[test]
-fn haggling_that_is_given_up_ends_with_a_goodbye() {
+fn a_negotiation_that_is_given_up_ends_with_an_abort() {
     // C-035
     within(10, || {
         assert_eq!(last_heard(|_| (), drop), ABORT);
@@ -58,7 +59,7 @@ fn haggling_that_is_given_up_ends_with_a_goodbye() {
 }
 
 #[test]
-fn an_option_that_cannot_be_sent_is_no_reason_to_leave_without_a_goodbye() {
+fn a_client_disconnects_after_an_option_that_cannot_be_sent() {
     // C-035
     within(10, || {
         let script = |peer: &mut Peer| {
@@ -74,7 +75,7 @@ fn an_option_that_cannot_be_sent_is_no_reason_to_leave_without_a_goodbye() {
 }
 
 #[test]
-fn nobody_says_goodbye_twice_or_to_a_server_that_broke_the_protocol() {
+fn the_client_never_aborts_twice_or_to_a_server_that_broke_the_protocol() {
     // C-038
     within(10, || {
         assert_eq!(last_heard(|_| (), Negotiation::abort), ABORT);
@@ -90,7 +91,7 @@ fn nobody_says_goodbye_twice_or_to_a_server_that_broke_the_protocol() {
 }
 
 #[test]
-fn a_goodbye_on_the_way_out_waits_for_nothing() {
+fn dropping_a_negotiation_disconnects_without_waiting() {
     // C-038
     within(10, || {
         let drops = || {
@@ -115,7 +116,7 @@ fn a_goodbye_on_the_way_out_waits_for_nothing() {
             drop(peer);
             took
         };
-        // The machine may hold up one of them, and what waits takes its time whenever it does.
+        // The machine may hold up one of them, but a wait would show in each of them.
         let least = (0..4).map(|_| drops()).min().expect("there are some");
         assert!(least < Duration::from_millis(500), "{least:?}");
     });

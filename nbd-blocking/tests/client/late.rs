@@ -1,4 +1,4 @@
-//! Changes that are answered later than anybody waits, by a server with a minimum block size.
+//! Writes that are answered after their timeout, by a server with a minimum block size.
 
 use crate::support::{
     bytes, pause,
@@ -14,7 +14,7 @@ use std::{
 
 const BLOCK: usize = 4096;
 
-/// How long a request may take. Others have to be done with what they do well before.
+/// The timeout of a request. Other requests have to be done well before that.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 fn haggling() -> Haggling {
@@ -29,8 +29,8 @@ fn options() -> ConnectOptions {
     ConnectOptions::new().request_timeout(Some(TIMEOUT))
 }
 
-/// Carries out every change at once but the first, which waits until it is told to go on, or is
-/// never carried out if nobody is there to tell.
+/// Carries out every write at once but the first, which waits for `go_on`, or is never carried out
+/// if its sender is dropped.
 fn late(peer: &mut Peer, go_on: mpsc::Receiver<()>) -> Vec<u8> {
     let disk = Arc::new(Mutex::new(vec![0; 1 << 20]));
     let writer = peer.stream.try_clone().expect("sockets can be cloned");
@@ -81,7 +81,7 @@ fn late(peer: &mut Peer, go_on: mpsc::Receiver<()>) -> Vec<u8> {
         .expect("no panics")
 }
 
-/// A way to change the first block, and what of it.
+/// A way to change the first block, or a part of it.
 type Change = fn(&Client) -> Result<(), Error>;
 
 const CHANGES: [(Change, std::ops::Range<usize>, u8); 6] = [
@@ -121,14 +121,14 @@ fn a_change_that_comes_late_undoes_none_that_was_acknowledged_afterwards() {
             for (first, _, _) in &CHANGES {
                 for (second, range, value) in &CHANGES {
                     scope.spawn(move || {
-                        let (go_on, told) = mpsc::channel();
+                        let (go_on, receiver) = mpsc::channel();
                         let (client, server) =
-                            session(haggling(), &options(), |peer| late(peer, told));
+                            session(haggling(), &options(), |peer| late(peer, receiver));
                         let error = first(&client).expect_err("it is not answered");
                         assert!(is_timeout(&error), "{error:?}");
                         thread::scope(|scope| {
                             let other = scope.spawn(|| second(&client));
-                            pause(200); // it may send what it must not
+                            pause(200); // the client may send an illegal request
                             go_on.send(()).expect("it waits");
                             other.join().expect("no panics").expect("written");
                         });
@@ -136,7 +136,7 @@ fn a_change_that_comes_late_undoes_none_that_was_acknowledged_afterwards() {
                         let disk = server.join().expect("the script ends");
                         assert!(
                             disk[range.clone()].iter().all(|byte| byte == value),
-                            "what was acknowledged is gone: {value}"
+                            "an acknowledged write is gone: {value}"
                         );
                     });
                 }
@@ -148,8 +148,8 @@ fn a_change_that_comes_late_undoes_none_that_was_acknowledged_afterwards() {
 #[test]
 fn to_wait_for_a_change_that_is_never_answered_takes_no_longer_than_a_request_may() {
     within(20, || {
-        let (go_on, told) = mpsc::channel();
-        let (client, server) = session(haggling(), &options(), |peer| late(peer, told));
+        let (go_on, receiver) = mpsc::channel();
+        let (client, server) = session(haggling(), &options(), |peer| late(peer, receiver));
         assert!(is_timeout(
             &client.write_all_at(&[1; 100], 0).expect_err("late")
         ));
@@ -163,7 +163,7 @@ fn to_wait_for_a_change_that_is_never_answered_takes_no_longer_than_a_request_ma
                 });
             }
         });
-        // Nobody else waits.
+        // Other calls do not wait.
         client.write_all_at(&[5; 100], 4096).expect("written");
         client.write_all_at(&[6; 2 * BLOCK], 8192).expect("written");
         client.read_exact_at(&mut [0; BLOCK], 0).expect("read");
@@ -174,14 +174,14 @@ fn to_wait_for_a_change_that_is_never_answered_takes_no_longer_than_a_request_ma
 }
 
 #[test]
-fn who_waits_for_a_late_change_is_told_when_the_connection_is_lost() {
+fn a_call_that_waits_for_a_late_write_fails_when_the_connection_is_lost() {
     within(15, || {
         let (client, server) = session(haggling(), &options(), |peer| {
             let read = peer.request();
             peer.says(bytes::sr(0, read.cookie, [0; BLOCK]));
             peer.request();
             peer.hears(BLOCK);
-            // The next thing that comes is a read that is far away.
+            // The next request is a distant read.
             peer.request();
         });
         assert!(is_timeout(
@@ -205,13 +205,13 @@ fn who_waits_for_a_late_change_is_told_when_the_connection_is_lost() {
 #[test]
 fn a_queue_that_is_dropped_leaves_nothing_that_undoes_a_later_part() {
     within(15, || {
-        let (go_on, told) = mpsc::channel();
-        let (client, server) = session(haggling(), &options(), |peer| late(peer, told));
+        let (go_on, receiver) = mpsc::channel();
+        let (client, server) = session(haggling(), &options(), |peer| late(peer, receiver));
         let mut queue = client.queue();
         queue
             .write(0, vec![9; BLOCK], CommandFlags::NONE)
             .expect("submitted");
-        // What a queue changes itself does not hold it up.
+        // A queue does not wait for its own writes.
         queue
             .write(0, vec![8; BLOCK], CommandFlags::NONE)
             .expect("submitted");

@@ -1,4 +1,4 @@
-//! The client against servers that are right but inconvenient, and against servers that are wrong.
+//! The client against servers that obey the protocol awkwardly, and against servers that break it.
 
 mod bad;
 mod farewells;

@@ -54,7 +54,7 @@ fn asked(options: &ConnectOptions) -> Vec<(u32, Vec<u8>)> {
 }
 
 #[test]
-fn what_is_asked_for_follows_from_the_options() {
+fn requested_options_follow_from_the_connect_options() {
     // C-114, C-115, C-136, C-137, C-149
     within(10, || {
         let codes = |options| asked(&options).iter().map(|ask| ask.0).collect::<Vec<_>>();
@@ -86,7 +86,7 @@ fn what_is_asked_for_follows_from_the_options() {
 }
 
 #[test]
-fn the_modes_that_are_agreed_on_are_told() {
+fn the_negotiated_modes_are_reported() {
     // C-133, C-134
     within(10, || {
         for (model, extended, structured, mode) in [
@@ -117,7 +117,7 @@ fn the_modes_that_are_agreed_on_are_told() {
 }
 
 #[test]
-fn limits_bound_what_is_asked_for_and_what_is_taken() {
+fn limits_bound_requests_and_accepted_replies() {
     // C-130
     within(10, || {
         let small = limited(|limits| limits.payload = 65_536);
@@ -185,7 +185,7 @@ fn no_more_requests_are_in_flight_than_the_limits_allow() {
 }
 
 #[test]
-fn tolerance_decides_what_an_error_number_of_zero_is() {
+fn tolerance_decides_the_meaning_of_an_error_number_of_zero() {
     // C-215
     within(10, || {
         let fails_with = |tolerance| {
@@ -231,7 +231,7 @@ fn connecting_to_a_full_unix_socket_takes_as_long_as_it_may() {
         let error = ConnectOptions::new()
             .connect_timeout(Some(Duration::from_millis(100)))
             .connect(&uri)
-            .expect_err("nobody accepts");
+            .expect_err("no server accepts");
         let took = started.elapsed();
         assert!(took >= Duration::from_millis(90), "{took:?}");
         says(&error, &["cannot connect to", "socket", "timed out"]);
@@ -264,7 +264,7 @@ fn connecting_to_a_full_tcp_socket_takes_as_long_as_it_may() {
         let error = ConnectOptions::new()
             .connect_timeout(Some(Duration::from_millis(100)))
             .connect(&format!("nbd://{address}/disk"))
-            .expect_err("nobody accepts");
+            .expect_err("no server accepts");
         says(
             &error,
             &[&format!("cannot connect to {address}"), "timed out"],
@@ -284,7 +284,7 @@ fn a_server_that_says_nothing_is_given_up() {
             &["cannot enter ", "during the greeting", "timed out"],
         );
         let error = refused_with(&hasty, |peer| {
-            // However long it takes the client to look, it has not heard all of it.
+            // However late the client reads, the greeting is not complete.
             for byte in &bytes::hello()[..17] {
                 pause(10);
                 if peer.try_says([*byte]).is_err() {
@@ -335,7 +335,7 @@ fn timeouts_of_any_length_can_be_asked_for() {
     });
 }
 
-/// A stream of which nothing is known but that it reads and writes.
+/// A stream that can read and write, and nothing else.
 #[derive(Debug)]
 pub(crate) struct Counted {
     pub(crate) stream: UnixStream,
@@ -429,21 +429,21 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
         let listener = UnixListener::bind(&path).expect("bound");
         let uri = format!("nbd+unix:///disk?socket={}", path.display());
         let uri = nbd_blocking::Uri::parse(&uri).expect("a URI");
-        let enter = |answer: Vec<u8>, patience: Option<Duration>| {
+        let enter = |answer: Vec<u8>, timeout: Option<Duration>| {
             let listener = listener.try_clone().expect("sockets can be cloned");
             let server = spawn(move || {
                 let (mut stream, _) = listener.accept().expect("it is connected to");
                 stream.write_all(b"NBDMAGICIHAVEOPT\0\0").expect("heard");
                 stream.read_exact(&mut [0; 4 + 16 + 4]).expect("said");
                 stream.write_all(&answer).expect("heard");
-                if patience.is_some() {
+                if timeout.is_some() {
                     let left = stream.read(&mut [0]).expect("it is closed");
                     assert_eq!(left, 0, "nothing more is said");
                 }
             });
-            let options = match patience {
+            let options = match timeout {
                 None => ConnectOptions::new(),
-                patience => ConnectOptions::new().negotiation_timeout(patience),
+                timeout => ConnectOptions::new().negotiation_timeout(timeout),
             };
             let Greeted::Newstyle(by_name) = options.start(&uri).expect("greeted") else {
                 panic!("it speaks more");
@@ -464,8 +464,8 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
                 "it closed the connection",
             ],
         );
-        let patience = Duration::from_secs(3);
-        let error = enter(vec![0; 8], Some(patience)).unwrap_err();
+        let timeout = Duration::from_secs(3);
+        let error = enter(vec![0; 8], Some(timeout)).unwrap_err();
         says(&error, &["during NBD_OPT_EXPORT_NAME", "timed out"]);
     });
 }

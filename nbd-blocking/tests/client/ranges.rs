@@ -1,4 +1,4 @@
-//! Parts of an export: cursors, extents, and blocks that are larger than what is asked for.
+//! Parts of an export: cursors, extents, and blocks that are larger than the request.
 
 use crate::support::{
     Random,
@@ -64,7 +64,7 @@ fn a_cursor_reads_writes_and_seeks_like_a_file_of_fixed_length() {
 }
 
 #[test]
-fn a_cursor_tells_how_a_command_failed() {
+fn a_cursor_reports_how_a_command_failed() {
     within(10, || {
         let mut cursor = Cursor::new(enter(Model {
             scratch: Some(100),
@@ -79,7 +79,7 @@ fn a_cursor_tells_how_a_command_failed() {
     });
 }
 
-/// Extents of two contexts that a scripted server tells bit by bit.
+/// Extents of two contexts that a scripted server reports bit by bit.
 #[test]
 fn extents_are_merged_cut_and_put_beside_each_other() {
     // C-246, C-247, C-248, C-249
@@ -106,10 +106,10 @@ fn extents_are_merged_cut_and_put_beside_each_other() {
         });
         let extents: Result<Vec<_>, _> = client.extents(1000..9000).collect();
         let extents = extents.expect("answered").into_iter();
-        let told = extents.map(|stretch| (stretch.offset, stretch.len, stretch.status));
+        let rows = extents.map(|stretch| (stretch.offset, stretch.len, stretch.status));
         let stretch = |offset, len, status: [u64; 2]| (offset, len, status.to_vec());
         assert_eq!(
-            told.collect::<Vec<_>>(),
+            rows.collect::<Vec<_>>(),
             [
                 stretch(1000, 1000, [0, 7]),
                 stretch(2000, 1000, [3, 7]),
@@ -207,7 +207,7 @@ fn an_extent_is_made_of_a_bounded_number_of_answers_in_a_bounded_time() {
                 thread::sleep(pause);
                 peer.says(status(D, asked.cookie, 1, &[(4096, 0)]));
             }
-            // Nothing more is asked for.
+            // No more requests follow.
             peer.disconnect();
         });
         let mut extents = client.extents(0..1 << 50);
@@ -236,7 +236,7 @@ fn an_error_ends_the_extents() {
             peer.says(bytes::error(D, second.cookie, 5, "no more", None));
         });
         let mut extents = client.extents(0..1 << 30);
-        // What is known comes before the error.
+        // Known extents come before the error.
         let known = extents.next().expect("known").expect("answered");
         assert_eq!((known.offset, known.len), (0, 4096));
         says(
@@ -345,7 +345,7 @@ fn zeroes_are_written_apart_from_parts_of_the_same_block() {
             writer.join().expect("the writer does not fail");
             let disk = disk.lock().expect("no panics");
             let zero = disk[100..4096].iter().all(|byte| *byte == 0);
-            assert!(zero, "what was there is back in round {round}");
+            assert!(zero, "the old data is back in round {round}");
         }
     });
 }

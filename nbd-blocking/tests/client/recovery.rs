@@ -52,7 +52,7 @@ struct Machine {
     host: Host,
     disk: Disk,
     connections: Arc<Mutex<Vec<UnixStream>>>,
-    /// Nobody who comes is served.
+    /// Every client is refused.
     down: Arc<AtomicBool>,
 }
 
@@ -61,7 +61,8 @@ impl Machine {
         Self::start_with(|_, _| true)
     }
 
-    /// A server that ends when `lives` says so of a connection and the number of a request on it.
+    /// A server that ends when `lives` returns `false` for a connection and the number of a request
+    /// on it.
     fn start_with(lives: impl Fn(usize, usize) -> bool + Send + Sync + 'static) -> Self {
         let disk = disk(SIZE);
         let connections = Arc::<Mutex<Vec<UnixStream>>>::default();
@@ -82,7 +83,7 @@ impl Machine {
                 peer.try_request()?;
                 kill(&open, &served);
             }
-            // There is another handle.
+            // There is another file descriptor.
             peer.stream.shutdown(Shutdown::Both)
         });
         Self {
@@ -93,7 +94,7 @@ impl Machine {
         }
     }
 
-    /// Ends every connection, and everything that was not flushed.
+    /// Ends every connection, and loses everything unflushed.
     fn kill(&self) {
         kill(&self.connections, &self.disk);
     }
@@ -182,7 +183,7 @@ fn threads_in_the_middle_of_many_requests_do_not_notice() {
 }
 
 #[test]
-fn what_was_flushed_stays_and_a_loss_is_told_once_to_each_clone() {
+fn flushed_writes_stay_and_a_loss_is_reported_once_to_each_clone() {
     // C-192, S-220
     within(10, || {
         let machine = Machine::start();
@@ -198,10 +199,10 @@ fn what_was_flushed_stays_and_a_loss_is_told_once_to_each_clone() {
         for client in [&first, &second, &third] {
             let error = client.flush().expect_err("it may be lost");
             assert!(matches!(error, Error::Unflushed), "{error:?}");
-            client.flush().expect("it is told once");
+            client.flush().expect("the loss is reported once");
         }
-        third.clone().flush().expect("it was told");
-        // Nothing is lost that was not written, or was flushed, or was forced.
+        third.clone().flush().expect("the loss was reported");
+        // No loss counts for data that was not written, or was flushed, or was forced (FUA).
         first.write_all_at(&[1; 10], 0).expect("written");
         first.flush().expect("flushed");
         let fua = CommandFlags::FUA;
@@ -213,7 +214,7 @@ fn what_was_flushed_stays_and_a_loss_is_told_once_to_each_clone() {
 }
 
 #[test]
-fn what_is_kept_is_written_again_before_anything_else() {
+fn kept_writes_are_replayed_before_anything_else() {
     within(10, || {
         let machine = Machine::start();
         let client = machine.connect(&options(policy().keep_unflushed(1 << 20)));
@@ -238,7 +239,7 @@ fn what_is_kept_is_written_again_before_anything_else() {
         let commands = machine.disk.lock().expect("no panics").commands();
         assert_eq!(commands, [1, 1, 6, 1, 0]);
         client.flush().expect("nothing was lost");
-        // What was flushed is kept no more.
+        // A flushed write is not kept any more.
         machine.kill();
         machine.disk.lock().expect("no panics").log.clear();
         assert_eq!(read(&client, 0, 600), expected);
@@ -278,7 +279,8 @@ fn a_connection_that_joins_others_has_one_of_them_answer_first() {
             assert_eq!(read(&client, 0, 512), [1; 512]);
         }
         let log = machine.disk.lock().expect("no panics").log.clone();
-        // Over the first what is kept, and over that a flush before the other is used.
+        // The replay goes over the first connection, and so does a flush before the other one is
+        // used.
         let (first, _) = log[0];
         let by_first: Vec<_> = log.iter().filter(|(_, command)| *command != 0).collect();
         assert_eq!(by_first, [&(first, 1), &(first, 3)], "{log:?}");
@@ -307,7 +309,7 @@ fn a_queue_ends_with_its_connection_and_a_new_one_works() {
             let done = queue.complete().expect("answered").expect("one");
             let found = done.into_buffer().expect("read");
             assert_eq!(found, vec![u8::from(keeps); 512]);
-            // A flush tells of what its client was not told.
+            // A flush reports the loss once.
             for first in [true, false] {
                 queue.flush().expect("submitted");
                 let done = queue.complete().expect("answered").expect("one");
@@ -331,18 +333,18 @@ fn a_reply_counts_when_it_arrives_whichever_caller_reads_it() {
         let none = CommandFlags::NONE;
         queue.write(0, vec![7; 512], none).expect("submitted");
         queue.send().expect("sent");
-        // This takes in what has come for the queue, too.
+        // This also reads replies that have come for the queue.
         assert_eq!(read(&client, 0, 512), [7; 512]);
         machine.kill();
         assert_eq!(read(&client, 0, 512), [0; 512], "it is gone");
         let done = queue.complete().expect("it has come").expect("one");
         done.result.expect("it was answered before the crash");
-        let error = client.flush().expect_err("the loss is told");
+        let error = client.flush().expect_err("the loss is reported");
         assert!(matches!(error, Error::Unflushed), "{error:?}");
     });
 }
 
-/// Holds back the answer to the first change of the first connection, which is cut then.
+/// Holds back the reply to the first write of the first connection, which is cut then.
 fn cut_after(peer: &mut Peer, number: usize, disk: &Disk) -> io::Result<()> {
     loop {
         let (request, payload) = peer.try_request()?;
@@ -370,7 +372,7 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
                 let client = client.clone();
                 spawn(move || client.write_all_at(&[1; 1000], 0).expect("written"))
             };
-            // The first is there, and will be sent again.
+            // The first write is there, and will be made again.
             while disk.lock().expect("no panics").log.is_empty() {
                 thread::yield_now();
             }
@@ -387,12 +389,12 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
 }
 
 #[test]
-fn a_server_that_shuts_down_is_left_whoever_was_told() {
+fn a_server_that_shuts_down_is_left_whichever_caller_got_eshutdown() {
     // C-188
     within(10, || {
         for comes_back in [true, false] {
-            let (tell, told) = mpsc::channel();
-            let tell = Mutex::new(tell);
+            let (sender, receiver) = mpsc::channel();
+            let sender = Mutex::new(sender);
             let disk = disk(SIZE);
             let host = Host::start(move |number, peer| {
                 peer.try_haggle(&haggling())?;
@@ -402,7 +404,8 @@ fn a_server_that_shuts_down_is_left_whoever_was_told() {
                 let (request, _) = peer.try_request()?;
                 peer.try_says(bytes::sr(108, request.cookie, []))?;
                 let (last, _) = peer.try_request()?;
-                tell.lock()
+                sender
+                    .lock()
                     .expect("no panics")
                     .send(last.command)
                     .expect("it is waited for");
@@ -412,7 +415,7 @@ fn a_server_that_shuts_down_is_left_whoever_was_told() {
             let client = options.connect(&host.uri()).expect("entered");
             let mut queue = client.queue();
             queue.read(0, vec![0; 512]).expect("sent");
-            // This does not wait, so it cannot say goodbye either.
+            // This does not wait, so it cannot send NBD_CMD_DISC either.
             let completion = loop {
                 if let Some(completion) = queue.try_complete().expect("it is there") {
                     break completion;
@@ -434,17 +437,21 @@ fn a_server_that_shuts_down_is_left_whoever_was_told() {
                 assert!(error.is_lost(), "{error:?}");
                 assert!(client.is_lost());
             }
-            assert_eq!(told.recv().expect("it is told"), 2, "NBD_CMD_DISC");
+            assert_eq!(
+                receiver.recv().expect("the server reports it"),
+                2,
+                "NBD_CMD_DISC"
+            );
         }
     });
 }
 
 #[test]
-fn whoever_waits_while_a_queue_says_goodbye_goes_on_afterwards() {
+fn callers_that_wait_while_a_queue_disconnects_go_on_afterwards() {
     within(10, || {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let (leave, left) = mpsc::channel::<()>();
-        let ends = Mutex::new((tell, left));
+        let ends = Mutex::new((sender, left));
         let disk = disk(SIZE);
         let host = Host::start(move |number, peer| {
             peer.try_haggle(&haggling())?;
@@ -454,9 +461,9 @@ fn whoever_waits_while_a_queue_says_goodbye_goes_on_afterwards() {
             let (request, _) = peer.try_request()?;
             peer.try_says(bytes::sr(108, request.cookie, []))?;
             peer.try_request()?;
-            let (tell, left) = &*ends.lock().expect("no panics");
-            tell.send(()).expect("it is waited for");
-            left.recv().expect("it is told");
+            let (sender, left) = &*ends.lock().expect("no panics");
+            sender.send(()).expect("it is waited for");
+            left.recv().expect("the test lets it go");
             Ok(())
         });
         let client = options(policy()).connect(&host.uri()).expect("entered");
@@ -467,9 +474,9 @@ fn whoever_waits_while_a_queue_says_goodbye_goes_on_afterwards() {
             let error = completion.expect("one").result.expect_err("it is refused");
             assert_eq!(error.errno(), Some(Errno::Shutdown));
         });
-        told.recv().expect("goodbye is said");
+        receiver.recv().expect("the client disconnects");
         let reader = spawn(move || client.read_exact_at(&mut [0; 512], 0).expect("read"));
-        // It waits by now, or has it easier.
+        // By now it waits, or it comes later and need not wait.
         pause(100);
         leave.send(()).expect("it is waited for");
         leaver.join().expect("it has left");

@@ -1,4 +1,4 @@
-//! What went wrong in a known client, by the numbers of its list of defects.
+//! Bugs of a known client, by the numbers of its list of defects.
 
 mod more;
 
@@ -26,8 +26,7 @@ use std::{
     time::Duration,
 };
 
-/// How long a request may take where one of them takes too long, and the others have to be answered
-/// in that time.
+/// The timeout where one request takes too long, and the others have to be answered in that time.
 const LIMIT: Duration = Duration::from_secs(3);
 
 fn read(client: &Client, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
@@ -135,7 +134,7 @@ fn defect_4_many_extents_are_taken() {
     });
 }
 
-/// A listener and the URI of what it listens to.
+/// A listener and its URI.
 pub(crate) fn listening(path: &str) -> (UnixListener, Uri, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("socket");
@@ -268,7 +267,7 @@ fn defect_8_every_way_to_write_an_address_can_be_connected_to() {
             drop(client);
             server.join().expect("the script ends");
         }
-        // Nothing listens to the default port, but it is what is tried.
+        // There is no server at the default port, but the client tries it.
         for (uri, address) in [
             ("nbd://[::1]", "[::1]:10809"),
             ("nbd://127.0.0.1:", "127.0.0.1:10809"),
@@ -281,15 +280,15 @@ fn defect_8_every_way_to_write_an_address_can_be_connected_to() {
     });
 }
 
-/// A known client went on after a timeout with a reply that nobody waited for.
+/// A known client went on after a timeout with a reply to an abandoned request.
 #[test]
 fn defect_9_after_a_timeout_the_connection_is_in_step() {
     within(10, || {
         let options = ConnectOptions::new().request_timeout(Some(LIMIT));
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let late = peer.request();
-            told.recv().expect("it is given up");
+            receiver.recv().expect("it is given up");
             peer.says(sr(0, late.cookie, [0xee; 512]));
             let read = peer.request();
             assert_ne!(read.cookie, late.cookie);
@@ -298,7 +297,7 @@ fn defect_9_after_a_timeout_the_connection_is_in_step() {
         let error = read(&client, 0, 512).unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
         assert!(!client.is_lost());
-        tell.send(()).expect("the server waits");
+        sender.send(()).expect("the server waits");
         assert_eq!(read(&client, 512, 512).expect("read"), content(512, 512));
         server.join().expect("the script ends");
     });

@@ -65,7 +65,7 @@ fn connections_to_exports_that_differ_are_refused() {
         (
             |haggling| {
                 haggling.structured = true;
-                haggling.flags &= !(1 << 7); // it would be told only then
+                haggling.flags &= !(1 << 7); // the server has SEND_DF only with structured replies
             },
             "the headers that are agreed on",
         ),
@@ -117,7 +117,7 @@ fn a_request_goes_where_there_is_the_least_to_do() {
             spawn(move || client.read_exact_at(&mut [0; 512], 4096).expect("read"))
         };
         gate.wait();
-        // A queue stays where it is, though both have the same to do when this one has a request.
+        // A queue keeps its connection, though both are equally idle when this one has a request.
         let mut queue = client.queue();
         for _ in 0..3 {
             client.read_exact_at(&mut [0; 512], 0).expect("read");
@@ -137,13 +137,13 @@ fn a_request_goes_where_there_is_the_least_to_do() {
 }
 
 #[test]
-fn one_flush_covers_what_was_written_over_all_connections() {
+fn one_flush_covers_writes_over_all_connections() {
     // C-191, C-192, S-220
     within(10, || {
         let disk = disk(1 << 20);
         let (served, gate) = (disk.clone(), Arc::new(Barrier::new(3)));
-        let (tell, told) = mpsc::channel();
-        let tell = Mutex::new(tell);
+        let (sender, receiver) = mpsc::channel();
+        let sender = Mutex::new(sender);
         let host = Host::start(move |number, peer| {
             peer.try_haggle(&haggling())?;
             let mut first = true;
@@ -151,7 +151,7 @@ fn one_flush_covers_what_was_written_over_all_connections() {
                 let (request, payload) = peer.try_request()?;
                 // All are in flight at once, so each goes over its own connection.
                 if request.command == 1 && std::mem::take(&mut first) {
-                    let _ = tell.lock().expect("no panics").send(());
+                    let _ = sender.lock().expect("no panics").send(());
                     gate.wait();
                 }
                 let data = served.lock().expect("no panics");
@@ -167,8 +167,8 @@ fn one_flush_covers_what_was_written_over_all_connections() {
                     .write_all_at(&[n; 512], u64::from(n) * 512)
                     .expect("written");
             });
-            // The next one comes when this one is in flight.
-            told.recv().expect("the server is there");
+            // The next request comes when this one is in flight.
+            receiver.recv().expect("the server is there");
             writer
         });
         for writer in writers {
@@ -187,18 +187,18 @@ fn one_flush_covers_what_was_written_over_all_connections() {
 }
 
 #[test]
-fn goodbye_is_said_on_every_connection() {
+fn every_connection_is_disconnected() {
     // C-186, C-187
     within(10, || {
         for drops in [false, true] {
-            let (tell, told) = mpsc::channel();
-            let tell = Mutex::new(tell);
+            let (sender, receiver) = mpsc::channel();
+            let sender = Mutex::new(sender);
             let host = Host::start(move |number, peer| {
                 peer.try_haggle(&haggling())?;
                 let (request, _) = peer.try_request()?;
-                let tell = tell.lock().expect("no panics").clone();
-                let told = tell.send((number, request.command, peer.rest()));
-                told.expect("the test goes on");
+                let sender = sender.lock().expect("no panics").clone();
+                let sent = sender.send((number, request.command, peer.rest()));
+                sent.expect("the test goes on");
                 Ok(())
             });
             let client = connect(&host, 3);
@@ -210,8 +210,8 @@ fn goodbye_is_said_on_every_connection() {
                 assert!(client.flush().expect_err("it is over").is_lost());
                 assert!(client.disconnect().expect_err("it is over").is_lost());
             }
-            let next = || told.recv_timeout(Duration::from_secs(30));
-            let mut all = [(); 3].map(|()| next().expect("goodbye"));
+            let next = || receiver.recv_timeout(Duration::from_secs(30));
+            let mut all = [(); 3].map(|()| next().expect("a disconnect"));
             all.sort_unstable();
             assert_eq!(all, [0, 1, 2].map(|number| (number, 2, Vec::new())));
         }
@@ -226,7 +226,7 @@ fn a_client_goes_on_with_the_connections_that_are_left() {
             peer.try_haggle(&haggling())?;
             if number == 0 {
                 peer.try_request()?;
-                return Ok(()); // it dies of it
+                return Ok(()); // the server ends at this request
             }
             peer.serve(number, &disk)
         });
@@ -262,7 +262,7 @@ fn a_late_change_of_another_connection_is_waited_for() {
             })?;
             loop {
                 let (request, payload) = peer.try_request()?;
-                // The first change is carried out when it is long late.
+                // The first write is carried out long after its timeout.
                 if number == 0 && request.command == 1 {
                     let _ = wait.lock().expect("no panics").recv();
                 }
@@ -282,7 +282,7 @@ fn a_late_change_of_another_connection_is_waited_for() {
             let client = client.clone();
             spawn(move || client.write_all_at(&[2; 100], 2000))
         };
-        pause(200); // it may send what it must not
+        pause(200); // the client may send an illegal request
         client
             .write_zeroes(4096, 4096, CommandFlags::NONE)
             .expect("others do not wait");

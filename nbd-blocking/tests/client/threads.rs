@@ -197,7 +197,7 @@ fn requests_of_any_length_are_cut_and_put_together() {
     // C-119, C-124
     within(20, || {
         let model = Model {
-            sparse: false, // to look for zeroes takes long
+            sparse: false, // looking for zeroes takes long
             ..Model::new(104 * MIB)
         };
         let (stream, disk) = model.unix();
@@ -264,7 +264,7 @@ fn a_client_that_waits_is_not_forgotten_by_a_queue_that_waited_for_room() {
                 let client = client.clone();
                 spawn(move || client.read_exact_at(&mut [0; 512], offset).expect("read"))
             };
-            let mut queue = client.queue(); // the first that is looked at
+            let mut queue = client.queue(); // the first caller that is looked at
             let first = waits(0);
             pause(2);
             let second = waits(512);
@@ -280,7 +280,7 @@ fn a_client_that_waits_is_not_forgotten_by_a_queue_that_waited_for_room() {
 }
 
 #[test]
-fn the_last_clone_says_goodbye() {
+fn the_last_clone_disconnects() {
     // C-186
     within(10, || {
         let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |peer| {
@@ -294,7 +294,7 @@ fn the_last_clone_says_goodbye() {
         clones[3].read_exact_at(&mut data, 0).expect("read");
         assert_eq!(data, [9; 512]);
         drop(clones);
-        server.join().expect("goodbye was said");
+        server.join().expect("the client disconnects");
     });
 }
 
@@ -303,15 +303,18 @@ fn is_disconnected(error: &Error) -> bool {
 }
 
 #[test]
-fn a_disconnect_waits_for_what_is_in_flight() {
+fn a_disconnect_waits_for_requests_in_flight() {
     // C-187
     within(10, || {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let options = ConnectOptions::new();
         let (client, server) = session(Haggling::simple(), &options, move |peer| {
             let read = peer.request();
-            tell.send(()).expect("it is waited for");
-            assert!(peer.silence(50), "the reply is awaited before goodbye");
+            sender.send(()).expect("it is waited for");
+            assert!(
+                peer.silence(50),
+                "the client waits for the reply before it disconnects"
+            );
             peer.says(bytes::sr(0, read.cookie, [1; 512]));
             peer.disconnect();
         });
@@ -319,13 +322,13 @@ fn a_disconnect_waits_for_what_is_in_flight() {
             let client = client.clone();
             spawn(move || client.read_exact_at(&mut [0; 512], 0))
         };
-        told.recv().expect("the read is in flight");
+        receiver.recv().expect("the read is in flight");
         client.disconnect().expect("the session ends well");
         reader
             .join()
             .expect("no panics")
             .expect("the read succeeds");
-        server.join().expect("goodbye was said");
+        server.join().expect("the client disconnects");
         let mut queue = client.queue();
         for error in [
             client.read_exact_at(&mut [0; 512], 0).unwrap_err(),
@@ -371,7 +374,7 @@ fn a_disconnect_in_the_middle_of_many_threads_ends_them_all() {
             pause(10);
             client.disconnect().expect("the session ends well");
             for worker in workers {
-                worker.join().expect("every worker is told");
+                worker.join().expect("every worker gets an error");
             }
         }
     });
@@ -382,17 +385,17 @@ fn a_disconnect_does_not_wait_for_ever() {
     // B-018
     within(15, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let (client, server) = session(Haggling::simple(), &options, move |peer| {
             assert_eq!(peer.request().command, 0);
-            tell.send(()).expect("it is waited for");
+            sender.send(()).expect("it is waited for");
             peer.rest().len()
         });
         let reader = {
             let client = client.clone();
             spawn(move || client.read_exact_at(&mut [0; 512], 0))
         };
-        told.recv().expect("the read is in flight");
+        receiver.recv().expect("the read is in flight");
         let started = std::time::Instant::now();
         client.disconnect().expect("it is over");
         assert!(started.elapsed() < Duration::from_secs(12));
@@ -403,7 +406,7 @@ fn a_disconnect_does_not_wait_for_ever() {
 }
 
 #[test]
-fn two_disconnects_at_once_do_no_harm() {
+fn two_disconnects_at_once_send_one_command() {
     within(10, || {
         for _ in 0..50 {
             let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |peer| {
@@ -418,7 +421,7 @@ fn two_disconnects_at_once_do_no_harm() {
             for error in results.into_iter().filter_map(Result::err) {
                 assert!(is_disconnected(&error), "{error:?}");
             }
-            server.join().expect("goodbye was said once");
+            server.join().expect("the client disconnects once");
         }
     });
 }

@@ -28,7 +28,8 @@ fn field(bytes: &[u8]) -> usize {
     usize::try_from(u32::from_be_bytes(bytes)).expect("it fits")
 }
 
-/// Serves requests one after the other; as long as a reply is not taken, nothing is.
+/// Serves requests one after the other, with backpressure: no request is read before the last reply
+/// is sent.
 fn serve(mut stream: impl Read + Write) {
     loop {
         let mut header = [0; 16];
@@ -124,7 +125,7 @@ fn threads_read_and_write_inside_tls() {
             worker.join().expect("no worker fails");
         }
         client.disconnect().expect("the session ends well");
-        server.join().expect("goodbye was said");
+        server.join().expect("the client disconnects");
     });
 }
 
@@ -155,7 +156,7 @@ fn a_queue_takes_its_replies_while_it_writes_inside_tls() {
         }
         assert_eq!(seen, 13);
         drop((queue, client));
-        server.join().expect("goodbye was said");
+        server.join().expect("the client disconnects");
     });
 }
 

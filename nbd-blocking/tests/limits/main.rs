@@ -1,4 +1,4 @@
-//! What a server takes up, in a process whose memory and descriptors nobody else uses.
+//! Memory and file descriptors of a server, in a process without other users of them.
 
 #![cfg(target_os = "linux")]
 #![expect(
@@ -41,12 +41,12 @@ const IDLE: usize = if cfg!(debug_assertions) {
 
 /// Memory of the process, in bytes.
 fn resident() -> usize {
-    let told = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = told.split(' ').nth(1).unwrap().parse().unwrap();
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
     pages * rustix::param::page_size()
 }
 
-/// Descriptors that may be open, as many as the test needs. Returns what it was before.
+/// Sets the limit of open file descriptors, as many as the test needs. Returns the limit of before.
 fn allow(descriptors: u64) -> Rlimit {
     let before = getrlimit(Resource::Nofile);
     let limit = Rlimit {
@@ -57,7 +57,7 @@ fn allow(descriptors: u64) -> Rlimit {
     before
 }
 
-/// Waits until the connections have given up memory, of which each takes up so much.
+/// Waits until the connections have freed memory, of which each uses so much.
 fn rests(each: impl Fn() -> usize) {
     let begin = Instant::now();
     while each() >= IDLE {
@@ -84,16 +84,16 @@ fn a_thousand_clients_are_served_at_once_and_no_more() {
     soon(|| {
         let before = allow(8192);
         let server = Server::single(Arc::new(Memory::new(8 << 20))).max_connections(1000);
-        // None of them is to make room for one more, however long it has been silent.
+        // None of them is to be displaced by a new one, however long it has been silent.
         let server = server.displace_idle(None);
-        // Who is told at once is not waited for so long.
+        // The server never waits so long for clients that it can disconnect at once.
         let server = server.grace(Duration::from_secs(3600));
         let running = Running::new(server);
         let empty = resident();
         let mut all: Vec<_> = (0..1000).map(|_| enter(&running)).collect();
-        // Memory for what they might send is given up when nothing comes.
+        // Memory for requests is freed when none come.
         rests(|| resident().saturating_sub(empty) / 1000);
-        // One more is told nothing but that there is no place.
+        // One more client is disconnected without a byte, since there is no room.
         assert_eq!(running.raw().read(&mut [0; 1]).unwrap(), 0);
         eventually(|| running.refused().0 == 1);
         for round in 0..4 {
@@ -111,7 +111,7 @@ fn a_thousand_clients_are_served_at_once_and_no_more() {
                 support::expect(raw, &reply(0, 2, &data));
             }
         }
-        // What they used is given up when they are idle again.
+        // Used memory is freed when they are idle again.
         rests(|| resident().saturating_sub(empty + (8 << 20)) / 1000);
         let endings = running.stop();
         assert_eq!(endings.len(), 1000);

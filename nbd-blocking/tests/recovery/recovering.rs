@@ -1,4 +1,4 @@
-//! How the blocking client uses a server that comes and goes: each task is a thread.
+//! How the blocking client uses a server that crashes and restarts: each task is a thread.
 
 use super::recovery::{Session, Storage};
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, ConnectionState, Error};
@@ -25,8 +25,8 @@ impl Storage for Client {
     }
 }
 
-/// Has threads use a server until it has been enough, and compares what it holds then with what
-/// they were told.
+/// Has threads use a server until the session ends, and compares its contents with the acknowledged
+/// writes.
 pub(crate) fn hold(session: Session) {
     let options = ConnectOptions::new()
         .reconnect(Some(session.policy.clone()))

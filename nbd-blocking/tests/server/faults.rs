@@ -136,7 +136,7 @@ fn a_file_that_shrinks_costs_requests_and_no_connection() {
     });
 }
 
-/// Panics when somebody asks for it.
+/// Panics at every request.
 struct Booby;
 
 impl Exports for Booby {
@@ -178,15 +178,15 @@ fn a_client_that_closes_one_direction_still_gets_its_replies() {
         }
         raw.write_all(&said).unwrap();
         raw.shutdown(Shutdown::Write).unwrap();
-        let mut told = Vec::new();
-        raw.read_to_end(&mut told).unwrap();
-        assert_eq!(told.len(), ENTERED + 40 * (16 + (256 << 10)));
+        let mut received = Vec::new();
+        raw.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), ENTERED + 40 * (16 + (256 << 10)));
         assert_eq!(running.stop(), ["the client closed the connection"]);
     });
 }
 
 #[test]
-fn who_takes_replies_slowly_keeps_nobody_waiting() {
+fn a_client_that_reads_slowly_blocks_no_other_client() {
     // H-052
     soon(|| {
         let server = memory().handshake_timeout(None);
@@ -215,7 +215,7 @@ fn who_takes_replies_slowly_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_write_that_takes_long_to_come_keeps_nobody_waiting() {
+fn a_slow_write_blocks_no_other_client() {
     // H-054
     soon(|| {
         let disk = Arc::new(Memory::new(64 << 20));
@@ -267,13 +267,13 @@ fn a_client_that_vanished_without_a_word_is_asked_for_and_given_up() {
         drop(idle);
         running.stop();
 
-        // Without a timeout the system asks.
+        // Without a timeout the system sends keepalive probes.
         let running = Running::new(memory());
         let mut idle = running.raw_tcp();
         idle.write_all(GO).unwrap();
         idle.read_exact(&mut [0; ENTERED]).unwrap();
-        // The timer of the server's socket is the one that keeps the connection alive, once what the
-        // server said has been acknowledged.
+        // The timer of the server's socket is the one of TCP keepalive, once the server's bytes
+        // have been acknowledged.
         let here = format!("{:04X}", running.tcp.port());
         let there = format!("{:04X}", idle.local_addr().unwrap().port());
         eventually(|| {

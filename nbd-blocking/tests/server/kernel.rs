@@ -21,7 +21,7 @@ const WRITE_ZEROES: u8 = 6;
 const FUA: u16 = 1;
 const NO_HOLE: u16 = 2;
 
-/// What nbd-client says for the kernel: fixed newstyle without zeroes, and `NBD_OPT_GO`.
+/// The bytes of nbd-client for the kernel: fixed newstyle without zeroes, and `NBD_OPT_GO`.
 const NEGOTIATION: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
 
 /// A connection in transmission, the size of the export and its flags.
@@ -75,13 +75,13 @@ fn leave(mut raw: UnixStream) {
 }
 
 #[test]
-fn the_kernel_is_told_what_an_export_can_do() {
+fn the_kernel_gets_the_size_and_flags_of_an_export() {
     // S-143, S-174
     soon(|| {
         for size in [0, 512, (1 << 63) - 1] {
             let running = Running::new(Server::single(Arc::new(Memory::new(size))));
-            let (raw, told, flags) = enter(&running);
-            assert_eq!(told, size);
+            let (raw, announced, flags) = enter(&running);
+            assert_eq!(announced, size);
             // HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN.
             let wanted = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8;
             assert_eq!(flags & wanted, wanted, "{flags:#x}");
@@ -92,7 +92,7 @@ fn the_kernel_is_told_what_an_export_can_do() {
     });
 }
 
-/// An export that is the least that there can be.
+/// The smallest possible export.
 struct Least;
 
 impl Export for Least {
@@ -147,7 +147,7 @@ fn the_last_bytes_of_the_largest_export_can_be_used() {
 }
 
 #[test]
-fn what_one_connection_was_told_is_true_on_all() {
+fn acknowledged_writes_are_seen_on_all_connections() {
     // S-221, S-223
     soon(|| {
         let running = Running::new(Server::single(Arc::new(Memory::new(1 << 40))));
@@ -172,7 +172,7 @@ fn what_one_connection_was_told_is_true_on_all() {
 }
 
 /// A kernel's queue: up to 128 requests are sent without waiting, of which no two touch the same
-/// bytes; then all answers are checked, in whatever order they come.
+/// bytes; then all replies are checked, in any order.
 fn rounds(mut raw: UnixStream, base: u64, seed: u32) {
     const SLOTS: usize = 16;
     const SLOT: usize = 1280 << 10;
@@ -216,7 +216,7 @@ fn rounds(mut raw: UnixStream, base: u64, seed: u32) {
                     out.extend(&*old);
                 }
                 5 if round % 4 == 0 => {
-                    // Memory reads as zeroes what was trimmed, in whole pages alone.
+                    // Memory reads as zeroes only in whole pages of a trimmed range.
                     out.extend(header(0, TRIM));
                     out.extend(flagged(0, WRITE_ZEROES, !cookie, offset, len as u32));
                     sent.insert(!cookie, None);

@@ -1,4 +1,4 @@
-//! The server: what it does on every runtime, and what is this crate's own.
+//! The server: its behaviour on every runtime, and the rest that only this crate has.
 
 #![expect(
     clippy::unwrap_used,

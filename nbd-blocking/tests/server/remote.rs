@@ -43,7 +43,7 @@ fn every_command_goes_through_a_proxy_in_every_layout_of_replies() {
 }
 
 #[test]
-fn a_proxy_tells_what_its_server_has_told() {
+fn a_proxy_announces_the_same_as_its_server() {
     soon(|| {
         let sizes = BlockSizes::new(512, 8192, 1 << 20).unwrap();
         let disk = Memory::new(5000).with_block_sizes(sizes);
@@ -55,14 +55,14 @@ fn a_proxy_tells_what_its_server_has_told() {
         assert_eq!((client.size(), client.export()), (4608, direct.export()));
         assert_eq!(client.export().blocks(), sizes);
         assert_eq!(client.contexts(), direct.contexts());
-        // What was not selected is not offered.
+        // Contexts that were not selected are not offered.
         let plain = proxy(server.connect(&ConnectOptions::new())).connect(&options);
         assert!(plain.contexts().is_empty());
     });
 }
 
 #[test]
-fn a_proxy_says_what_its_server_says_when_that_fails() {
+fn a_proxy_passes_on_the_errors_of_its_server() {
     soon(|| {
         let faults = Faults::new();
         let disk = Faulty::new(Arc::new(Memory::new(1 << 20)), faults.clone());
@@ -103,7 +103,7 @@ fn a_proxy_says_what_its_server_says_when_that_fails() {
             } = source;
             assert_eq!((got, message.as_str()), (errno, "a scratch"), "{command}");
         }
-        // The server is gone, and the proxy is not.
+        // The server is gone, and the proxy goes on.
         server.stop();
         let error = client.flush().unwrap_err();
         assert_eq!(error.errno(), Some(Errno::Io), "{error}");
@@ -154,7 +154,7 @@ fn a_client_finds_all_contexts_of_qemu_through_a_proxy() {
     });
 }
 
-/// Compares what a client finds with a server and through a proxy.
+/// Compares the contents of an export at a server and through a proxy.
 fn compare(uri: &str, contexts: &[ContextName], len: usize) {
     let select =
         |options: ConnectOptions, name: &ContextName| options.require_context(name.clone());
@@ -169,20 +169,20 @@ fn compare(uri: &str, contexts: &[ContextName], len: usize) {
     );
     assert!(contents(&client, len) == contents(&direct, len));
     for name in contexts {
-        let told = |client: &Client| {
-            let mut told: Vec<(u64, u64)> = Vec::new();
+        let merged = |client: &Client| {
+            let mut merged: Vec<(u64, u64)> = Vec::new();
             for stretch in client.extents(0..len as u64) {
                 let stretch = stretch.unwrap();
                 let status = stretch.status_of(name).unwrap();
-                match told.last_mut() {
+                match merged.last_mut() {
                     Some((len, last)) if *last == status => *len += stretch.len,
-                    _ => told.push((stretch.len, status)),
+                    _ => merged.push((stretch.len, status)),
                 }
             }
-            told
+            merged
         };
-        let expected = told(&direct);
+        let expected = merged(&direct);
         assert!(expected.len() > 1, "{name}: {expected:?}");
-        assert_eq!(told(&client), expected, "{name}");
+        assert_eq!(merged(&client), expected, "{name}");
     }
 }

@@ -8,9 +8,9 @@ pub(crate) fn on_runtime<R>(test: impl FnOnce() -> R) -> R {
     test()
 }
 
-/// Serves in another thread, which tells how that ended.
+/// Serves in another thread, and sends the result.
 pub(crate) fn serve(server: Server, listeners: Vec<Listener>) -> mpsc::Receiver<io::Result<()>> {
-    let (tell, told) = mpsc::channel();
-    thread::spawn(move || tell.send(server.serve_listeners(listeners)));
-    told
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(server.serve_listeners(listeners)));
+    receiver
 }

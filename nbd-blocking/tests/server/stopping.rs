@@ -13,8 +13,8 @@ const SLOT: u64 = 1 << 20;
 
 const LEFT: &str = "the server is stopping";
 
-/// Writes until it is told to stop, and tells when some blocks were acknowledged. Returns how many
-/// there were, and why that was all.
+/// Writes until the server stops, and sends a message when some blocks were acknowledged. Returns
+/// their number, and the error that ended the writes.
 fn write_on(client: &Client, at: u64, begun: &mpsc::Sender<()>) -> (u32, Error) {
     for block in 0.. {
         let data = pattern(4096, block);
@@ -28,10 +28,10 @@ fn write_on(client: &Client, at: u64, begun: &mpsc::Sender<()>) -> (u32, Error) 
     unreachable!("there is no end to it")
 }
 
-/// The disk, and what became of each of the clients at work when the server stopped.
+/// The disk, and the result of each of the clients at work when the server stopped.
 fn stop_under_load(disk: &Arc<Memory>, grace: Duration) -> (Vec<(u32, Error)>, Vec<String>) {
     let running = Running::new(Server::single(disk.clone()).grace(grace));
-    let (begun, told) = mpsc::channel();
+    let (begun, receiver) = mpsc::channel();
     let writers: Vec<_> = (0..8)
         .map(|slot| {
             let client = running.connect(&ConnectOptions::new());
@@ -44,14 +44,14 @@ fn stop_under_load(disk: &Arc<Memory>, grace: Duration) -> (Vec<(u32, Error)>, V
         })
         .collect();
     for _ in &writers {
-        told.recv().unwrap();
+        receiver.recv().unwrap();
     }
     let endings = running.stop();
     let written = writers.into_iter().map(|writer| writer.join().unwrap());
     (written.collect(), endings)
 }
 
-/// Every block whose last write was acknowledged has what was written.
+/// Every block has the data of its last acknowledged write.
 fn check(disk: &Memory, slot: u64, acknowledged: u32) {
     assert!(acknowledged > 0);
     let mut block = vec![0; 4096];
@@ -70,8 +70,8 @@ fn no_reply_is_lost_when_a_server_stops_under_load() {
         let (writers, endings) = stop_under_load(&disk, Duration::from_secs(3600));
         let mut late = 0;
         for (slot, (acknowledged, error)) in writers.into_iter().enumerate() {
-            // Nobody was cut off: everybody got the answer that it is over, unless they had nothing
-            // to say for so long that the server left.
+            // No client was cut off: each got ESHUTDOWN, unless it was idle for so long that the
+            // server left.
             match &error {
                 Error::Failed { source, .. } if source.errno == Errno::Shutdown => {}
                 Error::Lost(_) => late += 1,
@@ -79,7 +79,7 @@ fn no_reply_is_lost_when_a_server_stops_under_load() {
             }
             check(&disk, slot as u64, acknowledged);
         }
-        assert!(late < 8, "nobody was answered");
+        assert!(late < 8, "no client got a reply");
         let left = endings.iter().filter(|ending| *ending == LEFT).count();
         assert_eq!(left, late, "{endings:?}");
         let gone = |ending: &&String| *ending == "the client disconnected";
@@ -88,7 +88,7 @@ fn no_reply_is_lost_when_a_server_stops_under_load() {
 }
 
 #[test]
-fn what_was_acknowledged_is_there_even_if_the_grace_is_too_short() {
+fn acknowledged_writes_are_there_even_if_the_grace_is_too_short() {
     // S-231
     soon(|| {
         let disk = Arc::new(Memory::new(8 * SLOT));

@@ -54,7 +54,7 @@ fn standard_input_and_output_are_served() {
             exercise(&client);
             client.disconnect().unwrap();
         }
-        // Pipes, of which there are two, and a client that only says goodbye.
+        // Pipes, of which there are two, and a client that only sends NBD_OPT_ABORT.
         let mut command = Command::new("sh");
         command.args(["-c", r#"printf "$1" | "$0" --stdio --quiet | cat"#]);
         command.arg(&program);

@@ -1,4 +1,4 @@
-//! Clients that are gone from one byte to the next.
+//! Clients that disconnect at any byte.
 
 #[cfg(feature = "tls-base")]
 use crate::serving::tls::{knowing, secure, shown};
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-/// Passes on what both sides say, at most `most` bytes from the client, and returns those.
+/// Relays both directions, at most `most` bytes from the client, and returns those.
 fn relay(client: UnixStream, server: UnixStream, most: usize) -> Vec<u8> {
     let said = Arc::new(Mutex::new(Vec::new()));
     let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
@@ -55,7 +55,8 @@ fn session(stream: UnixStream, options: &ConnectOptions) -> Result<(), nbd_block
     client.disconnect()
 }
 
-/// What a client says in a whole session, and how much of it before it has entered the export.
+/// The bytes of a client in a whole session, and how many of them come before it has entered the
+/// export.
 fn recorded(running: &Running, options: &ConnectOptions) -> (Vec<u8>, usize) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = running.raw();
@@ -74,14 +75,14 @@ const IN_REQUEST: &str = "the client closed the connection in the middle of a re
 const NOT_NEGOTIATED: &str = "the connection failed while negotiating: ";
 const BROKEN: &str = "the connection broke: ";
 
-/// How a client goes.
+/// How a client disconnects.
 #[derive(Clone, Copy, Debug)]
 enum Going {
-    /// It takes all replies.
+    /// It reads all replies.
     Politely,
-    /// It is gone while replies are on their way.
+    /// It closes while replies are in flight.
     AtOnce,
-    /// The same over TCP, where what was sent may be lost too.
+    /// The same over TCP with a reset, which may lose sent bytes, too.
     ByReset,
 }
 
@@ -106,7 +107,7 @@ impl Going {
     fn check(self, ending: &str, n: usize, session: &[u8], entered: usize) {
         let in_time = match n {
             _ if n == session.len() => "the client disconnected",
-            // Where a message ends, which the kinds of messages decide.
+            // Cut between two messages; their kinds decide where that is.
             _ if ending == LEFT => LEFT,
             _ if n < entered => IN_OPTION,
             _ => IN_REQUEST,
@@ -167,7 +168,7 @@ fn a_client_that_is_gone_after_any_byte_of_tls_leaves_nothing_behind() {
         session(ours, &options).unwrap();
         let len = whole.join().unwrap().len();
         let witness = Witness::new(&running, 4096);
-        // A step that is no divisor of anything that comes in blocks.
+        // A step that is no divisor of the length of blocks.
         let cuts: Vec<usize> = (0..40).chain((40..len).step_by(13)).collect();
         for (at, n) in cuts.iter().enumerate() {
             let (ours, theirs) = UnixStream::pair().unwrap();

@@ -1,4 +1,4 @@
-//! Requests of all kinds as bytes, and a client that nothing disturbs.
+//! Requests of all kinds as bytes, and a client that must not be disturbed.
 
 use crate::support::{Running, pattern};
 use nbd_blocking::{Client, ConnectOptions, server::Server};
@@ -40,7 +40,7 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// Writes and reads at `offset`, where nobody else does.
+    /// Writes and reads at `offset`, where no other client does.
     pub(crate) fn new(running: &Running, offset: u64) -> Self {
         let client = running.connect(&ConnectOptions::new());
         let enough = Arc::new(AtomicBool::new(false));
@@ -61,7 +61,7 @@ impl Witness {
         }
     }
 
-    /// The client was served all the time, and still is. It ends its connection.
+    /// Asserts that the client was served all the time, and still is. It ends its connection.
     pub(crate) fn testify(self) {
         self.enough.store(true, Ordering::Relaxed);
         let rounds = self.thread.join().unwrap();
@@ -76,5 +76,5 @@ fn check(client: &Client, offset: u64, seed: u32) {
     client.write_all_at(&data, offset).unwrap();
     let mut read = vec![0; 4096];
     client.read_exact_at(&mut read, offset).unwrap();
-    assert!(read == data, "what was written is not what was read");
+    assert!(read == data, "the data read differs from the written data");
 }

@@ -33,7 +33,7 @@ fn host(flags: u16, silent: fn(usize) -> bool) -> (Host, Arc<Mutex<Vec<UnixStrea
         let stream = peer.stream.try_clone()?;
         streams.lock().expect("no panics").push(stream);
         if silent(number) {
-            return Ok(()); // there is another handle
+            return Ok(()); // there is another file descriptor
         }
         let mut haggling = haggling();
         haggling.flags |= flags;
@@ -48,8 +48,8 @@ fn cut(open: &Mutex<Vec<UnixStream>>, number: usize) {
     open[number].shutdown(Shutdown::Both).expect("it is open");
 }
 
-/// Nothing but an answer ends an attempt.
-fn patient(policy: Reconnect) -> ConnectOptions {
+/// Without timeouts, only a reply or a disconnect ends an attempt.
+fn without_timeouts(policy: Reconnect) -> ConnectOptions {
     options(policy)
         .connect_timeout(None)
         .negotiation_timeout(None)
@@ -58,7 +58,7 @@ fn patient(policy: Reconnect) -> ConnectOptions {
 #[test]
 fn a_healthy_connection_serves_while_a_silent_one_is_dialed() {
     within(20, || {
-        // Of an export that can be written all are given up, and one comes back.
+        // Of a writable export all connections are given up, and one comes back.
         for (flags, first_silent) in [(READ_ONLY, 3), (0, 4)] {
             let silent = if flags == 0 {
                 |number| number >= 4
@@ -66,7 +66,7 @@ fn a_healthy_connection_serves_while_a_silent_one_is_dialed() {
                 |number| number >= 3
             };
             let (host, open) = host(flags, silent);
-            let options = patient(policy()).connections(3);
+            let options = without_timeouts(policy()).connections(3);
             let client = options.connect(&host.uri()).expect("entered");
             cut(&open, 0);
             while host.count() <= first_silent {
@@ -94,13 +94,13 @@ fn a_dead_connection_that_no_call_uses_is_noticed_and_replaced() {
         }
         cut(&open, 3);
         while client.connections() == 3 {
-            thread::yield_now(); // asking is enough to notice
+            thread::yield_now(); // the query alone notices the loss
         }
         assert!(matches!(client.state(), ConnectionState::Connected));
     });
 }
 
-/// Holds back the answer to what is asked at 4096 until it may go on, and tells of what it refuses.
+/// Holds back the reply to a request at 4096 until it may go on, and refuses the next request.
 fn shut_down(
     peer: &mut Peer,
     begun: &mpsc::Sender<()>,
@@ -116,7 +116,7 @@ fn shut_down(
     Ok(peer.try_request()?.0.command)
 }
 
-/// A server that shuts down while it holds a request, and what it was asked last.
+/// A server that shuts down while it holds a request, and the last command that it received.
 fn shutting_down() -> (
     Host,
     mpsc::Receiver<()>,
@@ -125,19 +125,19 @@ fn shutting_down() -> (
 ) {
     let (begun, has_begun) = mpsc::channel();
     let (go, go_on) = mpsc::channel();
-    let (tell, told) = mpsc::channel();
-    let (ends, disk) = (Mutex::new((begun, go_on, tell)), disk(SIZE));
+    let (sender, receiver) = mpsc::channel();
+    let (ends, disk) = (Mutex::new((begun, go_on, sender)), disk(SIZE));
     let host = Host::start(move |number, peer| {
         peer.try_haggle(&haggling())?;
         if number > 0 {
             return peer.serve(number, &disk);
         }
-        let (begun, go_on, tell) = &*ends.lock().expect("no panics");
+        let (begun, go_on, sender) = &*ends.lock().expect("no panics");
         let last = shut_down(peer, begun, go_on)?;
-        let _ = tell.send(last);
+        let _ = sender.send(last);
         Ok(())
     });
-    (host, has_begun, go, told)
+    (host, has_begun, go, receiver)
 }
 
 fn held(client: &Client) -> thread::JoinHandle<Vec<u8>> {
@@ -146,11 +146,11 @@ fn held(client: &Client) -> thread::JoinHandle<Vec<u8>> {
 }
 
 #[test]
-fn a_server_that_shuts_down_is_left_at_once_and_answers_what_it_holds() {
+fn a_server_that_shuts_down_is_left_at_once_and_answers_held_requests() {
     // C-188
     within(20, || {
         for comes_back in [true, false] {
-            let (host, has_begun, go, told) = shutting_down();
+            let (host, has_begun, go, receiver) = shutting_down();
             let options = ConnectOptions::new().reconnect(comes_back.then(policy));
             let client = options.connect(&host.uri()).expect("entered");
             let held = held(&client);
@@ -165,10 +165,14 @@ fn a_server_that_shuts_down_is_left_at_once_and_answers_what_it_holds() {
                 assert_eq!(error.errno(), Some(Errno::Shutdown));
                 assert!(client.is_lost(), "{:?}", client.state());
             }
-            // All of that has not taken what is held from the server.
+            // The held request still gets its reply.
             go.send(()).expect("it waits");
             assert_eq!(held.join().expect("no panics"), [7; 512]);
-            assert_eq!(told.recv().expect("it is told"), 2, "NBD_CMD_DISC");
+            assert_eq!(
+                receiver.recv().expect("the server reports it"),
+                2,
+                "NBD_CMD_DISC"
+            );
         }
     });
 }
@@ -178,7 +182,7 @@ fn a_queue_that_does_not_wait_notices_that_the_server_shuts_down() {
     // C-188
     within(20, || {
         for comes_back in [true, false] {
-            let (host, has_begun, go, told) = shutting_down();
+            let (host, has_begun, go, receiver) = shutting_down();
             let options = ConnectOptions::new().reconnect(comes_back.then(policy));
             let client = options.connect(&host.uri()).expect("entered");
             let held = held(&client);
@@ -202,7 +206,11 @@ fn a_queue_that_does_not_wait_notices_that_the_server_shuts_down() {
             go.send(()).expect("it waits");
             assert_eq!(held.join().expect("no panics"), [7; 512]);
             drop(queue);
-            assert_eq!(told.recv().expect("it is told"), 2, "NBD_CMD_DISC");
+            assert_eq!(
+                receiver.recv().expect("the server reports it"),
+                2,
+                "NBD_CMD_DISC"
+            );
         }
     });
 }
@@ -220,7 +228,7 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
         let cutter = {
             let open = open.clone();
             spawn(move || {
-                // Whoever comes is refused at once.
+                // Further connections are refused at once.
                 for number in 1..3 {
                     while open.lock().expect("no panics").len() <= number {
                         thread::yield_now();
@@ -248,9 +256,9 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
 #[test]
 fn connections_are_made_anew_when_that_is_asked_for() {
     within(20, || {
-        // The first takes requests and answers none.
-        let (tell, told) = mpsc::channel();
-        let (tell, disk) = (Mutex::new(tell), disk(SIZE));
+        // The first connection reads requests and answers none.
+        let (sender, receiver) = mpsc::channel();
+        let (sender, disk) = (Mutex::new(sender), disk(SIZE));
         let host = Host::start(move |number, peer| {
             peer.try_haggle(&haggling())?;
             if number > 0 {
@@ -258,7 +266,7 @@ fn connections_are_made_anew_when_that_is_asked_for() {
             }
             loop {
                 peer.try_request()?;
-                let _ = tell.lock().expect("no panics").send(());
+                let _ = sender.lock().expect("no panics").send(());
             }
         });
         let options = options(policy()).request_timeout(None);
@@ -267,7 +275,7 @@ fn connections_are_made_anew_when_that_is_asked_for() {
             let client = client.clone();
             spawn(move || read(&client, 0, 512))
         };
-        told.recv().expect("it is there");
+        receiver.recv().expect("it is there");
         client.reconnect_now().expect("there is a policy");
         assert_eq!(waits.join().expect("no panics"), [0; 512]);
         assert_eq!((host.count(), client.connections()), (2, 1));

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often it was tried in vain, and what came of it the last time.
+/// The number of failed attempts, and the error of the last one.
 fn not_restored(error: Error) -> (u32, Arc<Error>) {
     let Error::Lost(lost) = error else {
         panic!("{error:?}");
@@ -62,7 +62,7 @@ fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
         for (after, accept, is_accepted) in [
             (1 << 20, true, true),
             (1 << 20, false, false),
-            // What is smaller is refused even so.
+            // A smaller export is refused even so.
             (4096, true, false),
         ] {
             let disk = disk(SIZE);
@@ -81,7 +81,7 @@ fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
             assert_eq!(read.is_ok(), is_accepted, "{after}: {read:?}");
             assert_eq!(host.count(), 2);
             if is_accepted {
-                // It goes by the size of before.
+                // The client uses the size of before.
                 assert_eq!(client.size(), before);
                 let beyond = client.read_exact_at(&mut [0; 512], before);
                 assert!(!beyond.expect_err("it is not sent").is_lost());
@@ -92,7 +92,7 @@ fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
 }
 
 #[test]
-fn a_client_that_cannot_come_back_says_why_to_all_who_wait() {
+fn a_client_that_cannot_reconnect_fails_every_waiting_call_with_the_reason() {
     within(10, || {
         let machine = Machine::start();
         let client = machine.connect(&options(policy().attempts(Some(5))));
@@ -159,7 +159,7 @@ fn a_server_that_ends_at_every_request_is_not_stormed() {
             let error = client.read_exact_at(&mut [0; 512], 0).expect_err("in vain");
             let (attempts, _) = not_restored(error);
             assert_eq!(attempts, 4);
-            // At least a half of 100, 200 and 400 ms.
+            // Exponential backoff with equal jitter: at least a half of 100, 200 and 400 ms.
             assert!(start.elapsed() >= Duration::from_millis(350));
             assert!(host.count() <= 5 * connections, "{}", host.count());
         }
@@ -189,7 +189,7 @@ fn requests_are_late_while_there_is_no_connection_too() {
 }
 
 #[test]
-fn disconnecting_while_there_is_no_connection_ends_those_who_wait() {
+fn disconnecting_without_a_connection_ends_waiting_calls() {
     within(10, || {
         let machine = Machine::start();
         let delay = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Writes that are kept until they are flushed: in which order, and how many of them.
+//! Writes that are kept until they are flushed: their order, and their number.
 
 use super::{Machine, options, policy, read};
 use crate::support::{spawn, within};
@@ -10,7 +10,7 @@ fn connect(machine: &Machine, limit: u64) -> Client {
     machine.connect(&options(policy().keep_unflushed(limit)))
 }
 
-/// The commands that the server was asked for since it was last asked.
+/// The commands that the server received since the last call.
 fn commands(machine: &Machine) -> Vec<u16> {
     let mut disk = machine.disk.lock().expect("no panics");
     let commands = disk.commands();
@@ -24,14 +24,14 @@ fn complete(queue: &mut Queue) {
 }
 
 #[test]
-fn what_was_written_last_is_there_after_a_crash_whoever_looks_first() {
+fn the_last_write_is_there_after_a_crash_whichever_caller_reads_first() {
     within(10, || {
         let machine = Machine::start();
         let client = connect(&machine, 1 << 20);
         let mut queue = client.queue();
         queue.write(0, vec![1; 512], NONE).expect("submitted");
         queue.send().expect("sent");
-        // This takes in the answer to the first, which the queue has not looked at yet.
+        // This reads the reply to the first write, which the queue has not looked at yet.
         client.write_all_at(&[2; 512], 0).expect("written");
         complete(&mut queue);
         machine.kill();
@@ -100,7 +100,7 @@ fn a_write_that_is_too_long_to_be_kept_is_sent_again_after_a_crash_before_its_fl
 }
 
 #[test]
-fn what_a_queue_has_no_room_to_keep_is_complete_when_it_is_flushed() {
+fn writes_that_a_queue_has_no_room_to_keep_complete_when_they_are_flushed() {
     within(10, || {
         let machine = Machine::start();
         let client = connect(&machine, 10_000);
@@ -131,7 +131,7 @@ fn what_a_queue_has_no_room_to_keep_is_complete_when_it_is_flushed() {
 }
 
 #[test]
-fn a_write_of_a_queue_that_is_lost_before_its_flush_fails_and_what_was_kept_is_there() {
+fn a_write_of_a_queue_that_is_lost_before_its_flush_fails_and_kept_writes_are_there() {
     within(10, || {
         // The third request, which is the flush of the queue, is the end of the first connection.
         let machine = Machine::start_with(|number, count| number > 0 || count < 2);
@@ -145,7 +145,7 @@ fn a_write_of_a_queue_that_is_lost_before_its_flush_fails_and_what_was_kept_is_t
             Err(error) => error,
         };
         assert!(error.is_lost(), "{error:?}");
-        // Only what was told to be written is written again.
+        // Only submitted writes are replayed.
         let expected = [[1; 512], [0; 512]].concat();
         assert_eq!(read(&client, 0, 1024), expected);
         client.flush().expect("nothing is lost");

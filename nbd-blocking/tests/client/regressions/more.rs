@@ -6,13 +6,13 @@ use super::*;
 #[test]
 fn defect_12_many_chunks_of_one_byte_take_no_time() {
     // H-021
-    // So many that comparing each with all before it would not end in time.
+    // So many that quadratic time would not end in time.
     const COUNT: u64 = 200_000;
     within(10, || {
         let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             let mut said = Vec::new();
-            // From the back to the front, so that nothing can be joined to what came before.
+            // From the back to the front, so that no chunk can be joined to an earlier one.
             for at in (0..COUNT).rev() {
                 said.extend(data(0, read.cookie, at, content(at, 1)));
             }
@@ -25,10 +25,10 @@ fn defect_12_many_chunks_of_one_byte_take_no_time() {
     });
 }
 
-/// A known client believed after `NBD_OPT_STARTTLS` what was agreed on before it, and did the TLS
-/// handshake at some later time.
+/// A known client believed after `NBD_OPT_STARTTLS` in everything negotiated before it, and did the
+/// TLS handshake at some later time.
 #[test]
-fn defect_13_a_failed_tls_handshake_is_told_at_once() {
+fn defect_13_a_failed_tls_handshake_is_reported_at_once() {
     // C-143 is a matter of types: `Negotiation<Encrypted>` starts from nothing.
     within(10, || {
         let (stream, server) = play(|peer| {
@@ -131,9 +131,9 @@ fn defect_15_chunks_of_wrong_length_end_the_connection() {
     });
 }
 
-/// A known client sent whatever it was asked to send.
+/// A known client sent every request, legal or not.
 #[test]
-fn defect_16_what_the_export_cannot_do_is_not_sent() {
+fn defect_16_commands_that_the_export_does_not_support_are_not_sent() {
     // C-121, C-123, C-170, C-171, C-183
     within(5, || {
         let haggling = Haggling {
@@ -298,7 +298,7 @@ fn defect_20_a_reply_takes_few_reads() {
 /// A known client called zeroes that are allocated "data", and lost the number of a simple error to
 /// a block status.
 #[test]
-fn defect_21_the_status_of_blocks_is_told_as_it_is() {
+fn defect_21_the_status_of_blocks_is_reported_as_it_is() {
     // C-202, C-252
     within(5, || {
         let (haggling, options) = base_allocation();
@@ -310,7 +310,7 @@ fn defect_21_the_status_of_blocks_is_told_as_it_is() {
             peer.says(sr(22, request.cookie, []));
         });
         let none = CommandFlags::NONE;
-        let status = client.block_status(0, 2560, none).expect("told");
+        let status = client.block_status(0, 2560, none).expect("reported");
         let status = status[0].extents.iter().map(|extent| extent.status);
         let seen: Vec<_> = status
             .map(Allocation::new)
@@ -347,7 +347,7 @@ fn defect_22_a_session_that_is_over_is_over() {
         let Greeted::FixedNewstyle(haggling) = greeted else {
             panic!("it is fixed newstyle");
         };
-        haggling.abort(); // which takes it away
+        haggling.abort(); // which consumes it
         let heard = server.join().expect("the script ends");
         assert_eq!(heard[4..], *b"IHAVEOPT\0\0\0\x02\0\0\0\0");
 

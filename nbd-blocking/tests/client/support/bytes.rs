@@ -9,7 +9,7 @@ pub(crate) const STRUCTURED: u32 = 8;
 pub(crate) const SET_META: u32 = 10;
 pub(crate) const EXTENDED: u32 = 11;
 
-/// `NBD_FLAG_HAS_FLAGS` and every command that there is.
+/// `NBD_FLAG_HAS_FLAGS` and the flags of every command.
 pub(crate) const ALL_FLAGS: u16 = 0x1ded;
 
 fn len32(bytes: &[u8]) -> [u8; 4] {
@@ -95,7 +95,7 @@ pub(crate) fn sr(error: u32, cookie: u64, data: impl AsRef<[u8]>) -> Vec<u8> {
     out
 }
 
-/// The header of a structured chunk, whatever follows.
+/// The header of a structured chunk, without its payload.
 pub(crate) fn ch_header(flags: u16, kind: u16, cookie: u64, len: u32) -> Vec<u8> {
     let mut out = vec![0x66, 0x8e, 0x33, 0xef];
     out.extend(flags.to_be_bytes());
@@ -152,7 +152,7 @@ pub(crate) fn error(
     ch(flags, kind, cookie, payload)
 }
 
-/// What `len` bytes at `offset` of a scripted disk contain.
+/// The contents of `len` bytes at `offset` of a scripted disk.
 pub(crate) fn content(offset: u64, len: usize) -> Vec<u8> {
     let cycle: Vec<u8> = (0..251).collect::<Vec<_>>().repeat(64);
     let mut content = Vec::with_capacity(len + cycle.len());

@@ -1,4 +1,4 @@
-//! A server that is connected to again and again.
+//! A server that accepts many connections, one after the other.
 
 use super::{
     bytes,
@@ -15,7 +15,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Where a server listens for as long as this lives, and how often somebody came.
+/// The address of a server, which listens as long as this lives, and the number of connections.
 #[derive(Debug)]
 pub(crate) struct Host {
     dir: TempDir,
@@ -38,7 +38,7 @@ impl Host {
                 let script = script.clone();
                 spawn(move || {
                     let mut peer = Peer {
-                        stream: stream.expect("somebody came"),
+                        stream: stream.expect("a client connects"),
                         one_byte: false,
                     };
                     let _ = script(number, &mut peer);
@@ -52,18 +52,18 @@ impl Host {
         format!("nbd+unix:///?socket={}/socket", self.dir.path().display())
     }
 
-    /// How often somebody connected.
+    /// The number of connections so far.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
 }
 
-/// A disk that forgets in a crash what was not flushed.
+/// A disk that loses unflushed writes in a crash.
 #[derive(Debug, Default)]
 pub(crate) struct Platter {
     pub(crate) contents: Vec<u8>,
     pub(crate) stable: Vec<u8>,
-    /// What was asked, in order: the number of the connection and the command.
+    /// The requests in order: the number of the connection and the command.
     pub(crate) log: Vec<(usize, u16)>,
 }
 
@@ -82,12 +82,12 @@ impl Platter {
         self.contents.clone_from(&self.stable);
     }
 
-    /// The commands that were asked for, over whichever connection.
+    /// The commands of all requests, over any connection.
     pub(crate) fn commands(&self) -> Vec<u16> {
         self.log.iter().map(|(_, command)| *command).collect()
     }
 
-    /// Carries out a request and gives what a read finds.
+    /// Carries out a request and returns the data of a read.
     pub(crate) fn carry_out(&mut self, number: usize, request: Seen, payload: &[u8]) -> Vec<u8> {
         self.log.push((number, request.command));
         let at = usize::try_from(request.offset).expect("the disk is small");
@@ -117,7 +117,7 @@ impl Peer {
         Ok((request, payload))
     }
 
-    /// Carries out the next request and answers it; `false` after a goodbye.
+    /// Carries out the next request and answers it; `false` after `NBD_CMD_DISC`.
     pub(crate) fn serve_one(&mut self, number: usize, disk: &Disk) -> io::Result<bool> {
         let (request, payload) = self.try_request()?;
         let mut platter = disk.lock().expect("no panics");

@@ -1,4 +1,4 @@
-//! What the tests have in common: deadlines, randomness, and servers of two kinds.
+//! The common part of the tests: deadlines, randomness, and servers of two kinds.
 
 pub(crate) mod bytes;
 pub(crate) mod host;
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// How much slower than expected a machine may be. A deadline is there to find what hangs.
+/// How much slower than expected a machine may be. A deadline is there to find hangs.
 const SLACK: u64 = 6;
 
 /// Runs a test that should not take longer than this, in seconds.
@@ -54,7 +54,7 @@ pub(crate) fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
 }
 
-/// What an error and everything behind it say.
+/// The text of an error and of all its causes.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -65,7 +65,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Asserts that an error and everything behind it say all of this.
+/// Asserts that an error and its causes contain all of these texts.
 pub(crate) fn says(error: &dyn Error, parts: &[&str]) {
     let text = chain(error);
     for part in parts {

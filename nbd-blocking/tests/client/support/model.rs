@@ -1,4 +1,4 @@
-//! A small server that is right, and as inconvenient as it may be: it answers in any order, its
+//! A small server that obeys the protocol as awkwardly as possible: it answers in any order, its
 //! messages are interleaved, and its bytes come in pieces.
 
 use super::{Random, spawn};
@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-/// What a read that is to fail says.
+/// The message of a read that is to fail.
 pub(crate) const FAILURE: &str = "the platter is scratched";
 
 #[derive(Clone, Debug)]

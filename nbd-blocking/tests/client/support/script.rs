@@ -1,4 +1,4 @@
-//! A server that says what it is told to.
+//! A server that plays a script.
 
 use super::{bytes, spawn};
 use nbd_blocking::{Client, ConnectOptions, Error};
@@ -41,7 +41,7 @@ impl Seen {
     }
 }
 
-/// How a scripted server haggles.
+/// The negotiation of a scripted server.
 #[derive(Clone, Debug)]
 pub(crate) struct Haggling {
     pub(crate) structured: bool,
@@ -110,7 +110,7 @@ pub(crate) fn session<T: Send + 'static>(
     (client, server)
 }
 
-/// What comes of connecting to a server that plays this script.
+/// The error of connecting to a server that plays this script.
 pub(crate) fn refused(script: impl FnOnce(&mut Peer) + Send + 'static) -> Error {
     refused_with(&ConnectOptions::new(), script)
 }
@@ -161,11 +161,11 @@ impl Peer {
         bytes
     }
 
-    /// Whether the client says nothing for a while.
+    /// Whether the client sends nothing for a while.
     pub(crate) fn silence(&mut self, milliseconds: u64) -> bool {
-        let patience = Duration::from_millis(milliseconds);
+        let timeout = Duration::from_millis(milliseconds);
         self.stream
-            .set_read_timeout(Some(patience))
+            .set_read_timeout(Some(timeout))
             .expect("sockets have timeouts");
         let nothing = self.stream.read(&mut [0]).is_err();
         self.stream
@@ -204,9 +204,9 @@ impl Peer {
         }
     }
 
-    /// Haggles until an export is entered.
+    /// Negotiates until an export is entered.
     pub(crate) fn haggle(&mut self, haggling: &Haggling) {
-        self.try_haggle(haggling).expect("the client haggles");
+        self.try_haggle(haggling).expect("the client negotiates");
     }
 
     pub(crate) fn try_haggle(&mut self, haggling: &Haggling) -> io::Result<()> {

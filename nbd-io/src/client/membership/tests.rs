@@ -8,7 +8,7 @@ mod model;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A connection, told apart by its identity.
+/// A connection, which is compared by identity.
 #[derive(Debug)]
 struct Link;
 

@@ -137,9 +137,9 @@ fn a_pinned_certificate_or_key_is_enough() {
         let server = other.server().pin_client(pin);
         shake(&leaf.client().pin(pins_of(&other)[0]), &server).unwrap();
         shake(&other.client().pin(pins_of(&other)[0]), &server).unwrap_err();
-        let nobody = ClientTls::new().pin(pins_of(&other)[0]);
-        shake(&nobody, &server).unwrap();
-        shake(&nobody, &server.require_client_certificates(true)).unwrap_err();
+        let anonymous = ClientTls::new().pin(pins_of(&other)[0]);
+        shake(&anonymous, &server).unwrap();
+        shake(&anonymous, &server.require_client_certificates(true)).unwrap_err();
     }
 }
 

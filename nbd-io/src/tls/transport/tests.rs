@@ -256,7 +256,7 @@ fn a_connection_that_breaks_during_the_handshake_is_an_error_for_both_roles() {
 fn the_end_of_tls_is_an_end_and_comes_before_that_of_the_transport() {
     for version in VERSIONS {
         let (mut client, mut server) = connected(version, 5, 2);
-        let mut out = BytesMut::from(&b"farewell"[..]);
+        let mut out = BytesMut::from(&b"the rest"[..]);
         let leave = async {
             write_all(&mut client, &mut out).await.unwrap();
             poll_fn(|cx| client.poll_shutdown(cx)).await.unwrap();
@@ -277,7 +277,7 @@ fn the_end_of_tls_is_an_end_and_comes_before_that_of_the_transport() {
                     n => got.extend_from_slice(&space[..n]),
                 }
             }
-            assert_eq!(got, b"farewell");
+            assert_eq!(got, b"the rest");
             assert_eq!(
                 read(&mut server, &mut [0]).await.unwrap(),
                 0,
@@ -353,8 +353,8 @@ fn forged_bytes_end_the_connection_after_the_genuine_ones() {
         }
     };
     run(notice, done(()));
-    let (told, ()) = run(async { read(&mut client, &mut [0]).await }, done(()));
-    let error = told.unwrap_err().to_string();
+    let (result, ()) = run(async { read(&mut client, &mut [0]).await }, done(()));
+    let error = result.unwrap_err().to_string();
     assert!(error.contains("BadRecordMac"), "{error}");
 }
 

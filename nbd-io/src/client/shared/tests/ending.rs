@@ -257,7 +257,7 @@ fn a_disconnect_waits_for_requests_in_flight() {
             let Bench { link, .. } = setup.connect(&sim).await;
             let link = &link;
             let calls = join_all((0..6_u64).map(|n| write(link, n * 100, vec![1; 100])));
-            let farewell = async {
+            let disconnect = async {
                 let mut once = false;
                 poll_fn(|cx| {
                     cx.waker().wake_by_ref();
@@ -269,7 +269,7 @@ fn a_disconnect_waits_for_requests_in_flight() {
                 assert!(!link.close());
                 link.over().await
             };
-            let (calls, lost) = super::sim::join(calls, farewell).await;
+            let (calls, lost) = super::sim::join(calls, disconnect).await;
             assert!(matches!(*lost, Lost::Disconnected));
             let done = calls.iter().filter(|call| call.result.is_ok()).count();
             let refused = calls.iter().filter(

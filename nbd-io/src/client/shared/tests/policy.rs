@@ -365,9 +365,9 @@ fn disconnecting_without_a_connection_reports_how_it_was_lost() {
     });
 }
 
-struct Nobody;
+struct NoWake;
 
-impl Wake for Nobody {
+impl Wake for NoWake {
     fn wake(self: Arc<Self>) {}
 }
 
@@ -379,7 +379,7 @@ fn futures_that_wait_for_a_connection_leave_nothing_when_they_are_dropped() {
         let client = options(&sim, Reconnect::new());
         let client = client.connect("nbd://localhost").await.unwrap();
         let poll = |future: &mut dyn FnMut(&mut Context<'_>) -> bool| {
-            let waker = Waker::from(Arc::new(Nobody));
+            let waker = Waker::from(Arc::new(NoWake));
             assert!(future(&mut Context::from_waker(&waker)), "it waits");
         };
         let waiting = |client: &Client<Sim>| {
@@ -459,12 +459,12 @@ fn a_disconnect_ends_when_its_runtime_is_shut_down() {
             if begun {
                 client.read(0, 1).await.unwrap();
             }
-            let mut farewell = pin!(client.disconnect());
-            let waker = Waker::from(Arc::new(Nobody));
-            let polled = farewell.as_mut().poll(&mut Context::from_waker(&waker));
+            let mut disconnect = pin!(client.disconnect());
+            let waker = Waker::from(Arc::new(NoWake));
+            let polled = disconnect.as_mut().poll(&mut Context::from_waker(&waker));
             assert!(polled.is_pending());
             sim.shut_down();
-            farewell.await.unwrap();
+            disconnect.await.unwrap();
         });
     }
 }

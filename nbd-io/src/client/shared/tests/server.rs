@@ -95,7 +95,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
     let mut waiting: Vec<(Duration, Request, Vec<u8>)> = Vec::new();
     let mut replies = Replies::new();
     let mut count = 0;
-    let mut nap = None;
+    let mut timer = None;
     let chance: &Chance = sim.chance();
     loop {
         // Pending bytes are read; replies are written as far as possible.
@@ -121,12 +121,12 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
             };
             let time = Duration::from_micros(chance.below(100) as u64);
             let early = due.saturating_sub(sim.now());
-            let sleep = nap.get_or_insert_with(|| sim.sleep(time.max(early)));
-            let naps = manner.shuffle || !early.is_zero();
-            if naps && std::pin::Pin::new(sleep).poll(cx).is_pending() {
+            let sleep = timer.get_or_insert_with(|| sim.sleep(time.max(early)));
+            let sleeps = manner.shuffle || !early.is_zero();
+            if sleeps && std::pin::Pin::new(sleep).poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            nap = None;
+            timer = None;
             Poll::Ready(Ok(Step::Answer))
         })
         .await;
@@ -138,7 +138,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
             }
             Ok(Step::Read(n)) => {
                 if manner.late.is_some() {
-                    nap = None; // the new bytes may be due before
+                    timer = None; // the new bytes may be due before
                 }
                 let mut bytes = &inbox[..n];
                 while !bytes.is_empty() {
