@@ -353,10 +353,9 @@ fn greedy_clients_neither_end_a_server_nor_keep_out_the_modest() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
-        // In KiB of address space, where what is only reserved counts as well: without the variable
-        // glibc reserves 64 MiB for each of the first threads.
-        let limit = "-v 1048576\nexport MALLOC_ARENA_MAX=2";
-        let limited = limited(&program, &directory, limit);
+        // In KiB of address space, where what is only reserved counts as well, as glibc does with
+        // 64 MiB for each of the first threads.
+        let limited = limited(&program, &directory, "-v 1048576");
         let mut serving = Program::start(&limited, &directory, &["--quiet"]);
         let early = serving.connect();
         let greedy: Vec<_> = (0..48)

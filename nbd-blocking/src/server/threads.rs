@@ -2,6 +2,11 @@
 
 use super::bell::{block_on, wake_at};
 use nbd_io::runtime::{Runtime, Tasks};
+#[cfg(target_os = "linux")]
+use rustix::{
+    param::page_size,
+    process::{Resource, getrlimit},
+};
 use std::{
     collections::VecDeque,
     fmt,
@@ -19,13 +24,57 @@ const MOST_WORKERS: usize = 4096;
 /// How long a thread without anything to do is kept.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// The stack of a thread, in bytes. Its address space is taken up whether it is used or not, and a
+/// server has hundreds of threads. Code that is not optimized needs some 200 KiB of it for TLS.
+const STACK: usize = 512 << 10;
+
+/// Address space that is left when a thread is started, in bytes. The standard library ends the
+/// process if there is none for what it sets up first in a new thread.
+const MARGIN: u64 = 2 << 20;
+
 /// What the clock counts from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What a server on plain threads runs on. Clones share its threads, which end with the last clone:
 /// with the server, if that is not in use.
+///
+/// A client for which no thread can be started is turned away, which is an
+/// [event](nbd_io::server::Event::AcceptFailed), and the others are served on.
+///
+/// # Limits on address space
+///
+/// Each thread takes up address space for its [stack](Self::with_stack_size), and with glibc 64 MiB
+/// more for its memory (an *arena*), up to eight times as many of those as there are processors. Only
+/// a small part of that is ever used as memory. It counts where address space is limited all the same
+/// (`ulimit -v`, `LimitAS=` of systemd): at 1 GiB of it, 16 arenas leave room for hardly anything
+/// else. There `MALLOC_ARENA_MAX=2` in the environment helps, or another allocator, or less
+/// [memory](nbd_io::server::Server::memory) for payload; a limit on memory itself (`MemoryMax=`)
+/// needs none of this.
 #[derive(Clone, Default)]
 pub struct Threads(Arc<Pools>);
+
+impl Threads {
+    /// Threads with stacks of so many bytes, instead of 512 KiB. Exports are called on them: those that
+    /// recurse, or keep large arrays on the stack, need more.
+    ///
+    /// ```
+    /// use nbd_blocking::server::{Server, Threads};
+    /// use nbd_io::{Memory, NamedExports};
+    /// use std::sync::Arc;
+    ///
+    /// let exports = NamedExports::single(Arc::new(Memory::new(1 << 20)));
+    /// let threads = Threads::with_stack_size(4 << 20);
+    /// let server = Server::on_runtime(threads, Arc::new(exports));
+    /// # drop(server);
+    /// ```
+    #[must_use]
+    pub fn with_stack_size(bytes: usize) -> Self {
+        Self(Arc::new(Pools {
+            workers: Arc::new(Workers::new(bytes)),
+            tasks: Arc::new(Workers::new(bytes)),
+        }))
+    }
+}
 
 /// Threads of both kinds, which do not keep this alive.
 #[derive(Default)]
@@ -100,10 +149,16 @@ impl Future for Sleep {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that do one job after the other, as many as there is work for.
-#[derive(Default)]
 struct Workers {
     state: Mutex<Work>,
     arrived: Condvar,
+    stack_size: usize,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self::new(STACK)
+    }
 }
 
 #[derive(Default)]
@@ -116,6 +171,14 @@ struct Work {
 }
 
 impl Workers {
+    fn new(stack_size: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            stack_size,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Work> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,10 +196,7 @@ impl Workers {
         work.threads += 1;
         drop(work);
         let workers = Arc::clone(self);
-        let started = thread::Builder::new()
-            .name("nbd-worker".to_owned())
-            .spawn(move || workers.work());
-        if started.is_err() {
+        if !self.start("nbd-worker", move || workers.work()) {
             let mut work = self.lock();
             work.threads -= 1;
             // Without any thread, the work is done by whoever has it.
@@ -162,15 +222,22 @@ impl Workers {
         work.threads += 1;
         drop(work);
         let workers = Arc::clone(self);
-        let started = thread::Builder::new()
-            .name("nbd".to_owned())
-            .spawn(move || {
-                job();
-                workers.work();
-            });
-        if started.is_err() {
+        let started = self.start("nbd", move || {
+            job();
+            workers.work();
+        });
+        if !started {
             self.lock().threads -= 1;
         }
+    }
+
+    /// Starts a thread, if there can be one more.
+    fn start(&self, name: &str, code: impl FnOnce() + Send + 'static) -> bool {
+        let stack = u64::try_from(self.stack_size).unwrap_or(u64::MAX);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(self.stack_size);
+        may_grow(stack.saturating_add(MARGIN)) && thread.spawn(code).is_ok()
     }
 
     /// Ends the threads that have nothing to do, and the others when they have done what they have.
@@ -205,6 +272,25 @@ impl Workers {
             }
         }
     }
+}
+
+/// Whether the process may take up so many bytes more of address space.
+#[cfg(target_os = "linux")]
+fn may_grow(bytes: u64) -> bool {
+    let Some(most) = getrlimit(Resource::As).current else {
+        return true;
+    };
+    // In pages, which is what the file begins with.
+    let sizes = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = sizes.split(' ').next().and_then(|pages| pages.parse().ok());
+    let size = u64::try_from(page_size()).unwrap_or(u64::MAX);
+    let taken = pages.unwrap_or(0_u64).saturating_mul(size);
+    taken.saturating_add(bytes) <= most
+}
+
+#[cfg(not(target_os = "linux"))]
+const fn may_grow(_: u64) -> bool {
+    true
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 
 mod faults;
 mod kernel;
+#[cfg(target_os = "linux")]
+mod limited;
 mod remote;
 mod runtime;
 #[path = "../../../interop/adapters/serving/mod.rs"]

@@ -8,11 +8,23 @@ const SHORT: usize = 16 << 10;
 /// Memory that is kept for all connections together, in bytes.
 const KEPT: usize = 64 << 20;
 
+/// Buffers longer than this are only made if there would be room for [`LEFT`] more, in bytes.
+const LONG: usize = 1 << 20;
+
+/// Memory that is left to what cannot do without: small buffers, and threads of new connections.
+const LEFT: usize = 32 << 20;
+
 /// So many zeroes; `None` if the system has no memory, which would otherwise end the process, and with
 /// it every other connection.
 fn allocate(len: usize) -> Option<Vec<u8>> {
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).ok()?;
+    if len > LONG {
+        // Memory that is not touched is only reserved, which costs next to nothing.
+        buffer.try_reserve_exact(len.checked_add(LEFT)?).ok()?;
+        buffer.shrink_to(len);
+    } else {
+        buffer.try_reserve_exact(len).ok()?;
+    }
     buffer.resize(len, 0);
     Some(buffer)
 }
