@@ -43,6 +43,9 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     fn own_thread_clock(&self) -> Option<Duration> {
         None
     }
+
+    /// Gives up what is kept for later, such as threads without work, because a server has stopped.
+    fn release_idle(&self) {}
 }
 
 /// A runtime that carries on with tasks by itself.

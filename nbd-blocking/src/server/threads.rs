@@ -87,8 +87,8 @@ struct Pools {
 
 impl Drop for Pools {
     fn drop(&mut self) {
-        self.workers.close();
-        self.tasks.close();
+        self.workers.release_idle();
+        self.tasks.release_idle();
     }
 }
 
@@ -115,6 +115,11 @@ impl Runtime for Threads {
 
     fn own_thread_clock(&self) -> Option<Duration> {
         Some(self.now())
+    }
+
+    fn release_idle(&self) {
+        self.0.workers.release_idle();
+        self.0.tasks.release_idle();
     }
 }
 
@@ -166,7 +171,7 @@ struct Work {
     jobs: VecDeque<Job>,
     idle: usize,
     threads: usize,
-    /// There will be no more jobs.
+    /// There will be no more jobs, as far as is known: threads that have none are not kept.
     is_closed: bool,
 }
 
@@ -185,6 +190,7 @@ impl Workers {
 
     fn push(self: &Arc<Self>, job: Job) {
         let mut work = self.lock();
+        work.is_closed = false;
         work.jobs.push_back(job);
         if work.idle >= work.jobs.len() {
             self.arrived.notify_one();
@@ -214,6 +220,7 @@ impl Workers {
     /// dropped if there can be none.
     fn spawn(self: &Arc<Self>, job: Job) {
         let mut work = self.lock();
+        work.is_closed = false;
         if work.idle > work.jobs.len() {
             work.jobs.push_back(job);
             self.arrived.notify_one();
@@ -240,8 +247,9 @@ impl Workers {
         may_grow(stack.saturating_add(MARGIN)) && thread.spawn(code).is_ok()
     }
 
-    /// Ends the threads that have nothing to do, and the others when they have done what they have.
-    fn close(&self) {
+    /// Ends the threads that have nothing to do, and the others when they have done what they have,
+    /// unless more comes until then.
+    fn release_idle(&self) {
         self.lock().is_closed = true;
         self.arrived.notify_all();
     }
@@ -295,8 +303,14 @@ const fn may_grow(_: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Serve, Server};
     use super::*;
-    use std::sync::mpsc;
+    use nbd_io::{Memory, NamedExports};
+    use std::{
+        io::Read,
+        os::unix::net::{UnixListener, UnixStream},
+        sync::mpsc,
+    };
 
     #[test]
     fn tasks_after_each_other_share_a_thread_and_tasks_at_once_do_not() {
@@ -320,6 +334,60 @@ mod tests {
         }
         let (third, _leave) = run();
         assert!([first, second].contains(&third));
+    }
+
+    /// Waits until there is no thread, which takes longer if each ends by itself.
+    fn end_early(workers: &Workers) {
+        let start = Instant::now();
+        while workers.lock().threads > 0 {
+            assert!(start.elapsed() < IDLE / 2, "threads are left");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn threads_end_when_they_are_released_and_others_are_started_later() {
+        let threads = Threads::default();
+        let workers = &threads.0.workers;
+        let (tell, told) = mpsc::channel();
+        for _ in 0..2 {
+            let (begun, (leave, left)) = (tell.clone(), mpsc::channel::<()>());
+            threads.spawn_blocking(move || {
+                begun.send(()).unwrap();
+                // Until the other end is dropped.
+                let _ = left.recv();
+            });
+            told.recv().unwrap();
+            threads.release_idle();
+            assert_eq!(workers.lock().threads, 1, "it is at work");
+            drop(leave);
+            end_early(workers);
+        }
+        threads.spawn_blocking(|| {});
+        while workers.lock().idle == 0 {
+            thread::yield_now();
+        }
+        threads.release_idle();
+        end_early(workers);
+    }
+
+    #[test]
+    fn a_server_that_has_stopped_keeps_no_threads() {
+        let threads = Threads::default();
+        let exports = NamedExports::single(Arc::new(Memory::new(512)));
+        let server = Server::on_runtime(threads.clone(), Arc::new(exports));
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::scope(|scope| {
+            let serving = scope.spawn(|| server.serve_unix(listener));
+            let client = UnixStream::connect(&socket).unwrap();
+            (&client).read_exact(&mut [0; 18]).unwrap();
+            drop(client);
+            server.stopper().stop();
+            serving.join().unwrap().unwrap();
+        });
+        end_early(&threads.0.tasks);
     }
 
     #[test]

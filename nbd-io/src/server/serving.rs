@@ -375,6 +375,7 @@ impl<R: Tasks> Server<R> {
             Poll::Pending
         })
         .await;
+        self.runtime.release_idle();
         Ok(())
     }
 
@@ -393,7 +394,11 @@ impl<R: Tasks> Server<R> {
             Refused::Full => io::Error::from(io::ErrorKind::ResourceBusy),
             Refused::Stopping => io::ErrorKind::ConnectionAborted.into(),
         })?;
-        Ok(connection::serve(&self.settings, &self.runtime, stream, &peer, &place).await)
+        let ending = connection::serve(&self.settings, &self.runtime, stream, &peer, &place).await;
+        if self.registry.is_stopping() {
+            self.runtime.release_idle();
+        }
+        Ok(ending)
     }
 
     fn enter(&self, peer: &Peer) -> Result<Place, Refused> {
