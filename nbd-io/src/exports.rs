@@ -1,7 +1,7 @@
 //! The exports that a server has.
 
 use crate::Export;
-use nbd_proto::{ExportName, Text};
+use nbd_proto::{ExportName, Text, server::Refusal};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// What a server serves: finds an export by its name.
@@ -15,6 +15,18 @@ pub trait Exports: Send + Sync {
     /// The empty name asks for the default export. A client that negotiates looks the same name up
     /// several times.
     fn lookup(&self, name: &ExportName) -> Option<Offer>;
+
+    /// Like [`lookup`](Self::lookup), with the reason where there is no export to be had. This is what
+    /// a server asks.
+    ///
+    /// Unless it is implemented, an export that is not found [does not exist](Refusal::Unknown).
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it cannot be used now.
+    fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+        self.lookup(name).ok_or_else(Unavailable::unknown)
+    }
 
     /// Every export that is to be told of, each once.
     ///
@@ -38,6 +50,57 @@ pub trait Exports: Send + Sync {
 impl fmt::Debug for dyn Exports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exports").finish_non_exhaustive()
+    }
+}
+
+/// Why a client does not get an export, as it is told.
+///
+/// ```
+/// use nbd_io::{Exports, Offer, Unavailable};
+/// use nbd_proto::{ExportName, server::Refusal};
+///
+/// /// Exports that are being repaired.
+/// struct Maintenance;
+///
+/// impl Exports for Maintenance {
+///     fn lookup(&self, _: &ExportName) -> Option<Offer> {
+///         None
+///     }
+///
+///     fn find(&self, _: &ExportName) -> Result<Offer, Unavailable> {
+///         Err(Unavailable::new(Refusal::Policy, "it is being repaired until noon"))
+///     }
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unavailable {
+    /// What the client's program understands.
+    pub refusal: Refusal,
+    /// A text for people; words of the server's own if it is empty.
+    pub message: Text,
+}
+
+impl Unavailable {
+    /// A refusal with a text for people.
+    #[must_use]
+    pub fn new(refusal: Refusal, message: impl Into<Text>) -> Self {
+        Self {
+            refusal,
+            message: message.into(),
+        }
+    }
+
+    /// There is no export of this name.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Refusal::Unknown.into()
+    }
+}
+
+impl From<Refusal> for Unavailable {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal, "")
     }
 }
 

@@ -3,6 +3,8 @@
 #![deny(missing_docs)]
 
 pub mod client;
+#[cfg(unix)]
+mod directory;
 mod errno;
 mod export;
 mod exports;
@@ -21,9 +23,11 @@ pub mod tls;
 pub mod transport;
 mod watchers;
 
+#[cfg(unix)]
+pub use directory::Directory;
 pub use errno::{failure, fast_zero_failure, reportable};
 pub use export::{Content, Export, MetaContext, ZeroMode};
-pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer};
+pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer, Unavailable};
 pub use faulty::{Fault, Faults, Faulty};
 #[cfg(unix)]
 pub use file::File;

@@ -5,7 +5,7 @@ use super::{
     answer::{Answer, answer},
 };
 use crate::{
-    Exports, Listing, Offer,
+    Exports, Listing, Offer, Unavailable,
     runtime::{Runtime, unblock},
 };
 use bytes::BytesMut;
@@ -175,14 +175,30 @@ impl Admitted<'_> {
         self.authorize
             .is_none_or(|authorize| authorize(&self.applicant, name))
     }
+
+    fn admits(&self, offer: &Offer, name: &ExportName) -> bool {
+        // Who has to start TLS first is told so, and is looked at when they have.
+        let later = offer.tls_only && !self.applicant.encrypted;
+        later || self.may_use(offer.name.as_ref().unwrap_or(name))
+    }
 }
 
 impl Exports for Admitted<'_> {
     fn lookup(&self, name: &ExportName) -> Option<Offer> {
         let offer = self.exports.lookup(name)?;
-        // Who has to start TLS first is told so, and is looked at when they have.
-        let later = offer.tls_only && !self.applicant.encrypted;
-        (later || self.may_use(offer.name.as_ref().unwrap_or(name))).then_some(offer)
+        self.admits(&offer, name).then_some(offer)
+    }
+
+    fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+        let offer = match self.exports.find(name) {
+            Ok(offer) => offer,
+            // Who may not know that it exists does not learn why it cannot be had either.
+            Err(why) if why == Unavailable::unknown() || self.may_use(name) => return Err(why),
+            Err(_) => return Err(Unavailable::unknown()),
+        };
+        self.admits(&offer, name)
+            .then_some(offer)
+            .ok_or_else(Unavailable::unknown)
     }
 
     fn list(&self) -> Vec<Listing> {
@@ -193,5 +209,53 @@ impl Exports for Admitted<'_> {
 
     fn may_block(&self) -> bool {
         self.exports.may_block()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Memory;
+    use nbd_proto::server::Refusal;
+
+    /// Has `open` and cannot open `locked`.
+    struct Files;
+
+    impl Exports for Files {
+        fn lookup(&self, name: &ExportName) -> Option<Offer> {
+            self.find(name).ok()
+        }
+
+        fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+            match name.as_str() {
+                "open" => Ok(Offer::new(Arc::new(Memory::new(512)))),
+                "locked" => Err(Unavailable::new(Refusal::Policy, "it is locked")),
+                _ => Err(Unavailable::unknown()),
+            }
+        }
+    }
+
+    #[test]
+    fn who_may_not_use_an_export_learns_nothing_of_it() {
+        let asked = |may: bool, name: &str| {
+            let authorize: Authorize = Arc::new(move |_, _| may);
+            let admitted = Admitted {
+                exports: &Files,
+                authorize: Some(&authorize),
+                applicant: Applicant {
+                    peer: &Peer::Unix,
+                    encrypted: false,
+                    certificate: None,
+                },
+            };
+            let found = admitted.find(&ExportName::new(name).unwrap());
+            found.map(drop).map_err(|why| why.refusal)
+        };
+        assert_eq!(asked(true, "open"), Ok(()));
+        assert_eq!(asked(true, "locked"), Err(Refusal::Policy));
+        assert_eq!(asked(true, "other"), Err(Refusal::Unknown));
+        for name in ["open", "locked", "other"] {
+            assert_eq!(asked(false, name), Err(Refusal::Unknown), "{name}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The answers to a client's questions.
 
 use super::negotiation::Haggled;
-use crate::{Exports, Offer};
+use crate::{Exports, Offer, Unavailable};
 use bytes::BytesMut;
 use nbd_proto::{
     Error, ExportInfo, ExportName, Mode, TransmissionFlags,
@@ -49,10 +49,10 @@ pub(super) fn answer<S: Security>(
 }
 
 /// Finds an export for a client that may or may not have TLS up.
-fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer, Refusal> {
-    let offer = exports.lookup(name).ok_or(Refusal::Unknown)?;
+fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer, Unavailable> {
+    let offer = exports.find(name)?;
     if offer.tls_only && !secure {
-        return Err(Refusal::TlsRequired);
+        return Err(Refusal::TlsRequired.into());
     }
     Ok(offer)
 }
@@ -131,7 +131,7 @@ fn info<S: Security>(
             let same = is_same(exports, &offer, request.name(), request.contexts_export());
             request.same_export_as_contexts(same).accept(&info, out)
         }
-        Err(refusal) => request.refuse(refusal, "", out),
+        Err(why) => request.refuse(why.refusal, why.message.as_str(), out),
     }
 }
 
@@ -152,7 +152,7 @@ fn go<S: Security>(request: GoRequest<S>, exports: &dyn Exports, out: &mut Bytes
                 name,
             })
         }
-        Err(refusal) => Answer::Options(request.refuse(refusal, "", out)),
+        Err(why) => Answer::Options(request.refuse(why.refusal, why.message.as_str(), out)),
     }
 }
 
@@ -163,10 +163,13 @@ fn export_name<S: Security>(
 ) -> Result<Haggled, Error> {
     let offer = match find(exports, request.name(), request.is_secure()) {
         Ok(offer) => offer,
-        Err(Refusal::TlsRequired) => {
-            return Err(request.refuse("the export is available with TLS only"));
+        Err(Unavailable { refusal, .. }) => {
+            return Err(request.refuse(match refusal {
+                Refusal::TlsRequired => "the export is available with TLS only",
+                Refusal::Unknown => "there is no export of this name",
+                _ => "the export cannot be used now",
+            }));
         }
-        Err(_) => return Err(request.refuse("there is no export of this name")),
     };
     let name = request.name().clone();
     let info = describe(&offer, &name);
@@ -186,7 +189,7 @@ fn list_meta_context<S: Security>(
 ) -> Options<S> {
     let offer = match find(exports, request.name(), request.is_secure()) {
         Ok(offer) => offer,
-        Err(refusal) => return request.refuse(refusal, "", out),
+        Err(why) => return request.refuse(why.refusal, why.message.as_str(), out),
     };
     let extended = request.mode() == Mode::Extended;
     let (mut listed, mut left_out) = (false, false);
@@ -211,7 +214,7 @@ fn set_meta_context<S: Security>(
 ) -> Options<S> {
     let offer = match find(exports, request.name(), request.is_secure()) {
         Ok(offer) => offer,
-        Err(refusal) => return request.refuse(refusal, "", out),
+        Err(why) => return request.refuse(why.refusal, why.message.as_str(), out),
     };
     let extended = request.mode() == Mode::Extended;
     for context in offer.export.contexts() {

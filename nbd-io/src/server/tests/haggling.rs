@@ -1,6 +1,6 @@
 use super::loopback::{MODES, Session, pipe, serve, target, together};
 use crate::{
-    Export, Exports, ExportsByName, Memory, MetaContext, NamedExports, Offer,
+    Export, Exports, ExportsByName, Memory, MetaContext, NamedExports, Offer, Unavailable,
     client::{
         self, NegotiationConfig, NegotiationError as ClientError, TlsPolicy,
         exchange::{Greeted, OptionExchange},
@@ -10,6 +10,7 @@ use crate::{
 use nbd_proto::{
     BlockSizes, ContextName, ExportName, Failure, Mode,
     client::{Config, Go, InfoSet, Plain},
+    server::Refusal,
     wire::OptionReplyCode,
 };
 use std::sync::{
@@ -96,6 +97,48 @@ fn after_an_unknown_export_a_client_may_look_for_another() {
         assert_eq!(transmission.export().name, Some(name("a")));
     });
     assert!(served.unwrap().unwrap().name.is_default());
+}
+
+#[test]
+fn a_client_is_told_why_an_export_that_is_there_cannot_be_had() {
+    struct Broken;
+    impl Exports for Broken {
+        fn lookup(&self, _: &ExportName) -> Option<Offer> {
+            None
+        }
+
+        fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+            Err(match name.as_str() {
+                "locked" => Unavailable::new(Refusal::Policy, "somebody else uses it"),
+                _ => Unavailable::unknown(),
+            })
+        }
+    }
+    let _ = serve(&Broken, &ServerOptions::default(), async |pipe| {
+        let mut haggling = haggle(pipe).await;
+        haggling.structured_reply().await.unwrap();
+        let refused = |result: Result<(), ClientError>| match result {
+            Err(ClientError::Refused(error)) => (error.code, error.message.as_str().to_owned()),
+            other => panic!("{other:?}"),
+        };
+        let locked = (OptionReplyCode::ErrPolicy, "somebody else uses it".into());
+        let contexts = [context("base:allocation")];
+        let set = haggling.set_meta_context(&name("locked"), &contexts).await;
+        assert_eq!(refused(set.map(drop)), locked);
+        let ask = |export| Go {
+            name: name(export),
+            infos: InfoSet::ALL,
+        };
+        let info = haggling.info(ask("locked")).await;
+        assert_eq!(refused(info.map(drop)), locked);
+        let info = haggling.info(ask("other")).await;
+        let unknown = "no export is named \"other\"".into();
+        assert_eq!(
+            refused(info.map(drop)),
+            (OptionReplyCode::ErrUnknown, unknown)
+        );
+        haggling.abort().await;
+    });
 }
 
 #[test]
