@@ -14,6 +14,7 @@ mod file;
 mod memory;
 #[cfg(test)]
 mod model;
+mod overlay;
 mod read_only;
 pub mod runtime;
 pub mod server;
@@ -33,5 +34,6 @@ pub use faulty::{Fault, Faults, Faulty};
 pub use file::File;
 pub use memory::Memory;
 pub use nbd_proto;
+pub use overlay::{Overlay, OverlayError};
 pub use read_only::ReadOnly;
 pub use slice::{Slice, SliceError};
