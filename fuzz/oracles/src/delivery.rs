@@ -1,4 +1,4 @@
-//! How a peer's bytes arrive: whichever way, the same must come of them.
+//! How a peer's bytes arrive: the outcome must be the same for any delivery.
 
 use bytes::BytesMut;
 use core::fmt;
@@ -20,7 +20,7 @@ pub(crate) enum Delivery<'a> {
     Mixed(&'a [u8]),
 }
 
-/// Plays the same with every way to deliver, and gives what always came of it.
+/// Plays the same with every delivery, and returns the outcome, which is always the same.
 pub(crate) fn always<T: PartialEq + fmt::Debug>(
     pattern: &[u8],
     play: impl Fn(Delivery<'_>) -> T,
@@ -53,7 +53,7 @@ pub(crate) struct Wire<'a> {
     used: usize,
     delivery: Delivery<'a>,
     turn: usize,
-    /// What the machine sends.
+    /// The bytes that the machine sends.
     pub(crate) out: BytesMut,
 }
 
@@ -68,17 +68,17 @@ impl<'a> Wire<'a> {
         }
     }
 
-    /// How many bytes were read.
+    /// The number of bytes read.
     pub(crate) const fn used(&self) -> usize {
         self.used
     }
 
-    /// What has not been read.
+    /// The unread bytes.
     pub(crate) fn left(&self) -> &'a [u8] {
         &self.input[self.used..]
     }
 
-    /// What arrives next, unless there is nothing.
+    /// The next piece, unless there is none.
     pub(crate) fn piece(&mut self) -> Option<Piece<'a>> {
         let left = self.left();
         if left.is_empty() {

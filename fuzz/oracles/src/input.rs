@@ -1,6 +1,6 @@
 //! Decisions, taken from a fuzzer's bytes.
 
-/// Reads decisions off the front of an input. What is missing is 0, so that every input is one.
+/// Reads decisions off the front of an input. Missing bytes are 0, so that every input is valid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Input<'a>(&'a [u8]);
 

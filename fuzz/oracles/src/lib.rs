@@ -1,11 +1,12 @@
-//! What must hold for `nbd-proto` whatever bytes come.
+//! Properties of `nbd-proto` that must hold for any bytes.
 //!
-//! Every oracle takes any bytes and panics when something is wrong. The fuzz targets in `fuzz/`
-//! are shims over them, and `cargo test` plays the seeds, the crashes of the past and random
-//! bytes through the same functions.
+//! Every oracle takes any bytes and panics when something is wrong. The fuzz targets in `fuzz/` are
+//! shims over them, and `cargo test` plays the seeds, past crashes and random bytes through the
+//! same functions.
 //!
-//! The first bytes of an input are decisions (what to ask for, how a server answers, how bytes
-//! are cut into pieces), the rest is what the peer sends; see the seeds for examples.
+//! The first bytes of an input are decisions (which options and commands to send, how a server
+//! answers, how bytes are cut into pieces), the rest is the peer's bytes; see the seeds for
+//! examples.
 
 mod answer;
 mod client;
@@ -23,7 +24,7 @@ pub use server::{server_negotiation, server_transmission};
 pub use uri::uri;
 pub use wire::wire;
 
-/// Takes any bytes, and panics when something does not hold.
+/// Takes any bytes, and panics when a property does not hold.
 pub type Oracle = fn(&[u8]);
 
 /// Every oracle and the name of its fuzz target.

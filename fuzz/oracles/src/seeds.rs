@@ -1,4 +1,4 @@
-//! Where fuzzing starts: connections as they should be, and some that go wrong.
+//! The start of fuzzing: legal connections, and some that break the protocol.
 
 mod client;
 mod server;

@@ -2,7 +2,7 @@
 
 use nbd_proto::uri::{Permissions, Uri};
 
-/// Parses any text. What parses must be written so that it parses to the same again, and its
+/// Parses any text. A parsed URI must be written so that it parses to the same again, and its
 /// user's name must not be shown where secrets could leak.
 pub fn uri(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -29,7 +29,7 @@ pub fn uri(data: &[u8]) {
         for name in ["0", "another"] {
             let other = parsed.clone().with_user(name).expect("a legal name");
             let others = (format!("{other:?}"), other.redacted().to_string());
-            assert_eq!(shown, others, "what is shown depends on {user:?}");
+            assert_eq!(shown, others, "the redacted text depends on {user:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Messages one by one: what is decoded is encoded to the same bytes, and the other way round.
+//! Messages one by one: a decoded message is encoded to the same bytes, and the other way round.
 
 use crate::input::Input;
 use bytes::{Buf, BytesMut};
@@ -138,7 +138,7 @@ fn negotiation(data: &[u8]) {
         assert_eq!(written(|out| InfoRequest::encode(&name, &infos, out)), data);
     }
     match Info::decode(data) {
-        // What is lossy, or not kept at all.
+        // Lossy messages, or those that are not kept at all.
         None | Some(Info::Name(Err(_)) | Info::Description(_) | Info::Other(_)) => {}
         Some(info) => assert_eq!(written(|out| info.encode(out)), data),
     }

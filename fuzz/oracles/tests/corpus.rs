@@ -1,4 +1,4 @@
-//! The oracles without a fuzzer: the seeds and the crashes of the past, and random inputs.
+//! The oracles without a fuzzer: the seeds, past crashes, and random inputs.
 
 use oracles::{ORACLES, seeds};
 use std::{collections::BTreeMap, fs, panic, path::PathBuf};
@@ -11,7 +11,7 @@ fn corpus(target: &str) -> PathBuf {
     [oracles, "..", "corpus", target].iter().collect()
 }
 
-/// Everything that is kept for a target, by its name.
+/// All files of a target, by their names.
 fn kept(target: &str) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(corpus(target)).expect("every target has seeds");
     files
@@ -71,7 +71,10 @@ fn check(name: &str, input: &[u8], oracle: oracles::Oracle) {
     if panic::catch_unwind(|| oracle(input)).is_err() {
         let place = std::env::temp_dir().join(format!("{name}-crash"));
         fs::write(&place, input).expect("a writable directory");
-        panic!("{name} does not hold for what is in {}", place.display());
+        panic!(
+            "{name} does not hold for the contents of {}",
+            place.display()
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! A client that asks for whatever it is told to, in any order.
+//! A client that asks for the options in its input, in any order.
 
 use super::{requests::Ask, transmission::Session};
 use crate::{delivery::Wire, input::Input};
@@ -10,7 +10,7 @@ use nbd_proto::{
     },
 };
 
-/// What the client wants.
+/// The client's requests.
 #[derive(Debug)]
 pub(super) struct Script<'a> {
     config: Config,
@@ -21,7 +21,7 @@ pub(super) struct Script<'a> {
 /// How it ended.
 #[derive(Debug, PartialEq)]
 pub(super) enum End {
-    /// The server's bytes ended before its answer did.
+    /// The server's bytes ended before its reply did.
     Waiting,
     /// The client wants nothing more.
     Content,
@@ -30,7 +30,7 @@ pub(super) enum End {
     Transmission,
 }
 
-/// All that can be seen from outside.
+/// Everything observable from outside.
 #[derive(Debug, PartialEq)]
 pub(super) struct Played {
     end: Result<End, Error>,
@@ -68,7 +68,7 @@ impl<'a> Script<'a> {
             play.handshake()
         };
         Played {
-            // Where in its last bytes the server is found wrong depends on how they come.
+            // The place in the last bytes where the client finds an error depends on the delivery.
             used: end.is_ok().then_some(play.wire.used()),
             end,
             log: play.log,
@@ -159,8 +159,9 @@ impl Play<'_> {
                 }
                 1 => {
                     let pending = options.info(self.wish(), &mut self.wire.out);
-                    let told = |info: &nbd_proto::ExportInfo| mode.has_chunks() || !info.can_df();
-                    match self.settle(pending, told)? {
+                    let consistent =
+                        |info: &nbd_proto::ExportInfo| mode.has_chunks() || !info.can_df();
+                    match self.settle(pending, consistent)? {
                         Ok(options) => options,
                         Err(end) => return Ok(end),
                     }
@@ -242,7 +243,7 @@ impl Play<'_> {
         }
     }
 
-    /// Waits for what comes of an option. What is granted must have `sense`.
+    /// Waits for the outcome of an option. A granted value must have `sense`.
     fn settle<O, S: Security, T: core::fmt::Debug>(
         &mut self,
         pending: Pending<O>,

@@ -18,8 +18,8 @@ use nbd_proto::{
 use requests::Entry;
 use transmission::Session;
 
-/// Any server's bytes against the negotiation: it asks for whatever the input says, checks what
-/// it is told, and goes on to transmission where the server lets it.
+/// Any server's bytes against the negotiation: it asks for the options that the input names, checks
+/// the replies, and goes on to transmission where the server lets it.
 pub fn client_negotiation(data: &[u8]) {
     let mut input = Input::new(data);
     let config = config(&mut input);
@@ -49,7 +49,7 @@ pub fn client_transmission(data: &[u8]) {
     });
 }
 
-/// What a client may be configured to.
+/// Any legal configuration of a client.
 fn config(input: &mut Input<'_>) -> Config {
     let byte = input.byte();
     Config {

@@ -1,4 +1,4 @@
-//! A server that mostly makes sense: deeper than random bytes would come.
+//! A server that mostly makes sense, so that inputs get deeper than random bytes would.
 
 use super::{
     requests::{Ask, CONTEXTS, Entry},
@@ -80,7 +80,7 @@ impl To {
         }
     }
 
-    /// Success, as it should be.
+    /// A legal success.
     fn right(&self, input: &mut Input<'_>) -> Vec<u8> {
         let Ask {
             command,

@@ -1,4 +1,4 @@
-//! An export that was entered, and what is to be asked of it.
+//! An export that was entered, and the requests to send.
 
 use super::prologue;
 use crate::{
@@ -23,7 +23,7 @@ pub(super) struct Ask {
     pub(super) flags: CommandFlags,
     pub(super) offset: u64,
     pub(super) len: u64,
-    /// Nobody wants the result.
+    /// The request is abandoned.
     pub(super) abandoned: bool,
     /// Only for the first context.
     pub(super) filtered: bool,
@@ -93,7 +93,7 @@ impl Entry {
 
     /// The transmission that the server let the client enter.
     pub(super) fn enter(&self) -> Transmission {
-        // What the limits of the input are about comes later.
+        // The limits of the input apply later.
         let config = Config {
             limits: nbd_proto::Limits {
                 infos: 8,

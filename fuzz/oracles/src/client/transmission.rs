@@ -11,7 +11,7 @@ use std::{
     hash::{DefaultHasher, Hasher},
 };
 
-/// A transmission, and what a driver keeps of its requests.
+/// A transmission, and a driver's record of its requests.
 pub(super) struct Session {
     transmission: Transmission,
     in_flight: BTreeMap<Cookie, Request>,
@@ -47,7 +47,7 @@ impl Session {
         session
     }
 
-    /// The cookies of what is in flight, in the order in which it was sent.
+    /// The cookies of requests in flight, in the order in which they were sent.
     pub(super) fn cookies(&self) -> Vec<(Cookie, Ask)> {
         let mut all: Vec<_> = self.in_flight.iter().collect();
         all.sort_by_key(|(_, request)| request.index);
@@ -56,7 +56,7 @@ impl Session {
             .collect()
     }
 
-    /// What came of all, in the order in which it came.
+    /// The outcomes of all requests, in the order of completion.
     pub(super) fn into_log(self) -> Vec<String> {
         self.log
     }
@@ -191,7 +191,7 @@ impl Session {
         assert!(!payload.range.is_empty());
         let request = self.in_flight.get_mut(&payload.cookie);
         let request = request.expect("only requests in flight have payload");
-        assert!(!request.ask.abandoned, "nobody wants this");
+        assert!(!request.ask.abandoned, "it is abandoned");
         assert_eq!(request.ask.command, Command::Read);
         request.buffer[payload.range.clone()].copy_from_slice(bytes);
         for come in &mut request.come[payload.range.clone()] {
@@ -247,7 +247,7 @@ impl Session {
         self.send();
     }
 
-    /// Nothing works any more, and all of it says why.
+    /// All calls fail, and repeat the error.
     fn is_dead(&mut self, error: Error) {
         assert!(!error.to_string().is_empty() && !error.rule().is_empty());
         let t = &mut self.transmission;

@@ -1,4 +1,4 @@
-//! Requests and answers over a connection that cuts bytes wherever it likes.
+//! Requests and answers over a connection that cuts bytes at random.
 
 use super::{
     Chopper,
@@ -36,7 +36,7 @@ pub(super) struct Issued {
     abandoned: bool,
 }
 
-/// Both sides of a connection, and what is between them.
+/// Both sides of a connection, and the bytes between them.
 pub(super) struct Client<'a> {
     client: Transmission,
     server: server::Transmission,
@@ -86,7 +86,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks until there is nothing to ask, and then says goodbye.
+    /// Sends requests until there are no more, and then disconnects.
     pub(super) fn run(mut self) {
         while self.turn() {
             assert_eq!(
@@ -267,7 +267,7 @@ impl<'a> Client<'a> {
             }
             Some(server::Event::Answered(reply)) => {
                 let issued = self.issued.pop_front().expect("it was sent");
-                // Everything else, the client would have refused to send.
+                // The client would have refused to send anything else.
                 let most = self.client.block_sizes().maximum().into();
                 assert!(issued.command == Command::Read && issued.len > most);
                 self.answers.push(only(*reply));
@@ -359,15 +359,17 @@ impl<'a> Client<'a> {
             (Outcome::Done, Expected::Data(data)) => {
                 assert!(issued.abandoned || buffer == Some(data), "{issued:?}");
             }
-            (Outcome::Extents(got), Expected::Extents(told)) => {
+            (Outcome::Extents(got), Expected::Extents(existing)) => {
                 let end = match issued.flags.contains(CommandFlags::REQ_ONE) {
                     true => issued.len,
                     false => self.client.export().size - issued.offset,
                 };
-                assert_eq!(got.len(), told.len());
-                for (ContextExtents { id, extents }, (expected, told)) in got.iter().zip(&told) {
+                assert_eq!(got.len(), existing.len());
+                for (ContextExtents { id, extents }, (expected, existing)) in
+                    got.iter().zip(&existing)
+                {
                     assert_eq!(id, expected);
-                    check_extents(extents, told, &issued, end);
+                    check_extents(extents, existing, &issued, end);
                 }
             }
             (Outcome::Failed(failure), Expected::Failed(errno, at)) => {
@@ -378,11 +380,11 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Whether extents say what the server knows, up to `end`, and as much of it as was asked for.
-fn check_extents(got: &[Extent], told: &[Extent], issued: &Issued, end: u64) {
+/// Whether extents agree with the server's, up to `end`, and cover the requested range.
+fn check_extents(got: &[Extent], existing: &[Extent], issued: &Issued, end: u64) {
     let one = issued.flags.contains(CommandFlags::REQ_ONE);
     assert!(!got.is_empty() && (!one || got.len() == 1));
-    let mut rest = told.iter().copied();
+    let mut rest = existing.iter().copied();
     let mut known = Extent { len: 0, status: 0 };
     for extent in got {
         let mut left = extent.len;
@@ -400,8 +402,8 @@ fn check_extents(got: &[Extent], told: &[Extent], issued: &Issued, end: u64) {
     let sum = |extents: &[Extent]| extents.iter().map(|extent| extent.len).sum::<u64>();
     assert!(sum(got) <= end);
     assert!(
-        one || sum(got) >= sum(told).min(issued.len).min(end),
-        "{got:?} {told:?}"
+        one || sum(got) >= sum(existing).min(issued.len).min(end),
+        "{got:?} {existing:?}"
     );
 }
 
@@ -420,7 +422,7 @@ fn filter(client: &Transmission, command: Command, byte: u8) -> Option<Vec<u32>>
     })
 }
 
-/// What a write writes.
+/// The payload of a write.
 fn pattern(byte: u8, len: u64) -> Vec<u8> {
     (0..len)
         .map(|at| byte ^ u8::try_from(at % 253).expect("a remainder is small"))

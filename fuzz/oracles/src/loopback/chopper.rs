@@ -1,4 +1,4 @@
-//! A connection that delivers bytes in whatever pieces it likes.
+//! A connection that delivers bytes in pieces of any length.
 
 use bytes::{Buf, BytesMut};
 use nbd_proto::{Phase, Step};

@@ -1,4 +1,5 @@
-//! The disk behind the server, which answers in many forms, and what must come of each answer.
+//! The disk behind the server, which answers in many forms, and the expected outcome of each
+//! answer.
 
 use super::asking::Issued;
 use crate::{
@@ -14,7 +15,7 @@ use nbd_proto::{
     server::{ReadTicket, Request, StatusTicket},
 };
 
-/// What must come of a request.
+/// The expected outcome of a request.
 #[derive(Debug, PartialEq)]
 pub(super) enum Expected {
     Done,
@@ -223,7 +224,7 @@ impl Disk {
             assert_eq!(&ids, filter);
         }
         let mut messages = Messages::default();
-        let mut told = Vec::new();
+        let mut all = Vec::new();
         loop {
             let context = ticket.context();
             let allocation = context.name().as_str() == "base:allocation";
@@ -246,10 +247,10 @@ impl Disk {
                     extent.status = Allocation::new(extent.status).status();
                 }
             }
-            told.push((id, extents));
+            all.push((id, extents));
             (messages, ticket) = match part {
                 Ok(more) => more,
-                Err(answer) => return (answer, Expected::Extents(told)),
+                Err(answer) => return (answer, Expected::Extents(all)),
             };
         }
     }
@@ -257,8 +258,8 @@ impl Disk {
     /// Only chunks have room for the place of a failure, and it must be in the request.
     fn failed_at(&self, issued: &Issued, errno: Errno, at: u64) -> Expected {
         let inside = at >= issued.offset && at - issued.offset < issued.len;
-        let told = inside && self.mode.has_chunks() && issued.command != Command::Flush;
-        Expected::Failed(errno, told.then_some(at))
+        let has_place = inside && self.mode.has_chunks() && issued.command != Command::Flush;
+        Expected::Failed(errno, has_place.then_some(at))
     }
 
     pub(super) fn is_as_expected(&self) -> bool {

@@ -1,4 +1,4 @@
-//! The client while it haggles: it knows what the server has, and so every answer.
+//! The client in negotiation: it knows the server's exports, and so every reply.
 
 use super::{CONTEXTS, Chopper, EXPORTS, Peer, World};
 use crate::input::Input;
@@ -163,19 +163,19 @@ impl<'a> Haggling<'a> {
         let pending = options.info(wish, &mut self.peer.to_server);
         let Settled { options, result } = self.wait(pending);
         match result {
-            Ok(told) => {
+            Ok(info) => {
                 let export = &self.world.export;
                 assert!(known);
                 let name = export.name.as_ref();
                 let asked = name.filter(|_| infos.contains(InfoType::Name));
-                assert_eq!(told.name.as_ref(), asked);
+                assert_eq!(info.name.as_ref(), asked);
                 let text = export.description.as_ref();
                 let asked = text.filter(|_| infos.contains(InfoType::Description));
-                assert_eq!(told.description.as_ref(), asked);
+                assert_eq!(info.description.as_ref(), asked);
                 let sizes = export.block_sizes;
                 let asked = sizes.filter(|_| infos.contains(InfoType::BlockSize));
-                assert_eq!(told.block_sizes, asked);
-                assert_eq!(told.is_read_only(), export.is_read_only());
+                assert_eq!(info.block_sizes, asked);
+                assert_eq!(info.is_read_only(), export.is_read_only());
             }
             Err(error) => {
                 assert_eq!(error.code, OptionReplyCode::ErrUnknown);
@@ -283,7 +283,7 @@ impl<'a> Haggling<'a> {
     }
 
     fn name(&mut self) -> ExportName {
-        name(self.actions.pick(&["disk", "disk", "b", "nobody"]))
+        name(self.actions.pick(&["disk", "disk", "b", "absent"]))
     }
 
     fn wish(&mut self) -> Go {
@@ -295,7 +295,7 @@ impl<'a> Haggling<'a> {
     }
 
     fn queries(&mut self) -> Vec<ContextName> {
-        let all = ["x:a", "x:", "base:allocation", "nobody:knows"];
+        let all = ["x:a", "x:", "base:allocation", "unknown:context"];
         let set = self.actions.byte();
         let chosen = all
             .iter()

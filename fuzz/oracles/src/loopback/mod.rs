@@ -1,5 +1,5 @@
-//! The client against the server, over a model of a disk: what the one asks is what the other
-//! hears, and what the other answers is what the one believes.
+//! The client against the server, over a model of a disk: the server gets the requests that the
+//! client sends, and the client gets the answers that the server gives.
 
 mod asking;
 mod chopper;
@@ -43,9 +43,9 @@ pub fn loopback(data: &[u8]) {
     assert_eq!(client.mode(), server.mode());
     assert_eq!(client.export().size, server.size());
     assert_eq!(client.export().flags, server.flags());
-    let told = world.export.block_sizes.filter(|_| asked_sizes);
-    assert_eq!(client.export().block_sizes, told);
-    let minimum = told.map_or(1, BlockSizes::minimum).into();
+    let block_sizes = world.export.block_sizes.filter(|_| asked_sizes);
+    assert_eq!(client.export().block_sizes, block_sizes);
+    let minimum = block_sizes.map_or(1, BlockSizes::minimum).into();
     assert!(client.export().size.is_multiple_of(minimum));
     assert!(world.export.size - client.export().size < 512);
     let of_client: Vec<_> = client
@@ -62,7 +62,7 @@ pub fn loopback(data: &[u8]) {
     Client::new(client, server, chopper, decisions, input).run();
 }
 
-/// What a server has.
+/// The exports and contexts of a server.
 #[derive(Debug)]
 struct World {
     config: Config,
@@ -90,7 +90,8 @@ impl World {
             config: Config {
                 limits: Limits {
                     accepted: input.pick(&[16, 1, 2, 3]),
-                    // The client asks as often as the input says, which is no fault of either side.
+                    // The client sends as many options as the input says, which breaks no rule of
+                    // either side.
                     options: u32::MAX,
                     ..Limits::default()
                 },
@@ -106,7 +107,7 @@ impl World {
                     in_flight: input.pick(&[64, 1, 2, 5]),
                     ..Limits::default()
                 },
-                // A server of ours does nothing that has to be overlooked.
+                // A server of ours needs no tolerance.
                 tolerance: nbd_proto::client::Tolerance::STRICT,
             },
             export,

@@ -1,4 +1,4 @@
-//! The server while it haggles.
+//! The server in negotiation.
 
 use super::{CONTEXTS, Chopper, EXPORTS, World, haggling::name};
 use bytes::BytesMut;
@@ -10,7 +10,7 @@ use nbd_proto::{
     },
 };
 
-/// Where the server stands, and both directions of the connection.
+/// The phase of the server, and both directions of the connection.
 #[derive(Debug)]
 pub(super) struct Peer {
     state: Option<State>,
@@ -46,7 +46,7 @@ impl Peer {
         }
     }
 
-    /// Hears a piece of what the client said, if there is some.
+    /// Reads a piece of the client's bytes, if there is one.
     pub(super) fn hear(&mut self, world: &World, chopper: &mut Chopper<'_>) {
         if self.to_server.is_empty() {
             return;
@@ -77,12 +77,12 @@ impl Peer {
                 },
             },
             State::Upgrade(_) | State::Transmission(_) | State::Aborted => {
-                panic!("the client waits for nobody")
+                panic!("the client waits for no reply")
             }
         });
     }
 
-    /// The client says that TLS is up.
+    /// The client reports that TLS is up.
     pub(super) fn upgrade(&mut self) {
         assert!(self.to_server.is_empty() && self.to_client.is_empty());
         self.state = match self.state.take() {
@@ -91,7 +91,7 @@ impl Peer {
         };
     }
 
-    /// The client says that it has entered the export.
+    /// The client reports that it has entered the export.
     pub(super) fn into_transmission(self) -> Transmission {
         assert!(self.to_server.is_empty() && self.to_client.is_empty());
         match self.state {

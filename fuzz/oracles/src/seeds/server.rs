@@ -27,7 +27,7 @@ pub(super) fn negotiation() -> Vec<(&'static str, Vec<u8>)> {
         bytes::opt(8, []),
         contexts(9),
         contexts(10),
-        bytes::opt(7, bytes::info_data("nobody", &[])),
+        bytes::opt(7, bytes::info_data("absent", &[])),
         go(),
         read(),
         bytes::req(0, 2, 2, 0, 0),
@@ -70,7 +70,7 @@ pub(super) fn negotiation() -> Vec<(&'static str, Vec<u8>)> {
             "export-name",
             seed(0, &[], 0, &[bytes::opt(1, "disk"), read()]),
         ),
-        ("no-such-name", seed(0, &[], 3, &[bytes::opt(1, "nobody")])),
+        ("no-such-name", seed(0, &[], 3, &[bytes::opt(1, "absent")])),
         ("abort", seed(0, &[], 3, &[bytes::opt(2, [])])),
         (
             "forced-abort",

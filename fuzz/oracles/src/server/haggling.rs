@@ -1,4 +1,4 @@
-//! A server that grants and refuses as it is told to.
+//! A server that grants and refuses by its input.
 
 use super::{End, Ended, Ran, Server};
 use crate::{delivery::Wire, input::Input};

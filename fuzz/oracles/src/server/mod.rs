@@ -5,11 +5,11 @@ mod serving;
 
 pub(crate) use serving::piece_len;
 
-/// A strict decoder of what servers say, which shares nothing with the code under test.
+/// A strict decoder of servers' bytes, which shares nothing with the code under test.
 #[path = "../../../../nbd-proto/tests/server/val/mod.rs"]
 #[expect(
     clippy::unwrap_used,
-    reason = "it is a test, and what is missing is an error"
+    reason = "it is a test, and a missing byte is an error"
 )]
 mod val;
 
@@ -23,8 +23,8 @@ use nbd_proto::{
     server::{Config, Tls},
 };
 
-/// Any client's bytes against the negotiation: the server grants and refuses as the input says,
-/// and serves where it comes to that.
+/// Any client's bytes against the negotiation: the server grants and refuses as the input says, and
+/// serves if the client gets that far.
 pub fn server_negotiation(data: &[u8]) {
     let mut input = Input::new(data);
     let server = Server::new(&mut input);
@@ -103,11 +103,11 @@ enum End {
 
 type Ended = Result<End, Error>;
 
-/// What could be seen from outside.
+/// Everything observable from outside.
 #[derive(Debug, PartialEq)]
 struct Ran {
     sent: Vec<u8>,
-    /// What the server was asked, in words.
+    /// The requests to the server, in words.
     asked: Vec<String>,
 }
 

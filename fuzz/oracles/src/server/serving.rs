@@ -1,4 +1,4 @@
-//! A server that answers as it is told to, in any order.
+//! A server that answers by its input, in any order.
 
 use super::{End, Ended, haggling::Connection};
 use crate::{
@@ -32,7 +32,7 @@ impl Connection<'_> {
             may_reorder: different,
         };
         let end = service.run(self)?;
-        // What has come whole is answered, and nothing else.
+        // Complete requests are answered, and nothing else.
         assert_eq!(service.answered, cookies.len(), "requests were forgotten");
         Ok(end)
     }
@@ -41,7 +41,7 @@ impl Connection<'_> {
 struct Service {
     transmission: Transmission,
     kept: Vec<Answer>,
-    /// What has come of the payload of the write that is being received.
+    /// The part of the payload that has come, of the write that is being received.
     payload: Vec<u8>,
     answered: usize,
     may_reorder: bool,
@@ -259,7 +259,7 @@ fn read(
     }
 }
 
-/// How much of what is missing comes next: at least an eighth, so that it comes to an end.
+/// How many of the missing bytes come next: at least an eighth, so that it comes to an end.
 pub(crate) fn piece_len(byte: u8, missing: u64) -> u32 {
     let len = (u64::from(byte) * 16).clamp(missing.div_ceil(8), missing);
     u32::try_from(len).expect("the read is short")
@@ -298,7 +298,7 @@ fn errno(decisions: &mut Input<'_>) -> Errno {
     ])
 }
 
-/// The cookies of all requests that came whole, found without the code under test.
+/// The cookies of all complete requests, found without the code under test.
 fn cookies(mut client: &[u8], mode: Mode) -> Vec<u64> {
     let mut cookies = Vec::new();
     let (magic, header_len) = match mode {
