@@ -13,7 +13,7 @@ use clap::Parser;
 use nbd_async_std::{AsyncStd, Listener};
 use std::{error::Error, process::ExitCode};
 
-/// Serves a disk until it is told to stop by a signal.
+/// Serves a disk until a signal stops it.
 ///
 /// Without an address it serves on the sockets that it was started with, as by systemd.
 #[derive(Parser)]

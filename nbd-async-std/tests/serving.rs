@@ -17,9 +17,9 @@ fn on_runtime<R>(test: impl FnOnce() -> R) -> R {
     test()
 }
 
-/// Serves in a task, which tells how that ended.
+/// Serves in a task, and sends the result.
 fn serve(server: Server, listeners: Vec<nbd_socket::Listener>) -> mpsc::Receiver<io::Result<()>> {
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     async_std::task::spawn(async move {
         let listeners = listeners.into_iter().map(Listener::new);
         let served = async {
@@ -27,7 +27,7 @@ fn serve(server: Server, listeners: Vec<nbd_socket::Listener>) -> mpsc::Receiver
                 .serve(listeners.collect::<io::Result<Vec<_>>>()?)
                 .await
         };
-        tell.send(served.await)
+        sender.send(served.await)
     });
-    told
+    receiver
 }

@@ -15,14 +15,14 @@ use nbd_tokio::{Listener, Tokio};
 use std::{error::Error, process::ExitCode};
 use support::Flavour;
 
-/// Serves a disk until it is told to stop by a signal.
+/// Serves a disk until a signal stops it.
 ///
 /// Without an address it serves on the sockets that it was started with, as by systemd.
 #[derive(Parser)]
 struct Command {
     #[command(flatten)]
     arguments: Arguments,
-    /// How many threads serve: one, or one for each processor.
+    /// The number of threads that serve: one, or one for each processor.
     #[arg(long, default_value = "multi")]
     runtime: Flavour,
 }

@@ -80,7 +80,7 @@ fn whoever_has_no_listener_can_wait_for_the_end_of_a_server() {
             let waiting = stopper.clone();
             let mut stopped = tokio::spawn(async move { waiting.stopped().await });
             stopper.stop();
-            // What is being carried out is waited for.
+            // Requests in progress are waited for.
             let early = tokio::time::timeout(Duration::from_millis(200), &mut stopped).await;
             assert!(early.is_err());
             faults.clear();
@@ -168,10 +168,10 @@ fn a_connection_that_haggles_is_dropped_on_any_thread() {
     deadline(Duration::from_secs(60), || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let server = Server::single(Arc::new(Memory::new(4096))).on_event(move |event| {
             if let Event::Closed { ending, .. } = event {
-                tell.send(ending.to_string()).unwrap();
+                sender.send(ending.to_string()).unwrap();
             }
         });
         let stopper = server.stopper();
@@ -181,7 +181,10 @@ fn a_connection_that_haggles_is_dropped_on_any_thread() {
         // The options find the runtime by themselves, which a thread without one cannot.
         let haggling = runtime.block_on(ConnectOptions::new().start(&uri)).unwrap();
         drop(haggling);
-        assert_eq!(told.recv().unwrap(), "the client gave up the negotiation");
+        assert_eq!(
+            receiver.recv().unwrap(),
+            "the client gave up the negotiation"
+        );
         stopper.stop();
         serving.join().unwrap().unwrap();
     });

@@ -61,7 +61,7 @@ fn addresses_are_tried_while_others_are_silent() {
     let socket = race(vec![first, second, third, last], None).unwrap();
     let peer = SockRef::from(&socket).peer_addr().unwrap();
     assert_eq!(peer.as_socket(), Some(last));
-    // None begins before the one before it had its time.
+    // None begins before the time of the one before it has passed.
     assert!(started.elapsed() >= Duration::from_millis(500));
 }
 

@@ -19,7 +19,7 @@ use support::Flavour;
 struct Command {
     #[command(flatten)]
     options: Options,
-    /// How many threads there are: one, or one for each processor.
+    /// The number of threads: one, or one for each processor.
     #[arg(long, default_value = "multi")]
     runtime: Flavour,
 }

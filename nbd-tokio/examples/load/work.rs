@@ -13,8 +13,8 @@ use std::{
     time::Instant,
 };
 
-/// What buffers are aligned to, in bytes: large ones of other programs, and blocks of disks, start
-/// where a page does.
+/// The alignment of buffers, in bytes: large ones of other programs, and blocks of disks, start
+/// with a page.
 const PAGE: usize = 4096;
 
 /// Loads a server and prints the line, in the name of `tool`.
@@ -33,7 +33,7 @@ pub(crate) async fn load<R: Network>(
     Ok(())
 }
 
-/// How to connect, the same for all connections, so that they share what TLS remembers.
+/// The connect options, the same for all connections, so that they share TLS sessions.
 fn connecting<R: Network>(runtime: &R, options: &Options) -> Result<ConnectOptions<R>, Failure> {
     let mut connect = ConnectOptions::with_runtime(runtime.clone());
     if options.simple {
@@ -68,7 +68,7 @@ async fn connect_again_and_again<R: Network>(
     .await
 }
 
-/// Has a task of its own done, for what waits outside of the runtime's tasks may be slower.
+/// Spawns a task; waiting outside of the runtime's tasks may be slower.
 fn spawned<R: Network, T: Send + 'static>(
     runtime: &R,
     task: impl Future<Output = T> + Send + 'static,
@@ -110,7 +110,7 @@ impl Requests {
 }
 
 /// Keeps a connection busy, by as many loops as there are requests in flight. They are one task,
-/// in which those loops are polled that were woken.
+/// which polls only those loops that were woken.
 async fn work<R: Network>(
     options: Arc<Options>,
     client: Client<R>,

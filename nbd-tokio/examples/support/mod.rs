@@ -1,4 +1,4 @@
-//! What the examples of this crate have in common: the choice of a runtime.
+//! The common part of the examples of this crate: the choice of a runtime.
 
 use clap::ValueEnum;
 use std::io;

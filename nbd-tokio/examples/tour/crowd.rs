@@ -1,5 +1,5 @@
-//! What a client has beyond a blocking one: many requests at once from one task, and requests that
-//! are given up.
+//! The asynchronous client beyond the blocking one: many requests at once from one task, and
+//! requests that are dropped.
 
 use crate::{
     common::Outcome,
@@ -9,15 +9,15 @@ use futures_util::{FutureExt, future::try_join_all};
 use nbd_io::{client::shared::Client, runtime::Network};
 use std::time::{Duration, Instant};
 
-/// How many requests there are.
+/// The number of requests.
 const COUNT: u64 = 256;
 
-/// How long each of them is, in bytes.
+/// The length of each of them, in bytes.
 const LEN: u64 = 4096;
 
-/// Reads at many places. Only if the export is the tour's own, `still`, it is certain that it reads
-/// the same again.
-pub(crate) async fn crowd<R: Network>(client: &Client<R>, still: bool) -> Outcome<()> {
+/// Reads at many places. Only in the tour's own export, `still`, it is certain that a second read
+/// finds the same data.
+pub(crate) async fn many<R: Network>(client: &Client<R>, still: bool) -> Outcome<()> {
     let blocks = client.size() / LEN;
     if blocks == 0 {
         return Ok(());

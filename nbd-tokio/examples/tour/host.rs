@@ -18,8 +18,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Starts a server on a socket in `directory`, which serves nobody without TLS if there are
-    /// certificates.
+    /// Starts a server on a socket in `directory`. With certificates it refuses clients without
+    /// TLS.
     pub(crate) fn start<R: Tasks, L: Listener + Send + 'static>(
         runtime: &R,
         listen: fn(nbd_socket::Listener) -> io::Result<L>,

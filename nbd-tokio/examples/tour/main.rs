@@ -30,7 +30,7 @@ use support::Flavour;
 struct Command {
     #[command(flatten)]
     arguments: Arguments,
-    /// How many threads there are: one, or one for each processor.
+    /// The number of threads: one, or one for each processor.
     #[arg(long, default_value = "multi")]
     runtime: Flavour,
 }
@@ -39,7 +39,7 @@ fn main() -> Outcome<()> {
     let Command { arguments, runtime } = Command::parse();
     runtime.build()?.block_on(async {
         let tour = route::tour(Tokio::current(), arguments, Listener::new);
-        // A task is woken faster than what its runtime waits for.
+        // A task is woken faster than the future of `block_on`.
         tokio::spawn(tour).await?
     })
 }

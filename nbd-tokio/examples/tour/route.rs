@@ -2,7 +2,7 @@
 
 use crate::{
     common::{Arguments, Certificates, Outcome},
-    crowd::crowd,
+    crowd::many,
     host::Host,
     measure::measure,
     walk::walk,
@@ -10,8 +10,8 @@ use crate::{
 use nbd_io::{client::ConnectOptions, runtime::Network, server::Listener};
 use std::io;
 
-/// Visits the server that is asked for, or else one of the tour's own, which `listen` gives its
-/// clients.
+/// Visits the server of the arguments, or else the tour's own, with the listener that `listen`
+/// makes.
 pub(crate) async fn tour<R: Network, L: Listener + Send + 'static>(
     runtime: R,
     arguments: Arguments,
@@ -21,7 +21,7 @@ pub(crate) async fn tour<R: Network, L: Listener + Send + 'static>(
     if let Some(uri) = arguments.uri()? {
         let options = options.local_files(arguments.local_files);
         let client = walk(&options, &uri, arguments.write).await?;
-        crowd(&client, arguments.write).await?;
+        many(&client, arguments.write).await?;
         measure(&[("this server", &client)], arguments.write).await?;
         client.disconnect().await?;
         println!("Disconnected.");
@@ -30,14 +30,14 @@ pub(crate) async fn tour<R: Network, L: Listener + Send + 'static>(
     let directory = tempfile::tempdir()?;
     let host = Host::start(&runtime, listen, directory.path(), None)?;
     let plain = walk(&options, host.uri(), true).await?;
-    crowd(&plain, true).await?;
+    many(&plain, true).await?;
 
     println!("The same over TLS, with certificates made on the spot:\n");
     let certificates = Certificates::new()?;
     let secure_host = Host::start(&runtime, listen, directory.path(), Some(&certificates))?;
     let options = options.tls(certificates.client()?);
     let secure = walk(&options, secure_host.uri(), true).await?;
-    crowd(&secure, true).await?;
+    many(&secure, true).await?;
 
     measure(&[("Unix socket", &plain), ("TLS", &secure)], true).await?;
     for (client, host) in [(plain, host), (secure, secure_host)] {

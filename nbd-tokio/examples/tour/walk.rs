@@ -44,7 +44,7 @@ pub(crate) async fn walk<R: Network>(
     Ok(client)
 }
 
-/// Haggles step by step: which exports there are, and which meta contexts the wanted one has.
+/// Negotiates step by step: lists the exports, and the meta contexts of the wanted one.
 async fn look_around<R: Network>(
     options: &ConnectOptions<R>,
     uri: &Uri,
@@ -78,7 +78,7 @@ async fn haggle<R: Network, S: Send + 'static>(
         show::outside(wanted, &info);
     }
     let mut contexts = Vec::new();
-    // Some servers tell their contexts only to clients that could use them.
+    // Some servers list their contexts only for clients that could use them.
     if negotiation.extended_headers().await.is_ok() || negotiation.structured_reply().await.is_ok()
     {
         let listed = negotiation.list_meta_context(wanted, &[]).await;
@@ -89,7 +89,7 @@ async fn haggle<R: Network, S: Send + 'static>(
     Ok(contexts)
 }
 
-/// Shows what the meta contexts say of the export.
+/// Shows the block status of the export in each meta context.
 async fn map<R: Network>(client: &Client<R>) -> Outcome<()> {
     let Some(mut map) = Map::start(client.contexts()) else {
         return Ok(());

@@ -17,12 +17,12 @@ pub(crate) fn on_runtime<R: Send + 'static>(
     ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()))
 }
 
-/// Serves in a task, which tells how that ended.
+/// Serves in a task, and sends the result.
 pub(crate) fn serve(
     server: Server,
     listeners: Vec<nbd_socket::Listener>,
 ) -> mpsc::Receiver<io::Result<()>> {
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     Handle::current().spawn(async move {
         let listeners = listeners.into_iter().map(Listener::new);
         let served = async {
@@ -30,7 +30,7 @@ pub(crate) fn serve(
                 .serve(listeners.collect::<io::Result<Vec<_>>>()?)
                 .await
         };
-        tell.send(served.await)
+        sender.send(served.await)
     });
-    told
+    receiver
 }
