@@ -9,16 +9,16 @@ use nbd_io::client::Error;
 use nbd_proto::{CommandFlags, ContextName, Limits};
 use std::pin::Pin;
 
-/// A half in which requests are given up, and one of which every byte is known.
+/// One half whose requests are dropped; every byte of the other half is known.
 const OWN: u64 = 128 << 10;
 const HALF: u64 = 64 << 10;
 
-/// Tasks that give up, and tasks that do not.
+/// Tasks that drop requests, and tasks that do not.
 const TASKS: [u64; 2] = [5, 3];
 
 type Operation<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
 
-/// One of every kind. None has to have read or written anything when it was dropped.
+/// One operation of every kind. It need not have read or written anything when it is dropped.
 fn operations<R: Network>(client: &Client<R>, offset: u64, len: u64) -> Vec<Operation<'_>> {
     let none = CommandFlags::NONE;
     let buffer = BytesMut::zeroed(usize::try_from(len).unwrap());
@@ -74,9 +74,9 @@ async fn give_up<R: Network>(client: Client<R>, own: u64) {
     }
 }
 
-/// Has all operations given up, by several tasks at once, while others rely on what they read.
+/// Several tasks at once drop all operations, while others rely on their reads.
 async fn all_at_once<R: Network>(network: &R, options: &ConnectOptions<R>, uri: &str) {
-    // Nothing may go missing of what there is little of.
+    // Small limits, so that leaks are noticed.
     let limits = Limits {
         payload: 16 << 10,
         in_flight: 6,
@@ -157,7 +157,7 @@ fn any_request_to_the_server_of_qemu_can_be_dropped_at_any_time() {
     });
 }
 
-/// Gives up connecting and disconnecting, while another client of the server goes on.
+/// Drops connecting and disconnecting futures, while another client of the server goes on.
 async fn come_and_go<R: Network>(network: &R, options: &ConnectOptions<R>, uri: &str) {
     let other = options.connect(uri).await.unwrap();
     let several = options.clone().connections(3);
@@ -174,7 +174,7 @@ async fn come_and_go<R: Network>(network: &R, options: &ConnectOptions<R>, uri: 
         for polls in 0.. {
             let client = several.connect(&own).await.unwrap();
             verify(&client, 0, polls as u64).await;
-            // Something is in flight, and something is dropped in flight.
+            // A request is in flight, and another one is dropped in flight.
             let read = client.read(0, 300_000);
             let mut read = std::pin::pin!(read);
             let early = some_polls(read.as_mut(), 1).await;
@@ -191,7 +191,7 @@ async fn come_and_go<R: Network>(network: &R, options: &ConnectOptions<R>, uri: 
             assert_eq!(
                 read.unwrap().len(),
                 300_000,
-                "what was in flight is waited for"
+                "requests in flight are waited for"
             );
             if let Some(done) = done {
                 done.unwrap();
@@ -220,10 +220,10 @@ fn connecting_and_disconnecting_can_be_dropped_at_any_time() {
             for way in Way::ALL {
                 let disk = Disk::new(way, &certificates, SIZE);
                 come_and_go(&network, &options, &disk.uri).await;
-                // Also those that were only begun.
+                // Also the connections that were only begun.
                 eventually(&network, || disk.stopper.connections() == 0).await;
                 disk.stop();
-                // A place that is not given back is missing soon.
+                // A leaked connection is missed soon.
                 if let Some((_qemu, uri)) = qemu(way, &certificates, SIZE, 4) {
                     come_and_go(&network, &options, &uri).await;
                 }

@@ -29,7 +29,7 @@ fn dropping_a_socket_does_not_wait_for_the_child_process_which_ends_in_its_time(
             command.args(["-c", script]).args([&path, &leave]);
             let socket = nbd_socket::Socket::spawn(command).unwrap();
             drop(Socket::new(socket).unwrap());
-            // If the child had been waited for, it would have been killed.
+            // If dropping the socket waited for the child, it would kill it.
             std::fs::write(leave, "").unwrap();
         });
         while !path.exists() {

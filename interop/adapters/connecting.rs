@@ -91,7 +91,7 @@ fn every_address_of_a_host_is_tried_and_named_in_the_error() {
                 assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
                 let text = error.to_string();
                 let named = text.contains(&format!("127.0.0.1:{port}: "));
-                // An address needs no other name.
+                // For an address in numbers the error names it once.
                 assert_eq!(named, host == "localhost", "{text}");
             }
             let address = uri("nbd://no-such-host.invalid");
@@ -122,22 +122,22 @@ fn connecting_waits_for_room_in_the_queue_of_a_listener() {
         listener.bind(&address).unwrap();
         listener.listen(0).unwrap();
         let _first = UnixStream::connect(&path).unwrap();
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let accepting = thread::spawn(move || {
-            told.recv().unwrap();
+            receiver.recv().unwrap();
             (listener.accept().unwrap(), listener.accept().unwrap())
         });
         on_runtime(async |network| {
             let address = unix_uri(&path);
             let options = DialOptions::default();
             let mut connecting = Box::pin(network.connect(address.address(), &options));
-            let mut nap = network.sleep(Duration::from_millis(50));
+            let mut sleep = network.sleep(Duration::from_millis(50));
             poll_fn(|cx| {
                 assert!(connecting.as_mut().poll(cx).is_pending());
-                std::pin::Pin::new(&mut nap).poll(cx)
+                std::pin::Pin::new(&mut sleep).poll(cx)
             })
             .await;
-            tell.send(()).unwrap();
+            sender.send(()).unwrap();
             connecting.await.unwrap();
         });
         accepting.join().unwrap();
@@ -148,7 +148,7 @@ fn connecting_waits_for_room_in_the_queue_of_a_listener() {
 #[test]
 fn a_vsock_address_is_connected_to_or_refused_by_the_system() {
     limited(|| {
-        // The machine itself, if it has the module for that.
+        // The machine itself, if its kernel has vsock's loopback.
         let address = uri("nbd+vsock://1:10809");
         on_runtime(async |network| {
             let error = network

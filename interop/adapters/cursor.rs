@@ -140,7 +140,7 @@ fn futures_of_a_cursor_can_be_dropped_at_any_time() {
                 }
                 close(&mut cursor).await.unwrap();
                 assert!(contents(&disk.memory) == all, "{}", disk.uri);
-                // What was dropped is behind, and nothing but what was read is passed over.
+                // Dropped operations are over, and only bytes that were read are passed over.
                 cursor.seek(SeekFrom::Start(0)).await.unwrap();
                 let mut back: Vec<u8> = Vec::new();
                 let mut buf = vec![0; 100_000];

@@ -3,7 +3,7 @@
 use super::*;
 use nbd_blocking::server::Stopper;
 
-/// How a server is reached.
+/// The way to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Unix,

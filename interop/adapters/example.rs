@@ -7,8 +7,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A copy of the program, since those of all crates go to the same place, where each build is in
-/// the way of the others.
+/// A copy of the program, since those of all crates go to the same place, and each build replaces
+/// the others.
 pub(crate) fn program(package: &str, directory: &TempDir) -> PathBuf {
     let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example-serve.lock");
     let lock = File::create(lock).unwrap();
@@ -20,12 +20,13 @@ pub(crate) fn program(package: &str, directory: &TempDir) -> PathBuf {
     cargo.args(["--package", package, "--example", "serve"]);
     let built = cargo.output().unwrap();
     assert!(built.status.success(), "{built:?}");
-    let told = String::from_utf8(built.stdout).unwrap();
-    let (_, path) = told.split_once(r#""executable":""#).unwrap();
+    let json = String::from_utf8(built.stdout).unwrap();
+    let (_, path) = json.split_once(r#""executable":""#).unwrap();
     let (path, _) = path.split_once('"').unwrap();
     let copy = directory.path().join("serve");
-    // By another process: one that this one starts meanwhile in another thread would inherit the
-    // file as one that is written to, which cannot be run.
+    // Copied by another process: a process that this one starts meanwhile in another thread would
+    // inherit the file descriptor, which is open for writing, and the copy could not be run
+    // (ETXTBSY).
     let copied = Command::new("cp").arg(path).arg(&copy).status().unwrap();
     assert!(copied.success(), "{copied}");
     copy

@@ -1,6 +1,6 @@
-//! What the adapter of every asynchronous runtime has to do. The tests of each of them include this
-//! file, and say what a `Socket`, a `Listener` and a `Cursor` are, how a test is run `on_runtime`, and
-//! what the runtime's extension traits for `streams` are.
+//! The requirements for the adapter of every asynchronous runtime. The tests of each of them
+//! include this file, and say what a `Socket`, a `Listener` and a `Cursor` are, how a test is run
+//! `on_runtime`, and which extension traits the runtime has for `streams`.
 
 mod cancelling;
 mod children;
@@ -105,7 +105,7 @@ async fn write(transport: &mut impl Transport, bytes: &[u8]) {
     poll_fn(|cx| transport.poll_flush(cx)).await.unwrap();
 }
 
-/// What comes of a future that is dropped after so many polls.
+/// Polls a future at most so many times, then drops it; its output if it was done.
 async fn some_polls<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
     let mut left = polls;
@@ -137,7 +137,7 @@ async fn yielded() {
     .await;
 }
 
-/// Has tasks carried on by the runtime and waits for all of them.
+/// Spawns tasks on the runtime and waits for all of them.
 async fn together<T: Future<Output = ()> + Send + 'static>(
     network: &impl Network,
     tasks: impl IntoIterator<Item = T>,
@@ -181,7 +181,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits for what nobody tells of.
+/// Polls for a condition that sends no event.
 async fn eventually(network: &impl Network, condition: impl Fn() -> bool) {
     let begin = Instant::now();
     while !condition() {
@@ -193,7 +193,7 @@ async fn eventually(network: &impl Network, condition: impl Fn() -> bool) {
     }
 }
 
-/// Requests that were sent and not answered, and those that somebody waits for.
+/// Requests that were sent and not answered, and calls that wait.
 fn in_flight<R: Network>(client: &Client<R>) -> usize {
     let text = format!("{client:?}");
     let calls = text.split("calls: ").skip(1);
@@ -206,7 +206,7 @@ fn in_flight<R: Network>(client: &Client<R>) -> usize {
     count
 }
 
-/// Writes and reads back a part of an export that nobody else uses, of 64 KiB.
+/// Writes and reads back a part of an export that no other task uses, of 64 KiB.
 async fn verify<R: Network>(client: &Client<R>, offset: u64, round: u64) {
     let len = 1 + (offset + round * 4099) % (64 << 10);
     let data = pattern(offset ^ round, len);
@@ -237,9 +237,9 @@ fn timers_tasks_and_jobs_run() {
             // It need not be polled to its end.
             drop(network.sleep(Duration::MAX));
 
-            let (tell, told) = mpsc::channel();
-            let (other, here) = (tell.clone(), thread::current().id());
-            network.spawn(async move { tell.send("task").unwrap() });
+            let (sender, receiver) = mpsc::channel();
+            let (other, here) = (sender.clone(), thread::current().id());
+            network.spawn(async move { sender.send("task").unwrap() });
             network.spawn_blocking(move || {
                 thread::sleep(Duration::from_millis(10));
                 assert_ne!(thread::current().id(), here);
@@ -249,7 +249,7 @@ fn timers_tasks_and_jobs_run() {
             let mut got = Vec::new();
             while got.len() < 2 {
                 network.sleep(Duration::from_millis(1)).await;
-                got.extend(told.try_iter());
+                got.extend(receiver.try_iter());
             }
             got.sort_unstable();
             assert_eq!(got, ["job", "task"]);

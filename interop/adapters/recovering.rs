@@ -1,4 +1,4 @@
-//! How an asynchronous client uses a server that comes and goes.
+//! How an asynchronous client uses a server that crashes and restarts.
 
 use super::{
     on_runtime,
@@ -29,8 +29,8 @@ impl<R: Network> Storage for Client<R> {
     }
 }
 
-/// Has tasks use a server until it has been enough, and compares what it holds then with what they
-/// were told.
+/// Has tasks use a server until the session ends, and compares its contents with the acknowledged
+/// writes.
 pub(crate) fn hold(session: Session) {
     on_runtime(async |network| {
         let options = ConnectOptions::with_runtime(network)

@@ -1,6 +1,6 @@
-//! A client whose server is killed again and again while tasks verify what they write. Whoever
-//! includes this says in `recovering` how the client is used: what its `Storage` is, and how it is
-//! to `hold` a session.
+//! A client whose server is killed again and again while tasks verify their writes. A test that
+//! includes this file says in `recovering` how the client is used: its `Storage`, and a function
+//! `hold` for a session.
 
 use super::{example::program, recovering::hold};
 use interop::{Endpoint, Image, Listen, Nbdkit, Port, QemuNbd, Server as Foreign, deadline};
@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 const SIZE: u64 = 1 << 20;
 
-/// How often the server is killed.
+/// The number of kills.
 const KILLS: usize = 20;
 
 const TASKS: u64 = 4;
@@ -32,9 +32,9 @@ const TASKS: u64 = 4;
 /// The part of the export that a task has to itself, in bytes.
 const SHARE: usize = 256 << 10;
 
-/// How long a task may get no answer. The server is killed, started, and the client comes back
-/// meanwhile.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest time without a reply for a task. The server is killed and restarted, and the client
+/// reconnects meanwhile.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The example `serve` of this crate, which serves a file.
 struct Own {
@@ -43,7 +43,7 @@ struct Own {
     image: Image,
     endpoint: Endpoint,
     _dir: TempDir,
-    /// Kept for it also while it is not running.
+    /// Kept for the server also while it is not running.
     _port: Option<Port>,
 }
 
@@ -86,7 +86,7 @@ impl Own {
         while !reached() {
             let ended = child.try_wait().unwrap();
             assert!(ended.is_none(), "{command:?} ended: {ended:?}");
-            assert!(start.elapsed() < PATIENCE, "{command:?} does not serve");
+            assert!(start.elapsed() < TIMEOUT, "{command:?} does not serve");
             thread::sleep(Duration::from_millis(5));
         }
         child
@@ -138,7 +138,7 @@ impl Victim {
     }
 }
 
-/// What a client does, whether it waits for that or not.
+/// Requests of either client, with or without waiting.
 pub(crate) trait Storage: Clone + Send + Sync + 'static {
     fn read(&self, at: u64, len: usize) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
 
@@ -154,11 +154,11 @@ pub(crate) trait Storage: Clone + Send + Sync + 'static {
     fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// What a task tells.
-enum Told {
-    /// It was answered.
+/// A message of a task.
+enum Report {
+    /// A request was answered.
     Progress,
-    /// It has done, and this is what its share holds.
+    /// The task has ended, with these contents of its share.
     Done(u64, Vec<u8>),
 }
 
@@ -200,7 +200,7 @@ impl<S: Storage> Worker<S> {
     async fn flush(&self) {
         match self.client.flush().await {
             Ok(()) => {}
-            // What the program has written outlives it, but who knows that.
+            // Written data survives the program's crash, but the client cannot know that.
             Err(Error::Unflushed) if !self.keeps => {}
             Err(other) => panic!("{other:?}"),
         }
@@ -234,31 +234,32 @@ impl<S: Storage> Worker<S> {
         self.verify(range).await;
     }
 
-    async fn run(mut self, tell: mpsc::Sender<Told>, stop: Arc<AtomicBool>) {
+    async fn run(mut self, sender: mpsc::Sender<Report>, stop: Arc<AtomicBool>) {
         while !stop.load(Ordering::Relaxed) {
             self.step().await;
-            tell.send(Told::Progress).unwrap();
+            sender.send(Report::Progress).unwrap();
         }
         self.verify(0..SHARE).await;
         self.flush().await;
-        tell.send(Told::Done(self.number, self.model)).unwrap();
+        sender.send(Report::Done(self.number, self.model)).unwrap();
     }
 }
 
-/// Kills a server until it has been enough, then stops the tasks. Returns what the export holds as
-/// far as they were told.
+/// Kills a server several times, then stops the tasks. Returns the contents of the export by the
+/// acknowledged writes.
 fn kill_again_and_again(
     victim: &mut Victim,
-    told: &mpsc::Receiver<Told>,
+    receiver: &mpsc::Receiver<Report>,
     stop: &AtomicBool,
 ) -> Vec<u8> {
     let next = || {
-        told.recv_timeout(PATIENCE)
+        receiver
+            .recv_timeout(TIMEOUT)
             .expect("a task has panicked, or nothing is answered")
     };
     for kill in 0..KILLS {
-        // What was told before it was killed the last time says nothing of this time.
-        while told.try_recv().is_ok() {}
+        // Messages from before the last kill say nothing about the time after it.
+        while receiver.try_recv().is_ok() {}
         for _ in 0..10 + 30 * (kill % 5) {
             next();
         }
@@ -268,24 +269,24 @@ fn kill_again_and_again(
     stop.store(true, Ordering::Relaxed);
     let mut expected = vec![Vec::new(); usize::try_from(TASKS).unwrap()];
     while expected.iter().any(Vec::is_empty) {
-        if let Told::Done(number, model) = next() {
+        if let Report::Done(number, model) = next() {
             expected[usize::try_from(number).unwrap()] = model;
         }
     }
     expected.concat()
 }
 
-/// The use of a server that comes and goes.
+/// The use of a server that crashes and restarts.
 pub(crate) struct Session {
     pub(crate) uri: String,
     pub(crate) policy: Reconnect,
     pub(crate) connections: usize,
     keeps: bool,
-    /// What the export holds at first.
+    /// The contents of the export at first.
     earlier: Vec<u8>,
-    tell: mpsc::Sender<Told>,
+    sender: mpsc::Sender<Report>,
     stop: Arc<AtomicBool>,
-    /// What it has to hold in the end, as soon as it has been enough.
+    /// The contents of the export at the end, sent when the kills are over.
     pub(crate) held: mpsc::Receiver<Vec<u8>>,
 }
 
@@ -305,19 +306,19 @@ impl Session {
                 chance: seed ^ self.connections as u64,
                 keeps: self.keeps,
             };
-            worker.run(self.tell.clone(), self.stop.clone())
+            worker.run(self.sender.clone(), self.stop.clone())
         });
         workers.collect()
     }
 }
 
-/// Kills a server under load, and looks at what it leaves.
+/// Kills a server under load, and checks the contents that it leaves.
 fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) {
     // C-191, C-192
     let policy = Reconnect::new()
         .delay(Duration::from_millis(10), Duration::from_millis(100))
         .keep_unflushed(if keeps { 4 << 20 } else { 0 });
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let (enough, held) = mpsc::channel();
     let stop = Arc::<AtomicBool>::default();
     let session = Session {
@@ -326,15 +327,15 @@ fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) 
         connections,
         keeps,
         earlier: fs::read(image.path()).unwrap(),
-        tell,
+        sender,
         stop: stop.clone(),
         held,
     };
     let expected = thread::scope(|scope| {
-        let enough = enough; // so that nobody waits for it after a panic
+        let enough = enough; // dropped after a panic, so that no thread waits for it
         scope.spawn(move || hold(session));
-        // In this thread, because some servers end when the thread does that has started them.
-        let expected = kill_again_and_again(victim, &told, &stop);
+        // In this thread, because some servers end with the thread that has started them.
+        let expected = kill_again_and_again(victim, &receiver, &stop);
         enough.send(expected.clone()).unwrap();
         expected
     });
@@ -343,7 +344,7 @@ fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) 
     victim.start_again();
 }
 
-/// Does that with one connection and with several, with and without keeping what is unflushed.
+/// Runs that with one connection and with several, with and without keeping unflushed writes.
 fn torment_all(listen: Listen, start: impl FnOnce(Image) -> Option<Victim> + Send + 'static) {
     deadline(Duration::from_secs(250), move || {
         let image = Image::raw(SIZE);

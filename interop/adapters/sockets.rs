@@ -1,4 +1,4 @@
-//! What a socket and a listener do.
+//! Requirements for sockets and listeners.
 
 use super::*;
 use nbd_io::server::{Listener as _, Peer};
@@ -31,7 +31,8 @@ fn both_directions_go_on_at_once() {
     limited(|| {
         on_runtime(async |_| {
             let (mut socket, peer) = pair();
-            // Echoes what it gets, so that whoever only writes waits for ever.
+            // Echoes its input, so that a peer that only writes is held up for ever by
+            // backpressure.
             let echo = thread::spawn(move || {
                 let (mut from, mut to) = (peer.try_clone().unwrap(), peer);
                 io::copy(&mut from, &mut to).unwrap()
@@ -97,7 +98,7 @@ fn many_small_messages_go_back_and_forth() {
 }
 
 #[test]
-fn what_came_before_the_end_is_read_before_the_end() {
+fn data_before_the_end_is_read_before_the_end() {
     limited(|| {
         on_runtime(async |_| {
             let (mut socket, mut peer) = pair();
@@ -113,12 +114,12 @@ fn what_came_before_the_end_is_read_before_the_end() {
 }
 
 #[test]
-fn after_the_farewell_nobody_waits_for_long() {
+fn after_a_shutdown_the_wait_for_the_peer_is_short() {
     limited(|| {
         on_runtime(async |_| {
             let (mut socket, mut peer) = pair();
             poll_fn(|cx| socket.poll_shutdown(cx)).await.unwrap();
-            peer.write_all(b"goodbye").unwrap();
+            peer.write_all(b"the end").unwrap();
             let mut space = [0; 64];
             assert_eq!(read(&mut socket, &mut space).await.unwrap(), 7);
             for _ in 0..2 {
@@ -130,7 +131,7 @@ fn after_the_farewell_nobody_waits_for_long() {
 }
 
 #[test]
-fn a_listener_accepts_whoever_comes() {
+fn a_listener_accepts_clients() {
     limited(|| {
         let dir = scratch();
         let path = dir.path().join("socket");

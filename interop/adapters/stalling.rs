@@ -10,10 +10,10 @@ use std::{net::Shutdown, pin::Pin, sync::Condvar};
 
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// More than the sockets on the way hold, together with what is verified.
+/// More than the sockets on the way buffer, together with the verified part.
 const LEN: u64 = 32 << 20;
 
-/// Stands between a client and a server.
+/// A proxy between a client and a server.
 struct Line {
     address: SocketAddr,
     valve: Arc<Valve>,
@@ -38,7 +38,7 @@ impl Valve {
         }
     }
 
-    /// Passes on one direction to its end.
+    /// Forwards one direction to its end.
     fn forward(&self, mut from: &TcpStream, mut to: &TcpStream) {
         let mut buf = vec![0; 64 << 10];
         while let Ok(n @ 1..) = from.read(&mut buf) {
@@ -75,7 +75,7 @@ impl Line {
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Asks a server that does not answer.
+/// Sends a request to a server that does not answer.
 fn ask<R: Network>(client: Client<R>, command: Command) -> Task {
     Box::pin(async move {
         let begin = Instant::now();
@@ -99,7 +99,7 @@ fn ask<R: Network>(client: Client<R>, command: Command) -> Task {
     })
 }
 
-/// Uses a disk behind a line that is shut for a while, and another way to it that is not.
+/// Uses a disk through a proxy that is stopped for a while, and directly.
 async fn stall<R: Network>(network: &R, options: &ConnectOptions<R>, disk: &Disk) {
     let (scheme, address) = disk.uri.split_once("://").unwrap();
     let line = Line::new(address.parse().unwrap());
@@ -118,7 +118,7 @@ async fn stall<R: Network>(network: &R, options: &ConnectOptions<R>, disk: &Disk
             verify(&other, LEN - SIZE, round).await;
             round += 1;
         }
-        // Whoever is held up goes on only when one of the others is given up.
+        // A task that is held up would go on only when one of the other requests times out.
         assert!(round > 20, "{round} rounds in all that time");
     });
     let hasty = slow.negotiation_timeout(Some(TIMEOUT / 2));
@@ -160,7 +160,7 @@ fn stalls<R: Network>(network: &R, options: &ConnectOptions<R>, disk: Arc<Disk>)
 }
 
 #[test]
-fn a_server_that_stalls_holds_up_nobody_else_and_is_used_when_it_goes_on() {
+fn a_server_that_stalls_holds_up_no_other_and_is_used_when_it_goes_on() {
     // C-208
     limited(|| {
         let certificates = Certificates::new();

@@ -6,7 +6,7 @@
 # Does nothing if all is there and was made by this script as it is.
 #
 # Everything comes from Debian's packages, which are unpacked and not installed, so that nothing
-# else on this machine changes and nobody has to be root. Only for x86-64.
+# else on this machine changes and no root is needed. Only for x86-64.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -108,5 +108,5 @@ rm -rf "$directory"
 unpack
 initramfs
 printf '%s\n' "$made_by" >"$directory/made-by"
-# The last, so that nobody finds it before all else is there.
+# The last: whenever it is there, all else is, too.
 program

@@ -1,4 +1,4 @@
-//! What tests write, and how they compare what they read.
+//! The test data, and comparisons with it.
 
 /// Bytes of a kibibyte.
 pub const KIB: u64 = 1 << 10;
@@ -20,7 +20,7 @@ pub fn pattern(seed: u64, len: u64) -> Vec<u8> {
         state ^= state << 17;
         state.to_be_bytes()
     };
-    // Making all of them anew would take most of the time of tests that are not optimised.
+    // Computing all of them would take most of the time of tests that are not optimised.
     let block: Vec<u8> = (0..BLOCK / 8).flat_map(|_| next()).collect();
     let len = usize::try_from(len).expect("bytes of a test fit into memory");
     let mut bytes = Vec::with_capacity(len + BLOCK);

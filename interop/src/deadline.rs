@@ -1,4 +1,4 @@
-//! A time limit for tests that talk to others.
+//! A time limit for tests that talk to other processes.
 
 use std::{
     panic,
@@ -23,8 +23,8 @@ pub fn run(body: impl FnOnce() + Send + 'static) {
 
 /// Runs a test's body, and fails the test if that has not ended in time.
 ///
-/// The servers which the body started are stopped then, and what they printed is shown, so that a
-/// body waiting for one of them ends as well and leaves nothing behind.
+/// The servers that the body started are stopped then, and their output is printed, so that a body
+/// waiting for one of them ends as well and leaves nothing behind.
 ///
 /// # Panics
 ///
@@ -38,7 +38,7 @@ pub fn deadline<T: Send + 'static>(
     let worker = thread::Builder::new()
         .name(test.clone())
         .spawn(move || {
-            // Dropped at the end, whichever way that comes.
+            // Dropped at the end, even by a panic.
             let _ended = ended;
             body()
         })
@@ -73,8 +73,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "a_body_that_hangs_fails_by_its_tests_name did not end within 10ms")]
     fn a_body_that_hangs_fails_by_its_tests_name() {
-        let (_never, told) = mpsc::channel::<()>();
-        deadline(Duration::from_millis(10), move || told.recv().is_ok());
+        let (_never, receiver) = mpsc::channel::<()>();
+        deadline(Duration::from_millis(10), move || receiver.recv().is_ok());
     }
 
     #[test]
@@ -82,7 +82,7 @@ mod tests {
         if crate::require(crate::Peer::Nbdkit).is_none() {
             return;
         }
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let hang = move || {
             let server = crate::Nbdkit::new("memory").param("1M").start();
             while server
@@ -91,12 +91,12 @@ mod tests {
             {
                 thread::sleep(process::POLL);
             }
-            tell.send(server.is_some()).unwrap();
+            sender.send(server.is_some()).unwrap();
         };
         // Time enough to start it.
         let limit = Duration::from_secs(4);
         let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| deadline(limit, hang)));
         assert!(outcome.is_err());
-        assert_eq!(told.recv_timeout(LIMIT), Ok(true));
+        assert_eq!(receiver.recv_timeout(LIMIT), Ok(true));
     }
 }

@@ -21,7 +21,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What QEMU calls it.
+    /// Its name in QEMU's options.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -92,7 +92,7 @@ impl Image {
         Some(image)
     }
 
-    /// Adds a bitmap that records what is written from now on, in steps of 64 KiB.
+    /// Adds a bitmap that records later writes, in steps of 64 KiB.
     ///
     /// # Panics
     ///
@@ -135,7 +135,7 @@ impl Image {
         let said = qemu_io
             .run(options.into_iter().chain([&*path]))
             .expect_success();
-        // It says on standard output what went wrong, and ends with success all the same.
+        // It prints errors on standard output, and ends with success all the same.
         assert!(!said.contains("failed"), "qemu-io, {command}: {said}");
         self
     }

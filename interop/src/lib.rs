@@ -1,7 +1,7 @@
 //! Other people's NBD programs as peers for this workspace's tests.
 //!
-//! A server is described by a builder, started, and reached through its [`Server`], which stops
-//! it when dropped. What it printed is kept and shown when the test fails.
+//! A server is described by a builder, started, and reached through its [`Server`], which stops it
+//! when dropped. Its output is kept and printed when the test fails.
 //!
 //! ```
 //! use interop::{Nbdkit, Peer, deadline, require};
@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Where a program is not installed the builder answers `None` and says so on standard error, so
-//! that the tests still run on a bare machine. Under `CI=true` the same is a failure: a test that
-//! is skipped there would be a test nobody runs.
+//! that the tests still run on a bare machine. Under `CI=true` the same is a failure: otherwise a
+//! skipped test would never be noticed there.
 //!
 //! Everything here panics on failure, since its only callers are tests.
 

@@ -1,4 +1,4 @@
-//! The emulated machine, for tests that want what this one need not have.
+//! The emulated machine, for tests that need more than this machine need have.
 
 use std::{
     env,
@@ -10,7 +10,7 @@ use crate::{Peer, peer::in_ci, require};
 /// Runs the ignored tests of the test program that calls it in the emulated machine, one after the
 /// other, and with these variables.
 ///
-/// They find the files and programs of this machine there. What they write is gone with them.
+/// They find the files and programs of this machine there. Their writes are gone with them.
 ///
 /// # Panics
 ///
@@ -35,7 +35,7 @@ pub fn ignored_tests_in_linux(variables: &[(&str, &str)]) {
         // Not `eprintln!`: the test runner would swallow it, and a skip must be seen.
         drop(writeln!(io::stderr(), "{}", line.trim_end()));
     }
-    // Whatever the console puts before a line.
+    // The console may print something before a line.
     assert!(
         said.contains("DONE 0") && said.contains("test result: ok.") && !said.contains(" 0 passed"),
         "{said}{}was the machine made by interop/linux/prepare.sh as it is now?",

@@ -1,4 +1,4 @@
-//! Tests that say themselves which hosts there are.
+//! Tests with a hosts file and name servers of their own.
 
 use std::{
     env, fs,
@@ -21,8 +21,8 @@ const INSIDE: &str = "NBD_TEST_NAMES";
 ///
 /// # Panics
 ///
-/// When the test fails there; under `CI=true` also where no namespaces can be made, which is root's
-/// right and on most systems everybody's.
+/// When the test fails there; under `CI=true` also where no namespaces can be made, which root can,
+/// and on most systems every user.
 pub fn with_names(module: &str, test: &str, hosts: &str, resolv: &str, body: impl FnOnce()) {
     if env::var_os(INSIDE).is_some() {
         return body();
@@ -67,7 +67,7 @@ pub fn with_names(module: &str, test: &str, hosts: &str, resolv: &str, body: imp
             assert!(said.contains("1 passed"), "no test is named {name}: {said}");
             return;
         }
-        // What a test program ends with when a test has failed, or a signal.
+        // The exit code of a test program after a failed test, or a signal.
         Ok(output) if output.status.code() == Some(101) || output.status.signal().is_some() => {
             let said = String::from_utf8_lossy(&output.stdout);
             panic!("{said}{}", String::from_utf8_lossy(&output.stderr));

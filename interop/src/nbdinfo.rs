@@ -1,10 +1,10 @@
-//! What libnbd's `nbdinfo` says of an export, as somebody else's opinion.
+//! The description of an export by libnbd's `nbdinfo`, as a second opinion.
 
 use serde_json::Value;
 
 use crate::{Peer, require};
 
-/// What libnbd says of one context, with equal neighbours merged; `None` without libnbd.
+/// The extents of one context by libnbd, with equal neighbours merged; `None` without libnbd.
 ///
 /// # Panics
 ///
@@ -28,7 +28,7 @@ pub fn map(uri: &str, context: &str) -> Option<Vec<(u64, u64, u64)>> {
     Some(merged)
 }
 
-/// What libnbd says of an export; `None` without libnbd.
+/// The description of an export by libnbd; `None` without libnbd.
 ///
 /// # Panics
 ///
@@ -41,5 +41,5 @@ pub fn info(uri: &str) -> Option<Value> {
 }
 
 fn json(said: &str) -> Value {
-    serde_json::from_str(said).expect("nbdinfo prints JSON where it is told to")
+    serde_json::from_str(said).expect("nbdinfo prints JSON with --json")
 }

@@ -21,7 +21,7 @@ pub struct Nbdkit {
 }
 
 impl Nbdkit {
-    /// Serves what a plugin offers, such as `memory`, `pattern`, `sparse-random`, `eval` or `file`.
+    /// Serves the disk of a plugin, such as `memory`, `pattern`, `sparse-random`, `eval` or `file`.
     pub fn new(plugin: impl Into<OsString>) -> Self {
         let (params, args) = (Vec::new(), Vec::new());
         Self {
@@ -98,7 +98,7 @@ impl Nbdkit {
             .arg(joined("--tls-certificates=", certificates.dir()))
     }
 
-    /// Offers TLS and serves those who do without as well.
+    /// Offers TLS and serves clients without TLS as well.
     #[must_use]
     pub fn tls_offered(self, certificates: &Certificates) -> Self {
         self.arg("--tls=on")

@@ -1,4 +1,4 @@
-//! Which foreign programs there are, and running those that end by themselves.
+//! The foreign programs, and how to run those that end by themselves.
 
 use std::{
     env,
@@ -13,10 +13,10 @@ use std::{
 
 use crate::process::POLL;
 
-/// How long a program that ends by itself may take.
+/// The timeout of a program that ends by itself.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long an emulated machine may take, which is slow when others want the processor too.
+/// The timeout of an emulated machine, which is slow on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 
 /// A program written by others.
@@ -36,7 +36,7 @@ pub enum Peer {
     NbdCopy,
     /// libnbd's program that prints the bytes of an export.
     NbdDump,
-    /// libnbd's program that prints what an export offers.
+    /// libnbd's program that prints the description of an export.
     NbdInfo,
     /// The reference server.
     NbdServer,
@@ -57,7 +57,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// What to type for it in a shell.
+    /// The name of the program in a shell.
     pub const fn command(self) -> &'static str {
         match self {
             Self::Certtool => "certtool",
@@ -111,7 +111,7 @@ impl Peer {
 ///
 /// When it is missing and `CI` is `true`.
 pub fn require(peer: Peer) -> Option<Program> {
-    // Not everybody's PATH has the directories of the administrator's programs.
+    // Not every PATH has the directories of the administrator's programs.
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
@@ -153,11 +153,11 @@ impl Program {
         self.peer
     }
 
-    /// The first line of what it says about its version.
+    /// The first line of its version text.
     ///
     /// # Panics
     ///
-    /// When it does not say so, because it is broken.
+    /// When it does not print it, because it is broken.
     pub fn version(&self) -> String {
         let finished = self.run([self.peer.version_option()]);
         let Finished {
@@ -174,7 +174,7 @@ impl Program {
         said.lines().next().unwrap_or_default().to_owned()
     }
 
-    /// The numbers in what it says about its version.
+    /// The numbers in its version text.
     ///
     /// # Panics
     ///
@@ -204,7 +204,7 @@ impl Program {
     ///
     /// When it cannot be started, or has not ended after a minute, an emulated machine after ten.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
-        // Files rather than pipes: nobody has to read while it runs.
+        // Files rather than pipes: no thread has to read while it runs.
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let [stdout, stderr] = ["stdout", "stderr"].map(|name| dir.path().join(name));
         let create = |path| File::create(path).expect("a file in our own directory can be made");
@@ -251,7 +251,7 @@ impl Program {
         let mut command = Command::new(&self.path);
         // Messages are compared in tests, so they must not be translated.
         command.env("LC_ALL", "C");
-        // Scripts among them want the interpreter they were packaged with, which may not be the
+        // Scripts among them need the interpreter they were packaged with, which may not be the
         // first on a developer's PATH.
         let own = self.path.parent().map(Path::to_owned);
         let others = env::var_os("PATH").unwrap_or_default();
@@ -261,7 +261,7 @@ impl Program {
     }
 }
 
-/// What a program that has ended left behind.
+/// The result of a program that has ended.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Finished {

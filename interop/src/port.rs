@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-/// A port of the loopback that is given to nobody else for as long as this lives.
+/// A port of the loopback that the system gives to no other socket for as long as this lives.
 ///
 /// It is bound and never listened at. On Linux a server that asks for the address to be reused, as
-/// all of them do, can listen there meanwhile, and whoever wants any free port gets another one:
-/// also while the server has been killed and is not back yet.
+/// all of them do, can listen there meanwhile, and a program that asks for any free port gets
+/// another one: also while the server is down between a kill and its restart.
 #[derive(Debug)]
 pub struct Port {
     address: SocketAddr,
@@ -32,7 +32,7 @@ impl Port {
         let (address, socket) = bound().expect("the loopback has a free port");
         Self {
             address: address.as_socket().expect("it was bound to a port"),
-            // Others would keep the server from it.
+            // On other systems this socket would keep the server from the port.
             _held: cfg!(target_os = "linux").then_some(socket),
         }
     }
@@ -71,7 +71,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn nobody_else_is_given_a_port_that_is_held() {
+    fn no_other_socket_gets_a_port_that_is_held() {
         let ports: Vec<_> = (0..1000).map(|_| Port::new(Ipv4Addr::LOCALHOST)).collect();
         for _ in 0..1000 {
             let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -1,4 +1,4 @@
-//! A child process that runs until it is told to stop.
+//! A child process that runs until it is stopped.
 
 use std::{
     fs::File,
@@ -10,16 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a condition is looked at that nobody announces.
+/// How often a condition without an event is polled.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
-/// How long a process may take to become ready or to end; a loaded machine needs some of it.
+/// The timeout of a process that becomes ready or ends; a loaded machine needs some of it.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The processes that run, by the thread that started them: see [`kill_started_by`].
 static LIVE: Mutex<Vec<(ThreadId, Weak<Process>)>> = Mutex::new(Vec::new());
 
-/// How a process is told to stop.
+/// The way to stop a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// By `SIGKILL`.
@@ -110,12 +110,12 @@ impl Process {
                 thread::sleep(POLL);
             }
         }
-        // Both fail only for a child that has ended, which is what they are for.
+        // Both fail only for a child that has ended, which is the goal.
         drop(child.kill());
         drop(child.wait());
     }
 
-    /// How it was called.
+    /// Its command line.
     pub(crate) fn command(&self) -> &str {
         &self.command
     }
@@ -135,7 +135,7 @@ impl Drop for Process {
     }
 }
 
-/// Waits for something that nobody announces.
+/// Polls for a condition that sends no event.
 ///
 /// # Panics
 ///
@@ -143,12 +143,12 @@ impl Drop for Process {
 pub(crate) fn wait_for(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < LIMIT, "{what} was awaited for {LIMIT:?}");
+        assert!(start.elapsed() < LIMIT, "{what} has not come in {LIMIT:?}");
         thread::sleep(POLL);
     }
 }
 
-/// Stops whatever `thread` has started and not stopped itself.
+/// Stops all processes that `thread` has started and not stopped itself.
 pub(crate) fn kill_started_by(thread: ThreadId) {
     // Collected first: the last reference to a process may be dropped here, which must not happen
     // under the lock.

@@ -108,7 +108,7 @@ impl QemuNbd {
     }
 
     fn tls(self, certificates: &Certificates, verify: &str) -> Self {
-        // Its own look at the files would refuse the flawed ones, which a test may want to serve.
+        // Its own check of the files would refuse the flawed ones, which a test may want to serve.
         let object = format!(
             "tls-creds-x509,id=tls,endpoint=server,verify-peer={verify},sanity-check=off,dir="
         );

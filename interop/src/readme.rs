@@ -1,10 +1,10 @@
-//! Tables in the README of what works with whom, held to what the tests find.
+//! Tables of features and peers in the README, compared with the results of the tests.
 
 use std::{env, fmt::Write as _, fs, path::Path};
 
 use crate::{Peer, require};
 
-/// What comes of a feature with a peer.
+/// The result of a feature with a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Support {
@@ -27,7 +27,7 @@ impl Table {
     ///
     /// # Panics
     ///
-    /// When a program does not tell its version.
+    /// When a program does not print its version.
     pub fn new<const N: usize>(columns: [(&str, Peer); N]) -> Option<Self> {
         let mut head = "| ".to_owned();
         for (name, peer) in columns {
@@ -43,7 +43,7 @@ impl Table {
         })
     }
 
-    /// Adds what was found about a feature, for each column.
+    /// Adds the results of a feature, for each column.
     pub fn row(&mut self, feature: &str, found: impl IntoIterator<Item = Support>) {
         append(&mut self.rows, format_args!("| {feature} "));
         for support in found {
@@ -55,7 +55,7 @@ impl Table {
         self.rows.push_str("|\n");
     }
 
-    /// Compares this with what stands in the README between the marks of that name. With
+    /// Compares this with the table in the README between the marks of that name. With
     /// `UPDATE_README=1` in the environment it is written there instead.
     ///
     /// # Panics

@@ -1,4 +1,4 @@
-//! A server that does what a test tells it, for what no real one does on demand.
+//! A server that plays a test's script, and behaves as no real one does on demand.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -10,7 +10,7 @@ use std::{
 
 use crate::tap::{Recording, options};
 
-/// How long the client may take to send what a script waits for.
+/// The client's timeout for messages that a script waits for.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A scripted server on a TCP port of its own.
@@ -36,16 +36,16 @@ pub struct Request {
     pub flags: u16,
     /// `NBD_CMD_*`
     pub command: u16,
-    /// What the reply must repeat.
+    /// The cookie of the reply.
     pub cookie: u64,
-    /// Where, in bytes.
+    /// In bytes.
     pub offset: u64,
-    /// How much, in bytes.
+    /// In bytes.
     pub len: u32,
 }
 
 impl Scripted {
-    /// Serves `connections` one after the other; the script is told which one it is.
+    /// Serves `connections` one after the other; the script gets the number of the connection.
     ///
     /// # Panics
     ///
@@ -87,7 +87,7 @@ impl Scripted {
         format!("nbds://{}/{export}", self.address)
     }
 
-    /// What was said, when the scripts have ended.
+    /// The recorded bytes, when the scripts have ended.
     ///
     /// # Panics
     ///
@@ -103,7 +103,7 @@ impl Conversation {
     /// Sends bytes.
     pub fn send(&mut self, bytes: &[u8]) {
         self.recording.server.extend_from_slice(bytes);
-        // A client that has left already is judged by what it has sent.
+        // A client that has left already is judged by the bytes that it has sent.
         drop(self.stream.write_all(bytes));
     }
 
@@ -155,19 +155,19 @@ impl Conversation {
 
     /// Waits a while, in which the client must send nothing.
     pub fn hear_nothing(&mut self, time: Duration) {
-        let patience = |stream: &TcpStream, time| {
+        let set_timeout = |stream: &TcpStream, time| {
             let set = stream.set_read_timeout(Some(time));
             set.expect("a socket takes any timeout but 0");
         };
-        patience(&self.stream, time);
+        set_timeout(&self.stream, time);
         let read = loop {
             match self.stream.read(&mut [0]) {
-                // A process that was stopped and goes on is told so.
+                // A process that was stopped and goes on gets EINTR.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 read => break read,
             }
         };
-        patience(&self.stream, LIMIT);
+        set_timeout(&self.stream, LIMIT);
         match read {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             other => panic!("the client should be silent: {other:?}"),
@@ -194,7 +194,7 @@ impl Conversation {
         self.send(data);
     }
 
-    /// What the client still sends until it closes the connection.
+    /// The client's last bytes, until it closes the connection.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
@@ -207,7 +207,7 @@ impl Conversation {
         rest
     }
 
-    /// The options that the client still asks for until it closes the connection.
+    /// The client's last options, until it closes the connection.
     pub fn last_options(&mut self) -> Vec<(u32, Vec<u8>)> {
         let rest = self.rest();
         let (options, rest) = options(&rest);
@@ -223,7 +223,7 @@ impl Conversation {
 
     fn fill(&mut self, bytes: &mut [u8]) {
         let read = self.stream.read_exact(bytes);
-        read.expect("the client sends what the script waits for");
+        read.expect("the client sends the bytes that the script waits for");
         self.recording.client.extend_from_slice(bytes);
     }
 }

@@ -1,4 +1,4 @@
-//! A foreign server that runs, and how it is reached.
+//! A foreign server that runs, and its address.
 
 use std::{
     ffi::OsString,
@@ -20,7 +20,8 @@ use crate::{
     process::{Process, Stop, wait_for},
 };
 
-/// How often a TCP port is tried that somebody else took in the meantime, where it cannot be held.
+/// How many TCP ports are tried if other programs take them in the meantime, where a port cannot be
+/// held.
 const PORT_TRIES: usize = 5;
 
 /// The number of the machine itself, among virtual machines.
@@ -55,7 +56,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// A port of vsock that nobody listens on, in a machine where nobody else uses them.
+    /// A port of vsock without a listener, in a machine where no other program uses them.
     pub fn unused_vsock() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(20_000);
         Self::Vsock(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -85,7 +86,7 @@ impl Endpoint {
         }
     }
 
-    /// Where to listen, and what keeps others from it.
+    /// The address to listen on, and the port that is held for it.
     fn new(listen: Listen, dir: &Path) -> (Self, Option<Port>) {
         let tcp = |port: Port| (Self::Tcp(port.address()), Some(port));
         match listen {
@@ -96,10 +97,10 @@ impl Endpoint {
         }
     }
 
-    /// Whether a server can listen there: not while one that was killed is still dying.
+    /// Whether a server can listen there: not while a killed one is still dying.
     ///
-    /// A Unix socket is made anew at its path, whoever holds the old one, and a port of vsock is free
-    /// at once.
+    /// A Unix socket is made anew at its path, even if an old one is there, and a port of vsock is
+    /// free at once.
     fn is_free(&self) -> bool {
         match self {
             Self::Unix(_) | Self::Vsock(_) => true,
@@ -119,7 +120,7 @@ impl Endpoint {
     }
 
     fn any_uri(&self, secure: &str, export: &str, query: &str) -> String {
-        // The names which tests use need no percent encoding, save this one.
+        // The export names in tests need no percent encoding, save this one.
         let export = export.replace(' ', "%20");
         match self {
             Self::Unix(path) => {
@@ -141,7 +142,7 @@ impl Endpoint {
     }
 }
 
-/// How a server tells that it listens.
+/// The sign that a server listens.
 pub(crate) enum Ready {
     /// By writing its process id to [`pid_file`].
     PidFile,
@@ -157,7 +158,7 @@ pub(crate) fn pid_file(dir: &Path) -> PathBuf {
 /// From the server's own directory and its endpoint to the command that starts it.
 type MakeCommand = Box<dyn Fn(&Program, &Path, &Endpoint) -> Command + Send + Sync>;
 
-/// How to start a server, as often as need be.
+/// The way to start a server, as often as need be.
 pub(crate) struct Recipe {
     pub(crate) program: Program,
     pub(crate) command: MakeCommand,
@@ -234,7 +235,7 @@ pub struct Server {
     process: Arc<Process>,
     endpoint: Endpoint,
     recipe: Recipe,
-    /// Holds the socket, the log, and what else the server keeps.
+    /// Holds the socket, the log, and other files of the server.
     dir: TempDir,
     /// Kept for it also while it is not running.
     _port: Option<Port>,
@@ -294,7 +295,7 @@ impl Server {
         self.process.try_wait()
     }
 
-    /// Stops it at once, in the middle of whatever it does.
+    /// Kills it at once, in the middle of its requests.
     pub fn kill(&self) {
         self.process.stop();
     }
@@ -306,7 +307,7 @@ impl Server {
     /// When it does not start again.
     pub fn restart(&mut self) {
         self.process.stop();
-        // The process that we waited for may have been the guard of others.
+        // The process that has ended may have been the guard of others.
         wait_for("the port of the server before", || self.endpoint.is_free());
         match self.recipe.launch(self.dir.path(), &self.endpoint) {
             Ok(process) => self.process = process,

@@ -1,4 +1,4 @@
-//! qemu-storage-daemon: QEMU's block layer without a machine, told what to do over QMP.
+//! qemu-storage-daemon: QEMU's block layer without a machine, controlled over QMP.
 
 use std::{
     cell::OnceCell,
@@ -17,7 +17,7 @@ use crate::{
     require,
 };
 
-/// How long it may take to answer, or for an event to come.
+/// The timeout of a reply, or of an event.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running daemon; dropping it kills it.
@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct StorageDaemon {
     program: Program,
     qmp: BufReader<UnixStream>,
-    /// What came before anybody waited for it.
+    /// Events from before a call waited for them.
     events: Vec<Value>,
     process: Arc<Process>,
     /// Holds the socket and the log.
@@ -52,7 +52,7 @@ impl StorageDaemon {
             ))
             .args(["--monitor", "chardev=qmp"]);
         let process = Process::spawn(command, Stop::Kill, &dir.path().join("log"));
-        // It talks to one at a time, so that what is connected to look has to be kept.
+        // It accepts one connection at a time, so the first connection has to be kept.
         let stream = OnceCell::new();
         let ready = process.wait_until(|| match UnixStream::connect(&socket) {
             Ok(connected) => stream.set(connected).is_ok(),
@@ -84,7 +84,7 @@ impl StorageDaemon {
         &self.program
     }
 
-    /// Carries out a command, and returns what that returns.
+    /// Carries out a command, and returns its result.
     ///
     /// # Panics
     ///
@@ -95,11 +95,11 @@ impl StorageDaemon {
             .unwrap_or_else(|why| panic!("{command} {arguments}: {why}"))
     }
 
-    /// Carries out a command, and returns what that returns.
+    /// Carries out a command, and returns its result.
     ///
     /// # Errors
     ///
-    /// What the daemon says if it does not succeed.
+    /// The daemon's error message if the command fails.
     ///
     /// # Panics
     ///
@@ -118,7 +118,7 @@ impl StorageDaemon {
         }
     }
 
-    /// Waits for an event, and returns its data. What else has happened before it is forgotten.
+    /// Waits for an event, and returns its data. Earlier events are dropped.
     ///
     /// # Panics
     ///

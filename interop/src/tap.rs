@@ -1,4 +1,4 @@
-//! A listener on the line between a client and a server.
+//! A recorder on the line between a client and a server.
 
 use std::{
     io::{Read, Write},
@@ -8,17 +8,17 @@ use std::{
     time::Duration,
 };
 
-/// How long a conversation may take to end.
+/// The timeout of a conversation's end.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Forwards TCP connections to a server and keeps what both ends said.
+/// Forwards TCP connections to a server and records the bytes of both ends.
 #[derive(Debug)]
 pub struct Tap {
     address: SocketAddr,
     recordings: Receiver<Recording>,
 }
 
-/// What was said on one connection.
+/// The bytes of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recording {
     /// By the client.
@@ -71,7 +71,7 @@ impl Tap {
 }
 
 impl Recording {
-    /// The options that the client asked for in the clear, and what followed them.
+    /// The options that the client asked for in the clear, and the bytes after them.
     ///
     /// # Panics
     ///
@@ -81,7 +81,7 @@ impl Recording {
     }
 }
 
-/// Takes options from the front of what a client sent after its flags.
+/// Takes options from the front of a client's bytes after its flags.
 pub(crate) fn options(mut bytes: &[u8]) -> (Vec<(u32, Vec<u8>)>, &[u8]) {
     let mut options = Vec::new();
     while let Some(rest) = bytes.strip_prefix(b"IHAVEOPT") {
@@ -107,7 +107,7 @@ fn record(client: &TcpStream, server: &TcpStream) -> Recording {
     })
 }
 
-/// Passes on and keeps everything, to the end in one direction.
+/// Forwards and records everything, to the end in one direction.
 fn forward(mut from: &TcpStream, mut to: &TcpStream) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut buf = vec![0; 64 << 10];

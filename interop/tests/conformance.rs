@@ -14,7 +14,7 @@ use std::{
 const RULES: &str = "\n## Rules\n";
 const UNPROVEN: &str = "\n## Not proven in this repository's core tests\n";
 
-/// Above this many, a list in the report goes without what the rules say.
+/// Above this many, a list in the report has ids without the texts of rules.
 const EXPLAINED: usize = 30;
 
 /// The families of rules, in the order of the document.
@@ -37,14 +37,14 @@ fn every_rule_is_proven_or_accounted_for() {
     assert!(report.problems.is_empty(), "\n{}", report.problems);
 }
 
-/// What `docs/conformance.md` says.
+/// The contents of `docs/conformance.md`.
 #[derive(Debug, Default)]
 struct Document {
-    /// Every rule and what it says.
+    /// Every rule and its text.
     rules: BTreeMap<String, String>,
     /// The rules that no test proves, each with the reason.
     unproven: BTreeMap<String, String>,
-    /// What is wrong with the document itself.
+    /// Mistakes in the document itself.
     problems: String,
 }
 
@@ -153,7 +153,7 @@ fn is_id(word: &str) -> bool {
     number.is_some_and(|number| number.len() == 3 && number.bytes().all(|n| n.is_ascii_digit()))
 }
 
-/// Whether a text goes on, after an id, with something like `..C-055` or `to C-055`.
+/// Whether the text behind an id begins with `..C-055`, `to C-055` or the like.
 fn begins_range(text: &str) -> bool {
     let text = text.trim_start();
     let end = ["...", "..=", "..", "…", "–", "-", "to ", "through "]
@@ -184,7 +184,7 @@ fn scan(path: &Path, source: &str) -> Vec<Mention> {
         if line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test") {
             after_cfg = true;
         } else if after_cfg && !line.starts_with("#[") {
-            // House style puts the tests last, so they end where the file does.
+            // House style puts the tests last, so they end with the file.
             in_tests |= line.ends_with('{') && line.contains("mod ");
             after_cfg = false;
         }
@@ -215,7 +215,7 @@ fn scan(path: &Path, source: &str) -> Vec<Mention> {
     mentions
 }
 
-/// What stands behind `//`, save in `https://`.
+/// The text behind `//`, save in `https://`.
 fn comment(code: &str) -> &str {
     let begins = |(at, _): &(usize, &str)| !code[..*at].ends_with(':');
     code.match_indices("//")
@@ -257,7 +257,7 @@ fn sources(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What came of the comparison.
+/// The result of the comparison.
 #[derive(Debug)]
 struct Report<'a> {
     proven: BTreeSet<&'a str>,
@@ -434,7 +434,7 @@ fn the_code_of_a_doctest_proves() {
 }
 
 #[test]
-fn the_report_names_what_is_wrong() {
+fn the_report_names_mistakes() {
     let rules = "| C-001 | M | a |\n| C-002 | M | b |\n| C-003 | M | c |\n| C-004 | M | d | e |";
     let unproven = "| C-002, C-009 | said so |\n| C-003 | |";
     let document = Document::parse(&format!("{RULES}{rules}{UNPROVEN}{unproven}"));

@@ -1,4 +1,4 @@
-//! The harness itself, proven with programs of which neither end is ours.
+//! The harness itself, proven with foreign programs at both ends.
 
 use std::{io::Read, net::TcpStream, time::Duration};
 
@@ -131,7 +131,7 @@ fn nbdkit_becomes_the_odd_servers_of_the_past() {
 }
 
 #[test]
-fn tls_is_spoken_by_those_who_hold_the_certificates() {
+fn tls_needs_the_right_certificates() {
     with_nbdinfo(|nbdinfo| {
         let certificates = Certificates::new();
         let strangers = Certificates::new();
@@ -215,7 +215,7 @@ fn a_server_can_want_the_clients_certificate() {
         for server in servers.into_iter().flatten() {
             assert_serves(nbdinfo, &server.tls_uri("disk", &right), MIB);
 
-            // The client still knows the right authority, but shows a stranger's certificate.
+            // The client still knows the right authority, but has a certificate of another one.
             let stranger = Certificates::new();
             std::fs::copy(right.ca_certificate(), stranger.ca_certificate()).unwrap();
             assert_refuses(nbdinfo, &server.tls_uri("disk", &stranger));
@@ -274,7 +274,7 @@ fn flawed_client_certificates_are_refused() {
 }
 
 #[test]
-fn qemu_nbd_tells_what_was_written() {
+fn qemu_nbd_reports_written_ranges() {
     with_nbdinfo(|nbdinfo| {
         let Some(image) = Image::qcow2(MIB) else {
             return;
@@ -307,7 +307,7 @@ fn qemu_nbd_tells_what_was_written() {
 }
 
 #[test]
-fn qemu_nbd_tells_which_layer_has_the_data() {
+fn qemu_nbd_reports_which_layer_has_the_data() {
     with_nbdinfo(|nbdinfo| {
         let Some(base) = Image::qcow2(MIB) else {
             return;
@@ -374,7 +374,7 @@ fn a_dropped_server_hangs_up_on_its_clients() {
 
 #[test]
 #[should_panic(expected = "before it served")]
-fn a_server_that_does_not_start_fails_the_test_with_what_it_printed() {
+fn a_server_that_does_not_start_fails_the_test_with_its_output() {
     if require(Peer::Nbdkit).is_none() {
         panic!("nothing to start, and so it ended before it served");
     }
@@ -382,7 +382,7 @@ fn a_server_that_does_not_start_fails_the_test_with_what_it_printed() {
 }
 
 #[test]
-fn programs_tell_their_versions() {
+fn programs_print_their_versions() {
     for peer in [
         Peer::Nbdkit,
         Peer::QemuNbd,

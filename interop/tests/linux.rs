@@ -1,6 +1,6 @@
 //! The client in the kernel of Linux, in an emulated machine, with the servers of all runtimes.
 //!
-//! What the guest does is in `linux/init`.
+//! The script of the guest is `linux/init`.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,10 +22,10 @@ use std::{
     time::Duration,
 };
 
-/// What the kernel calls a sector, in bytes.
+/// A sector of the kernel, in bytes.
 const SECTOR: u64 = 512;
 const SIZE: u64 = 256 << 20;
-/// The largest of which the kernel's blocks of 4 KiB are whole.
+/// The largest size that is a multiple of the kernel's blocks of 4 KiB.
 const HUGE: u64 = (1 << 63) - 4096;
 const MIB: u64 = 1 << 20;
 /// How many connections the guest makes to each server.
@@ -96,7 +96,7 @@ impl Host {
     }
 }
 
-/// An export that counts what is asked of it.
+/// An export that counts its requests.
 struct Counted {
     export: Arc<dyn Export>,
     reads: AtomicU64,
@@ -204,7 +204,7 @@ fn the_kernels_client_keeps_file_systems_on_the_servers_of_all_runtimes() {
         ]);
 
         let said = &finished.stdout;
-        // Whatever the console puts before a line.
+        // The console may print something before a line.
         let passed = said.matches("PASS ").count();
         assert!(
             !said.contains("FAIL") && said.contains(&format!("DONE {}", hosts.len())),
@@ -220,7 +220,11 @@ fn the_kernels_client_keeps_file_systems_on_the_servers_of_all_runtimes() {
             export.read(SIZE - MIB, &mut found).unwrap();
             let line = format!("{}\n", host.port);
             let expected = line.bytes().cycle().take(found.len());
-            assert!(expected.eq(found), "{}: not what was written", host.name);
+            assert!(
+                expected.eq(found),
+                "{}: the contents differ from the written data",
+                host.name
+            );
         }
         for host in hosts.into_iter().chain([huge]) {
             host.stop();

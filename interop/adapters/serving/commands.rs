@@ -76,7 +76,7 @@ pub(crate) fn exercise(client: &Client) {
     }
 }
 
-/// What is told as zeroes has to be zeroes, and the end of the export has to be.
+/// Ranges that are reported as zeroes have to be zeroes, and the end of the export has to be.
 fn status(client: &Client, model: &[u8]) {
     let mut at = 0;
     let mut zeroes = 0;
@@ -216,7 +216,7 @@ fn nothing_changes_a_read_only_export() {
     });
 }
 
-/// Fails as it is told.
+/// Fails every command, each with an error of its own.
 struct Broken;
 
 impl Export for Broken {
@@ -260,7 +260,7 @@ impl Export for Broken {
 }
 
 #[test]
-fn a_failure_is_told_and_the_connection_goes_on() {
+fn a_failure_is_reported_and_the_connection_goes_on() {
     // S-202, S-227, S-228, S-229
     soon(|| {
         let running = Running::new(Server::single(Arc::new(Broken)));
@@ -291,7 +291,7 @@ fn a_failure_is_told_and_the_connection_goes_on() {
 }
 
 #[test]
-fn block_sizes_are_told_and_kept() {
+fn block_sizes_are_announced_and_enforced() {
     soon(|| {
         let sizes = BlockSizes::new(4096, 65_536, 1 << 20).unwrap();
         let disk = Memory::new(SIZE + 1000).with_block_sizes(sizes);
@@ -302,7 +302,8 @@ fn block_sizes_are_told_and_kept() {
             client.write_zeroes(0, SIZE, CommandFlags::NONE).unwrap();
             exercise(&client);
         }
-        // S-086: who is not told is not turned away, and gets what can be done for them.
+        // S-086: a client that did not ask for block sizes is not refused, and gets unaligned
+        // requests carried out.
         let options = ConnectOptions::new()
             .extended_headers(false)
             .structured_replies(false);

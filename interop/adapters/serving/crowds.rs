@@ -15,7 +15,7 @@ use std::{
 const IDLE: usize = 256;
 const BUSY: usize = 64;
 
-/// What each of the busy ones has to itself.
+/// The size of each busy client's own part.
 const OWN: usize = 64 << 10;
 
 fn disk() -> Memory {

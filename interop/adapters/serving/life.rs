@@ -22,7 +22,7 @@ fn memory() -> Server {
 fn a_server_stops_at_once_when_its_clients_are_idle() {
     // S-231
     soon(|| {
-        // What is not at once takes longer than the test may.
+        // A wait for the grace would take longer than the test may.
         let server = memory().grace(Duration::from_secs(3600));
         let running = Running::new(server.handshake_timeout(None));
         let idle = running.connect(&ConnectOptions::new());
@@ -37,7 +37,7 @@ fn a_server_stops_at_once_when_its_clients_are_idle() {
 /// Reads wait until the gate is open.
 #[derive(Default)]
 struct Gate {
-    /// Who waits, and whether it is open.
+    /// The number of waiting reads, and whether the gate is open.
     state: Mutex<(u32, bool)>,
     moved: Condvar,
 }
@@ -59,7 +59,7 @@ impl Export for Gate {
 }
 
 #[test]
-fn what_was_begun_is_finished_when_the_server_stops() {
+fn requests_in_flight_are_finished_when_the_server_stops() {
     // S-231, S-024
     soon(|| {
         let gate = Arc::new(Gate::default());
@@ -72,7 +72,7 @@ fn what_was_begun_is_finished_when_the_server_stops() {
         }
         eventually(|| gate.state.lock().unwrap().0 == 4);
         running.stopper.stop();
-        // Refused at once, while others are not done.
+        // Refused at once, while other requests are in flight.
         raw.write_all(&small(0, 5)).unwrap();
         expect(&mut raw, &reply(108, 5, b""));
         gate.state.lock().unwrap().1 = true;
@@ -167,12 +167,12 @@ fn a_client_that_says_nothing_for_too_long_is_disconnected() {
         let running = Running::new(server);
         let idle = running.connect(&ConnectOptions::new());
         let mut busy = running.raw();
-        // The request is there when it is entered, whatever holds up this thread.
+        // The request is there on entering, even if this thread is held up.
         busy.write_all(&[GO, &small(0, 1)].concat()).unwrap();
         busy.read_exact(&mut [0; ENTERED]).unwrap();
         running.wait_for_endings(1);
         assert!(idle.read_exact_at(&mut [0; 512], 0).is_err());
-        // Whoever waits for the export is not idle, and is afterwards.
+        // A client with a request in flight is not idle, and is so afterwards.
         thread::sleep(Duration::from_millis(500));
         eventually(|| running.stopper.connections() == 1);
         gate.state.lock().unwrap().1 = true;
@@ -221,14 +221,14 @@ fn an_export_that_panics_ends_the_connection_only() {
 }
 
 #[test]
-fn a_program_learns_what_became_of_requests() {
+fn a_program_learns_the_outcome_of_requests() {
     soon(|| {
         let log = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&log);
+        let events = Arc::clone(&log);
         let server = memory().on_request(move |outcome| {
             let errno = outcome.failure.map(|failure| failure.errno);
             let entry = (outcome.command, outcome.offset, outcome.len, errno);
-            told.lock().unwrap().push(entry);
+            events.lock().unwrap().push(entry);
         });
         let running = Running::new(server);
         let client = running.connect(&ConnectOptions::new());
@@ -249,7 +249,7 @@ fn a_program_learns_what_became_of_requests() {
 }
 
 #[test]
-fn what_a_client_may_not_use_is_not_there() {
+fn an_export_that_a_client_may_not_use_is_hidden() {
     soon(|| {
         let name = |name| ExportName::new(name).unwrap();
         let exports = NamedExports::new()
@@ -283,7 +283,7 @@ fn what_a_client_may_not_use_is_not_there() {
 }
 
 #[test]
-fn what_does_not_end_is_ended_after_the_grace() {
+fn connections_that_do_not_end_are_ended_after_the_grace() {
     soon(|| {
         let running = Running::new(memory().grace(Duration::from_millis(300)));
         let mut raw = running.raw();
@@ -303,12 +303,12 @@ fn what_does_not_end_is_ended_after_the_grace() {
 }
 
 #[test]
-fn who_does_not_negotiate_is_disconnected() {
+fn a_client_that_does_not_negotiate_is_disconnected() {
     // S-014, H-041
     soon(|| {
-        // Who uses an export may be silent as long as they like.
+        // A client in transmission may be silent as long as it likes.
         let running = Running::new(memory().handshake_timeout(Some(Duration::from_secs(3))));
-        let patient = running.connect(&ConnectOptions::new());
+        let entered = running.connect(&ConnectOptions::new());
         let mut silent = running.raw();
         let mut halfway = running.raw();
         halfway.write_all(&GO[..9]).unwrap();
@@ -317,7 +317,7 @@ fn who_does_not_negotiate_is_disconnected() {
             raw.read_to_end(&mut greeting).unwrap();
             assert_eq!(greeting, b"NBDMAGICIHAVEOPT\0\x03");
         }
-        patient.read_exact_at(&mut [0; 512], 0).unwrap();
+        entered.read_exact_at(&mut [0; 512], 0).unwrap();
         running.stop();
     });
 }
@@ -345,7 +345,7 @@ fn clients_that_fall_silent_shut_out_no_others() {
     // H-041
     soon(|| {
         let server = memory().max_connections(8).handshake_timeout(None);
-        // Those that have never asked for anything are idle after two seconds all the same.
+        // Clients that have sent no request yet are idle after two seconds all the same.
         let running = Running::new(server.displace_idle(Some(Duration::from_secs(600))));
         let busy = running.connect(&ConnectOptions::new());
         let (stop, stopped) = mpsc::channel::<()>();
@@ -449,7 +449,7 @@ fn a_client_that_takes_no_replies_is_read_no_further() {
 }
 
 #[test]
-fn what_was_asked_before_goodbye_is_answered() {
+fn requests_before_a_disconnect_are_answered() {
     // S-164
     soon(|| {
         let running = Running::new(memory());
@@ -474,7 +474,7 @@ fn what_was_asked_before_goodbye_is_answered() {
         }
         requests.extend(b"\x25\x60\x95\x13\0\0\0\x02\0\0\0\0\0\0\0\0");
         requests.extend([0; 12]);
-        requests.extend(b"garbage that nobody looks at");
+        requests.extend(b"garbage that is never parsed");
         raw.write_all(&requests).unwrap();
         let mut said = Vec::new();
         raw.read_to_end(&mut said).unwrap();
@@ -485,7 +485,7 @@ fn what_was_asked_before_goodbye_is_answered() {
 }
 
 #[test]
-fn a_client_that_resets_the_connection_harms_nobody() {
+fn a_client_that_resets_the_connection_disturbs_no_other() {
     // H-063
     soon(|| {
         let running = Running::new(memory());
@@ -493,7 +493,7 @@ fn a_client_that_resets_the_connection_harms_nobody() {
         for round in 0..20 {
             let mut raw = running.raw_tcp();
             raw.write_all(GO).unwrap();
-            // Reads of 1 MiB whose replies are on their way when the connection breaks.
+            // Reads of 1 MiB whose replies are in flight when the connection is reset.
             let mut read = Vec::from(*b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x01");
             read.extend(b"\0\0\0\0\0\0\0\0\0\x10\0\0");
             for _ in 0..round {

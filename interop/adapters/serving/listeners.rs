@@ -1,4 +1,4 @@
-//! Where clients come from.
+//! Addresses that clients connect to.
 
 use super::{
     Server, serve,
@@ -74,7 +74,7 @@ fn a_socket_that_a_server_has_left_behind_is_replaced() {
             eventually(|| stopper.connections() == 0);
             stopper.stop();
             served.recv().unwrap().unwrap();
-            // It is not left behind for the next, but by one that was killed.
+            // A server removes its socket, but a killed one leaves it behind.
             assert!(!path.exists());
             drop(UnixListener::bind(&path).unwrap());
         }

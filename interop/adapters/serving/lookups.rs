@@ -11,10 +11,10 @@ use std::{
     thread,
 };
 
-/// Whoever asks for anything but the default export waits until the gate is open.
+/// A lookup of any but the default export waits until the gate is open.
 #[derive(Default)]
 struct Archive {
-    /// Who waits, and whether it is open.
+    /// The number of waiting lookups, and whether the gate is open.
     gate: Mutex<(u32, bool)>,
     moved: Condvar,
 }
@@ -64,7 +64,7 @@ fn shelf() -> (Arc<Archive>, Server) {
 fn a_lookup_that_waits_holds_up_no_other_client() {
     soon(|| {
         let (archive, server) = shelf();
-        // What one has to wait for takes as long as the test wants it to.
+        // The lookup takes as long as the test wants it to.
         let running = Running::new(server.handshake_timeout(None));
         let present = running.connect(&ConnectOptions::new());
         let old = ConnectOptions::new().export(ExportName::new("old").unwrap());
@@ -105,7 +105,7 @@ fn a_lookup_that_panics_ends_its_own_connection_only() {
         present.write_all_at(&[1; 512], 0).unwrap();
         present.disconnect().unwrap();
         let mut endings = running.stop();
-        // Each is told by its own task.
+        // Each ending is reported by its own task.
         endings.sort_unstable();
         assert_eq!(endings, ["the client disconnected", "the export panicked"]);
     });

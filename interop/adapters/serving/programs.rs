@@ -1,5 +1,4 @@
-//! The example `serve` as a program: how it is started, used by other people's programs, and
-//! stopped.
+//! The example `serve` as a program: started, used by other programs, and stopped.
 
 use super::{
     example::program,
@@ -69,7 +68,7 @@ impl Drop for Program {
 
 const SIZE: u64 = 16 << 20;
 
-/// What the verified client has to itself: the end of the file.
+/// The verified client's own part: the end of the file.
 const OWN: u64 = 8 << 20;
 const BLOCK: usize = 4096;
 const THREADS: usize = 4;
@@ -90,8 +89,8 @@ fn write_until_refused(client: &Client, thread: usize, written: &AtomicUsize) ->
     unreachable!("the rounds do not end")
 }
 
-/// Whether a request was refused, or not even sent because others were: when the first one is, the
-/// client waits for all replies that are to come, and says goodbye.
+/// Whether a request was refused, or not even sent because others were: on the first refusal, the
+/// client waits for the replies that are owed, and disconnects.
 fn is_refusal(error: &Error) -> bool {
     match error {
         Error::Lost(lost) => matches!(**lost, Lost::ShutsDown | Lost::Disconnected),
@@ -103,7 +102,7 @@ fn block(thread: usize, round: usize) -> Vec<u8> {
     pattern(BLOCK, (round * THREADS + thread) as u32)
 }
 
-/// Whether the last writes to each block that were acknowledged are in the file.
+/// Whether the last acknowledged writes to each block are in the file.
 fn check(file: &File, thread: usize, acknowledged: usize) {
     let blocks = (SIZE - OWN) as usize / BLOCK / THREADS;
     for round in acknowledged.saturating_sub(blocks)..acknowledged {
@@ -114,7 +113,7 @@ fn check(file: &File, thread: usize, acknowledged: usize) {
     }
 }
 
-/// Has the programs of others read all and write what is not the verified client's.
+/// Has foreign programs read the whole export and write outside of the verified client's part.
 fn others_use(uri: &str, directory: &Path, data: &[u8]) {
     let uses: [(Peer, Vec<String>); 4] = [
         (Peer::NbdInfo, vec!["--size".into(), uri.into()]),
@@ -248,7 +247,7 @@ fn a_connected_socket_that_the_program_was_started_with_is_refused_with_words() 
 }
 
 #[test]
-fn what_keeps_the_program_from_serving_is_told_in_words() {
+fn a_program_that_cannot_serve_says_why_in_words() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
@@ -267,7 +266,7 @@ fn what_keeps_the_program_from_serving_is_told_in_words() {
                 last.starts_with("serve: ") && last.contains(word),
                 "{words}"
             );
-            // As Debug would have it.
+            // As Debug would print it.
             assert!(!last.contains(['{', '"']), "{words}");
         }
     });
@@ -312,7 +311,7 @@ fn clients_are_served_though_nothing_can_be_printed() {
         let mut command = Command::new(&program);
         command.arg("--unix").arg(&socket).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        // As of a pipe whose reader has ended.
+        // A pipe whose reader has ended.
         drop(child.stderr.take());
         let serving = Program { child, socket };
         eventually(|| UnixStream::connect(&serving.socket).is_ok());
@@ -353,8 +352,8 @@ fn greedy_clients_neither_end_a_server_nor_keep_out_the_modest() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
-        // In KiB of address space, where what is only reserved counts as well, as glibc does with
-        // 64 MiB for each of the first threads.
+        // In KiB of address space, where reserved memory counts as well, such as glibc's 64 MiB for
+        // each of the first threads.
         let limited = limited(&program, &directory, "-v 1048576");
         let mut serving = Program::start(&limited, &directory, &["--quiet"]);
         let early = serving.connect();
@@ -379,7 +378,7 @@ fn greedy_clients_neither_end_a_server_nor_keep_out_the_modest() {
         }
         assert_eq!(serving.child.try_wait().unwrap(), None);
         drop(greedy);
-        // What they had is there for others.
+        // Their memory is there for others.
         let mut read = vec![1; 32 << 20];
         late.read_exact_at(&mut read, 1 << 20).unwrap();
         assert!(read.iter().all(|byte| *byte == 0));
@@ -387,7 +386,7 @@ fn greedy_clients_neither_end_a_server_nor_keep_out_the_modest() {
     });
 }
 
-/// What a server says first.
+/// The length of the greeting.
 const GREETING: usize = 18;
 
 #[test]
@@ -417,7 +416,7 @@ fn a_shortage_of_descriptors_leaves_one_connection_for_each() {
             }
             greeted.get()
         };
-        // A few are for the program itself.
+        // A few file descriptors are for the program itself.
         eventually(|| clients.iter().filter(is_greeted).count() >= 48);
         // The others wait until there is room.
         let (early, late) = clients.split_at(40);

@@ -8,12 +8,13 @@ use interop::{Peer, Program, require};
 use nbd_io::File;
 use std::{os::unix::fs::FileExt, sync::Arc};
 
-/// Stretches as `qemu-img map` tells of them: where, how long, whether zeroes and whether data.
+/// Extents as `qemu-img map` prints them: their place and length, whether zeroes and whether data.
 fn map(qemu_img: &Program, image: &str) -> Vec<String> {
     let args = ["map", "--output=json", "-f", "raw", image];
-    let told = qemu_img.run(args).expect_success();
+    let reported = qemu_img.run(args).expect_success();
     let keys = ["start", "length", "zero", "data"];
-    told.split('{')
+    reported
+        .split('{')
         .skip(1)
         .map(|stretch| {
             let all = stretch.split(',').map(|pair| pair.trim().trim_matches('}'));
@@ -25,7 +26,7 @@ fn map(qemu_img: &Program, image: &str) -> Vec<String> {
 }
 
 #[test]
-fn holes_in_a_file_are_told_and_sent_as_such() {
+fn holes_in_a_file_are_reported_and_sent_as_such() {
     soon(|| {
         let file = tempfile::NamedTempFile::new().unwrap();
         let size = 8 << 20;
@@ -40,7 +41,7 @@ fn holes_in_a_file_are_told_and_sent_as_such() {
         let running = Running::new(Server::single(Arc::new(export)));
         for options in &modes()[1..] {
             let client = running.connect(options);
-            let told: Vec<_> = client
+            let reported: Vec<_> = client
                 .extents(0..client.size())
                 .map(|stretch| {
                     let stretch = stretch.unwrap();
@@ -54,7 +55,7 @@ fn holes_in_a_file_are_told_and_sent_as_such() {
                 (5 << 20, 1 << 20, vec![0]),
                 (6 << 20, 2 << 20, vec![3]),
             ];
-            assert_eq!(told, expected);
+            assert_eq!(reported, expected);
             let mut read = vec![1; size];
             client.read_exact_at(&mut read, 0).unwrap();
             assert!(read == model);

@@ -1,4 +1,4 @@
-//! What waits holds up nobody else.
+//! A client that stalls holds up no other client.
 
 use super::{
     Server,
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// Where the disk is in order.
+/// The start of the disk's part without faults.
 const SOUND: u64 = 1 << 19;
 
 fn scratched() -> (Server, Faults) {
@@ -22,7 +22,7 @@ fn scratched() -> (Server, Faults) {
     (Server::single(Arc::new(disk)), faults)
 }
 
-/// Writes and reads back. What could hold that up lasts until this is done, and so for ever.
+/// Writes and reads back. The stalls around it last until this is done, and so for ever.
 fn goes_on(client: &Client, rounds: u32) {
     for round in 0..rounds {
         let data = pattern(4096, round);
@@ -83,7 +83,7 @@ fn reads_that_take_long_do_so_side_by_side() {
 }
 
 #[test]
-fn clients_that_stall_delay_nobody() {
+fn clients_that_stall_delay_no_other() {
     // H-041, H-052
     soon(|| {
         let memory = Memory::new(1 << 20);
@@ -108,7 +108,7 @@ fn clients_that_stall_delay_nobody() {
                         raw.write_all(&half).unwrap();
                     }
                     _ => {
-                        // The replies are more than the sockets hold.
+                        // The replies fill more than the sockets' buffers.
                         let mut long = small(0, n);
                         long.splice(24.., *b"\0\x10\0\0");
                         raw.write_all(&long.repeat(8)).unwrap();
@@ -126,7 +126,7 @@ fn clients_that_stall_delay_nobody() {
     });
 }
 
-/// A client that has asked for 4 MiB and takes the beginning of the reply only.
+/// A client that has asked for 4 MiB and reads only the beginning of the reply.
 fn hog(running: &Running) -> impl Read + use<> {
     let mut raw = running.raw();
     raw.write_all(GO).unwrap();
@@ -139,7 +139,7 @@ fn hog(running: &Running) -> impl Read + use<> {
 }
 
 #[test]
-fn what_needs_much_memory_waits_for_it_and_what_needs_little_does_not() {
+fn requests_that_need_much_memory_wait_for_it_and_small_ones_do_not() {
     // H-052
     soon(|| {
         let disk = Arc::new(Memory::new(8 << 20));

@@ -21,7 +21,7 @@ pub(crate) fn soon<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static)
     interop::deadline(Duration::from_secs(200), || on_runtime(test))
 }
 
-/// Waits for what nobody tells of.
+/// Polls for a condition that sends no event.
 pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
@@ -30,15 +30,15 @@ pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// What a server has told.
+/// The events of a server.
 #[derive(Default)]
 struct Log {
-    told: Mutex<Told>,
+    events: Mutex<Events>,
     more: Condvar,
 }
 
 #[derive(Default)]
-struct Told {
+struct Events {
     endings: Vec<String>,
     refused: usize,
     not_accepted: Vec<String>,
@@ -46,11 +46,11 @@ struct Told {
 
 impl Log {
     fn note(&self, event: &Event<'_>) {
-        let mut told = self.told.lock().unwrap();
+        let mut events = self.events.lock().unwrap();
         match event {
-            Event::Closed { ending, .. } => told.endings.push(ending.to_string()),
-            Event::Refused { .. } => told.refused += 1,
-            Event::AcceptFailed { error } => told.not_accepted.push(error.to_string()),
+            Event::Closed { ending, .. } => events.endings.push(ending.to_string()),
+            Event::Refused { .. } => events.refused += 1,
+            Event::AcceptFailed { error } => events.not_accepted.push(error.to_string()),
             _ => return,
         }
         self.more.notify_all();
@@ -70,8 +70,8 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn new(server: Server) -> Self {
         let log = Arc::new(Log::default());
-        let told = log.clone();
-        let server = server.on_event(move |event| told.note(event));
+        let events = log.clone();
+        let server = server.on_event(move |event| events.note(event));
         let directory = tempfile::tempdir().unwrap();
         let unix = directory.path().join("socket");
         let tcp_listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -113,29 +113,30 @@ impl Running {
         self.ending(count);
     }
 
-    /// How the connection ended that was the `count`th to end, once it has.
+    /// The reason why the `count`th connection to end has ended; it waits for that.
     pub(crate) fn ending(&self, count: usize) -> String {
-        let told = self.log.told.lock().unwrap();
-        let told = self
+        let events = self.log.events.lock().unwrap();
+        let events = self
             .log
             .more
-            .wait_while(told, |told| told.endings.len() < count);
-        told.unwrap().endings[count - 1].clone()
+            .wait_while(events, |events| events.endings.len() < count);
+        events.unwrap().endings[count - 1].clone()
     }
 
-    /// Connections that were refused, and why others could not be accepted.
+    /// The number of refused connections, and the errors of accepting others.
     pub(crate) fn refused(&self) -> (usize, Vec<String>) {
-        let told = self.log.told.lock().unwrap();
-        (told.refused, told.not_accepted.clone())
+        let events = self.log.events.lock().unwrap();
+        (events.refused, events.not_accepted.clone())
     }
 
     /// Stops the server, waits for it, and returns how its connections ended.
     pub(crate) fn stop(self) -> Vec<String> {
         self.stopper.stop();
         self.served.recv().unwrap().unwrap();
-        // With a short grace it does not wait for one whose thread gets no processor.
+        // With a short grace the server does not wait for a connection whose thread gets no
+        // processor.
         eventually(|| self.stopper.connections() == 0);
-        self.log.told.lock().unwrap().endings.clone()
+        self.log.events.lock().unwrap().endings.clone()
     }
 }
 
@@ -188,5 +189,5 @@ pub(crate) fn expect(raw: &mut impl Read, expected: &[u8]) {
     assert_eq!(said, expected);
 }
 
-/// What a server says until the client may send requests.
+/// The length of the server's messages until the client may send requests.
 pub(crate) const ENTERED: usize = 18 + 32 + 20;

@@ -12,7 +12,7 @@ use nbd_blocking::{
 use nbd_io::{Memory, NamedExports};
 use std::sync::{Arc, Mutex};
 
-/// A server that shows its certificate, and asks for none.
+/// A server that sends its certificate, and asks for none.
 pub(crate) fn shown(certificates: &Certificates) -> ServerTls {
     let chain = certificates.server_certificate();
     ServerTls::from_files(chain, certificates.server_key()).unwrap()
@@ -61,7 +61,7 @@ fn every_command_works_over_tls() {
 }
 
 #[test]
-fn nobody_gets_in_without_the_tls_that_is_required() {
+fn no_client_enters_without_the_required_tls() {
     // S-053
     soon(|| {
         let certificates = Certificates::new();
@@ -127,7 +127,7 @@ fn some_exports_are_for_tls_only() {
 }
 
 #[test]
-fn haggling_that_is_given_up_inside_tls_ends_with_a_goodbye() {
+fn a_negotiation_that_is_given_up_inside_tls_ends_with_an_abort() {
     // C-035, C-036
     soon(|| {
         let certificates = Certificates::new();
@@ -165,8 +165,8 @@ fn a_server_can_ask_for_certificates() {
             assert!(try_connect(&running, &unknown).is_err());
             running.stop();
         }
-        let nobody = shown(&certificates).require_client_certificates(true);
-        assert!(memory().require_tls(&nobody).is_err());
+        let rootless = shown(&certificates).require_client_certificates(true);
+        assert!(memory().require_tls(&rootless).is_err());
     });
 }
 
@@ -198,7 +198,7 @@ fn a_server_stops_while_tls_is_up() {
 }
 
 #[test]
-fn a_client_gets_what_the_names_in_its_certificate_allow() {
+fn a_client_gets_the_exports_that_the_names_in_its_certificate_allow() {
     // S-037
     soon(|| {
         let certificates = Certificates::new();
@@ -238,7 +238,7 @@ fn a_client_gets_what_the_names_in_its_certificate_allow() {
 }
 
 #[test]
-fn a_server_that_stops_says_goodbye_inside_tls() {
+fn a_server_that_stops_sends_close_notify() {
     soon(|| {
         let certificates = Certificates::new();
         let running = Running::new(memory().require_tls(&shown(&certificates)).unwrap());
@@ -250,8 +250,8 @@ fn a_server_that_stops_says_goodbye_inside_tls() {
         running.stop();
         drop(client);
         let said = tap.recording().server;
-        // A record of TLS 1.3 with two bytes, their type and a tag: nothing but an alert is so
-        // short, and the only one after which the peer does not give up is `close_notify`.
+        // A record of TLS 1.3 with two bytes, their type and a tag: only an alert is so short, and
+        // the only one after which the peer does not give up is `close_notify`.
         let last = &said[said.len() - 24..];
         assert_eq!(last[..5], [23, 3, 3, 0, 19]);
     });

@@ -1,4 +1,4 @@
-//! `nbd-tokio` and `nbd-async-std`, and what all servers have in common.
+//! `nbd-tokio` and `nbd-async-std`, and the common part of all servers.
 
 use crate::{BLOCK, Operation, Result, SPAN, Work};
 use bytes::{Bytes, BytesMut};
@@ -44,7 +44,7 @@ pub(crate) fn tokio_server(work: &Work, listener: UnixListener) -> Result<()> {
         }
         let (stream, _) = listener.accept()?;
         let socket = Socket::new(nbd_socket::Socket::new(stream.into())?)?;
-        // In a task, as it is with a listener.
+        // In a task, as a listener does it.
         tokio::spawn(async move { one(server, socket).await }).await?
     })
 }
@@ -85,7 +85,7 @@ pub(crate) fn data(work: &Work) -> Result<Arc<dyn Export>> {
     Ok(Arc::new(memory))
 }
 
-/// Has a server stop when it has served as many connections as there is work for.
+/// Has a server stop after it has served as many connections as the work has.
 pub(crate) fn stops_after<R: Tasks>(server: Server<R>, count: usize) -> Server<R> {
     let stopper = server.stopper();
     let left = AtomicUsize::new(count);

@@ -1,24 +1,23 @@
-//! What clients and servers cost: instructions and system calls for one request, or one connection.
+//! The costs of clients and servers: instructions and system calls for one request, or one
+//! connection.
 //!
 //! ```text
 //! cargo run --release -p nbd-interop --example costs
 //! ```
 //!
-//! prints a table for all of them, and with words behind `--`, such as `-- tokio read`, the rows in
-//! which all these words are. It needs valgrind; the column of system calls also needs strace, and
-//! the rows of libnbd a C compiler with libnbd's headers. `docs/performance.md` says how to read
-//! the table.
+//! prints a table for all of them, and with words behind `--`, such as `-- tokio read`, the rows
+//! with all these words. It needs valgrind; the column of system calls also needs strace, and the
+//! rows of libnbd a C compiler with libnbd's headers. `docs/performance.md` says how to read the
+//! table.
 //!
-//! Each row is measured in a process of its own, in which nothing but one client or one server is,
+//! Each row is measured in a process of its own, with nothing but one client or one server in it,
 //! below valgrind's callgrind or below strace. Its peer is another process that is not measured. It
 //! is the same for all clients, and the same for all servers: as little of the protocol as will do,
-//! written by hand. Both have a Unix socket between them. What a process does twice, for some
-//! requests and for more of them, is subtracted, so that what it does once does not count.
+//! written by hand. Both have a Unix socket between them. Each process runs twice, with some
+//! requests and with more of them, and the difference is the result, so that work done once does
+//! not count.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "it prints a table, which is what it is for"
-)]
+#![expect(clippy::print_stdout, reason = "its purpose is to print a table")]
 
 mod asynchronous;
 mod blocking;
@@ -36,11 +35,11 @@ const BLOCK: usize = 4096;
 /// Bytes of the export that are used, again and again; 64 requests of a batch are all elsewhere.
 const SPAN: usize = 1 << 20;
 
-/// What is done so and so often.
+/// The operation that is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Read,
-    /// A read of what was never written.
+    /// A read of a hole.
     Hole,
     Write,
     /// A connection that enters the export and disconnects.
@@ -75,7 +74,7 @@ impl FromStr for Operation {
     }
 }
 
-/// What a process has to do.
+/// The work of a process.
 #[derive(Clone, Debug)]
 struct Work {
     operation: Operation,
@@ -83,7 +82,7 @@ struct Work {
     depth: usize,
     /// Requests, or connections.
     count: usize,
-    /// Where the server listens.
+    /// The server's socket.
     path: PathBuf,
 }
 
@@ -95,7 +94,7 @@ impl Work {
         }
     }
 
-    /// Where the requests of one connection start.
+    /// The offsets of one connection's requests.
     fn offsets(&self) -> impl Iterator<Item = u64> + Send + use<> {
         let count = match self.operation {
             Operation::Connect => 0,
@@ -162,7 +161,7 @@ const CONTENDERS: [Contender; 9] = [
 ];
 
 impl Contender {
-    /// The one that does the other half of the work.
+    /// The process at the other end.
     const fn peer(&self) -> &'static str {
         match self.role {
             Role::Server(_) => MINIMAL_CLIENT,

@@ -10,7 +10,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// What one request or connection costs.
+/// The costs of one request or connection.
 pub(crate) struct Costs {
     instructions: f64,
     /// System calls by name; `None` without strace.
@@ -56,7 +56,7 @@ impl Bench {
         })
     }
 
-    /// What a contender costs, unless it cannot be had here.
+    /// The costs of a contender, unless it cannot be had here.
     pub(crate) fn measure(
         &self,
         contender: &Contender,
@@ -112,7 +112,7 @@ impl Bench {
         self.directory.path().join("calls")
     }
 
-    /// A command to which what is to be measured has to be added.
+    /// A command to which the measured program has to be added.
     fn below(&self, tool: Tool) -> Command {
         match tool {
             Tool::Callgrind => {
@@ -128,7 +128,8 @@ impl Bench {
         }
     }
 
-    /// Has what is measured and its peer do their work. Gives what the former printed as errors.
+    /// Has the measured process and its peer do their work. Returns the standard error of the
+    /// former.
     fn run(
         &self,
         mut measured: Command,
@@ -155,7 +156,7 @@ impl Bench {
         server.stdin(listener.as_fd().try_clone_to_owned()?);
         let mut peer = peer.spawn()?;
         let measured = measured.stderr(Stdio::piped()).spawn()?;
-        // If a server fails, its client has to see it.
+        // If a server fails, its client has to notice.
         drop(listener);
         let output = measured.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -182,14 +183,14 @@ fn is_installed(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok()
 }
 
-/// The listening socket in the place of the standard input.
+/// The listening socket in place of standard input.
 pub(crate) fn inherited_listener() -> Result<UnixListener> {
     Ok(UnixListener::from(
         io::stdin().as_fd().try_clone_to_owned()?,
     ))
 }
 
-/// Builds the client by libnbd, where what it needs is installed.
+/// Builds the client by libnbd, where its headers and a compiler are installed.
 fn libnbd(directory: &Path) -> Result<Option<PathBuf>> {
     let source = directory.join("libnbd.c");
     let program = directory.join("libnbd");
@@ -204,7 +205,7 @@ fn libnbd(directory: &Path) -> Result<Option<PathBuf>> {
     Ok(built.is_ok_and(|built| built.success()).then_some(program))
 }
 
-/// The table that `strace -c` prints: the fourth column is how often, the last one is what.
+/// The table that `strace -c` prints: the fourth column is the count, the last one is the call.
 fn calls(table: &str) -> Result<BTreeMap<String, f64>> {
     let mut calls = BTreeMap::new();
     for line in table.lines() {

@@ -1,6 +1,6 @@
-//! The other end of what is measured: as little of the protocol as will do.
+//! The other end of a measured process: as little of the protocol as will do.
 //!
-//! They are measured themselves, too, to see how little that is.
+//! Both ends here are measured themselves, too, to see how little that is.
 
 use crate::{BLOCK, Operation, Result, Work};
 use std::{
@@ -33,7 +33,7 @@ const CMD_DISC: u16 = 2;
 const REQUEST_LEN: usize = 28;
 const SIMPLE_REPLY_LEN: usize = 16;
 
-/// As much as is read at once.
+/// The most that is read at once.
 const ROOM: usize = 512 << 10;
 
 /// Serves as many connections as there is work for. Structured replies are granted, nothing else.
@@ -140,7 +140,7 @@ fn transmit(mut stream: UnixStream, structured: bool, room: &mut [u8]) -> Result
         (start, end) = (0, end - start);
         match stream.read(&mut room[end..]) {
             Ok(0) => return Ok(()),
-            // That is how a client leaves that has not read everything.
+            // A client that closes with unread bytes resets the connection.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
             read => end += read?,
         }
@@ -163,7 +163,7 @@ pub(crate) fn client(work: &Work) -> Result<()> {
         let mut last = Vec::new();
         request(&mut last, CMD_DISC, 0, 0);
         stream.write_all(&last)?;
-        // The server has seen the end of it, so that each connection is for itself.
+        // The server has seen the end of the connection, so that connections do not overlap.
         if stream.read(&mut room)? != 0 {
             return Err("the server says something after the end".into());
         }
@@ -199,7 +199,8 @@ fn enter(stream: &mut UnixStream) -> Result<()> {
     }
 }
 
-/// Keeps as many requests in flight as the depth says, and sends together what can be.
+/// Keeps as many requests in flight as the depth says, and pipelines them in as few writes as
+/// possible.
 fn request_all(work: &Work, stream: &mut UnixStream, room: &mut [u8]) -> Result<()> {
     let (command, reply_len) = match work.operation {
         Operation::Write => (CMD_WRITE, SIMPLE_REPLY_LEN),

@@ -18,7 +18,7 @@ use crate::support::{assert_names, options};
 
 const TWO: &str = "127.0.0.2 two.test\n127.0.0.3 two.test\n";
 
-/// A port of an address that accepts nothing and refuses nothing: the queue of its listener is full.
+/// A port of an address that neither accepts nor refuses: the queue of its listener is full.
 struct Silent {
     listener: Socket,
     _queued: Vec<Socket>,
@@ -36,7 +36,7 @@ impl Silent {
             let connected = socket.connect_timeout(&address, Duration::from_millis(100));
             connected.ok().map(|()| socket)
         };
-        // The first that finds no room is the last.
+        // The first connection that finds no room is the last.
         let queued = (0..8).map_while(connect).collect();
         Self {
             listener,
@@ -72,8 +72,8 @@ fn a_silent_address_of_a_host_does_not_keep_from_the_next() {
 }
 
 #[test]
-fn an_error_names_every_address_and_what_was_wrong_with_it() {
-    let name = "an_error_names_every_address_and_what_was_wrong_with_it";
+fn an_error_names_every_address_and_its_failure() {
+    let name = "an_error_names_every_address_and_its_failure";
     with_names(module_path!(), name, TWO, "", || {
         run(|| {
             let silent = Silent::new("127.0.0.2:0");
@@ -94,7 +94,7 @@ fn an_error_names_every_address_and_what_was_wrong_with_it() {
 #[test]
 fn a_silent_name_server_takes_no_longer_than_connecting_may() {
     let name = "a_silent_name_server_takes_no_longer_than_connecting_may";
-    // The resolver gives up after minutes, and then the test would have taken too long.
+    // The resolver gives up after minutes, and the test would exceed its deadline.
     let resolv = "nameserver 127.0.0.4\noptions timeout:30 attempts:5\n";
     with_names(module_path!(), name, "", resolv, || {
         deadline(Duration::from_secs(100), || {
@@ -109,7 +109,7 @@ fn a_silent_name_server_takes_no_longer_than_connecting_may() {
                 ];
                 assert_names(&error, &expected);
             }
-            // It was asked.
+            // The name server was asked.
             assert!(name_server.recv(&mut [0; 512]).unwrap() > 12);
         });
     });
@@ -136,7 +136,7 @@ fn a_network_that_is_gone_ends_a_connection_without_a_request_timeout() {
             while faults.hits() == 0 {
                 thread::yield_now();
             }
-            // The server has the request, so that nothing is unacknowledged, and says no more.
+            // The server has the request, so that nothing is unacknowledged, and sends no more.
             let lo = ["link", "set", "lo", "down"];
             assert!(
                 process::Command::new("ip")

@@ -6,7 +6,7 @@ pub(crate) use nbd_blocking::{
     Tolerance, Uri, meta,
 };
 
-/// What the README calls it.
+/// The name of the client in the README.
 pub(crate) const NAME: &str = "nbd-blocking";
 
 /// Whether dropping the client waits for the child process that it has started.

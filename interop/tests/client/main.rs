@@ -1,10 +1,11 @@
-//! Our client against servers that others wrote.
+//! Our client against foreign servers.
 //!
-//! [`peers`] asks the same of all of them, over every transport, in the clear and encrypted; what
-//! only one of them has is in a module of its own. [`table`] writes down who can do what.
+//! [`peers`] runs the same tests with all of them, over every transport, in the clear and
+//! encrypted; features of a single server are in a module of its own. [`table`] makes the table of
+//! features and servers.
 //!
-//! [`driver`] says which client it is: here the blocking one, the only one that has what [`queue`] is
-//! about.
+//! [`driver`] chooses the client: here the blocking one, the only one with the features of
+//! [`queue`].
 
 #![expect(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! What only nbd-server does, and does wrong.
+//! Features and bugs of nbd-server alone.
 
 use interop::{Certificates, Image, Listen, NbdServer};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[test]
-fn only_what_its_options_allow_is_offered() {
+fn only_commands_that_its_options_allow_are_offered() {
     run(|| {
         let offers = [
             ("", ""),
@@ -173,7 +173,7 @@ fn an_export_that_shrank_fails_single_requests() {
         let mut buf = [0; 4096];
         let error = client.read_exact_at(&mut buf, 8192).unwrap_err();
         assert!(error.errno().is_some(), "{error:?}");
-        // What is there can still be read.
+        // Existing data can still be read.
         client.write_all_at(&pattern(1, 4096), 0).unwrap();
         assert_has(&client, 0, &pattern(1, 4096));
         client.disconnect().unwrap();

@@ -1,4 +1,4 @@
-//! What only nbdkit can be: an old server, an odd one, one with several exports.
+//! Features of nbdkit alone: an old server, an odd one, one with several exports.
 
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ fn an_oldstyle_server_is_entered_at_once() {
             let data = pattern(2, 300_000);
             client.write_all_at(&data, 1).unwrap();
             assert_has(&client, 1, &data);
-            // nbdkit offers an oldstyle client all that it has, and refuses most of it.
+            // nbdkit offers an oldstyle client all its features, and refuses most of them.
             if let Err(error) = client.flush() {
                 assert_eq!(error.errno(), Some(Errno::Inval), "{error:?}");
             }
@@ -245,7 +245,7 @@ fn a_server_that_ends_with_its_client_is_left_alone() {
 }
 
 #[test]
-fn a_file_keeps_what_was_written() {
+fn a_file_keeps_written_data() {
     run(|| {
         let image = Image::raw(2 * MIB);
         let Some(mut server) = Nbdkit::file(image.clone()).start() else {

@@ -1,4 +1,4 @@
-//! nbdkit with filters that take something away, refuse, fail and dawdle.
+//! nbdkit with filters that hide features, refuse, fail and delay.
 
 use std::{
     fs,
@@ -65,7 +65,7 @@ impl Gate {
 }
 
 #[test]
-fn what_a_filter_hides_is_not_asked_for() {
+fn commands_that_a_filter_hides_are_not_sent() {
     run(|| {
         let filters: [(&str, &[&str]); 7] = [
             ("noextents", &[]),
@@ -124,7 +124,7 @@ fn not_offered(error: &Error) {
 
 #[test]
 fn unaligned_requests_are_made_of_whole_blocks() {
-    // C-114: the policy refuses what is not, and the client was told.
+    // C-114: the policy refuses unaligned requests, and the client knows the block sizes.
     run(|| {
         let server = memory()
             .filter("blocksize-policy")
@@ -158,7 +158,7 @@ fn unaligned_requests_are_made_of_whole_blocks() {
             assert_has(&client, 0, &copy);
         }
 
-        // Nobody can trim or ask for the cache of a part of a block, and nothing is sent.
+        // No command can trim or cache a part of a block, and nothing is sent.
         for error in [
             client.trim(1, 4096, CommandFlags::NONE).unwrap_err(),
             client.cache(0, 100).unwrap_err(),
@@ -179,7 +179,7 @@ fn unaligned_requests_are_made_of_whole_blocks() {
 }
 
 #[test]
-fn an_incomplete_block_at_the_end_is_told_and_all_before_it_is_of_use() {
+fn an_incomplete_block_at_the_end_is_reported_and_the_rest_can_be_used() {
     // C-129
     run(|| {
         let server = Nbdkit::new("memory")
@@ -327,7 +327,7 @@ fn a_server_that_shuts_down_is_left() {
         let error = client.read_exact_at(&mut [0; 512], 0).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::Shutdown));
         assert!(client.write_all_at(&[1; 512], 0).unwrap_err().is_lost());
-        // The farewell may still be on its way.
+        // NBD_CMD_DISC may still be in flight.
         if let Err(error) = client.disconnect() {
             assert!(error.is_lost(), "{error:?}");
         }
@@ -344,7 +344,7 @@ fn a_protected_range_refuses_writes() {
         client.write_all_at(&[1; 4096], 0).unwrap();
         let error = client.write_all_at(&[1; 8192], 0).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::Perm), "{error:?}");
-        // Of a long write the pieces that were allowed may have been written; those not, not.
+        // Of a long write the allowed pieces may have been written, and the others not.
         assert_has(&client, 4096, &[0; 4096]);
     });
 }
@@ -357,7 +357,7 @@ fn a_slow_request_times_out_and_the_connection_goes_on() {
             let Some(server) = gate.guarded().listen(listen).start() else {
                 return;
             };
-            // Long enough for all that need not wait.
+            // Long enough for all requests that need not wait.
             let limit = Duration::from_secs(3);
             let client = options()
                 .request_timeout(Some(limit))

@@ -1,4 +1,4 @@
-//! What the client says when, to a server that does what no real one does on demand.
+//! The order of the client's messages, to a server that behaves as no real one does on demand.
 
 use std::{
     sync::mpsc,
@@ -176,7 +176,7 @@ fn a_refused_selection_is_done_without() {
             let server = Scripted::start(1, move |_, peer| {
                 peer.greet(FLAGS);
                 let (option, _) = peer.option();
-                // C-139: nothing is left to ask of NBD_OPT_STRUCTURED_REPLY then.
+                // C-139: after that there is no reason for NBD_OPT_STRUCTURED_REPLY.
                 peer.ack(option);
                 assert_eq!(refuse_until(peer, GO, code), [SET_META_CONTEXT, GO]);
                 peer.accept(GO, MIB, EXPORT);
@@ -210,11 +210,11 @@ fn a_refused_export_ends_the_session_politely() {
 }
 
 #[test]
-fn the_farewell_is_answered_or_not() {
+fn a_disconnect_does_not_need_the_reply_to_its_abort() {
     // C-035
     run(|| {
         for answers in [true, false] {
-            let (tell, told) = mpsc::channel();
+            let (sender, receiver) = mpsc::channel();
             let server = Scripted::start(1, move |_, peer| {
                 peer.greet(FLAGS);
                 refuse_until(peer, GO, UNSUP);
@@ -224,14 +224,15 @@ fn the_farewell_is_answered_or_not() {
                     thread::sleep(A_WHILE);
                     peer.ack(ABORT);
                 }
-                // The connection stays open until the client has left, which may not wait for that.
-                told.recv().unwrap();
+                // The connection stays open until the client has left, which must not wait for
+                // that.
+                receiver.recv().unwrap();
             });
             let start = Instant::now();
             options().connect(&server.uri("disk")).unwrap_err();
             let took = start.elapsed();
             assert!(took >= A_WHILE, "{took:?}");
-            tell.send(()).unwrap();
+            sender.send(()).unwrap();
             server.finish();
         }
     });
@@ -269,7 +270,7 @@ fn a_server_that_shuts_down_is_asked_nothing_more() {
 }
 
 #[test]
-fn tls_that_is_wanted_but_switched_off_is_told() {
+fn tls_that_is_required_but_switched_off_is_reported() {
     // C-064
     run(|| {
         for wanted_at in [EXTENDED_HEADERS, STRUCTURED_REPLY, GO] {
@@ -324,7 +325,7 @@ fn tls_that_fails_is_not_followed_by_anything_in_the_clear() {
             peer.greet(FLAGS);
             assert_eq!(peer.option().0, STARTTLS);
             peer.ack(STARTTLS);
-            // This is not how TLS starts.
+            // These bytes are no TLS.
             peer.send(b"\0\x03\xe8\x89\x04Ue\xa9\0\0\0\x07\0\0\0\x01\0\0\0\0");
             let said = peer.rest();
             assert_eq!(said[..3], [22, 3, 1], "a ClientHello");
@@ -366,7 +367,7 @@ fn info_is_not_needed_to_go() {
 }
 
 #[test]
-fn what_was_offered_already_is_not_offered_again() {
+fn offered_options_are_not_offered_again() {
     // C-098: block sizes were asked for. C-141: so were extended headers.
     run(|| {
         for code in [BLOCK_SIZE_REQD, EXT_HEADER_REQD] {
@@ -435,17 +436,17 @@ fn export_name_is_not_sent_with_extended_headers() {
 }
 
 #[test]
-fn disconnecting_waits_for_what_is_in_flight() {
+fn disconnecting_waits_for_requests_in_flight() {
     // C-187
     run(|| {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let server = Scripted::start(1, move |_, peer| {
             peer.greet(FLAGS);
             refuse_until(peer, GO, UNSUP);
             peer.accept(GO, MIB, EXPORT);
             let flush = peer.request();
             assert_eq!(flush.command, 3);
-            tell.send(()).unwrap();
+            sender.send(()).unwrap();
             peer.hear_nothing(Duration::from_millis(400));
             peer.simple(0, flush.cookie, &[]);
             let disc = peer.request();
@@ -455,7 +456,7 @@ fn disconnecting_waits_for_what_is_in_flight() {
         let client = options().connect(&server.uri("disk")).unwrap();
         thread::scope(|scope| {
             let flush = scope.spawn(|| client.flush());
-            told.recv().unwrap();
+            receiver.recv().unwrap();
             client.disconnect().unwrap();
             flush.join().unwrap().unwrap();
         });
@@ -497,7 +498,7 @@ fn a_uri_leads_to_its_port_or_the_usual_one() {
         options().start(&at).unwrap().negotiation().unwrap().abort();
         server.finish();
 
-        // Nobody serves there.
+        // No server listens there.
         let error = options().connect("nbd://127.99.98.97/disk").unwrap_err();
         assert!(matches!(error, Error::Connect { .. }), "{error:?}");
         assert_names(&error, &["127.99.98.97:10809"]);

@@ -1,4 +1,4 @@
-//! What is the same with every server.
+//! Tests that are the same for every server.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -69,7 +69,7 @@ impl Who {
             || require(Peer::NbdServer).is_none_or(|program| program.is_at_least(3, 26))
     }
 
-    /// Which headers it uses where there are no extended ones.
+    /// The kind of replies where there are no extended headers.
     fn plain_mode(self) -> Mode {
         match self.has_structured_replies() {
             true => Mode::Structured,
@@ -144,8 +144,8 @@ pub(crate) fn exercise(client: &Client) -> Vec<u8> {
     copy
 }
 
-/// Exercises a server over every transport, in the clear and encrypted; then kills it and looks
-/// whether what it acknowledged is in the file.
+/// Exercises a server over every transport, in the clear and encrypted; then kills it and checks
+/// that acknowledged writes are in the file.
 fn is_driven_over_every_transport(who: Who) {
     run(move || {
         let certificates = Certificates::new();
@@ -232,7 +232,7 @@ fn acknowledged_writes_outlive_a_killed_server() {
 }
 
 #[test]
-fn the_client_learns_what_libnbd_learns() {
+fn the_client_learns_the_same_as_libnbd() {
     run(|| {
         for who in Who::ALL {
             let Some(server) = who.start(&Image::raw(3 * MIB + 512)) else {
@@ -245,7 +245,7 @@ fn the_client_learns_what_libnbd_learns() {
             let ours = client.export();
             let said = |field: &str| theirs[field].as_bool().unwrap();
             if who != Who::NbdServer {
-                // Which tells libnbd's NBD_OPT_INFO of an export of 0 bytes.
+                // That server answers libnbd's NBD_OPT_INFO with an export of 0 bytes.
                 assert_eq!(theirs["export-size"].as_u64(), Some(client.size()));
             }
             assert_eq!(ours.is_read_only(), said("is_read_only"), "{who:?}");
@@ -321,7 +321,7 @@ fn an_export_is_entered_step_by_step() {
 
             let list = haggling.list().unwrap();
             match who {
-                // A plugin that serves whatever name it is asked for lists the default one.
+                // A plugin that serves any export name lists the default one.
                 Who::Nbdkit => assert_eq!(names(&list), [("", "")]),
                 Who::Qemu | Who::NbdServer => assert_eq!(names(&list), [("disk", "")]),
             }
@@ -366,7 +366,7 @@ fn an_export_is_entered_step_by_step() {
                 let refused = haggling.go(go("no such disk")).unwrap().unwrap_err();
                 assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_UNKNOWN");
                 haggling = refused.handle;
-                // The contexts were selected for the other name, and went with it.
+                // The contexts were selected for the other name, and are gone with it.
                 if who == Who::Qemu {
                     haggling
                         .set_meta_context(&name("disk"), &[context("base:allocation")])
@@ -383,7 +383,7 @@ fn an_export_is_entered_step_by_step() {
 }
 
 #[test]
-fn haggling_is_left_without_entering_an_export() {
+fn a_negotiation_ends_without_entering_an_export() {
     // C-035
     run(|| {
         for who in Who::ALL {
@@ -396,7 +396,7 @@ fn haggling_is_left_without_entering_an_export() {
             };
             haggling.list().unwrap();
             haggling.abort();
-            // The server is none the worse for it.
+            // The server goes on.
             connect(&server, "disk").disconnect().unwrap();
         }
     });
@@ -525,7 +525,7 @@ pub(crate) fn is_hammered(client: &Client) {
                 let start = thread * part;
                 for round in 0..60 {
                     let offset = start + dice.below(part / 2);
-                    // Both longer and shorter than what is copied and what is read aside.
+                    // Both longer and shorter than the copied ranges and the buffers aside.
                     let len = 1 + dice.below([2 * KIB, 40 * KIB, part / 2][round % 3]);
                     let data = pattern(thread << 32 | round as u64, len);
                     client.write_all_at(&data, offset).unwrap();

@@ -1,4 +1,4 @@
-//! What only qemu-nbd has: several contexts, extended headers and filters.
+//! Features of qemu-nbd alone: several contexts, extended headers and filters.
 
 use std::thread;
 
@@ -78,7 +78,7 @@ fn several_contexts_are_walked_in_step() {
                 .map(Result::unwrap)
                 .collect();
             for (index, context) in selected.iter().enumerate() {
-                // Together they change more often than each for itself.
+                // Together the contexts change more often than each alone.
                 let mut ours: Vec<(u64, u64, u64)> = Vec::new();
                 for stretch in &stretches {
                     assert_eq!(stretch.status.len(), 3);
@@ -93,7 +93,8 @@ fn several_contexts_are_walked_in_step() {
                 assert_eq!(ours, theirs, "{context}");
             }
 
-            // What the numbers mean, at a place that was written below, above and after the bitmap.
+            // The meaning of the numbers, at places that were written below, above and after the
+            // bitmap.
             let at = |offset: u64| {
                 let stretch = stretches
                     .iter()
@@ -118,7 +119,7 @@ fn several_contexts_are_walked_in_step() {
 }
 
 #[test]
-fn allocation_is_what_qemu_img_maps() {
+fn allocation_agrees_with_qemu_img_map() {
     run(|| {
         let Some(qemu_img) = require(Peer::QemuImg) else {
             return;
@@ -136,7 +137,7 @@ fn allocation_is_what_qemu_img_maps() {
         for extent in said.as_array().unwrap() {
             let number = |field: &str| extent[field].as_u64().unwrap();
             let flag = |field: &str| u64::from(extent[field].as_bool().unwrap());
-            // The context calls a hole whatever holds no data, known zeroes among it.
+            // The context calls every range without data a hole, known zeroes among them.
             let hole = 1 - flag("data");
             let status = hole | flag("zero") << 1;
             match theirs.last_mut() {
@@ -281,7 +282,7 @@ fn a_single_request_may_be_longer_than_32_bits() {
         let stretches: Vec<_> = client.extents(0..SIZE).map(Result::unwrap).collect();
         assert_eq!(stretches.len(), 3);
         assert_eq!(stretches[0].len, 5 << 30);
-        // This one is never split.
+        // This request is never split.
         let found = client.block_status(0, SIZE, CommandFlags::NONE).unwrap();
         assert_eq!(found[0].extents[0].len, 5 << 30);
         client.write_zeroes(0, SIZE, CommandFlags::NONE).unwrap();
@@ -304,7 +305,7 @@ fn reads_of_holes_come_as_holes() {
         expected[1 << 20..][..64 << 10].copy_from_slice(&data);
         assert_has(&client, 0, &expected);
 
-        // In one piece, as a server can be asked for.
+        // In one piece, which extended headers allow.
         let mut buf = vec![1; 4 << 20];
         client
             .read_exact_at_with(&mut buf, 0, CommandFlags::DF)

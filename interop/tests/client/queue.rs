@@ -1,5 +1,5 @@
-//! What only the blocking client has: a queue for a thread that wants many requests in flight, where
-//! a task has futures, and what the traits of `std::io` ask for.
+//! Features of the blocking client alone: a queue for a thread that wants many requests in flight,
+//! where a task has futures, and the traits of `std::io`.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! What the modules have in common.
+//! The common part of the modules.
 
 use std::error::Error as _;
 
@@ -69,7 +69,7 @@ pub(crate) fn causes(error: &Error) -> String {
     text
 }
 
-/// Checks that an error's causes name what went wrong.
+/// Checks that an error's causes contain these texts.
 #[track_caller]
 pub(crate) fn assert_names(error: &Error, what: &[&str]) {
     let text = causes(error);

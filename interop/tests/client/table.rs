@@ -1,4 +1,4 @@
-//! The table of who can do what, in the README.
+//! The table of features and servers, in the README.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ use crate::{
 const NOT_OFFERED: Support = No("not offered");
 const REFUSED: Support = No("refused");
 
-/// Is given a server in the clear on a Unix socket, and starts others if need be.
+/// Gets a server in the clear on a Unix socket, and starts others if need be.
 type Probe = fn(Who, &Server) -> Support;
 
 const ROWS: &[(&str, Probe)] = &[
@@ -312,7 +312,7 @@ fn haggling(server: &Server) -> Negotiation<Plain> {
         .expect("the server speaks fixed newstyle")
 }
 
-/// Checks that bytes go there and come back.
+/// Checks that data can be written and read back.
 fn works(client: &Client) {
     assert_eq!(client.size(), MIB);
     let data = pattern(1, 10_000);
@@ -327,7 +327,7 @@ fn mode(server: &Server, mode: Mode) -> Support {
     if client.mode() == mode { Yes } else { REFUSED }
 }
 
-/// Uses a command, if the client finds it offered.
+/// Uses a command, if the server offers it.
 fn offered(server: &Server, probe: impl Fn(&Client) -> Option<Result<(), Error>>) -> Support {
     match probe(&connect(server, "disk")) {
         None => NOT_OFFERED,
@@ -362,7 +362,7 @@ fn selects(who: Who, server: &Server, contexts: &[&str]) -> Support {
 }
 
 #[test]
-fn the_readme_tells_what_was_found() {
+fn the_readme_has_the_results() {
     run(|| {
         let columns = [
             ("qemu-nbd", Peer::QemuNbd),

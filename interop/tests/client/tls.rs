@@ -1,4 +1,4 @@
-//! TLS with every server, and everything that must go wrong.
+//! TLS with every server, and all its failures.
 
 use std::net::TcpStream;
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Everything a server can do about TLS.
+/// Every policy of a server about TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offer {
     Nothing,
@@ -48,7 +48,7 @@ fn serve(who: Who, offer: Offer, certificates: &Certificates) -> Option<Server> 
             .tls_offered(certificates)
             .listen(Listen::Tcp4)
             .start(),
-        // It always wants one.
+        // It always requires a certificate.
         (Who::NbdServer, Offer::OnlyWithCertificate) => {
             who.serve(&image, Listen::Tcp4, Some(certificates))
         }
@@ -154,8 +154,8 @@ fn nothing_but_the_wish_for_tls_is_said_in_the_clear() {
             let if_offered = options().tls(tls).tls_policy(TlsPolicy::IfOffered);
             for (options, uri) in [(&options(), &secure), (&if_offered, &plain)] {
                 let client = options.connect(uri).unwrap();
-                client.write_all_at(b"nobody's business", 0).unwrap();
-                assert_has(&client, 0, b"nobody's business");
+                client.write_all_at(b"private data here", 0).unwrap();
+                assert_has(&client, 0, b"private data here");
                 client.disconnect().unwrap();
                 drop(client);
 
@@ -163,7 +163,7 @@ fn nothing_but_the_wish_for_tls_is_said_in_the_clear() {
                 let (asked, rest) = recording.options();
                 assert_eq!(asked, [(5, Vec::new())], "only NBD_OPT_STARTTLS");
                 let _types = records(rest);
-                for secret in [&b"disk"[..], b"nobody's"] {
+                for secret in [&b"disk"[..], b"private data"] {
                     for said in [&recording.client, &recording.server] {
                         assert!(!said.windows(secret.len()).any(|bytes| bytes == secret));
                     }
@@ -174,7 +174,7 @@ fn nothing_but_the_wish_for_tls_is_said_in_the_clear() {
 }
 
 #[test]
-fn a_refusal_of_tls_ends_what_requires_it() {
+fn a_refusal_of_tls_ends_a_connection_that_requires_it() {
     // C-056, U-008
     run(|| {
         let certificates = Certificates::new();
@@ -290,7 +290,8 @@ fn a_certificate_can_be_accepted_unseen() {
 
 #[test]
 fn an_unknown_authority_is_not_trusted() {
-    // U-035: without an authority of its own the system's are asked, who do not know this one.
+    // U-035: without an authority of its own the client asks the system's, which do not know this
+    // one.
     run(|| {
         let certificates = Certificates::new();
         for who in Who::ALL {
@@ -326,7 +327,7 @@ fn a_server_that_wants_a_certificate_gets_one() {
             let _copy = exercise(&client);
             client.disconnect().unwrap();
 
-            // No certificate, and a stranger's.
+            // No certificate, and one of another authority.
             let none = ClientTls::new()
                 .roots_file(certificates.ca_certificate())
                 .unwrap();
@@ -339,7 +340,8 @@ fn a_server_that_wants_a_certificate_gets_one() {
             for tls in [none, stranger] {
                 let error = ConnectOptions::new().tls(tls).connect(&uri).unwrap_err();
                 assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
-                // It says so by closing the connection, after TLS 1.3 has begun on this side.
+                // The server refuses by closing the connection, after TLS 1.3 has begun on this
+                // side.
                 assert_names(&error, &["after the TLS handshake", "client certificate"]);
             }
         }
@@ -424,11 +426,11 @@ fn an_export_is_entered_step_by_step_inside_tls() {
             client.disconnect().unwrap();
             options().start_secure(&at).unwrap().abort();
 
-            // The way in the clear is closed to such a URI.
+            // Such a URI does not allow a start in the clear.
             let error = options().start(&at).unwrap_err();
             assert_names(&error, &["start_secure"]);
 
-            // And to this server, where nothing works before TLS.
+            // This server allows nothing before TLS.
             let mut haggling = options()
                 .start(&uri(&server.uri("disk")))
                 .unwrap()
@@ -498,7 +500,7 @@ fn tls_1_2_is_spoken_and_nothing_older_is_offered() {
             assert_eq!(types.first(), Some(&22), "a handshake comes first");
         }
 
-        // A client that changes its mind inside TLS says so there, and ends TLS.
+        // A client that gives up inside TLS sends NBD_OPT_ABORT there, and ends TLS.
         let at = uri(&secure);
         options().start_secure(&at).unwrap().abort();
         let recording = tap.recording();
@@ -613,7 +615,7 @@ fn an_export_is_asked_for_by_the_best_option() {
 }
 
 #[test]
-fn a_greeting_in_steps_says_what_the_server_speaks() {
+fn a_greeting_in_steps_shows_the_style_of_the_server() {
     run(|| {
         let certificates = Certificates::new();
         let Some(server) = serve(Who::Nbdkit, Offer::Nothing, &certificates) else {

@@ -1,4 +1,4 @@
-//! The client on Tokio, waited for from plain threads.
+//! The client on Tokio, called from plain threads that wait.
 
 use crate::waiting;
 use nbd_tokio::Tokio;
@@ -15,18 +15,18 @@ pub(crate) use nbd_proto::{
     meta,
 };
 
-/// What the README calls it.
+/// The name of the client in the README.
 pub(crate) const NAME: &str = "nbd-tokio";
 
 /// Whether dropping the client waits for the child process that it has started. Threads of a
 /// runtime must not wait.
 pub(crate) const WAITS_FOR_CHILDREN: bool = false;
 
-/// Has threads of its own, on which tasks go on while nobody waits.
+/// Has threads of its own, on which tasks go on while no caller waits.
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Runtime::new().expect("threads can be started"));
 
-/// [`RUNTIME`], found by the client itself where it needs one.
+/// [`RUNTIME`], which the client finds itself where it needs one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Threads;
 

@@ -1,5 +1,5 @@
-//! What only the asynchronous client has: a task with many requests in flight, where a thread has a
-//! queue, and several connections of one client.
+//! Features of the asynchronous client alone: a task with many requests in flight, where a thread
+//! has a queue, and several connections of one client.
 
 use interop::{Image, Listen};
 use nbd_proto::CommandFlags;
@@ -58,7 +58,7 @@ fn commands_of_every_kind_are_in_flight_together() {
             let len = PART;
             let mut requests = Vec::new();
             for part in 0..16 {
-                // Four parts apart, one for each of what changes something.
+                // Four disjoint parts, one for each command that changes data.
                 let offset = part * 4 * PART;
                 let data = pattern(part, PART);
                 requests.push(Request::Write {

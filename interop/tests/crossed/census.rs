@@ -1,4 +1,4 @@
-//! A runtime that knows how many of its tasks and jobs have not ended.
+//! A runtime that counts its tasks and jobs that have not ended.
 
 use nbd_io::{
     client::DialOptions,
@@ -15,12 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many there are, and who waits for the end of the last.
+/// Their number, and the waker of a task that waits for the end of the last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Census(Arc<Mutex<(usize, Option<Waker>)>>);
 
 /// Longer than anything here takes to end.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Census {
     fn enter(&self) -> Counted {
@@ -42,7 +42,7 @@ impl Drop for Counted {
     }
 }
 
-/// A runtime, and a census of what it was given to do.
+/// A runtime, and a census of its tasks and jobs.
 #[derive(Clone, Debug)]
 pub(crate) struct Counting<N> {
     pub(crate) network: N,
@@ -52,7 +52,7 @@ pub(crate) struct Counting<N> {
 impl<N: Runtime> Counting<N> {
     /// Waits until all have ended.
     pub(crate) async fn empty(&self) {
-        let mut sleep = self.sleep(PATIENCE);
+        let mut sleep = self.sleep(TIMEOUT);
         let left = poll_fn(|cx| {
             let mut state = self.census.0.lock().unwrap();
             state.1 = Some(cx.waker().clone());

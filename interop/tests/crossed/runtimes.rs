@@ -1,4 +1,4 @@
-//! The runtimes of both sides, each of which a test has for itself as far as that goes.
+//! The runtimes of both sides, of which each test has its own where that is possible.
 
 use crate::{
     census::{Census, Counting},
@@ -20,7 +20,7 @@ pub(crate) trait Own: Clone + Debug + Send + Sync + 'static {
     /// Waits for a future in the context of the runtime.
     fn block_on<F: Future>(&self, future: F) -> F::Output;
 
-    /// Waits until nothing is left to do, and ends.
+    /// Waits until no task is left, and ends.
     fn end(self) {
         let network = self.network();
         self.block_on(network.empty());
@@ -45,7 +45,7 @@ pub(crate) struct OwnTokio {
     census: Census,
 }
 
-/// All in the thread that waits. Nothing goes on while none does.
+/// All in the waiting thread. No task goes on while none waits.
 pub(crate) fn tokio_current_thread() -> OwnTokio {
     tokio_of(Builder::new_current_thread())
 }

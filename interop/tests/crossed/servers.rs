@@ -1,7 +1,7 @@
 //! The servers, all with the same exports.
 
 use crate::{
-    census::{Counting, PATIENCE},
+    census::{Counting, TIMEOUT},
     exports::{Bare, Spy},
     runtimes::{OnAsyncStd, Own, OwnTokio},
 };
@@ -28,13 +28,13 @@ use tempfile::TempDir;
 /// The size of "disk" and "quick".
 pub(crate) const SIZE: u64 = 8 * MIB;
 
-/// What a server runs on.
+/// The runtime of a server.
 pub(crate) trait Host: Send + 'static {
     type Runtime: Tasks;
 
     fn runtime(&self) -> Self::Runtime;
 
-    /// Serves in this thread until the server is stopped, and then until nothing is left of it.
+    /// Serves in this thread until the server is stopped, and then until none of its tasks is left.
     fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()>;
 }
 
@@ -54,7 +54,7 @@ impl Host for Plain {
         drop((self, server));
         let start = Instant::now();
         while threads_of_servers() > 0 {
-            assert!(start.elapsed() < PATIENCE, "threads are left");
+            assert!(start.elapsed() < TIMEOUT, "threads are left");
             thread::yield_now();
         }
         Ok(())
@@ -92,7 +92,7 @@ macro_rules! host {
 host!(OwnTokio, nbd_tokio::Listener::new);
 host!(OnAsyncStd, nbd_async_std::Listener::new);
 
-/// How a client gets there.
+/// The way of a client to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
@@ -138,7 +138,7 @@ pub(crate) struct Serving {
     stopper: Stopper,
     thread: Option<JoinHandle<io::Result<()>>>,
     log: Arc<Mutex<Log>>,
-    /// Where writes began that were told to have succeeded.
+    /// The offsets of writes that were reported as done.
     written: Arc<Mutex<Vec<u64>>>,
     quick: Weak<Memory>,
     _dir: TempDir,
@@ -212,7 +212,7 @@ impl Serving {
         }
     }
 
-    /// Where an export is, over TLS if there is any.
+    /// The URI of an export, over TLS if there is any.
     pub(crate) fn uri(&self, export: &str) -> String {
         match &self.certificates {
             Some(certificates) => {
@@ -230,12 +230,12 @@ impl Serving {
         Uri::parse_with(&self.uri(export), Permissions::default().local_files()).unwrap()
     }
 
-    /// Where an export is that no TLS is started for by itself.
+    /// The URI of an export without TLS from the start.
     pub(crate) fn plain_uri(&self, export: &str) -> Uri {
         Uri::parse(&self.endpoint.uri(export)).unwrap()
     }
 
-    /// Where writes began that succeeded, since this was last asked, in order of their places.
+    /// The offsets of writes that were done since the last call, in ascending order.
     pub(crate) fn written(&self) -> Vec<u64> {
         let mut written = std::mem::take(&mut *self.written.lock().unwrap());
         written.sort_unstable();
@@ -247,13 +247,13 @@ impl Serving {
         self.stopper.stop();
     }
 
-    /// Waits until everything is over, and returns how connections ended.
+    /// Waits for the end of all tasks, and returns how connections ended.
     pub(crate) fn end(mut self) -> Vec<String> {
         self.stop();
         let thread = self.thread.take().expect("it is taken here only");
         thread.join().unwrap().unwrap();
         assert_eq!(self.stopper.connections(), 0);
-        // Whoever was served has let go of the exports.
+        // Every connection has dropped its export.
         assert_eq!(self.quick.strong_count(), 0);
         assert_eq!(Arc::strong_count(&self.spy), 1);
         let log = std::mem::take(&mut *self.log.lock().unwrap());
@@ -265,7 +265,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // After a failure nothing may wait for this server, nor for what it waits for.
+        // After a failure no thread may wait for this server, nor for its faults.
         self.faults.clear();
         self.stop();
         if thread::panicking() {

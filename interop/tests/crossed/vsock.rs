@@ -1,5 +1,5 @@
-//! The sockets between virtual machines and their host, over which a machine can also talk to
-//! itself. That wants a module of Linux that is hardly ever loaded, and therefore the emulated
+//! The sockets between virtual machines and their host, over which a machine can also connect to
+//! itself. That needs a module of Linux that is hardly ever loaded, and therefore the emulated
 //! machine: its kernel has it.
 
 use crate::{
@@ -27,7 +27,7 @@ mod example;
 const SERVE: &str = "nbd_serve";
 
 /// Longer than a program takes to listen.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const VSOCK: Transport = Transport::Vsock;
 const WANTED: Wanted = Wanted {
@@ -76,9 +76,9 @@ in_the_machine! {
     tokio_with_libnbd: used_by_libnbd(tokio_multi_thread);
     async_std_with_libnbd: used_by_libnbd(OnAsyncStd::default);
 
-    blocking_without_a_server: finds_nobody(|| Blocking);
-    tokio_without_a_server: finds_nobody(|| On(tokio_multi_thread()));
-    async_std_without_a_server: finds_nobody(|| On(OnAsyncStd::default()));
+    blocking_without_a_server: finds_no_server(|| Blocking);
+    tokio_without_a_server: finds_no_server(|| On(tokio_multi_thread()));
+    async_std_without_a_server: finds_no_server(|| On(OnAsyncStd::default()));
 
     a_port_has_one_listener: has_one_listener();
     the_program_listens_on_a_port: listens_on_a_port();
@@ -102,7 +102,7 @@ fn encrypts<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H) {
     });
 }
 
-/// A client of ours with somebody else's server.
+/// A client of ours with a foreign server.
 fn uses_nbdkit<K: Kind>(client: fn() -> K) {
     interop::run(move || {
         let nbdkit = Nbdkit::new("memory").param(SIZE.to_string());
@@ -118,7 +118,7 @@ fn uses_nbdkit<K: Kind>(client: fn() -> K) {
     });
 }
 
-/// A server of ours with somebody else's clients.
+/// A server of ours with foreign clients.
 fn used_by_libnbd<H: Host>(host: fn() -> H) {
     interop::run(move || {
         let (Some(nbdinfo), Some(nbdcopy)) = (require(Peer::NbdInfo), require(Peer::NbdCopy))
@@ -148,8 +148,8 @@ fn used_by_libnbd<H: Host>(host: fn() -> H) {
     });
 }
 
-/// Nobody listens on a port, and there is no such machine.
-fn finds_nobody<K: Kind>(client: fn() -> K) {
+/// No server listens on a port, and there is no such machine.
+fn finds_no_server<K: Kind>(client: fn() -> K) {
     interop::run(move || {
         let client = client();
         let unused = Endpoint::unused_vsock().uri("");
@@ -213,7 +213,7 @@ fn listens_on_a_port() {
         let disk = loop {
             match Blocking.connect(&Endpoint::Vsock(port).uri(""), WANTED) {
                 Ok(disk) => break disk,
-                Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+                Err(error) => assert!(start.elapsed() < TIMEOUT, "{error}"),
             }
             thread::sleep(Duration::from_millis(5));
         };
@@ -231,7 +231,7 @@ fn takes_an_inherited_socket() {
         command.arg(env::var_os(SERVE).unwrap());
         command.stdin(Stdio::from(listener.as_fd().try_clone_to_owned().unwrap()));
         let _program = Program::start(command);
-        // It waits in the queue of the socket until the program is there.
+        // The connection waits in the queue of the socket until the program is there.
         let uri = Endpoint::Vsock(port).uri("");
         let disk = Blocking.connect(&uri, WANTED).unwrap();
         transfers::are_verified(&disk, 4);

@@ -177,7 +177,7 @@ fn one_server_is_mirrored_to_another_over_tls() {
     });
 }
 
-/// Lets a node be written to by others, at the URI returned, whose socket is in `dir`.
+/// Lets other clients write to a node, at the URI returned, whose socket is in `dir`.
 pub(crate) fn export(daemon: &mut StorageDaemon, node: &str, dir: &Path) -> String {
     let socket = dir.join("socket");
     let address = json!({ "type": "unix", "data": { "path": socket } });
@@ -201,7 +201,7 @@ fn a_disk_is_mirrored_while_it_is_in_use() {
         add_nbd(&mut daemon, "to", &serving, None);
         let dir = tempfile::Builder::new().prefix("nbd-").tempdir().unwrap();
         let uri = export(&mut daemon, "from", dir.path());
-        // Slowly, so that it is not done before somebody writes.
+        // Slowly, so that it is not done before the first write.
         let slowly = json!({ "speed": 8 * MIB });
         daemon.execute("blockdev-mirror", &mirror("from", "to", &slowly));
         if exercise(&uri, "None").is_none() {

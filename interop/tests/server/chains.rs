@@ -1,5 +1,5 @@
-//! Servers written by others that are clients of ours: nbdkit's plugin `nbd`, and QEMU's block
-//! layer with an export of its own.
+//! Foreign servers that are clients of ours: nbdkit's plugin `nbd`, and QEMU's block layer with an
+//! export of its own.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{
     serving::{Serving, server, strict},
 };
 
-/// An nbdkit that passes on what it is asked to the server at this URI.
+/// An nbdkit that forwards requests to the server at this URI.
 pub(crate) fn nbdkit(uri: &str) -> Nbdkit {
     // It does not let URIs name files, and has parameters instead.
     let (uri, certificates) = match uri.split_once("?tls-certificates=") {
@@ -31,7 +31,7 @@ pub(crate) fn nbdkit(uri: &str) -> Nbdkit {
 }
 
 #[test]
-fn what_nbdkit_is_asked_it_asks_of_us() {
+fn nbdkit_forwards_requests_to_the_server() {
     run(|| {
         let spy = Spy::new(4 * MIB);
         let serving = Serving::disk(Arc::clone(&spy) as _);
@@ -72,7 +72,7 @@ fn what_nbdkit_is_asked_it_asks_of_us() {
     });
 }
 
-/// What `exercise.py` leaves behind when it has this export to itself.
+/// The contents that `exercise.py` leaves when no other client uses this export.
 pub(crate) fn exercise(uri: &str, structured: &str) -> Option<()> {
     let lines = format!("uri = {uri:?}; structured = {structured}");
     script("exercise.py", &lines).map(drop)

@@ -17,7 +17,7 @@ pub(crate) const NO_TLS: Support = No("takes no certificates");
 pub(crate) enum Who {
     Libnbd,
     Qemu,
-    /// With the plugin `nbd`. It is asked by libnbd, and asks us.
+    /// With the plugin `nbd`: libnbd sends it requests, and it sends us requests.
     Nbdkit,
     Fio,
     NbdClient,
@@ -115,7 +115,7 @@ pub(crate) fn act(
     Ok(())
 }
 
-/// What a client prints of the exports there are, if it has a way to ask.
+/// The output of a client that lists exports, if it can.
 pub(crate) fn list(who: Who, endpoint: &Endpoint) -> Option<String> {
     let nbdinfo = |uri: &str| program(Peer::NbdInfo).run(["--list", uri]).expect_success();
     match who {

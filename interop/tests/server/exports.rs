@@ -1,5 +1,4 @@
-//! What is served: an export that remembers what was asked of it, and one that can do next to
-//! nothing.
+//! The exports of the server: one that logs its calls, and one with the fewest commands possible.
 
 use std::{
     ops::{ControlFlow, Range},
@@ -14,10 +13,10 @@ use nbd_proto::TransmissionFlags;
 /// The spy's own meta context, which says of each mebibyte whether its number is odd.
 pub(crate) const PARITY: &str = "x-spy:parity";
 
-/// Where zeroing is too slow to be called fast.
+/// A range where zeroing is too slow to be called fast.
 pub(crate) const SLOW: Range<u64> = 2 * MIB..3 * MIB;
 
-/// What reached the storage.
+/// A call that reached the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Read {
@@ -50,8 +49,8 @@ pub(crate) enum Call {
     },
 }
 
-/// Memory that remembers what was asked of it, zeroes slowly in one place, and has a meta
-/// context of its own beside `base:allocation`.
+/// Memory that logs its calls, zeroes slowly in one place, and has a meta context of its own beside
+/// `base:allocation`.
 pub(crate) struct Spy {
     memory: Memory,
     calls: Mutex<Vec<Call>>,
@@ -69,7 +68,7 @@ impl Spy {
         })
     }
 
-    /// What was asked since this was last called.
+    /// The calls since the last call of this.
     pub(crate) fn calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }

@@ -70,7 +70,7 @@ fn random_writes_of_several_jobs_are_verified() {
             assert_eq!(writes(&calls), JOBS * EACH / BLOCK);
             assert_eq!(bytes_read(&calls), JOBS * EACH);
 
-            // What it verifies is what is there: a single byte gives it away.
+            // It verifies the actual contents: a single wrong byte is noticed.
             let again = "--rw=randwrite --verify=crc32c --verify_only=1";
             let _said = jobs(fio, &uri, again).expect_success();
             let wrong = EACH + 12_345;
@@ -108,7 +108,7 @@ fn reads_and_writes_are_mixed_with_flushes_and_trims() {
 #[test]
 fn it_knows_no_tls() {
     with_fio(|fio| {
-        // Its library does, but wants leave to look at files.
+        // The library can, but needs permission to read files.
         let certificates = Certificates::new();
         let server = server(Spy::new(JOBS * EACH)).require_tls(&tls(&certificates));
         let serving = Serving::new(server.unwrap(), Listen::Tcp4);

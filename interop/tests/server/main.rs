@@ -1,7 +1,8 @@
-//! Our server with clients that others wrote.
+//! Our server with foreign clients.
 //!
-//! Each module is about one client; [`table`] writes down who can do what. [`serving`] runs the
-//! server in this process and keeps its events, and [`exports`] tell what reached the storage.
+//! Each module is about one client; [`table`] makes the table of features and clients. [`serving`]
+//! runs the server in this process and keeps its events, and [`exports`] log the calls that reached
+//! the storage.
 
 #![expect(
     clippy::unwrap_used,

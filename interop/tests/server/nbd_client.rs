@@ -1,6 +1,6 @@
-//! The reference client, `nbd-client`. It lists, and negotiates on behalf of the kernel, which tests
-//! leave alone: where a block device of the kernel's is due it is given `/dev/null`, and so comes
-//! as far as its first ioctl.
+//! The reference client, `nbd-client`. It lists, and negotiates on behalf of the kernel, which
+//! tests leave alone: instead of a block device of the kernel it gets `/dev/null`, and so comes as
+//! far as its first ioctl.
 
 use std::{ffi::OsString, sync::Arc};
 
@@ -55,7 +55,7 @@ pub(crate) fn list(
     nbd_client.run(args.concat())
 }
 
-/// Negotiates for an export, and returns how large the client thinks that it is.
+/// Negotiates for an export, and returns the size that the client found.
 pub(crate) fn enter(
     nbd_client: &Program,
     endpoint: &Endpoint,
@@ -81,7 +81,7 @@ pub(crate) fn enter(
     }
 }
 
-/// Two exports for everybody, and one for those with TLS.
+/// Two exports for every client, and one for clients with TLS.
 fn three() -> Server {
     let disk = Memory::new(4 * MIB).with_description("the disk itself");
     Server::new(

@@ -28,7 +28,7 @@ const DATA: [(u64, u64); 4] = [
     (SIZE - 3000, 3000),
 ];
 
-/// A directory of files that come and go with a test.
+/// A directory of files for one test.
 struct Files(TempDir);
 
 impl Files {
@@ -78,7 +78,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Everything that changes in what way a disk is copied, but not the outcome.
+/// Options that change the way of copying a disk, but not the outcome.
 const WAYS: [&[&str]; 9] = [
     &[],
     &["--connections=4", "--threads=4", "--requests=64"],
@@ -129,7 +129,7 @@ fn a_disk_is_uploaded_whichever_way() {
         let source = Serving::disk(filled(&expected));
         copy(nbdcopy, &[], &source.uri("disk"), text(&file));
         for options in WAYS {
-            // What was there before must not shine through.
+            // Old data must not shine through.
             let spy = filled(&pattern(99, SIZE));
             let serving = Serving::disk(Arc::clone(&spy) as _);
             copy(nbdcopy, options, text(&file), &serving.uri("disk"));
@@ -225,7 +225,7 @@ fn a_destination_that_cannot_be_written_is_an_error() {
         let refused = nbdcopy.run([&uri, &small.uri("disk")]).expect_failure();
         assert!(refused.contains("No space left on device"), "{refused}");
 
-        // It leaves in the middle of what it was doing.
+        // The client leaves in the middle of its requests.
         for serving in [source, small] {
             let broken = serving.stop().broken;
             assert!(

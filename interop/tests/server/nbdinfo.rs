@@ -1,4 +1,4 @@
-//! libnbd's `nbdinfo` asks for everything that there is to know.
+//! libnbd's `nbdinfo` asks for all the information there is.
 
 use std::sync::Arc;
 
@@ -117,7 +117,7 @@ fn every_property_of_an_export_arrives() {
 }
 
 #[test]
-fn people_are_told_the_same() {
+fn the_text_for_people_says_the_same() {
     with_nbdinfo(|nbdinfo| {
         let certificates = Certificates::new();
         let server = three().offer_tls(&tls(&certificates)).unwrap();
@@ -135,7 +135,7 @@ fn people_are_told_the_same() {
                 "can_fua: true",
                 "block_size_maximum: 33554432",
             ] {
-                // Some versions add what a number is in words.
+                // Some versions add a number in words.
                 let mut said_lines = said.lines().map(str::trim);
                 assert!(said_lines.any(|said| said.starts_with(line)), "{said}");
             }
@@ -149,7 +149,7 @@ fn people_are_told_the_same() {
 }
 
 #[test]
-fn a_size_is_told_to_the_byte() {
+fn a_size_is_announced_to_the_byte() {
     with_nbdinfo(|nbdinfo| {
         for size in [0, 1, 511, MIB + 1, (1 << 62) + 3, (1 << 63) - 1] {
             let serving = Serving::disk(Arc::new(Memory::new(size)));
@@ -400,7 +400,7 @@ fn an_export_that_is_not_there_is_refused_with_words() {
 }
 
 #[test]
-fn exports_for_tls_only_are_for_those_who_have_it() {
+fn exports_for_tls_only_are_hidden_without_it() {
     with_nbdinfo(|nbdinfo| {
         let certificates = Certificates::new();
         let server = Server::new(

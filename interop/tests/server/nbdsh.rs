@@ -17,7 +17,7 @@ use crate::{
 pub(crate) fn script(file: &str, lines: &str) -> Option<String> {
     let nbdsh = require(Peer::NbdSh)?;
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/nbdsh");
-    // The shell itself does not say where a script failed.
+    // The shell itself does not print the place of a script's failure.
     let runs = format!(
         "import os, sys, traceback
 try:
@@ -34,7 +34,7 @@ except Exception:
     Some(nbdsh.run(["-c", &runs]).expect_success())
 }
 
-/// Which headers libnbd asks for by itself.
+/// The headers that libnbd asks for by itself.
 fn mode() -> Mode {
     match require(Peer::NbdSh).is_some_and(|nbdsh| nbdsh.is_at_least(1, 18)) {
         true => Mode::Extended,
@@ -47,12 +47,12 @@ fn script_for(serving: &Serving, export: &str, file: &str) -> Option<String> {
     script(file, &format!("uri = {:?}", serving.uri(export)))
 }
 
-/// Runs some Python on an export that has been entered, and returns what that prints.
+/// Runs some Python on an export that has been entered, and returns its output.
 pub(crate) fn python(uri: &str, code: &str) -> Option<String> {
     script("python.py", &format!("uri, code = {uri:?}, {code:?}"))
 }
 
-/// What reaches the storage by `commands.py`, without the reads.
+/// The calls of `commands.py` that reach the storage, without the reads.
 pub(crate) fn all_commands() -> Vec<Call> {
     let write = |offset, len, fua| Call::Write { offset, len, fua };
     let zeroes = |offset, len, no_hole, fast, fua| Call::Zeroes {
@@ -96,7 +96,7 @@ fn every_command_and_flag_reaches_the_storage() {
 }
 
 #[test]
-fn holes_and_contexts_are_told_as_they_are() {
+fn holes_and_contexts_are_reported_as_they_are() {
     run(|| {
         let spy = Spy::new(4 * MIB);
         spy.put(MIB, &pattern(1, 65_536));
@@ -121,7 +121,7 @@ fn simple_replies_do_for_everything_else() {
 }
 
 #[test]
-fn two_hundred_requests_in_flight_are_told_apart() {
+fn two_hundred_requests_in_flight_are_not_confused() {
     run(|| {
         let certificates = Certificates::new();
         let encrypted = || server(Spy::new(4 * MIB)).require_tls(&tls(&certificates));
@@ -144,7 +144,7 @@ fn two() -> Server {
 }
 
 #[test]
-fn a_client_haggles_as_long_as_it_likes() {
+fn a_client_negotiates_as_long_as_it_likes() {
     run(|| {
         let serving = Serving::new(two(), Listen::Unix);
         if script_for(&serving, "", "options.py").is_none() {
@@ -199,7 +199,7 @@ fn terabytes_take_one_request() {
 }
 
 #[test]
-fn what_was_answered_before_the_server_stops_is_done() {
+fn requests_answered_before_the_server_stops_are_done() {
     run(|| {
         let spy = Spy::new(64 * MIB);
         let serving = Serving::disk(Arc::clone(&spy) as _);
@@ -235,13 +235,13 @@ fn a_client_of_old_gets_its_export_by_name() {
 }
 
 #[test]
-fn what_must_not_be_sent_is_refused_and_forgiven() {
+fn illegal_requests_are_refused_and_the_connection_goes_on() {
     run(|| {
         let serving = Serving::disk(Spy::new(4 * MIB));
         if script_for(&serving, "disk", "strict.py").is_none() {
             return;
         }
-        // Only the last one is not forgiven.
+        // Only the last violation ends the connection.
         let log = serving.stop();
         assert_eq!((log.entered.len(), log.broken.len()), (3, 1), "{log:?}");
         assert!(log.broken[0].contains("a payload of 33554433 bytes"));

@@ -1,5 +1,5 @@
-//! QEMU, by `qemu-io`: single requests, and those that are 64 bits wide. What its other programs
-//! need too is here.
+//! QEMU, by `qemu-io`: single requests, and those that are 64 bits wide. It also has the common
+//! part of the tests of QEMU's other programs.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) fn with(peer: Peer, body: impl FnOnce(&Program) + Send + 'static) {
     }
 }
 
-/// Which headers a program of QEMU's asks for.
+/// The headers that a program of QEMU's asks for.
 pub(crate) fn mode(program: &Program) -> Mode {
     match program.is_at_least(8, 2) {
         true => Mode::Extended,
@@ -32,7 +32,7 @@ pub(crate) fn mode(program: &Program) -> Mode {
     }
 }
 
-/// What QEMU calls the place of a server, as options with a prefix.
+/// The address of a server in QEMU's terms, as options with a prefix.
 pub(crate) fn place(endpoint: &Endpoint, prefix: &str) -> String {
     match endpoint {
         Endpoint::Unix(path) => {
@@ -51,7 +51,7 @@ pub(crate) fn place(endpoint: &Endpoint, prefix: &str) -> String {
 /// The object that QEMU takes certificates from, which is called "tls".
 pub(crate) fn credentials(certificates: &Certificates) -> String {
     let dir = certificates.dir().display();
-    // It would not show a certificate that its own authority does not know.
+    // The program would not use a certificate that its own authority did not sign.
     format!("tls-creds-x509,id=tls,endpoint=client,sanity-check=off,dir={dir}")
 }
 
@@ -159,7 +159,7 @@ fn single_requests_reach_the_storage_as_they_are() {
 }
 
 #[test]
-fn requests_in_flight_are_told_apart() {
+fn requests_in_flight_are_not_confused() {
     with(Peer::QemuIo, |qemu_io| {
         let spy = Spy::new(16 * MIB);
         let serving = Serving::disk(Arc::clone(&spy) as _);
@@ -177,7 +177,7 @@ fn requests_in_flight_are_told_apart() {
             fill(&mut expected, n * 100_000, 33 * KIB, with);
         }
         assert_same(&spy.contents(), &expected, 0);
-        // At the least it was told what is there, and is not, as it should be.
+        // A control: the check fails for a wrong pattern.
         let wrong = io(qemu_io, &[&uri], &["read -P 2 0 512"]);
         assert!(wrong.stdout.contains("Pattern verification failed"));
     });
@@ -202,7 +202,7 @@ fn every_write_is_forced_where_that_is_wanted() {
 }
 
 #[test]
-fn what_cannot_be_done_fails_and_the_rest_goes_on() {
+fn a_failed_command_leaves_the_others_alone() {
     with(Peer::QemuIo, |qemu_io| {
         let spy = Spy::over(Memory::new(4 * MIB).with_limit(64 << 10));
         let serving = Serving::disk(Arc::clone(&spy) as _);
@@ -310,7 +310,7 @@ fn terabytes_take_one_request() {
                 (json!(5000 * GIB), json!(Memory::PAGE)),
             ]
         );
-        // Each stretch took one question.
+        // Each extent took one request.
         let questions = spy.calls();
         assert!(questions.len() <= 6, "{questions:?}");
     });

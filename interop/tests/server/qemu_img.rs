@@ -188,7 +188,7 @@ fn blocks_are_copied_from_the_middle() {
         let image = Image::raw(0);
         let output = format!("of={}", image.path().display());
         let input = format!("if={}", serving.uri("disk"));
-        // It counts from the start, and not from where it begins.
+        // The length counts from the start, and not from the offset.
         let args = [
             "dd", "-f", "raw", "-O", "raw", "bs=64k", "skip=40", "count=70",
         ];
@@ -202,7 +202,7 @@ fn blocks_are_copied_from_the_middle() {
 }
 
 #[test]
-fn benchmarks_count_what_arrives() {
+fn benchmarks_reach_the_storage_with_every_request() {
     with(Peer::QemuImg, |qemu_img| {
         let spy = Spy::new(8 * MIB);
         let serving = Serving::disk(Arc::clone(&spy) as _);
@@ -302,7 +302,7 @@ fn an_export_is_the_base_of_an_overlay() {
 }
 
 #[test]
-fn a_list_tells_everything_of_every_export() {
+fn a_list_describes_every_export_in_full() {
     with(Peer::QemuNbd, |qemu_nbd| {
         let certificates = Certificates::new();
         let spy = Spy::over(Memory::new(4 * MIB).with_description("the disk itself"));

@@ -6,7 +6,7 @@ use std::io;
 
 pub(crate) use nbd_blocking::server::Server;
 
-/// What the README calls it.
+/// The name of the server in the README.
 pub(crate) const NAME: &str = "nbd-blocking";
 
 /// Serves in this thread until the server is stopped.

@@ -35,12 +35,12 @@ pub(crate) fn many(count: usize) -> Server {
     }))
 }
 
-/// Shows the server's certificate, and lets nobody in without one of their own.
+/// Sends the server's certificate, and requires one of every client.
 pub(crate) fn strict(certificates: &Certificates) -> ServerTls {
     tls(certificates).require_client_certificates(true)
 }
 
-/// Shows the server's certificate to everybody.
+/// Sends the server's certificate, and requires none.
 pub(crate) fn tls(certificates: &Certificates) -> ServerTls {
     ServerTls::from_directory(certificates.dir()).unwrap()
 }
@@ -53,13 +53,13 @@ pub(crate) struct Entered {
     pub(crate) encrypted: bool,
 }
 
-/// What happened to a server.
+/// The events of a server.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
-    /// Every event, for people.
+    /// Every event, as text.
     lines: Vec<String>,
     pub(crate) entered: Vec<Entered>,
-    /// How connections ended that did not end as connections do.
+    /// The endings of connections that did not end with a disconnect.
     pub(crate) broken: Vec<String>,
 }
 
@@ -151,12 +151,12 @@ impl Serving {
         self.endpoint.tls_uri(export, certificates)
     }
 
-    /// What has happened since this was last asked.
+    /// The events since the last call.
     pub(crate) fn log(&self) -> Log {
         std::mem::take(&mut self.log.lock().unwrap())
     }
 
-    /// Stops, and tells what happened.
+    /// Stops, and returns the events.
     pub(crate) fn stop(mut self) -> Log {
         self.join();
         self.log()

@@ -1,4 +1,4 @@
-//! The table of which client can do what, in the README.
+//! The table of features and clients, in the README.
 
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ const ROWS: &[(&str, Probe)] = &[
                 let _said = nbdsh::script("exec.py", &lines).unwrap();
             }
             Who::NbdClient => {
-                // What it calls an option of the protocol is one of its own as well.
+                // One of its own options has the name of an option of the protocol.
                 let nbd_client = program(Peer::NbdClient);
                 let size = nbd_client::enter(&nbd_client, &endpoint, "disk", &["-no-optgo"], None);
                 assert_eq!(size.unwrap(), "1MB");
@@ -108,7 +108,7 @@ const ROWS: &[(&str, Probe)] = &[
         match act(who, serving.endpoint(), &ROUND_TRIP, None) {
             Ok(()) => Yes,
             Err(_) => {
-                // They are not served who do not ask for them.
+                // Clients that do not ask for block sizes are not served.
                 let nbd_client = program(Peer::NbdClient);
                 let endpoint = serving.endpoint();
                 let refused = nbd_client::enter(&nbd_client, endpoint, "disk", &[], None);
@@ -362,7 +362,7 @@ fn serve_with(settings: impl FnOnce(Server) -> Server) -> Serving {
     Serving::new(settings(server(Spy::new(MIB))), Listen::Tcp4)
 }
 
-/// Checks that bytes go there and come back, as far as they go.
+/// Checks that data can be written and read back, as far as the client can.
 fn works(who: Who, serving: &Serving) -> Log {
     if act(who, serving.endpoint(), &ROUND_TRIP, None).is_err() {
         enter(serving.endpoint(), None);
@@ -370,7 +370,7 @@ fn works(who: Who, serving: &Serving) -> Log {
     serving.log()
 }
 
-/// Checks that something arrives where it should.
+/// Checks that a call reaches the storage.
 fn reaches_storage(who: Who, what: &Act, is: fn(&Call) -> bool) -> Support {
     let spy = Spy::new(MIB);
     let serving = Serving::disk(Arc::clone(&spy) as _);
@@ -407,7 +407,7 @@ fn codes(tap: &Tap) -> Vec<u32> {
 }
 
 #[test]
-fn the_readme_tells_what_was_found() {
+fn the_readme_has_the_results() {
     run(|| {
         let columns = [
             ("libnbd", Peer::NbdSh),

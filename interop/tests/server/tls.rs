@@ -1,4 +1,4 @@
-//! TLS: every offer of the server meets every client, and everything that must go wrong.
+//! TLS: every policy of the server with every client, and all failures.
 
 use std::{fs, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     serving::{Serving, server, strict, tls},
 };
 
-/// Everything a server can do about TLS.
+/// Every policy of a server about TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offer {
     Nothing,
@@ -33,10 +33,10 @@ fn offering(offer: Offer, certificates: &Certificates) -> Server {
     .unwrap()
 }
 
-/// Those who can be told which certificates to use, or to do without TLS.
+/// The clients whose certificates can be chosen, or whose TLS can be switched off.
 const CLIENTS: [Peer; 3] = [Peer::NbdInfo, Peer::QemuImg, Peer::NbdClient];
 
-/// Whether a client gets at "disk".
+/// Whether a client can use "disk".
 fn reaches(client: &Program, serving: &Serving, certificates: Option<&Certificates>) -> bool {
     let uri = match certificates {
         Some(certificates) => serving.tls_uri("disk", certificates),
@@ -92,7 +92,7 @@ fn every_offer_meets_every_client() {
                 );
                 let found = reaches(&client, &serving, Some(&certificates));
                 assert_eq!(found, with, "{name:?} {offer:?}");
-                // It demands to have both files or neither, and here they are named.
+                // It needs both files or neither, and here they are named.
                 if client.peer() != Peer::NbdClient {
                     let found = reaches(&client, &serving, Some(&bare));
                     assert_eq!(found, without, "{name:?} {offer:?}");
@@ -141,7 +141,7 @@ fn flawed_client_certificates_are_refused() {
                 };
                 assert!(ending.contains("invalid peer certificate"), "{ending}");
 
-                // Where none is wanted a wrong one is worse than none.
+                // Even where none is required, a wrong certificate is refused.
                 let serving = Serving::new(offering(Offer::OnlyTls, &flawed), Listen::Tcp4);
                 assert!(
                     !reaches(&client, &serving, Some(&flawed)),
@@ -160,14 +160,14 @@ fn flawed_certificates_of_the_servers_are_refused_by_clients() {
             let flawed = Certificates::with_server(flaw);
             for client in CLIENTS.into_iter().filter_map(require) {
                 let server = offering(Offer::OnlyTls, &flawed);
-                // One of them refuses, but waits for the server to hang up.
+                // One of them refuses, but waits for the server to disconnect.
                 let server = server.handshake_timeout(Some(Duration::from_secs(1)));
                 let serving = Serving::new(server, Listen::Tcp4);
                 assert!(
                     !reaches(&client, &serving, Some(&flawed)),
                     "{flaw:?} {client:?}"
                 );
-                // Some finish the handshake before they make up their mind.
+                // Some finish the handshake before they refuse.
                 let _log = serving.stop();
             }
         }
@@ -225,7 +225,7 @@ fn unix_sockets_are_encrypted_too() {
 }
 
 #[test]
-fn a_client_that_takes_what_it_gets_gets_tls() {
+fn a_client_that_allows_tls_gets_it_where_it_is_offered() {
     run(|| {
         let certificates = Certificates::new();
         for offer in [Offer::Nothing, Offer::Tls, Offer::OnlyWithCertificate] {
@@ -260,7 +260,7 @@ fn a_client_that_takes_what_it_gets_gets_tls() {
 }
 
 #[test]
-fn names_and_data_are_nobodys_business() {
+fn names_and_data_are_encrypted() {
     run(|| {
         let certificates = Certificates::new();
         let offer = Offer::OnlyWithCertificate;

@@ -36,10 +36,10 @@ pub(crate) enum Request {
     Flush,
 }
 
-/// What was read; nothing, if something else was to be done.
+/// The data of a read; empty for other requests.
 pub(crate) type Answer = Result<Vec<u8>, Error>;
 
-/// A request in flight, and which one it is.
+/// A request in flight, and its number.
 type Flying<'a> = (usize, Pin<Box<dyn Future<Output = Answer> + 'a>>);
 
 async fn perform<R: Network>(client: &Client<R>, request: Request) -> Answer {

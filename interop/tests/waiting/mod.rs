@@ -1,8 +1,8 @@
 //! The asynchronous client with the methods of the blocking one, so that one test is about both.
 //!
-//! A call waits in the calling thread for what goes on in a [`Driver`]'s runtime. What is missing
-//! here is missing on purpose: the blocking client's `queue`, of which [`flight`] is the
-//! counterpart, and its `Cursor` and `read_at`, which are the traits of `std::io`.
+//! A call waits in the calling thread for its future in a [`Driver`]'s runtime. Two things are
+//! missing on purpose: the blocking client's `queue`, of which [`flight`] is the counterpart, and
+//! its `Cursor` and `read_at`, which are the traits of `std::io`.
 
 pub(crate) mod flight;
 mod negotiation;
@@ -22,9 +22,9 @@ use std::{
 pub(crate) use negotiation::{Greeted, Negotiation};
 pub(crate) use options::ConnectOptions;
 
-/// A runtime, and how threads that are not its own wait for it.
+/// A runtime, and how foreign threads wait for it.
 pub(crate) trait Driver: Clone + Debug + Send + Sync + 'static {
-    /// What the client is given of the runtime.
+    /// The runtime as the client's type parameter.
     type Network: Network + Reactor<Socket = <Self::Network as Network>::Stream> + Debug;
 
     fn network(&self) -> Self::Network;
@@ -33,7 +33,7 @@ pub(crate) trait Driver: Clone + Debug + Send + Sync + 'static {
     fn wait<F: Future>(&self, future: F) -> F::Output;
 }
 
-/// An export that was entered. What it takes no waiting to know is that of the client inside.
+/// An export that was entered. Methods that need not wait are those of the client inside.
 #[derive(Clone, Debug)]
 pub(crate) struct Client<D: Driver> {
     inner: shared::Client<D::Network>,
@@ -49,7 +49,7 @@ impl<D: Driver> Deref for Client<D> {
 }
 
 impl<D: Driver> Client<D> {
-    /// Waits for something else that is done with the client inside.
+    /// Waits for another future of the client inside.
     pub(crate) fn wait<F: Future>(&self, future: F) -> F::Output {
         self.driver.wait(future)
     }

@@ -154,7 +154,7 @@ impl<D: Driver> Negotiation<D, Plain> {
     }
 }
 
-/// What can go on after a refusal.
+/// The negotiation that goes on after a refusal.
 fn again<D: Driver, S>(
     refused: client::RefusedStep<D::Network, S>,
     driver: D,

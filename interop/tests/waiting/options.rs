@@ -1,4 +1,4 @@
-//! How a connection is to be made.
+//! The connect options.
 
 use super::{Client, Driver, Greeted, Negotiation};
 use nbd_io::{

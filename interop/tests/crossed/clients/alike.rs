@@ -1,6 +1,6 @@
-//! The traits of this module, implemented by what both clients call the same.
+//! The traits of this module, implemented by the methods that both clients have.
 
-/// Implements [`Disk`](super::Disk). What is not the same is given.
+/// Implements [`Disk`](super::Disk). The differences are arguments.
 macro_rules! disk {
     ([$($generics:tt)*] $disk:ty, $together:path, $alone:path, $disconnect:path, $is_lost:path) => {
         impl<$($generics)*> Disk for $disk {
@@ -107,7 +107,7 @@ macro_rules! disk {
     };
 }
 
-/// Implements [`Haggling`](super::Haggling). What makes a disk of a client is given.
+/// Implements [`Haggling`](super::Haggling). The way to a disk of a client is an argument.
 macro_rules! haggling {
     ([$($generics:tt)*] $haggling:ty, $disk:ty, $entered:expr) => {
         impl<$($generics)*> Haggling for $haggling {
@@ -166,7 +166,7 @@ macro_rules! haggling {
     };
 }
 
-/// Says what is wanted, in options of either kind.
+/// Turns [`Wanted`](super::Wanted) into options of either kind.
 macro_rules! wanted {
     ($options:expr, $wanted:expr) => {
         CONTEXTS.iter().fold(
@@ -179,7 +179,7 @@ macro_rules! wanted {
     };
 }
 
-/// Begins to haggle, with certificates if there are any.
+/// Begins a negotiation, with certificates if there are any.
 macro_rules! started {
     ($options:expr, $uri:expr, $certificates:expr) => {{
         let options = match $certificates {

@@ -12,7 +12,7 @@ use std::{
 /// The blocking client.
 pub(crate) struct Blocking;
 
-/// Blocking clients of one connection each, which a program that wants several has itself.
+/// Blocking clients of one connection each: a program that wants several has several clients.
 #[derive(Debug)]
 pub(crate) struct Several {
     clients: Vec<Client>,

@@ -1,4 +1,4 @@
-//! The clients, behind traits that the suite is written for.
+//! The clients, behind the traits of the suite.
 
 #[macro_use]
 mod alike;
@@ -19,7 +19,7 @@ use std::{ops::Range, path::Path};
 pub(crate) use blocking::Blocking;
 pub(crate) use waited::On;
 
-/// What is asked of a server.
+/// The options of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) mode: Mode,
@@ -35,15 +35,15 @@ pub(crate) trait Kind: 'static {
     /// Enters an export, with the meta contexts of [`CONTEXTS`].
     fn connect(&self, uri: &str, wanted: Wanted) -> Result<Self::Disk, Error>;
 
-    /// Goes step by step, in the clear at first. `certificates` are for later.
+    /// Negotiates step by step, in the clear at first. `certificates` are for later.
     fn start(&self, uri: &Uri, certificates: Option<&Path>) -> Self::Plain;
 
-    /// Goes step by step inside TLS.
+    /// Negotiates step by step inside TLS.
     fn start_secure(&self, uri: &Uri) -> Self::Encrypted;
 
     fn start_tls(haggling: Self::Plain) -> Self::Encrypted;
 
-    /// Waits until nothing is left of it.
+    /// Waits until none of its tasks is left.
     fn end(self);
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn context(name: &str) -> ContextName {
     ContextName::new(name).unwrap()
 }
 
-/// A connection that haggles.
+/// A connection in negotiation.
 pub(crate) trait Haggling: Sized {
     type Disk;
 
@@ -109,8 +109,8 @@ pub(crate) trait Disk: Send + Sync {
     /// their order.
     fn together(&self, requests: Vec<Request>, depth: usize) -> Vec<Answer>;
 
-    /// Writes, and waits for nothing but the reply. If that says that the server is shutting down,
-    /// the blocking client would otherwise leave it, and first wait for what is in flight.
+    /// Writes, and waits only for the reply. If that is ESHUTDOWN, the blocking client would
+    /// otherwise disconnect, and first wait for requests in flight.
     fn write_alone(&self, offset: u64, data: &[u8]) -> Result<(), Error>;
 
     fn disconnect(&self) -> Result<(), Error>;

@@ -1,4 +1,4 @@
-//! The asynchronous client, waited for.
+//! The asynchronous client, called from plain threads that wait.
 
 use super::*;
 use crate::{

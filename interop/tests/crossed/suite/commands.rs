@@ -47,7 +47,7 @@ pub(super) fn all_reach_the_storage(disk: &impl Disk, serving: &Serving) {
     zeroed[2..1007].fill(0);
     assert!(disk.read(offset, 20_000).unwrap() == zeroed);
 
-    // It is as good as its word.
+    // Fast zeroes fail where they are slow.
     let (offset, len) = (SLOW.start, 4 * KIB);
     spy.put(offset, &[7; 4096]);
     let slow = disk.write_zeroes(offset, len, CommandFlags::FAST_ZERO);
@@ -69,7 +69,7 @@ pub(super) fn all_reach_the_storage(disk: &impl Disk, serving: &Serving) {
     disk.flush().unwrap();
     expected.push(Call::Flush);
 
-    // The whole of it in one request.
+    // The whole export in one request.
     let (offset, len, mode) = (0, SIZE, ZeroMode::default());
     disk.write_zeroes(offset, len, NONE).unwrap();
     expected.push(Call::Zeroes { offset, len, mode });
@@ -80,7 +80,7 @@ pub(super) fn all_reach_the_storage(disk: &impl Disk, serving: &Serving) {
     assert_eq!(calls, expected);
 }
 
-/// What each context says is what is there, and reads of it come together again.
+/// Each context describes the actual contents, and reads of ranges with holes are complete.
 pub(super) fn holes_are_described(disk: &impl Disk) {
     const PAGE: u64 = Memory::PAGE;
     const PAGES: u64 = SIZE / PAGE;
@@ -125,7 +125,7 @@ pub(super) fn holes_are_described(disk: &impl Disk) {
             _ => expected.push((page * PAGE, PAGE, status)),
         }
     }
-    // Contexts have the order in which the server told of them.
+    // Contexts have the order in which the server announced them.
     let ours = disk.contexts();
     let order = ["base:allocation", "x-spy:parity"].map(|name| {
         let is =

@@ -1,4 +1,4 @@
-//! What goes wrong, and with nothing else.
+//! Errors that fail their request, and nothing else.
 
 use crate::{
     clients::Disk,
@@ -72,7 +72,7 @@ pub(super) fn failures_end_nothing(disk: &impl Disk, serving: &Serving) {
         assert_eq!(source.message.as_str(), text);
     }
 
-    // Of many in flight the one that is touched, and where it is.
+    // Of many requests in flight the one at the fault fails, and names its place.
     disk.write(0, &[9; 256 << 10], NONE).unwrap();
     let scratch = Fault::failure(Errno::Io, "a scratch").on(Command::Read);
     faults.add(scratch.touching(100_000..100_001));

@@ -1,4 +1,4 @@
-//! What a client and a server have to do together, whichever they are.
+//! Requirements for every pair of a client and a server.
 
 mod commands;
 mod errors;
@@ -13,7 +13,7 @@ use crate::{
 use nbd_proto::Mode;
 use std::sync::{Mutex, PoisonError};
 
-/// A process has one of these at a time, because it is looked at which threads there are.
+/// A process runs one of these tests at a time, because they count its threads.
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transport: Transport) {
@@ -31,7 +31,7 @@ pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transpor
         endings.sort_unstable();
         let mut expected = vec!["the client disconnected"; entered];
         expected.extend(vec!["the client gave up the negotiation"; aborted]);
-        // Whoever is told that the server stops says goodbye, unless the server was quicker.
+        // A client that gets ESHUTDOWN disconnects, unless the server was quicker.
         let quicker = endings
             .iter()
             .filter(|ending| *ending == "the server is stopping");

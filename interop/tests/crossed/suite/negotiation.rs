@@ -8,14 +8,14 @@ use crate::{
 use nbd_io::client::Error;
 use nbd_proto::Mode;
 
-/// Asks for every option once, and returns how many connections were given up then.
+/// Asks for every option once, and returns the number of aborted negotiations.
 pub(super) fn every_option_is_asked_for<K: Kind>(client: &K, serving: &Serving) -> usize {
     let uri = serving.plain_uri("disk");
     let Some(certificates) = &serving.certificates else {
         asks(client.start(&uri, None));
         return 1;
     };
-    // Nothing goes without TLS, neither begun later nor at once.
+    // Nothing works without TLS, with or without a way to start it.
     let mut plain = client.start(&uri, Some(certificates.dir()));
     assert_refused(plain.list().unwrap_err(), "NBD_REP_ERR_TLS_REQD");
     let (plain, error) = plain.go("disk").err().unwrap();

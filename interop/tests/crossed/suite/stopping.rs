@@ -1,4 +1,4 @@
-//! The end of a server that is used.
+//! The end of a server that is in use.
 
 use crate::{
     clients::{Disk, Kind, Wanted},
@@ -17,11 +17,11 @@ use std::{
 const NONE: CommandFlags = CommandFlags::NONE;
 const BLOCK: u64 = 512;
 
-/// Where a write takes as long as it is to.
+/// A place where a write takes as long as the test wants.
 const SLOW: u64 = 7 * MIB;
 
-/// Stops the server while it is used, and compares what was acknowledged with what is there.
-/// Returns how many connections there were.
+/// Stops the server while it is in use, and compares acknowledged writes with the contents. Returns
+/// the number of connections.
 pub(super) fn nothing_is_lost_when_the_server_stops<K: Kind>(
     client: &K,
     serving: &Serving,
@@ -36,17 +36,17 @@ pub(super) fn nothing_is_lost_when_the_server_stops<K: Kind>(
     serving.faults.add(slow.touching(SLOW..SLOW + 1));
     let begun = serving.faults.hits() + 1;
     let _before = serving.written();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let mut written = thread::scope(|scope| {
         let (several, single) = (&several, &single);
         let slow = scope.spawn(|| single.write(SLOW, &block(SLOW), NONE));
         while serving.faults.hits() < begun {
             thread::yield_now();
         }
-        let writing = scope.spawn(move || write_until_refused(several, &tell));
-        told.recv().unwrap();
+        let writing = scope.spawn(move || write_until_refused(several, &sender));
+        receiver.recv().unwrap();
         serving.stop();
-        // What comes now is refused, and what was begun is finished.
+        // New requests are refused, and begun ones are finished.
         let refused = single.write_alone(SLOW - BLOCK, &[1; 512]).unwrap_err();
         assert_eq!(refused.errno(), Some(Errno::Shutdown), "{refused:?}");
         serving.faults.clear();
@@ -59,12 +59,12 @@ pub(super) fn nothing_is_lost_when_the_server_stops<K: Kind>(
         let at = usize::try_from(*offset).unwrap();
         assert_same(&contents[at..at + 512], &block(*offset), *offset);
     }
-    // What the server has carried out, it has also told.
+    // The server has reported every write that it has carried out.
     written.sort_unstable();
     assert_eq!(serving.written(), written);
 
     for disk in [several, single] {
-        // It may have left by itself, being told to.
+        // A client may have disconnected itself after ESHUTDOWN.
         let _ = disk.disconnect();
         assert!(disk.is_lost());
         assert!(disk.read(0, 512).unwrap_err().is_lost());
@@ -72,8 +72,9 @@ pub(super) fn nothing_is_lost_when_the_server_stops<K: Kind>(
     4
 }
 
-/// Writes one block after the other, many at once, and returns where that was acknowledged.
-fn write_until_refused(disk: &impl Disk, tell: &Sender<()>) -> Vec<u64> {
+/// Writes one block after the other, many at once, and returns the offsets of the acknowledged
+/// ones.
+fn write_until_refused(disk: &impl Disk, sender: &Sender<()>) -> Vec<u64> {
     let mut written = Vec::new();
     let offsets: RangeFrom<u64> = 0..;
     let mut offsets = offsets.map(|number| number * BLOCK);
@@ -92,8 +93,8 @@ fn write_until_refused(disk: &impl Disk, tell: &Sender<()>) -> Vec<u64> {
             match answer {
                 Ok(_) => written.push(offset),
                 Err(error) => {
-                    let told = error.errno() == Some(Errno::Shutdown);
-                    assert!(told || matches!(error, Error::Lost(_)), "{error:?}");
+                    let shuts_down = error.errno() == Some(Errno::Shutdown);
+                    assert!(shuts_down || matches!(error, Error::Lost(_)), "{error:?}");
                     refused = true;
                 }
             }
@@ -101,8 +102,8 @@ fn write_until_refused(disk: &impl Disk, tell: &Sender<()>) -> Vec<u64> {
         if refused {
             return written;
         }
-        // Whoever waits for the first of them has gone later.
-        let _ = tell.send(());
+        // The receiver waits for the first message only.
+        let _ = sender.send(());
     }
 }
 

@@ -12,7 +12,7 @@ use std::{thread, time::Duration};
 
 const NONE: CommandFlags = CommandFlags::NONE;
 
-/// Around what is copied, what is read aside, what is a page, and what is much.
+/// Around the sizes of copies, of buffers aside, of pages, and of large requests.
 const SIZES: [usize; 12] = [
     1, 511, 512, 513, 4095, 4096, 4097, 32_768, 65_537, 100_003, 524_288, 1_048_577,
 ];

@@ -1,4 +1,4 @@
-# Every command with each of its flags. What reached the storage is compared by the caller.
+# Every command with each of its flags. The caller compares the calls that reached the storage.
 
 h.connect_uri(uri)
 size = h.get_size()

@@ -1,3 +1,3 @@
-# Whatever the caller wants, before there is a connection.
+# Code of the caller, before there is a connection.
 
 exec(code)

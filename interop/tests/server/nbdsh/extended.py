@@ -1,4 +1,4 @@
-# What libnbd can do from 1.18 on, over extended headers: lengths of 64 bits, and block status of
+# Features of libnbd from 1.18 on, over extended headers: lengths of 64 bits, and block status of
 # some of the contexts. The disk has 3 TiB, with 64 KiB of data at 1 TiB.
 
 BASE = nbd.CONTEXT_BASE_ALLOCATION
@@ -58,7 +58,7 @@ else:
     assert h.pread(4096, TIB) != bytes(4096)
     assert h.pread(60 * KIB, TIB + 4096) == bytes(60 * KIB)
 
-    # What is wrong is told as ever, and the connection goes on.
+    # Errors are reported as ever, and the connection goes on.
     h.set_strict_mode(0)
     assert refused(h.zero, 3 * TIB, 1) == "ENOSPC"
     assert refused(h.trim, 2**63, 0) == "EINVAL"

@@ -1,4 +1,4 @@
-# Many requests at once, whose replies are told apart.
+# Many requests at once, whose replies are not confused.
 
 COUNT = 200
 LEN = 20_000

@@ -29,7 +29,7 @@ for name, refusals in [
             ("EINVAL", "zero", 4097, 0),
             ("EINVAL", "trim", 4096, 1),
             ("EINVAL", "cache", 1, 0),
-            # Longer than is told.
+            # Longer than announced.
             ("EOVERFLOW", "pread", 128 * KIB, 0),
             ("EOVERFLOW", "pread", MIB, 0),
         ],
@@ -41,7 +41,7 @@ for name, refusals in [
         h.set_request_block_size(asks_for_sizes)
         export = uri.replace("/?", "/%s?" % urllib.parse.quote(name))
         if name == "of blocks" and not asks_for_sizes:
-            # Whoever does not know would fail with half of what they do.
+            # A client that does not know the sizes would fail with half of its requests.
             assert refused(h.connect_uri, export) == "EINVAL"
             continue
         h.connect_uri(export)

@@ -24,7 +24,7 @@ else:
     h.set_export_name("disk")
     assert h.opt_starttls()
     assert h.get_tls_negotiated()
-    # Once is enough, and asking twice no reason to part.
+    # Once is enough, and asking twice does not end the connection.
     assert not h.opt_starttls()
     assert h.opt_list_meta_context_queries([], names.append) == 2
     assert h.opt_list_meta_context_queries(["x-spy:", "base:allocation"], names.append) == 2

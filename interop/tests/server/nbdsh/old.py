@@ -1,4 +1,4 @@
-# Clients of before the fixed newstyle handshake, who know but `NBD_OPT_EXPORT_NAME`.
+# Clients of before the fixed newstyle handshake, which know only `NBD_OPT_EXPORT_NAME`.
 
 for flags in (0, nbd.HANDSHAKE_FLAG_NO_ZEROES, nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE):
     h = fresh()

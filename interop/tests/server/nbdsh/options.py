@@ -1,4 +1,4 @@
-# Haggling: everything that can be asked for before an export is entered, in any order.
+# Negotiation: all options before an export is entered, in any order.
 
 h.set_opt_mode(True)
 h.set_full_info(True)
@@ -24,7 +24,7 @@ def contexts():
 exports = [("disk", "the disk itself"), ("other", "")]
 assert listed() == exports
 
-# What is told of an export without entering it.
+# The information about an export without entering it.
 h.set_export_name("disk")
 h.opt_info()
 assert h.get_size() == 4 * MIB
@@ -41,7 +41,7 @@ assert refused(h.opt_info) == "ENOENT"
 assert refused(h.opt_go) == "ENOENT"
 assert listed() == exports
 
-# The default export tells what it is called.
+# The default export announces its name.
 h.set_export_name("")
 h.opt_info()
 assert h.get_canonical_export_name() == "disk"
@@ -71,7 +71,7 @@ h.pwrite(b"x" * 512, 0)
 assert h.pread(512, 0) == b"x" * 512
 h.shutdown()
 
-# Or the client thinks better of it.
+# Or the client aborts.
 h = fresh()
 h.set_opt_mode(True)
 h.connect_uri(uri)

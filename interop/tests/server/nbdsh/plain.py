@@ -15,7 +15,7 @@ assert parts == [(0, MIB + 14, False)]
 h.zero(1000, 7)
 assert h.pread(MIB, 7) == bytes(1000) + data[1000:]
 
-# What there is no reply for is refused, and the connection goes on.
+# A command without a reply in this mode is refused, and the connection goes on.
 h.set_strict_mode(0)
 assert refused(h.block_status, MIB, 0, lambda *args: 0) in ("EINVAL", "ENOTSUP")
 assert refused(h.pread, 512, 0, nbd.CMD_FLAG_DF) == "EINVAL"

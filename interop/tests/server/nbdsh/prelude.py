@@ -1,4 +1,4 @@
-# What the scripts have in common. Each finds the URI of an export in `uri`, and a handle in `h`.
+# The common part of the scripts. Each finds the URI of an export in `uri`, and a handle in `h`.
 
 import errno
 import os
@@ -51,7 +51,7 @@ def extents(h, count, offset, flags=0):
 
 
 def chunks(h, count, offset, flags=0):
-    """The data of a read, and what it was made of: offset, length, and whether it is a hole."""
+    """The data of a read, and its chunks: offset, length, and whether it is a hole."""
     found = []
 
     def note(part, at, status, error):

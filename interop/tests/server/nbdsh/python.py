@@ -1,4 +1,4 @@
-# Whatever the caller wants of an export.
+# Code of the caller, on an export.
 
 h.add_meta_context("base:allocation")
 h.connect_uri(uri)

@@ -13,7 +13,7 @@ assert h.get_structured_replies_negotiated()
 assert h.can_meta_context(BASE) and h.can_meta_context(PARITY)
 assert not h.can_meta_context("no:such")
 
-# A hole is told and not sent.
+# A hole is described and not sent.
 page = h.pread(64 * KIB, MIB)
 assert page != bytes(64 * KIB)
 data, parts = chunks(h, 2 * MIB, 0)

@@ -1,4 +1,4 @@
-# What libnbd would never send, if it were not told to. Each is refused by its own error, and the
+# Requests that libnbd sends only in its lenient mode. Each is refused by its own error, and the
 # connection goes on.
 
 UNKNOWN = 1 << 13
@@ -53,11 +53,11 @@ check(
         ("EINVAL", h.zero, 512, 0, nbd.CMD_FLAG_REQ_ONE),
         ("EINVAL", h.cache, 512, 0, UNKNOWN),
         ("EINVAL", h.block_status, 512, 0, nothing, nbd.CMD_FLAG_DF),
-        # The one command that has no answer for no bytes.
+        # The one command that has no reply for zero bytes.
         ("EINVAL", h.block_status, 0, 0, nothing),
     ],
 )
-# No bytes are no mistake elsewhere.
+# Zero bytes are no mistake elsewhere.
 assert h.pread(0, 0) == b""
 if extended(h):
     # A payload that is announced is one of some bytes.
@@ -69,13 +69,13 @@ h.zero(0, 0)
 h.cache(0, 0)
 h.shutdown()
 
-# A context that was not asked for.
+# A context that was not selected.
 h = fresh()
 h.connect_uri(uri)
 check(h, [("EINVAL", h.block_status, 512, 0, nothing)])
 h.shutdown()
 
-# A payload that nobody has to take.
+# A payload that no side has to accept.
 h = fresh()
 h.connect_uri(uri)
 assert refused(h.pwrite, bytes(32 * MIB + 1), 0) is not None

@@ -1,5 +1,5 @@
-# The client's three ways with TLS, where it has not been told by a URI. The server may not have it,
-# leave it to the client, or insist on it.
+# The client's three ways with TLS, where no URI chooses one. The server may not have it, offer it,
+# or require it.
 
 for way in (nbd.TLS_ALLOW, nbd.TLS_DISABLE, nbd.TLS_REQUIRE):
     h = fresh()
@@ -10,7 +10,7 @@ for way in (nbd.TLS_ALLOW, nbd.TLS_DISABLE, nbd.TLS_REQUIRE):
         h.connect_tcp("127.0.0.1", port)
     except nbd.Error:
         assert way != nbd.TLS_ALLOW
-        # One of the two does not get what it wants.
+        # One of the two requires TLS, and the other refuses it.
         assert offered == (way == nbd.TLS_DISABLE)
         continue
     assert h.get_tls_negotiated() == (offered and way != nbd.TLS_DISABLE)

@@ -7,7 +7,7 @@ try:
         h.pwrite((written + 1).to_bytes(8, "big"), 8 * written)
         written += 1
 except nbd.Error as error:
-    # Either it said so, or it had closed the connection while nothing was under way.
+    # Either it sent ESHUTDOWN, or it had closed the connection while no request was in flight.
     assert error.errno in ("ESHUTDOWN", "ENOTCONN", "EINVAL"), error
     assert error.errno == "ESHUTDOWN" or h.aio_is_closed() or h.aio_is_dead(), error
 print(written)
