@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is merged, in one run.
 #
-# What is missing is installed where that is possible: foreign NBD programs by apt-get when root,
-# cargo's tools below the target directory. What cannot be had is skipped and named at the end,
-# but under CI=true it is a failure.
+# Missing tools are installed where that is possible: foreign NBD programs by apt-get when root,
+# cargo's tools below the target directory. A stage without its tools is skipped and named at the
+# end, but under CI=true it is a failure.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -14,11 +14,11 @@ FUZZ_SECONDS=10
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 tools=$target/tools
-# The directories of administrators' programs are not on everybody's PATH.
+# Not every PATH has the directories of administrators' programs.
 export PATH=$tools/bin:$tools/linux:$PATH:/usr/sbin:/sbin
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
-SKIPPED=77 # what a stage returns when it could not do its work
+SKIPPED=77 # the exit code of a stage that could not do its work
 names=() results=() durations=() notes=()
 note=$(mktemp)
 trap 'rm -f "$note"' EXIT
@@ -31,7 +31,7 @@ because() {
     printf '%s; ' "$*" >>"$note"
 }
 
-# Runs a stage and keeps going whatever comes of it.
+# Runs a stage and goes on even if it fails.
 stage() {
     local name=$1 start=$SECONDS status=0 result
     shift
@@ -54,10 +54,10 @@ stage() {
     printf -- '--- %s: %s\n' "$name" "$result"
 }
 
-# --- what the tests need ---
+# --- the tools of the tests ---
 
 # Each program and the package of Debian and Ubuntu that has it. With later versions of QEMU the
-# storage daemon is in qemu-utils, which others here want anyway.
+# storage daemon is in qemu-utils, which other programs here need anyway.
 peers() {
     local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbddump:libnbd-bin
         nbdsh:python3-libnbd nbd-server:nbd-server nbd-client:nbd-client qemu-nbd:qemu-utils
@@ -78,7 +78,7 @@ peers() {
     esac
 
     local missing=()
-    # Their scripts want the interpreter that was packaged with them.
+    # Their scripts need the interpreter that was packaged with them.
     local -x PATH=/usr/bin:$PATH
     for program in "${programs[@]}"; do
         program=${program%:*}
@@ -98,7 +98,7 @@ peers() {
     fi
 }
 
-# The kernel's client wants a kernel of its own, and vsock a machine.
+# The kernel's client needs a kernel of its own, and vsock a machine.
 emulated_machine() {
     if [[ $(uname -m) != x86_64 ]] || ! command -v apt-get >/dev/null; then
         because "the kernel's client and vsock are only tried on x86-64, with packages of Debian"
@@ -113,7 +113,7 @@ install_packages() {
         because "install these packages, or run as root where there is apt-get: $*"
         return 1
     fi
-    # Nothing that is there may be removed for the sake of a test.
+    # No installed package may be removed for the sake of a test.
     local install=(apt-get install -y -q --no-remove --no-install-recommends)
     export DEBIAN_FRONTEND=noninteractive
     "${install[@]}" "$@" || { apt-get update -q && "${install[@]}" "$@"; }
@@ -134,7 +134,7 @@ install_tool() {
         "$tool" --version
         return
     fi
-    # Unoptimised it is built in a quarter of the time, and works as fast as anybody notices.
+    # Unoptimised it is built in a quarter of the time, and is fast enough.
     if ! CARGO_TARGET_DIR=$tools/build \
         cargo install --quiet --profile dev --root "$tools" --locked "$tool@$version"; then
         because "$tool could not be installed"
@@ -143,7 +143,7 @@ install_tool() {
     rm -rf "$tools/build"
 }
 
-# --- what must hold ---
+# --- the checks ---
 
 manifests() {
     printf '%s\n' ./*/Cargo.toml fuzz/oracles/Cargo.toml nbd-proto/nostd-check/Cargo.toml
@@ -175,7 +175,7 @@ lints() {
             "${clippy[@]}" --features "$feature" -- -D warnings
         done < <(features "$manifest")
     done
-    # A program may want TLS of one driver and none of another, which stand on the same crate.
+    # A program may use TLS of one driver and none of another, over the same crate.
     cargo clippy --locked --package nbd-blocking --package nbd-io --no-default-features \
         --features nbd-io/tls -- -D warnings
     if [[ -d fuzz ]]; then
@@ -184,9 +184,9 @@ lints() {
 }
 
 tests() {
-    # What a build without TLS does with a URI that demands it.
+    # A build without TLS, and a URI that requires TLS.
     cargo test --locked --package nbd-blocking --no-default-features --lib
-    # The programs that tests start, which have no time to be built then.
+    # The programs that tests start: a test has no time to build them.
     local package
     for package in nbd-blocking nbd-tokio nbd-async-std; do
         cargo build --locked --package "$package" --example serve
@@ -228,7 +228,7 @@ layers() {
         printf 'nbd-io may use the files of rustix and nothing else of it, not:\n%s\n' "$rustix"
         return 1
     fi
-    # Nobody who uses one runtime builds another one.
+    # A program with one runtime does not build another one.
     while read -r adapter others; do
         found=$(dependencies "$adapter" | grep -E "$others" || true)
         if [[ -n $found ]]; then
@@ -244,12 +244,12 @@ END
 }
 
 no_std() {
-    # The same versions as the workspace's; what is not needed drops out.
+    # The same versions as the workspace's; unused packages drop out.
     cp Cargo.lock nbd-proto/nostd-check/Cargo.lock
     cargo build --manifest-path nbd-proto/nostd-check/Cargo.toml --target-dir "$target/nostd"
 }
 
-# Other systems than this one, as far as a compiler can tell. TLS wants one for C, too.
+# Other systems than this one, as far as a compiler can check. TLS needs one for C, too.
 platforms() {
     local platform packages
     while read -r platform packages; do
@@ -286,7 +286,7 @@ fuzz() {
     # Without a sanitizer the stable compiler will do; overflow checks and panics are still caught.
     cargo fuzz build --sanitizer none
     for name in $(cargo fuzz list); do
-        # What is found goes to the first directory, the seeds of the repository are only read.
+        # Findings go to the first directory, the seeds of the repository are only read.
         local corpora=("$target/fuzz-corpus/$name")
         mkdir -p "${corpora[0]}"
         [[ ! -d fuzz/corpus/$name ]] || corpora+=("fuzz/corpus/$name")

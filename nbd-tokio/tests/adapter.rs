@@ -57,7 +57,7 @@ fn any_stream_of_tokio_is_a_transport() {
 }
 
 #[test]
-fn whoever_has_no_listener_can_wait_for_the_end_of_a_server() {
+fn a_server_without_a_listener_can_be_waited_for() {
     deadline(Duration::from_secs(60), || {
         on_runtime(async |_| {
             let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
@@ -131,7 +131,7 @@ impl Wake for Unpark {
 }
 
 #[test]
-fn whoever_asks_need_not_run_on_tokio() {
+fn a_connection_can_be_made_outside_of_tokio() {
     deadline(Duration::from_secs(60), || {
         let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
         let tokio = Tokio::new(runtime.handle().clone());
@@ -164,7 +164,7 @@ fn whoever_asks_need_not_run_on_tokio() {
 }
 
 #[test]
-fn a_connection_that_haggles_is_dropped_on_any_thread() {
+fn a_negotiating_connection_is_dropped_on_any_thread() {
     deadline(Duration::from_secs(60), || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

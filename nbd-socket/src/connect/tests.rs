@@ -89,7 +89,7 @@ fn the_next_address_is_tried_at_once_after_a_refusal() {
 }
 
 #[test]
-fn an_error_after_the_deadline_tells_silence_from_refusals() {
+fn an_error_after_the_deadline_distinguishes_silence_from_refusals() {
     let (_first, first) = refusing("127.0.0.2:0");
     let (_second, second) = silent("127.0.0.3:0");
     let error = race(vec![first, second], Some(Duration::from_millis(300))).unwrap_err();
