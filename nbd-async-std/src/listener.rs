@@ -10,16 +10,27 @@ use std::{
 
 /// A listening stream socket of any family, for [`Server::serve`](nbd_io::server::Server::serve).
 #[derive(Debug)]
-pub struct Listener(Async<nbd_socket::Listener>);
+pub struct Listener(Source);
+
+#[derive(Debug)]
+enum Source {
+    Listening(Async<nbd_socket::Listener>),
+    /// A client that is there already, until it is taken.
+    Client(Option<(Socket, Peer)>),
+}
 
 impl Listener {
-    /// Takes over a listening socket.
+    /// Takes over a listening socket, or the client that the process was
+    /// [started with](nbd_socket::Listener::inherited).
     ///
     /// # Errors
     ///
     /// When the system refuses.
     pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
-        Async::new_nonblocking(listener).map(Self)
+        Ok(Self(match listener.into_connected()? {
+            Ok((socket, peer)) => Source::Client(Some((Socket::new(socket)?, peer))),
+            Err(listener) => Source::Listening(Async::new_nonblocking(listener)?),
+        }))
     }
 }
 
@@ -27,15 +38,27 @@ impl nbd_io::server::Listener for Listener {
     type Stream = Socket;
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
+        let listener = match &mut self.0 {
+            Source::Listening(listener) => listener,
+            Source::Client(client) => {
+                return client
+                    .take()
+                    .map_or(Poll::Pending, |client| Poll::Ready(Ok(client)));
+            }
+        };
         loop {
-            match self.0.get_ref().accept() {
+            match listener.get_ref().accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 accepted => {
                     let (socket, peer) = accepted?;
                     return Poll::Ready(Socket::new(socket).map(|socket| (socket, peer)));
                 }
             }
-            ready!(self.0.poll_readable(cx))?;
+            ready!(listener.poll_readable(cx))?;
         }
+    }
+
+    fn is_exhausted(&self) -> bool {
+        matches!(self.0, Source::Client(None))
     }
 }

@@ -6,7 +6,7 @@ use rustix::{
     io::{FdFlags, fcntl_setfd},
     net::{SocketType, sockopt},
 };
-use socket2::{TcpKeepalive, Type};
+use socket2::{SockAddr, TcpKeepalive, Type};
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener, ToSocketAddrs},
@@ -34,10 +34,12 @@ const ANY: u32 = u32::MAX;
 /// How many connections may wait to be accepted, as with the listeners of the standard library.
 const BACKLOG: i32 = 4096;
 
-/// A listening stream socket that does not wait, for an event loop.
+/// A listening stream socket that does not wait, for an event loop; or the only client that there
+/// will be, if that is what a process was [started with](Self::inherited).
 #[derive(Debug)]
 pub struct Listener {
     socket: socket2::Socket,
+    is_connected: bool,
     /// The name in the file system that was made for it.
     _name: Option<Name>,
 }
@@ -56,8 +58,24 @@ impl Listener {
         listener.set_nonblocking(true)?;
         Ok(Self {
             socket: listener,
+            is_connected: false,
             _name: None,
         })
+    }
+
+    /// The client, and who it is, if the process was [started](Self::inherited) to serve just that one;
+    /// else the listener. The socket may wait or not; see [`accept`](Self::accept).
+    ///
+    /// # Errors
+    ///
+    /// When the client is gone.
+    pub fn into_connected(self) -> io::Result<Result<(Socket, Peer), Self>> {
+        if !self.is_connected {
+            return Ok(Err(self));
+        }
+        let address = self.socket.peer_addr()?;
+        let peer = introduce(&self.socket, &address);
+        Ok(Ok((Socket::new(OwnedFd::from(self.socket))?, peer)))
     }
 
     /// Listens on a TCP port, at every address that `host` stands for: `localhost` is most often one
@@ -142,7 +160,8 @@ impl Listener {
 
     /// Takes the listening sockets that the process was started with, as `systemd` and others hand
     /// them over by `LISTEN_FDS` and `LISTEN_PID` (socket activation). There are none if it was not
-    /// started so.
+    /// started so. With `Accept=yes`, `systemd` hands over the socket of one client instead: a server
+    /// serves it, and ends with it.
     ///
     /// They are given away once; later there are none. The environment stays as it is: the variables
     /// name this process, so that its children do not take the sockets for their own. Nor do they
@@ -150,9 +169,8 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// When the variables make no sense, or one of the sockets is not a stream socket that listens,
-    /// such as the connected one that `systemd` hands over with `Accept=yes`. All of them stay open
-    /// then.
+    /// When the variables make no sense, or one of the sockets is not a stream socket that listens or
+    /// is connected. All of them stay open then.
     pub fn inherited() -> io::Result<Vec<Self>> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         // Each descriptor has one owner.
@@ -172,7 +190,17 @@ impl Listener {
             }
             return Err(error);
         }
-        inherited.into_iter().map(Self::new).collect()
+        let listener = |fd: OwnedFd| {
+            if is_connected(&fd) {
+                return Ok(Self {
+                    socket: fd.into(),
+                    is_connected: true,
+                    _name: None,
+                });
+            }
+            Self::new(fd)
+        };
+        inherited.into_iter().map(listener).collect()
     }
 
     /// The next connection, and who is at its other end. The socket is to be made a
@@ -188,22 +216,25 @@ impl Listener {
     /// connection.
     pub fn accept(&self) -> io::Result<(Socket, Peer)> {
         let (socket, address) = self.socket.accept()?;
-        let peer = if let Some(address) = address.as_socket() {
-            let keepalive = TcpKeepalive::new()
-                .with_time(SILENCE)
-                .with_interval(PROBE)
-                .with_retries(PROBES);
-            // Some systems refuse these when the client is gone, which is no failure of the
-            // listener.
-            let _ = socket.set_tcp_nodelay(true);
-            let _ = socket.set_tcp_keepalive(&keepalive);
-            Peer::Tcp(address)
-        } else {
-            vsock::peer(&address).unwrap_or(Peer::Unix)
-        };
+        let peer = introduce(&socket, &address);
         let moves_all = family_moves_all(&address);
         Ok((Socket::accepted(OwnedFd::from(socket), moves_all), peer))
     }
+}
+
+/// Prepares the socket of a client, and says who it is.
+fn introduce(socket: &socket2::Socket, address: &SockAddr) -> Peer {
+    let Some(tcp) = address.as_socket() else {
+        return vsock::peer(address).unwrap_or(Peer::Unix);
+    };
+    let keepalive = TcpKeepalive::new()
+        .with_time(SILENCE)
+        .with_interval(PROBE)
+        .with_retries(PROBES);
+    // Some systems refuse these when the client is gone, which is no failure of the listener.
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    Peer::Tcp(tcp)
 }
 
 /// Listens at all addresses, at the same port.
@@ -241,7 +272,8 @@ fn at(address: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen at {address}: {error}"))
 }
 
-/// Refuses a descriptor that is no listening stream socket, and has no other process inherit it.
+/// Refuses a descriptor that is no stream socket, or one that neither listens nor is connected, and
+/// has no other process inherit it.
 fn check_inherited(fd: &OwnedFd) -> io::Result<()> {
     let of = |what: &str| {
         let error = format!("descriptor {}, which was inherited, {what}", fd.as_raw_fd());
@@ -252,7 +284,9 @@ fn check_inherited(fd: &OwnedFd) -> io::Result<()> {
         SocketType::STREAM => {}
         _ => return Err(of("is a socket of another kind than a stream")),
     }
-    check_listens(fd).map_err(|error| of(&format!("does not listen: {error}")))?;
+    if !is_connected(fd) {
+        check_listens(fd).map_err(|error| of(&format!("does not listen: {error}")))?;
+    }
     Ok(fcntl_setfd(fd, FdFlags::CLOEXEC)?)
 }
 
@@ -263,15 +297,18 @@ fn check_listens(socket: &impl AsFd) -> io::Result<()> {
     let _ = socket;
     #[cfg(not(target_vendor = "apple"))]
     if !sockopt::socket_acceptconn(socket)? {
-        let error = if rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some()) {
-            "expected a socket that listens, and this one is connected to a client (for systemd, set \
-             Accept=no, or hand it over as standard input and output)"
+        let error = if is_connected(socket) {
+            "expected a socket that listens, and this one is connected to a client"
         } else {
             "expected a socket that listens, and this one does not"
         };
         return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
     }
     Ok(())
+}
+
+fn is_connected(socket: &impl AsFd) -> bool {
+    rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some())
 }
 
 /// A file that is removed in the end.

@@ -6,6 +6,7 @@ use super::{
 };
 use interop::{Peer, require};
 use nbd_blocking::{Client, ConnectOptions, Errno, Error, Lost};
+use socket2::{Domain, Socket, Type};
 use std::{
     cell::Cell,
     fs::{self, File},
@@ -215,32 +216,88 @@ fn a_socket_that_the_program_was_started_with_is_served() {
     soon(move || {
         let mut command = Command::new(&program);
         command.args(["--quiet", "--size", "1M"]);
-        let client = ConnectOptions::new().connect_activated(&command).unwrap();
-        assert_eq!(client.size(), 1 << 20);
-        client.write_all_at(b"hello", 4096).unwrap();
-        let mut read = [0; 5];
-        client.read_exact_at(&mut read, 4096).unwrap();
-        assert_eq!(&read, b"hello");
-        client.disconnect().unwrap();
+        use_all(&ConnectOptions::new().connect_activated(&command).unwrap());
+    });
+}
+
+/// Starts a program with a socket as its third descriptor, as systemd does.
+fn activated(program: &Path, socket: impl Into<OwnedFd>) -> Child {
+    let mut shell = Command::new("sh");
+    shell
+        .arg("-c")
+        .arg(r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" --size 1M 3<&0 </dev/null"#)
+        .arg(program);
+    let shell = shell.stdin(socket.into()).stderr(Stdio::piped());
+    shell.spawn().unwrap()
+}
+
+/// A connection over TCP: the client's end and the server's.
+fn accepted() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+fn use_all(client: &Client) {
+    assert_eq!(client.size(), 1 << 20);
+    client.write_all_at(b"hello", 4096).unwrap();
+    let mut read = [0; 5];
+    client.read_exact_at(&mut read, 4096).unwrap();
+    assert_eq!(&read, b"hello");
+    client.disconnect().unwrap();
+}
+
+#[test]
+fn a_connected_socket_that_the_program_was_started_with_is_served_to_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let serving = activated(&program, theirs);
+        use_all(&ConnectOptions::new().connect_over(ours, None).unwrap());
+        let ended = serving.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+
+        let (ours, theirs) = accepted();
+        let address = ours.local_addr().unwrap().to_string();
+        let serving = activated(&program, theirs);
+        use_all(&ConnectOptions::new().connect_over(ours, None).unwrap());
+        let ended = serving.wait_with_output().unwrap();
+        let words = String::from_utf8(ended.stderr).unwrap();
+        assert!(ended.status.success(), "{words}");
+        assert!(words.contains(&address), "{words}");
     });
 }
 
 #[test]
-fn a_connected_socket_that_the_program_was_started_with_is_refused_with_words() {
+fn a_client_that_the_program_was_started_with_is_left_by_a_signal() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
-        let (_client, connected) = UnixStream::pair().unwrap();
-        let mut shell = Command::new("sh");
-        shell
-            .arg("-c")
-            .arg(r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" "$@" 3<&0 </dev/null"#);
-        shell.arg(&program).stdin(OwnedFd::from(connected));
-        let ended = shell.output().unwrap();
+        let (ours, theirs) = accepted();
+        let mut serving = Program {
+            child: activated(&program, theirs),
+            socket: PathBuf::new(),
+        };
+        let client = ConnectOptions::new().connect_over(ours, None).unwrap();
+        client.write_all_at(b"hello", 4096).unwrap();
+        serving.terminate();
+        assert!(serving.child.wait().unwrap().success());
+        client.write_all_at(b"hello", 4096).unwrap_err();
+    });
+}
+
+#[test]
+fn a_socket_that_neither_listens_nor_is_connected_is_refused_with_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(env!("CARGO_PKG_NAME"), &directory);
+    soon(move || {
+        let unused = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let ended = activated(&program, unused).wait_with_output().unwrap();
         let words = String::from_utf8(ended.stderr).unwrap();
         assert!(!ended.status.success(), "{words}");
         assert!(
-            words.starts_with("serve: ") && words.contains("connected to a client"),
+            words.starts_with("serve: ") && words.contains("does not listen"),
             "{words}"
         );
     });

@@ -127,8 +127,8 @@ impl Serve for Server {
     }
 
     fn serve_listeners(&self, listeners: Vec<Listener>) -> io::Result<()> {
-        let listeners: Vec<_> = listeners.into_iter().map(Listening::new).collect();
-        block_on(self.serve(listeners))?
+        let listeners = listeners.into_iter().map(Listening::new);
+        block_on(self.serve(listeners.collect::<io::Result<Vec<_>>>()?))?
     }
 
     fn serve_tcp_stream(&self, stream: TcpStream) -> io::Result<Ending> {

@@ -122,13 +122,19 @@ impl Transport for Connection {
     }
 }
 
-/// A listening socket of any family.
+/// A listening socket of any family, or a client that is there already.
 #[derive(Debug)]
-pub(super) struct Listening(Arc<nbd_socket::Listener>);
+pub(super) enum Listening {
+    Socket(Arc<nbd_socket::Listener>),
+    Client(Option<(Connection, Peer)>),
+}
 
 impl Listening {
-    pub(super) fn new(listener: nbd_socket::Listener) -> Self {
-        Self(Arc::new(listener))
+    pub(super) fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
+        Ok(match listener.into_connected()? {
+            Ok((socket, peer)) => Self::Client(Some((Connection::socket(socket)?, peer))),
+            Err(listener) => Self::Socket(Arc::new(listener)),
+        })
     }
 }
 
@@ -136,11 +142,23 @@ impl Listener for Listening {
     type Stream = Connection;
 
     fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Connection, Peer)>> {
-        let accepted = self.0.accept().and_then(|(socket, peer)| {
+        let listener = match self {
+            Self::Socket(listener) => listener,
+            Self::Client(client) => {
+                return client
+                    .take()
+                    .map_or(Poll::Pending, |client| Poll::Ready(Ok(client)));
+            }
+        };
+        let accepted = listener.accept().and_then(|(socket, peer)| {
             // What cannot be set any more is the end of this connection, not of the listener.
             let connection = Connection::socket(socket);
             Ok((connection.map_err(|_| Errno::CONNABORTED)?, peer))
         });
-        unless_pending(accepted, &self.0, PollFlags::IN, false)
+        unless_pending(accepted, listener, PollFlags::IN, false)
+    }
+
+    fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Client(None))
     }
 }

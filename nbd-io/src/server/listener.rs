@@ -18,6 +18,11 @@ pub trait Listener {
     ///
     /// What the system said, unaltered: a server tells by its number whether to go on.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Stream, Peer)>>;
+
+    /// Whether no connection will come any more, so that a server ends with those that it has.
+    fn is_exhausted(&self) -> bool {
+        false
+    }
 }
 
 /// Several sockets that are one to a server: connections are taken from them in turn, and if one of
@@ -35,5 +40,9 @@ impl<L: Listener> Listener for Vec<L> {
             }
         }
         Poll::Pending
+    }
+
+    fn is_exhausted(&self) -> bool {
+        !self.is_empty() && self.iter().all(L::is_exhausted)
     }
 }

@@ -17,7 +17,15 @@ use super::{
 use crate::tls::{ServerTls, TlsError};
 use crate::{Export, Exports, NamedExports, runtime::Tasks, transport::Transport};
 use nbd_proto::{ExportName, Limits};
-use std::{fmt, future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 /// How long to wait when there is no room for a connection: others have to end first.
 const RETRY: Duration = Duration::from_millis(100);
@@ -317,8 +325,9 @@ impl<R: Tasks> Server<R> {
     }
 
     /// Serves clients that connect to `listener`, or to any of a `Vec` of them, until the server is
-    /// [stopped](Stopper::stop). Ends when the last of all its connections is closed, or 1 s after
-    /// the [grace](Self::grace) if an export still holds one of them up.
+    /// [stopped](Stopper::stop), or until there will be no connection any more because the listener
+    /// [is exhausted](Listener::is_exhausted). Ends when the last of all its connections is closed, or
+    /// 1 s after the [grace](Self::grace) if an export still holds one of them up.
     ///
     /// # Errors
     ///
@@ -361,18 +370,24 @@ impl<R: Tasks> Server<R> {
             if let Ok(place) = self.enter(&peer) {
                 self.start(stream, peer, place);
             }
+            if listener.is_exhausted() {
+                break;
+            }
         }
         // Nobody can connect any more, and nobody waits to be accepted.
         drop(listener);
-        let most = self.settings.grace.saturating_add(LAST_GRACE);
-        let mut most = self.runtime.sleep(most);
+        let mut most = None;
         poll_fn(|cx| {
-            let empty = watch.poll_empty(cx).is_ready();
-            // An export that waits in the thread of its connection does not notice.
-            if empty || Pin::new(&mut most).poll(cx).is_ready() {
+            if watch.poll_empty(cx).is_ready() {
                 return Poll::Ready(());
             }
-            Poll::Pending
+            ready!(watch.poll_stopping(cx));
+            // An export that waits in the thread of its connection does not notice.
+            let most = most.get_or_insert_with(|| {
+                let most = self.settings.grace.saturating_add(LAST_GRACE);
+                self.runtime.sleep(most)
+            });
+            Pin::new(most).poll(cx)
         })
         .await;
         self.runtime.release_idle();
