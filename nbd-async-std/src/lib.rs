@@ -13,7 +13,9 @@ pub use listener::Listener;
 #[cfg(feature = "tls-base")]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 pub use nbd_io::{
-    client::{ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy},
+    client::{
+        ClientEvent, ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy,
+    },
     server::{Applicant, Ending, Event, Outcome, Peer, Stopper},
 };
 pub use nbd_proto::{

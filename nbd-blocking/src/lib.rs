@@ -22,7 +22,7 @@ pub use cursor::Cursor;
 pub use driver::{Blocking, Stream};
 pub use extents::Extents;
 pub use nbd_io::client::{
-    ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy,
+    ClientEvent, ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy,
 };
 #[cfg(feature = "tls-base")]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};

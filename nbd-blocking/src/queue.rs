@@ -6,7 +6,7 @@ use crate::{
     link::{Call, Done, Link},
 };
 use bytes::Bytes;
-use nbd_io::client::{Admission, LinkLog, Owner, Record, Request};
+use nbd_io::client::{Admission, LinkLog, Owner, Record, Request, Watched};
 use nbd_proto::{
     Command, CommandFlags, Misuse,
     client::{ContextExtents, Cookie, Outcome},
@@ -56,6 +56,8 @@ pub struct Queue {
     unflushed: VecDeque<Done>,
     /// A flush of the queue's own, and how many of these it covers.
     flushing: Option<(Cookie, usize)>,
+    /// Requests that are measured, if slow ones are reported.
+    watched: HashMap<Cookie, Watched>,
     /// What the connection has handed over.
     received: VecDeque<Done>,
     /// What is complete.
@@ -151,6 +153,7 @@ impl Queue {
             afterwards: HashMap::new(),
             unflushed: VecDeque::new(),
             flushing: None,
+            watched: HashMap::new(),
             received: VecDeque::new(),
             ready: VecDeque::new(),
         }
@@ -323,7 +326,8 @@ impl Queue {
                 break done;
             }
             let done = self.received.pop_front()?;
-            if done.result.is_ok() && self.afterwards.is_empty() && self.flushing.is_none() {
+            let is_plain = self.afterwards.is_empty() && self.flushing.is_none();
+            if done.result.is_ok() && is_plain && self.watched.is_empty() {
                 break done;
             }
             self.take(done);
@@ -349,14 +353,18 @@ impl Queue {
         {
             // No queue has to end for that.
             seat.link.leave_if_idle();
-            if let Some(restored) = self.client.pool.restored() {
-                restored.lost(&seat.link);
+            match self.client.pool.restored() {
+                Some(restored) => restored.lost(&seat.link),
+                None => self.client.pool.report_losses(),
             }
         }
     }
 
     /// Takes in what came of a request.
     fn take(&mut self, mut done: Done) {
+        if !self.watched.is_empty() {
+            self.watched.remove(&done.cookie);
+        }
         if let Err(error) = &done.result {
             self.notice(error);
         }
@@ -447,8 +455,12 @@ impl Queue {
 
     #[inline]
     fn submit(&mut self, call: Call<'_>, record: Option<Record>) -> Result<Cookie, Error> {
+        let watched = self.client.pool.watch(call.command(), || call.range());
         let cookie = self.send_request(call, record)?;
         self.outstanding += 1;
+        if let Some(watched) = watched {
+            self.watched.insert(cookie, watched);
+        }
         Ok(cookie)
     }
 

@@ -7,7 +7,7 @@ use crate::{
     overlaps::Turn,
     pool::Restored,
 };
-use nbd_io::client::{Admission, Piece, Record, Request, WINDOW};
+use nbd_io::client::{Admission, Piece, Record, Request, WINDOW, Watched};
 use nbd_proto::{
     Command, CommandFlags, Errno,
     client::{Cookie, Outcome},
@@ -41,6 +41,24 @@ impl Client {
         dest: &mut [u8],
         request: impl Fn(Piece) -> Call<'a>,
     ) -> Result<(), Error> {
+        self.observed(self.carry_out(job, dest, request))
+    }
+
+    /// Has a loss reported by the call that notices it.
+    #[inline]
+    fn observed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Lost(_)) = &result {
+            self.pool.report_losses();
+        }
+        result
+    }
+
+    fn carry_out<'a>(
+        &self,
+        job: Job<'_>,
+        dest: &mut [u8],
+        request: impl Fn(Piece) -> Call<'a>,
+    ) -> Result<(), Error> {
         let Job {
             offset, len, max, ..
         } = job;
@@ -52,6 +70,7 @@ impl Client {
             }
         };
         if (1..=max).contains(&len) {
+            let _watched = self.pool.watch(job.command, || offset..offset + len);
             return match link.call(request(Piece { offset, len }), dest) {
                 Ok(_) => Ok(()),
                 Err(late) => Err(job.failed(link, late)),
@@ -60,7 +79,8 @@ impl Client {
         let mut pieces = self.facts().pieces(offset, len, max);
         let next = || pieces.next();
         let record = |_| None;
-        in_flight(link, next, dest, request, record, |_, done| {
+        let watch = |piece| self.watch(job.command, piece);
+        in_flight(link, next, dest, request, record, watch, |_, done| {
             done.map(drop).map_err(|late| job.failed(link, late))
         })
     }
@@ -89,7 +109,9 @@ impl Client {
                 return self.again(restored, job, only, dest, |_| request());
             }
         };
-        link.call(request(), dest).map_err(|(error, _)| error)
+        let request = request();
+        let _watched = self.pool.watch(command, || request.range());
+        self.observed(link.call(request, dest).map_err(|(error, _)| error))
     }
 
     /// Has pieces carried out, again and again until they count as answered, and gives what came of
@@ -173,7 +195,8 @@ impl Client {
                 unanswered.borrow_mut().push_back(piece);
                 Err(error)
             };
-            let result = in_flight(&link, next, dest, &request, record, take);
+            let watch = |piece| self.watch(job.command, piece);
+            let result = in_flight(&link, next, dest, &request, record, watch, take);
             let Err(error) = result else {
                 return Ok(outcome);
             };
@@ -185,6 +208,10 @@ impl Client {
                 return Err(error);
             }
         }
+    }
+
+    fn watch(&self, command: Command, Piece { offset, len }: Piece) -> Option<Watched> {
+        self.pool.watch(command, || offset..offset + len)
     }
 
     pub(super) fn flush_once(&self) -> Result<Outcome, Error> {
@@ -227,10 +254,11 @@ fn in_flight<'a>(
     dest: &mut [u8],
     request: impl Fn(Piece) -> Call<'a>,
     record: impl Fn(Piece) -> Option<Record>,
+    watch: impl Fn(Piece) -> Option<Watched>,
     mut take: impl FnMut(Piece, Answer) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let place = link.place();
-    let mut window = [None; WINDOW];
+    let mut window = [const { None }; WINDOW];
     let mut result = Ok(());
     loop {
         for free in window.iter_mut().filter(|slot| slot.is_none()) {
@@ -238,8 +266,9 @@ fn in_flight<'a>(
                 break;
             }
             let Some(piece) = next() else { break };
+            let watched = watch(piece);
             match link.submit(place.index(), request(piece), dest, record(piece)) {
-                Ok(cookie) => *free = Some((cookie, piece)),
+                Ok(cookie) => *free = Some((cookie, piece, watched)),
                 Err(error) => result = take(piece, Err((error, None))),
             }
         }
@@ -248,17 +277,18 @@ fn in_flight<'a>(
         }
         match link.wait(place.index(), dest) {
             Ok(done) => {
-                let own = |slot: &&mut Option<(Cookie, Piece)>| {
-                    slot.is_some_and(|(cookie, _)| cookie == done.cookie)
+                let own = |slot: &&mut Option<(Cookie, Piece, _)>| {
+                    slot.as_ref()
+                        .is_some_and(|(cookie, ..)| *cookie == done.cookie)
                 };
                 let slot = window.iter_mut().find(own).and_then(Option::take);
-                if let Some((cookie, piece)) = slot {
+                if let Some((cookie, piece, _watched)) = slot {
                     let taken = take(piece, done.result.map_err(|error| (error, Some(cookie))));
                     result = result.and(taken);
                 }
             }
             Err(error) => {
-                for (_, piece) in window.into_iter().flatten() {
+                for (_, piece, _) in window.into_iter().flatten() {
                     let taken = take(piece, Err((error.clone(), None)));
                     result = result.and(taken);
                 }

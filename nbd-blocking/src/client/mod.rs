@@ -17,6 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// An export that was entered.
@@ -126,6 +127,31 @@ impl Client {
     #[must_use]
     pub fn state(&self) -> ConnectionState {
         self.pool.status()
+    }
+
+    /// Waits until the state is another one than `known`, for `timeout` at most if there is one, and
+    /// returns the state of then. Lost connections are replaced meanwhile, as by any call. States
+    /// between may be left out.
+    ///
+    /// ```no_run
+    /// use nbd_blocking::{ConnectOptions, Reconnect};
+    /// use std::time::Duration;
+    ///
+    /// let disk = ConnectOptions::new()
+    ///     .reconnect(Some(Reconnect::new()))
+    ///     .connect("nbd://localhost/disk")?;
+    /// let state = disk.state_changed(&disk.state(), Some(Duration::from_secs(60)));
+    /// println!("{state:?}");
+    /// # Ok::<(), nbd_blocking::Error>(())
+    /// ```
+    #[must_use]
+    pub fn state_changed(
+        &self,
+        known: &ConnectionState,
+        timeout: Option<Duration>,
+    ) -> ConnectionState {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.pool.state_changed(known, until)
     }
 
     /// Reads up to the end of the buffer or of the export. Returns the number of bytes read, which

@@ -33,12 +33,25 @@ type Own<'a> = (Header, &'a [u8]);
 
 impl<'a> Call<'a> {
     #[inline]
-    pub(super) const fn command(&self) -> Command {
+    pub(crate) const fn command(&self) -> Command {
         match self {
             Self::Read { .. } | Self::Fill { .. } => Command::Read,
             Self::Write { .. } => Command::Write,
             Self::Owned(request) => request.command(),
         }
+    }
+
+    /// The bytes of the export that it is about.
+    pub(crate) fn range(&self) -> Range<u64> {
+        let (offset, len) = match self {
+            Self::Read { offset, into, .. } => (*offset, into.len()),
+            Self::Fill { offset, buffer } => (*offset, buffer.len()),
+            Self::Write {
+                offset, payload, ..
+            } => (*offset, payload.len()),
+            Self::Owned(request) => return request.range(),
+        };
+        offset..offset.saturating_add(len as u64)
     }
 
     /// Puts the request into flight, and its frame into the outbox unless the caller is to write it.

@@ -3,6 +3,7 @@
 mod dial;
 mod restored;
 
+use restored::LOOK;
 pub(crate) use restored::Restored;
 
 use crate::{
@@ -11,9 +12,17 @@ use crate::{
     overlaps::Overlaps,
     stream::Negotiating,
 };
-use nbd_io::client::{Common, Connected, ConnectionState, LinkLog, Negotiated};
+use nbd_io::client::{
+    ClientEvent, Common, Connected, ConnectionState, LinkLog, Negotiated, Observer, Watched,
+};
+use nbd_proto::Command;
 use std::{
-    sync::Arc,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,6 +34,10 @@ pub(crate) struct Pool {
     pub(crate) overlaps: Arc<Overlaps>,
     /// How long a request may take.
     pub(crate) timeout: Option<Duration>,
+    /// Where events go.
+    observer: Observer,
+    /// How many losses were reported, of connections that are not replaced.
+    losses: AtomicUsize,
     links: Links,
 }
 
@@ -49,6 +62,7 @@ impl Pool {
 
     async fn with_others(common: Common<Blocking>, first: Arc<Link>) -> Result<Self, Error> {
         let negotiated = common.negotiated.clone();
+        let observer = common.observer.clone();
         let timeout = common.connector.config.request_timeout;
         let mut links = vec![first];
         for _ in 1..common.connections() {
@@ -56,15 +70,26 @@ impl Pool {
             let driver = &common.connector.driver;
             links.push(Box::pin(another(&common, driver, None)).await?);
         }
+        if !common.reconnects() {
+            for connections in 1..=links.len() {
+                observer.push(|| ClientEvent::Connected {
+                    connections,
+                    attempts: 0,
+                });
+            }
+        }
         let links = match common.log.clone() {
             Some(log) => Links::Restored(Box::new(Restored::new(common, log, links))),
             None if links.len() == 1 => Links::One(links[0].clone()),
             None => Links::Several(links),
         };
+        observer.deliver();
         Ok(Self {
             negotiated,
             overlaps: Arc::default(),
             timeout,
+            observer,
+            losses: AtomicUsize::new(0),
             links,
         })
     }
@@ -98,6 +123,43 @@ impl Pool {
         }
     }
 
+    /// Measures a request until the result is dropped, if slow ones are reported. No lock may be
+    /// held then.
+    #[inline]
+    pub(crate) fn watch(
+        &self,
+        command: Command,
+        range: impl FnOnce() -> Range<u64>,
+    ) -> Option<Watched> {
+        self.observer
+            .measures()
+            .then(|| self.observer.watch(command, range()))?
+    }
+
+    /// Reports connections that are lost and not replaced, each once.
+    #[cold]
+    pub(crate) fn report_losses(&self) {
+        let links = self.fixed();
+        let is_loss = |lost: &Arc<Lost>| !matches!(**lost, Lost::Disconnected);
+        let causes: Vec<_> = links
+            .iter()
+            .filter_map(|link| link.lost())
+            .filter(is_loss)
+            .collect();
+        let before = self.losses.fetch_max(causes.len(), Ordering::Relaxed);
+        for (at, cause) in causes.into_iter().enumerate().skip(before) {
+            let connections = links.len() - at - 1;
+            self.observer.push(|| ClientEvent::Lost {
+                cause: cause.clone(),
+                connections,
+            });
+            if connections == 0 {
+                self.observer.push(|| ClientEvent::GaveUp { cause });
+            }
+        }
+        self.observer.deliver();
+    }
+
     /// Has all connections made anew.
     pub(crate) fn redial(&self) -> Result<(), Error> {
         match &self.links {
@@ -123,6 +185,32 @@ impl Pool {
         if let Links::Restored(restored) = &self.links {
             return restored.status();
         }
+        let state = self.fixed_status();
+        self.report_losses();
+        state
+    }
+
+    /// Waits until the state is another one than `known`, or until a time.
+    pub(crate) fn state_changed(
+        &self,
+        known: &ConnectionState,
+        until: Option<Instant>,
+    ) -> ConnectionState {
+        if let Links::Restored(restored) = &self.links {
+            return restored.state_changed(known, until);
+        }
+        loop {
+            let state = self.status();
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if !state.is_same(known) || left.is_some_and(|left| left.is_zero()) {
+                return state;
+            }
+            // No thread need read meanwhile, so that only looking at the sockets tells.
+            thread::sleep(left.map_or(LOOK, |left| left.min(LOOK)));
+        }
+    }
+
+    fn fixed_status(&self) -> ConnectionState {
         let mut over = None;
         for link in self.fixed() {
             match ended(link) {

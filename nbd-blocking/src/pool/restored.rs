@@ -41,6 +41,9 @@ const REST: u32 = 9;
 /// How often connections are looked at that have nothing to do.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How often they are looked at for a call that waits for a change.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
+
 /// How long a server that shuts down may take to answer what it holds.
 const LEAVING: Duration = Duration::from_secs(5);
 
@@ -83,7 +86,8 @@ impl Drop for DialGuard<'_> {
 impl Restored {
     pub(super) fn new(common: Common<Blocking>, log: SharedLog, links: Vec<Arc<Link>>) -> Self {
         let policy = common.policy().cloned();
-        let mut members = Membership::new(policy, &common.negotiated.export);
+        let mut members =
+            Membership::new(policy, &common.negotiated.export).observed(common.observer.clone());
         for link in links {
             link.log().inspect(|log| log.join());
             members.add(link, Duration::ZERO);
@@ -125,6 +129,12 @@ impl Restored {
         command: Command,
         late: &mut Option<Instant>,
     ) -> Result<Arc<Link>, Error> {
+        let link = self.usable(command, late);
+        self.common.observer.deliver();
+        link
+    }
+
+    fn usable(&self, command: Command, late: &mut Option<Instant>) -> Result<Arc<Link>, Error> {
         let mut state = self.lock();
         let mut has_helped = false;
         loop {
@@ -281,6 +291,7 @@ impl Restored {
     pub(crate) fn lost(&self, link: &Arc<Link>) {
         let Some(lost) = link.ended() else { return };
         self.on_lost(&mut self.lock(), link, &lost);
+        self.common.observer.deliver();
     }
 
     fn on_lost(&self, state: &mut State, link: &Arc<Link>, lost: &Arc<Lost>) {
@@ -343,6 +354,8 @@ impl Restored {
         match state.members.redial(now) {
             Some(loss) => {
                 self.give_up(&mut state, loss, now);
+                drop(state);
+                self.common.observer.deliver();
                 Ok(())
             }
             None => Err(match state.members.state() {
@@ -357,11 +370,43 @@ impl Restored {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.look(self.lock()).members.open().count()
+        let count = self.look(self.lock()).members.open().count();
+        self.common.observer.deliver();
+        count
     }
 
     pub(super) fn status(&self) -> ConnectionState {
-        self.look(self.lock()).members.state().clone()
+        let state = self.look(self.lock()).members.state().clone();
+        self.common.observer.deliver();
+        state
+    }
+
+    /// Waits until the state is another one than `known`, or until a time, and moves on what is
+    /// being dialed meanwhile.
+    pub(super) fn state_changed(
+        &self,
+        known: &ConnectionState,
+        until: Option<Instant>,
+    ) -> ConnectionState {
+        let current = loop {
+            let mut state = self.look(self.lock());
+            let current = state.members.state();
+            if !current.is_same(known) || until.is_some_and(|until| until <= Instant::now()) {
+                break current.clone();
+            }
+            let now = self.now();
+            let next_look = self.start + now + LOOK;
+            let by = until.map_or(next_look, |until| until.min(next_look));
+            match self.next_dial(&mut state, now) {
+                Ok(dial) => drop(self.step(state, dial, by)),
+                Err(due) => {
+                    let due = due.map_or(by, |due| by.min(self.start + due));
+                    drop(self.wait(state, Some(due)));
+                }
+            }
+        };
+        self.common.observer.deliver();
+        current
     }
 
     pub(super) fn disconnect(&self, deadline: Option<Instant>) -> Result<(), Error> {

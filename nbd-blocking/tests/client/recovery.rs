@@ -1,5 +1,6 @@
 //! Connections that are lost and made again.
 
+mod events;
 mod members;
 mod policy;
 mod unflushed;

@@ -1,6 +1,8 @@
 //! What the connections of a client have in common.
 
-use super::{Connected, Connector, Driver, Error, Lost, Negotiated, Reconnect, SharedLog};
+use super::{
+    Connected, Connector, Driver, Error, Lost, Negotiated, Observer, Reconnect, SharedLog,
+};
 
 /// How a client's connections are made, and what holds on all of them.
 #[derive(Debug)]
@@ -11,6 +13,8 @@ pub struct Common<D> {
     pub negotiated: Negotiated,
     /// What was changed and may not be on stable storage, if lost connections are replaced.
     pub log: Option<SharedLog>,
+    /// Where events of this client go.
+    pub observer: Observer,
 }
 
 impl<D: Driver> Common<D> {
@@ -21,10 +25,15 @@ impl<D: Driver> Common<D> {
         let policy = connector.config.reconnect.as_ref();
         let policy = policy.filter(|_| connector.can_dial());
         let log = policy.map(|policy| SharedLog::new(policy, &negotiated.export));
+        let config = &connector.config;
+        let driver = connector.driver.clone();
+        let clock = move || driver.now();
+        let observer = config.observer.another(config.slow_request, clock);
         Self {
             connector,
             negotiated,
             log,
+            observer,
         }
     }
 

@@ -1,6 +1,6 @@
 //! How a client's connections are made and used, as plain data.
 
-use super::Reconnect;
+use super::{Observer, Reconnect};
 #[cfg(feature = "tls")]
 use crate::tls::ClientTls;
 use nbd_proto::{
@@ -30,6 +30,10 @@ pub struct Config {
     pub reconnect: Option<Reconnect>,
     /// Whether silence ends a connection. By default, if it is replaced then.
     pub lose_when_silent: Option<bool>,
+    /// Where events of the client's go.
+    pub observer: Observer,
+    /// Requests that take at least so long are reported.
+    pub slow_request: Option<Duration>,
     /// Whether a URI may name files of this machine.
     pub local_files: bool,
     /// Whom to trust and what to show.
@@ -48,6 +52,8 @@ impl Default for Config {
             connections: 1,
             reconnect: None,
             lose_when_silent: None,
+            observer: Observer::default(),
+            slow_request: None,
             local_files: false,
             #[cfg(feature = "tls")]
             tls: ClientTls::new(),

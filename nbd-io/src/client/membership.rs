@@ -25,7 +25,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{ConnectionState, Error, Lost, Reconnect, is_refusal};
+use super::{ClientEvent, ConnectionState, Error, Lost, Observer, Reconnect, is_refusal};
 use nbd_proto::ExportInfo;
 use std::{mem, sync::Arc, time::Duration};
 
@@ -47,6 +47,7 @@ pub struct Membership<L> {
     dials: u64,
     /// The dial that replays unflushed writes.
     replaying: Option<DialId>,
+    observer: Observer,
 }
 
 /// One of the connections that are wanted.
@@ -152,7 +153,15 @@ impl<L> Membership<L> {
             closing: false,
             dials: 0,
             replaying: None,
+            observer: Observer::default(),
         }
+    }
+
+    /// Reports what happens to this one, which the driver has to [deliver](Observer::deliver).
+    #[must_use]
+    pub fn observed(mut self, observer: Observer) -> Self {
+        self.observer = observer;
+        self
     }
 
     /// Takes in a connection of the first hour, before which there is nothing to trust in.
@@ -163,6 +172,23 @@ impl<L> Membership<L> {
             attempts: 0,
             deadline: None,
             last: None,
+        });
+        self.connected(0);
+    }
+
+    /// Reports that one more connection is in use.
+    fn connected(&self, attempts: u32) {
+        self.observer.push(|| ClientEvent::Connected {
+            connections: self.open().count(),
+            attempts,
+        });
+    }
+
+    /// Reports that a connection is lost.
+    fn report_loss(&self, cause: &Arc<Lost>) {
+        self.observer.push(|| ClientEvent::Lost {
+            cause: cause.clone(),
+            connections: self.open().count(),
         });
     }
 
@@ -306,7 +332,9 @@ impl<L> Membership<L> {
         let member = &mut self.members[dial.member];
         member.phase = Phase::Open(link.clone());
         member.since = now;
+        let attempts = member.attempts;
         self.state = ConnectionState::Connected;
+        self.connected(attempts);
         Join::Joined
     }
 
@@ -340,6 +368,7 @@ impl<L> Membership<L> {
             error => replayed.is_some() && is_refusal(error),
         };
         let member = &mut self.members[dial.member];
+        let cause = error.clone();
         match &self.policy {
             Some(policy) if !in_vain => member.retry(policy, error, now),
             _ => {
@@ -347,6 +376,14 @@ impl<L> Membership<L> {
                 member.phase = Phase::Resting;
             }
         }
+        self.observer.push(|| ClientEvent::AttemptFailed {
+            attempt: member.attempts,
+            cause,
+            retry_after: match member.phase {
+                Phase::Missing(due) => Some(due.saturating_sub(now)),
+                _ => None,
+            },
+        });
         self.settle(dial.member);
     }
 
@@ -362,6 +399,9 @@ impl<L> Membership<L> {
         let Some(policy) = self.policy.as_ref().filter(|_| !self.closing) else {
             self.members[at].last = Some(error);
             self.members[at].phase = Phase::Ended;
+            if !self.closing {
+                self.report_loss(why);
+            }
             self.settle(at);
             return Some(Loss::default());
         };
@@ -385,6 +425,7 @@ impl<L> Membership<L> {
         if self.open().next().is_none() {
             self.state = ConnectionState::reconnecting(0, why.clone());
         }
+        self.report_loss(why);
         self.settle(at);
         Some(Loss {
             given_up,
@@ -408,6 +449,9 @@ impl<L> Membership<L> {
         if self.open().next().is_none() && matches!(self.state, ConnectionState::Connected) {
             let why = Arc::new(Lost::GivenUp);
             self.state = ConnectionState::reconnecting(0, why);
+        }
+        if !given_up.is_empty() {
+            self.report_loss(&Arc::new(Lost::GivenUp));
         }
         self.settle(0);
         Some(Loss {
@@ -452,6 +496,10 @@ impl<L> Membership<L> {
             Some(member) if !self.closing => member.why(),
             _ => Arc::new(Lost::Disconnected),
         };
+        if !self.closing {
+            self.observer
+                .push(|| ClientEvent::GaveUp { cause: why.clone() });
+        }
         self.state = ConnectionState::Over(why);
     }
 }

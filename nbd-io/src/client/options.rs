@@ -1,7 +1,8 @@
 //! How a connection is to be made, and making it.
 
 use super::{
-    Config, Connector, Driver, Error, Greeted, Negotiation, Reconnect, TlsPolicy,
+    ClientEvent, Config, Connector, Driver, Error, Greeted, Negotiation, Observer, Reconnect,
+    TlsPolicy,
     connector::{Server, after, shortest},
     driver::Adopt,
     exchange,
@@ -210,6 +211,31 @@ impl<D: Driver> ConnectOptions<D> {
     #[must_use]
     pub fn lose_when_silent(mut self, lose: bool) -> Self {
         self.config_mut().lose_when_silent = Some(lose);
+        self
+    }
+
+    /// Calls `on_event` when a connection is made or lost, when an attempt to replace one fails, and
+    /// when the client gives up; in the order in which that happens, for each client that these
+    /// options make. With [`slow_request`](Self::slow_request) also when a request was slow.
+    ///
+    /// It is called by the thread or task that notices, with no lock held, so that it may use the
+    /// client. It must not wait: it holds up other requests.
+    ///
+    /// A blocking client has no thread of its own, so that a loss is noticed and reported by the next
+    /// call.
+    #[must_use]
+    pub fn on_event(mut self, on_event: impl Fn(&ClientEvent) + Send + Sync + 'static) -> Self {
+        self.config_mut().observer = Observer::new(on_event);
+        self
+    }
+
+    /// Reports each request that takes at least `threshold`, from when it is submitted until its
+    /// reply is read or it is given up, waiting for a connection included. Not by default, because
+    /// it costs two readings of the clock for each request. Without
+    /// [`on_event`](Self::on_event) it has no effect.
+    #[must_use]
+    pub fn slow_request(mut self, threshold: Option<Duration>) -> Self {
+        self.config_mut().slow_request = threshold;
         self
     }
 

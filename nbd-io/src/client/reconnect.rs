@@ -201,7 +201,9 @@ impl ConnectionState {
         Self::Reconnecting { attempt, cause }
     }
 
-    pub(crate) const fn is_same(&self, other: &Self) -> bool {
+    /// Whether it is the same state, and the same attempt.
+    #[must_use]
+    pub const fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Reconnecting { attempt: ours, .. }, Self::Reconnecting { attempt, .. }) => {
                 *ours == *attempt

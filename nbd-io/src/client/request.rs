@@ -94,21 +94,27 @@ impl Request {
         )
     }
 
-    /// The bytes of the export that it changes.
+    /// The bytes of the export that it is about; none for a flush.
     #[must_use]
-    pub fn change(&self) -> Option<Range<u64>> {
+    pub fn range(&self) -> Range<u64> {
         let (offset, len) = match self {
             Self::Write {
                 offset, payload, ..
             } => (*offset, payload.len() as u64),
-            Self::Trim { offset, len, .. } | Self::WriteZeroes { offset, len, .. } => {
-                (*offset, *len)
-            }
-            Self::Read { .. } | Self::Flush | Self::Cache { .. } | Self::BlockStatus { .. } => {
-                return None;
-            }
+            Self::Read { offset, len, .. }
+            | Self::Trim { offset, len, .. }
+            | Self::Cache { offset, len }
+            | Self::WriteZeroes { offset, len, .. }
+            | Self::BlockStatus { offset, len, .. } => (*offset, *len),
+            Self::Flush => (0, 0),
         };
-        Some(offset..offset.saturating_add(len))
+        offset..offset.saturating_add(len)
+    }
+
+    /// The bytes of the export that it changes.
+    #[must_use]
+    pub fn change(&self) -> Option<Range<u64>> {
+        self.changes().then(|| self.range())
     }
 
     /// Whether it has a flag.

@@ -45,13 +45,6 @@ impl State {
     }
 }
 
-/// Releases the lock and wakes everybody who waits for a change.
-fn changed(mut state: MutexGuard<'_, State>) {
-    let watchers = state.watchers.take();
-    drop(state);
-    watchers.for_each(Waker::wake);
-}
-
 /// Releases the lock and waits for a change.
 fn wait<T>(mut state: MutexGuard<'_, State>, place: &mut Place, cx: &Context<'_>) -> Poll<T> {
     let old = state.watchers.watch(place, cx.waker());
@@ -68,7 +61,8 @@ impl<R: Network> Pool<R> {
         let pool = Arc::new(Self {
             only: (common.connections() == 1 && !reconnects).then(|| first.clone()),
             state: Mutex::new(State {
-                members: Membership::new(policy, &common.negotiated.export),
+                members: Membership::new(policy, &common.negotiated.export)
+                    .observed(common.observer.clone()),
                 watchers: Watchers::default(),
             }),
             common: Arc::new(common),
@@ -92,6 +86,7 @@ impl<R: Network> Pool<R> {
         state.members.add(link.clone(), now);
         link.log().inspect(|log| log.join());
         drop(state);
+        self.common.observer.deliver();
         self.common.keep(Arc::downgrade(self), link);
     }
 
@@ -100,7 +95,7 @@ impl<R: Network> Pool<R> {
         let mut state = self.lock();
         let next = state.members.next(self.common.runtime().now());
         match next {
-            Next::Dial { .. } => changed(state),
+            Next::Dial { .. } => self.changed(state),
             Next::Wait(_) => {
                 let _: Poll<()> = wait(state, place, cx);
             }
@@ -135,7 +130,7 @@ impl<R: Network> Pool<R> {
         {
             log.lock().end_epoch();
         }
-        changed(state);
+        self.changed(state);
         for link in loss.given_up {
             // A server that shuts down still answers what it holds.
             if link.ended().is_none() {
@@ -211,7 +206,7 @@ impl<R: Network> Pool<R> {
             }
             Join::Replay | Join::Probe(_) | Join::Unwanted => {}
         }
-        changed(state);
+        self.changed(state);
         Poll::Ready(Ok(join))
     }
 
@@ -225,7 +220,7 @@ impl<R: Network> Pool<R> {
         let now = self.common.runtime().now();
         let mut state = self.lock();
         state.members.failed(dial, error, now);
-        changed(state);
+        self.changed(state);
     }
 
     /// Whether there is no connection and will be none.
@@ -268,6 +263,14 @@ impl<R: Network> Pool<R> {
 }
 
 impl<R> Pool<R> {
+    /// Releases the lock, wakes all tasks that wait for a change, and reports what has happened.
+    fn changed(&self, mut state: MutexGuard<'_, State>) {
+        let watchers = state.watchers.take();
+        drop(state);
+        watchers.for_each(Waker::wake);
+        self.common.observer.deliver();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -302,7 +305,7 @@ impl<R> Pool<R> {
     pub(super) fn close(&self) -> Option<Vec<Arc<Link>>> {
         let mut state = self.lock();
         let links = state.members.close()?;
-        changed(state);
+        self.changed(state);
         for link in &links {
             link.close();
         }
@@ -313,7 +316,7 @@ impl<R> Pool<R> {
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.members.end();
-        changed(state);
+        self.changed(state);
     }
 
     pub(super) fn is_closing(&self) -> bool {

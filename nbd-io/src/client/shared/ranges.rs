@@ -182,7 +182,8 @@ impl<R: Network> Client<R> {
 
     /// The connection of a request that waits for no other request and for no other connection.
     fn straight(&self, request: &Request) -> Option<&Link> {
-        let only = self.shared.pool.only()?;
+        let pool = &*self.shared.pool;
+        let only = pool.only().filter(|_| !pool.common.observer.measures())?;
         (!request.changes() || !self.has_turns()).then_some(only)
     }
 
@@ -192,6 +193,8 @@ impl<R: Network> Client<R> {
         request: Request,
         sink: BytesMut,
     ) -> Result<(Outcome, BytesMut), Error> {
+        let observer = &self.shared.pool.common.observer;
+        let _watched = observer.watch(request.command(), request.range());
         let turn = match request.change() {
             Some(range) if self.has_turns() => Some(self.turn(request.command(), range).await?),
             _ => None,

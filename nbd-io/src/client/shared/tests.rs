@@ -4,6 +4,7 @@ mod dropping;
 mod early;
 mod ending;
 mod engine;
+mod events;
 mod late;
 mod members;
 mod order;

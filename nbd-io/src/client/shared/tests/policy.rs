@@ -24,7 +24,7 @@ use std::{
 };
 
 /// Serves connections by their number, from 0, unless there is nothing to serve.
-fn host(
+pub(super) fn host(
     sim: &Sim,
     export: impl Fn(usize) -> Option<Arc<dyn Export>> + Send + Sync + 'static,
 ) -> (Arc<AtomicUsize>, Arc<Mutex<Vec<Scissors>>>) {
@@ -42,12 +42,12 @@ fn host(
     (count, connections)
 }
 
-fn kill(connections: &Mutex<Vec<Scissors>>) {
+pub(super) fn kill(connections: &Mutex<Vec<Scissors>>) {
     let connections = std::mem::take(&mut *connections.lock().unwrap());
     connections.iter().for_each(Scissors::cut);
 }
 
-fn memory(size: u64) -> Arc<dyn Export> {
+pub(super) fn memory(size: u64) -> Arc<dyn Export> {
     Arc::new(Memory::new(size))
 }
 

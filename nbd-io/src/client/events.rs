@@ -1,0 +1,270 @@
+//! What a client reports to the program that uses it.
+
+#[cfg(test)]
+mod tests;
+
+use super::{Error, Lost};
+use nbd_proto::Command;
+use std::{
+    collections::VecDeque,
+    fmt,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Something that happened to a client's connections or to a request, for logs and metrics.
+///
+/// Its text says all of it in one line.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ClientEvent {
+    /// A connection is in use: the first, a further one, or one in place of one that was lost.
+    Connected {
+        /// How many connections there are now.
+        connections: usize,
+        /// How many attempts it took since one was lost; 0 if none was.
+        attempts: u32,
+    },
+    /// A connection was lost.
+    Lost {
+        /// Why.
+        cause: Arc<Lost>,
+        /// How many connections are left. All of a writable export are replaced when one is lost.
+        connections: usize,
+    },
+    /// An attempt to replace a lost connection failed.
+    AttemptFailed {
+        /// Its number since the connection was lost, from 1.
+        attempt: u32,
+        /// Why it failed.
+        cause: Error,
+        /// The backoff before the next attempt. `None` if there is none.
+        retry_after: Option<Duration>,
+    },
+    /// There is no connection, and no attempt is left: every request fails from now on.
+    GaveUp {
+        /// Why.
+        cause: Arc<Lost>,
+    },
+    /// A request took at least as long as the threshold of
+    /// [`slow_request`](super::ConnectOptions::slow_request).
+    SlowRequest {
+        /// The command.
+        command: Command,
+        /// The first byte that it is about; 0 for a flush.
+        offset: u64,
+        /// How many bytes it is about; 0 for a flush.
+        len: u64,
+        /// The time from when it was submitted until its reply was read or it was given up.
+        took: Duration,
+    },
+}
+
+impl fmt::Display for ClientEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected {
+                connections,
+                attempts: 0,
+            } => write!(f, "connected (connections: {connections})"),
+            Self::Connected {
+                connections,
+                attempts,
+            } => write!(
+                f,
+                "connected again (attempts: {attempts}, connections: {connections})"
+            ),
+            Self::Lost { cause, connections } => write!(
+                f,
+                "a connection was lost: {cause} (connections left: {connections})"
+            ),
+            Self::AttemptFailed {
+                attempt,
+                cause,
+                retry_after: Some(delay),
+            } => write!(
+                f,
+                "attempt {attempt} to connect again failed, the next is in {delay:?}: {cause}"
+            ),
+            Self::AttemptFailed { attempt, cause, .. } => write!(
+                f,
+                "attempt {attempt} to connect again failed, and was the last: {cause}"
+            ),
+            Self::GaveUp { cause } => write!(f, "there is no connection any more: {cause}"),
+            Self::SlowRequest {
+                command,
+                offset,
+                len,
+                took,
+            } => write!(f, "{command} of {len} bytes at {offset} took {took:?}"),
+        }
+    }
+}
+
+/// Collects the events of one client where they happen, which may be below a lock, and hands them to
+/// the program where none is held. Clones are one.
+#[derive(Clone, Default)]
+pub struct Observer(Option<Arc<Shared>>);
+
+type OnEvent = Arc<dyn Fn(&ClientEvent) + Send + Sync>;
+
+struct Shared {
+    on_event: OnEvent,
+    queue: Mutex<Queue>,
+    slow: Option<Slow>,
+}
+
+/// How slow requests are found.
+struct Slow {
+    threshold: Duration,
+    clock: Box<dyn Fn() -> Duration + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<ClientEvent>,
+    /// A thread is handing them over.
+    delivering: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets another thread go on if the program's function panics.
+struct Delivering<'a> {
+    shared: &'a Shared,
+    is_done: bool,
+}
+
+impl Drop for Delivering<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.shared.lock().delivering = false;
+        }
+    }
+}
+
+impl Observer {
+    /// Hands events to a function.
+    #[must_use]
+    pub fn new(on_event: impl Fn(&ClientEvent) + Send + Sync + 'static) -> Self {
+        Self::with(Arc::new(on_event), None)
+    }
+
+    fn with(on_event: OnEvent, slow: Option<Slow>) -> Self {
+        Self(Some(Arc::new(Shared {
+            on_event,
+            queue: Mutex::default(),
+            slow,
+        })))
+    }
+
+    /// One that hands events to the same function, and requests that take at least so long.
+    #[must_use]
+    pub fn another(
+        &self,
+        threshold: Option<Duration>,
+        clock: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> Self {
+        let Some(shared) = &self.0 else {
+            return Self(None);
+        };
+        let slow = threshold.map(|threshold| Slow {
+            threshold,
+            clock: Box::new(clock),
+        });
+        Self::with(shared.on_event.clone(), slow)
+    }
+
+    /// Takes in an event, to be [delivered](Self::deliver).
+    pub fn push(&self, event: impl FnOnce() -> ClientEvent) {
+        if let Some(shared) = &self.0 {
+            shared.lock().events.push_back(event());
+        }
+    }
+
+    /// Hands over what was taken in, in that order. No lock of the client may be held, because the
+    /// program may use the client.
+    pub fn deliver(&self) {
+        let Some(shared) = &self.0 else { return };
+        let mut queue = shared.lock();
+        if queue.delivering || queue.events.is_empty() {
+            return;
+        }
+        queue.delivering = true;
+        drop(queue);
+        let mut delivering = Delivering {
+            shared,
+            is_done: false,
+        };
+        loop {
+            let mut queue = shared.lock();
+            let Some(event) = queue.events.pop_front() else {
+                // In the same step, or an event that comes in between would be left behind.
+                queue.delivering = false;
+                delivering.is_done = true;
+                return;
+            };
+            drop(queue);
+            (shared.on_event)(&event);
+        }
+    }
+
+    /// Whether requests are measured.
+    #[inline]
+    #[must_use]
+    pub fn measures(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| shared.slow.is_some())
+    }
+
+    /// Measures a request until the result is dropped. `None` unless slow requests are reported.
+    #[inline]
+    #[must_use]
+    pub fn watch(&self, command: Command, range: Range<u64>) -> Option<Watched> {
+        let slow = self.0.as_ref()?.slow.as_ref()?;
+        Some(Watched {
+            observer: self.clone(),
+            command,
+            range,
+            start: (slow.clock)(),
+        })
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Observer").field(&self.0.is_some()).finish()
+    }
+}
+
+/// A request that is measured until this is dropped, where no lock is held.
+#[derive(Debug)]
+pub struct Watched {
+    observer: Observer,
+    command: Command,
+    range: Range<u64>,
+    start: Duration,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let shared = self.observer.0.as_ref();
+        let Some(slow) = shared.and_then(|shared| shared.slow.as_ref()) else {
+            return;
+        };
+        let took = (slow.clock)().saturating_sub(self.start);
+        if took >= slow.threshold {
+            self.observer.push(|| ClientEvent::SlowRequest {
+                command: self.command,
+                offset: self.range.start,
+                len: self.range.end - self.range.start,
+                took,
+            });
+            self.observer.deliver();
+        }
+    }
+}
