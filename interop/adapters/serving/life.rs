@@ -5,7 +5,7 @@ use super::{
     support::{ENTERED, GO, Running, eventually, expect, reply, small, soon},
 };
 use nbd_blocking::{Command, CommandFlags, ConnectOptions, ExportName, Failure, Uri};
-use nbd_io::{Export, Memory, NamedExports};
+use nbd_io::{Export, Memory, NamedExports, server::Peer};
 use std::{
     io::{Read, Write},
     net::Shutdown,
@@ -226,6 +226,9 @@ fn a_program_learns_the_outcome_of_requests() {
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Arc::clone(&log);
         let server = memory().on_request(move |outcome| {
+            assert_eq!(*outcome.peer, Peer::Unix);
+            assert!(outcome.export.is_default());
+            assert!(outcome.took < Duration::from_secs(5), "{:?}", outcome.took);
             let errno = outcome.failure.map(|failure| failure.errno);
             let entry = (outcome.command, outcome.offset, outcome.len, errno);
             events.lock().unwrap().push(entry);
@@ -245,6 +248,48 @@ fn a_program_learns_the_outcome_of_requests() {
                 (Command::Read, 7, 100, None),
             ]
         );
+    });
+}
+
+/// An export whose reads take their time.
+struct Slow {
+    may_block: bool,
+}
+
+const DELAY: Duration = Duration::from_millis(20);
+
+impl Export for Slow {
+    fn size(&self) -> u64 {
+        4096
+    }
+
+    fn may_block(&self) -> bool {
+        self.may_block
+    }
+
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Failure> {
+        thread::sleep(DELAY);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_program_learns_how_long_the_export_took() {
+    soon(|| {
+        for may_block in [false, true] {
+            let (tx, rx) = mpsc::channel();
+            let server = Server::single(Arc::new(Slow { may_block }));
+            let running = Running::new(server.on_request(move |outcome| {
+                tx.send(outcome.took).unwrap();
+            }));
+            let client = running.connect(&ConnectOptions::new());
+            let start = Instant::now();
+            client.read_exact_at(&mut [0; 512], 0).unwrap();
+            let took = rx.recv().unwrap();
+            assert!((DELAY..=start.elapsed()).contains(&took), "{took:?}");
+            client.disconnect().unwrap();
+            running.stop();
+        }
     });
 }
 

@@ -44,7 +44,9 @@ pub(super) async fn serve<T: Transport, R: Runtime>(
                 encrypted: entered.encrypted,
             });
             place.entered(runtime.now());
-            Session::new(settings, runtime, place, entered).run().await
+            Session::new(settings, runtime, place, peer, entered)
+                .run()
+                .await
         }
         Err(ending) => ending,
     };

@@ -4,7 +4,7 @@ use super::{
     Replies,
     buffers::Buffers,
     execute::{execute, execute_now},
-    report::{Report, Subject, payload_len},
+    report::{Report, payload_len},
     session::is_quick,
 };
 use crate::{Export, runtime::Runtime};
@@ -104,12 +104,11 @@ pub(super) fn carry_out(
     replies: &mut Replies,
     report: &Report,
 ) {
-    if report.is_wanted() {
-        let subject = Subject::of(&request);
-        report.tell(subject, execute(export, request, payload, replies));
-    } else {
-        // A failure is the client's to know, and is not an event.
-        let _ = execute(export, request, payload, replies);
+    let begun = report.begin(&request);
+    // A failure is the client's to know, and is not an event.
+    let result = execute(export, request, payload, replies);
+    if let Some(begun) = begun {
+        report.end(begun, &result);
     }
 }
 
@@ -120,10 +119,12 @@ pub(super) fn carry_out_now(
     replies: &mut Replies,
     report: &Report,
 ) -> Option<Request> {
-    let subject = Subject::of(&request);
+    let begun = report.begin(&request);
     match execute_now(export, request, replies) {
-        Ok(told) => {
-            report.tell(subject, told);
+        Ok(result) => {
+            if let Some(begun) = begun {
+                report.end(begun, &result);
+            }
             None
         }
         Err(request) => Some(request),

@@ -1,55 +1,102 @@
-//! Telling a program what became of requests.
+//! Reporting requests to the program.
 
-use nbd_proto::{Command, Failure, server::Request};
-use std::{fmt, sync::Arc};
+use super::Peer;
+use crate::runtime::Runtime;
+use nbd_proto::{Command, ExportName, Failure, server::Request};
+use std::{fmt, sync::Arc, time::Duration};
 
-/// A request that an export has carried out, for logs and counters.
+/// A request that an export has carried out, for logs and metrics.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Outcome<'a> {
     /// The number of the connection.
     pub connection: u64,
-    /// What was to be done.
+    /// The client.
+    pub peer: &'a Peer,
+    /// The name by which it asked for the export.
+    pub export: &'a ExportName,
+    /// The command.
     pub command: Command,
-    /// Where, in bytes; 0 for a flush.
+    /// The first byte, 0 for a flush.
     pub offset: u64,
-    /// How much, in bytes; 0 for a flush.
+    /// The number of bytes, 0 for a flush.
     pub len: u64,
-    /// What the client is told, unless it succeeded.
+    /// How long the export took, without the time in which the request waited to be carried out.
+    pub took: Duration,
+    /// The failure that the client is sent, unless the request succeeded.
     pub failure: Option<&'a Failure>,
 }
 
-/// What a program wants to be called with.
+/// A program's function for requests.
 pub(super) type OnRequest = Arc<dyn Fn(&Outcome<'_>) + Send + Sync>;
 
-/// Tells of the requests of one connection.
+/// Reports the requests of one connection, if the program wants that.
 #[derive(Clone)]
-pub(super) struct Report {
-    pub(super) connection: u64,
-    pub(super) on_request: Option<OnRequest>,
+pub(super) struct Report(Option<Arc<Wanted>>);
+
+struct Wanted {
+    connection: u64,
+    peer: Peer,
+    export: ExportName,
+    clock: Box<dyn Fn() -> Duration + Send + Sync>,
+    on_request: OnRequest,
+}
+
+/// A request that is being carried out.
+#[derive(Debug)]
+pub(super) struct Begun {
+    subject: Subject,
+    start: Duration,
 }
 
 impl Report {
-    /// Whether there is anybody to be told.
-    pub(super) const fn is_wanted(&self) -> bool {
-        self.on_request.is_some()
+    pub(super) fn new<R: Runtime>(
+        on_request: Option<&OnRequest>,
+        runtime: &R,
+        connection: u64,
+        peer: &Peer,
+        export: &ExportName,
+    ) -> Self {
+        Self(on_request.map(|on_request| {
+            let runtime = runtime.clone();
+            Arc::new(Wanted {
+                connection,
+                peer: *peer,
+                export: export.clone(),
+                clock: Box::new(move || runtime.now()),
+                on_request: on_request.clone(),
+            })
+        }))
     }
 
-    pub(super) fn tell(&self, subject: Subject, told: Result<(), Failure>) {
-        if let Some(on_request) = &self.on_request {
-            let Subject {
-                command,
-                offset,
-                len,
-            } = subject;
-            on_request(&Outcome {
-                connection: self.connection,
-                command,
-                offset,
-                len,
-                failure: told.as_ref().err(),
-            });
-        }
+    /// A request is about to be carried out. `None` unless the program wants to know.
+    #[inline]
+    pub(super) fn begin(&self, request: &Request) -> Option<Begun> {
+        let wanted = self.0.as_ref()?;
+        Some(Begun {
+            subject: Subject::of(request),
+            start: (wanted.clock)(),
+        })
+    }
+
+    /// A request has been carried out.
+    pub(super) fn end(&self, begun: Begun, result: &Result<(), Failure>) {
+        let Some(wanted) = &self.0 else { return };
+        let Subject {
+            command,
+            offset,
+            len,
+        } = begun.subject;
+        (wanted.on_request)(&Outcome {
+            connection: wanted.connection,
+            peer: &wanted.peer,
+            export: &wanted.export,
+            command,
+            offset,
+            len,
+            took: (wanted.clock)().saturating_sub(begun.start),
+            failure: result.as_ref().err(),
+        });
     }
 }
 
@@ -64,14 +111,14 @@ const LONG_STATUS: u64 = 2 << 20;
 
 /// What a request is about.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Subject {
-    pub(super) command: Command,
-    pub(super) offset: u64,
-    pub(super) len: u64,
+struct Subject {
+    command: Command,
+    offset: u64,
+    len: u64,
 }
 
 impl Subject {
-    pub(super) fn of(request: &Request) -> Self {
+    fn of(request: &Request) -> Self {
         let (command, offset, len) = match request {
             Request::Read { offset, len, .. } => (Command::Read, *offset, u64::from(*len)),
             Request::Write { offset, len, .. } => (Command::Write, *offset, u64::from(*len)),

@@ -1,7 +1,7 @@
 //! A client uses an export: from its first request to its last reply.
 
 use super::{
-    Ending, Replies, Settings,
+    Ending, Peer, Replies, Settings,
     budget::Share,
     buffers::Buffers,
     clocks::{Clocks, elapsed},
@@ -10,7 +10,7 @@ use super::{
     negotiation::Entered,
     registry::Place,
     replies::no_memory,
-    report::{Report, Subject, payload_len},
+    report::{Report, payload_len},
 };
 use crate::{Export, runtime::Runtime, transport::Transport};
 use nbd_proto::{
@@ -90,13 +90,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         settings: &'a Settings,
         runtime: &'a R,
         place: &'a Place,
+        peer: &Peer,
         entered: Entered<T>,
     ) -> Self {
         let buffers = Arc::clone(&settings.buffers);
-        let report = Report {
-            connection: place.id(),
-            on_request: settings.on_request.clone(),
-        };
+        let on_request = settings.on_request.as_ref();
+        let report = Report::new(on_request, runtime, place.id(), peer, &entered.name);
         let jobs = Jobs::new(
             runtime.clone(),
             Arc::clone(&entered.export),
@@ -340,10 +339,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     fn refuse(&mut self, request: Request) {
         let failure = no_memory();
-        let subject = Subject::of(&request);
+        let begun = self.report.begin(&request);
         let words = failure.message.as_str().to_owned();
         self.replies.push(request.fail(failure.errno, words));
-        self.report.tell(subject, Err(failure));
+        if let Some(begun) = begun {
+            self.report.end(begun, &Err(failure));
+        }
     }
 
     /// Takes the requests that have come, as far as their replies may wait to be sent. Returns
