@@ -10,7 +10,7 @@ use std::{
     io::{Read, Write},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The start of the disk's part without faults.
@@ -165,6 +165,57 @@ fn requests_that_need_much_memory_wait_for_it_and_small_ones_do_not() {
         for thread in waiting {
             thread.join().unwrap().unwrap();
         }
+        running.stop();
+    });
+}
+
+/// Has so many reads in flight until as many as are wanted are done.
+fn read_in_flight(client: &Client, depth: u32, count: u32) {
+    let mut queue = client.queue();
+    for _ in 0..depth {
+        queue.read(0, vec![1; 512]).unwrap();
+    }
+    queue.send().unwrap();
+    for done in 1..=count {
+        let completion = queue.complete().unwrap().expect("one is in flight");
+        assert_eq!(completion.into_buffer().unwrap(), [0; 512]);
+        if done + depth <= count {
+            queue.read(0, vec![1; 512]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn each_connection_has_as_many_slow_reads_carried_out_at_once_as_the_server_says() {
+    soon(|| {
+        let (server, faults) = scratched();
+        faults.add(Fault::hang().on(Command::Read));
+        let running = Running::new(server.concurrency(2));
+        let clients: Vec<_> = (0..3)
+            .map(|_| running.connect(&ConnectOptions::new()))
+            .map(|client| thread::spawn(move || read_in_flight(&client, 5, 5)))
+            .collect();
+        eventually(|| faults.hits() == 3 * 2);
+        faults.clear();
+        for client in clients {
+            client.join().unwrap();
+        }
+        running.stop();
+    });
+}
+
+#[test]
+fn slow_reads_take_their_time_divided_by_how_many_are_carried_out_at_once() {
+    soon(|| {
+        let (server, faults) = scratched();
+        let each = Duration::from_millis(20);
+        faults.add(Fault::delay(each).on(Command::Read));
+        let running = Running::new(server.concurrency(4));
+        let client = running.connect(&ConnectOptions::new());
+        let begin = Instant::now();
+        read_in_flight(&client, 16, 40);
+        // 200 a second; how much less that is depends on what else the system does.
+        assert!(begin.elapsed() >= each * 40 / 4);
         running.stop();
     });
 }
