@@ -83,7 +83,7 @@ pub enum Content {
 /// once: by `concurrency(50)` and four connections, say.
 ///
 /// ```
-/// use nbd_io::Export;
+/// use nbd_io::{Export, export_info};
 /// use nbd_proto::Failure;
 ///
 /// /// Every byte is the low byte of its offset.
@@ -107,7 +107,7 @@ pub enum Content {
 /// }
 ///
 /// let export: std::sync::Arc<dyn Export> = std::sync::Arc::new(Pattern);
-/// assert!(export.info().is_read_only());
+/// assert!(export_info(&export).is_read_only());
 /// ```
 ///
 /// # Wrappers
@@ -166,7 +166,7 @@ pub trait Export: Send + Sync {
     /// [`ROTATIONAL`](TransmissionFlags::ROTATIONAL), and
     /// [`CAN_MULTI_CONN`](TransmissionFlags::CAN_MULTI_CONN) if a flush, or a write with FUA, on
     /// one connection covers what was replied to on all. The others are the server's; see
-    /// [`info`](Self::info).
+    /// [`export_info`](crate::export_info).
     ///
     /// Read-only, unless it is implemented.
     fn flags(&self) -> TransmissionFlags {
@@ -366,24 +366,6 @@ pub trait Export: Send + Sync {
         }
         Ok(())
     }
-
-    /// What the client is told: the size rounded down to whole blocks, the description, the block
-    /// sizes, and those [`flags`](Self::flags) that a back end decides on and that go together.
-    ///
-    /// A server adds [`SEND_DF`](TransmissionFlags::SEND_DF) and
-    /// [`BLOCK_STATUS_PAYLOAD`](TransmissionFlags::BLOCK_STATUS_PAYLOAD), which depend on what was
-    /// negotiated, and checks requests against this. Not meant to be implemented.
-    fn info(&self) -> ExportInfo {
-        let sizes = self.block_sizes();
-        let size = self.size();
-        let mut info = ExportInfo::new(
-            size - size % u64::from(sizes.minimum()),
-            coherent(self.flags()),
-        );
-        info.description = sendable(self.description());
-        info.block_sizes = Some(sizes);
-        info
-    }
 }
 
 impl fmt::Debug for dyn Export {
@@ -393,6 +375,32 @@ impl fmt::Debug for dyn Export {
             .field("flags", &self.flags())
             .finish_non_exhaustive()
     }
+}
+
+/// What a client is told of an export: the size rounded down to whole blocks, the description, the
+/// block sizes, and those [`flags`](Export::flags) that a back end decides on and that go together.
+///
+/// A server adds [`SEND_DF`](TransmissionFlags::SEND_DF) and
+/// [`BLOCK_STATUS_PAYLOAD`](TransmissionFlags::BLOCK_STATUS_PAYLOAD), which depend on what was
+/// negotiated, and checks requests against this.
+///
+/// ```
+/// use nbd_io::{Memory, export_info};
+///
+/// let info = export_info(&Memory::new(1 << 20).with_description("scratch space"));
+/// assert!(info.can_write_zeroes() && !info.is_read_only());
+/// ```
+#[must_use]
+pub fn export_info(export: &dyn Export) -> ExportInfo {
+    let sizes = export.block_sizes();
+    let size = export.size();
+    let mut info = ExportInfo::new(
+        size - size % u64::from(sizes.minimum()),
+        coherent(export.flags()),
+    );
+    info.description = sendable(export.description());
+    info.block_sizes = Some(sizes);
+    info
 }
 
 /// How [`Export::write_zeroes`] is to go about it.

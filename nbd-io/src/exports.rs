@@ -1,6 +1,6 @@
 //! The exports that a server has.
 
-use crate::Export;
+use crate::{Export, export_info};
 use nbd_proto::{ExportName, Text, server::Refusal};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -256,7 +256,7 @@ impl Exports for NamedExports {
         let offers = self.offers.iter();
         offers
             .map(|(name, offer)| Listing {
-                description: offer.export.info().description.unwrap_or_default(),
+                description: export_info(&offer.export).description.unwrap_or_default(),
                 tls_only: offer.tls_only,
                 ..Listing::new(name.clone())
             })

@@ -27,7 +27,7 @@ mod watchers;
 #[cfg(unix)]
 pub use directory::Directory;
 pub use errno::{failure, fast_zero_failure, reportable};
-pub use export::{Content, Export, MetaContext, ZeroMode};
+pub use export::{Content, Export, MetaContext, ZeroMode, export_info};
 pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer, Unavailable};
 pub use faulty::{Fault, Faults, Faulty};
 #[cfg(unix)]

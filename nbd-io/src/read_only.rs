@@ -10,13 +10,13 @@ use std::sync::Arc;
 /// export itself can go on writing to it.
 ///
 /// ```
-/// use nbd_io::{Export, Memory, NamedExports, ReadOnly};
+/// use nbd_io::{Export, Memory, NamedExports, ReadOnly, export_info};
 /// use nbd_proto::ExportName;
 /// use std::sync::Arc;
 ///
 /// let disk = Arc::new(Memory::new(1 << 30));
 /// let look = Arc::new(ReadOnly::new(disk.clone()));
-/// assert!(look.info().is_read_only() && look.write(0, b"hello", false).is_err());
+/// assert!(export_info(&look).is_read_only() && look.write(0, b"hello", false).is_err());
 /// let exports = NamedExports::new()
 ///     .with(ExportName::new("disk")?, disk)
 ///     .with(ExportName::new("look")?, look);
@@ -63,7 +63,7 @@ impl Export for ReadOnly {
 mod tests {
     use super::*;
     use crate::{
-        Memory,
+        Memory, export_info,
         model::{HOLE, NO_HOLE, Recorder, errno, read, status},
     };
 
@@ -72,7 +72,7 @@ mod tests {
         // S-091, S-160
         let disk = Arc::new(Memory::new(1 << 20));
         let view = ReadOnly::new(disk.clone());
-        let info = view.info();
+        let info = export_info(&view);
         assert!(info.is_read_only() && info.can_flush() && info.can_cache());
         assert!(!info.can_trim() && !info.can_write_zeroes() && !info.can_fast_zero());
         assert!(info.can_multi_conn());
@@ -91,7 +91,7 @@ mod tests {
     fn what_reads_is_passed_on() {
         let recorder = Arc::new(Recorder::default());
         let view = ReadOnly::new(recorder.clone());
-        assert!(!view.may_block() && view.info().is_rotational());
+        assert!(!view.may_block() && export_info(&view).is_rotational());
         let (failures, calls) = recorder.everything(&view, 100);
         assert_eq!(
             failures,

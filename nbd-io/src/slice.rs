@@ -182,7 +182,7 @@ impl Export for Slice {
 mod tests {
     use super::*;
     use crate::{
-        Memory,
+        Memory, export_info,
         model::{DATA, HOLE, Recorder, errno, operations, play, read, status},
     };
     use nbd_proto::BlockSizes;
@@ -230,7 +230,9 @@ mod tests {
             (512, 1, Err("512 are not whole blocks of 512 bytes")),
         ] {
             match (Slice::new(disk.clone(), offset, len), expected) {
-                (Ok(slice), Ok(sizes)) => assert_eq!((slice.size(), slice.info().size), sizes),
+                (Ok(slice), Ok(sizes)) => {
+                    assert_eq!((slice.size(), export_info(&slice).size), sizes)
+                }
                 (Err(error), Err(text)) => assert!(error.to_string().ends_with(text), "{error}"),
                 (result, expected) => panic!("{result:?} instead of {expected:?}"),
             }
@@ -263,7 +265,7 @@ mod tests {
     fn everything_is_passed_on_to_where_it_is() {
         let recorder = Arc::new(Recorder::default());
         let slice = Slice::new(recorder.clone(), 500, 300).unwrap();
-        assert!(!slice.may_block() && slice.info().is_rotational());
+        assert!(!slice.may_block() && export_info(&slice).is_rotational());
         let (failures, calls) = recorder.everything(&slice, 100);
         assert_eq!((failures, calls), (vec![], Recorder::all(600)));
         let disk = Arc::new(Memory::new(1 << 20));

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::read;
+use crate::{export_info, model::read};
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 
@@ -121,17 +121,10 @@ fn threads_that_open_a_file_at_once_share_it() {
 #[test]
 fn files_are_read_only_where_the_directory_says_so() {
     let (_directory, exports) = images(&["a"]);
-    assert!(
-        !exports
-            .lookup(&name("a"))
-            .unwrap()
-            .export
-            .info()
-            .is_read_only()
-    );
+    assert!(!export_info(&exports.lookup(&name("a")).unwrap().export).is_read_only());
     let exports = exports.read_only();
     let export = exports.lookup(&name("a")).unwrap().export;
-    assert!(export.info().is_read_only());
+    assert!(export_info(&export).is_read_only());
     assert!(export.write(0, b"x", false).is_err());
 }
 

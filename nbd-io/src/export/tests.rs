@@ -106,7 +106,7 @@ fn a_context_that_the_export_does_not_have_is_einval() {
 #[test]
 fn the_smallest_back_end_is_coherent() {
     let export: &dyn Export = &listed(&[(10, 0)]);
-    let info = export.info();
+    let info = export_info(export);
     assert!(info.is_read_only() && !info.can_flush() && !info.can_multi_conn());
     assert_eq!(info.block_sizes, Some(BlockSizes::UNKNOWN));
     assert_eq!(info.description, None);
@@ -162,7 +162,7 @@ fn a_size_that_is_not_whole_blocks_is_rounded_down() {
             BlockSizes::new(512, 4096, 1 << 20).unwrap()
         }
     }
-    assert_eq!(Odd.info().size, 512);
+    assert_eq!(export_info(&Odd).size, 512);
 }
 
 #[test]

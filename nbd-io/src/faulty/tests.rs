@@ -6,7 +6,7 @@
 
 use super::*;
 use crate::{
-    Memory,
+    Memory, export_info,
     model::{NO_HOLE, Recorder, errno, read},
 };
 use std::{thread, time::Instant};
@@ -50,7 +50,7 @@ fn failing(disk: &Faulty) -> Vec<Command> {
 fn without_faults_everything_is_passed_on() {
     let recorder = Arc::new(Recorder::default());
     let disk = Faulty::new(recorder.clone(), Faults::new());
-    assert!(disk.may_block() && disk.info().is_rotational());
+    assert!(disk.may_block() && export_info(&disk).is_rotational());
     let (failures, calls) = recorder.everything(&disk, 100);
     assert_eq!((failures, calls), (vec![], Recorder::all(100)));
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::export_info;
 use crate::model::{DATA, HOLE, NO_HOLE, Operation, ZERO, errno, operations, play, read, status};
 use proptest::prelude::*;
 use std::thread;
@@ -251,7 +252,7 @@ fn a_read_only_export_refuses_every_change() {
     let export = Memory::new(PAGE_LEN);
     export.write(0, b"kept", false).unwrap();
     let export = export.read_only();
-    assert!(export.info().is_read_only());
+    assert!(export_info(&export).is_read_only());
     assert_eq!(errno(export.write(0, b"lost", false)), Errno::Perm);
     assert_eq!(errno(export.trim(0, 4, false)), Errno::Perm);
     assert_eq!(errno(export.write_zeroes(0, 4, NO_HOLE)), Errno::Perm);
@@ -286,7 +287,7 @@ fn it_offers_all_there_is() {
     let export = Memory::new(1 << 20)
         .with_block_sizes(sizes)
         .with_description("a disk");
-    let info = export.info();
+    let info = export_info(&export);
     assert!(info.can_flush() && info.can_fua() && info.can_trim() && info.can_fast_zero());
     assert!(info.can_cache() && info.can_multi_conn() && !info.is_read_only());
     assert!(!info.can_df() && !info.can_filter_block_status() && !info.is_rotational());

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    File, ReadOnly,
+    File, ReadOnly, export_info,
     model::{DATA, HOLE, Operation, errno, operations, play, read, status},
 };
 use nbd_proto::ContextName;
@@ -172,7 +172,7 @@ fn block_status_is_that_of_the_layer_where_it_was_changed() {
 fn it_offers_what_its_layer_does() {
     let (base, _) = base(SIZE);
     let look = Arc::new(ReadOnly::new(base.clone()));
-    let info = Overlay::in_memory(look.clone()).info();
+    let info = export_info(&Overlay::in_memory(look.clone()));
     assert!(!info.is_read_only() && info.can_trim() && info.can_fast_zero() && info.can_fua());
     assert!(info.can_multi_conn() && info.can_flush() && info.can_cache());
     let overlay = Overlay::in_memory(look);

@@ -1,7 +1,7 @@
 //! The answers to a client's questions.
 
 use super::negotiation::Haggled;
-use crate::{Exports, Offer, Unavailable};
+use crate::{Exports, Offer, Unavailable, export_info};
 use bytes::BytesMut;
 use nbd_proto::{
     Error, ExportInfo, ExportName, Mode, TransmissionFlags,
@@ -60,7 +60,7 @@ fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer,
 /// What a client is told of an export that it called `name`.
 fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
     offer.export.refresh();
-    let mut info = offer.export.info();
+    let mut info = export_info(&offer.export);
     info.name = Some(offer.name.as_ref().unwrap_or(name).clone());
     // What of these is possible with what was negotiated is sorted out when the question is
     // answered.

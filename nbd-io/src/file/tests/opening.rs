@@ -1,5 +1,5 @@
 use super::*;
-use crate::ReadOnly;
+use crate::{ReadOnly, export_info};
 use std::{os::unix::fs::OpenOptionsExt, sync::Arc};
 
 #[test]
@@ -12,7 +12,7 @@ fn a_read_only_file_is_a_read_only_export() {
         File::open_read_only(&path).unwrap(),
         File::from_std(opened).unwrap(),
     ] {
-        assert!(export.info().is_read_only() && !export.info().can_trim());
+        assert!(export_info(&export).is_read_only() && !export_info(&export).can_trim());
         assert_eq!(errno(export.write(0, &[0], false)), Errno::Perm);
         assert_eq!(errno(export.write(0, &[0], true)), Errno::Perm);
         assert_eq!(errno(export.trim(0, 1, false)), Errno::Perm);
@@ -27,7 +27,7 @@ fn it_offers_all_there_is() {
     let directory = tempfile::tempdir().unwrap();
     let path = empty(&directory, 1 << 20);
     let export = File::open(&path).unwrap().with_description("a disk");
-    let info = export.info();
+    let info = export_info(&export);
     assert!(info.can_flush() && info.can_fua() && info.can_trim() && info.can_fast_zero());
     assert!(info.can_cache() && info.can_multi_conn() && !info.is_read_only());
     assert!(!info.is_rotational());
