@@ -14,6 +14,7 @@ mod remote;
 mod runtime;
 #[path = "../../../interop/adapters/serving/mod.rs"]
 mod serving;
+mod stock;
 mod stopping;
 #[cfg(feature = "tls-base")]
 mod streams;
