@@ -185,7 +185,7 @@ lints() {
 
 tests() {
     # A build without TLS, and a URI that requires TLS.
-    cargo test --locked --package nbd-blocking --no-default-features --lib
+    cargo test --locked --package nbd-blocking --no-default-features --features tracing --lib
     # The programs that tests start: a test has no time to build them.
     local package
     for package in nbd-blocking nbd-tokio nbd-async-std; do

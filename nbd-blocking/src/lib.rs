@@ -16,6 +16,8 @@ pub mod server;
 mod stream;
 #[cfg(feature = "tls-base")]
 mod tls;
+#[cfg(all(test, feature = "tracing"))]
+mod traced;
 
 pub use client::Client;
 pub use cursor::Cursor;

@@ -29,6 +29,11 @@ impl<D: Driver> Common<D> {
         let driver = connector.driver.clone();
         let clock = move || driver.now();
         let observer = config.observer.another(config.slow_request, clock);
+        #[cfg(feature = "tracing")]
+        let observer = {
+            let export = &connector.config.negotiation.export;
+            observer.traced(connector.server(), export, &negotiated)
+        };
         Self {
             connector,
             negotiated,

@@ -48,6 +48,12 @@ impl<D> Connector<D> {
         !self.only && matches!(self.server, Server::Address(_))
     }
 
+    /// Where the server is.
+    #[cfg(feature = "tracing")]
+    pub(super) const fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// The same for a connection whose options the program sends: what it asked for, and the export
     /// that it entered, are not known here, so that there can be no second one.
     pub(super) fn only(self) -> Self {

@@ -4,7 +4,11 @@
 mod tests;
 
 use super::{Error, Lost};
+#[cfg(feature = "tracing")]
+use crate::client::Negotiated;
 use nbd_proto::Command;
+#[cfg(feature = "tracing")]
+use nbd_proto::ExportName;
 use std::{
     collections::VecDeque,
     fmt,
@@ -102,10 +106,29 @@ impl fmt::Display for ClientEvent {
     }
 }
 
+#[cfg(feature = "tracing")]
+impl ClientEvent {
+    fn trace(&self) {
+        match self {
+            Self::Connected { .. } => tracing::info!("{self}"),
+            Self::Lost { .. } | Self::AttemptFailed { .. } | Self::SlowRequest { .. } => {
+                tracing::warn!("{self}");
+            }
+            Self::GaveUp { .. } => tracing::error!("{self}"),
+        }
+    }
+}
+
 /// Collects the events of one client where they happen, which may be below a lock, and hands them to
 /// the program where none is held. Clones are one.
 #[derive(Clone, Default)]
-pub struct Observer(Option<Arc<Shared>>);
+pub struct Observer {
+    /// What the program wants to be called with, if it does.
+    program: Option<Arc<Shared>>,
+    /// The client's.
+    #[cfg(feature = "tracing")]
+    span: Option<tracing::Span>,
+}
 
 type OnEvent = Arc<dyn Fn(&ClientEvent) + Send + Sync>;
 
@@ -156,11 +179,14 @@ impl Observer {
     }
 
     fn with(on_event: OnEvent, slow: Option<Slow>) -> Self {
-        Self(Some(Arc::new(Shared {
-            on_event,
-            queue: Mutex::default(),
-            slow,
-        })))
+        Self {
+            program: Some(Arc::new(Shared {
+                on_event,
+                queue: Mutex::default(),
+                slow,
+            })),
+            ..Self::default()
+        }
     }
 
     /// One that hands events to the same function, and requests that take at least so long.
@@ -170,8 +196,8 @@ impl Observer {
         threshold: Option<Duration>,
         clock: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Self {
-        let Some(shared) = &self.0 else {
-            return Self(None);
+        let Some(shared) = &self.program else {
+            return Self::default();
         };
         let slow = threshold.map(|threshold| Slow {
             threshold,
@@ -182,15 +208,53 @@ impl Observer {
 
     /// Takes in an event, to be [delivered](Self::deliver).
     pub fn push(&self, event: impl FnOnce() -> ClientEvent) {
-        if let Some(shared) = &self.0 {
+        #[cfg(feature = "tracing")]
+        if let Some(span) = &self.span {
+            let event = event();
+            span.in_scope(|| event.trace());
+            if let Some(shared) = &self.program {
+                shared.lock().events.push_back(event);
+            }
+            return;
+        }
+        if let Some(shared) = &self.program {
             shared.lock().events.push_back(event());
         }
+    }
+
+    /// Has events go to `tracing`, too, in a span of a client of this server and export.
+    #[cfg(feature = "tracing")]
+    #[must_use]
+    pub fn traced(
+        mut self,
+        server: &dyn fmt::Display,
+        export: &ExportName,
+        negotiated: &Negotiated,
+    ) -> Self {
+        let export = export.as_str();
+        let span = tracing::info_span!("nbd_client", %server, export);
+        span.in_scope(|| {
+            let contexts = negotiated.contexts.iter();
+            let contexts: Vec<_> = contexts
+                .filter_map(|context| context.name.as_ref())
+                .collect();
+            tracing::info!(
+                size = negotiated.size(),
+                header_style = ?negotiated.mode,
+                encrypted = negotiated.encrypted,
+                minimum_block = negotiated.blocks.minimum(),
+                ?contexts,
+                "entered"
+            );
+        });
+        self.span = Some(span);
+        self
     }
 
     /// Hands over what was taken in, in that order. No lock of the client may be held, because the
     /// program may use the client.
     pub fn deliver(&self) {
-        let Some(shared) = &self.0 else { return };
+        let Some(shared) = &self.program else { return };
         let mut queue = shared.lock();
         if queue.delivering || queue.events.is_empty() {
             return;
@@ -218,14 +282,16 @@ impl Observer {
     #[inline]
     #[must_use]
     pub fn measures(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| shared.slow.is_some())
+        self.program
+            .as_ref()
+            .is_some_and(|shared| shared.slow.is_some())
     }
 
     /// Measures a request until the result is dropped. `None` unless slow requests are reported.
     #[inline]
     #[must_use]
     pub fn watch(&self, command: Command, range: Range<u64>) -> Option<Watched> {
-        let slow = self.0.as_ref()?.slow.as_ref()?;
+        let slow = self.program.as_ref()?.slow.as_ref()?;
         Some(Watched {
             observer: self.clone(),
             command,
@@ -237,7 +303,9 @@ impl Observer {
 
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Observer").field(&self.0.is_some()).finish()
+        f.debug_struct("Observer")
+            .field("program", &self.program.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -252,7 +320,7 @@ pub struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let shared = self.observer.0.as_ref();
+        let shared = self.observer.program.as_ref();
         let Some(slow) = shared.and_then(|shared| shared.slow.as_ref()) else {
             return;
         };

@@ -25,8 +25,24 @@ use std::{
 /// this is enough for 8,000.
 const MOST_TIMES: u32 = 180;
 
-/// Serves a client until it leaves.
+/// Serves a client until it leaves, in a span of the connection's.
 pub(super) async fn serve<T: Transport, R: Runtime>(
+    settings: &Settings,
+    runtime: &R,
+    transport: T,
+    peer: &Peer,
+    place: &Place,
+) -> Ending {
+    let served = serve_client(settings, runtime, transport, peer, place);
+    #[cfg(feature = "tracing")]
+    let served = {
+        let span = tracing::info_span!("nbd_connection", connection = place.id(), %peer);
+        tracing::Instrument::instrument(served, span)
+    };
+    served.await
+}
+
+async fn serve_client<T: Transport, R: Runtime>(
     settings: &Settings,
     runtime: &R,
     transport: T,

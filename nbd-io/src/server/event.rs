@@ -46,6 +46,39 @@ pub enum Event<'a> {
     },
 }
 
+#[cfg(feature = "tracing")]
+impl Event<'_> {
+    pub(super) fn trace(&self) {
+        match self {
+            Self::Connected { connection, peer } => {
+                tracing::info!(connection, %peer, "a client connected");
+            }
+            Self::Entered {
+                connection,
+                export,
+                mode,
+                encrypted,
+            } => tracing::info!(
+                connection,
+                export = export.as_str(),
+                header_style = ?mode,
+                encrypted,
+                "a client entered an export"
+            ),
+            Self::Closed { connection, ending } if ending.is_clean() => {
+                tracing::info!(connection, "a connection is closed: {ending}");
+            }
+            Self::Closed { connection, ending } => {
+                tracing::warn!(connection, "a connection is closed: {ending}");
+            }
+            Self::Refused { peer } => tracing::warn!(%peer, "a client was refused"),
+            Self::AcceptFailed { error } => {
+                tracing::warn!("a connection could not be accepted: {error}");
+            }
+        }
+    }
+}
+
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

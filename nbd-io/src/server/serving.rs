@@ -79,6 +79,8 @@ type OnEvent = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
 impl Settings {
     pub(super) fn tell(&self, event: &Event<'_>) {
+        #[cfg(feature = "tracing")]
+        event.trace();
         if let Some(on_event) = &self.on_event {
             on_event(event);
         }

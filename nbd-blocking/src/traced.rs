@@ -1,0 +1,98 @@
+//! What clients and servers send to `tracing`.
+
+use crate::{ConnectOptions, server::Server};
+use nbd_io::{Memory, server::Peer};
+use std::{
+    fmt::{self, Write as _},
+    os::unix::net::UnixStream,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// Writes down events and spans with their fields.
+#[derive(Clone, Default)]
+struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    spans: Arc<AtomicU64>,
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, " {field}={value:?}").expect("a string");
+    }
+}
+
+impl Log {
+    fn push(&self, line: Line) {
+        self.lines.lock().expect("no panics").push(line.0);
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &span::Attributes<'_>) -> span::Id {
+        let mut line = Line(span.metadata().name().into());
+        span.record(&mut line);
+        self.push(line);
+        span::Id::from_u64(self.spans.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.push(line);
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[test]
+fn spans_and_events_tell_of_connections_on_both_sides() {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let server = thread::spawn(|| {
+        let log = Log::default();
+        tracing::subscriber::with_default(log.clone(), || {
+            let server = Server::single(Arc::new(Memory::new(4096)));
+            let served = crate::server::Serve::serve_unix_stream(&server, theirs);
+            assert!(served.expect("there is room").is_clean());
+        });
+        log.lines
+    });
+    let log = Log::default();
+    tracing::subscriber::with_default(log.clone(), || {
+        let client = ConnectOptions::new().connect_over(ours, None).expect("entered");
+        client.disconnect().expect("the session ends well");
+    });
+    let lines = log.lines.lock().expect("no panics").clone();
+    assert_eq!(lines[0], "nbd_client server=the server export=\"\"");
+    assert!(lines[1].contains("entered size=4096"), "{lines:?}");
+    assert_eq!(lines[2], "INFO message=connected (connections: 1)");
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    let lines = server.join().expect("no panics");
+    let lines = lines.lock().expect("no panics").clone();
+    let span = format!("nbd_connection connection=1 peer={}", Peer::Unix);
+    assert!(lines.contains(&span), "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.contains("a client entered an export"))
+    );
+    let closed = "a connection is closed: the client disconnected";
+    assert!(lines.iter().any(|line| line.contains(closed)), "{lines:?}");
+}
