@@ -57,8 +57,8 @@ fn a_client_uses_an_export_over_every_kind_of_connection() {
         let unix = UnixListener::bind(&path).unwrap();
         let other = server.clone();
         let serving = [
-            thread::spawn(move || server.serve_tcp(tcp)),
-            thread::spawn(move || other.serve_unix(unix)),
+            thread::spawn(move || server.serve(nbd_blocking::Listener::from_std(tcp).unwrap())),
+            thread::spawn(move || other.serve(nbd_blocking::Listener::from_std(unix).unwrap())),
         ];
         on_runtime(async |network| {
             let client_tls = ClientTls::new().directory(certificates.dir()).unwrap();

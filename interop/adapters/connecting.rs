@@ -11,7 +11,9 @@ fn an_export_is_entered_over_tcp() {
             let port = listener.local_addr().unwrap().port();
             let server = server();
             let stopper = server.stopper();
-            let serving = thread::spawn(move || server.serve_tcp(listener));
+            let serving = thread::spawn(move || {
+                server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+            });
             on_runtime(async |network| {
                 enter_plain(&network, &format!("nbd://{host}:{port}")).await;
             });
@@ -29,7 +31,9 @@ fn an_export_is_entered_over_unix_sockets() {
         let listener = UnixListener::bind(&path).unwrap();
         let server = server();
         let stopper = server.stopper();
-        let serving = thread::spawn(move || server.serve_unix(listener));
+        let serving = thread::spawn(move || {
+            server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+        });
         on_runtime(async |network| {
             enter_plain(&network, &format!("nbd+unix:///?socket={}", path.display())).await;
         });
@@ -47,7 +51,7 @@ fn an_export_is_entered_over_an_abstract_socket() {
         let name = name.replace(['(', ')'], "-");
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
-        let serving = thread::spawn(move || server().serve_unix_stream(accepted(&listener)));
+        let serving = thread::spawn(move || server().serve_over(accepted(&listener)));
         on_runtime(async |network| {
             enter_plain(&network, &format!("nbd+unix:///?socket=%00{name}")).await;
         });

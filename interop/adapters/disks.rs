@@ -37,13 +37,17 @@ impl Disk {
         let (uri, serving) = if way == Way::Unix {
             let path = directory.path().join("socket");
             let listener = UnixListener::bind(&path).unwrap();
-            let serving = thread::spawn(move || server.serve_unix(listener));
+            let serving = thread::spawn(move || {
+                server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+            });
             (format!("nbd+unix:///?socket={}", path.display()), serving)
         } else {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
             let scheme = if way == Way::Tls { "nbds" } else { "nbd" };
-            let serving = thread::spawn(move || server.serve_tcp(listener));
+            let serving = thread::spawn(move || {
+                server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+            });
             (format!("{scheme}://{address}"), serving)
         };
         Self {

@@ -12,7 +12,7 @@ fn serve_tls(certificates: &Certificates) -> (TcpServing, String) {
     let server = server().require_tls(&tls).unwrap();
     let serving = thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        server.serve_tcp_stream(stream).map(drop)
+        server.serve_over(stream).map(drop)
     });
     (serving, address)
 }

@@ -19,10 +19,7 @@ use super::{Listener, Socket, on_runtime};
 use interop::{
     Certificates, Flaw, Image, Listen, Nbdkit, Peer, QemuNbd, deadline, pattern, require,
 };
-use nbd_blocking::{
-    ServerTls,
-    server::{Serve, Server},
-};
+use nbd_blocking::{Server, ServerTls};
 use nbd_io::{
     Memory,
     client::{
@@ -223,8 +220,7 @@ fn accepted(listener: &UnixListener) -> UnixStream {
 /// A connected pair, of which the other end is a plain socket.
 fn pair() -> (Socket, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let socket = nbd_socket::Socket::new(ours.into()).unwrap();
-    (Socket::new(socket).unwrap(), theirs)
+    (Socket::from_std(ours).unwrap(), theirs)
 }
 
 #[test]

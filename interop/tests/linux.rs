@@ -8,7 +8,7 @@
 )]
 
 use interop::{Peer, deadline, require};
-use nbd_blocking::server::Serve;
+
 use nbd_io::{Export, File, Memory, ZeroMode, server::Stopper};
 use nbd_proto::{BlockSizes, Failure, TransmissionFlags};
 use nbd_socket::Listener;
@@ -60,9 +60,10 @@ impl Host {
     }
 
     fn blocking(export: Arc<dyn Export>) -> Self {
-        let server = nbd_blocking::server::Server::single(export);
+        let server = nbd_blocking::Server::single(export);
         Self::start("blocking", server.stopper(), move |listener| {
-            server.serve_listener(listener).unwrap();
+            let listener = nbd_blocking::Listener::new(listener).unwrap();
+            server.serve(listener).unwrap();
         })
     }
 

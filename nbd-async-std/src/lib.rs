@@ -10,27 +10,24 @@ mod stream;
 
 pub use cursor::Cursor;
 pub use listener::Listener;
-#[cfg(feature = "tls-base")]
-pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
-pub use nbd_io::{
-    client::{
-        ClientEvent, ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy,
-    },
-    server::{Applicant, Ending, Event, Outcome, Peer, Stopper},
+#[doc(inline)]
+pub use nbd_io::client::{
+    ClientEvent, ConnectionState, Error, Lost, Reconnect, Stretch, TlsPolicy,
 };
+#[cfg(feature = "tls-base")]
+#[doc(inline)]
+pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
+#[doc(inline)]
 pub use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Failure, Limits,
-    Misuse, Mode, Uri,
-    client::{
-        Context, ContextExtents, Encrypted, Go, InfoSet, ListEntry, MetaContextEntry, Plain,
-        Tolerance,
-    },
+    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Limits, Misuse,
+    Mode, Uri,
+    client::{Context, ContextExtents, Tolerance},
     meta,
 };
 pub use runtime::{AsyncStd, Sleep};
 pub use socket::Socket;
 pub use stream::Stream;
-pub use {nbd_io, nbd_proto, nbd_socket};
+pub use {bytes, nbd_io, nbd_proto, nbd_socket};
 
 /// Serves exports to any number of clients, from a [`Listener`] or any transport.
 pub type Server = nbd_io::server::Server<AsyncStd>;
@@ -40,35 +37,6 @@ pub type Client = nbd_io::client::shared::Client<AsyncStd>;
 
 /// The extents of a range, one after the other.
 pub type Extents = nbd_io::client::shared::Extents<AsyncStd>;
-
-/// What a server turned out to speak, to go on step by step.
-pub type Greeted = nbd_io::client::Greeted<AsyncStd>;
-
-/// A server that can only be asked for one export.
-pub type Newstyle = nbd_io::client::Newstyle<AsyncStd>;
-
-/// A server with a single export.
-pub type Oldstyle = nbd_io::client::Oldstyle<AsyncStd>;
-
-/// Negotiates with a server option by option.
-///
-/// ```no_run
-/// use nbd_async_std::{ConnectOptions, Go, Uri};
-///
-/// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
-/// let uri: Uri = "nbd://localhost".parse()?;
-/// let greeted = ConnectOptions::new().start(&uri).await?;
-/// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
-/// for entry in negotiation.list().await? {
-///     println!("{:?}: {}", entry.name, entry.description);
-/// }
-/// negotiation.abort().await;
-/// # Ok(()) }
-/// ```
-pub type Negotiation<S> = nbd_io::client::Negotiation<AsyncStd, S>;
-
-/// An option that the server has refused, and the negotiation, which goes on.
-pub type RefusedStep<S> = nbd_io::client::RefusedStep<AsyncStd, S>;
 
 /// How to reach an export, and what to ask for: by default everything that makes a connection better.
 ///
@@ -96,4 +64,90 @@ pub type ConnectOptions = nbd_io::client::ConnectOptions<AsyncStd>;
 /// A future that is dropped leaves no connection behind.
 pub async fn connect(uri: &str) -> Result<Client, Error> {
     ConnectOptions::new().connect(uri).await
+}
+
+pub mod server {
+    //! What a server tells the program that it is part of, and how it is stopped.
+
+    #[doc(inline)]
+    pub use nbd_io::server::{Applicant, Ending, Event, Outcome, Peer, Stopper};
+}
+
+pub mod exports {
+    //! What a server serves: disks in files and in memory, wrappers around other exports, and the
+    //! traits [`Export`] and [`Exports`] for whatever else a program has.
+    //!
+    //! ```
+    //! use nbd_async_std::{Server, exports::{Export, Failure}};
+    //! use std::sync::Arc;
+    //!
+    //! /// A disk of which every byte is 42.
+    //! struct Answer;
+    //!
+    //! impl Export for Answer {
+    //!     fn size(&self) -> u64 {
+    //!         1 << 20
+    //!     }
+    //!
+    //!     fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    //!         buf.fill(42);
+    //!         Ok(())
+    //!     }
+    //! }
+    //!
+    //! let server = Server::single(Arc::new(Answer));
+    //! ```
+
+    #[doc(inline)]
+    pub use nbd_io::{
+        Content, Directory, Export, Exports, ExportsByName, Fault, Faults, Faulty, File, Listing,
+        Memory, MetaContext, NamedExports, Offer, Overlay, OverlayError, ReadOnly, Slice,
+        SliceError, Unavailable, ZeroMode, export_info, failure, fast_zero_failure, forward_export,
+        reportable,
+    };
+    #[doc(inline)]
+    pub use nbd_proto::{
+        BlockSizes, Errno, ExportInfo, ExportName, Failure, TransmissionFlags, meta,
+    };
+}
+
+pub mod negotiation {
+    //! Negotiation option by option, for programs that look around before they enter an export. It
+    //! begins with [`ConnectOptions::start`](crate::ConnectOptions::start) or
+    //! [`start_secure`](crate::ConnectOptions::start_secure).
+
+    use crate::AsyncStd;
+    #[doc(inline)]
+    pub use nbd_io::client::NegotiationError;
+    #[doc(inline)]
+    pub use nbd_proto::client::{Encrypted, Go, InfoSet, ListEntry, MetaContextEntry, Plain};
+
+    /// What a server turned out to speak, to go on step by step.
+    pub type Greeted = nbd_io::client::Greeted<AsyncStd>;
+
+    /// A server that can only be asked for one export.
+    pub type Newstyle = nbd_io::client::Newstyle<AsyncStd>;
+
+    /// A server with a single export.
+    pub type Oldstyle = nbd_io::client::Oldstyle<AsyncStd>;
+
+    /// An option that the server has refused, and the negotiation, which goes on.
+    pub type RefusedStep<S> = nbd_io::client::RefusedStep<AsyncStd, S>;
+
+    /// Negotiates with a server option by option.
+    ///
+    /// ```no_run
+    /// use nbd_async_std::{ConnectOptions, Uri};
+    ///
+    /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+    /// let uri: Uri = "nbd://localhost".parse()?;
+    /// let greeted = ConnectOptions::new().start(&uri).await?;
+    /// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
+    /// for entry in negotiation.list().await? {
+    ///     println!("{:?}: {}", entry.name, entry.description);
+    /// }
+    /// negotiation.abort().await;
+    /// # Ok(()) }
+    /// ```
+    pub type Negotiation<S> = nbd_io::client::Negotiation<AsyncStd, S>;
 }

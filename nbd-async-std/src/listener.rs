@@ -8,7 +8,30 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// A listening stream socket of any family, for [`Server::serve`](nbd_io::server::Server::serve).
+/// A listening socket of any family, for [`Server::serve`](crate::Server::serve), which also takes a
+/// `Vec` of them.
+///
+/// ```
+/// use nbd_async_std::Listener;
+/// use std::net::TcpListener;
+///
+/// # let directory = std::env::temp_dir().join(format!("nbd-async-std-{}", std::process::id()));
+/// # std::fs::create_dir_all(&directory)?;
+/// # let path = directory.join("nbd.sock");
+/// # async_std::task::block_on(async {
+/// let mut listeners = Listener::bind_tcp("localhost:0")?;
+/// println!("listens at {}", listeners[0].local_addr()?);
+/// listeners.push(Listener::bind_unix(path)?);
+/// listeners.push(Listener::from_std(TcpListener::bind("127.0.0.1:0")?)?);
+/// // For virtual machines, where the system has vsock:
+/// listeners.extend(Listener::bind_vsock(None, 10809));
+/// // What systemd has opened for this process:
+/// listeners.extend(Listener::inherited()?);
+/// # drop(listeners);
+/// # std::fs::remove_dir(directory)?;
+/// # Ok::<(), std::io::Error>(()) })?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Listener(Source);
 
@@ -20,8 +43,8 @@ enum Source {
 }
 
 impl Listener {
-    /// Takes over a listening socket, or the client that the process was
-    /// [started with](nbd_socket::Listener::inherited).
+    /// Takes over a listening socket of [`nbd_socket`], or the client that the process was
+    /// [started with](Self::inherited).
     ///
     /// # Errors
     ///
@@ -32,7 +55,16 @@ impl Listener {
             Err(listener) => Source::Listening(Async::new_nonblocking(listener)?),
         }))
     }
+
+    fn socket(&self) -> Option<&nbd_socket::Listener> {
+        match &self.0 {
+            Source::Listening(listener) => Some(listener.get_ref()),
+            Source::Client(_) => None,
+        }
+    }
 }
+
+nbd_socket::driver_listener!();
 
 impl nbd_io::server::Listener for Listener {
     type Stream = Socket;

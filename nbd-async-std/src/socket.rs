@@ -2,10 +2,10 @@
 
 use crate::AsyncStd;
 use async_io::Async;
-use nbd_io::{runtime::Farewell, transport::Transport};
+use nbd_io::{runtime::Farewell, server::Peer, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     task::{Context, Poll, ready},
 };
 
@@ -13,7 +13,7 @@ use std::{
 /// from them.
 ///
 /// A client uses it by [`connect_over`](crate::ConnectOptions::connect_over), a server by
-/// [`serve_transport`](nbd_io::server::Server::serve_transport).
+/// [`serve_over`](crate::Server::serve_over).
 ///
 /// If its peer is a child process, dropping it ends that process, without waiting for it.
 #[derive(Debug)]
@@ -33,6 +33,16 @@ impl Socket {
             fd: Async::new_nonblocking(socket.nonblocking()?)?,
             farewell: Farewell::new(AsyncStd),
         })
+    }
+
+    /// Takes over a connected stream socket of the standard library's, or any other. Over TCP,
+    /// `TCP_NODELAY` is set.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn from_std(stream: impl Into<OwnedFd>) -> io::Result<Self> {
+        Self::new(nbd_socket::Socket::from_std(stream)?)
     }
 
     /// Waits until a socket that is being connected is, or turns out to be broken.
@@ -89,6 +99,10 @@ impl Transport for Socket {
     }
     fn parts_by_drop(&self) -> bool {
         true
+    }
+
+    fn peer(&self) -> Peer {
+        self.fd.get_ref().peer()
     }
 }
 

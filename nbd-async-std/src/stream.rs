@@ -12,7 +12,7 @@ use std::{
 /// Any stream of `futures-io`'s kind as a [`Transport`], such as one of async-std's or smol's.
 ///
 /// A client uses it by [`connect_over`](crate::ConnectOptions::connect_over), a server by
-/// [`serve_transport`](nbd_io::server::Server::serve_transport).
+/// [`serve_over`](crate::Server::serve_over).
 ///
 /// For sockets, [`Socket`](crate::Socket) is faster: async-std's own Unix sockets, for one, write
 /// only the first of several buffers.

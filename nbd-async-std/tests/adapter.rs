@@ -8,7 +8,7 @@ mod suite;
 
 use interop::deadline;
 use nbd_async_std::{AsyncStd, Cursor, Listener, Socket, Stream};
-use nbd_blocking::server::{Serve, Server};
+use nbd_blocking::Server;
 use nbd_io::{
     Memory,
     client::{NegotiationConfig, negotiate},
@@ -48,7 +48,7 @@ fn is_a_transport<T: Transport>(stream: impl FnOnce(UnixStream) -> T + Send + 's
         on_runtime(async |_| {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let server = Server::single(Arc::new(Memory::new(4096)));
-            let serving = thread::spawn(move || server.serve_unix_stream(theirs));
+            let serving = thread::spawn(move || server.serve_over(theirs));
             let target = NegotiationConfig::new(ExportName::default());
             let upgrade = |_| pending();
             let connected = negotiate(stream(ours), &target, upgrade).await.unwrap();

@@ -4,8 +4,8 @@
 //! $ cargo run --release -p nbd-blocking --example proxy -- nbd://10.0.0.7/disk /tmp/nbd.sock
 //! ```
 
-use nbd_blocking::{ConnectOptions, ContextName, Reconnect, Remote, server::Serve, server::Server};
-use std::{env, error::Error, os::unix::net::UnixListener, process::ExitCode, sync::Arc};
+use nbd_blocking::{ConnectOptions, ContextName, Listener, Reconnect, Server, exports::Remote};
+use std::{env, error::Error, process::ExitCode, sync::Arc};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -29,5 +29,5 @@ fn pass_on(uri: &str, socket: &str) -> Result<(), Box<dyn Error>> {
         .reconnect(Some(Reconnect::new()))
         .connect(uri)?;
     let server = Server::single(Arc::new(Remote::new(client)));
-    Ok(server.serve_unix(UnixListener::bind(socket)?)?)
+    Ok(server.serve(Listener::bind_unix(socket)?)?)
 }

@@ -17,7 +17,7 @@ use nbd_socket::Socket;
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -26,7 +26,7 @@ use std::{
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Waits in place: the methods of [`ConnectOptions`](crate::ConnectOptions) and
-/// [`Negotiation`](crate::Negotiation) return what has come of them.
+/// [`Negotiation`](crate::negotiation::Negotiation) return what has come of them.
 #[derive(Clone, Debug, Default)]
 pub struct Blocking {
     patience: Patience,
@@ -108,19 +108,25 @@ impl Driver for Blocking {
 
 impl Adopt<TcpStream> for Blocking {
     fn adopt(&self, stream: TcpStream, _: &mut Config) -> io::Result<Negotiating> {
-        stream.set_nodelay(true)?;
-        Ok(self.negotiating_over(Socket::new(stream.into())?))
+        Ok(self.negotiating_over(Socket::from_std(stream)?))
+    }
+}
+
+impl Adopt<Socket> for Blocking {
+    fn adopt(&self, socket: Socket, _: &mut Config) -> io::Result<Negotiating> {
+        Ok(self.negotiating_over(socket.blocking()?))
     }
 }
 
 impl Adopt<UnixStream> for Blocking {
     fn adopt(&self, stream: UnixStream, _: &mut Config) -> io::Result<Negotiating> {
-        Ok(self.negotiating_over(Socket::new(OwnedFd::from(stream))?))
+        Ok(self.negotiating_over(Socket::from_std(stream)?))
     }
 }
 
 /// Any stream, such as a pipe in memory or a tunnel, for
-/// [`connect_over`](crate::ConnectOptions::connect_over).
+/// [`connect_over`](crate::ConnectOptions::connect_over) and
+/// [`serve_over`](crate::Server::serve_over).
 ///
 /// It is used by one thread at a time with one request in flight, because nothing is known of it but
 /// that it reads and writes. It has to be blocking. Deadlines cannot be kept on it, and TLS cannot be
@@ -132,6 +138,11 @@ impl<S: Read + Write + Send + 'static> Stream<S> {
     /// Takes over a stream.
     pub const fn new(stream: S) -> Self {
         Self(stream)
+    }
+
+    /// Gives the stream back.
+    pub fn into_inner(self) -> S {
+        self.0
     }
 }
 

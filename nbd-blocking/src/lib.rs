@@ -6,13 +6,13 @@ mod client;
 mod cursor;
 mod driver;
 mod extents;
+mod host;
 mod link;
 mod overlaps;
 mod patience;
 mod pool;
 mod queue;
 mod remote;
-pub mod server;
 mod stream;
 #[cfg(feature = "tls-base")]
 mod tls;
@@ -23,24 +23,25 @@ pub use client::Client;
 pub use cursor::Cursor;
 pub use driver::{Blocking, Stream};
 pub use extents::Extents;
+pub use host::{Listener, Stdio, Threads};
+#[doc(inline)]
 pub use nbd_io::client::{
-    ClientEvent, ConnectionState, Error, Lost, NegotiationError, Reconnect, Stretch, TlsPolicy,
+    ClientEvent, ConnectionState, Error, Lost, Reconnect, Stretch, TlsPolicy,
 };
 #[cfg(feature = "tls-base")]
+#[doc(inline)]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
+#[doc(inline)]
 pub use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Failure, Limits,
-    Misuse, Mode, Uri,
-    client::{
-        Context, ContextExtents, Cookie, Encrypted, Go, InfoSet, ListEntry, MetaContextEntry,
-        Plain, Tolerance,
-    },
+    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Limits, Misuse,
+    Mode, Uri,
+    client::{Context, ContextExtents, Cookie, Tolerance},
     meta,
 };
 pub use queue::{Completion, Queue};
-pub use remote::Remote;
+#[doc(hidden)]
 pub use stream::Negotiating;
-pub use {nbd_io, nbd_proto};
+pub use {bytes, nbd_io, nbd_proto, nbd_socket};
 
 /// How to reach an export, and what to ask for: by default everything that makes a connection better.
 ///
@@ -64,33 +65,27 @@ pub use {nbd_io, nbd_proto};
 /// connection.
 pub type ConnectOptions = nbd_io::client::ConnectOptions<Blocking>;
 
-/// What a server turned out to speak, to go on step by step.
-pub type Greeted = nbd_io::client::Greeted<Blocking>;
-
-/// A server that can only be asked for one export.
-pub type Newstyle = nbd_io::client::Newstyle<Blocking>;
-
-/// A server with a single export.
-pub type Oldstyle = nbd_io::client::Oldstyle<Blocking>;
-
-/// Negotiates with a server option by option.
+/// Serves exports to any number of clients.
 ///
-/// ```no_run
-/// use nbd_blocking::{ConnectOptions, Go, Uri};
+/// Each connection has a thread of its own. It carries out requests itself where the export does
+/// not wait, or has been quick of late; others are carried out by threads that all connections
+/// share.
 ///
-/// let uri: Uri = "nbd://localhost".parse()?;
-/// let greeted = ConnectOptions::new().start(&uri)?;
-/// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
-/// for entry in negotiation.list()? {
-///     println!("{:?}: {}", entry.name, entry.description);
-/// }
-/// negotiation.abort();
+/// ```
+/// use nbd_blocking::{ConnectOptions, Server, exports::Memory};
+/// use std::{os::unix::net::UnixStream, sync::Arc, thread};
+///
+/// let server = Server::single(Arc::new(Memory::new(1 << 20)));
+/// let (ours, theirs) = UnixStream::pair()?;
+/// let serving = thread::spawn(move || server.serve_over(theirs));
+///
+/// let client = ConnectOptions::new().connect_over(ours, None)?;
+/// client.write_at(b"hello", 4096)?;
+/// client.disconnect()?;
+/// serving.join().expect("the server does not panic")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub type Negotiation<S> = nbd_io::client::Negotiation<Blocking, S>;
-
-/// An option that the server has refused, and the negotiation, which goes on.
-pub type RefusedStep<S> = nbd_io::client::RefusedStep<Blocking, S>;
+pub type Server = nbd_io::server::Server<Threads>;
 
 /// Connects to what a URI names and enters its export, with [default
 /// options](ConnectOptions::new).
@@ -100,6 +95,92 @@ pub type RefusedStep<S> = nbd_io::client::RefusedStep<Blocking, S>;
 /// When the URI is wrong, the server cannot be reached, or the export cannot be entered.
 pub fn connect(uri: &str) -> Result<Client, Error> {
     ConnectOptions::new().connect(uri)
+}
+
+pub mod server {
+    //! What a server tells the program that it is part of, and how it is stopped.
+
+    #[doc(inline)]
+    pub use nbd_io::server::{Applicant, Ending, Event, Outcome, Peer, Stopper};
+}
+
+pub mod exports {
+    //! What a server serves: disks in files and in memory, wrappers around other exports, and the
+    //! traits [`Export`] and [`Exports`] for whatever else a program has.
+    //!
+    //! ```
+    //! use nbd_blocking::{Server, exports::{Export, Failure}};
+    //! use std::sync::Arc;
+    //!
+    //! /// A disk of which every byte is 42.
+    //! struct Answer;
+    //!
+    //! impl Export for Answer {
+    //!     fn size(&self) -> u64 {
+    //!         1 << 20
+    //!     }
+    //!
+    //!     fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    //!         buf.fill(42);
+    //!         Ok(())
+    //!     }
+    //! }
+    //!
+    //! let server = Server::single(Arc::new(Answer));
+    //! ```
+
+    pub use crate::remote::Remote;
+    #[doc(inline)]
+    pub use nbd_io::{
+        Content, Directory, Export, Exports, ExportsByName, Fault, Faults, Faulty, File, Listing,
+        Memory, MetaContext, NamedExports, Offer, Overlay, OverlayError, ReadOnly, Slice,
+        SliceError, Unavailable, ZeroMode, export_info, failure, fast_zero_failure, forward_export,
+        reportable,
+    };
+    #[doc(inline)]
+    pub use nbd_proto::{
+        BlockSizes, Errno, ExportInfo, ExportName, Failure, TransmissionFlags, meta,
+    };
+}
+
+pub mod negotiation {
+    //! Negotiation option by option, for programs that look around before they enter an export. It
+    //! begins with [`ConnectOptions::start`](crate::ConnectOptions::start) or
+    //! [`start_secure`](crate::ConnectOptions::start_secure).
+
+    use crate::Blocking;
+    #[doc(inline)]
+    pub use nbd_io::client::NegotiationError;
+    #[doc(inline)]
+    pub use nbd_proto::client::{Encrypted, Go, InfoSet, ListEntry, MetaContextEntry, Plain};
+
+    /// What a server turned out to speak, to go on step by step.
+    pub type Greeted = nbd_io::client::Greeted<Blocking>;
+
+    /// A server that can only be asked for one export.
+    pub type Newstyle = nbd_io::client::Newstyle<Blocking>;
+
+    /// A server with a single export.
+    pub type Oldstyle = nbd_io::client::Oldstyle<Blocking>;
+
+    /// An option that the server has refused, and the negotiation, which goes on.
+    pub type RefusedStep<S> = nbd_io::client::RefusedStep<Blocking, S>;
+
+    /// Negotiates with a server option by option.
+    ///
+    /// ```no_run
+    /// use nbd_blocking::{ConnectOptions, Uri};
+    ///
+    /// let uri: Uri = "nbd://localhost".parse()?;
+    /// let greeted = ConnectOptions::new().start(&uri)?;
+    /// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
+    /// for entry in negotiation.list()? {
+    ///     println!("{:?}: {}", entry.name, entry.description);
+    /// }
+    /// negotiation.abort();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub type Negotiation<S> = nbd_io::client::Negotiation<Blocking, S>;
 }
 
 /// The examples of the project's front page.

@@ -26,11 +26,10 @@ use std::ops::ControlFlow;
 /// An asynchronous server can serve this, too, as it waits on a thread that may.
 ///
 /// ```
-/// use nbd_blocking::{ConnectOptions, ContextName, Remote, server::{Serve, Server}};
-/// use nbd_io::Memory;
+/// use nbd_blocking::{ConnectOptions, ContextName, Server, exports::{Memory, Remote}};
 /// use std::{os::unix::net::UnixStream, sync::Arc, thread};
 ///
-/// let serve = |server: Server, stream| thread::spawn(move || server.serve_unix_stream(stream));
+/// let serve = |server: Server, stream| thread::spawn(move || server.serve_over(stream));
 /// let (to_proxy, at_proxy) = UnixStream::pair()?;
 /// let (to_server, at_server) = UnixStream::pair()?;
 /// let serving = serve(Server::single(Arc::new(Memory::new(1 << 20))), at_server);

@@ -1,5 +1,6 @@
 //! The seam between this crate and a runtime: a byte stream that is polled.
 
+use crate::server::Peer;
 #[cfg(feature = "tls")]
 use crate::{
     client::NegotiationError,
@@ -91,6 +92,12 @@ pub trait Transport {
     fn peer_certificate(&self) -> Option<&[u8]> {
         None
     }
+
+    /// Who is at the other end, for the events of a server that
+    /// [serves](crate::server::Server::serve_over) this stream alone.
+    fn peer(&self) -> Peer {
+        Peer::Other
+    }
 }
 
 macro_rules! forward {
@@ -138,6 +145,10 @@ macro_rules! forward {
 
             fn peer_certificate(&self) -> Option<&[u8]> {
                 (**self).peer_certificate()
+            }
+
+            fn peer(&self) -> Peer {
+                (**self).peer()
             }
         }
     };

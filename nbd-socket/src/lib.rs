@@ -4,6 +4,7 @@
 
 mod child;
 mod connect;
+mod driver;
 mod listener;
 mod lookup;
 mod socket;

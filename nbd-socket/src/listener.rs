@@ -1,6 +1,10 @@
 //! Listening sockets.
 
-use crate::{Socket, socket::family_moves_all, vsock};
+use crate::{
+    Socket,
+    socket::{family_moves_all, peer},
+    vsock,
+};
 use nbd_io::server::Peer;
 use rustix::{
     io::{FdFlags, fcntl_setfd},
@@ -78,19 +82,20 @@ impl Listener {
         Ok(Ok((Socket::new(OwnedFd::from(self.socket))?, peer)))
     }
 
-    /// Listens on a TCP port, at every address that `host` stands for: `localhost` is most often one
-    /// of IPv6 and one of IPv4. With port 0 the system chooses one, the same for all of them; see
-    /// [`tcp_address`](Self::tcp_address).
+    /// Listens on a TCP port, such as `"localhost:10809"` or `("::", 10809)`, at every address that
+    /// the host stands for: `localhost` is most often one of IPv6 and one of IPv4. With port 0 the
+    /// system chooses one, the same for all of them; see [`local_addr`](Self::local_addr).
     ///
     /// # Errors
     ///
     /// When the host has no addresses, or the port is in use at one of them. An address that this
     /// machine does not have is left out, if there is another one.
-    pub fn bind_tcp(host: &str, port: u16) -> io::Result<Vec<Self>> {
-        let mut addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    pub fn bind_tcp(address: impl ToSocketAddrs) -> io::Result<Vec<Self>> {
+        let mut addresses: Vec<_> = address.to_socket_addrs()?.collect();
         addresses.dedup();
         // A port that is free at one address may be in use at another one.
-        let attempts = if port == 0 { 16 } else { 1 };
+        let is_any = addresses.iter().all(|address| address.port() == 0);
+        let attempts = if is_any { 16 } else { 1 };
         let mut bound = bind_all(&addresses);
         for _ in 1..attempts {
             match &bound {
@@ -102,10 +107,17 @@ impl Listener {
         bound
     }
 
-    /// The address that it listens at, if it is one of TCP.
-    #[must_use]
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.socket.local_addr().ok()?.as_socket()
+    /// The address that a TCP listener listens at.
+    ///
+    /// # Errors
+    ///
+    /// Of the kind [`io::ErrorKind::Unsupported`] if it is of another family.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        let address = self.socket.local_addr()?;
+        address.as_socket().ok_or_else(|| {
+            let error = "expected a listener for TCP, and this one is of another family";
+            io::Error::new(io::ErrorKind::Unsupported, error)
+        })
     }
 
     /// Listens on a Unix socket, in place of one that a server has left behind.
@@ -224,8 +236,9 @@ impl Listener {
 
 /// Prepares the socket of a client, and says who it is.
 fn introduce(socket: &socket2::Socket, address: &SockAddr) -> Peer {
-    let Some(tcp) = address.as_socket() else {
-        return vsock::peer(address).unwrap_or(Peer::Unix);
+    let peer = peer(address);
+    let Peer::Tcp(_) = peer else {
+        return peer;
     };
     let keepalive = TcpKeepalive::new()
         .with_time(SILENCE)
@@ -234,17 +247,17 @@ fn introduce(socket: &socket2::Socket, address: &SockAddr) -> Peer {
     // Some systems refuse these when the client is gone, which is no failure of the listener.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    Peer::Tcp(tcp)
+    peer
 }
 
-/// Listens at all addresses, at the same port.
+/// Listens at all addresses; where the system chooses the port, at the same one.
 fn bind_all(addresses: &[SocketAddr]) -> io::Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::with_capacity(addresses.len());
     let mut missing = None;
     for address in addresses {
         let mut address = *address;
-        if let Some(first) = listeners.first().and_then(Listener::tcp_address) {
-            address.set_port(first.port());
+        if let Some(first) = listeners.first().filter(|_| address.port() == 0) {
+            address.set_port(first.local_addr()?.port());
         }
         match TcpListener::bind(address) {
             Ok(listener) => listeners.push(Listener::new(listener)?),
@@ -414,10 +427,10 @@ mod tests {
 
     #[test]
     fn every_address_of_the_local_host_listens_at_one_port() {
-        let listeners = Listener::bind_tcp("localhost", 0).unwrap();
+        let listeners = Listener::bind_tcp("localhost:0").unwrap();
         let addresses: Vec<_> = listeners
             .iter()
-            .map(|listener| listener.tcp_address().unwrap())
+            .map(|listener| listener.local_addr().unwrap())
             .collect();
         let port = addresses[0].port();
         assert!(port != 0 && addresses.iter().all(|address| address.port() == port));
@@ -432,7 +445,7 @@ mod tests {
                 &TcpListener::bind((missing.ip(), 0)).unwrap_err()
             ));
         }
-        let error = Listener::bind_tcp("localhost", port).unwrap_err();
+        let error = Listener::bind_tcp(("localhost", port)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains(&port.to_string()), "{error}");
     }

@@ -1,7 +1,8 @@
 //! A socket of any family.
 
 use crate::child::Child;
-use nbd_io::client::ServerProcess;
+use crate::vsock;
+use nbd_io::{client::ServerProcess, server::Peer};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
@@ -45,6 +46,28 @@ impl Socket {
     /// When its mode cannot be changed.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         Self::with_child(fd, None).blocking()
+    }
+
+    /// Takes over a connected stream socket of the standard library's, or any other. Over TCP,
+    /// `TCP_NODELAY` is set.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn from_std(stream: impl Into<OwnedFd>) -> io::Result<Self> {
+        let socket = Self::new(stream.into())?;
+        if let Peer::Tcp(_) = socket.peer() {
+            sockopt::set_tcp_nodelay(&socket.fd, true)?;
+        }
+        Ok(socket)
+    }
+
+    /// Who is at the other end. A process at the other end of a pair of sockets is
+    /// [`Peer::Unix`], too.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        let address = socket2::SockRef::from(&self.fd).peer_addr();
+        address.map_or(Peer::Other, |address| peer(&address))
     }
 
     /// Takes over a socket that has just been accepted, of whichever mode the system makes it. It
@@ -268,6 +291,15 @@ impl Socket {
 /// Whether sockets of the family of an address [move all](Socket::moves_all).
 pub(crate) fn family_moves_all(address: &socket2::SockAddr) -> bool {
     address.is_unix() || address.is_ipv4() || address.is_ipv6()
+}
+
+/// Who has an address.
+pub(crate) fn peer(address: &socket2::SockAddr) -> Peer {
+    match address.as_socket() {
+        Some(address) => Peer::Tcp(address),
+        None if address.is_unix() => Peer::Unix,
+        None => vsock::peer(address).unwrap_or(Peer::Other),
+    }
 }
 
 impl AsFd for Socket {

@@ -1,10 +1,10 @@
 //! A socket of any family.
 
 use crate::Tokio;
-use nbd_io::{runtime::Farewell, transport::Transport};
+use nbd_io::{runtime::Farewell, server::Peer, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -20,7 +20,7 @@ const SHORT: usize = 16 << 10;
 /// from them.
 ///
 /// A client uses it by [`connect_over`](crate::ConnectOptions::connect_over), a server by
-/// [`serve_transport`](nbd_io::server::Server::serve_transport).
+/// [`serve_over`](crate::Server::serve_over).
 ///
 /// If its peer is a child process, dropping it ends that process, without waiting for it.
 #[derive(Debug)]
@@ -49,6 +49,20 @@ impl Socket {
             moves_all,
             farewell: Farewell::new(Tokio::current()),
         })
+    }
+
+    /// Takes over a connected stream socket of the standard library's, or any other. Over TCP,
+    /// `TCP_NODELAY` is set.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn from_std(stream: impl Into<OwnedFd>) -> io::Result<Self> {
+        Self::new(nbd_socket::Socket::from_std(stream)?)
     }
 
     /// Waits until a socket that is being connected is, or turns out to be broken.
@@ -142,6 +156,10 @@ impl Transport for Socket {
     }
     fn parts_by_drop(&self) -> bool {
         true
+    }
+
+    fn peer(&self) -> Peer {
+        self.fd.get_ref().peer()
     }
 }
 

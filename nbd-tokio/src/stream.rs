@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Any stream of Tokio's kind as a [`Transport`], such as a pipe in memory or a tunnel.
 ///
 /// A client uses it by [`connect_over`](crate::ConnectOptions::connect_over), a server by
-/// [`serve_transport`](nbd_io::server::Server::serve_transport).
+/// [`serve_over`](crate::Server::serve_over).
 ///
 /// For sockets, [`Socket`](crate::Socket) is faster: streams of this kind read into one buffer at a
 /// time, and not all of them write from several.

@@ -8,12 +8,11 @@ mod streams;
 mod suite;
 
 use interop::deadline;
-use nbd_blocking::server::{Event, Serve, Server};
+use nbd_blocking::{Server, server::Event};
 use nbd_io::{
     Fault, Faults, Faulty, Memory,
     client::{DialOptions, NegotiationConfig, negotiate},
     runtime::{Network, Runtime as _},
-    server::Peer,
 };
 use nbd_proto::{Command, ExportName, Uri};
 use nbd_tokio::{ConnectOptions, Cursor, Listener, Socket, Stream, Tokio};
@@ -43,7 +42,7 @@ fn any_stream_of_tokio_is_a_transport() {
         on_runtime(async |_| {
             let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
             let server = Server::single(Arc::new(Memory::new(4096)));
-            let serving = thread::spawn(move || server.serve_unix_stream(theirs));
+            let serving = thread::spawn(move || server.serve_over(theirs));
             ours.set_nonblocking(true).unwrap();
             let stream = Stream::new(tokio::net::UnixStream::from_std(ours).unwrap());
             let target = NegotiationConfig::new(ExportName::default());
@@ -67,7 +66,7 @@ fn a_server_without_a_listener_can_be_waited_for() {
             let server = nbd_tokio::Server::single(Arc::new(disk)).grace(Duration::from_secs(3600));
             let stopper = server.stopper();
             let serving = tokio::spawn(async move {
-                let ending = server.serve_transport(Stream::new(theirs), Peer::Unix);
+                let ending = server.serve_over(Stream::new(theirs));
                 ending.await.unwrap()
             });
             let options = ConnectOptions::new();
@@ -100,14 +99,13 @@ fn a_write_whose_runtime_is_gone_is_not_waited_for() {
         faults.add(Fault::hang().on(Command::Write));
         let disk = Faulty::new(Arc::new(Memory::new(4096)), faults.clone());
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let serving =
-            thread::spawn(move || Server::single(Arc::new(disk)).serve_unix_stream(theirs));
+        let serving = thread::spawn(move || Server::single(Arc::new(disk)).serve_over(theirs));
         let runtime = Runtime::new().unwrap();
         let tokio = Tokio::new(runtime.handle().clone());
         let other = Runtime::new().unwrap();
         other.block_on(async {
             let entered = runtime.enter();
-            let socket = Socket::new(nbd_socket::Socket::new(ours.into()).unwrap()).unwrap();
+            let socket = Socket::from_std(ours).unwrap();
             drop(entered);
             let options = ConnectOptions::with_runtime(tokio.clone());
             let client = options.connect_over(socket, None).await.unwrap();
@@ -175,7 +173,9 @@ fn a_negotiating_connection_is_dropped_on_any_thread() {
             }
         });
         let stopper = server.stopper();
-        let serving = thread::spawn(move || server.serve_tcp(listener));
+        let serving = thread::spawn(move || {
+            server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+        });
         let runtime = Runtime::new().unwrap();
         let uri = Uri::parse(&format!("nbd://127.0.0.1:{port}")).unwrap();
         // The options find the runtime by themselves, which a thread without one cannot.

@@ -4,7 +4,9 @@ use super::{
     Server,
     support::{Running, modes, pattern, soon},
 };
-use nbd_blocking::{BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Failure, Mode};
+use nbd_blocking::{
+    BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Mode, exports::Failure,
+};
 use nbd_io::{Export, Memory};
 use nbd_proto::TransmissionFlags;
 use std::sync::Arc;

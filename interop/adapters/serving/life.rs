@@ -4,7 +4,7 @@ use super::{
     Server,
     support::{ENTERED, GO, Running, eventually, expect, reply, small, soon},
 };
-use nbd_blocking::{Command, CommandFlags, ConnectOptions, ExportName, Failure, Uri};
+use nbd_blocking::{Command, CommandFlags, ConnectOptions, ExportName, Uri, exports::Failure};
 use nbd_io::{Export, Memory, NamedExports, server::Peer};
 use std::{
     io::{Read, Write},

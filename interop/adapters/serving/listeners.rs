@@ -4,8 +4,9 @@ use super::{
     Server, serve,
     support::{Running, eventually, soon},
 };
-use nbd_blocking::{ConnectOptions, server::Listener};
+use nbd_blocking::ConnectOptions;
 use nbd_io::Memory;
+use nbd_socket::Listener;
 use std::{
     io::{self, Read},
     net::TcpStream,

@@ -3,8 +3,9 @@
 use super::{Server, on_runtime, serve};
 use nbd_blocking::{
     Client, ConnectOptions,
-    server::{Event, Listener, Stopper},
+    server::{Event, Stopper},
 };
+use nbd_socket::Listener;
 use std::{
     io::{self, Read},
     net::{SocketAddr, TcpListener, TcpStream},

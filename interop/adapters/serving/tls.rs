@@ -112,7 +112,8 @@ fn some_exports_are_for_tls_only() {
             let path = running.unix.display();
             Uri::parse(&format!("{scheme}+unix:///?socket={path}")).unwrap()
         };
-        let nbd_blocking::Greeted::FixedNewstyle(mut haggling) = plain.start(&uri("nbd")).unwrap()
+        let nbd_blocking::negotiation::Greeted::FixedNewstyle(mut haggling) =
+            plain.start(&uri("nbd")).unwrap()
         else {
             panic!("the server is fixed newstyle");
         };

@@ -7,7 +7,7 @@ use nbd_io::{
     Export, Memory,
     client::{ConnectOptions, shared::Client},
     runtime::{Network, Tasks},
-    server::{Event, Listener, Peer, Server},
+    server::{Event, Listener, Server},
     transport::Transport,
 };
 use nbd_proto::Uri;
@@ -35,35 +35,31 @@ pub(crate) fn async_std_client(work: &Work) -> Result<()> {
 }
 
 pub(crate) fn tokio_server(work: &Work, listener: UnixListener) -> Result<()> {
-    use nbd_tokio::{Listener, Server, Socket, nbd_socket};
+    use nbd_tokio::{Listener, Server, Socket};
     one_thread()?.block_on(async {
         let server = Server::single(data(work)?);
         if work.operation == Operation::Connect {
-            let listener = Listener::new(nbd_socket::Listener::new(listener)?)?;
+            let listener = Listener::from_std(listener)?;
             return all(server, work, listener).await;
         }
         let (stream, _) = listener.accept()?;
-        let socket = Socket::new(nbd_socket::Socket::new(stream.into())?)?;
+        let socket = Socket::from_std(stream)?;
         // In a task, as a listener does it.
         tokio::spawn(async move { one(server, socket).await }).await?
     })
 }
 
 pub(crate) fn async_std_server(work: &Work, listener: UnixListener) -> Result<()> {
-    use nbd_async_std::{Listener, Server, Socket, nbd_socket};
+    use nbd_async_std::{Listener, Server, Socket};
     let server = Server::single(data(work)?);
     let work = work.clone();
     async_std::task::block_on(async_std::task::spawn(async move {
         if work.operation == Operation::Connect {
-            let listener = Listener::new(nbd_socket::Listener::new(listener)?)?;
+            let listener = Listener::from_std(listener)?;
             return all(server, &work, listener).await;
         }
         let (stream, _) = listener.accept()?;
-        one(
-            server,
-            Socket::new(nbd_socket::Socket::new(stream.into())?)?,
-        )
-        .await
+        one(server, Socket::from_std(stream)?).await
     }))
 }
 
@@ -97,13 +93,17 @@ pub(crate) fn stops_after<R: Tasks>(server: Server<R>, count: usize) -> Server<R
     })
 }
 
-async fn all<R: Tasks>(server: Server<R>, work: &Work, listener: impl Listener) -> Result<()> {
+async fn all<R: Network>(
+    server: Server<R>,
+    work: &Work,
+    listener: impl Listener + Send,
+) -> Result<()> {
     let server = stops_after(server, work.count);
     Ok(server.serve(listener).await?)
 }
 
-async fn one<R: Tasks>(server: Server<R>, stream: impl Transport) -> Result<()> {
-    server.serve_transport(stream, Peer::Unix).await?;
+async fn one<R: Network>(server: Server<R>, stream: impl Transport + Send + 'static) -> Result<()> {
+    server.serve_over(stream).await?;
     Ok(())
 }
 

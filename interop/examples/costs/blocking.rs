@@ -4,10 +4,7 @@ use crate::{
     BLOCK, Operation, Result, Work,
     asynchronous::{data, stops_after, uri},
 };
-use nbd_blocking::{
-    Client, CommandFlags, ConnectOptions,
-    server::{Serve, Server},
-};
+use nbd_blocking::{Client, CommandFlags, ConnectOptions, Server};
 use std::os::unix::net::UnixListener;
 
 pub(crate) fn client(work: &Work) -> Result<()> {
@@ -62,9 +59,11 @@ fn several(work: &Work, client: &Client) -> Result<()> {
 pub(crate) fn server(work: &Work, listener: UnixListener) -> Result<()> {
     let server = Server::single(data(work)?);
     if work.operation == Operation::Connect {
-        return Ok(stops_after(server, work.count).serve_unix(listener)?);
+        return Ok(
+            stops_after(server, work.count).serve(nbd_blocking::Listener::from_std(listener)?)?
+        );
     }
     let (stream, _) = listener.accept()?;
-    server.serve_unix_stream(stream)?;
+    server.serve_over(stream)?;
     Ok(())
 }

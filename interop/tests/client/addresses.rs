@@ -9,7 +9,7 @@ use std::{
 };
 
 use interop::{deadline, run, with_names};
-use nbd_blocking::server::{Serve, Server};
+use nbd_blocking::Server;
 use nbd_io::{Fault, Faults, Faulty, Memory};
 use nbd_proto::Command;
 use socket2::{Domain, Socket, Type};
@@ -59,7 +59,9 @@ fn a_silent_address_of_a_host_does_not_keep_from_the_next() {
             let listener = TcpListener::bind(("127.0.0.3", silent.port())).unwrap();
             let server = Server::single(Arc::new(Memory::new(4096)));
             let stopper = server.stopper();
-            let serving = thread::spawn(move || server.serve_tcp(listener));
+            let serving = thread::spawn(move || {
+                server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+            });
             let options = options().connect_timeout(Some(Duration::from_secs(300)));
             let uri = format!("nbd://two.test:{}", silent.port());
             let client = options.connect(&uri).unwrap();
@@ -127,7 +129,9 @@ fn a_network_that_is_gone_ends_a_connection_without_a_request_timeout() {
             let uri = format!("nbd://{}", listener.local_addr().unwrap());
             let server = Server::single(Arc::new(disk)).grace(Duration::ZERO);
             let stopper = server.stopper();
-            let serving = thread::spawn(move || server.serve_tcp(listener));
+            let serving = thread::spawn(move || {
+                server.serve(nbd_blocking::Listener::from_std(listener).unwrap())
+            });
             let second = Some(Duration::from_secs(1));
             let options = options().request_timeout(None);
             let options = options.tcp_keepalive(second).tcp_user_timeout(second);

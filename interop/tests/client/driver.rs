@@ -1,9 +1,9 @@
 //! The client for plain threads.
 
 pub(crate) use nbd_blocking::{
-    Client, ClientTls, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Go,
-    Greeted, ListEntry, MetaContextEntry, Misuse, Mode, Negotiation, Plain, Stretch, TlsPolicy,
-    Tolerance, Uri, meta,
+    Client, ClientTls, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Misuse,
+    Mode, Stretch, TlsPolicy, Tolerance, Uri, meta,
+    negotiation::{Go, Greeted, ListEntry, MetaContextEntry, Negotiation, Plain},
 };
 
 /// The name of the client in the README.

@@ -6,7 +6,7 @@ use crate::{
     runtimes::{OnAsyncStd, Own, OwnTokio},
 };
 use interop::{Certificates, Endpoint, MIB};
-use nbd_blocking::server::Serve as _;
+
 use nbd_io::{
     Faults, Faulty, Memory, NamedExports,
     runtime::Tasks,
@@ -40,17 +40,17 @@ pub(crate) trait Host: Send + 'static {
 
 /// Plain threads.
 #[derive(Default)]
-pub(crate) struct Plain(nbd_blocking::server::Threads);
+pub(crate) struct Plain(nbd_blocking::Threads);
 
 impl Host for Plain {
-    type Runtime = nbd_blocking::server::Threads;
+    type Runtime = nbd_blocking::Threads;
 
     fn runtime(&self) -> Self::Runtime {
         self.0.clone()
     }
 
     fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()> {
-        server.serve_listener(listener)?;
+        server.serve(nbd_blocking::Listener::new(listener)?)?;
         drop((self, server));
         let start = Instant::now();
         while threads_of_servers() > 0 {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use interop::MIB;
-use nbd_blocking::{BlockSizes, ContextName, Errno, Failure, meta::Extent};
+use nbd_blocking::{BlockSizes, ContextName, Errno, exports::Failure, meta::Extent};
 use nbd_io::{Export, Memory, MetaContext, ZeroMode};
 use nbd_proto::TransmissionFlags;
 

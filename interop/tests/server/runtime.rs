@@ -1,15 +1,14 @@
 //! The server on plain threads.
 
-use nbd_blocking::server::Serve;
 use nbd_socket::Listener;
 use std::io;
 
-pub(crate) use nbd_blocking::server::Server;
+pub(crate) use nbd_blocking::Server;
 
 /// The name of the server in the README.
 pub(crate) const NAME: &str = "nbd-blocking";
 
 /// Serves in this thread until the server is stopped.
 pub(crate) fn serve(server: &Server, listener: Listener) -> io::Result<()> {
-    server.serve_listener(listener)
+    server.serve(nbd_blocking::Listener::new(listener)?)
 }

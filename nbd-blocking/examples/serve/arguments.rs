@@ -118,10 +118,10 @@ impl Arguments {
             listeners.push(bound.map_err(|error| format!("{}: {error}", path.display()))?);
         }
         if let Some(port) = self.tcp {
-            let bound = Listener::bind_tcp("localhost", port)?;
+            let bound = Listener::bind_tcp(("localhost", port))?;
             if !self.quiet || port == 0 {
-                for address in bound.iter().filter_map(Listener::tcp_address) {
-                    say(format_args!("listens at {address}"));
+                for listener in &bound {
+                    say(format_args!("listens at {}", listener.local_addr()?));
                 }
             }
             listeners.extend(bound);

@@ -9,7 +9,7 @@ mod arguments;
 
 use arguments::{Arguments, exit};
 use clap::Parser;
-use nbd_blocking::server::{Ending, Serve, Threads};
+use nbd_blocking::{Listener, Stdio, Threads, server::Ending};
 use std::{error::Error, process::ExitCode};
 
 /// Serves a disk until a signal stops it.
@@ -31,13 +31,14 @@ fn main() -> ExitCode {
 fn serve(Command { arguments, stdio }: &Command) -> Result<(), Box<dyn Error>> {
     if *stdio {
         let server = arguments.server(Threads::default())?;
-        return match server.serve_stdio()? {
+        return match server.serve_over(Stdio)? {
             Ending::Io(error) => Err(error.into()),
             ending if ending.is_clean() => Ok(()),
             ending => Err(ending.to_string().into()),
         };
     }
-    let listeners = arguments.listeners()?;
+    let listeners = arguments.listeners()?.into_iter().map(Listener::new);
+    let listeners: Vec<Listener> = listeners.collect::<Result<_, _>>()?;
     let server = arguments.server(Threads::default())?;
-    Ok(server.serve_listeners(listeners)?)
+    Ok(server.serve(listeners)?)
 }

@@ -1,13 +1,9 @@
 //! A server of the tour's own: memory exports on a private Unix socket, with and without TLS.
 
 use crate::common::{Certificates, Outcome, Place, exports};
-use nbd_blocking::{
-    Uri,
-    server::{Serve, Server},
-};
+use nbd_blocking::{Listener, Server, Uri};
 use std::{
     io,
-    os::unix::net::UnixListener,
     path::Path,
     thread::{self, JoinHandle},
 };
@@ -29,8 +25,8 @@ impl Host {
         }
         let stopper = server.stopper();
         let Place { socket, uri } = Place::new(directory, certificates.is_some())?;
-        let listener = UnixListener::bind(socket)?;
-        let thread = thread::spawn(move || server.serve_unix(listener));
+        let listener = Listener::bind_unix(socket)?;
+        let thread = thread::spawn(move || server.serve(listener));
         Ok(Self {
             uri,
             stop: Box::new(move || stopper.stop()),

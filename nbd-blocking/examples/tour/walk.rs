@@ -5,8 +5,8 @@ use crate::{
     show::{self, Map, size},
 };
 use nbd_blocking::{
-    Client, CommandFlags, ConnectOptions, ContextName, Error, ExportName, Go, Greeted, InfoSet,
-    Negotiation, Uri,
+    Client, CommandFlags, ConnectOptions, ContextName, Error, ExportName, Uri,
+    negotiation::{Go, Greeted, InfoSet, Negotiation},
 };
 
 /// How much of an export is written and verified, in bytes.

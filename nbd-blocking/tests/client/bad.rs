@@ -7,7 +7,8 @@ use crate::support::{
     spawn, within,
 };
 use nbd_blocking::{
-    Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, Lost, NegotiationError,
+    Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, Lost,
+    negotiation::NegotiationError,
 };
 use std::net::Shutdown;
 

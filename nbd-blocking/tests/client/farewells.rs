@@ -6,7 +6,7 @@ use crate::support::{
     script::{Peer, play, refused_with},
     within,
 };
-use nbd_blocking::{ConnectOptions, Error, ExportName, NegotiationError, Uri};
+use nbd_blocking::{ConnectOptions, Error, ExportName, Uri, negotiation::NegotiationError};
 use std::{os::unix::net::UnixListener, thread, time::Instant};
 
 const ABORT: u32 = 2;

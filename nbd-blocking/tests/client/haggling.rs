@@ -4,7 +4,10 @@ use crate::{
     regressions::listening,
     support::{bytes, script::Peer, spawn, within},
 };
-use nbd_blocking::{ConnectOptions, ExportName, Go, Greeted, Negotiation, Plain};
+use nbd_blocking::{
+    ConnectOptions, ExportName,
+    negotiation::{Go, Greeted, Negotiation, Plain},
+};
 use std::time::{Duration, Instant};
 
 const ABORT: [u8; 16] = *b"IHAVEOPT\0\0\0\x02\0\0\0\0";

@@ -10,7 +10,8 @@ use crate::support::{
 };
 use nbd_blocking::{
     BlockSizes, Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName,
-    Greeted, InfoSet, Limits, Mode, Tolerance,
+    Limits, Mode, Tolerance,
+    negotiation::{Greeted, InfoSet},
 };
 use std::{
     io::{self, Read, Write},

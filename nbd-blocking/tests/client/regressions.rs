@@ -15,8 +15,8 @@ use crate::{
     },
 };
 use nbd_blocking::{
-    Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Greeted, Lost,
-    Misuse, TlsPolicy, Uri, meta::Allocation,
+    Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Lost, Misuse,
+    TlsPolicy, Uri, meta::Allocation, negotiation::Greeted,
 };
 use std::{
     io::Write,

@@ -7,8 +7,7 @@ use crate::support::{
     spawn, within,
 };
 use nbd_blocking::{
-    Client, ClientTls, CommandFlags, ConnectOptions, Error, Reconnect, ServerTls, TlsPolicy,
-    server::{Serve, Server},
+    Client, ClientTls, CommandFlags, ConnectOptions, Error, Reconnect, Server, ServerTls, TlsPolicy,
 };
 use nbd_io::{
     Memory,
@@ -172,7 +171,10 @@ fn a_connection_that_is_made_anew_has_tls_too() {
                 .require_tls(&tls)
                 .expect("usable");
             let stopper = server.stopper();
-            (stopper, spawn(move || server.serve_tcp(listener)))
+            (
+                stopper,
+                spawn(move || server.serve(nbd_blocking::Listener::from_std(listener).unwrap())),
+            )
         };
         let (stopper, serving) = start(listener);
         let client = ConnectOptions::new()

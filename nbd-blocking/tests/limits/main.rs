@@ -15,7 +15,7 @@ mod support;
 #[path = "../server/witness.rs"]
 mod witness;
 
-use nbd_blocking::{ConnectOptions, server::Server};
+use nbd_blocking::{ConnectOptions, Server};
 use nbd_io::Memory;
 use runtime::{on_runtime, serve};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

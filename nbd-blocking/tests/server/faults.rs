@@ -2,7 +2,7 @@
 
 use crate::support::{ENTERED, GO, Running, eventually, pattern, soon};
 use crate::witness::{Witness, memory, request};
-use nbd_blocking::{ConnectOptions, Errno, Failure, server::Server};
+use nbd_blocking::{ConnectOptions, Errno, Server, exports::Failure};
 use nbd_io::{Export, Exports, File, Listing, Memory, NamedExports, Offer, failure};
 use std::{
     io::{self, Read, Write},

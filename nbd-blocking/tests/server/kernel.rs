@@ -2,7 +2,7 @@
 
 use crate::support::{Running, pattern, soon};
 use crate::witness::{flagged, request};
-use nbd_blocking::{Failure, server::Server};
+use nbd_blocking::{Server, exports::Failure};
 use nbd_io::{Export, Memory};
 use std::{
     collections::HashMap,

@@ -21,6 +21,6 @@ mod streams;
 mod vanishing;
 mod witness;
 
-use nbd_blocking::server::Server;
+use nbd_blocking::Server;
 use runtime::{on_runtime, serve};
 use serving::support;

@@ -6,8 +6,8 @@ use crate::{
 };
 use interop::{Image, Nbdkit, QemuNbd};
 use nbd_blocking::{
-    BlockSizes, Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, Failure, Remote,
-    server::Server,
+    BlockSizes, Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, Server,
+    exports::{Failure, Remote},
 };
 use nbd_io::{Fault, Faults, Faulty, Memory};
 use nbd_proto::Command;

@@ -4,7 +4,7 @@ use crate::{
     serving::commands::exercise,
     support::{Running, modes, soon},
 };
-use nbd_blocking::{ConnectOptions, server::Server};
+use nbd_blocking::{ConnectOptions, Server};
 use nbd_io::{Directory, Export, File, Memory, Overlay};
 use std::{fs, sync::Arc};
 

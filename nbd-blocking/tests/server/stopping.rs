@@ -1,7 +1,7 @@
 //! A server that stops while its clients are at work.
 
 use crate::support::{Running, pattern, soon};
-use nbd_blocking::{Client, ConnectOptions, Errno, Error, server::Server};
+use nbd_blocking::{Client, ConnectOptions, Errno, Error, Server};
 use nbd_io::{Export, Memory};
 use std::{
     sync::{Arc, mpsc},

@@ -5,10 +5,7 @@ use crate::serving::{
     example::program,
     support::{modes, soon},
 };
-use nbd_blocking::{
-    ConnectOptions,
-    server::{Serve, Server},
-};
+use nbd_blocking::{ConnectOptions, Server, Stream};
 use nbd_io::Memory;
 use std::{process::Command, sync::Arc};
 
@@ -31,7 +28,7 @@ fn any_stream_can_be_served() {
         }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let server = Server::single(Arc::new(Memory::new(64 << 20)));
-        let serving = std::thread::spawn(move || server.serve_stream(Plain(theirs)));
+        let serving = std::thread::spawn(move || server.serve_over(Stream::new(Plain(theirs))));
         let client = modes()[2].connect_over(ours, None).unwrap();
         exercise(&client);
         client.disconnect().unwrap();

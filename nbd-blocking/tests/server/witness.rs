@@ -1,7 +1,7 @@
 //! Requests of all kinds as bytes, and a client that must not be disturbed.
 
 use crate::support::{Running, pattern};
-use nbd_blocking::{Client, ConnectOptions, server::Server};
+use nbd_blocking::{Client, ConnectOptions, Server};
 use nbd_io::Memory;
 use std::{
     sync::{

@@ -3,7 +3,7 @@
 #[cfg(feature = "tls")]
 use super::TlsMode;
 use super::{
-    Ending, Event, Listener, Peer, ServerOptions,
+    Ending, Event, Host, Listener, Peer, ServerOptions, Take,
     admission::{Applicant, Authorize},
     budget::Budget,
     buffers::Buffers,
@@ -326,20 +326,8 @@ impl<R: Tasks> Server<R> {
         Stopper::new(Arc::clone(&self.registry))
     }
 
-    /// Serves clients that connect to `listener`, or to any of a `Vec` of them, until the server is
-    /// [stopped](Stopper::stop), or until there will be no connection any more because the listener
-    /// [is exhausted](Listener::is_exhausted). Ends when the last of all its connections is closed, or
-    /// 1 s after the [grace](Self::grace) if an export still holds one of them up.
-    ///
-    /// # Errors
-    ///
-    /// When the listener fails for good; connections that there are go on. What goes wrong with one
-    /// of them is an [event](Self::on_event) and no error.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it closes the listener, and leaves the connections as they are.
-    pub async fn serve<L: Listener>(&self, mut listener: L) -> io::Result<()> {
+    /// See [`serve`](Self::serve).
+    pub(super) async fn accept_from<L: Listener>(&self, mut listener: L) -> io::Result<()> {
         let mut passing = 0;
         let mut watch = self.registry.watch();
         loop {
@@ -396,17 +384,12 @@ impl<R: Tasks> Server<R> {
         Ok(())
     }
 
-    /// Serves one client over any stream.
-    ///
-    /// # Errors
-    ///
-    /// When the server has as many connections as it may, or is stopping. How the connection ended
-    /// is no error of the server's.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it closes the connection.
-    pub async fn serve_transport<T: Transport>(&self, stream: T, peer: Peer) -> io::Result<Ending> {
+    /// See [`serve_over`](Self::serve_over).
+    pub(super) async fn serve_one<T: Transport>(
+        &self,
+        stream: T,
+        peer: Peer,
+    ) -> io::Result<Ending> {
         let place = self.enter(&peer).map_err(|refused| match refused {
             Refused::Full => io::Error::from(io::ErrorKind::ResourceBusy),
             Refused::Stopping => io::ErrorKind::ConnectionAborted.into(),
@@ -447,6 +430,47 @@ impl<R: Tasks> Server<R> {
             Pin::new(&mut sleep).poll(cx)
         })
         .await;
+    }
+}
+
+impl<R: Host> Server<R> {
+    /// Serves clients that connect to `listener`, or to any of a `Vec` of them, until the server is
+    /// [stopped](Stopper::stop), or until there will be no connection any more because the listener
+    /// [is exhausted](Listener::is_exhausted). With `nbd-blocking` this waits in place; else it is a
+    /// future. It ends when the last of all its connections is closed, or 1 s after the
+    /// [grace](Self::grace) if an export still holds one of them up.
+    ///
+    /// # Errors
+    ///
+    /// When the listener fails for good; connections that there are go on. What goes wrong with one
+    /// of them is an [event](Self::on_event) and no error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the listener, and leaves the connections as they are.
+    pub fn serve<'a, L: Listener + Send + 'a>(&'a self, listener: L) -> R::Serving<'a, ()> {
+        R::serving(self.accept_from(listener))
+    }
+
+    /// Serves one client over a stream that the program brings: a type that the driver can
+    /// [take](Take). With `nbd-blocking` this waits in place; else it is a future.
+    ///
+    /// # Errors
+    ///
+    /// When the server has as many connections as it may, is stopping, or the stream cannot be used.
+    /// How the connection ended is no error of the server's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the connection.
+    pub fn serve_over<'a, S: Send + 'a>(&'a self, stream: S) -> R::Serving<'a, Ending>
+    where
+        R: Take<S>,
+    {
+        R::serving(async {
+            let (stream, peer) = self.runtime.take(stream)?;
+            self.serve_one(stream, peer).await
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::common::{Certificates, Outcome, Place, exports};
 use futures_util::{FutureExt, future::RemoteHandle};
 use nbd_io::{
-    runtime::Tasks,
+    runtime::Network,
     server::{Listener, Server, Stopper},
 };
 use nbd_proto::Uri;
@@ -20,7 +20,7 @@ pub(crate) struct Host {
 impl Host {
     /// Starts a server on a socket in `directory`. With certificates it refuses clients without
     /// TLS.
-    pub(crate) fn start<R: Tasks, L: Listener + Send + 'static>(
+    pub(crate) fn start<R: Network, L: Listener + Send + 'static>(
         runtime: &R,
         listen: fn(nbd_socket::Listener) -> io::Result<L>,
         directory: &Path,

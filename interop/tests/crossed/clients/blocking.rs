@@ -123,13 +123,13 @@ fn single(client: Client) -> Several {
     Several::of(vec![client])
 }
 
-haggling!([] nbd_blocking::Negotiation<Plain>, Several, single);
-haggling!([] nbd_blocking::Negotiation<Encrypted>, Several, single);
+haggling!([] nbd_blocking::negotiation::Negotiation<Plain>, Several, single);
+haggling!([] nbd_blocking::negotiation::Negotiation<Encrypted>, Several, single);
 
 impl Kind for Blocking {
     type Disk = Several;
-    type Plain = nbd_blocking::Negotiation<Plain>;
-    type Encrypted = nbd_blocking::Negotiation<Encrypted>;
+    type Plain = nbd_blocking::negotiation::Negotiation<Plain>;
+    type Encrypted = nbd_blocking::negotiation::Negotiation<Encrypted>;
 
     fn connect(&self, uri: &str, wanted: Wanted) -> Result<Several, Error> {
         let options = wanted!(ConnectOptions::new(), wanted);

@@ -67,7 +67,7 @@ fn serve(errno: i32) -> (u32, u32, Option<io::Result<()>>) {
         assert!(matches!(event, Event::AcceptFailed { .. }), "{event:?}");
         count.fetch_add(1, Ordering::Relaxed);
     });
-    let mut serving = pin!(server.serve(Hindered(errno, Arc::clone(&tried))));
+    let mut serving = pin!(server.accept_from(Hindered(errno, Arc::clone(&tried))));
     let cx = &mut Context::from_waker(Waker::noop());
     let mut ended = None;
     while ended.is_none() && clock.now() < Duration::from_secs(3) {

@@ -132,7 +132,7 @@ fn serve(again: &'static [u8]) -> (Option<Ending>, Duration) {
         again,
         at: 0,
     };
-    let mut serving = pin!(server.serve_transport(client, Peer::Other));
+    let mut serving = pin!(server.serve_one(client, Peer::Other));
     let cx = &mut Context::from_waker(Waker::noop());
     let mut longest = Duration::ZERO;
     while clock.now() < Duration::from_secs(5) {

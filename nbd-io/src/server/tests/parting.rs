@@ -83,7 +83,7 @@ pub(super) fn serve_export(
         since: &mut since,
     };
     let ending = {
-        let serving = pin!(server.serve_transport(client, Peer::Other));
+        let serving = pin!(server.serve_one(client, Peer::Other));
         match serving.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(ending) => Some(ending.unwrap()),
             Poll::Pending => None,

@@ -97,7 +97,7 @@ fn serve(
         says: Box::new([FLAGS.to_vec()].into_iter().chain(says)),
         saying: VecDeque::new(),
     };
-    let mut serving = pin!(server.serve_transport(client, Peer::Other));
+    let mut serving = pin!(server.serve_one(client, Peer::Other));
     let cx = &mut Context::from_waker(Waker::noop());
     while clock.now() < Duration::from_secs(24 * 60 * 60) {
         if let Poll::Ready(ending) = serving.as_mut().poll(cx) {

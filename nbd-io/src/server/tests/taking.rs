@@ -105,7 +105,7 @@ fn a_request_that_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
         takes: 1000,
         heard: &mut Vec::new(),
     };
-    let mut hog = pin!(server.serve_transport(hog, Peer::Other));
+    let mut hog = pin!(server.serve_one(hog, Peer::Other));
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(hog.as_mut().poll(cx).is_pending());
 
@@ -121,7 +121,7 @@ fn a_request_that_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
             takes: usize::MAX,
             heard: &mut heard,
         };
-        let (ending, after) = end(&clock, server.serve_transport(client, Peer::Other));
+        let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
         assert!(matches!(ending, Ending::Disconnected), "{ending}");
         assert_eq!(after.as_secs(), 10, "{after:?}");
         // ENOMEM, and the replies to later requests.
@@ -145,7 +145,7 @@ fn a_client_that_disconnects_without_reading_its_replies_is_not_waited_for_long(
         takes: 1000,
         heard: &mut Vec::new(),
     };
-    let (ending, after) = end(&clock, server.serve_transport(client, Peer::Other));
+    let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
     assert!(matches!(ending, Ending::Disconnected), "{ending}");
     assert_eq!(after.as_secs(), 5, "{after:?}");
 }

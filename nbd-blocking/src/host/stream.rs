@@ -2,12 +2,9 @@
 
 use super::bell::wait_for;
 use crate::stream::Stream;
-use nbd_io::{
-    server::{Listener, Peer},
-    transport::Transport,
-};
+use nbd_io::transport::Transport;
 use nbd_socket::Socket;
-use rustix::{event::PollFlags, io::Errno};
+use rustix::event::PollFlags;
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
     os::fd::AsFd,
@@ -22,7 +19,10 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A connection to a client.
 #[derive(Debug)]
-pub(super) enum Connection {
+pub struct Connection(Kind);
+
+#[derive(Debug)]
+enum Kind {
     Socket {
         socket: Arc<Socket>,
         /// The thread need not wait for anything else.
@@ -34,38 +34,38 @@ pub(super) enum Connection {
 
 impl Connection {
     pub(super) fn any(stream: impl Read + Write + Send + 'static) -> Self {
-        Self::Any(Stream::any(stream))
+        Self(Kind::Any(Stream::any(stream)))
     }
 
     pub(super) fn socket(socket: Socket) -> io::Result<Self> {
         let socket = socket.blocking()?;
         socket.set_patience(Some(PATIENCE), Some(PATIENCE))?;
-        Ok(Self::Socket {
+        Ok(Self(Kind::Socket {
             socket: Arc::new(socket),
             alone: false,
-        })
+        }))
     }
 
     fn read(&self, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Socket { socket, alone } => {
+        match &self.0 {
+            Kind::Socket { socket, alone } => {
                 unless_pending(socket.recv(bufs, *alone), socket, PollFlags::IN, *alone)
             }
-            Self::Any(stream) => Poll::Ready(stream.read(bufs, true)),
+            Kind::Any(stream) => Poll::Ready(stream.read(bufs, true)),
         }
     }
 
     fn write(&self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Socket { socket, alone } => {
+        match &self.0 {
+            Kind::Socket { socket, alone } => {
                 unless_pending(socket.send(bufs, *alone), socket, PollFlags::OUT, *alone)
             }
-            Self::Any(stream) => Poll::Ready(stream.write(bufs, true)),
+            Kind::Any(stream) => Poll::Ready(stream.write(bufs, true)),
         }
     }
 }
 
-fn unless_pending<R>(
+pub(super) fn unless_pending<R>(
     done: io::Result<R>,
     fd: &Arc<impl AsFd + Send + Sync + 'static>,
     events: PollFlags,
@@ -94,71 +94,30 @@ impl Transport for Connection {
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(match self {
-            Self::Socket { .. } => Ok(()),
-            Self::Any(stream) => stream.flush(),
+        Poll::Ready(match &self.0 {
+            Kind::Socket { .. } => Ok(()),
+            Kind::Any(stream) => stream.flush(),
         })
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(match self {
-            Self::Socket { socket, .. } => socket.shutdown(),
-            Self::Any(_) => Ok(()),
+        Poll::Ready(match &self.0 {
+            Kind::Socket { socket, .. } => socket.shutdown(),
+            Kind::Any(_) => Ok(()),
         })
     }
 
     fn set_alone(&mut self, now: bool) {
-        if let Self::Socket { alone, .. } = self {
+        if let Kind::Socket { alone, .. } = &mut self.0 {
             *alone = now;
         }
     }
 
     fn waits(&self) -> bool {
-        matches!(self, Self::Any(_))
+        matches!(self.0, Kind::Any(_))
     }
 
     fn parts_by_drop(&self) -> bool {
-        matches!(self, Self::Socket { .. })
-    }
-}
-
-/// A listening socket of any family, or a client that is there already.
-#[derive(Debug)]
-pub(super) enum Listening {
-    Socket(Arc<nbd_socket::Listener>),
-    Client(Option<(Connection, Peer)>),
-}
-
-impl Listening {
-    pub(super) fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
-        Ok(match listener.into_connected()? {
-            Ok((socket, peer)) => Self::Client(Some((Connection::socket(socket)?, peer))),
-            Err(listener) => Self::Socket(Arc::new(listener)),
-        })
-    }
-}
-
-impl Listener for Listening {
-    type Stream = Connection;
-
-    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Connection, Peer)>> {
-        let listener = match self {
-            Self::Socket(listener) => listener,
-            Self::Client(client) => {
-                return client
-                    .take()
-                    .map_or(Poll::Pending, |client| Poll::Ready(Ok(client)));
-            }
-        };
-        let accepted = listener.accept().and_then(|(socket, peer)| {
-            // What cannot be set any more is the end of this connection, not of the listener.
-            let connection = Connection::socket(socket);
-            Ok((connection.map_err(|_| Errno::CONNABORTED)?, peer))
-        });
-        unless_pending(accepted, listener, PollFlags::IN, false)
-    }
-
-    fn is_exhausted(&self) -> bool {
-        matches!(self, Self::Client(None))
+        matches!(self.0, Kind::Socket { .. })
     }
 }

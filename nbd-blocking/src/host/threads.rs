@@ -303,8 +303,8 @@ const fn may_grow(_: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Serve, Server};
     use super::*;
+    use crate::{Listener, Server};
     use nbd_io::{Memory, NamedExports};
     use std::{
         io::Read,
@@ -380,7 +380,7 @@ mod tests {
         let socket = directory.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
         thread::scope(|scope| {
-            let serving = scope.spawn(|| server.serve_unix(listener));
+            let serving = scope.spawn(|| server.serve(Listener::from_std(listener).unwrap()));
             let client = UnixStream::connect(&socket).unwrap();
             (&client).read_exact(&mut [0; 18]).unwrap();
             drop(client);

@@ -1,0 +1,91 @@
+//! Listening sockets.
+
+use super::stream::{Connection, unless_pending};
+use nbd_io::server::Peer;
+use rustix::{event::PollFlags, io::Errno};
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+/// A listening socket of any family, for [`Server::serve`](crate::Server::serve), which also takes a
+/// `Vec` of them.
+///
+/// ```
+/// use nbd_blocking::Listener;
+/// use std::net::TcpListener;
+///
+/// # let directory = std::env::temp_dir().join(format!("nbd-blocking-{}", std::process::id()));
+/// # std::fs::create_dir_all(&directory)?;
+/// # let path = directory.join("nbd.sock");
+/// let mut listeners = Listener::bind_tcp("localhost:0")?;
+/// println!("listens at {}", listeners[0].local_addr()?);
+/// listeners.push(Listener::bind_unix(path)?);
+/// listeners.push(Listener::from_std(TcpListener::bind("127.0.0.1:0")?)?);
+/// // For virtual machines, where the system has vsock:
+/// listeners.extend(Listener::bind_vsock(None, 10809));
+/// // What systemd has opened for this process:
+/// listeners.extend(Listener::inherited()?);
+/// # drop(listeners);
+/// # std::fs::remove_dir(directory)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Listener(Source);
+
+#[derive(Debug)]
+enum Source {
+    Listening(Arc<nbd_socket::Listener>),
+    /// A client that is there already, until it is taken.
+    Client(Option<(Connection, Peer)>),
+}
+
+impl Listener {
+    /// Takes over a listening socket of [`nbd_socket`], or the client that the process was
+    /// [started with](Self::inherited).
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
+        Ok(Self(match listener.into_connected()? {
+            Ok((socket, peer)) => Source::Client(Some((Connection::socket(socket)?, peer))),
+            Err(listener) => Source::Listening(Arc::new(listener)),
+        }))
+    }
+
+    fn socket(&self) -> Option<&nbd_socket::Listener> {
+        match &self.0 {
+            Source::Listening(listener) => Some(listener),
+            Source::Client(_) => None,
+        }
+    }
+}
+
+nbd_socket::driver_listener!();
+
+impl nbd_io::server::Listener for Listener {
+    type Stream = Connection;
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Connection, Peer)>> {
+        let listener = match &mut self.0 {
+            Source::Listening(listener) => listener,
+            Source::Client(client) => {
+                return client
+                    .take()
+                    .map_or(Poll::Pending, |client| Poll::Ready(Ok(client)));
+            }
+        };
+        let accepted = listener.accept().and_then(|(socket, peer)| {
+            // What cannot be set any more is the end of this connection, not of the listener.
+            let connection = Connection::socket(socket);
+            Ok((connection.map_err(|_| Errno::CONNABORTED)?, peer))
+        });
+        unless_pending(accepted, listener, PollFlags::IN, false)
+    }
+
+    fn is_exhausted(&self) -> bool {
+        matches!(self.0, Source::Client(None))
+    }
+}

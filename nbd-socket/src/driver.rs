@@ -1,0 +1,90 @@
+//! What the listeners of all drivers have in common.
+
+/// The methods of a driver's `Listener`. It has a `new`, which takes over a [`Listener`] of this
+/// crate, and a `socket`, which lends that unless it is a client that the process was started with.
+///
+/// [`Listener`]: crate::Listener
+#[doc(hidden)]
+#[macro_export]
+macro_rules! driver_listener {
+    () => {
+        impl Listener {
+            /// Takes over a listening socket of the standard library's, or any other.
+            ///
+            /// # Errors
+            ///
+            /// Of the kind [`InvalidInput`](std::io::ErrorKind::InvalidInput) if it does not listen;
+            /// when its mode cannot be changed.
+            pub fn from_std(listener: impl Into<std::os::fd::OwnedFd>) -> std::io::Result<Self> {
+                Self::new($crate::Listener::new(listener)?)
+            }
+
+            /// Listens on a TCP port, such as `"localhost:10809"` or `("::", 10809)`, at every address
+            /// that the host stands for: `localhost` is most often one of IPv6 and one of IPv4. With
+            /// port 0 the system chooses one, the same for all of them; see
+            /// [`local_addr`](Self::local_addr). The thread waits while a host is looked up.
+            ///
+            /// # Errors
+            ///
+            /// When the host has no addresses, or the port is in use at one of them. An address that
+            /// this machine does not have is left out, if there is another one.
+            pub fn bind_tcp(address: impl std::net::ToSocketAddrs) -> std::io::Result<Vec<Self>> {
+                let listeners = $crate::Listener::bind_tcp(address)?;
+                listeners.into_iter().map(Self::new).collect()
+            }
+
+            /// Listens on a Unix socket, in place of one that a server has left behind. A socket that
+            /// still answers, and a file that is no socket, are not touched. When the listener is
+            /// dropped its file is removed, unless there is another one in its place by then.
+            ///
+            /// # Errors
+            ///
+            /// Of the kind [`AddrInUse`](std::io::ErrorKind::AddrInUse) if there is something that is
+            /// in use; whatever else keeps the socket from being made.
+            pub fn bind_unix(path: impl AsRef<std::path::Path>) -> std::io::Result<Self> {
+                Self::new($crate::Listener::bind_unix(path)?)
+            }
+
+            /// Listens on a port of the sockets between a virtual machine and its host (vsock). With
+            /// `None` for a `cid`, it is all that this machine has, so that a host serves every
+            /// virtual machine; 1 is for programs of the machine itself, and 2 for the virtual
+            /// machines of a host.
+            ///
+            /// # Errors
+            ///
+            /// Of the kind [`InvalidInput`](std::io::ErrorKind::InvalidInput) if the port is 0 or
+            /// `u32::MAX`, which no URI can name; whatever else keeps the socket from being made.
+            pub fn bind_vsock(cid: Option<u32>, port: u32) -> std::io::Result<Self> {
+                Self::new($crate::Listener::bind_vsock(cid, port)?)
+            }
+
+            /// Takes the listening sockets that the process was started with, as `systemd` and others
+            /// hand them over by `LISTEN_FDS` and `LISTEN_PID` (socket activation). There are none if
+            /// it was not started so. With `Accept=yes`, `systemd` hands over the socket of one client
+            /// instead: a server serves it, and ends with it. They are given away once; later there are
+            /// none.
+            ///
+            /// # Errors
+            ///
+            /// When the variables make no sense, or one of the sockets is not a stream socket that
+            /// listens or is connected.
+            pub fn inherited() -> std::io::Result<Vec<Self>> {
+                let listeners = $crate::Listener::inherited()?;
+                listeners.into_iter().map(Self::new).collect()
+            }
+
+            /// The address that a TCP listener listens at.
+            ///
+            /// # Errors
+            ///
+            /// Of the kind [`Unsupported`](std::io::ErrorKind::Unsupported) if it is of another
+            /// family, or the client that the process was [started with](Self::inherited).
+            pub fn local_addr(&self) -> std::io::Result<std::net::SocketAddr> {
+                match self.socket() {
+                    Some(listener) => listener.local_addr(),
+                    None => Err(std::io::ErrorKind::Unsupported.into()),
+                }
+            }
+        }
+    };
+}
