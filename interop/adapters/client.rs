@@ -3,7 +3,7 @@
 use super::*;
 use nbd_proto::CommandFlags;
 
-/// Uses an export of [`SIZE`] bytes, many requests at a time, and verifies what it reads.
+/// Uses an export of [`SIZE`] bytes, many requests at a time, and verifies the data.
 async fn exercise<R: Network>(client: &Client<R>) {
     assert_eq!(client.size(), SIZE);
     let block = |at: u64| vec![u8::try_from(at % 251).unwrap(); 4096];

@@ -1,4 +1,4 @@
-//! Entering exports over TLS, and those of other people's servers.
+//! Entering exports over TLS, and those of foreign servers.
 
 use super::*;
 

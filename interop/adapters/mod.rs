@@ -1,5 +1,5 @@
 //! The requirements for the adapter of every asynchronous runtime. The tests of each of them
-//! include this file, and say what a `Socket`, a `Listener` and a `Cursor` are, how a test is run
+//! include this file, and define `Socket`, `Listener` and `Cursor`, how a test is run
 //! `on_runtime`, and which extension traits the runtime has for `streams`.
 
 mod cancelling;

@@ -145,7 +145,7 @@ impl Image {
         self.dir.path().join("image")
     }
 
-    /// How it is stored.
+    /// Its format.
     pub const fn format(&self) -> Format {
         self.format
     }

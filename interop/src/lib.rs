@@ -1,4 +1,4 @@
-//! Other people's NBD programs as peers for this workspace's tests.
+//! Foreign NBD programs as peers for this workspace's tests.
 //!
 //! A server is described by a builder, started, and reached through its [`Server`], which stops it
 //! when dropped. Its output is kept and printed when the test fails.

@@ -83,7 +83,7 @@ impl NbdServer {
         self
     }
 
-    /// Where to listen.
+    /// The address to listen on.
     #[must_use]
     pub const fn listen(mut self, listen: Listen) -> Self {
         self.listen = listen;

@@ -60,7 +60,7 @@ impl Nbdkit {
         self
     }
 
-    /// Where to listen.
+    /// The address to listen on.
     #[must_use]
     pub const fn listen(mut self, listen: Listen) -> Self {
         self.listen = listen;

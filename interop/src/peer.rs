@@ -148,7 +148,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Which one it is.
+    /// The kind of program.
     pub const fn peer(&self) -> Peer {
         self.peer
     }
@@ -265,13 +265,13 @@ impl Program {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Finished {
-    /// How it was called.
+    /// Its command line.
     pub command: String,
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 

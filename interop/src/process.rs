@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a condition without an event is polled.
+/// The interval of polling for a condition without an event.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
 /// The timeout of a process that becomes ready or ends; a loaded machine needs some of it.
@@ -69,7 +69,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// How it ended, if it ended first.
+    /// Its exit status, if it ended first.
     ///
     /// # Panics
     ///
@@ -93,7 +93,7 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub(crate) fn try_wait(&self) -> Option<ExitStatus> {
         lock(&self.child)
             .try_wait()

@@ -29,7 +29,7 @@ impl QemuNbd {
         }
     }
 
-    /// Where to listen.
+    /// The address to listen on.
     #[must_use]
     pub const fn listen(mut self, listen: Listen) -> Self {
         self.listen = listen;

@@ -20,14 +20,14 @@ use crate::{
     process::{Process, Stop, wait_for},
 };
 
-/// How many TCP ports are tried if other programs take them in the meantime, where a port cannot be
+/// The number of TCP ports to try if other programs take them in the meantime, where none can be
 /// held.
 const PORT_TRIES: usize = 5;
 
 /// The number of the machine itself, among virtual machines.
 const VMADDR_CID_LOCAL: u32 = 1;
 
-/// Where a server shall listen.
+/// The kind of address that a server shall listen on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Listen {
@@ -42,7 +42,7 @@ pub enum Listen {
     Vsock,
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -150,7 +150,7 @@ pub(crate) enum Ready {
     Connects,
 }
 
-/// Where a server shall write its process id.
+/// The file to which a server shall write its process id.
 pub(crate) fn pid_file(dir: &Path) -> PathBuf {
     dir.join("pid")
 }
@@ -242,7 +242,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Where it listens.
+    /// Its address.
     pub const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -290,7 +290,7 @@ impl Server {
         self.process.printed()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.process.try_wait()
     }

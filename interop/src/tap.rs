@@ -53,7 +53,7 @@ impl Tap {
         }
     }
 
-    /// Where to connect to.
+    /// The address to connect to.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }

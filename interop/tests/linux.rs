@@ -28,7 +28,7 @@ const SIZE: u64 = 256 << 20;
 /// The largest size that is a multiple of the kernel's blocks of 4 KiB.
 const HUGE: u64 = (1 << 63) - 4096;
 const MIB: u64 = 1 << 20;
-/// How many connections the guest makes to each server.
+/// The number of connections of the guest to each server.
 const CONNECTIONS: u64 = 4;
 /// The steps of the guest for each device, and for the huge one.
 const STEPS: (usize, usize) = (17, 6);

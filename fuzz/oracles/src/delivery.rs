@@ -1,4 +1,4 @@
-//! How a peer's bytes arrive: the outcome must be the same for any delivery.
+//! The delivery of a peer's bytes: the outcome must be the same for any delivery.
 
 use bytes::BytesMut;
 use core::fmt;

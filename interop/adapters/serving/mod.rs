@@ -1,5 +1,5 @@
 //! The requirements for the server on every runtime. The tests of each of them include this file,
-//! and say what a `Server` is, how a test is run `on_runtime`, and how a listener is served there
+//! and define `Server`, how a test is run `on_runtime`, and how a listener is served there
 //! (`serve`), which is begun in the context of the runtime and sends its result through a channel.
 
 pub(crate) mod commands;

@@ -74,7 +74,7 @@ const OWN: u64 = 8 << 20;
 const BLOCK: usize = 4096;
 const THREADS: usize = 4;
 
-/// Writes blocks until the server refuses to, and returns how many it has acknowledged.
+/// Writes blocks until the server refuses to, and returns the number of acknowledged ones.
 fn write_until_refused(client: &Client, thread: usize, written: &AtomicUsize) -> usize {
     let blocks = (SIZE - OWN) as usize / BLOCK / THREADS;
     for round in 0.. {

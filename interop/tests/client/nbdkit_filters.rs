@@ -22,7 +22,7 @@ fn memory() -> Nbdkit {
     Nbdkit::new("memory").param("size=1M")
 }
 
-/// Where reads wait.
+/// A gate that reads wait for.
 struct Gate(tempfile::TempDir);
 
 impl Gate {

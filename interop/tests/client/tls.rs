@@ -367,7 +367,7 @@ fn no_conclusion_is_carried_over_to_the_next_connection() {
 }
 
 #[test]
-fn tls_forgets_what_was_agreed_before() {
+fn tls_forgets_everything_negotiated_before() {
     // C-063
     run(|| {
         let certificates = Certificates::new();

@@ -33,7 +33,7 @@ impl Who {
     ];
 }
 
-/// How each client is made to do something; an empty string where it has no way.
+/// The commands that make each client do something; an empty string where it has no way.
 pub(crate) struct Act {
     pub(crate) python: &'static str,
     pub(crate) qemu_io: &'static str,

@@ -85,7 +85,7 @@ impl Spy {
         bytes
     }
 
-    /// How many bytes take up memory.
+    /// The number of bytes that take up memory.
     pub(crate) fn allocated(&self) -> u64 {
         self.memory.allocated()
     }

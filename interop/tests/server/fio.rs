@@ -1,4 +1,4 @@
-//! fio writes at random, and verifies what it reads.
+//! fio writes at random, and verifies the data that it reads.
 
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ use crate::{
 /// The size of the disks, which is no multiple of anything.
 const SIZE: u64 = 20 * MIB + 12_345;
 
-/// Where there is data, in bytes; the rest is zero.
+/// The ranges of data, in bytes; the rest is zero.
 const DATA: [(u64, u64); 4] = [
     (0, 300 * KIB + 7),
     (4 * MIB + 1, 5 * MIB),

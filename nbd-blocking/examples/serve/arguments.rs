@@ -110,7 +110,7 @@ impl Arguments {
         Ok(server)
     }
 
-    /// What to listen on.
+    /// The listeners.
     pub(crate) fn listeners(&self) -> Result<Vec<Listener>, Box<dyn Error>> {
         let mut listeners = Vec::new();
         if let Some(path) = &self.unix {

@@ -9,7 +9,7 @@ use nbd_blocking::{
     negotiation::{Go, Greeted, InfoSet, Negotiation},
 };
 
-/// How much of an export is written and verified, in bytes.
+/// The length of the written and verified range, in bytes.
 const AREA: u64 = 8 << 20;
 
 /// Walks the main job, and writes only if it may.

@@ -1,4 +1,4 @@
-//! How the two ends leave the negotiation.
+//! The end of a negotiation, from either side.
 
 use crate::support::{
     bytes::{ack, err, hello, oldstyle},

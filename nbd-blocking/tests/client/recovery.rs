@@ -30,7 +30,7 @@ use std::{
 
 const SIZE: usize = 1 << 20;
 
-/// How often each of several threads writes and reads.
+/// Writes and reads of each of several threads.
 const ROUNDS: u8 = 100;
 
 fn haggling() -> Haggling {

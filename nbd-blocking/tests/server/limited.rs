@@ -24,8 +24,8 @@ impl Serving {
 
     /// Address space that it takes up, in bytes.
     fn taken(&self) -> u64 {
-        let told = fs::read_to_string(format!("/proc/{}/statm", self.0.id())).unwrap();
-        let pages: u64 = told.split(' ').next().unwrap().parse().unwrap();
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.0.id())).unwrap();
+        let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
         pages * rustix::param::page_size() as u64
     }
 
@@ -76,8 +76,8 @@ fn a_client_for_which_there_can_be_no_thread_is_turned_away_and_others_are_serve
             early.extend(enter(&socket));
             serving.threads() == early.len() + 2
         });
-        // A thread is its stack, then what the standard library sets up in it. At none of these
-        // amounts of what is left may the process come to its end.
+        // A thread needs its stack, then memory of the standard library. At none of these
+        // amounts of free address space may the process end.
         for left in (0..256).map(|pages| (480 << 10) + pages * 4096) {
             serving.limit(Some(serving.taken() + left));
             let turned_away = enter(&socket).is_none();

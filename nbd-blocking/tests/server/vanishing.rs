@@ -75,7 +75,7 @@ const IN_REQUEST: &str = "the client closed the connection in the middle of a re
 const NOT_NEGOTIATED: &str = "the connection failed while negotiating: ";
 const BROKEN: &str = "the connection broke: ";
 
-/// How a client disconnects.
+/// The way of a client to disconnect.
 #[derive(Clone, Copy, Debug)]
 enum Going {
     /// It reads all replies.

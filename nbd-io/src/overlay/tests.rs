@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn it_behaves_like_an_array_of_bytes_over_one_that_stays_as_it_is(
         steps in steps(),
-        // Which brings what is written onto a disk.
+        // Then written data goes to a disk.
         is_file in prop::bool::weighted(0.1),
     ) {
         let (base, mut below) = base(SIZE);
@@ -114,7 +114,7 @@ fn changes_are_counted_in_blocks_and_forgotten() {
 }
 
 #[test]
-fn what_is_overwritten_as_a_whole_is_not_read() {
+fn a_block_that_is_overwritten_as_a_whole_is_not_read() {
     let faults = crate::Faults::new();
     let (base, _) = base(SIZE);
     let base = Arc::new(crate::Faulty::new(base, faults.clone()));
@@ -123,7 +123,7 @@ fn what_is_overwritten_as_a_whole_is_not_read() {
     faults.add(crate::Fault::failure(Errno::Io, "a scratch").on(nbd_proto::Command::Read));
     overlay.write(0, &[1; 2 * BLOCK], false).unwrap();
     overlay.write(5, b"x", false).unwrap();
-    // What cannot be copied is not changed.
+    // A block that cannot be copied is not changed.
     assert_eq!(
         errno(overlay.write(3 * BLOCK as u64, b"x", false)),
         Errno::Io
@@ -160,7 +160,7 @@ fn block_status_is_that_of_the_layer_where_it_was_changed() {
         overlay.quick_allocation(6 * page, page).unwrap().status,
         HOLE
     );
-    // And what was committed as zeroes is.
+    // Committed zeroes are holes in the base, too.
     overlay.commit().unwrap();
     assert_eq!(status(&*base, 0, 4 * page), [(4 * page, HOLE)]);
     let context = ContextName::allocation_depth();
@@ -169,7 +169,7 @@ fn block_status_is_that_of_the_layer_where_it_was_changed() {
 }
 
 #[test]
-fn it_offers_what_its_layer_does() {
+fn it_advertises_the_same_as_its_layer() {
     let (base, _) = base(SIZE);
     let look = Arc::new(ReadOnly::new(base.clone()));
     let info = export_info(&Overlay::in_memory(look.clone()));
@@ -220,14 +220,14 @@ fn more_than_the_limit_cannot_be_changed_at_a_time() {
 }
 
 #[test]
-fn a_layer_that_is_full_leaves_what_was_there() {
+fn a_full_layer_leaves_the_old_data() {
     let (base, bytes) = base(SIZE);
     let layer = Arc::new(Memory::new(SIZE as u64).with_limit(0));
     let overlay = Overlay::with_blocks(base, layer, BLOCK_SIZE).unwrap();
     assert_eq!(errno(overlay.write(5, b"x", false)), Errno::NoSpc);
     assert_eq!(overlay.changed(), 0);
     assert!(read(&overlay, 0, SIZE) == bytes);
-    // What failed takes up nothing of the limit.
+    // A failed write takes up nothing of the limit.
     assert_eq!(overlay.write_changed().reserve(&(0..6), 6), Some(6));
 }
 

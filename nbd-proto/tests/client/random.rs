@@ -15,12 +15,12 @@ use nbd_proto::{
 };
 use proptest::{prelude::*, sample::Index};
 
-/// A read and how it is answered.
+/// A read and its answer.
 #[derive(Clone, Debug)]
 struct Read {
     offset: u64,
     len: usize,
-    /// Where the answer is cut into pieces.
+    /// The places where the answer is cut into pieces.
     cuts: Vec<Index>,
     /// Which of the pieces are holes, by their number modulo 16.
     holes: u16,

@@ -1,4 +1,4 @@
-//! Replies: how a scripted server writes them, and their outcome.
+//! Replies of a scripted server, and their outcome.
 
 use super::bytes;
 use nbd_proto::{Error, Failure, Mode, client::ContextExtents};

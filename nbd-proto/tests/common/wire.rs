@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use core::fmt;
 use nbd_proto::{Error, Phase, Step};
 
-/// How the server's bytes arrive.
+/// The delivery of the server's bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delivery {
     /// All pending bytes, in one buffer.
@@ -105,7 +105,7 @@ impl Wire {
         sent
     }
 
-    /// How the next bytes arrive. To be called only when there are some.
+    /// The delivery of the next bytes. To be called only when there are some.
     pub(crate) fn piece(&mut self) -> Piece {
         let left = self.left();
         match self.delivery {

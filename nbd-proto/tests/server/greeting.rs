@@ -61,7 +61,7 @@ fn the_answer_to_export_name_has_zeroes_unless_the_client_said_no() {
     assert_eq!(long.sent[18..], [&block[..], &[0; 124]].concat());
     let short = run(&server, &script(&[vec![0, 0, 0, 3], opt(1, b"disk")]));
     assert_eq!(short.sent[18..], block);
-    // S-081: what follows is transmission.
+    // S-081: transmission follows.
     let read = req(0, 0, 9, 0, 4, b"");
     let ran = run(&server, &script(&[vec![0, 0, 0, 1], opt(1, b"disk"), read]));
     assert_eq!(ran.said, ["export 72623859790382856 0x0105", "#9 ok 4"]);

@@ -87,7 +87,7 @@ fn starttls_inside_tls_is_invalid() {
 }
 
 #[test]
-fn tls_forgets_what_was_negotiated_in_the_clear() {
+fn tls_forgets_everything_negotiated_in_the_clear() {
     // S-052, S-115, S-141
     let server = Server::selective();
     let starttls = opt(5, b"");

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long each row is measured.
+/// The time to measure each row.
 const EACH: Duration = Duration::from_millis(400);
 
 /// Measures and prints. Writes only if it may.

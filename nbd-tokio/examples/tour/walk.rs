@@ -13,7 +13,7 @@ use nbd_proto::{
     client::{Go, InfoSet},
 };
 
-/// How much of an export is written and verified, in bytes.
+/// The length of the written and verified range, in bytes.
 const AREA: u64 = 8 << 20;
 
 /// Walks the main job, and writes only if it may.

@@ -18,7 +18,7 @@ pub(super) struct Script<'a> {
     actions: &'a [u8],
 }
 
-/// How it ended.
+/// The end of a negotiation.
 #[derive(Debug, PartialEq)]
 pub(super) enum End {
     /// The server's bytes ended before its reply did.

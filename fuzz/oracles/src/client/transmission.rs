@@ -23,7 +23,7 @@ pub(super) struct Session {
 }
 
 struct Request {
-    /// Which one it was.
+    /// Its number.
     index: usize,
     ask: Ask,
     /// Of a read.
@@ -173,7 +173,7 @@ impl Session {
         }
     }
 
-    /// How many bytes have a place. Asking changes nothing.
+    /// The number of bytes that have a place. Asking changes nothing.
     fn lends(&mut self) -> Result<usize, Error> {
         let n = match self.transmission.fill()? {
             Fill::Control(space) => {

@@ -16,7 +16,7 @@ impl<'a> Chopper<'a> {
         Self { sizes, turn: 0 }
     }
 
-    /// How many of `there` bytes come next, and whether they are in a buffer of their own.
+    /// The number of bytes to deliver next, and whether they are in a buffer of their own.
     pub(super) fn next(&mut self, there: usize) -> (usize, bool) {
         self.turn += 1;
         let size = match self.sizes {

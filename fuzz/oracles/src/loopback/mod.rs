@@ -17,7 +17,7 @@ use nbd_proto::{
 };
 use peer::Peer;
 
-/// Joins both machines by a chopper of bytes and lets the client ask for what the input says. The
+/// Joins both machines by a chopper of bytes and lets the client ask for the input's options. The
 /// server answers in any order and in many forms; every answer must be right.
 pub fn loopback(data: &[u8]) {
     let mut input = Input::new(data);

@@ -90,7 +90,7 @@ struct Server<'a> {
     decisions: &'a [u8],
 }
 
-/// How a connection ended.
+/// The end of a connection.
 #[derive(Debug, PartialEq)]
 enum End {
     /// The client's bytes are used up and nothing is left half-done.

@@ -44,7 +44,7 @@ pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transpor
     });
 }
 
-/// Returns how many connections there were.
+/// Returns the number of connections.
 fn modes_work<K: Kind>(client: &K, serving: &Serving, transport: Transport) -> usize {
     let (modes, depths): (&[Mode], &[usize]) = if transport.is_slow() {
         (&[Mode::Extended], &[16])
@@ -79,7 +79,7 @@ fn modes_work<K: Kind>(client: &K, serving: &Serving, transport: Transport) -> u
     2 * modes.len()
 }
 
-/// Returns how many there were.
+/// Returns their number.
 fn several_connections_work<K: Kind>(client: &K, serving: &Serving) -> usize {
     let connections = 3;
     let wanted = Wanted {

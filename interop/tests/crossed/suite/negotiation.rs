@@ -75,7 +75,7 @@ fn assert_refused(error: Error, code: &str) {
     assert!(text.contains(code), "{text}");
 }
 
-/// Enters exports by both options, and at once. Returns how many connections there were.
+/// Enters exports by both options, and at once. Returns the number of connections.
 pub(super) fn exports_are_entered<K: Kind>(client: &K, serving: &Serving) -> usize {
     match &serving.certificates {
         None => {

@@ -24,7 +24,7 @@ pub(crate) struct Host {
 
 impl Host {
     /// Plays a script on each connection, in a thread of its own. It is given the connection's
-    /// number, from 0. How a script ends does not matter, because connections are cut.
+    /// number, from 0. The end of a script does not matter, because connections are cut.
     pub(crate) fn start(
         script: impl Fn(usize, &mut Peer) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {

@@ -20,7 +20,7 @@ fn content(offset: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// What happened to tickets, in order.
+/// The events of tickets, in order.
 #[derive(Debug, Default)]
 struct Log {
     answered: Vec<u64>,
@@ -480,7 +480,7 @@ fn a_server_that_shuts_down_is_left_when_it_owes_nothing() {
 }
 
 #[test]
-fn the_inbox_grows_with_what_comes() {
+fn the_inbox_grows_with_the_incoming_data() {
     let mut bench = Bench::new();
     assert!(bench.inbox.space(usize::MAX).len() <= 16 << 10);
     for _ in 0..IN_FLIGHT {

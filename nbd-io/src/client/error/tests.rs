@@ -111,7 +111,7 @@ fn the_sources_of_an_error_are_all_in_its_text_once() {
 }
 
 #[test]
-fn what_a_server_said_is_passed_on_and_what_kept_it_from_answering_is_not_its_own() {
+fn the_servers_failure_is_passed_on_and_a_client_error_gets_an_errno_of_ours() {
     let said = Failure {
         message: "a scratch".into(),
         offset: Some(7),

@@ -79,7 +79,7 @@ fn an_entry_takes_no_more_memory_than_it_counts_for() {
 
 const BLOCKS: usize = 4;
 
-/// What happens to a client, a server, and what is between them.
+/// An event of a client, a server, or the connection between them.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// A block is written, and on stable storage with that (FUA) or not.

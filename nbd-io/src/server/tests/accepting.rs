@@ -1,4 +1,4 @@
-//! How a server handles failures of accept.
+//! Failures of accept, and the server's reactions.
 
 use super::clock::Clock;
 use crate::runtime::Runtime as _;

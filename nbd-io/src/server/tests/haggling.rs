@@ -100,7 +100,7 @@ fn after_an_unknown_export_a_client_may_look_for_another() {
 }
 
 #[test]
-fn a_client_is_told_why_an_export_that_is_there_cannot_be_had() {
+fn a_client_gets_the_reason_why_an_export_is_unavailable() {
     struct Broken;
     impl Exports for Broken {
         fn lookup(&self, _: &ExportName) -> Option<Offer> {
@@ -109,7 +109,7 @@ fn a_client_is_told_why_an_export_that_is_there_cannot_be_had() {
 
         fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
             Err(match name.as_str() {
-                "locked" => Unavailable::new(Refusal::Policy, "somebody else uses it"),
+                "locked" => Unavailable::new(Refusal::Policy, "another client uses it"),
                 _ => Unavailable::unknown(),
             })
         }
@@ -121,7 +121,7 @@ fn a_client_is_told_why_an_export_that_is_there_cannot_be_had() {
             Err(ClientError::Refused(error)) => (error.code, error.message.as_str().to_owned()),
             other => panic!("{other:?}"),
         };
-        let locked = (OptionReplyCode::ErrPolicy, "somebody else uses it".into());
+        let locked = (OptionReplyCode::ErrPolicy, "another client uses it".into());
         let contexts = [context("base:allocation")];
         let set = haggling.set_meta_context(&name("locked"), &contexts).await;
         assert_eq!(refused(set.map(drop)), locked);
@@ -210,7 +210,7 @@ fn contexts_are_listed_by_wildcards() {
 }
 
 #[test]
-fn contexts_hold_for_an_export_whatever_it_is_called() {
+fn contexts_hold_for_an_export_under_any_of_its_names() {
     // S-088, A-025
     for (entered, holds) in [("a", true), ("", true), ("coarse", false)] {
         let (served, ()) = serve(&exports(), &ServerOptions::default(), async |pipe| {

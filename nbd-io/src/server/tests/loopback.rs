@@ -131,7 +131,7 @@ pub(super) struct Session {
     pub(super) replies: Replies,
 }
 
-/// How a request was answered.
+/// The answer to a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answered {
     pub(super) outcome: Outcome,

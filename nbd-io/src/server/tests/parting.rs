@@ -1,4 +1,4 @@
-//! How a server leaves a client that has disconnected (`NBD_CMD_DISC`).
+//! The end of a connection after the client's `NBD_CMD_DISC`.
 
 use super::clock::Clock;
 use crate::{

@@ -77,7 +77,7 @@ fn reply(errno: u8, cookie: u8) -> [u8; 16] {
     reply
 }
 
-/// How a connection ends, and when.
+/// The end of a connection, and its time.
 fn end(clock: &Clock, serving: impl Future<Output = io::Result<Ending>>) -> (Ending, Duration) {
     let mut serving = pin!(serving);
     let (start, cx) = (clock.now(), &mut Context::from_waker(Waker::noop()));

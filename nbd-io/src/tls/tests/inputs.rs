@@ -44,7 +44,7 @@ fn a_key_of_another_certificate_is_noticed_when_it_is_given() {
 }
 
 #[test]
-fn an_error_says_what_kind_of_pem_was_found() {
+fn an_error_names_the_kind_of_pem_that_was_found() {
     let leaf = Leaf::self_signed(|_| {});
     for (chain, key, expected) in [
         (

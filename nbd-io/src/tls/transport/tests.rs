@@ -22,7 +22,7 @@ use std::{
 
 type Tls = TlsTransport<End>;
 
-/// An authority, and what it has signed.
+/// An authority, and the certificates that it has signed.
 struct World {
     server: ServerTls,
     client: ClientTls,

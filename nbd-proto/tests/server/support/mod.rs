@@ -69,7 +69,7 @@ pub(crate) struct Server {
     pub(crate) shutting_down: bool,
     /// Answers requests: appends the bytes to send.
     pub(crate) answer: fn(Request, &mut Vec<u8>) -> Receipt,
-    /// How many replies to keep back before they are sent, in reverse.
+    /// The number of replies to keep back before they are sent, in reverse.
     pub(crate) keep_back: usize,
 }
 

@@ -40,7 +40,7 @@ pub(crate) enum End {
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
     pub(crate) feed: bool,
-    /// How many at a time, over and over.
+    /// The lengths of pieces, over and over.
     pub(crate) sizes: Vec<usize>,
     pub(crate) turn: usize,
 }
@@ -64,7 +64,7 @@ struct Wire<'a> {
 }
 
 impl Wire<'_> {
-    /// How many bytes arrive next.
+    /// The number of bytes that arrive next.
     fn arriving(&mut self) -> usize {
         let size = self.way.sizes[self.way.turn % self.way.sizes.len()];
         self.way.turn += 1;

@@ -22,7 +22,7 @@ use bytes::BytesMut;
 use nbd_proto::ExportName;
 use std::sync::Arc;
 
-/// Bytes of a request with simple replies agreed on, and where its cookie is.
+/// Bytes of a request with simple replies agreed on, and the place of its cookie.
 const REQUEST: usize = 28;
 const COOKIE: std::ops::Range<usize> = 8..16;
 

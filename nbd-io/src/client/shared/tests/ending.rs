@@ -64,7 +64,7 @@ fn a_request_that_is_not_answered_in_time_ends_alone() {
 }
 
 #[test]
-fn a_request_has_all_of_its_time_whatever_became_of_those_before() {
+fn a_request_has_its_full_timeout_after_any_earlier_ones() {
     let sim = Sim::new(1);
     sim.run(async {
         let setup = Setup {

@@ -27,7 +27,7 @@ pub(super) const NONE: CommandFlags = CommandFlags::NONE;
 const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
 const SIZE: u64 = 1 << 20;
 
-/// How a test wants its connection.
+/// The options of a test's connection.
 #[derive(Clone)]
 pub(super) struct Setup {
     pub(super) mode: Mode,

@@ -61,7 +61,7 @@ async fn connect(options: ConnectOptions<Sim>) -> Client<Sim> {
 }
 
 #[test]
-fn a_server_that_shuts_down_is_left_at_once_whatever_it_holds() {
+fn a_server_that_shuts_down_is_left_at_once_even_with_requests_in_flight() {
     // C-188
     for seed in 0..20 {
         let sim = Sim::new(seed);

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// How a stream cuts the bytes that pass through it.
+/// The way in which a stream cuts its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// Not at all.
@@ -57,7 +57,7 @@ impl std::fmt::Debug for Fuse {
 }
 
 impl Way {
-    /// How many bytes may pass before a fuse burns.
+    /// The number of bytes that may pass before a fuse burns.
     fn left(&self) -> usize {
         self.fuse.as_ref().map_or(usize::MAX, |fuse| fuse.left)
     }
@@ -151,7 +151,7 @@ impl Pipe {
         Scissors(self.from.clone(), self.to.clone())
     }
 
-    /// How many bytes may pass now; none is to wait.
+    /// The number of bytes that may pass now; none means to wait.
     fn portion(&mut self, way: usize, cx: &Context<'_>) -> usize {
         let portion = match self.cut {
             Cut::Whole => return usize::MAX,

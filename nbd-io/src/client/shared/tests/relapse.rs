@@ -145,7 +145,7 @@ fn a_flush_covers_nothing_that_was_answered_after_it_was_sent() {
     }
 }
 
-/// An export whose server is about to shut down, whatever the request.
+/// An export whose server is about to shut down, at any request.
 struct Ending;
 
 impl Export for Ending {

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-/// How a server behaves.
+/// The behaviour of a server.
 #[derive(Clone, Default)]
 pub(crate) struct Manner {
     /// Replies come in random order, after random times.

@@ -173,7 +173,7 @@ impl Sim {
         drop(tasks);
     }
 
-    /// How many tasks have not ended.
+    /// The number of tasks that have not ended.
     pub(crate) fn tasks(&self) -> usize {
         self.lock().tasks.len()
     }

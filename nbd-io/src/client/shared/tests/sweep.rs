@@ -16,7 +16,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Where a connection is cut, and how.
+/// The place of a cut, and its kind.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     /// The connection, from 0.
