@@ -1,6 +1,6 @@
 //! What clients and servers send to `tracing`.
 
-use crate::{ConnectOptions, server::Server};
+use crate::{ConnectOptions, Server};
 use nbd_io::{Memory, server::Peer};
 use std::{
     fmt::{self, Write as _},
@@ -69,7 +69,7 @@ fn spans_and_events_tell_of_connections_on_both_sides() {
         let log = Log::default();
         tracing::subscriber::with_default(log.clone(), || {
             let server = Server::single(Arc::new(Memory::new(4096)));
-            let served = crate::server::Serve::serve_unix_stream(&server, theirs);
+            let served = server.serve_over(theirs);
             assert!(served.expect("there is room").is_clean());
         });
         log.lines
