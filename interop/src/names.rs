@@ -10,7 +10,7 @@ use std::{
 
 use crate::peer::in_ci;
 
-/// Set in a test program that was started anew.
+/// Set in a test program that was started again.
 const INSIDE: &str = "NBD_TEST_NAMES";
 
 /// Runs a test with files of its own in place of `/etc/hosts` and `/etc/resolv.conf`, and with a

@@ -76,7 +76,9 @@ fn spans_and_events_tell_of_connections_on_both_sides() {
     });
     let log = Log::default();
     tracing::subscriber::with_default(log.clone(), || {
-        let client = ConnectOptions::new().connect_over(ours, None).expect("entered");
+        let client = ConnectOptions::new()
+            .connect_over(ours, None)
+            .expect("entered");
         client.disconnect().expect("the session ends well");
     });
     let lines = log.lines.lock().expect("no panics").clone();

@@ -121,7 +121,7 @@ fn read(client: &Client, offset: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn requests_that_were_not_answered_are_made_again() {
+fn unanswered_requests_are_retried() {
     within(10, || {
         // It ends at the first request of the first connection, and at the third of the second.
         let machine = Machine::start_with(|number, count| match number {
@@ -249,7 +249,7 @@ fn kept_writes_are_replayed_before_anything_else() {
 }
 
 #[test]
-fn all_connections_are_made_anew_when_one_is_lost() {
+fn all_connections_are_restored_when_one_is_lost() {
     within(10, || {
         let machine = Machine::start();
         let client = machine.connect(&options(policy()).connections(3));

@@ -427,7 +427,7 @@ fn two_disconnects_at_once_send_one_command() {
 }
 
 #[test]
-fn a_filtered_block_status_is_never_torn_apart() {
+fn a_filtered_block_status_is_never_interleaved_with_others() {
     within(10, || {
         let (stream, disk) = Model::new(4 * MIB).unix();
         disk.lock().expect("no panics")[MIB..].fill(1);

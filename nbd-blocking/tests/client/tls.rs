@@ -160,7 +160,7 @@ fn a_queue_takes_its_replies_while_it_writes_inside_tls() {
 }
 
 #[test]
-fn a_connection_that_is_made_anew_has_tls_too() {
+fn a_restored_connection_has_tls_too() {
     within(30, || {
         let tls = certified();
         let disk = Arc::new(Memory::new(1 << 20));

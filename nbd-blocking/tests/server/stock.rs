@@ -1,4 +1,4 @@
-//! Exports that are put together from others, as clients see them.
+//! Exports that are composed of others, as clients see them.
 
 use crate::{
     serving::commands::exercise,

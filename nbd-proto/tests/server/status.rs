@@ -151,7 +151,7 @@ fn a_filter_leaves_contexts_out() {
 }
 
 #[test]
-fn extents_are_mended() {
+fn extents_are_corrected() {
     // S-204, S-206, S-207, S-208, S-210, S-211
     let server = Server::default();
     let size = 1 << 20;

@@ -1,4 +1,4 @@
-//! What a client reports of its connections and requests.
+//! The events of a client's connections and requests.
 
 use super::{Machine, SIZE, haggling, options, policy, read};
 use crate::support::{
@@ -27,7 +27,7 @@ fn take(heard: &Heard) -> Vec<String> {
     std::mem::take(&mut *heard.lock().expect("no panics"))
 }
 
-/// How a connection was lost depends on what the client was doing.
+/// A lost connection, which has another reason at each point of a request.
 fn is_loss(text: &str) -> bool {
     text.starts_with("a connection was lost: ") && text.ends_with(" (connections left: 0)")
 }

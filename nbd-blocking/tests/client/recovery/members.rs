@@ -254,7 +254,7 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
 }
 
 #[test]
-fn connections_are_made_anew_when_that_is_asked_for() {
+fn connections_are_restored_on_request() {
     within(20, || {
         // The first connection reads requests and answers none.
         let (sender, receiver) = mpsc::channel();

@@ -26,7 +26,7 @@ fn not_restored(error: Error) -> (u32, Arc<Error>) {
 }
 
 #[test]
-fn an_export_that_comes_back_changed_is_refused_and_reported() {
+fn an_export_that_changed_before_a_reconnect_is_refused_and_reported() {
     // H-039
     within(10, || {
         let host = Host::start(|number, peer| {
@@ -55,7 +55,7 @@ fn an_export_that_comes_back_changed_is_refused_and_reported() {
 }
 
 #[test]
-fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
+fn an_export_that_grew_before_a_reconnect_is_accepted_if_the_policy_says_so() {
     // H-039
     within(10, || {
         let before = 8192;
@@ -156,7 +156,9 @@ fn a_server_that_ends_at_every_request_is_not_stormed() {
             let options = options(policy).connections(connections);
             let client = options.connect(&host.uri()).expect("entered");
             let start = Instant::now();
-            let error = client.read_exact_at(&mut [0; 512], 0).expect_err("in vain");
+            let error = client
+                .read_exact_at(&mut [0; 512], 0)
+                .expect_err("every attempt fails");
             let (attempts, _) = not_restored(error);
             assert_eq!(attempts, 4);
             // Exponential backoff with equal jitter: at least a half of 100, 200 and 400 ms.

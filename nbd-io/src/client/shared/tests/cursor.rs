@@ -238,7 +238,7 @@ fn a_write_that_is_dropped_at_any_poll_was_taken_or_was_not() {
 }
 
 #[test]
-fn a_flush_that_is_dropped_at_any_poll_can_be_made_again() {
+fn a_flush_that_is_dropped_at_any_poll_can_be_retried() {
     // C-191
     for cut in [Cut::Random, Cut::Bytes] {
         let mut polls = 0;

@@ -170,7 +170,11 @@ fn a_connection_that_breaks_ends_every_call_with_its_cause() {
                 );
                 sim.sleep(Duration::from_millis(1)).await;
             });
-            assert_eq!(sim.tasks(), 0, "the keeper and the server have ended");
+            assert_eq!(
+                sim.tasks(),
+                0,
+                "the connection task and the server have ended"
+            );
         }
     }
 }

@@ -363,7 +363,7 @@ fn a_load_of_calls_survives_that_any_of_them_is_dropped() {
 }
 
 #[test]
-fn a_dropped_request_that_is_half_sent_is_sent_to_its_end_by_the_keeper() {
+fn a_dropped_request_that_is_half_sent_is_finished_by_the_connection_task() {
     let sim = Sim::new(3);
     sim.run(async {
         let setup = Setup {

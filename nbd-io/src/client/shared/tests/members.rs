@@ -142,7 +142,7 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
 }
 
 #[test]
-fn connections_are_made_anew_when_that_is_asked_for() {
+fn connections_are_restored_on_request() {
     for seed in 0..20 {
         let sim = Sim::new(seed);
         let (count, server) = (Arc::new(AtomicUsize::new(0)), sim.clone());

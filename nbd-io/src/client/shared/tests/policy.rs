@@ -230,7 +230,7 @@ fn a_client_lives_as_long_as_one_connection_is_tried() {
 }
 
 #[test]
-fn an_export_that_comes_back_changed_is_refused_and_reported() {
+fn an_export_that_changed_before_a_reconnect_is_refused_and_reported() {
     // H-039
     let blocks = Memory::new(8192).with_block_sizes(BlockSizes::new(512, 4096, 1 << 20).unwrap());
     let others: [(Arc<dyn Export>, &str); 4] = [
@@ -266,7 +266,7 @@ fn an_export_that_comes_back_changed_is_refused_and_reported() {
 }
 
 #[test]
-fn an_export_that_comes_back_larger_is_accepted_if_the_policy_says_so() {
+fn an_export_that_grew_before_a_reconnect_is_accepted_if_the_policy_says_so() {
     for accept in [true, false] {
         let sim = Sim::new(1);
         let (_, connections) = host(&sim, |number| Some(memory([8192, 1 << 20][number.min(1)])));

@@ -341,7 +341,7 @@ fn a_loss_is_reported_once_to_each_clone() {
 }
 
 #[test]
-fn a_client_that_cannot_come_back_says_why() {
+fn a_client_that_cannot_reconnect_says_why() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     sim.run(async {
@@ -399,7 +399,7 @@ fn reconnecting_stops_at_its_deadline_or_with_the_last_client() {
 }
 
 #[test]
-fn a_client_does_not_come_back_to_another_export() {
+fn a_client_does_not_reconnect_to_another_export() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     sim.run(async {
@@ -438,7 +438,7 @@ fn without_a_policy_a_lost_connection_stays_lost() {
 }
 
 #[test]
-fn all_connections_are_made_anew_when_one_is_lost() {
+fn all_connections_are_restored_when_one_is_lost() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, true);
     sim.run(async {

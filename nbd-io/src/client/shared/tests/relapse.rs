@@ -235,7 +235,7 @@ fn requests_answered_before_a_disconnect_succeed() {
 }
 
 #[test]
-fn nothing_is_lost_when_only_some_connections_come_back() {
+fn nothing_is_lost_when_only_some_connections_are_restored() {
     let mut kills = 0;
     for seed in 0..60 {
         let sim = Sim::new(seed);

@@ -229,7 +229,7 @@ fn a_connection_may_be_cut_at_every_byte() {
 }
 
 #[test]
-fn a_connection_that_is_made_anew_may_be_cut_at_every_byte() {
+fn a_restored_connection_may_be_cut_at_every_byte() {
     // C-191, C-192
     sweep_all(1, &[(true, false), (true, true)]);
 }
