@@ -2,12 +2,13 @@
 
 use super::{
     Server,
-    support::{ENTERED, GO, Running, eventually, pattern, small, soon},
+    support::{ENTERED, GO, Running, eventually, modes, pattern, small, soon},
 };
 use nbd_blocking::{Client, Command, ConnectOptions};
-use nbd_io::{Fault, Faults, Faulty, Memory};
+use nbd_io::{Export, Fault, Faults, Faulty, File, Memory};
 use std::{
     io::{Read, Write},
+    os::unix::fs::FileExt,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -142,30 +143,75 @@ fn hog(running: &Running) -> impl Read + use<> {
 fn requests_that_need_much_memory_wait_for_it_and_small_ones_do_not() {
     // H-052
     soon(|| {
-        let disk = Arc::new(Memory::new(8 << 20));
-        let running = Running::new(Server::single(disk).memory(4 << 20));
-        let hog = hog(&running);
-        let waiting: Vec<_> = [false, true]
-            .into_iter()
-            .map(|writes| {
-                let client = running.connect(&ConnectOptions::new());
-                thread::spawn(move || {
-                    let mut data = vec![0; 4 << 20];
-                    if writes {
-                        client.write_all_at(&data, 4 << 20)
-                    } else {
-                        client.read_exact_at(&mut data, 0)
-                    }
+        // Holes would need none.
+        let data = pattern(8 << 20, 1);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&data, 0).unwrap();
+        // It has one, which makes the server look for others.
+        file.set_len(16 << 20).unwrap();
+        let memory = Memory::new(8 << 20);
+        memory.write(0, &data, false).unwrap();
+        let disks: [Arc<dyn Export>; 2] =
+            [Arc::new(memory), Arc::new(File::from_std(file).unwrap())];
+        for disk in disks {
+            let running = Running::new(Server::single(disk).memory(4 << 20));
+            let hog = hog(&running);
+            let waiting: Vec<_> = [false, true]
+                .into_iter()
+                .map(|writes| {
+                    let client = running.connect(&ConnectOptions::new());
+                    thread::spawn(move || {
+                        let mut data = vec![0; 4 << 20];
+                        if writes {
+                            client.write_all_at(&data, 4 << 20)
+                        } else {
+                            client.read_exact_at(&mut data, 0)
+                        }
+                    })
                 })
-            })
-            .collect();
-        goes_on(&running.connect(&ConnectOptions::new()), 50);
-        assert!(waiting.iter().all(|thread| !thread.is_finished()));
-        drop(hog);
-        for thread in waiting {
-            thread.join().unwrap().unwrap();
+                .collect();
+            goes_on(&running.connect(&ConnectOptions::new()), 50);
+            assert!(waiting.iter().all(|thread| !thread.is_finished()));
+            drop(hog);
+            for thread in waiting {
+                thread.join().unwrap().unwrap();
+            }
+            running.stop();
         }
-        running.stop();
+    });
+}
+
+#[test]
+fn holes_are_read_without_memory_by_many_clients_at_once() {
+    // H-052
+    soon(|| {
+        const LEN: usize = 32 << 20;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * LEN as u64).unwrap();
+        let disks: [Arc<dyn Export>; 2] = [
+            Arc::new(Memory::new(2 * LEN as u64)),
+            Arc::new(File::from_std(file).unwrap()),
+        ];
+        for disk in disks {
+            // Not enough for a single one.
+            let running = Running::new(Server::single(disk).memory(2 << 20));
+            let readers: Vec<_> = (0..2)
+                .flat_map(|_| modes())
+                .map(|mode| {
+                    let client = running.connect(&mode);
+                    thread::spawn(move || {
+                        let mut data = vec![1; LEN];
+                        client.read_exact_at(&mut data, LEN as u64 / 2).unwrap();
+                        assert!(data == vec![0; LEN]);
+                        client.disconnect().unwrap();
+                    })
+                })
+                .collect();
+            for reader in readers {
+                reader.join().unwrap();
+            }
+            running.stop();
+        }
     });
 }
 

@@ -16,6 +16,10 @@ const MAX_EXTENTS: usize = 128 << 10;
 /// A hole that is worth a message of its own among data, in bytes.
 const WORTHWHILE_HOLE: u64 = 4 << 10;
 
+/// Reads up to this length are given memory before the export is asked whether they are zero, in
+/// bytes.
+const SHORT: u32 = 64 << 10;
+
 /// Questions for holes in one read, and so about as many messages in its reply.
 const MAX_PIECES: usize = 32;
 
@@ -127,6 +131,63 @@ pub(super) fn execute_now(
     }
 }
 
+/// Whether the export knows of zeroes for less than it costs to read them.
+pub(super) fn may_know_zeroes(export: &dyn Export) -> bool {
+    export.finds_zeroes() || !export.may_block()
+}
+
+/// Answers a read of nothing but zeroes that the export knows of, which takes no memory. Gives any
+/// other request back.
+pub(super) fn execute_zeroes(
+    export: &dyn Export,
+    request: Request,
+    replies: &mut Replies,
+) -> Result<(), Request> {
+    let is_sound = check_blocks(export, &request).is_ok();
+    match request {
+        Request::Read {
+            offset,
+            len,
+            ticket,
+        } if is_sound && is_all_zero(export, offset, len) => {
+            answer_zeroes(len, ticket, replies);
+            Ok(())
+        }
+        request => Err(request),
+    }
+}
+
+/// Whether the export knows without much ado that all of this is zero.
+fn is_all_zero(export: &dyn Export, mut offset: u64, len: u32) -> bool {
+    let mut rest = u64::from(len);
+    for _ in 0..MAX_PIECES {
+        match export.quick_allocation(offset, rest) {
+            Ok(found) if is_zero(found) && (1..=rest).contains(&found.len) => {
+                offset += found.len;
+                rest -= found.len;
+            }
+            _ => return false,
+        }
+        if rest == 0 {
+            return true;
+        }
+    }
+    false
+}
+
+/// Answers a read of `len` zeroes.
+fn answer_zeroes(len: u32, ticket: ReadTicket, replies: &mut Replies) {
+    match ticket.into_sparse().map(|sparse| sparse.hole(len)) {
+        Ok(Part::Last(reply)) => replies.push(reply),
+        Ok(Part::More { .. }) => unreachable!("the hole is as long as the read"),
+        Err(ticket) => {
+            let len = usize::try_from(len).expect("a read fits into memory");
+            let (header, receipt) = ticket.header();
+            replies.commit_zeroes(header.as_bytes(), len, Some(receipt));
+        }
+    }
+}
+
 /// Keeps the promise to back ends that they see whole blocks only.
 fn check_blocks(export: &dyn Export, request: &Request) -> Result<(), Failure> {
     let (offset, len) = match request {
@@ -177,6 +238,10 @@ fn read(
     } else {
         ticket
     };
+    if len > SHORT && may_know_zeroes(export) && is_all_zero(export, offset, len) {
+        answer_zeroes(len, ticket, replies);
+        return Ok(());
+    }
     let len = usize::try_from(len).expect("a read fits into memory");
     let done = match replies.stage(len) {
         Ok(space) => export.read_unless_zero(offset, space),
@@ -200,7 +265,7 @@ fn answer_read(
         }
         Ok(Content::Zeroes) => {
             let (header, receipt) = ticket.header();
-            replies.commit_zeroes(header.as_bytes(), len, receipt);
+            replies.commit_zeroes(header.as_bytes(), len, Some(receipt));
         }
         Err(failure) => return Err(fail_read(failure, ticket, replies)),
     }

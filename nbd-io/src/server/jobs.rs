@@ -3,7 +3,7 @@
 use super::{
     Replies,
     buffers::Buffers,
-    execute::{execute, execute_now},
+    execute::{execute, execute_now, execute_zeroes},
     report::{Report, payload_len},
     session::is_quick,
 };
@@ -11,6 +11,7 @@ use crate::{Export, runtime::Runtime};
 use nbd_proto::server::Request;
 use std::{
     collections::VecDeque,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -55,6 +56,9 @@ pub(super) struct Jobs<R: Runtime> {
     spare: Vec<Job>,
     /// How many requests in a row were quick that could have been slow.
     trust: u32,
+    looking: bool,
+    /// A read that was looked at and is not all zero.
+    returned: Option<Request>,
 }
 
 /// What the threads share.
@@ -81,6 +85,9 @@ struct Job {
     /// Bytes of payload, both ways.
     moves: u64,
     timed: bool,
+    /// It is answered only if it needs no memory, or else returned.
+    looks: bool,
+    returned: Option<Request>,
     went: Went,
 }
 
@@ -131,6 +138,21 @@ pub(super) fn carry_out_now(
     }
 }
 
+/// Carries out a read of nothing but zeroes, if the export knows of them, or else gives it back.
+pub(super) fn carry_out_zeroes(
+    export: &dyn Export,
+    request: Request,
+    replies: &mut Replies,
+    report: &Report,
+) -> Result<(), Request> {
+    let begun = report.begin(&request);
+    execute_zeroes(export, request, replies)?;
+    if let Some(begun) = begun {
+        report.end(begun, &Ok(()));
+    }
+    Ok(())
+}
+
 /// What is left behind by a panic is not looked at any more.
 pub(super) fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|_| Panicked)
@@ -158,7 +180,14 @@ impl Shared {
             let before = clock();
             let payload = &job.payload[..job.len];
             let (export, replies) = (&*self.export, &mut job.replies);
-            let carried_out = guard(|| carry_out(export, request, payload, replies, &self.report));
+            let carried_out = guard(|| {
+                if job.looks {
+                    let left = carry_out_zeroes(export, request, replies, &self.report);
+                    job.returned = left.err();
+                } else {
+                    carry_out(export, request, payload, replies, &self.report);
+                }
+            });
             job.went = match carried_out {
                 Err(Panicked) => Went::Panicked,
                 Ok(()) if is_quick(clock().saturating_sub(before), job.moves) => Went::Quick,
@@ -200,7 +229,27 @@ impl<R: Runtime> Jobs<R> {
             done: 0,
             spare: Vec::new(),
             trust: 0,
+            looking: false,
+            returned: None,
         }
+    }
+
+    /// Whether a read is being [looked at](Self::look).
+    pub(super) const fn is_looking(&self) -> bool {
+        self.looking
+    }
+
+    /// A read that was [looked at](Self::look), and that has to be carried out with memory.
+    pub(super) const fn take_returned(&mut self) -> Option<Request> {
+        self.returned.take()
+    }
+
+    /// Has a read answered, for which there is no memory, if the export knows that all of it is zero.
+    pub(super) fn look(&mut self, request: Request) {
+        self.looking = true;
+        let mut job = self.job();
+        (job.len, job.moves, job.timed, job.looks) = (0, 0, false, true);
+        self.begin(request, job);
     }
 
     /// Requests that are not done.
@@ -237,20 +286,32 @@ impl<R: Runtime> Jobs<R> {
         timed: bool,
         fill: impl FnOnce(&mut Vec<u8>, &Buffers) -> Option<usize>,
     ) -> Result<(), Request> {
-        let mut job = self.spare.pop().unwrap_or_else(|| Job {
-            payload: Vec::new(),
-            len: 0,
-            replies: Replies::elsewhere(Arc::clone(&self.buffers)),
-            moves: 0,
-            timed,
-            went: Went::Quick,
-        });
+        let mut job = self.job();
         let Some(len) = fill(&mut job.payload, &self.buffers) else {
             self.spare.push(job);
             return Err(request);
         };
         job.len = len;
         (job.moves, job.timed) = (payload_len(&request), timed);
+        self.begin(request, job);
+        Ok(())
+    }
+
+    /// The memory for a request.
+    fn job(&mut self) -> Job {
+        self.spare.pop().unwrap_or_else(|| Job {
+            payload: Vec::new(),
+            len: 0,
+            replies: Replies::elsewhere(Arc::clone(&self.buffers)),
+            moves: 0,
+            timed: false,
+            looks: false,
+            returned: None,
+            went: Went::Quick,
+        })
+    }
+
+    fn begin(&mut self, request: Request, job: Job) {
         let moves = job.moves;
         let mut state = self.shared.lock();
         state.waiting.push_back((request, job));
@@ -264,7 +325,6 @@ impl<R: Runtime> Jobs<R> {
         // leave a job that is waited for.
         self.bytes += moves;
         self.running += 1;
-        Ok(())
     }
 
     fn start(&self) {
@@ -292,7 +352,7 @@ impl<R: Runtime> Jobs<R> {
         replies: &mut Replies,
     ) -> Result<bool, Panicked> {
         let mut state = self.shared.lock();
-        let mut done = std::mem::take(&mut state.done);
+        let mut done = mem::take(&mut state.done);
         if state
             .waker
             .as_ref()
@@ -317,8 +377,11 @@ impl<R: Runtime> Jobs<R> {
                 }
             }
             replies.absorb(&mut job.replies);
+            if mem::take(&mut job.looks) {
+                (self.looking, self.returned) = (false, job.returned.take());
+            }
             if job.payload.len() > SMALL {
-                self.buffers.keep(std::mem::take(&mut job.payload));
+                self.buffers.keep(mem::take(&mut job.payload));
             }
             self.spare.push(job);
         }

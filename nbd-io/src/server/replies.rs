@@ -7,7 +7,7 @@ use nbd_proto::{
     meta::Extent,
     server::{Receipt, Reply, Transmission},
 };
-use std::{collections::VecDeque, fmt, io::IoSlice, sync::Arc};
+use std::{collections::VecDeque, fmt, io::IoSlice, iter, sync::Arc};
 
 /// The longest header of a message with data, in bytes.
 const HEADER: usize = 40;
@@ -53,6 +53,8 @@ pub struct Replies {
     /// Long data, each with the position in `inline` that it comes before.
     payloads: VecDeque<(usize, Payload)>,
     payload_len: usize,
+    /// Of that, what takes up no memory.
+    zero_len: usize,
     buffers: Arc<Buffers>,
     most_inline: usize,
     /// Data is being read into this before its header is known.
@@ -71,14 +73,28 @@ enum Payload {
         end: usize,
     },
     Bytes(Bytes),
+    /// So many, all from the same place.
+    Zeroes(usize),
 }
 
 impl Payload {
-    fn rest(&self) -> &[u8] {
+    fn len(&self) -> usize {
         match self {
+            Self::Buffer { start, end, .. } => end - start,
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Zeroes(len) => *len,
+        }
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        let block = match self {
             Self::Buffer { buffer, start, end } => &buffer[*start..*end],
             Self::Bytes(bytes) => bytes,
-        }
+            Self::Zeroes(_) => &ZEROES[..],
+        };
+        let len = self.len();
+        let starts = (0..len).step_by(block.len().max(1));
+        starts.map(move |start| &block[..block.len().min(len - start)])
     }
 }
 
@@ -97,6 +113,7 @@ impl Replies {
             end: 0,
             payloads: VecDeque::new(),
             payload_len: 0,
+            zero_len: 0,
             buffers,
             most_inline: INLINE,
             staged: None,
@@ -120,11 +137,12 @@ impl Replies {
         while let Some((position, payload)) = other.payloads.pop_front() {
             self.append(&other.inline[at..position]);
             at = position;
-            self.payload_len += payload.rest().len();
+            self.payload_len += payload.len();
             self.payloads.push_back((self.end, payload));
         }
         self.append(&other.inline[at..other.end]);
-        other.payload_len = 0;
+        self.zero_len += other.zero_len;
+        (other.payload_len, other.zero_len) = (0, 0);
         other.rewind();
         self.receipts.append(&mut other.receipts);
     }
@@ -139,6 +157,11 @@ impl Replies {
     #[must_use]
     pub const fn len(&self) -> usize {
         self.end - self.start + self.payload_len
+    }
+
+    /// How much of that takes up memory, in bytes.
+    pub(super) const fn memory(&self) -> usize {
+        self.len() - self.zero_len
     }
 
     /// Appends the last message of a reply.
@@ -228,20 +251,16 @@ impl Replies {
     }
 
     /// Appends a message with `len` zeroes in place of what was staged last.
-    pub(super) fn commit_zeroes(&mut self, header: &[u8], mut len: usize, receipt: Receipt) {
+    pub(super) fn commit_zeroes(&mut self, header: &[u8], len: usize, receipt: Option<Receipt>) {
         self.unstage();
-        self.receipts.push(receipt);
+        self.receipts.extend(receipt);
         self.append(header);
         if len < COPIED_ZEROES {
             return self.append(&ZEROES[..len]);
         }
         self.payload_len += len;
-        while len > 0 {
-            let zeroes = &ZEROES[..len.min(ZEROES.len())];
-            let payload = Payload::Bytes(Bytes::from_static(zeroes));
-            self.payloads.push_back((self.end, payload));
-            len -= zeroes.len();
-        }
+        self.zero_len += len;
+        self.payloads.push_back((self.end, Payload::Zeroes(len)));
     }
 
     /// All that is to be written, if it is in one piece.
@@ -263,7 +282,8 @@ impl Replies {
         for (position, payload) in payloads.chain([tail]) {
             let between = &self.inline[at..position];
             at = position;
-            for slice in [between, payload.map_or(&[][..], Payload::rest)] {
+            let payload = payload.into_iter().flat_map(Payload::slices);
+            for slice in iter::once(between).chain(payload) {
                 if slice.is_empty() {
                     continue;
                 }
@@ -289,14 +309,18 @@ impl Replies {
         while n > 0 {
             match self.payloads.front_mut() {
                 Some((position, payload)) if *position == self.start => {
-                    let now = n.min(payload.rest().len());
+                    let now = n.min(payload.len());
                     n -= now;
                     self.payload_len -= now;
                     match payload {
                         Payload::Buffer { start, .. } => *start += now,
                         Payload::Bytes(bytes) => bytes.advance(now),
+                        Payload::Zeroes(len) => {
+                            *len -= now;
+                            self.zero_len -= now;
+                        }
                     }
-                    if payload.rest().is_empty()
+                    if payload.len() == 0
                         && let Some((_, Payload::Buffer { buffer, .. })) = self.payloads.pop_front()
                     {
                         self.buffers.keep(buffer);

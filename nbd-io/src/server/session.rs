@@ -5,8 +5,9 @@ use super::{
     budget::Share,
     buffers::Buffers,
     clocks::{Clocks, elapsed},
+    execute::may_know_zeroes,
     intake::{Coming, Intake},
-    jobs::{Jobs, Panicked, carry_out, carry_out_now, guard},
+    jobs::{Jobs, Panicked, carry_out, carry_out_now, carry_out_zeroes, guard},
     negotiation::Entered,
     registry::Place,
     replies::no_memory,
@@ -71,6 +72,8 @@ pub(super) struct Session<'a, T, R: Runtime> {
     share: Share,
     /// A read for which there is no memory yet.
     held: Option<Request>,
+    /// Whether the read that is held was found not to be all zero, for which memory is needed.
+    looked: bool,
     /// Memory is waited for.
     short: bool,
     /// Every request is carried out in place.
@@ -117,6 +120,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             report,
             share: Share::new(Arc::clone(&settings.budget)),
             held: None,
+            looked: false,
             short: false,
             unflushed: false,
             moved: 0,
@@ -208,6 +212,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Ok(any) => any,
             Err(Panicked) => self.end(Ending::Panicked),
         };
+        if let Some(request) = self.jobs.take_returned() {
+            (self.held, self.looked) = (Some(request), true);
+        }
         if self.ending.is_none() && (self.intake.has_bytes() || self.held.is_some()) {
             any |= match guard(|| self.consume(cx)) {
                 Ok(Ok(any)) => any,
@@ -230,7 +237,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             }
             return Ok(any);
         }
-        let coming = if self.held.is_none() && self.has_room() {
+        let is_ready = self.held.is_none() && !self.jobs.is_looking();
+        let coming = if is_ready && self.has_room() {
             self.intake.coming()
         } else {
             Coming::Nothing
@@ -312,7 +320,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Bytes of payload in memory, beside one that is coming.
     fn used(&self) -> u64 {
-        self.jobs.bytes().saturating_add(self.replies.len() as u64)
+        self.jobs
+            .bytes()
+            .saturating_add(self.replies.memory() as u64)
     }
 
     /// Whether the server has memory for `more`; otherwise it is waited for.
@@ -330,7 +340,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Refuses the request for which memory was waited for too long.
     fn refuse_for_memory(&mut self) {
-        self.short = false;
+        (self.short, self.looked) = (false, false);
         match self.held.take() {
             Some(request) => self.refuse(request),
             None => self.intake.discard(),
@@ -354,7 +364,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if self.place.is_stopping() {
             self.intake.transmission.shut_down();
         }
-        while self.replies.len() < ENOUGH && self.has_room() {
+        while self.replies.len() < ENOUGH && self.has_room() && !self.jobs.is_looking() {
             if self.intake.is_parked() {
                 if !self.has_payload_room(cx) {
                     break;
@@ -396,9 +406,16 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             if self.intake.payload().is_empty() {
                 self.short = !self.share.cover(self.used() + moves, cx);
                 if self.short {
-                    self.held = Some(request);
-                    break;
+                    match self.answer_without_memory(request) {
+                        None => any = true,
+                        held => self.held = held,
+                    }
+                    if self.short {
+                        break;
+                    }
+                    continue;
                 }
+                self.looked = false;
             }
             any = true;
             let clock = if self.in_place {
@@ -434,6 +451,24 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             }
         }
         Ok(any)
+    }
+
+    /// Sees to a read for which there is no memory, and that may need none because it is all zero. Gives
+    /// it back if it has to wait.
+    fn answer_without_memory(&mut self, request: Request) -> Option<Request> {
+        let is_read = matches!(request, Request::Read { .. });
+        if self.looked || !is_read || !may_know_zeroes(&*self.export) {
+            return Some(request);
+        }
+        if self.in_place {
+            let (export, replies) = (&*self.export, &mut self.replies);
+            let left = carry_out_zeroes(export, request, replies, &self.report).err();
+            (self.short, self.looked) = (left.is_some(), left.is_some());
+            return left;
+        }
+        self.jobs.look(request);
+        self.short = false;
+        None
     }
 
     /// Writes replies as far as the client takes them. Returns how many bytes it took.

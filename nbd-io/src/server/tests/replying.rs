@@ -23,6 +23,13 @@ fn filled(replies: &mut Replies) -> Vec<u8> {
         replies.commit(header, len, None);
         assert_eq!(replies.len(), expected.len());
     }
+    // Zeroes are in one place, however many they are.
+    let (header, receipt, memory) = (b"0123456789abcdef", None, replies.memory());
+    replies.commit_zeroes(header, 100_000, receipt);
+    assert_eq!(replies.memory(), memory + header.len());
+    expected.extend_from_slice(header);
+    expected.resize(expected.len() + 100_000, 0);
+    assert_eq!(replies.len(), expected.len());
     // A reply that failed after it was staged leaves nothing behind.
     replies.stage(10).unwrap().fill(1);
     replies.stage(1 << 20).unwrap().fill(1);
@@ -40,7 +47,7 @@ fn write(replies: &mut Replies, most: usize, slices: usize) -> Vec<u8> {
         written.extend_from_slice(&bytes[..n]);
         replies.advance(n);
     }
-    assert_eq!(replies.len(), 0);
+    assert_eq!((replies.len(), replies.memory()), (0, 0));
     written
 }
 
