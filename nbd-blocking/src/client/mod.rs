@@ -99,6 +99,25 @@ impl Client {
     }
 
     /// Whether a meta context was selected.
+    ///
+    /// ```no_run
+    /// use nbd_blocking::{ConnectOptions, ContextName};
+    ///
+    /// let bitmap = ContextName::dirty_bitmap("backup-0")?;
+    /// let disk = ConnectOptions::new()
+    ///     .require_context(ContextName::base_allocation())
+    ///     .context(bitmap.clone())
+    ///     .connect("nbd://localhost/disk")?;
+    /// // Without the bitmap everything has changed.
+    /// let is_complete = !disk.has_context(&bitmap);
+    /// for stretch in disk.extents(0..disk.size()) {
+    ///     let stretch = stretch?;
+    ///     if is_complete || stretch.status_of(&bitmap) == Some(1) {
+    ///         println!("{} bytes at {}", stretch.len, stretch.offset);
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn has_context(&self, name: &ContextName) -> bool {
         self.context_id(name).is_some()
@@ -106,6 +125,19 @@ impl Client {
 
     /// The number of a meta context, which names it in [`ContextExtents`] and in
     /// [`block_status_of`](Self::block_status_of); `None` if it was not selected.
+    ///
+    /// ```no_run
+    /// use nbd_blocking::{CommandFlags, ConnectOptions, ContextName};
+    ///
+    /// let depth = ContextName::allocation_depth();
+    /// let disk = ConnectOptions::new()
+    ///     .require_context(depth.clone())
+    ///     .connect("nbd://localhost/disk")?;
+    /// let id = disk.context_id(&depth).ok_or("it was selected")?;
+    /// let answers = disk.block_status_of(&[id], 0, 1 << 30, CommandFlags::NONE)?;
+    /// println!("{:?}", answers[0].extents);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn context_id(&self, name: &ContextName) -> Option<u32> {
         self.facts().context_id(name)
