@@ -36,14 +36,36 @@ use std::sync::Arc;
 ///
 /// `this` is the wrapper, and what follows is a reference to anything that is an
 /// [`Export`](crate::Export). Behind `except` stand the methods that the wrapper has itself, or that
-/// are to be as the trait provides them. A method that is there twice, or not at all, does not
-/// compile.
+/// are to be as the trait provides them. What is forwarded and written, too, does not compile:
+///
+/// ```compile_fail,E0201
+/// # use nbd_io::{Export, Memory, forward_export};
+/// # struct Wrapper(Memory);
+/// impl Export for Wrapper {
+///     forward_export!(|this| &this.0);
+///
+///     fn size(&self) -> u64 {
+///         512
+///     }
+/// }
+/// ```
+///
+/// Neither does a method that there is not:
+///
+/// ```compile_fail
+/// # use nbd_io::{Export, Memory, forward_export};
+/// # struct Wrapper(Memory);
+/// impl Export for Wrapper {
+///     forward_export!(|this| &this.0, except wirte);
+/// }
+/// ```
 ///
 /// A method that a later version adds to the trait is forwarded until it is named behind `except`. A
 /// wrapper that moves offsets or forbids something therefore has to look at new ones.
 #[macro_export]
 macro_rules! forward_export {
     (|$this:ident| $export:expr $(, except $($own:ident),+ $(,)?)?) => {
+        $($($crate::forward_export!(@$own [$own]);)+)?
         $crate::forward_export!(@size [$($($own)+)?]
             fn size(&self) -> u64 {
                 let $this = self;
@@ -236,6 +258,9 @@ macro_rules! forward_export {
     (@block_status [block_status $($_:ident)*] $($method:tt)*) => {};
     (@$name:ident [$other:ident $($own:ident)*] $($method:tt)*) => {
         $crate::forward_export!(@$name [$($own)*] $($method)*);
+    };
+    (@$name:ident []) => {
+        ::core::compile_error!(::core::concat!("Export has no method ", ::core::stringify!($name)));
     };
     (@$name:ident [] $($method:tt)*) => { $($method)* };
 }
