@@ -185,7 +185,8 @@ impl Observer {
                 queue: Mutex::default(),
                 slow,
             })),
-            ..Self::default()
+            #[cfg(feature = "tracing")]
+            span: None,
         }
     }
 
