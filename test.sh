@@ -21,7 +21,8 @@ export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 SKIPPED=77 # the exit code of a stage that could not do its work
 names=() results=() durations=() notes=()
 note=$(mktemp)
-trap 'rm -f "$note"' EXIT
+times=$(mktemp) # of tests
+trap 'rm -f "$note" "$times"' EXIT
 
 in_ci() { [[ ${CI:-} == true || ${CI:-} == 1 ]]; }
 
@@ -193,13 +194,46 @@ tests() {
     done
     if command -v cargo-nextest >/dev/null; then
         # Half of the time they wait: for another process, or for time to pass.
-        cargo nextest run --locked --workspace --no-fail-fast --test-threads $((2 * $(nproc)))
+        cargo nextest run --locked --workspace --no-fail-fast --test-threads $((2 * $(nproc))) 2>&1 |
+            tee "$times"
     else
         cargo test --locked --workspace --no-fail-fast --lib --bins --tests --examples
     fi
 }
 
-doctests() { cargo test --locked --workspace --no-fail-fast --doc; }
+# The packages as they would be published, taken out of the repository: all that they have is
+# compiled, and their doctests are run.
+packages() {
+    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std)
+    local directory=$target/unpacked crate file version
+    rm -rf "$directory" "$target"/package/nbd-*.crate
+    mkdir -p "$directory"
+    # They depend on each other, which takes a cargo of 1.90 or later while nothing is published.
+    cargo package --locked --allow-dirty --no-verify "${crates[@]/#/--package=}"
+    {
+        # Profiles are those of the workspace, so that the dependencies are there already.
+        printf '[workspace]\nresolver = "3"\nmembers = ["nbd-*"]\n\n'
+        sed -n '/^\[profile.dev\]/,/^$/p' Cargo.toml
+        printf '[patch.crates-io]\n'
+    } >"$directory/Cargo.toml"
+    for crate in "${crates[@]}"; do
+        file=$(echo "$target/package/$crate"-[0-9]*.crate)
+        version=${file#"$target/package/$crate-"}
+        tar -xzf "$file" -C "$directory"
+        mv "$directory/$crate-${version%.crate}" "$directory/$crate"
+        printf '%s = { path = "%s" }\n' "$crate" "$crate" >>"$directory/Cargo.toml"
+    done
+    # The same versions as the workspace's; what is not needed drops out.
+    cp Cargo.lock "$directory"
+    local options=(--manifest-path "$directory/Cargo.toml" --target-dir "$target" --offline)
+    cargo check "${options[@]}" --workspace --all-targets
+    cargo test "${options[@]}" --workspace --no-fail-fast --doc
+}
+
+# Those of the packages are run there.
+doctests() {
+    cargo test --locked --no-fail-fast --doc --package nbd-interop --package nbd-fuzz-oracles
+}
 
 documentation() { RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps; }
 
@@ -263,7 +297,7 @@ platforms() {
     done <<'END'
 x86_64-unknown-freebsd +nbd-blocking+nbd-tokio+nbd-async-std
 x86_64-apple-darwin +nbd-blocking+nbd-tokio+nbd-async-std
-x86_64-pc-windows-gnu +nbd-io
+x86_64-pc-windows-gnu +nbd-io --features=nbd-io/tls
 END
 }
 
@@ -307,6 +341,7 @@ stage "documentation" documentation
 if [[ -d fuzz ]]; then
     stage "fuzzing" fuzz
 fi
+stage "packages" packages
 stage "doctests" doctests
 stage "tests" tests
 
@@ -317,6 +352,10 @@ for i in "${!names[@]}"; do
     printf '  %s\n' "${notes[i]}"
     [[ ${results[i]} != FAILED ]] || failed=1
 done
+printf 'the slowest tests, in seconds:\n'
+# Of each test there is a line with its result, which is repeated at the end if it failed.
+sed -nE 's/^ *(PASS|FAIL) \[ *([0-9.]+)s\] *(\([^)]*\) *)?/\2 /p' "$times" | sort -u |
+    sort -rn | sed -n 1,5p
 printf 'in all %d s: ' "$SECONDS"
 if ((failed)); then
     printf 'FAILED\n'

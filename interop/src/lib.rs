@@ -57,3 +57,8 @@ pub use scripted::{Conversation, Request, Scripted};
 pub use server::{Endpoint, Listen, Server};
 pub use storage_daemon::StorageDaemon;
 pub use tap::{Recording, Tap};
+
+/// The examples of the project's front page.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct FrontPage;

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -182,8 +183,3 @@ pub mod negotiation {
     /// ```
     pub type Negotiation<S> = nbd_io::client::Negotiation<Blocking, S>;
 }
-
-/// The examples of the project's front page.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct FrontPage;

@@ -58,7 +58,7 @@ impl Threads {
     /// recurse, or keep large arrays on the stack, need more.
     ///
     /// ```
-    /// use nbd_blocking::server::{Server, Threads};
+    /// use nbd_blocking::{Server, Threads};
     /// use nbd_io::{Memory, NamedExports};
     /// use std::sync::Arc;
     ///

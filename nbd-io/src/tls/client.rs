@@ -191,8 +191,7 @@ impl ClientTls {
             }
         }
         if let Some(directory) = uri.certificates() {
-            use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-            self = self.directory(OsStr::from_bytes(directory))?;
+            self = self.directory(path(directory)?)?;
         }
         if let Some(name) = uri.hostname() {
             self = self.server_name(name.as_str());
@@ -358,4 +357,24 @@ impl fmt::Debug for ClientTls {
             .field("accepts_anything", &self.accepts_anything)
             .finish_non_exhaustive()
     }
+}
+
+/// The name of a file in a URI, which is bytes.
+#[cfg(unix)]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "elsewhere not all bytes are a name"
+)]
+fn path(bytes: &[u8]) -> Result<&Path, crate::client::Error> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    Ok(Path::new(OsStr::from_bytes(bytes)))
+}
+
+#[cfg(not(unix))]
+fn path(bytes: &[u8]) -> Result<&Path, crate::client::Error> {
+    let what = "expected the name of a directory in UTF-8, and this URI has another one";
+    let name = std::str::from_utf8(bytes);
+    Ok(Path::new(
+        name.map_err(|_| crate::client::Error::Unsupported { what })?,
+    ))
 }
