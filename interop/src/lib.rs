@@ -34,10 +34,10 @@ mod peer;
 mod port;
 mod process;
 mod qemu_nbd;
-mod readme;
 mod scripted;
 mod server;
 mod storage_daemon;
+mod table;
 mod tap;
 
 pub use bytes::{KIB, MIB, assert_same, pattern};
@@ -52,10 +52,10 @@ pub use nbdkit::Nbdkit;
 pub use peer::{Finished, Peer, Program, require};
 pub use port::Port;
 pub use qemu_nbd::QemuNbd;
-pub use readme::{Support, Table};
 pub use scripted::{Conversation, Request, Scripted};
 pub use server::{Endpoint, Listen, Server};
 pub use storage_daemon::StorageDaemon;
+pub use table::{Support, Table};
 pub use tap::{Recording, Tap};
 
 /// The examples of the project's front page.

@@ -6,7 +6,7 @@ pub(crate) use nbd_blocking::{
     negotiation::{Go, Greeted, ListEntry, MetaContextEntry, Negotiation, Plain},
 };
 
-/// The name of the client in the README.
+/// The name of the client in docs/interoperability.md.
 pub(crate) const NAME: &str = "nbd-blocking";
 
 /// Whether dropping the client waits for the child process that it has started.

@@ -1,4 +1,4 @@
-//! The table of features and servers, in the README.
+//! The table of features and servers, in docs/interoperability.md.
 
 use std::process::Command;
 
@@ -362,7 +362,7 @@ fn selects(who: Who, server: &Server, contexts: &[&str]) -> Support {
 }
 
 #[test]
-fn the_readme_has_the_results() {
+fn the_tables_have_the_results() {
     run(|| {
         let columns = [
             ("qemu-nbd", Peer::QemuNbd),

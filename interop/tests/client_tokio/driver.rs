@@ -15,7 +15,7 @@ pub(crate) use nbd_proto::{
     meta,
 };
 
-/// The name of the client in the README.
+/// The name of the client in docs/interoperability.md.
 pub(crate) const NAME: &str = "nbd-tokio";
 
 /// Whether dropping the client waits for the child process that it has started. Threads of a

@@ -5,7 +5,7 @@ use std::io;
 
 pub(crate) use nbd_blocking::Server;
 
-/// The name of the server in the README.
+/// The name of the server in docs/interoperability.md.
 pub(crate) const NAME: &str = "nbd-blocking";
 
 /// Serves in this thread until the server is stopped.

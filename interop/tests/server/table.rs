@@ -1,4 +1,4 @@
-//! The table of features and clients, in the README.
+//! The table of features and clients, in docs/interoperability.md.
 
 use std::sync::Arc;
 
@@ -407,7 +407,7 @@ fn codes(tap: &Tap) -> Vec<u32> {
 }
 
 #[test]
-fn the_readme_has_the_results() {
+fn the_tables_have_the_results() {
     run(|| {
         let columns = [
             ("libnbd", Peer::NbdSh),

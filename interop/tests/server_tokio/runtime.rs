@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 
 pub(crate) use nbd_tokio::Server;
 
-/// The name of the server in the README.
+/// The name of the server in docs/interoperability.md.
 pub(crate) const NAME: &str = "nbd-tokio";
 
 /// Serves in this thread, and others, until the server is stopped.

@@ -1,4 +1,4 @@
-//! Tables of features and peers in the README, compared with the results of the tests.
+//! Tables of features and peers in docs/interoperability.md, compared with the results of the tests.
 
 use std::{env, fmt::Write as _, fs, path::Path};
 
@@ -55,42 +55,42 @@ impl Table {
         self.rows.push_str("|\n");
     }
 
-    /// Compares this with the table in the README between the marks of that name. With
-    /// `UPDATE_README=1` in the environment it is written there instead.
+    /// Compares this with the table in docs/interoperability.md between the marks of that name. With
+    /// `UPDATE_TABLES=1` in the environment it is written there instead.
     ///
     /// # Panics
     ///
-    /// When they differ, although the README's table is about the same versions; when there are no
+    /// When they differ, although the table there is about the same versions; when there are no
     /// such marks; or when the paragraph before them does not say that the table is about `driver`.
     pub fn compare(&self, name: &str, driver: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-        let readme = fs::read_to_string(&path).expect("the README can be read");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/interoperability.md");
+        let page = fs::read_to_string(&path).expect("the file can be read");
         let [begin, end] = ["begin", "end"].map(|what| format!("<!-- interop:{name}:{what} -->\n"));
-        let (before, rest) = readme
-            .split_once(&begin)
-            .expect("the README has this table");
+        let (before, rest) = page.split_once(&begin).expect("the file has this table");
         let paragraph = before.trim_end().rsplit("\n\n").next();
         let driver = format!("`{driver}`");
         assert!(
             paragraph.is_some_and(|paragraph| paragraph.contains(&driver)),
-            "README.md should say that the table is about {driver} too: {paragraph:?}"
+            "docs/interoperability.md should say that the table is about {driver} too: {paragraph:?}"
         );
         let (table, after) = rest.split_once(&end).expect("the table has an end");
         let Self { head, rows } = self;
         let found = format!("{head}{rows}");
-        if env::var_os("UPDATE_README").is_some_and(|update| update == "1") {
+        if env::var_os("UPDATE_TABLES").is_some_and(|update| update == "1") {
             let updated = format!("{before}{begin}{found}{end}{after}");
-            fs::write(&path, updated).expect("the README can be written");
+            fs::write(&path, updated).expect("the file can be written");
             return;
         }
         // Other versions may do more or less, and the table does not claim to know them.
         if table.starts_with(head) || table.is_empty() {
             assert!(
                 table == found,
-                "README.md should have this table, which UPDATE_README=1 would write:\n{found}"
+                "docs/interoperability.md should have this table, which UPDATE_TABLES=1 would write:\n{found}"
             );
         } else {
-            eprintln!("the table in README.md is about other versions; this one is\n{found}");
+            eprintln!(
+                "the table in docs/interoperability.md is about other versions; this one is\n{found}"
+            );
         }
     }
 }
