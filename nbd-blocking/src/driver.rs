@@ -2,7 +2,7 @@
 
 use crate::{
     Client, Error,
-    patience::Patience,
+    patience::{Patience, START},
     pool::Pool,
     stream::{self, Negotiating},
 };
@@ -18,12 +18,8 @@ use std::{
     io::{self, Read, Write},
     net::TcpStream,
     os::unix::net::UnixStream,
-    sync::LazyLock,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-/// What the clock counts from.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Waits in place: the methods of [`ConnectOptions`](crate::ConnectOptions) and
 /// [`Negotiation`](crate::negotiation::Negotiation) return what has come of them.

@@ -4,10 +4,13 @@ use nbd_socket::{Awaited, Reactor, Socket};
 use std::{
     future::poll_fn,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     task::Poll,
     time::{Duration, Instant},
 };
+
+/// What the clocks of clients and servers count from.
+pub(crate) static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A gap between two steps of a dial that is longer does not count, because no call was there to
 /// move it on.

@@ -1,6 +1,7 @@
 //! Threads as a runtime: a task has a thread of its own, which waits in the system.
 
 use super::bell::{block_on, wake_at};
+use crate::patience::START;
 use nbd_io::runtime::{Runtime, Tasks};
 #[cfg(target_os = "linux")]
 use rustix::{
@@ -11,7 +12,7 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     thread,
     time::{Duration, Instant},
@@ -31,9 +32,6 @@ const STACK: usize = 512 << 10;
 /// Address space that is left when a thread is started, in bytes. The standard library ends the
 /// process if there is none for what it sets up first in a new thread.
 const MARGIN: u64 = 2 << 20;
-
-/// What the clock counts from.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What a server on plain threads runs on. Clones share its threads, which end with the last clone:
 /// with the server, if that is not in use.
