@@ -117,7 +117,9 @@ pub use pending::{
     TlsOutcome, outstanding,
 };
 pub use tolerance::Tolerance;
-pub use transmission::{ContextExtents, Cookie, Event, Fed, Fill, Outcome, Payload, Transmission};
+pub use transmission::{
+    ContextExtents, Cookie, Event, Fed, Fill, Outcome, Payload, Transmission, WholeReply,
+};
 
 use crate::Limits;
 

@@ -11,7 +11,7 @@ use nbd_proto::{
     Bare, CommandFlags, ContextName, Error, ExportName, Frame, Limits, Misuse, Mode,
     client::{
         Config, Cookie, Event, Fill, Go, GoOutcome, Greeted, Handshake, Options, Outcome, Payload,
-        Plain, Settled, Tolerance, Transmission,
+        Plain, Settled, Tolerance, Transmission, WholeReply,
     },
 };
 
@@ -379,8 +379,14 @@ impl Session {
     }
 
     fn piece(&mut self) -> Result<Option<Event>, Error> {
-        match self.wire.piece() {
-            Piece::Fed(n) => {
+        let piece = self.wire.piece();
+        if let Piece::FedReplies(n) = piece
+            && let Some(event) = self.whole_reply(n)
+        {
+            return Ok(Some(event));
+        }
+        match piece {
+            Piece::Fed(n) | Piece::FedReplies(n) => {
                 let bytes = self.wire.peek(n).to_vec();
                 let fed = self.transmission.feed(&bytes)?;
                 assert!((1..=n).contains(&fed.used));
@@ -416,6 +422,27 @@ impl Session {
                 self.transmission.filled(n)
             }
         }
+    }
+
+    /// Takes the next reply in if all of it has come, and its header is in `n` bytes.
+    fn whole_reply(&mut self, n: usize) -> Option<Event> {
+        let (bytes, left) = (self.wire.peek(n), self.wire.left());
+        let reply = self.transmission.whole_reply(bytes, left, None)?;
+        let WholeReply {
+            cookie,
+            header,
+            payload: len,
+        } = reply;
+        assert!(header <= n);
+        let bytes = self.wire.peek(header + len)[header..].to_vec();
+        if len > 0 {
+            let range = 0..len;
+            self.buffer(&Payload { cookie, range })
+                .copy_from_slice(&bytes);
+        }
+        self.wire.consume(header + len);
+        let outcome = Outcome::Done;
+        Some(Event::Complete { cookie, outcome })
     }
 
     fn index(&self, cookie: Cookie) -> usize {

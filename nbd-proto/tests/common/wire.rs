@@ -13,6 +13,8 @@ use nbd_proto::{Error, Phase, Step};
 pub(crate) enum Delivery {
     /// All pending bytes, in one buffer.
     Whole,
+    /// The same, with replies taken in as a whole where they are.
+    WholeReplies,
     /// A buffer for each byte.
     OneByte,
     /// Into as much space as is lent.
@@ -24,8 +26,9 @@ pub(crate) enum Delivery {
 }
 
 impl Delivery {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Whole,
+        Self::WholeReplies,
         Self::OneByte,
         Self::Lent,
         Self::LentOneByte,
@@ -40,6 +43,8 @@ impl Delivery {
 pub(crate) enum Piece {
     /// So many bytes in a buffer.
     Fed(usize),
+    /// So many bytes in a buffer, which may be the first ones of a whole reply.
+    FedReplies(usize),
     /// So many bytes, or fewer if less space is lent.
     Filled(usize),
 }
@@ -110,16 +115,17 @@ impl Wire {
         let left = self.left();
         match self.delivery {
             Delivery::Whole => Piece::Fed(left),
+            Delivery::WholeReplies => Piece::FedReplies(left),
             Delivery::OneByte => Piece::Fed(1),
             Delivery::Lent => Piece::Filled(left),
             Delivery::LentOneByte => Piece::Filled(1),
             Delivery::Random(_) => {
                 let longest = [3, 40, 5000][self.random(3)];
                 let n = left.min(1 + self.random(longest));
-                if self.random(2) == 0 {
-                    Piece::Fed(n)
-                } else {
-                    Piece::Filled(n)
+                match self.random(4) {
+                    0 => Piece::Fed(n),
+                    1 => Piece::FedReplies(n),
+                    _ => Piece::Filled(n),
                 }
             }
         }
@@ -153,7 +159,7 @@ impl Wire {
             // Bytes that a phase writes before it fails are not to be sent.
             let mut out = BytesMut::new();
             let step = match self.piece() {
-                Piece::Fed(n) => {
+                Piece::Fed(n) | Piece::FedReplies(n) => {
                     let (used, step) = phase.feed(self.peek(n), &mut out)?;
                     assert!(used == n || matches!(step, Step::Done(_)));
                     self.consume(used);

@@ -6,7 +6,7 @@ use nbd_proto::{
     ContextName, ExportName, Frame, Phase, Step,
     client::{
         Config, ContextExtents, Event, Go, GoOutcome, Greeted, Handshake, Outcome, Payload,
-        Transmission,
+        Transmission, WholeReply,
     },
     meta::Extent,
 };
@@ -146,6 +146,37 @@ fn a_header_and_its_data_are_taken_at_once() {
         outcome: Outcome::Done,
     });
     assert_eq!((fed.used, fed.payload, fed.event), (48, payload, event));
+}
+
+#[test]
+fn a_reply_in_one_piece_is_taken_in_without_its_payload() {
+    let mut transmission = enter(&mut BytesMut::new());
+    let read = transmission.read(512, 8, Default::default());
+    let (read, _) = read.expect("a command that makes sense");
+    let write = transmission.write(512, &b"12345678"[..], Default::default());
+    let (write, _) = write.expect("a command that makes sense");
+    let data = hex("6e8a 278c 0001 0001 0000 0001 0000 0000 \
+                    0000 0000 0000 0200 0000 0000 0000 0010 \
+                    0000 0000 0000 0200");
+    let none = hex("6e8a 278c 0001 0000 0000 0001 0000 0001 \
+                    0000 0000 0000 0200 0000 0000 0000 0000");
+    assert_eq!(transmission.whole_reply(&data, 47, None), None);
+    assert_eq!(transmission.whole_reply(&data[..39], 48, None), None);
+    assert_eq!(transmission.whole_reply(&data, 48, Some(write)), None);
+    assert_eq!(transmission.in_flight(), 2);
+    let whole = |cookie, header, payload| {
+        Some(WholeReply {
+            cookie,
+            header,
+            payload,
+        })
+    };
+    let taken = transmission.whole_reply(&data, 48, Some(read));
+    assert_eq!(taken, whole(read, 40, 8));
+    let taken = transmission.whole_reply(&none, 32, None);
+    assert_eq!(taken, whole(write, 32, 0));
+    assert_eq!(transmission.in_flight(), 0);
+    assert_eq!(transmission.whole_reply(&none, 32, None), None);
 }
 
 #[test]

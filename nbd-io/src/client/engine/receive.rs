@@ -12,7 +12,7 @@ use super::{ABANDONED, Done, Engine, Sink, Spill, Ticket};
 use crate::client::Error;
 use nbd_proto::{
     Command, Error as Violation,
-    client::{Cookie, Event, Outcome, Payload},
+    client::{Cookie, Event, Outcome, Payload, WholeReply},
 };
 use std::ops::Range;
 
@@ -53,6 +53,7 @@ pub struct Inbox {
 
 impl Inbox {
     /// As much space as one read may fill.
+    #[inline]
     pub fn space(&mut self, len: usize) -> &mut [u8] {
         let len = len.min(self.bytes.len().max(SMALL_INBOX));
         if self.bytes.len() < len {
@@ -88,6 +89,7 @@ pub enum ReadPlan {
 
 impl ReadPlan {
     /// How many bytes go straight to their place.
+    #[inline]
     #[must_use]
     pub fn direct(&self) -> usize {
         match self {
@@ -97,6 +99,7 @@ impl ReadPlan {
     }
 
     /// How many bytes go to the inbox before those.
+    #[inline]
     #[must_use]
     pub const fn front(&self) -> usize {
         match self {
@@ -117,6 +120,7 @@ pub const fn no_reader() -> Reader<'static> {
 
 impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     /// Where the next bytes go when this owner reads.
+    #[inline]
     pub fn plan_read(&mut self, reader: usize) -> ReadPlan {
         let Some(Payload { cookie, range }) = self.transmission.next_payload() else {
             return self.plan_ahead(reader).unwrap_or(ReadPlan::Inbox);
@@ -135,6 +139,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
+    #[inline]
     fn plan_ahead(&self, reader: usize) -> Option<ReadPlan> {
         if self.transmission.in_flight() != 1 || self.is_split {
             return None;
@@ -160,6 +165,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     }
 
     /// How many bytes are read into the inbox at most.
+    #[inline]
     #[must_use]
     pub fn beside(&self) -> usize {
         match (self.in_flight(), self.large) {
@@ -215,6 +221,15 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         rest: &[u8],
         (reader, lent): Reader<'_>,
     ) -> Result<(), Violation> {
+        // A header ends where the front does, because the payload is expected behind it.
+        let have_come = front.len() + direct;
+        let whole = self
+            .transmission
+            .whole_reply(front, have_come, Some(cookie));
+        if whole.is_some() {
+            self.complete(cookie, Ok(Outcome::Done));
+            return self.take_in(0, rest, (reader, lent));
+        }
         let expected = Payload {
             cookie,
             range: 0..range.len(),
@@ -250,16 +265,25 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             self.handle(event, &mut reader);
         }
         while !bytes.is_empty() {
+            let whole = self.transmission.whole_reply(bytes, bytes.len(), None);
+            if let Some(WholeReply {
+                cookie,
+                header,
+                payload,
+            }) = whole
+            {
+                let (reply, rest) = bytes.split_at(header + payload);
+                bytes = rest;
+                self.put(cookie, 0, &reply[header..], &mut reader);
+                self.complete(cookie, Ok(Outcome::Done));
+                continue;
+            }
             let fed = self.transmission.feed(bytes)?;
             let (used, rest) = bytes.split_at(fed.used);
             bytes = rest;
             if let Some(Payload { cookie, range }) = fed.payload {
                 let used = &used[used.len() - range.len()..];
-                match self.place(cookie, &range, &mut reader) {
-                    Place::Here(buffer) => buffer.copy_from_slice(used),
-                    Place::Spill(spill) => spill.put(range.start, used),
-                    Place::Nowhere => {}
-                }
+                self.put(cookie, range.start, used, &mut reader);
             }
             if let Some(event) = fed.event {
                 self.handle(event, &mut reader);
@@ -305,6 +329,16 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
+    /// Puts a part of a read's payload where it goes.
+    #[inline(always)]
+    fn put(&mut self, cookie: Cookie, at: usize, payload: &[u8], reader: &mut Reader<'_>) {
+        match self.place(cookie, &(at..at + payload.len()), reader) {
+            Place::Here(buffer) => buffer.copy_from_slice(payload),
+            Place::Spill(spill) => spill.put(at, payload),
+            Place::Nowhere => {}
+        }
+    }
+
     /// Where a part of a read's payload goes.
     #[inline(always)]
     fn place<'a>(
@@ -333,6 +367,7 @@ enum Place<'a> {
 
 impl<B> Done<B> {
     /// Copies what others have received to its place in the owner's buffer.
+    #[inline]
     pub fn settle(&mut self, lent: &mut [u8]) {
         if let Sink::Lent { at, spill } = &mut self.sink
             && let Some(spill) = spill.take()

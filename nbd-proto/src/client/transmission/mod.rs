@@ -15,8 +15,10 @@ mod coverage;
 mod receive;
 mod request;
 mod slots;
+mod whole;
 
 pub use slots::{ContextExtents, Cookie};
+pub use whole::WholeReply;
 
 use super::{Config, Context};
 use crate::{BlockSizes, Error, ExportInfo, Failure, Mode, gather::Gather};

@@ -171,6 +171,7 @@ impl Transmission {
     }
 
     /// Whether the next byte starts a reply.
+    #[inline]
     pub(super) fn at_boundary(&self) -> bool {
         matches!(self.state, State::Header) && self.gather.is_empty()
     }

@@ -13,11 +13,13 @@ use core::fmt;
 pub struct Cookie(u64);
 
 impl Cookie {
+    #[inline]
     fn new(slot: u32, generation: u32) -> Self {
         Self(u64::from(generation) << 32 | u64::from(slot))
     }
 
     /// The number on the wire.
+    #[inline]
     #[must_use]
     pub const fn as_u64(self) -> u64 {
         self.0
@@ -26,6 +28,7 @@ impl Cookie {
     /// A small number that no other request in flight has, less than
     /// [`Limits::in_flight`](crate::Limits::in_flight): an index for what a driver keeps of each
     /// request.
+    #[inline]
     #[must_use]
     pub const fn slot(self) -> usize {
         (self.0 & 0xffff_ffff) as usize
@@ -71,6 +74,25 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Whether no part of its reply has come, and it was not given up.
+    #[inline]
+    pub(super) const fn is_untouched(&self) -> bool {
+        // Every other field of a reply comes with one of these. Only reads have content.
+        self.contents == 0
+            && self.error_chunks == 0
+            && self.failure.is_none()
+            && self.statuses.is_empty()
+            && !self.abandoned
+    }
+
+    /// Ends a request to which nothing has come but one reply that is complete.
+    ///
+    /// INVARIANT: it [is untouched](Slot::is_untouched), and is no block status with a filter.
+    #[inline]
+    pub(super) const fn free_untouched(&mut self) {
+        self.busy = false;
+    }
+
     /// Whether it is a read that has all its bytes, one after the other.
     #[inline]
     pub(super) fn is_read(&self) -> bool {
@@ -95,14 +117,17 @@ impl Slots {
         }
     }
 
+    #[inline]
     pub(super) const fn limit(&self) -> u32 {
         self.limit
     }
 
+    #[inline]
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
+    #[inline]
     pub(super) fn is_full(&self) -> bool {
         self.free.is_empty() && u32::try_from(self.slots.len()).is_ok_and(|len| len >= self.limit)
     }
@@ -116,25 +141,7 @@ impl Slots {
         offset: u64,
         len: u64,
     ) -> Cookie {
-        let index = self.free.pop().unwrap_or_else(|| {
-            let index = u32::try_from(self.slots.len()).expect("the table is not full");
-            self.slots.push(Slot {
-                generation: 0,
-                busy: false,
-                command,
-                flags,
-                offset,
-                len,
-                abandoned: false,
-                failure: None,
-                error_chunks: 0,
-                contents: 0,
-                coverage: Coverage::default(),
-                statuses: Vec::new(),
-                filter: None,
-            });
-            index
-        });
+        let index = self.free.pop().unwrap_or_else(|| self.grow());
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1);
         slot.busy = true;
@@ -145,12 +152,43 @@ impl Slots {
         Cookie::new(index, slot.generation)
     }
 
+    /// Makes another slot.
+    #[cold]
+    fn grow(&mut self) -> u32 {
+        let index = u32::try_from(self.slots.len()).expect("the table is not full");
+        self.slots.push(Slot {
+            generation: 0,
+            busy: false,
+            command: Command::Read,
+            flags: CommandFlags::NONE,
+            offset: 0,
+            len: 0,
+            abandoned: false,
+            failure: None,
+            error_chunks: 0,
+            contents: 0,
+            coverage: Coverage::default(),
+            statuses: Vec::new(),
+            filter: None,
+        });
+        index
+    }
+
     /// The request in flight that a cookie from the wire names.
     #[inline]
     pub(super) fn find(&self, cookie: u64) -> Option<Cookie> {
         let cookie = Cookie(cookie);
         let slot = self.slots.get(cookie.slot())?;
         (slot.busy && u64::from(slot.generation) == cookie.0 >> 32).then_some(cookie)
+    }
+
+    /// Like [`find`](Slots::find), with its slot.
+    #[inline]
+    pub(super) fn find_mut(&mut self, cookie: u64) -> Option<(Cookie, &mut Slot)> {
+        let cookie = Cookie(cookie);
+        let slot = self.slots.get_mut(cookie.slot())?;
+        let is_it = slot.busy && u64::from(slot.generation) == cookie.0 >> 32;
+        is_it.then_some((cookie, slot))
     }
 
     /// The slot of a request in flight.
@@ -188,6 +226,14 @@ impl Slots {
             slot.statuses = Vec::new();
             slot.filter = None;
         }
+        self.put_back(cookie);
+    }
+
+    /// Adds a slot to those that are free.
+    ///
+    /// INVARIANT: it was busy until now.
+    #[inline]
+    pub(super) fn put_back(&mut self, cookie: Cookie) {
         self.free
             .push(u32::try_from(cookie.slot()).expect("a slot number has 32 bits"));
     }
