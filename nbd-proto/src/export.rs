@@ -122,6 +122,7 @@ impl ExportInfo {
     }
 
     /// The block size constraints that hold, [`BlockSizes::UNKNOWN`] if none were told.
+    #[inline]
     #[must_use]
     pub fn blocks(&self) -> BlockSizes {
         self.block_sizes.unwrap_or(BlockSizes::UNKNOWN)

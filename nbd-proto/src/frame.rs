@@ -58,6 +58,7 @@ pub struct Frame<P> {
 }
 
 impl Bare {
+    #[inline]
     pub(crate) const fn bare(header: Header) -> Self {
         Self {
             header,
@@ -79,6 +80,7 @@ impl From<Bare> for Frame<Bytes> {
 }
 
 impl<P> Frame<P> {
+    #[inline]
     pub(crate) const fn new(header: Header, payload: P) -> Self {
         Self {
             header,
@@ -101,6 +103,7 @@ impl<P> Frame<P> {
     }
 
     /// The whole header and the payload, apart.
+    #[inline]
     #[must_use]
     pub fn into_parts(self) -> (Header, P) {
         (self.header, self.payload)

@@ -177,6 +177,7 @@ impl Socket {
     /// # Errors
     ///
     /// When the socket is broken, or nothing came in time.
+    #[inline]
     pub fn recv(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
         let flags = if block {
             RecvFlags::empty()
@@ -206,6 +207,7 @@ impl Socket {
     /// # Errors
     ///
     /// When the socket is broken, or nothing fitted in time.
+    #[inline]
     pub fn send(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
         let mut flags = QUIETLY;
         flags.set(SendFlags::DONTWAIT, !block);

@@ -27,6 +27,7 @@ macro_rules! codes {
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             /// The number on the wire.
+            #[inline]
             #[must_use]
             pub const fn code(self) -> $repr {
                 match self {
@@ -37,6 +38,7 @@ macro_rules! codes {
         }
 
         impl From<$repr> for $name {
+            #[inline]
             fn from(code: $repr) -> Self {
                 match code {
                     $($value => Self::$variant,)*

@@ -57,6 +57,7 @@ pub struct RequestHeader {
 impl RequestHeader {
     /// The header in the layout of `mode`. A compact header keeps the lower 32 bits of the length.
     #[must_use]
+    #[inline]
     pub fn encode(&self, mode: Mode) -> Header {
         Header::new(|out| {
             out.put_u32(match mode {

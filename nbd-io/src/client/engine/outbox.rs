@@ -73,6 +73,7 @@ impl Outbox {
     }
 
     /// Lends the next slices to write, followed by `last` if there is room for all of them.
+    #[inline]
     pub fn with_slices<R>(&self, last: &[u8], write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         // A lone request would otherwise pay for the preparation of many slices.
         if self.payloads.is_empty() && last.is_empty() {

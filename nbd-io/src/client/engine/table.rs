@@ -177,7 +177,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         Ok(cookie)
     }
 
-    #[inline]
+    #[inline(always)]
     fn started(
         &mut self,
         now: Option<Duration>,

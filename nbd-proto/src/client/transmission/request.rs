@@ -16,6 +16,7 @@ impl Transmission {
     /// # Errors
     ///
     /// When the request makes no sense on this connection; nothing is sent.
+    #[inline]
     pub fn read(
         &mut self,
         offset: u64,
@@ -41,6 +42,7 @@ impl Transmission {
     /// # Errors
     ///
     /// When the request makes no sense on this connection; nothing is sent.
+    #[inline]
     pub fn write<P: Buf>(
         &mut self,
         offset: u64,
