@@ -282,6 +282,7 @@ impl Queue {
     /// # Errors
     ///
     /// When the connection is over. A request that failed is no error here.
+    #[inline]
     pub fn complete(&mut self) -> Result<Option<Completion>, Error> {
         loop {
             if let Some(completion) = self.next_ready() {
@@ -464,7 +465,8 @@ impl Queue {
         Ok(cookie)
     }
 
-    #[inline]
+    // Inlined, because the kind of call is known where it is made.
+    #[inline(always)]
     fn send_request(&self, call: Call<'_>, record: Option<Record>) -> Result<Cookie, Error> {
         let Seat { link, place } = self.seat()?;
         let sent = link.submit(*place, call, &mut [], record);

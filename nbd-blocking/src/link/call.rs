@@ -54,13 +54,21 @@ impl<'a> Call<'a> {
         offset..offset.saturating_add(len as u64)
     }
 
-    /// Puts the request into flight, and its frame into the outbox unless the caller is to write it.
+    /// Whether its frame cannot wait in the outbox, because its payload is the caller's.
     #[inline]
+    pub(super) const fn has_own_frame(&self) -> bool {
+        matches!(self, Self::Write { .. })
+    }
+
+    /// Puts the request into flight, and its frame into the outbox unless the caller is to write it:
+    /// one that is the caller's, or that of a read if it is `alone`.
+    #[inline(always)]
     pub(super) fn begin(
         self,
         engine: &mut Engine<Vec<u8>, Held>,
         now: Option<Duration>,
         place: usize,
+        alone: bool,
     ) -> (Result<Cookie, Misuse>, Option<Own<'a>>) {
         let command = self.command();
         let submission = |len: usize, sink| Submission {
@@ -76,9 +84,17 @@ impl<'a> Call<'a> {
             } => {
                 let len = into.len();
                 let submission = submission(len, Sink::lent(into.start));
-                engine.submit(now, place, submission, |transmission, outbox| {
-                    outbox.push_bare(transmission.read(offset, len as u64, flags))
-                })
+                let mut own = None;
+                let begun = engine.submit(now, place, submission, |transmission, outbox| {
+                    let read = transmission.read(offset, len as u64, flags);
+                    if !alone {
+                        return outbox.push_bare(read);
+                    }
+                    let (cookie, frame) = read?;
+                    own = Some(frame.into_parts());
+                    Ok(cookie)
+                });
+                return (begun, own);
             }
             Self::Fill { offset, buffer } => {
                 let len = buffer.len();

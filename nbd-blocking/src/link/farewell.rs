@@ -93,7 +93,7 @@ impl Link {
     ) -> Result<MutexGuard<'a, State>, Error> {
         if !state.writing {
             let own = Own {
-                limit,
+                limit: self.time(limit),
                 ..Own::default()
             };
             return self.write(state, place, &mut [], own);

@@ -175,7 +175,8 @@ impl Link {
         dest: &mut [u8],
         mut record: Option<Record>,
     ) -> Result<Cookie, Error> {
-        let (_state, cookie) = self.submit_locked(self.lock(), place, call, dest, &mut record)?;
+        let state = self.lock();
+        let (_state, cookie) = self.submit_locked(state, place, call, dest, &mut record, false)?;
         Ok(cookie)
     }
 
@@ -183,14 +184,23 @@ impl Link {
     pub(crate) fn call(&self, call: Call<'_>, dest: &mut [u8]) -> Answer {
         let mut state = self.lock();
         let place = state.enter();
-        state.callers[place].is_call = true;
-        let (state, cookie) = match self.submit_locked(state, place, call, dest, &mut None) {
-            Ok(sent) => sent,
+        match self.submit_locked(state, place, call, dest, &mut None, true) {
+            Ok((state, cookie)) => self.answer(state, place, cookie, dest),
             Err(error) => {
                 self.leave(place);
-                return Err((error, None));
+                Err((error, None))
             }
-        };
+        }
+    }
+
+    /// The reply to the only request of a place, which is given back.
+    fn answer<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        place: usize,
+        cookie: Cookie,
+        dest: &mut [u8],
+    ) -> Answer {
         let mut state = match self.wait_locked(state, place, dest) {
             Ok(state) => state,
             Err(error) => {
@@ -209,6 +219,8 @@ impl Link {
         done.result.map_err(failed)
     }
 
+    // Inlined, because the kind of call is known where it is made.
+    #[inline(always)]
     fn submit_locked<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
@@ -216,11 +228,16 @@ impl Link {
         call: Call<'_>,
         dest: &mut [u8],
         record: &mut Option<Record>,
+        alone: bool,
     ) -> Result<(MutexGuard<'a, State>, Cookie), Error> {
-        let mut state = self.room(state, call.command(), place, dest)?;
-        let now = self.now();
-        state.callers[place].since = state.callers[place].is_call.then_some(now);
-        let (begun, own) = call.begin(&mut state.engine, Some(now), place);
+        let mut state = state;
+        if !state.engine.takes_requests() || !state.engine.has_room() {
+            state = self.room(state, call.command(), place, dest)?;
+        }
+        // The time of a frame that waits in the outbox begins when that is written.
+        let now = (alone || call.has_own_frame()).then(|| self.now());
+        state.callers[place].since = now.filter(|_| alone);
+        let (begun, own) = call.begin(&mut state.engine, now, place, alone);
         // If there is still room, or if this caller makes no use of it.
         state.wake_for_room();
         let cookie = begun?;
@@ -234,9 +251,9 @@ impl Link {
             let own = writing::Own {
                 header: header.as_bytes(),
                 payload,
-                limit: self
-                    .timeout
-                    .and_then(|timeout| self.at(now.saturating_add(timeout))),
+                limit: now
+                    .zip(self.timeout)
+                    .map(|(now, timeout)| now.saturating_add(timeout)),
             };
             state = match self.write(state, place, dest, own) {
                 Ok(state) => state,
@@ -254,6 +271,7 @@ impl Link {
     }
 
     /// Waits until one more request may be in flight.
+    #[cold]
     fn room<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -261,9 +279,6 @@ impl Link {
         place: usize,
         dest: &mut [u8],
     ) -> Result<MutexGuard<'a, State>, Error> {
-        if state.engine.takes_requests() && state.engine.has_room() {
-            return Ok(state);
-        }
         let deadline = self.deadline();
         let mut waited = false;
         while state.engine.takes_requests() && !state.engine.has_room() {
@@ -415,6 +430,11 @@ impl Link {
         self.start.elapsed()
     }
 
+    /// A deadline in the engine's time.
+    fn time(&self, deadline: Option<Instant>) -> Option<Duration> {
+        deadline.map(|deadline| deadline.saturating_duration_since(self.start))
+    }
+
     /// When the engine's time is this, unless that is too far away.
     fn at(&self, time: Duration) -> Option<Instant> {
         self.start.checked_add(time)
@@ -432,6 +452,7 @@ impl Link {
 
     /// Does what follows from what the engine has taken in: callers are woken, and a connection
     /// that is over is closed.
+    #[inline]
     fn settle(&self, state: &mut State) {
         state.notify();
         self.note_load(state);

@@ -44,14 +44,18 @@ impl Link {
         if state.engine.has_output() && !state.writing {
             let limit = deadline.filter(|_| matches!(until, WaitFor::Idle | WaitFor::End));
             let own = writing::Own {
-                limit,
+                limit: self.time(limit),
                 ..Default::default()
             };
             return self.write(state, place, dest, own);
         }
+        if state.engine.has_untimed() {
+            // Another caller has yet to write them. One that waits for them has a deadline.
+            state.engine.begin_time(self.now());
+        }
         // The first request to be late may be another caller's; then there is one step more.
         let due = state.engine.next_due();
-        let deadline = deadline.map(|deadline| deadline.saturating_duration_since(self.start));
+        let deadline = self.time(deadline);
         let limit = match (deadline, due) {
             (Some(deadline), Some(due)) => Some(deadline.min(due)),
             (only, None) | (None, only) => only,

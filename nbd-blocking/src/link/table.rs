@@ -91,8 +91,6 @@ pub(super) struct Caller {
     pub(super) wake: Arc<Condvar>,
     /// What it waits for, if it does.
     pub(super) waits: Option<WaitFor>,
-    /// It makes one request and waits for that.
-    pub(super) is_call: bool,
     /// When it has made its request, if it has not waited for anything since.
     pub(super) since: Option<Duration>,
 }
@@ -129,7 +127,6 @@ impl State {
         self.engine.leave(place);
         let caller = &mut self.callers[place];
         caller.waits = None;
-        caller.is_call = false;
         caller.since = None;
         if self.reader == Some(place) {
             self.reader = None;
@@ -176,7 +173,10 @@ impl State {
     /// Wakes the callers for whom there is something new.
     #[inline]
     pub(super) fn notify(&mut self) {
-        self.engine.released().clear();
+        // To clear a list takes a while even if it is empty, which this one nearly always is.
+        if !self.engine.released().is_empty() {
+            self.engine.released().clear();
+        }
         while let Some(owner) = self.engine.next_ready() {
             if self.reader == Some(owner) && self.engine.is_done(owner) {
                 self.reader = None;

@@ -4,7 +4,8 @@ use super::{Link, State, is_past, reading::Stop, table::WaitFor};
 use crate::{Error, stream::Stream};
 use nbd_io::client::engine::Outbox;
 use std::{
-    io, mem,
+    io::{self, IoSlice},
+    mem,
     sync::{MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,7 +27,7 @@ pub(super) struct Own<'a> {
     pub(super) payload: &'a [u8],
     /// When all of it has to be written. Without one, a server has the time of a request for every
     /// step forward.
-    pub(super) limit: Option<Instant>,
+    pub(super) limit: Option<Duration>,
 }
 
 impl Link {
@@ -61,19 +62,33 @@ impl Link {
             return Err(Error::Lost(lost.clone()));
         }
         state.writing = true;
-        if !header.is_empty() {
+        let mut alone = Some(header).filter(|header| !header.is_empty());
+        if state.engine.has_output()
+            && let Some(header) = alone.take()
+        {
             state.engine.outbox().push(header);
         }
         loop {
-            let mut outbox = state.spare.take().unwrap_or_default();
-            mem::swap(&mut *outbox, state.engine.outbox());
             // A server that owes no other reply takes the whole request, and the system waits for
             // it with fewer calls than this could. It waits for each part of a long one anew, though.
             let patient = state.engine.in_flight() <= 1 && state.engine.weight() <= PATIENT;
-            drop(state);
-            let written = self.write_out(&mut outbox, &mut payload, place, dest, limit, patient);
-            state = self.lock();
-            state.spare = Some(outbox);
+            let written;
+            if let Some(header) = alone.take() {
+                drop(state);
+                let last = mem::take(&mut payload);
+                written = self.write_alone(header, last, place, dest, limit, patient);
+                state = self.lock();
+            } else {
+                if state.engine.has_untimed() {
+                    state.engine.begin_time(self.now());
+                }
+                let mut outbox = state.spare.take().unwrap_or_default();
+                mem::swap(&mut *outbox, state.engine.outbox());
+                drop(state);
+                written = self.write_out(&mut outbox, &mut payload, place, dest, limit, patient);
+                state = self.lock();
+                state.spare = Some(outbox);
+            }
             if let Err(error) = written {
                 self.lose(&mut state, error.into());
             }
@@ -93,13 +108,41 @@ impl Link {
         }
     }
 
+    /// Writes a frame with nothing before it, straight from where it is. If the stream does not take
+    /// all of it at once, the rest goes the way of all others.
+    #[inline]
+    fn write_alone(
+        &self,
+        header: &[u8],
+        mut payload: &[u8],
+        place: usize,
+        dest: &mut [u8],
+        limit: Option<Duration>,
+        patient: bool,
+    ) -> io::Result<()> {
+        let slices = [IoSlice::new(header), IoSlice::new(payload)];
+        let count = 1 + usize::from(!payload.is_empty());
+        let n = match self.stream.write(&slices[..count], patient) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            done => done?,
+        };
+        if n == header.len() + payload.len() && self.stream.flush().is_ok() {
+            return Ok(());
+        }
+        let of_header = n.min(header.len());
+        let mut outbox = Outbox::default();
+        outbox.push(&header[of_header..]);
+        payload = &payload[n - of_header..];
+        self.write_out(&mut outbox, &mut payload, place, dest, limit, false)
+    }
+
     fn write_out(
         &self,
         outbox: &mut Outbox,
         last: &mut &[u8],
         place: usize,
         dest: &mut [u8],
-        limit: Option<Instant>,
+        limit: Option<Duration>,
         mut patient: bool,
     ) -> io::Result<()> {
         let mut pause = SHORTEST_PAUSE;
@@ -122,6 +165,7 @@ impl Link {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let step = *deadline.get_or_insert_with(|| self.deadline());
+                    let limit = limit.and_then(|limit| self.at(limit));
                     let first = step.into_iter().chain(limit).min();
                     self.make_way(place, dest, first, pause)?;
                     pause = LONGEST_PAUSE.min(2 * pause);

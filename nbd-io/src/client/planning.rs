@@ -81,6 +81,7 @@ impl Negotiated {
     /// # Errors
     ///
     /// [`Misuse::OutOfBounds`] or [`Misuse::Unreachable`].
+    #[inline]
     pub fn range(&self, command: Command, offset: u64, len: u64) -> Result<Range<u64>, Misuse> {
         if len > 0 {
             self.export.check_range(command, offset, len)?;
@@ -96,6 +97,13 @@ impl Negotiated {
         }
         let within = self.within_block();
         range.start & !within..((range.end - 1) | within).saturating_add(1)
+    }
+
+    /// Whether a range has something in it, and is made of whole blocks.
+    #[inline]
+    #[must_use]
+    pub fn is_whole(&self, range: &Range<u64>) -> bool {
+        (range.start | range.end) & self.within_block() == 0 && !range.is_empty()
     }
 
     /// Cuts a range into a part of a block, whole blocks, and a part of a block, as far as it has
@@ -176,12 +184,14 @@ pub fn longest(transmission: &Transmission, command: Command) -> u64 {
 }
 
 /// A place in a buffer that exists.
+#[inline]
 #[must_use]
 pub fn index(place: u64) -> usize {
     usize::try_from(place).expect("a place in a buffer fits into memory")
 }
 
 /// The length of a buffer that exists.
+#[inline]
 #[must_use]
 pub fn length(range: &Range<u64>) -> usize {
     index(range.end - range.start)
