@@ -5,7 +5,6 @@ use super::{
     Bench, Kind, LONGEST, content,
 };
 use proptest::prelude::*;
-use std::mem;
 
 #[test]
 fn the_reply_to_a_lone_read_comes_straight_to_its_place() {
