@@ -188,10 +188,9 @@ tests() {
     # A build without TLS, and a URI that requires TLS.
     cargo test --locked --package nbd-blocking --no-default-features --features tracing --lib
     # The programs that tests start: a test has no time to build them.
-    local package
-    for package in nbd-blocking nbd-tokio nbd-async-std; do
-        cargo build --locked --package "$package" --example serve
-    done
+    cargo build --locked --package nbd-blocking --example serve
+    cargo build --locked --package nbd-tokio --example tokio_serve
+    cargo build --locked --package nbd-async-std --example async_std_serve
     if command -v cargo-nextest >/dev/null; then
         # Half of the time they wait: for another process, or for time to pass.
         cargo nextest run --locked --workspace --no-fail-fast --test-threads $((2 * $(nproc))) 2>&1 |

@@ -7,8 +7,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A copy of the program, since those of all crates go to the same place, and each build replaces
-/// the others.
+/// A copy of the program, since another build may replace it.
 pub(crate) fn program(package: &str, directory: &TempDir) -> PathBuf {
     let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example-serve.lock");
     let lock = File::create(lock).unwrap();
@@ -17,7 +16,12 @@ pub(crate) fn program(package: &str, directory: &TempDir) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.args(["build", "--quiet", "--message-format=json"]);
-    cargo.args(["--package", package, "--example", "serve"]);
+    let name = match package {
+        "nbd-tokio" => "tokio_serve",
+        "nbd-async-std" => "async_std_serve",
+        _ => "serve",
+    };
+    cargo.args(["--package", package, "--example", name]);
     let built = cargo.output().unwrap();
     assert!(built.status.success(), "{built:?}");
     let json = String::from_utf8(built.stdout).unwrap();

@@ -1,7 +1,7 @@
 //! Loads a server and prints one line of JSON: how many requests of a size, how fast.
 //!
 //! ```text
-//! cargo run --release -p nbd-tokio --example load -- --unix /tmp/nbd.sock --op read --qd 16
+//! cargo run --release -p nbd-tokio --example tokio_load -- --unix /tmp/nbd.sock --op read --qd 16
 //! ```
 
 #[path = "../../../nbd-blocking/examples/load/common.rs"]

@@ -1,17 +1,19 @@
 //! Serves a file, a block device, or an empty disk in memory.
 //!
 //! ```console
-//! $ cargo run --release -p nbd-async-std --example serve -- --tcp 10809 --size 1G
-//! $ cargo run --release -p nbd-async-std --example serve -- --unix /tmp/nbd.sock --file disk.img
+//! $ cargo run --release -p nbd-tokio --example tokio_serve -- --tcp 10809 --size 1G
+//! $ cargo run --release -p nbd-tokio --example tokio_serve -- --unix /tmp/nbd.sock --file disk.img
 //! ```
 
 #[path = "../../nbd-blocking/examples/serve/arguments.rs"]
 mod arguments;
+mod support;
 
 use arguments::{Arguments, exit};
 use clap::Parser;
-use nbd_async_std::{AsyncStd, Listener};
+use nbd_tokio::{Listener, Tokio};
 use std::{error::Error, process::ExitCode};
+use support::Flavour;
 
 /// Serves a disk until a signal stops it.
 ///
@@ -20,6 +22,9 @@ use std::{error::Error, process::ExitCode};
 struct Command {
     #[command(flatten)]
     arguments: Arguments,
+    /// The number of threads that serve: one, or one for each processor.
+    #[arg(long, default_value = "multi")]
+    runtime: Flavour,
 }
 
 fn main() -> ExitCode {
@@ -27,16 +32,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let Command { arguments } = Command::parse();
+    let Command { arguments, runtime } = Command::parse();
     let listeners = arguments.listeners()?;
-    async_std::task::block_on(serve(arguments, listeners))
+    runtime.build()?.block_on(serve(arguments, listeners))
 }
 
 async fn serve(
     arguments: Arguments,
     listeners: Vec<nbd_socket::Listener>,
 ) -> Result<(), Box<dyn Error>> {
-    let server = arguments.server(AsyncStd)?;
+    let server = arguments.server(Tokio::current())?;
     let listeners = listeners.into_iter().map(Listener::new);
     let listeners: Vec<Listener> = listeners.collect::<Result<_, _>>()?;
     Ok(server.serve(listeners).await?)

@@ -2,26 +2,26 @@
 //! write zeroes, trim, cache, flush, disconnect; many requests at once; and how fast it was.
 //!
 //! ```text
-//! cargo run --release -p nbd-async-std --example tour              # with a server of its own
-//! cargo run --release -p nbd-async-std --example tour -- URI       # reads only
-//! cargo run --release -p nbd-async-std --example tour -- --write URI
+//! cargo run --release -p nbd-async-std --example async_std_tour              # with a server of its own
+//! cargo run --release -p nbd-async-std --example async_std_tour -- URI       # reads only
+//! cargo run --release -p nbd-async-std --example async_std_tour -- --write URI
 //! ```
 
 #![expect(clippy::print_stdout, reason = "a tour is for looking at")]
 
 #[path = "../../../nbd-blocking/examples/tour/common.rs"]
 mod common;
-#[path = "../../../nbd-tokio/examples/tour/crowd.rs"]
+#[path = "../../../nbd-tokio/examples/tokio_tour/crowd.rs"]
 mod crowd;
-#[path = "../../../nbd-tokio/examples/tour/host.rs"]
+#[path = "../../../nbd-tokio/examples/tokio_tour/host.rs"]
 mod host;
-#[path = "../../../nbd-tokio/examples/tour/measure.rs"]
+#[path = "../../../nbd-tokio/examples/tokio_tour/measure.rs"]
 mod measure;
-#[path = "../../../nbd-tokio/examples/tour/route.rs"]
+#[path = "../../../nbd-tokio/examples/tokio_tour/route.rs"]
 mod route;
 #[path = "../../../nbd-blocking/examples/tour/show.rs"]
 mod show;
-#[path = "../../../nbd-tokio/examples/tour/walk.rs"]
+#[path = "../../../nbd-tokio/examples/tokio_tour/walk.rs"]
 mod walk;
 
 use async_std::task;

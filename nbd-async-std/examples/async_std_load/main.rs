@@ -1,12 +1,12 @@
 //! Loads a server and prints one line of JSON: how many requests of a size, how fast.
 //!
 //! ```text
-//! cargo run --release -p nbd-async-std --example load -- --unix /tmp/nbd.sock --op read --qd 16
+//! cargo run --release -p nbd-async-std --example async_std_load -- --unix /tmp/nbd.sock --op read --qd 16
 //! ```
 
 #[path = "../../../nbd-blocking/examples/load/common.rs"]
 mod common;
-#[path = "../../../nbd-tokio/examples/load/work.rs"]
+#[path = "../../../nbd-tokio/examples/tokio_load/work.rs"]
 mod work;
 
 use clap::Parser;

@@ -2,9 +2,9 @@
 //! write zeroes, trim, cache, flush, disconnect; many requests at once; and how fast it was.
 //!
 //! ```text
-//! cargo run --release -p nbd-tokio --example tour              # with a server of its own
-//! cargo run --release -p nbd-tokio --example tour -- URI       # reads only
-//! cargo run --release -p nbd-tokio --example tour -- --write URI
+//! cargo run --release -p nbd-tokio --example tokio_tour              # with a server of its own
+//! cargo run --release -p nbd-tokio --example tokio_tour -- URI       # reads only
+//! cargo run --release -p nbd-tokio --example tokio_tour -- --write URI
 //! ```
 
 #![expect(clippy::print_stdout, reason = "a tour is for looking at")]
