@@ -9,7 +9,7 @@ use crate::{
         rustls::{ClientConfig, pki_types::ServerName},
     },
 };
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use nbd_proto::{Error, Phase, Step};
 #[cfg(feature = "tls")]
 use std::sync::Arc;
@@ -371,7 +371,12 @@ pub async fn write_all<T: Transport>(transport: &mut T, out: &mut BytesMut) -> i
         if n == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        let _ = out.split_to(n);
+        if n == out.len() {
+            // Keeps the memory, unlike a split.
+            out.clear();
+        } else {
+            out.advance(n);
+        }
     }
     poll_fn(|cx| transport.poll_flush(cx)).await
 }

@@ -143,6 +143,12 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// More came behind the last reply to an option, without another option.
+    #[error("the server went on after its last reply to {option}")]
+    AfterLastReply {
+        /// The option.
+        option: OptionCode,
+    },
     /// An export was granted without telling its size.
     #[error("the server acknowledged {option} without NBD_INFO_EXPORT")]
     NoExportInfo {
@@ -384,6 +390,7 @@ impl Error {
             Self::TooManyOptionReplies { .. } | Self::OptionRepliesTooLong { .. } => {
                 ("B-010", OPTION_REPLIES)
             }
+            Self::AfterLastReply { .. } => ("C-026", NEGOTIATION),
             Self::NoExportInfo { .. } => ("C-086", OPTION_REPLIES),
             Self::NoFlags { .. } => ("C-108", "Transmission flags"),
             Self::BlockSizes { .. } => ("C-118", "Size constraints"),

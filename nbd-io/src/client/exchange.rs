@@ -2,10 +2,10 @@
 //! ([`negotiate`](super::negotiate)) and [`Negotiation`](super::Negotiation) step by step come down.
 
 use super::{Connected, NegotiationError};
-use crate::transport::{DriveError, Transport, drive, drive_before, write_all};
+use crate::transport::{DriveError, Transport, drive, drive_before, read, write_all};
 use bytes::BytesMut;
 use nbd_proto::{
-    ContextName, ExportInfo, ExportName, Mode, OptionError, Phase,
+    ContextName, Error, ExportInfo, ExportName, Mode, OptionError, Phase, Step,
     client::{
         self, Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Newstyle, Oldstyle,
         Options, Plain, Rejected, Settled, TlsOutcome, TlsRequired, Transmission,
@@ -22,6 +22,12 @@ use std::{
 
 /// How errors name the first step.
 pub(super) const GREETING: &str = "the greeting";
+
+/// Room for what is sent with an option, which is seldom more, in bytes.
+const OPTION: usize = 128;
+
+/// Room for the answer to an option, of which most are shorter, in bytes.
+const ANSWER: usize = 512;
 
 /// Reads after the farewell. The answer is 20 bytes and a short text.
 const LAST_READS: usize = 32;
@@ -50,7 +56,7 @@ pub async fn greet<T: Transport>(
     mut transport: T,
     config: client::Config,
 ) -> Result<Greeted<T>, NegotiationError> {
-    let mut out = BytesMut::new();
+    let mut out = BytesMut::with_capacity(OPTION);
     let failed = |error| NegotiationError::during(GREETING, error);
     let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
         .await
@@ -179,6 +185,9 @@ pub struct OptionExchange<T: Transport, S> {
     /// `None` after a fatal error, a dropped future, or when the handle was given away.
     usable: Option<Usable<T, S>>,
     out: BytesMut,
+    /// What the server answers. Behind the last reply to an option nothing may come, so that it is
+    /// read without regard to where messages end.
+    answer: Box<[u8; ANSWER]>,
     encrypted: bool,
     /// TLS has started, and the server has said nothing inside it.
     tls_unproven: bool,
@@ -187,15 +196,20 @@ pub struct OptionExchange<T: Transport, S> {
 /// A connection whose server waits for an option.
 #[derive(Debug)]
 struct Usable<T, S> {
-    transport: T,
+    /// In a box, because each option moves it.
+    transport: Box<T>,
     options: Options<S>,
 }
 
 impl<T: Transport, S> OptionExchange<T, S> {
     pub(super) fn new(transport: T, options: Options<S>) -> Self {
         Self {
-            usable: Some(Usable { transport, options }),
+            usable: Some(Usable {
+                transport: Box::new(transport),
+                options,
+            }),
             out: BytesMut::new(),
+            answer: Box::new([0; ANSWER]),
             encrypted: false,
             tls_unproven: false,
         }
@@ -320,10 +334,10 @@ impl<T: Transport, S> OptionExchange<T, S> {
             options,
         } = self.take()?;
         let pending = options.go(request, &mut self.out);
-        let outcome = self.drive(OptionCode::Go, &mut transport, pending).await?;
+        let outcome = self.drive(OptionCode::Go, &mut *transport, pending).await?;
         Ok(match outcome {
             GoOutcome::Accepted(transmission) => Ok(Connected {
-                transport,
+                transport: *transport,
                 transmission,
                 encrypted: self.encrypted,
             }),
@@ -351,7 +365,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
         match options.export_name(name, &mut self.out) {
             Ok(pending) => {
                 let out = mem::take(&mut self.out);
-                enter_by_name(transport, out, pending, name, self.encrypted).await
+                enter_by_name(*transport, out, pending, name, self.encrypted).await
             }
             Err(rejected) => self.give_back(transport, rejected),
         }
@@ -365,20 +379,24 @@ impl<T: Transport, S> OptionExchange<T, S> {
         }) = self.usable.take()
         {
             options.abort(&mut self.out);
-            goodbye(&mut transport, &mut self.out).await;
+            goodbye(&mut *transport, &mut self.out).await;
         }
     }
 
     /// The transport, unless the connection is over.
     pub(super) fn transport_mut(&mut self) -> Option<&mut T> {
-        Some(&mut self.usable.as_mut()?.transport)
+        Some(&mut *self.usable.as_mut()?.transport)
     }
 
     fn take(&mut self) -> Result<Usable<T, S>, NegotiationError> {
         self.usable.take().ok_or(NegotiationError::Over)
     }
 
-    fn give_back<R>(&mut self, transport: T, rejected: Rejected<S>) -> Result<R, NegotiationError> {
+    fn give_back<R>(
+        &mut self,
+        transport: Box<T>,
+        rejected: Rejected<S>,
+    ) -> Result<R, NegotiationError> {
         let options = rejected.options;
         self.usable = Some(Usable { transport, options });
         Err(NegotiationError::Misuse(rejected.misuse))
@@ -387,13 +405,13 @@ impl<T: Transport, S> OptionExchange<T, S> {
     async fn settle<P, R>(
         &mut self,
         option: OptionCode,
-        mut transport: T,
+        mut transport: Box<T>,
         pending: P,
     ) -> Result<R, NegotiationError>
     where
         P: Phase<Next = Settled<S, R>>,
     {
-        let Settled { options, result } = self.drive(option, &mut transport, pending).await?;
+        let Settled { options, result } = self.drive(option, &mut *transport, pending).await?;
         self.usable = Some(Usable { transport, options });
         result.map_err(NegotiationError::Refused)
     }
@@ -405,8 +423,8 @@ impl<T: Transport, S> OptionExchange<T, S> {
         pending: P,
     ) -> Result<P::Next, NegotiationError> {
         let unproven = mem::take(&mut self.tls_unproven);
-        let driven = drive(transport, &mut self.out, pending).await;
-        driven.map_err(|error| {
+        let answered = self.answered(option, transport, pending).await;
+        answered.map_err(|error| {
             let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
             let error = NegotiationError::during(option, error);
             if broke_off {
@@ -415,6 +433,27 @@ impl<T: Transport, S> OptionExchange<T, S> {
                 error
             }
         })
+    }
+
+    async fn answered<P: Phase>(
+        &mut self,
+        option: OptionCode,
+        transport: &mut T,
+        mut pending: P,
+    ) -> Result<P::Next, DriveError> {
+        write_all(transport, &mut self.out).await?;
+        loop {
+            let n = read(transport, &mut *self.answer).await?;
+            if n == 0 {
+                return Err(DriveError::Closed);
+            }
+            match pending.feed(&self.answer[..n], &mut self.out)? {
+                (_, Step::More(more)) => pending = more,
+                (used, Step::Done(next)) if used == n => return Ok(next),
+                // C-026
+                (_, Step::Done(_)) => return Err(Error::AfterLastReply { option }.into()),
+            }
+        }
     }
 }
 
@@ -428,7 +467,7 @@ impl<T: Transport, S> Drop for OptionExchange<T, S> {
             transport.hurry();
             options.abort(&mut self.out);
             // Polled once: what cannot be done at once is not done.
-            let farewell = pin!(goodbye(&mut transport, &mut self.out));
+            let farewell = pin!(goodbye(&mut *transport, &mut self.out));
             let _ = farewell.poll(&mut task::Context::from_waker(Waker::noop()));
         }
     }
@@ -454,12 +493,13 @@ impl<T: Transport> OptionExchange<T, Plain> {
             options,
         } = self.take()?;
         let pending = options.start_tls(&mut self.out);
-        let outcome = drive(&mut transport, &mut self.out, pending)
+        // To the byte: behind the answer begins TLS.
+        let outcome = drive(&mut *transport, &mut self.out, pending)
             .await
             .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
         Ok(match outcome {
             TlsOutcome::Accepted(ready) => {
-                let transport = upgrade(transport).await?;
+                let transport = upgrade(*transport).await?;
                 Ok(OptionExchange::inside_tls(transport, ready.upgraded()))
             }
             TlsOutcome::Refused(options, error) => {
@@ -521,3 +561,6 @@ async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

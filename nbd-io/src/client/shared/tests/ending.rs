@@ -247,7 +247,7 @@ fn a_disconnect_waits_for_requests_in_flight() {
     // C-186, C-187
     for seed in 0..20 {
         let sim = Sim::new(seed);
-        let log = sim.run(async {
+        let (log, done) = sim.run(async {
             let setup = Setup {
                 cut: Cut::Random,
                 in_flight: 4,
@@ -279,12 +279,14 @@ fn a_disconnect_waits_for_requests_in_flight() {
             let refused = calls.iter().filter(
                 |call| matches!(&call.result, Err(Error::Lost(lost)) if matches!(**lost, Lost::Disconnected)),
             );
-            assert_eq!((done, refused.count()), (4, 2));
-            log
+            // A reply that has come before makes room for one more.
+            assert!(done >= 4, "{done}");
+            assert_eq!(done + refused.count(), 6);
+            (log, done)
         });
         let log = log.lock().unwrap();
         assert_eq!(log.last().unwrap(), "Disconnect");
-        assert_eq!(log.len(), 5);
+        assert_eq!(log.len(), done + 1);
     }
 }
 
