@@ -263,7 +263,7 @@ async fn another(
 fn link(common: &Common<Blocking>, connected: Connected<Negotiating>) -> Result<Arc<Link>, Error> {
     let link = Link::new(
         connected.transport.stream,
-        connected.transmission,
+        *connected.transmission,
         common.connector.config.request_timeout,
         common.loses_when_silent(),
         common.log.clone().map(LinkLog::new),

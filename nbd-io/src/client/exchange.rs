@@ -23,10 +23,7 @@ use std::{
 /// How errors name the first step.
 pub(super) const GREETING: &str = "the greeting";
 
-/// Room for what is sent with an option, which is seldom more, in bytes.
-const OPTION: usize = 128;
-
-/// Room for the answer to an option, of which most are shorter, in bytes.
+/// How much of an answer is read at once, in bytes. Most are shorter, and so are most options.
 const ANSWER: usize = 512;
 
 /// Reads after the farewell. The answer is 20 bytes and a short text.
@@ -56,7 +53,7 @@ pub async fn greet<T: Transport>(
     mut transport: T,
     config: client::Config,
 ) -> Result<Greeted<T>, NegotiationError> {
-    let mut out = BytesMut::with_capacity(OPTION);
+    let mut out = BytesMut::with_capacity(ANSWER);
     let failed = |error| NegotiationError::during(GREETING, error);
     let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
         .await
@@ -65,7 +62,7 @@ pub async fn greet<T: Transport>(
         client::Greeted::FixedNewstyle(options) => {
             let mut exchange = OptionExchange::new(transport, options);
             // The answer to the greeting goes with the first option.
-            exchange.out = out;
+            exchange.buffer = out;
             Greeted::FixedNewstyle(exchange)
         }
         client::Greeted::Newstyle(newstyle) => {
@@ -184,10 +181,8 @@ impl<T: Transport> TlsOnly<T> {
 pub struct OptionExchange<T: Transport, S> {
     /// `None` after a fatal error, a dropped future, or when the handle was given away.
     usable: Option<Usable<T, S>>,
-    out: BytesMut,
-    /// What the server answers. Behind the last reply to an option nothing may come, so that it is
-    /// read without regard to where messages end.
-    answer: Box<[u8; ANSWER]>,
+    /// What is sent, and then what is answered.
+    buffer: BytesMut,
     encrypted: bool,
     /// TLS has started, and the server has said nothing inside it.
     tls_unproven: bool,
@@ -208,8 +203,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
                 transport: Box::new(transport),
                 options,
             }),
-            out: BytesMut::new(),
-            answer: Box::new([0; ANSWER]),
+            buffer: BytesMut::new(),
             encrypted: false,
             tls_unproven: false,
         }
@@ -237,7 +231,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
     /// When the server refuses, or the connection fails.
     pub async fn list(&mut self) -> Result<Vec<ListEntry>, NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        let pending = options.list(&mut self.out);
+        let pending = options.list(&mut self.buffer);
         self.settle(OptionCode::List, transport, pending).await
     }
 
@@ -248,7 +242,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
     /// When the server refuses, or the connection fails.
     pub async fn info(&mut self, request: Go) -> Result<ExportInfo, NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        let pending = options.info(request, &mut self.out);
+        let pending = options.info(request, &mut self.buffer);
         self.settle(OptionCode::Info, transport, pending).await
     }
 
@@ -259,7 +253,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
     /// When they were agreed on before, the server refuses, or the connection fails.
     pub async fn structured_reply(&mut self) -> Result<(), NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        match options.structured_reply(&mut self.out) {
+        match options.structured_reply(&mut self.buffer) {
             Ok(pending) => {
                 self.settle(OptionCode::StructuredReply, transport, pending)
                     .await
@@ -275,7 +269,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
     /// When they were agreed on before, the server refuses, or the connection fails.
     pub async fn extended_headers(&mut self) -> Result<(), NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        match options.extended_headers(&mut self.out) {
+        match options.extended_headers(&mut self.buffer) {
             Ok(pending) => {
                 self.settle(OptionCode::ExtendedHeaders, transport, pending)
                     .await
@@ -295,7 +289,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
         queries: &[ContextName],
     ) -> Result<Vec<MetaContextEntry>, NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        let pending = options.list_meta_context(export, queries, &mut self.out);
+        let pending = options.list_meta_context(export, queries, &mut self.buffer);
         self.settle(OptionCode::ListMetaContext, transport, pending)
             .await
     }
@@ -311,7 +305,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
         queries: &[ContextName],
     ) -> Result<Vec<Context>, NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        match options.set_meta_context(export, queries, &mut self.out) {
+        match options.set_meta_context(export, queries, &mut self.buffer) {
             Ok(pending) => {
                 self.settle(OptionCode::SetMetaContext, transport, pending)
                     .await
@@ -333,12 +327,12 @@ impl<T: Transport, S> OptionExchange<T, S> {
             mut transport,
             options,
         } = self.take()?;
-        let pending = options.go(request, &mut self.out);
+        let pending = options.go(request, &mut self.buffer);
         let outcome = self.drive(OptionCode::Go, &mut *transport, pending).await?;
         Ok(match outcome {
             GoOutcome::Accepted(transmission) => Ok(Connected {
                 transport: *transport,
-                transmission,
+                transmission: Box::new(transmission),
                 encrypted: self.encrypted,
             }),
             GoOutcome::Refused(options, error) => {
@@ -362,9 +356,9 @@ impl<T: Transport, S> OptionExchange<T, S> {
         name: &ExportName,
     ) -> Result<Connected<T>, NegotiationError> {
         let Usable { transport, options } = self.take()?;
-        match options.export_name(name, &mut self.out) {
+        match options.export_name(name, &mut self.buffer) {
             Ok(pending) => {
-                let out = mem::take(&mut self.out);
+                let out = mem::take(&mut self.buffer);
                 enter_by_name(*transport, out, pending, name, self.encrypted).await
             }
             Err(rejected) => self.give_back(transport, rejected),
@@ -378,8 +372,8 @@ impl<T: Transport, S> OptionExchange<T, S> {
             options,
         }) = self.usable.take()
         {
-            options.abort(&mut self.out);
-            goodbye(&mut *transport, &mut self.out).await;
+            options.abort(&mut self.buffer);
+            goodbye(&mut *transport, &mut self.buffer).await;
         }
     }
 
@@ -435,19 +429,25 @@ impl<T: Transport, S> OptionExchange<T, S> {
         })
     }
 
+    /// What the answer to an option leads to. Behind its last reply nothing may come, so that it is
+    /// read without regard to where messages end.
     async fn answered<P: Phase>(
         &mut self,
         option: OptionCode,
         transport: &mut T,
         mut pending: P,
     ) -> Result<P::Next, DriveError> {
-        write_all(transport, &mut self.out).await?;
+        write_all(transport, &mut self.buffer).await?;
         loop {
-            let n = read(transport, &mut *self.answer).await?;
+            self.buffer.resize(ANSWER, 0);
+            let n = read(transport, &mut self.buffer).await?;
             if n == 0 {
                 return Err(DriveError::Closed);
             }
-            match pending.feed(&self.answer[..n], &mut self.out)? {
+            // A client has nothing to say before its option is answered.
+            let fed = pending.feed(&self.buffer[..n], &mut BytesMut::new());
+            self.buffer.clear();
+            match fed? {
                 (_, Step::More(more)) => pending = more,
                 (used, Step::Done(next)) if used == n => return Ok(next),
                 // C-026
@@ -465,9 +465,9 @@ impl<T: Transport, S> Drop for OptionExchange<T, S> {
         }) = self.usable.take()
         {
             transport.hurry();
-            options.abort(&mut self.out);
+            options.abort(&mut self.buffer);
             // Polled once: what cannot be done at once is not done.
-            let farewell = pin!(goodbye(&mut *transport, &mut self.out));
+            let farewell = pin!(goodbye(&mut *transport, &mut self.buffer));
             let _ = farewell.poll(&mut task::Context::from_waker(Waker::noop()));
         }
     }
@@ -492,9 +492,9 @@ impl<T: Transport> OptionExchange<T, Plain> {
             mut transport,
             options,
         } = self.take()?;
-        let pending = options.start_tls(&mut self.out);
+        let pending = options.start_tls(&mut self.buffer);
         // To the byte: behind the answer begins TLS.
-        let outcome = drive(&mut *transport, &mut self.out, pending)
+        let outcome = drive(&mut *transport, &mut self.buffer, pending)
             .await
             .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
         Ok(match outcome {
@@ -536,7 +536,7 @@ async fn enter_by_name<T: Transport>(
     match drive(&mut transport, &mut out, pending).await {
         Ok(transmission) => Ok(Connected {
             transport,
-            transmission,
+            transmission: Box::new(transmission),
             encrypted,
         }),
         Err(DriveError::Closed) => Err(NegotiationError::ExportNameRefused { name: name.clone() }),

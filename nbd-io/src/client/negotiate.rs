@@ -22,8 +22,8 @@ use std::{fmt, io};
 pub struct Connected<T> {
     /// The transport.
     pub transport: T,
-    /// The protocol's side of it.
-    pub transmission: Transmission,
+    /// The protocol's side of it. In a box, because each level of connecting moves it.
+    pub transmission: Box<Transmission>,
     /// Whether TLS is up.
     pub encrypted: bool,
 }
@@ -170,7 +170,7 @@ where
             require(config, &[], TOO_OLD)?;
             Ok(Connected {
                 transport,
-                transmission: oldstyle.accept(),
+                transmission: Box::new(oldstyle.accept()),
                 encrypted: false,
             })
         }

@@ -108,7 +108,7 @@ impl<D: Driver> Oldstyle<D> {
     pub fn accept(self) -> D::Call<'static, Result<D::Client, Error>> {
         let entered = Connected {
             transport: self.stream,
-            transmission: self.oldstyle.accept(),
+            transmission: Box::new(self.oldstyle.accept()),
             encrypted: false,
         };
         D::call(D::enter(self.connector, entered))

@@ -123,7 +123,7 @@ impl InfoSet {
         }
     }
 
-    fn iter(self) -> impl Iterator<Item = InfoType> {
+    fn iter(self) -> impl Iterator<Item = InfoType> + Clone {
         [InfoType::Name, InfoType::Description, InfoType::BlockSize]
             .into_iter()
             .filter(move |info| self.contains(*info))
@@ -164,7 +164,7 @@ impl Go {
 
     fn put(&self, option: OptionCode, out: &mut BytesMut) {
         put_option(option, out, |out| {
-            InfoRequest::encode(&self.name, &self.infos.iter().collect::<Vec<_>>(), out);
+            InfoRequest::encode(&self.name, self.infos.iter(), out);
         });
     }
 }

@@ -181,11 +181,16 @@ pub struct InfoRequest<'a> {
 
 impl<'a> InfoRequest<'a> {
     /// Appends the data: 4 (name length) + name + 2 (count) + 2 per kind.
-    pub fn encode(name: &ExportName, infos: &[InfoType], out: &mut BytesMut) {
+    pub fn encode(
+        name: &ExportName,
+        infos: impl Iterator<Item = InfoType> + Clone,
+        out: &mut BytesMut,
+    ) {
+        let infos = infos.take(usize::from(u16::MAX));
         out.put_u32(string_len(name.as_str()));
         out.put_slice(name.as_str().as_bytes());
-        out.put_u16(u16::try_from(infos.len()).unwrap_or(u16::MAX));
-        for info in infos.iter().take(usize::from(u16::MAX)) {
+        out.put_u16(u16::try_from(infos.clone().count()).unwrap_or(u16::MAX));
+        for info in infos {
             out.put_u16(info.code());
         }
     }

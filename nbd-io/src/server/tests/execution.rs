@@ -276,7 +276,7 @@ fn an_export_sees_whole_blocks_only() {
             haggling.export_name(&name).await.unwrap().transmission
         },
     );
-    let mut session = Session::with(client, served.unwrap().unwrap());
+    let mut session = Session::with(*client, served.unwrap().unwrap());
     let read = session.ask(|client| client.read(512, 100, NONE).unwrap().1, 100);
     assert_eq!(failure(read.outcome).errno, Errno::Inval);
     let read = session.ask(|client| client.read(512, 1024, NONE).unwrap().1, 1024);

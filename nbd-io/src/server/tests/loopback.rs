@@ -152,7 +152,7 @@ impl Session {
         let Ok(Ok(entered)) = served else {
             panic!("the client has entered, and so should the server have");
         };
-        Self::with(transmission, entered)
+        Self::with(*transmission, entered)
     }
 
     pub(super) fn with(client: Transmission, entered: Entered<Pipe>) -> Self {
