@@ -39,9 +39,10 @@ pub use transport::TlsTransport;
 mod tests;
 
 /// The bytes that rustls may hold back of what is to be sent. Larger than the default, because
-/// payloads are; but the C library returns what is freed beyond some hundred KiB to the system, and
-/// with 512 KiB here each write faulted its pages in again.
-pub const SEND_BUFFER: usize = 256 << 10;
+/// payloads are: one of 256 KiB and the header before it are sent by one system call, and arrive
+/// together. But the C library returns what is freed beyond some hundred KiB to the system, and with
+/// 512 KiB here each write faulted its pages in again.
+pub const SEND_BUFFER: usize = (256 + 4) << 10;
 
 /// The cryptography that the features chose: aws-lc-rs, else ring, else what the program has
 /// installed for the whole process.

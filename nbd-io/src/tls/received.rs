@@ -6,9 +6,10 @@ use std::{
     io::{self, IoSliceMut, Read},
 };
 
-/// Encrypted bytes taken from a stream at once. rustls by itself takes little more than a record,
-/// which costs a system call for every 16 KiB.
-const CAPACITY: usize = 256 << 10;
+/// Encrypted bytes taken from a stream at once: a payload of 256 KiB with its header and what TLS
+/// adds to each record. rustls by itself takes little more than a record, which costs a system call
+/// for every 16 KiB.
+const CAPACITY: usize = (256 + 8) << 10;
 
 /// Length of a record's header, which ends with the length of the rest.
 const HEADER: usize = 5;
@@ -31,8 +32,8 @@ pub struct Received {
 }
 
 impl Received {
-    /// An empty buffer for a record, which is enough for a handshake. It becomes one of 256 KiB when
-    /// as much comes at once as fits.
+    /// An empty buffer for a record, which is enough for a handshake. It becomes a long one
+    /// when as much comes at once as fits.
     #[must_use]
     pub fn new() -> Self {
         Self {
