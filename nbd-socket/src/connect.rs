@@ -10,7 +10,11 @@ mod wait;
 pub use race::Unreachable;
 pub use wait::Awaited;
 
-use crate::{Lookup, Socket, socket::family_moves_all, vsock};
+use crate::{
+    Lookup, Socket,
+    socket::{family_moves_all, make_room},
+    vsock,
+};
 use nbd_io::client::DialOptions;
 use nbd_proto::uri::Address;
 use rustix::net::sockopt;
@@ -168,6 +172,8 @@ impl<R: Reactor> Dialer<'_, R> {
         if matches!(address.domain(), Domain::IPV4 | Domain::IPV6) {
             socket.set_tcp_nodelay(true)?;
             watch(&socket, self.options);
+        } else if address.is_unix() {
+            make_room(&socket);
         }
         let connected = match socket.connect(address) {
             Err(error) if !in_progress(&error) => return Err(error),

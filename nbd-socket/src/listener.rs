@@ -2,7 +2,7 @@
 
 use crate::{
     Socket,
-    socket::{family_moves_all, peer},
+    socket::{family_moves_all, make_room, peer},
     vsock,
 };
 use nbd_io::server::Peer;
@@ -238,6 +238,9 @@ impl Listener {
 fn introduce(socket: &socket2::Socket, address: &SockAddr) -> Peer {
     let peer = peer(address);
     let Peer::Tcp(_) = peer else {
+        if address.is_unix() {
+            make_room(socket);
+        }
         return peer;
     };
     let keepalive = TcpKeepalive::new()

@@ -23,6 +23,11 @@ const QUIETLY: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const QUIETLY: SendFlags = SendFlags::empty();
 
+/// Room for what is sent over a Unix socket and was not received, in bytes. Linux doubles it for what
+/// it needs itself. By default it has less than a payload of 256 KiB takes, so that the sender of one
+/// waits in the middle of it. TCP adapts its own.
+const UNIX_ROOM: usize = 256 << 10;
+
 /// A connected stream socket.
 ///
 /// If its peer is a child process, dropping it ends that process.
@@ -288,6 +293,12 @@ impl Socket {
     pub fn close(&self) {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Both);
     }
+}
+
+/// Has a Unix socket take long payloads at once.
+pub(crate) fn make_room(socket: &socket2::Socket) {
+    // With less room everything only takes longer.
+    let _ = socket.set_send_buffer_size(UNIX_ROOM);
 }
 
 /// Whether sockets of the family of an address [move all](Socket::moves_all).

@@ -1,10 +1,12 @@
-use super::{Dialer, Unreachable, Waiting, race::interleaved};
-use crate::Lookup;
+use super::{Dialer, Unreachable, Waiting, connect, race::interleaved};
+use crate::{Listener, Lookup};
 use nbd_io::{client::DialOptions, transport::block_on_ready};
+use nbd_proto::Uri;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{SocketAddr, TcpListener},
+    os::unix::ffi::OsStrExt,
     time::{Duration, Instant},
 };
 
@@ -168,4 +170,21 @@ fn tcp_watches_the_other_side_as_the_options_say() {
     assert!(!socket.keepalive().unwrap());
     #[cfg(target_os = "linux")]
     assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_unix_socket_takes_a_payload_of_256_kib_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = Listener::bind_unix(&path).unwrap();
+    let uri = Uri::unix(path.as_os_str().as_bytes()).unwrap();
+    let options = DialOptions::default();
+    let client = block_on_ready(connect(&Waiting, uri.address(), &options)).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let message = vec![0; (256 << 10) + 32];
+    for socket in [&client, &server] {
+        let sent = socket.send(&[IoSlice::new(&message)], false).unwrap();
+        assert_eq!(sent, message.len());
+    }
 }
