@@ -1,14 +1,19 @@
 //! One option after the other over any transport, to which the order of options
 //! ([`negotiate`](super::negotiate)) and [`Negotiation`](super::Negotiation) step by step come down.
 
+mod greeting;
+
+pub(super) use greeting::{GREETING, enter_newstyle};
+pub use greeting::{Greeted, TlsOnly, greet, greet_secure};
+
 use super::{Connected, NegotiationError};
-use crate::transport::{DriveError, Transport, drive, drive_before, read, write_all};
+use crate::transport::{DriveError, Transport, drive, read, write_all};
 use bytes::BytesMut;
 use nbd_proto::{
     ContextName, Error, ExportInfo, ExportName, Mode, OptionError, Phase, Step,
     client::{
-        self, Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Newstyle, Oldstyle,
-        Options, Plain, Rejected, Settled, TlsOutcome, TlsRequired, Transmission,
+        Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Options, Plain, Rejected,
+        Settled, TlsOutcome, Transmission,
     },
     wire::OptionCode,
 };
@@ -20,83 +25,11 @@ use std::{
     task::{self, Waker},
 };
 
-/// How errors name the first step.
-pub(super) const GREETING: &str = "the greeting";
-
 /// How much of an answer is read at once, in bytes. Most are shorter, and so are most options.
 const ANSWER: usize = 512;
 
 /// Reads after the farewell. The answer is 20 bytes and a short text.
 const LAST_READS: usize = 32;
-
-/// What a server turned out to speak, and the transport to it.
-#[derive(Debug)]
-pub enum Greeted<T: Transport> {
-    /// Fixed newstyle: the whole protocol.
-    FixedNewstyle(OptionExchange<T, Plain>),
-    /// Newstyle that is not fixed: only [`Newstyle::export_name`] can be sent.
-    Newstyle(T, Newstyle),
-    /// Oldstyle: the server has entered its only export already.
-    Oldstyle(T, Oldstyle),
-}
-
-/// Waits for a server to greet.
-///
-/// # Errors
-///
-/// When the transport fails or the peer is no NBD server.
-///
-/// # Cancel safety
-///
-/// None: the transport is lost with the future.
-pub async fn greet<T: Transport>(
-    mut transport: T,
-    config: client::Config,
-) -> Result<Greeted<T>, NegotiationError> {
-    let mut out = BytesMut::with_capacity(ANSWER);
-    let failed = |error| NegotiationError::during(GREETING, error);
-    let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
-        .await
-        .map_err(failed)?;
-    Ok(match greeted {
-        client::Greeted::FixedNewstyle(options) => {
-            let mut exchange = OptionExchange::new(transport, options);
-            // The answer to the greeting goes with the first option.
-            exchange.buffer = out;
-            Greeted::FixedNewstyle(exchange)
-        }
-        client::Greeted::Newstyle(newstyle) => {
-            let written = write_all(&mut transport, &mut out).await;
-            written.map_err(|error| failed(error.into()))?;
-            Greeted::Newstyle(transport, newstyle)
-        }
-        client::Greeted::Oldstyle(oldstyle) => Greeted::Oldstyle(transport, oldstyle),
-    })
-}
-
-/// Waits for a server to greet with which nothing is exchanged in the clear but the wish for TLS.
-///
-/// # Errors
-///
-/// When the transport fails, the peer is no NBD server or cannot start TLS.
-///
-/// # Cancel safety
-///
-/// None: the transport is lost with the future.
-pub async fn greet_secure<T: Transport>(
-    mut transport: T,
-    config: client::Config,
-) -> Result<TlsOnly<T>, NegotiationError> {
-    let mut out = BytesMut::new();
-    let options = drive(
-        &mut transport,
-        &mut out,
-        client::SecureHandshake::new(config),
-    )
-    .await
-    .map_err(|error| NegotiationError::during(GREETING, error))?;
-    Ok(TlsOnly { transport, options })
-}
 
 /// What is left of a step that the server refused: the handle, to go on with, and its reason.
 #[derive(Debug)]
@@ -113,54 +46,6 @@ impl<H> Refused<H> {
         Refused {
             handle: make(self.handle),
             error: self.error,
-        }
-    }
-}
-
-/// A connection on which TLS has to be started before anything else.
-#[derive(Debug)]
-#[must_use]
-pub struct TlsOnly<T> {
-    transport: T,
-    options: TlsRequired,
-}
-
-impl<T: Transport> TlsOnly<T> {
-    /// Starts TLS; `upgrade` does the TLS handshake on the transport.
-    ///
-    /// # Errors
-    ///
-    /// When the transport or the TLS handshake fails, or the server refuses.
-    ///
-    /// # Cancel safety
-    ///
-    /// None: the transport is lost with the future.
-    pub async fn start_tls<U: Transport, F>(
-        self,
-        upgrade: impl FnOnce(T) -> F,
-    ) -> Result<OptionExchange<U, Encrypted>, NegotiationError>
-    where
-        F: Future<Output = Result<U, NegotiationError>>,
-    {
-        let Self {
-            mut transport,
-            options,
-        } = self;
-        let mut out = BytesMut::new();
-        let pending = options.start_tls(&mut out);
-        let outcome = drive(&mut transport, &mut out, pending)
-            .await
-            .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
-        match outcome {
-            TlsOutcome::Accepted(ready) => {
-                let transport = upgrade(transport).await?;
-                Ok(OptionExchange::inside_tls(transport, ready.upgraded()))
-            }
-            TlsOutcome::Refused(options, error) => {
-                options.abort(&mut out);
-                goodbye(&mut transport, &mut out).await;
-                Err(NegotiationError::TlsRefused(error))
-            }
         }
     }
 }
@@ -511,17 +396,6 @@ impl<T: Transport> OptionExchange<T, Plain> {
             }
         })
     }
-}
-
-/// Enters an export of a server that speaks newstyle, but not the fixed one.
-pub(super) async fn enter_newstyle<T: Transport>(
-    transport: T,
-    newstyle: Newstyle,
-    name: &ExportName,
-) -> Result<Connected<T>, NegotiationError> {
-    let mut out = BytesMut::new();
-    let pending = newstyle.export_name(name, &mut out);
-    enter_by_name(transport, out, pending, name, false).await
 }
 
 /// Sends `NBD_OPT_EXPORT_NAME`, which is in `out`, and waits for the answer. A server refuses by

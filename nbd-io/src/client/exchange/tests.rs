@@ -1,5 +1,6 @@
 use super::*;
 use crate::transport::block_on_ready;
+use nbd_proto::client;
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
