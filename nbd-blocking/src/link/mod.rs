@@ -17,8 +17,9 @@
 //!
 //! **Writing.** Frames are put into the outbox. A caller that finds no other writing swaps the
 //! outbox for an empty one and writes it; the others leave their frames to it. A large payload
-//! that is borrowed is written by its owner. A writer that cannot go on reads meanwhile, because
-//! a server that waits for its replies to be taken takes no requests.
+//! that is borrowed is written by its owner. The frame of a lone caller does not go through the
+//! outbox if that is empty: it is written from where it is. A writer that cannot go on reads
+//! meanwhile, because a server that waits for its replies to be taken takes no requests.
 //!
 //! **Waiting.** A caller that reads waits in the system for at most [`PATIENCE`] at once, and by
 //! `poll` when the first request is late sooner. A lone caller that is answered therefore makes
