@@ -56,7 +56,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use table::{CLOSED, State, WaitFor};
+use table::{CLOSED, State, WaitFor, is_past, wait_until};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -483,24 +483,5 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.link.leave(self.index);
-    }
-}
-
-fn is_past(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|deadline| deadline <= Instant::now())
-}
-
-fn wait_until<'a>(
-    condvar: &Condvar,
-    state: MutexGuard<'a, State>,
-    deadline: Option<Instant>,
-) -> MutexGuard<'a, State> {
-    match deadline {
-        None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
-        Some(deadline) => {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let waited = condvar.wait_timeout(state, left);
-            waited.unwrap_or_else(PoisonError::into_inner).0
-        }
     }
 }

@@ -9,8 +9,8 @@ use nbd_io::client::{
 use nbd_proto::client::{Cookie, Outcome};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar},
-    time::Duration,
+    sync::{Arc, Condvar, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// What a request has until it is answered, or cannot be any more, whoever waits for that.
@@ -250,6 +250,25 @@ impl Caller {
     fn notify(&self) {
         if self.waits.is_some() {
             self.wake.notify_one();
+        }
+    }
+}
+
+pub(super) fn is_past(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
+}
+
+pub(super) fn wait_until<'a>(
+    condvar: &Condvar,
+    state: MutexGuard<'a, State>,
+    deadline: Option<Instant>,
+) -> MutexGuard<'a, State> {
+    match deadline {
+        None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let waited = condvar.wait_timeout(state, left);
+            waited.unwrap_or_else(PoisonError::into_inner).0
         }
     }
 }
