@@ -164,7 +164,7 @@ impl Bench {
         }
         let parts = match answer {
             Answer::Fails => return self.chunk(1, 0x8001, cookie, &[0, 0, 0, 5, 0, 0]),
-            Answer::Whole | Answer::WrongCookie | Answer::Hole => vec![0..len],
+            Answer::Whole | Answer::WrongCookie | Answer::Hole => std::iter::once(0..len).collect(),
             Answer::ReversedHalves => vec![middle..len, 0..middle],
             Answer::Halves | Answer::HoleAndData | Answer::DataAndHole => {
                 vec![0..middle, middle..len]
