@@ -1,10 +1,13 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
 //! [`shared`] all of a client.
+//!
+//! What is hidden from the documentation is for the drivers of this project, and may change at any time.
 
 mod common;
 mod config;
 mod connector;
 mod driver;
+#[doc(hidden)]
 pub mod engine;
 mod error;
 mod events;
@@ -23,8 +26,10 @@ mod request;
 pub mod shared;
 mod write_log;
 
+#[doc(hidden)]
 pub use common::Common;
 pub use config::{Config, DialOptions, NegotiationConfig, TlsPolicy};
+#[doc(hidden)]
 pub use connector::Connector;
 pub use driver::{Adopt, Driver};
 pub(crate) use error::causes;
@@ -32,16 +37,21 @@ pub use error::{Error, Lost, is_refusal, server_name};
 pub use events::{ClientEvent, Observer, Watched};
 pub use exchange::Refused;
 pub use launch::ServerProcess;
+#[doc(hidden)]
 pub use logged::{Admission, Kept, LinkLog, Record, Room, SharedLog};
+#[doc(hidden)]
 pub use membership::{DialId, Join, Loss, Membership, Next};
 pub use negotiate::{Connected, NegotiationError, negotiate};
 pub use negotiated::Negotiated;
 pub use negotiation::{Greeted, Negotiation, Newstyle, Oldstyle, RefusedStep, StepResult};
 pub use options::ConnectOptions;
-pub use planning::{
-    ExtentStep, Part, Piece, Stretch, Stretches, WINDOW, index, length, longest, split,
-};
+pub use planning::Stretch;
+#[doc(hidden)]
+pub use planning::{ExtentStep, Part, Piece, Stretches, WINDOW, index, length, longest, split};
+#[doc(hidden)]
 pub use range_locks::{Claim, Owner, RangeLocks};
 pub use reconnect::{ConnectionState, Reconnect};
+#[doc(hidden)]
 pub use request::Request;
+#[doc(hidden)]
 pub use write_log::{Epoch, WriteLog};
