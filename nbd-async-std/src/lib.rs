@@ -34,6 +34,50 @@ pub use {bytes, nbd_io, nbd_proto, nbd_socket};
 pub type Server = nbd_io::server::Server<AsyncStd>;
 
 /// Uses an export, from any number of tasks.
+///
+/// ```no_run
+/// use nbd_async_std::{CommandFlags, ConnectOptions, ContextName, bytes::BytesMut};
+///
+/// # async fn f() -> Result<(), nbd_async_std::Error> {
+/// let options = ConnectOptions::new().context(ContextName::base_allocation());
+/// let disk = options.connect("nbd://localhost/disk").await?;
+///
+/// // What was agreed on.
+/// println!("{} bytes, {:?}, {:?}", disk.size(), disk.block_sizes(), disk.mode());
+/// println!("read only: {}, TLS: {}", disk.export().is_read_only(), disk.is_encrypted());
+/// println!("{:?} over {} connections", disk.contexts(), disk.connections());
+///
+/// // Reading: into a new buffer, into one that is used again, and in one piece.
+/// let data = disk.read(0, 4096).await?;
+/// let buffer = disk.read_into(4096, BytesMut::zeroed(4096)).await?;
+/// let whole = disk.read_with(0, 4096, CommandFlags::DF).await?;
+///
+/// // Changing.
+/// disk.write(8192, data).await?;
+/// disk.write_with(4096, buffer.freeze(), CommandFlags::FUA).await?;
+/// disk.write_zeroes(16384, 4096, CommandFlags::NO_HOLE).await?;
+/// disk.trim(0, 4096, CommandFlags::NONE).await?;
+/// disk.cache(0, 1 << 20).await?;
+/// disk.flush().await?;
+///
+/// // Which ranges have data: all of them, and what one request tells.
+/// let mut extents = disk.extents(0..disk.size());
+/// while let Some(stretch) = extents.next().await {
+///     println!("{:?}", stretch?);
+/// }
+/// let ids: Vec<u32> = disk.contexts().iter().map(|context| context.id).collect();
+/// let first = disk.block_status(0, 1 << 20, CommandFlags::REQ_ONE).await?;
+/// let some = disk.block_status_of(&ids, 0, 1 << 20, CommandFlags::NONE).await?;
+///
+/// // The connection: its state, the next one, a new one at once, and its end.
+/// if !disk.is_lost() {
+///     let state = disk.state();
+///     disk.reconnect_now()?;
+///     println!("{:?}", disk.state_changed(&state).await);
+/// }
+/// disk.disconnect().await
+/// # }
+/// ```
 pub type Client = nbd_io::client::shared::Client<AsyncStd>;
 
 /// The extents of a range, one after the other.
