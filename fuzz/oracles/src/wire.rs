@@ -77,7 +77,7 @@ fn values(mut input: Input<'_>) {
         .iter()
         .map(|k| InfoType::from(u16::from(*k)))
         .collect();
-    let bytes = written(|out| InfoRequest::encode(&name, &kinds, out));
+    let bytes = written(|out| InfoRequest::encode(&name, kinds.iter().copied(), out));
     let request = InfoRequest::decode(&bytes).expect("it was encoded");
     assert_eq!(request.name, name.as_str().as_bytes());
     assert_eq!(request.infos().collect::<Vec<_>>(), kinds);
@@ -135,7 +135,10 @@ fn negotiation(data: &[u8]) {
         && let Ok(name) = ExportName::try_from(request.name)
     {
         let infos: Vec<_> = request.infos().collect();
-        assert_eq!(written(|out| InfoRequest::encode(&name, &infos, out)), data);
+        assert_eq!(
+            written(|out| InfoRequest::encode(&name, infos.iter().copied(), out)),
+            data
+        );
     }
     match Info::decode(data) {
         // Lossy messages, or those that are not kept at all.
