@@ -76,26 +76,24 @@ impl Future for Call<'_> {
         let key = self.begin(&mut state);
         let mut stop = None;
         let mut calls_driver = false;
-        let mut old = [None, None, None, None];
+        let mut old = [None, None, None];
         if !state.is_done(key) {
-            old[0] = state.attend(key, cx.waker());
-            let new = old[0].is_some();
-            if leaves {
-                calls_driver = !state.driver_comes();
-                if calls_driver {
-                    old[1] = state.lead(key, new);
-                }
+            if leaves && state.driver_comes() {
+                old[0] = state.attend(key, cx.waker());
             } else {
-                old[1] = state.lead(key, new);
+                old[0] = state.lead(key, cx.waker());
+                calls_driver = leaves;
+            }
+            if !leaves {
                 stop = Some(state.drive(&link.waker, Some(key)));
             }
         }
         let done = state.take(key);
         if done.is_some() {
             self.stage = Stage::Over;
-            old[2] = state.release(key);
+            old[1] = state.release(key);
             if state.driver == Some(key) {
-                old[3] = state.pass_on(stop == Some(Stop::Quiet));
+                old[2] = state.pass_on();
             }
         }
         link.unlock(state);

@@ -1,6 +1,6 @@
 //! The task behind a connection.
 
-use super::{Link, State, Stop, TICK, signal::replace};
+use super::{Link, State, Stop, TICK};
 use crate::{client::Lost, runtime::Runtime};
 use std::{
     fmt,
@@ -91,7 +91,7 @@ impl<R: Runtime> Future for Keeper<R> {
         let this = self.get_mut();
         let link = this.link.clone();
         let mut state = link.lock();
-        let mut old = [replace(&mut state.keeper, Some(cx.waker())), None];
+        let old = link.signal.renew_keeper(cx.waker());
         let mut drives = state.driver.is_none() || state.engine.is_closing();
 
         while state.ticking && Self::timer(&mut this.tick, &this.runtime, TICK, cx).is_ready() {
@@ -112,9 +112,8 @@ impl<R: Runtime> Future for Keeper<R> {
             this.late = now.filter(|_| fired);
         }
 
-        if state.driver.is_none() || state.engine.is_closing() {
-            state.driver = None;
-            old[1] = link.signal.set(Some(cx.waker()));
+        if state.engine.is_closing() {
+            state.take_lead();
         }
         let mut tired = drives && state.drive(&link.waker, None) == Stop::Tired;
 

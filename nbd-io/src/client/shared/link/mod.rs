@@ -129,7 +129,6 @@ struct State {
     current: Option<usize>,
     /// How often somebody came to drive.
     drives: u64,
-    keeper: Option<Waker>,
     clock: Clock,
     /// When the keeper's timer for late requests goes off.
     armed: Duration,
@@ -160,7 +159,7 @@ pub(crate) type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 #[derive(Debug, Default)]
 struct Entry {
     stage: Stage,
-    /// The task that is to be woken when the call is done.
+    /// The task that is to be woken when the call is done, unless the signal has it.
     waker: Option<Waker>,
     /// It was woken to drive and did not come.
     absent: bool,
@@ -270,7 +269,6 @@ impl Link {
                 driver: None,
                 current: None,
                 drives: 0,
-                keeper: None,
                 clock,
                 armed: Duration::MAX,
                 ticking: false,

@@ -3,29 +3,55 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Wake, Waker},
 };
 
 /// The one waker with which a stream is polled, whoever polls it. It wakes the task that drives
-/// the connection at that time.
+/// the connection at that time: that of a call, or else the connection's own.
 ///
 /// Its lock is apart from the connection's, because a stream may wake in the middle of a poll.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
-    target: Mutex<Option<Waker>>,
+    targets: Mutex<Targets>,
     fired: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct Targets {
+    /// The task of the call that drives. It is kept nowhere else.
+    driver: Option<Waker>,
+    keeper: Option<Waker>,
+}
+
+// What these return is to be dropped when no lock is held, because a whole task may go with it.
 impl Signal {
-    /// Has the stream wake this task from now on. What is returned is to be dropped when no lock
-    /// is held, because a whole task may go with it.
+    /// Has the stream wake the task of this call from now on, or the keeper if there is none.
     #[must_use]
-    pub(super) fn set(&self, waker: Option<&Waker>) -> Option<Waker> {
-        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        replace(&mut target, waker)
+    pub(super) fn set_driver(&self, waker: Option<Waker>) -> Option<Waker> {
+        mem::replace(&mut self.lock().driver, waker)
+    }
+
+    /// Takes note that the call that drives belongs to this task.
+    #[must_use]
+    pub(super) fn renew_driver(&self, waker: &Waker) -> Option<Waker> {
+        replace(&mut self.lock().driver, waker)
+    }
+
+    /// The task of the call that drives.
+    pub(super) fn driver(&self) -> Option<Waker> {
+        self.lock().driver.clone()
+    }
+
+    #[must_use]
+    pub(super) fn renew_keeper(&self, waker: &Waker) -> Option<Waker> {
+        replace(&mut self.lock().keeper, waker)
+    }
+
+    pub(super) fn keeper(&self) -> Option<Waker> {
+        self.lock().keeper.clone()
     }
 
     /// Takes note that the driver is woken, not by the stream.
@@ -42,14 +68,18 @@ impl Signal {
     pub(super) fn answer(&self) {
         self.fired.store(false, Ordering::Release);
     }
+
+    fn lock(&self) -> MutexGuard<'_, Targets> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Keeps a waker, and returns the one that was kept before if it was another one.
 #[must_use]
-pub(super) fn replace(kept: &mut Option<Waker>, waker: Option<&Waker>) -> Option<Waker> {
-    match (&*kept, waker) {
-        (Some(old), Some(new)) if old.will_wake(new) => None,
-        (_, waker) => mem::replace(kept, waker.cloned()),
+pub(super) fn replace(kept: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
+    match kept {
+        Some(old) if old.will_wake(waker) => None,
+        _ => kept.replace(waker.clone()),
     }
 }
 
@@ -60,11 +90,9 @@ impl Wake for Signal {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.fired.store(true, Ordering::Release);
-        let target = self
-            .target
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let targets = self.lock();
+        let target = targets.driver.as_ref().or(targets.keeper.as_ref()).cloned();
+        drop(targets);
         if let Some(waker) = target {
             waker.wake();
         }

@@ -183,16 +183,22 @@ impl State {
         self.ready.push(key);
     }
 
-    /// Takes note of the task that waits for a call.
+    /// Takes note of the task of a call that waits while another one drives.
     #[inline]
     #[must_use]
     pub(super) fn attend(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
         let entry = &mut self.calls[key];
         entry.absent = false;
-        if !mem::replace(&mut entry.listed, true) {
+        let old = replace(&mut entry.waker, waker);
+        self.list(key);
+        old
+    }
+
+    /// Puts a call among those that can take the role of the driver.
+    fn list(&mut self, key: usize) {
+        if !mem::replace(&mut self.calls[key].listed, true) {
             self.waiting.push_back(key);
         }
-        replace(&mut entry.waker, Some(waker))
     }
 
     /// Whether other requests are likely to follow a new one at once: there are calls that have
@@ -206,33 +212,47 @@ impl State {
         self.driver.is_some() && self.signal.has_fired()
     }
 
-    /// Makes a call the one that the stream wakes; its waker may be a `new` one.
+    /// Makes a call the one that the stream wakes.
+    #[inline]
     #[must_use]
-    pub(super) fn lead(&mut self, key: usize, new: bool) -> Option<Waker> {
-        if self.driver == Some(key) && !new {
-            return None;
+    pub(super) fn lead(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
+        let entry = &mut self.calls[key];
+        entry.absent = false;
+        if self.driver == Some(key) {
+            return self.signal.renew_driver(waker);
         }
-        self.driver = Some(key);
-        self.signal.set(self.calls[key].waker.as_ref())
+        let old = replace(&mut entry.waker, waker);
+        let before = self.signal.set_driver(entry.waker.take());
+        if let Some(driver) = self.driver.replace(key) {
+            self.calls[driver].waker = before;
+            self.list(driver);
+        }
+        old
     }
 
-    /// Gives the role of the driver to another call that waits, else to the keeper. Unless the
-    /// stream is `quiet` and will wake the new driver, it has to be woken.
+    /// Gives the role of the driver to another call that waits, which is woken, else to the keeper.
+    /// Returns the waker of the former driver.
     #[must_use]
-    pub(super) fn pass_on(&mut self, quiet: bool) -> Option<Waker> {
+    pub(super) fn pass_on(&mut self) -> Option<Waker> {
         self.driver = self.next_waiting();
         let Some(next) = self.driver else {
-            if !quiet && self.has_work() {
+            if self.has_work() {
                 self.wake_keeper();
             }
-            return self.signal.set(self.keeper.as_ref());
+            return self.signal.set_driver(None);
         };
-        let waker = self.calls[next].waker.as_ref();
-        if !quiet {
-            self.signal.call();
-            self.wakes.extend(waker.cloned());
-        }
-        self.signal.set(waker)
+        let waker = self.calls[next].waker.take();
+        self.signal.call();
+        self.wakes.extend(waker.clone());
+        self.signal.set_driver(waker)
+    }
+
+    /// Takes the role of the driver from a call, which goes on waiting.
+    pub(super) fn take_lead(&mut self) -> Option<usize> {
+        let driver = self.driver.take()?;
+        self.calls[driver].waker = self.signal.set_driver(None);
+        self.list(driver);
+        Some(driver)
     }
 
     /// A call that waits, the one that has been listed longest. Each call is listed once, and stays
@@ -250,7 +270,7 @@ impl State {
 
     /// Takes the role of the driver from a call that was woken and did not come.
     pub(super) fn dismiss(&mut self) {
-        if let Some(driver) = self.driver.take() {
+        if let Some(driver) = self.take_lead() {
             self.calls[driver].absent = true;
         }
     }
@@ -264,7 +284,7 @@ impl State {
     }
 
     pub(super) fn wake_keeper(&mut self) {
-        self.wakes.extend(self.keeper.clone());
+        self.wakes.extend(self.signal.keeper());
     }
 
     #[inline]
@@ -333,14 +353,13 @@ impl State {
         let waker = self.release(key);
         self.pump();
         if self.driver == Some(key) {
-            return [waker, self.pass_on(false)];
+            return [waker, self.pass_on()];
         }
         // What was left in the outbox may have nobody else who sends it.
         match self.driver {
-            Some(driver) if self.engine.has_output() => {
-                let driver = self.calls[driver].waker.clone();
+            Some(_) if self.engine.has_output() => {
                 self.signal.call();
-                self.wakes.extend(driver);
+                self.wakes.extend(self.signal.driver());
             }
             None if self.has_work() => self.wake_keeper(),
             _ => {}
@@ -418,7 +437,11 @@ impl State {
         while let Some(key) = self.ready.pop().or_else(|| self.engine.next_ready()) {
             self.begun = 0;
             if self.current != Some(key) {
-                let waker = self.calls.get_mut(key).and_then(|entry| entry.waker.take());
+                let waker = if self.driver == Some(key) {
+                    self.signal.driver()
+                } else {
+                    self.calls.get_mut(key).and_then(|entry| entry.waker.take())
+                };
                 self.wakes.extend(waker);
             }
         }
