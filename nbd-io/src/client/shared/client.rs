@@ -196,7 +196,10 @@ impl<R: Network> Client<R> {
         let range = self.facts().range(Command::Read, offset, len as u64)?;
         let whole = self.facts().around(&range);
         if length(&whole) == len {
-            return self.read_whole(offset, buffer).await;
+            return match self.single_read(offset, buffer) {
+                Ok(call) => call.await.into_read(),
+                Err(buffer) => self.read_whole(offset, buffer).await,
+            };
         }
         let data = self
             .read_whole(whole.start, BytesMut::zeroed(length(&whole)))

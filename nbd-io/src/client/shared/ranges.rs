@@ -2,7 +2,7 @@
 
 use super::{
     client::Client,
-    link::{Done, Held, Link, Request, is_answer},
+    link::{Call, Done, Held, Link, Request, is_answer},
     overlaps::Turn,
     window::{Parts, in_flight},
 };
@@ -24,32 +24,36 @@ use std::{
 };
 
 impl<R: Network> Client<R> {
+    /// A read that one request on the only connection will do for, without anything to wait for
+    /// before. Otherwise the buffer comes back, for [`read_whole`](Self::read_whole).
+    pub(super) fn single_read(&self, offset: u64, buffer: BytesMut) -> Result<Call<'_>, BytesMut> {
+        let len = buffer.len() as u64;
+        match self.shared.pool.only() {
+            Some(link) if len > 0 && len <= self.facts().max_payload => {
+                Ok(link.call(read_request(Piece { offset, len }), buffer))
+            }
+            _ => Err(buffer),
+        }
+    }
+
     pub(super) async fn read_whole(
         &self,
         offset: u64,
-        mut buffer: BytesMut,
+        buffer: BytesMut,
     ) -> Result<BytesMut, Error> {
-        let max = self.facts().max_payload;
-        let request = |Piece { offset, len }| Request::Read {
-            offset,
-            len,
-            flags: CommandFlags::NONE,
+        let mut buffer = match self.single_read(offset, buffer) {
+            Ok(call) => return call.await.into_read(),
+            Err(buffer) => buffer,
         };
+        let max = self.facts().max_payload;
         let len = buffer.len() as u64;
         if len == 0 {
             return Ok(buffer);
         }
+        let read = |piece, buffer| self.perform(read_request(piece), buffer);
         if len <= max {
-            let request = request(Piece { offset, len });
-            return match self.straight(&request) {
-                Some(link) => {
-                    let Done { result, sink } = link.call(request, buffer).await;
-                    result.map(|_| sink)
-                }
-                None => Ok(self.perform(request, buffer).await?.1),
-            };
+            return Ok(read(Piece { offset, len }, buffer).await?.1);
         }
-        let read = |piece, buffer| self.perform(request(piece), buffer);
         let mut parts = Parts::default();
         let start = |piece: Piece| {
             let part = read(piece, buffer.split_to(index(piece.len)));
@@ -333,5 +337,13 @@ impl<R: Network> Client<R> {
         let late = late.get_or_insert_with(|| common.runtime().sleep(after));
         let timeout = |()| Err(Error::Timeout { command, after });
         Pin::new(late).poll(cx).map(timeout)
+    }
+}
+
+const fn read_request(Piece { offset, len }: Piece) -> Request {
+    Request::Read {
+        offset,
+        len,
+        flags: CommandFlags::NONE,
     }
 }

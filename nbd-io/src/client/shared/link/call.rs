@@ -38,6 +38,13 @@ pub(crate) struct Done {
     pub(crate) sink: BytesMut,
 }
 
+impl Done {
+    /// What came of a read.
+    pub(crate) fn into_read(self) -> Result<BytesMut, Error> {
+        self.result.map(|_| self.sink)
+    }
+}
+
 impl<'a> Call<'a> {
     pub(super) const fn new(
         link: &'a Link,
