@@ -10,11 +10,7 @@ mod wait;
 pub use race::Unreachable;
 pub use wait::Awaited;
 
-use crate::{
-    Lookup, Socket,
-    socket::{family_moves_all, make_room},
-    vsock,
-};
+use crate::{Family, Lookup, Socket, socket::make_room, vsock};
 use nbd_io::client::DialOptions;
 use nbd_proto::uri::Address;
 use rustix::net::sockopt;
@@ -179,8 +175,7 @@ impl<R: Reactor> Dialer<'_, R> {
             Err(error) if !in_progress(&error) => return Err(error),
             connected => connected.is_ok(),
         };
-        let moves_all = family_moves_all(address);
-        let socket = Socket::connecting(OwnedFd::from(socket), moves_all)?;
+        let socket = Socket::connecting(OwnedFd::from(socket), Family::of(address))?;
         let socket = self.reactor.register(socket)?;
         Ok(if connected {
             Attempt::Connected(socket)

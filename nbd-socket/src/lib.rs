@@ -14,4 +14,4 @@ mod vsock;
 pub use connect::{Awaited, Reactor, Unreachable, Waiting, connect};
 pub use listener::Listener;
 pub use lookup::Lookup;
-pub use socket::Socket;
+pub use socket::{Family, Socket};

@@ -1,8 +1,8 @@
 //! Listening sockets.
 
 use crate::{
-    Socket,
-    socket::{family_moves_all, make_room, peer},
+    Family, Socket,
+    socket::{make_room, peer},
     vsock,
 };
 use nbd_io::server::Peer;
@@ -229,8 +229,8 @@ impl Listener {
     pub fn accept(&self) -> io::Result<(Socket, Peer)> {
         let (socket, address) = self.socket.accept()?;
         let peer = introduce(&socket, &address);
-        let moves_all = family_moves_all(&address);
-        Ok((Socket::accepted(OwnedFd::from(socket), moves_all), peer))
+        let socket = Socket::accepted(OwnedFd::from(socket), Family::of(&address));
+        Ok((socket, peer))
     }
 }
 

@@ -38,8 +38,40 @@ pub struct Socket {
     child: Option<Child>,
     /// Its mode, as far as that is known.
     nonblocking: Option<bool>,
-    /// See [`moves_all`](Socket::moves_all); `None` if the system has to be asked.
-    moves_all: Option<bool>,
+    /// `None` if the system has to be asked.
+    family: Option<Family>,
+}
+
+/// The families of sockets, as far as an event loop has to know them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Ip,
+    /// Unix sockets.
+    Unix,
+    /// Any other, such as vsock.
+    Other,
+}
+
+impl Family {
+    pub(crate) fn of(address: &socket2::SockAddr) -> Self {
+        if address.is_unix() {
+            Self::Unix
+        } else if address.is_ipv4() || address.is_ipv6() {
+            Self::Ip
+        } else {
+            Self::Other
+        }
+    }
+
+    /// Whether a call that moves fewer bytes than it could has moved all that can be moved now, so
+    /// that there is no need to try again before the system tells that there is more. True of TCP
+    /// and of Unix sockets, but not of every kind of vsock.
+    #[must_use]
+    pub const fn moves_all(self) -> bool {
+        matches!(self, Self::Ip | Self::Unix)
+    }
 }
 
 impl Socket {
@@ -75,26 +107,24 @@ impl Socket {
         address.map_or(Peer::Other, |address| peer(&address))
     }
 
-    /// Takes over a socket that has just been accepted, of whichever mode the system makes it. It
-    /// is said of its family whether [it moves all](Socket::moves_all).
-    pub(crate) fn accepted(fd: OwnedFd, moves_all: bool) -> Self {
+    /// Takes over a socket that has just been accepted, of whichever mode the system makes it.
+    pub(crate) fn accepted(fd: OwnedFd, family: Family) -> Self {
         // Elsewhere it has the mode of the listening socket.
         let is_known = cfg!(any(target_os = "linux", target_os = "android"));
         Self {
             nonblocking: is_known.then_some(false),
-            moves_all: Some(moves_all),
+            family: Some(family),
             ..Self::with_child(fd, None)
         }
     }
 
-    /// Takes over a socket that does not wait and is being connected, of a family that
-    /// [moves all](Socket::moves_all) or not.
-    pub(crate) fn connecting(fd: OwnedFd, moves_all: bool) -> io::Result<Self> {
+    /// Takes over a socket that does not wait and is being connected.
+    pub(crate) fn connecting(fd: OwnedFd, family: Family) -> io::Result<Self> {
         // There is more to be set than the mode on Apple's systems.
         let is_ready = !cfg!(target_vendor = "apple");
         let socket = Self {
             nonblocking: is_ready.then_some(true),
-            moves_all: Some(moves_all),
+            family: Some(family),
             ..Self::with_child(fd, None)
         };
         socket.nonblocking()
@@ -105,7 +135,7 @@ impl Socket {
             fd,
             child,
             nonblocking: None,
-            moves_all: None,
+            family: None,
         }
     }
 
@@ -229,14 +259,12 @@ impl Socket {
         }
     }
 
-    /// Whether a call that moves fewer bytes than it could has moved all that can be moved now, so
-    /// that there is no need to try again before the system tells that there is more. True of TCP
-    /// and of Unix sockets, but not of every kind of vsock.
+    /// Its family.
     #[must_use]
-    pub fn moves_all(&self) -> bool {
-        self.moves_all.unwrap_or_else(|| {
+    pub fn family(&self) -> Family {
+        self.family.unwrap_or_else(|| {
             let address = socket2::SockRef::from(self).local_addr();
-            address.is_ok_and(|address| family_moves_all(&address))
+            address.map_or(Family::Other, |address| Family::of(&address))
         })
     }
 
@@ -299,11 +327,6 @@ impl Socket {
 pub(crate) fn make_room(socket: &socket2::Socket) {
     // With less room everything only takes longer.
     let _ = socket.set_send_buffer_size(UNIX_ROOM);
-}
-
-/// Whether sockets of the family of an address [move all](Socket::moves_all).
-pub(crate) fn family_moves_all(address: &socket2::SockAddr) -> bool {
-    address.is_unix() || address.is_ipv4() || address.is_ipv6()
 }
 
 /// Who has an address.

@@ -6,7 +6,7 @@ use std::{
     io,
     task::{Context, Poll, ready},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// A listening socket of any family, for [`Server::serve`](crate::Server::serve), which also takes a
 /// `Vec` of them.
@@ -56,7 +56,7 @@ impl Listener {
     pub fn new(listener: nbd_socket::Listener) -> io::Result<Self> {
         Ok(Self(match listener.into_connected()? {
             Ok((socket, peer)) => Source::Client(Some((Socket::new(socket)?, peer))),
-            Err(listener) => Source::Listening(register(listener)?),
+            Err(listener) => Source::Listening(register(listener, Interest::READABLE)?),
         }))
     }
 

@@ -9,7 +9,7 @@ use nbd_proto::uri::Address;
 use nbd_socket::{Awaited, Reactor};
 use std::{io, pin::Pin, sync::LazyLock, time::Duration};
 use tokio::{
-    runtime::Handle,
+    runtime::{EnterGuard, Handle},
     time::{Instant, Sleep},
 };
 
@@ -40,6 +40,11 @@ impl Tokio {
         Self(Some(Handle::current()))
     }
 
+    /// Has what is made for its event loop or its clock be made on it.
+    pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
+        self.0.as_ref().map(Handle::enter)
+    }
+
     fn handle(&self) -> Handle {
         self.0.clone().unwrap_or_else(Handle::current)
     }
@@ -55,7 +60,7 @@ impl Runtime for Tokio {
     }
 
     fn sleep(&self, time: Duration) -> Self::Sleep {
-        let _entered = self.0.as_ref().map(Handle::enter);
+        let _entered = self.enter();
         Box::pin(tokio::time::sleep(time))
     }
 
@@ -86,7 +91,7 @@ impl Reactor for Tokio {
     type Socket = Socket;
 
     fn register(&self, socket: nbd_socket::Socket) -> io::Result<Socket> {
-        let _entered = self.0.as_ref().map(Handle::enter);
+        let _entered = self.enter();
         Socket::new(socket)
     }
 

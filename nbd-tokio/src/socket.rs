@@ -2,9 +2,11 @@
 
 use crate::Tokio;
 use nbd_io::{runtime::Farewell, server::Peer, transport::Transport};
+use nbd_socket::Family;
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -25,9 +27,13 @@ const SHORT: usize = 16 << 10;
 /// If its peer is a child process, dropping it ends that process, without waiting for it.
 #[derive(Debug)]
 pub struct Socket {
+    /// A Unix socket once more, watched for room, since a first send has found none. The event loop
+    /// would be woken whenever the peer has taken something if every Unix socket was watched for
+    /// that: twice for a request. Other sockets tell of room only after there was none.
+    room: OnceLock<AsyncFd<OwnedFd>>,
     fd: AsyncFd<nbd_socket::Socket>,
-    /// See [`nbd_socket::Socket::moves_all`].
-    moves_all: bool,
+    family: Family,
+    runtime: Tokio,
     farewell: Farewell<Tokio>,
 }
 
@@ -42,12 +48,18 @@ impl Socket {
     ///
     /// Outside a Tokio runtime.
     pub fn new(socket: nbd_socket::Socket) -> io::Result<Self> {
-        let moves_all = socket.moves_all();
-        let fd = register(socket.nonblocking()?)?;
+        let family = socket.family();
+        let interest = match family {
+            Family::Unix => Interest::READABLE,
+            _ => Interest::READABLE | Interest::WRITABLE,
+        };
+        let runtime = Tokio::current();
         Ok(Self {
-            fd,
-            moves_all,
-            farewell: Farewell::new(Tokio::current()),
+            room: OnceLock::new(),
+            fd: register(socket.nonblocking()?, interest)?,
+            family,
+            farewell: Farewell::new(runtime.clone()),
+            runtime,
         })
     }
 
@@ -67,6 +79,10 @@ impl Socket {
 
     /// Waits until a socket that is being connected is, or turns out to be broken.
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.family == Family::Unix {
+            // It never takes time to be connected.
+            return Poll::Ready(Ok(()));
+        }
         loop {
             let mut guard = ready!(self.fd.poll_write_ready(cx))?;
             let wait = self.fd.get_ref().wait(false, true, Some(Instant::now()));
@@ -74,6 +90,43 @@ impl Socket {
                 // The event was about something else.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => guard.clear_ready(),
                 done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    /// A Unix socket as it is watched for room.
+    fn room(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        if let Some(room) = self.room.get() {
+            return Ok(room);
+        }
+        let fd = self.fd.as_fd().try_clone_to_owned()?;
+        let _entered = self.runtime.enter();
+        let room = register(fd, Interest::WRITABLE)?;
+        Ok(self.room.get_or_init(|| room))
+    }
+
+    /// Sends when there is room, as `watched` tells.
+    fn poll_send<T: AsRawFd>(
+        &self,
+        watched: &AsyncFd<T>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let send = || self.fd.get_ref().send(bufs, false);
+        let len = bufs.iter().map(|buf| buf.len()).sum();
+        // What is short has room most of the time. What is not may be sent in part, and then nothing
+        // more is to be tried.
+        if len <= SHORT {
+            match watched.try_io(Interest::WRITABLE, |_| send()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+        loop {
+            let mut guard = ready!(watched.poll_write_ready(cx))?;
+            if let Ok(done) = guard.try_io(|_| send()) {
+                self.note(guard, &done, || len);
+                return Poll::Ready(done);
             }
         }
     }
@@ -94,14 +147,14 @@ impl Socket {
     }
 
     /// Takes note of how many of the bytes were moved that there was room for.
-    fn note(
+    fn note<T: AsRawFd>(
         &self,
-        mut guard: AsyncFdReadyGuard<'_, nbd_socket::Socket>,
+        mut guard: AsyncFdReadyGuard<'_, T>,
         done: &io::Result<usize>,
         room: impl FnOnce() -> usize,
     ) {
         // The next attempt would be in vain. Nothing at all is the end, which stays.
-        if self.moves_all && matches!(*done, Ok(n) if n > 0 && n < room()) {
+        if self.family.moves_all() && matches!(*done, Ok(n) if n > 0 && n < room()) {
             guard.clear_ready();
         }
     }
@@ -127,22 +180,9 @@ impl Transport for Socket {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return Poll::Ready(done),
         }
-        let room = bufs.iter().map(|buf| buf.len()).sum();
-        // What is short has room most of the time. What is not may be sent in part, and then nothing
-        // more is to be tried.
-        if room <= SHORT {
-            let send = |socket: &nbd_socket::Socket| socket.send(bufs, false);
-            match self.fd.try_io(Interest::WRITABLE, send) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
-        loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            if let Ok(done) = guard.try_io(|fd| fd.get_ref().send(bufs, false)) {
-                self.note(guard, &done, || room);
-                return Poll::Ready(done);
-            }
+        match self.family {
+            Family::Unix => self.poll_send(self.room()?, cx, bufs),
+            _ => self.poll_send(&self.fd, cx, bufs),
         }
     }
 
@@ -169,11 +209,38 @@ impl AsFd for Socket {
     }
 }
 
-/// Has the event loop watch a descriptor.
+/// Has the event loop watch a descriptor, for what is of interest.
 #[expect(
     deprecated,
     reason = "what replaces it is unsafe code; each caller's type owns its descriptor and keeps it"
 )]
-pub(crate) fn register<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
-    AsyncFd::new(owner)
+pub(crate) fn register<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(owner, interest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{future::poll_fn, io::Read, os::unix::net::UnixStream, thread};
+
+    #[tokio::test]
+    async fn a_unix_socket_is_watched_for_room_once_there_was_none() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut socket = Socket::new(nbd_socket::Socket::new(ours.into()).unwrap()).unwrap();
+        let bytes = vec![7; SHORT / 2];
+        let bufs = [IoSlice::new(&bytes)];
+        let mut sent = poll_fn(|cx| socket.poll_write(cx, &bufs)).await.unwrap();
+        assert!(socket.room.get().is_none());
+        poll_fn(|cx| {
+            while let Poll::Ready(n) = socket.poll_write(cx, &bufs) {
+                sent += n.unwrap();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        assert!(socket.room.get().is_some());
+        let reader = thread::spawn(move || theirs.read_exact(&mut vec![0; sent]).map(|()| theirs));
+        poll_fn(|cx| socket.poll_write(cx, &bufs)).await.unwrap();
+        drop(reader.join().unwrap().unwrap());
+    }
 }
