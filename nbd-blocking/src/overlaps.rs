@@ -13,18 +13,18 @@ use std::{
 ///
 /// A change may be in flight when no thread waits for its answer any more, because it was late or
 /// belongs to a queue. The next thread then waits for that answer at the connection itself, since
-/// there may be nobody else who reads there.
+/// there may be no other thread that reads there.
 #[derive(Debug, Default)]
 pub(crate) struct Overlaps(Mutex<RangeLocks<Holder>>);
 
 /// Who has a claim.
 #[derive(Debug)]
 struct Holder {
-    /// A thread has its turn, or waits for it.
+    /// A thread has the lock of a range, or waits for it.
     is_thread: bool,
     /// Wakes that thread, if it waits.
     wake: Option<Arc<Condvar>>,
-    /// Requests in flight to which the turn was left.
+    /// Requests in flight to which the lock was left.
     in_flight: Vec<(Weak<Link>, Cookie)>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct LeftTurn {
 }
 
 impl Overlaps {
-    /// Somebody with several changes that do not wait for each other.
+    /// An owner of several changes that do not wait for each other.
     pub(crate) fn owner(&self) -> Owner {
         self.lock().owner()
     }
@@ -94,7 +94,7 @@ impl Overlaps {
                     answered(&mut locks, before, &link, cookie);
                     locks
                 }
-                None => wait(&wake, locks, deadline)?, // the turn needs the lock to end
+                None => wait(&wake, locks, deadline)?, // the guard needs the mutex to end
             };
         }
         Some(turn)
@@ -149,7 +149,7 @@ fn end(locks: &mut RangeLocks<Holder>, claim: Claim) {
 }
 
 impl Turn {
-    /// Leaves the turn to a request that is in flight, until it is answered.
+    /// Leaves the lock to a request that is in flight, until it is answered.
     pub(crate) fn leave_to(&self, link: &Arc<Link>, cookie: Cookie) {
         let left = LeftTurn {
             overlaps: self.overlaps.clone(),

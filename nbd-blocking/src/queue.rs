@@ -228,7 +228,7 @@ impl Queue {
 
     /// Writes zeroes. Flags as for [`Client::write_zeroes`](crate::Client::write_zeroes).
     ///
-    /// A server that told no block sizes is not asked for more than a write may have, because some
+    /// A server that sent no block sizes is not asked for more than a write may have, because some
     /// acknowledge longer zeroes and do not write them all.
     ///
     /// # Errors
@@ -422,7 +422,7 @@ impl Queue {
         self.send_request(Call::Owned(Request::Flush), record)
     }
 
-    /// Submits a change, which has its turn until it is answered.
+    /// Submits a change, which holds the lock of its range until it is answered.
     fn change(&mut self, mut request: Request) -> Result<Cookie, Error> {
         let Some(owner) = self.owner else {
             return self.submit(Call::Owned(request), None);

@@ -21,7 +21,7 @@ use std::ops::ControlFlow;
 ///
 /// A meta context that the client has not selected is not there, which is true of `base:allocation`,
 /// too. A read is always sent on, and never answered by what is known of holes. The size is what the client
-/// was told when it connected.
+/// was sent when it connected.
 ///
 /// An asynchronous server can serve this, too, as it waits on a thread that may.
 ///
@@ -154,7 +154,7 @@ impl Export for Remote {
     fn contexts(&self) -> Vec<MetaContext> {
         let names = self.client.contexts().iter();
         let names = names.filter_map(|context| context.name.clone());
-        // Of a context that is not known here nobody knows how wide its statuses are.
+        // The width of the statuses of a context that is not known here is unknown.
         let may_be_wide = self.client.mode() == Mode::Extended;
         let is_known = |name: &ContextName| ["base", "qemu"].contains(&name.namespace());
         names

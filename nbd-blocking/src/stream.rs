@@ -53,7 +53,7 @@ impl Stream {
     }
 
     /// Writes from `bufs` in order. With `block` it may wait, as long as
-    /// [`Socket::set_patience`] says; nobody else may have to write meanwhile.
+    /// [`Socket::set_patience`] says; no other thread may have to write meanwhile.
     #[inline]
     pub(crate) fn write(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
         match self {
@@ -123,7 +123,7 @@ impl Stream {
         }
     }
 
-    /// Ends both directions at once; TLS is told if that needs no waiting.
+    /// Ends both directions at once; TLS sends its alert if that needs no waiting.
     pub(crate) fn close(&self) {
         #[cfg(feature = "tls-base")]
         if let Self::Tls(tls) = self {
@@ -167,7 +167,7 @@ impl fmt::Debug for Stream {
     }
 }
 
-/// How long the answer to a farewell may take.
+/// How long the answer to NBD_CMD_DISC or NBD_OPT_ABORT may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A stream that negotiates until a deadline. As a [`Transport`] it pends only where a dial is

@@ -55,7 +55,7 @@ pub struct Directory {
     read_only: bool,
     description: String,
     max_listed: usize,
-    /// What somebody uses, by device and number.
+    /// Files in use, by device and inode number.
     used: Mutex<BTreeMap<(u64, u64), Weak<File>>>,
 }
 
@@ -206,7 +206,7 @@ fn is_served(kind: FileType) -> bool {
     kind.is_file() || kind.is_block_device()
 }
 
-/// What a client is told of a file that cannot be opened.
+/// The answer to a client for a file that cannot be opened.
 fn unavailable(error: &io::Error) -> Unavailable {
     #[expect(
         clippy::wildcard_enum_match_arm,

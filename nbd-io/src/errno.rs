@@ -54,7 +54,7 @@ pub fn fast_zero_failure(error: &io::Error) -> Failure {
     }
 }
 
-/// What a client may be told of a back end's failure: one of the protocol's numbers, with
+/// The answer to a client for a back end's failure: one of the protocol's numbers, with
 /// [`Errno::NotSup`] only in answer to a `fast_zero` and [`Errno::Overflow`] never.
 ///
 /// A server passes every failure of an [`Export`](crate::Export) through this, and reports for

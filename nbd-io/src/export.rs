@@ -44,7 +44,7 @@ pub enum Content {
 ///
 /// # Errors
 ///
-/// Every call fails with a [`Failure`]: the [`Errno`] that the client is told, a text for people,
+/// Every call fails with a [`Failure`]: the [`Errno`] that the client gets, a text for people,
 /// and, where it is known, the offset. [`failure`](crate::failure) makes one of an I/O error.
 /// [`Errno::NotSup`] is only for fast zeroes, and [`Errno::Overflow`] only for the server itself.
 /// A write that failed may have been carried out in part.
@@ -119,8 +119,8 @@ pub trait Export: Send + Sync {
     fn size(&self) -> u64;
 
     /// Takes note of what has changed outside, such as the size of a file that has grown. A server
-    /// calls this before it tells a client of the export. Clients that were told before go by what
-    /// they were told.
+    /// calls this before it describes the export to a client. Clients that entered before go by
+    /// what they were sent.
     ///
     /// Does nothing, unless it is implemented.
     fn refresh(&self) {}
@@ -146,7 +146,7 @@ pub trait Export: Send + Sync {
 
     /// Like [`read`](Self::read), if that can be done without waiting for anything slow.
     ///
-    /// `None` where it would wait, or where that cannot be told; `buf` then holds anything, and
+    /// `None` where it would wait, or where that is not known; `buf` then holds anything, and
     /// the caller reads on a thread that may block. A server that must not hold up its loop asks
     /// this first: most of what is read often is in a cache.
     ///
@@ -155,7 +155,7 @@ pub trait Export: Send + Sync {
         (!self.may_block()).then(|| self.read(offset, buf))
     }
 
-    /// What the export can do, as the client is told.
+    /// The export's capabilities, as the client is sent them.
     ///
     /// To be set by the back end: [`READ_ONLY`](TransmissionFlags::READ_ONLY),
     /// [`SEND_FLUSH`](TransmissionFlags::SEND_FLUSH), [`SEND_FUA`](TransmissionFlags::SEND_FUA),
@@ -343,7 +343,7 @@ pub trait Export: Send + Sync {
             let Extent { len, status } = self.allocation(at, rest)?;
             if len == 0 || len > rest {
                 return Err(Failure {
-                    message: format!("the back end told of {len} bytes where 1 to {rest} are")
+                    message: format!("the back end described {len} bytes where 1 to {rest} are")
                         .into(),
                     offset: Some(at),
                     ..Errno::Io.into()
@@ -377,8 +377,9 @@ impl fmt::Debug for dyn Export {
     }
 }
 
-/// What a client is told of an export: the size rounded down to whole blocks, the description, the
-/// block sizes, and those [`flags`](Export::flags) that a back end decides on and that go together.
+/// The description of an export for a client: the size rounded down to whole blocks, the
+/// description, the block sizes, and those [`flags`](Export::flags) that a back end decides on and
+/// that go together.
 ///
 /// A server adds [`SEND_DF`](TransmissionFlags::SEND_DF) and
 /// [`BLOCK_STATUS_PAYLOAD`](TransmissionFlags::BLOCK_STATUS_PAYLOAD), which depend on what was

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 /// What a server serves: finds an export by its name.
 ///
 /// [`NamedExports`] is a fixed set, [`ExportsByName`] a function. A set that changes while it is
-/// served implements this itself, behind a lock of its own: whoever has been given an export keeps
-/// it until they disconnect.
+/// served implements this itself, behind a lock of its own: a client that has been given an export
+/// keeps it until they disconnect.
 pub trait Exports: Send + Sync {
     /// The export of that name, or `None` if there is none, or none for this client to know of.
     ///
@@ -28,7 +28,7 @@ pub trait Exports: Send + Sync {
         self.lookup(name).ok_or_else(Unavailable::unknown)
     }
 
-    /// Every export that is to be told of, each once.
+    /// Every export that is to be listed, each once.
     ///
     /// None, unless it is implemented: a server does not have to tell.
     fn list(&self) -> Vec<Listing> {
@@ -53,7 +53,7 @@ impl fmt::Debug for dyn Exports {
     }
 }
 
-/// Why a client does not get an export, as it is told.
+/// Why a client does not get an export, as it is sent.
 ///
 /// ```
 /// use nbd_io::{Exports, Offer, Unavailable};
@@ -112,10 +112,11 @@ pub struct Offer {
     pub export: Arc<dyn Export>,
     /// The canonical name to tell the client, if it is not the one that was asked for.
     pub name: Option<ExportName>,
-    /// Only to be served once TLS is up. Without TLS its size, flags and contexts are not told.
+    /// Only to be served once TLS is up. Without TLS its size, flags and contexts are not sent.
     pub tls_only: bool,
-    /// Nobody else is given the same storage, so that what one connection writes is not there for
-    /// another one of the same client: [`CAN_MULTI_CONN`] is not told, whatever the export says.
+    /// No other connection is given the same storage, so that what one connection writes is not
+    /// there for another one of the same client: [`CAN_MULTI_CONN`] is not set, whatever the export
+    /// says.
     ///
     /// [`CAN_MULTI_CONN`]: nbd_proto::TransmissionFlags::CAN_MULTI_CONN
     pub private: bool,
@@ -272,7 +273,7 @@ impl Exports for NamedExports {
 ///
 /// The function may make a new export for each call, and so give each connection its own; it is
 /// then to be cheap, because a client can look a name up any number of times. Clients spread their
-/// requests over several connections where they are told that these see each other's flushes.
+/// requests over several connections where the flags say that these see each other's flushes.
 /// Of connections with storage of their own that is not true, which is why what
 /// [`new`](Self::new) serves is [private](Offer::private), and only [`shared`](Self::shared) says
 /// that a name stands for the same storage each time.

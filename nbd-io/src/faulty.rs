@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// Another export that is slow and fails when it is told to, to test what uses it.
+/// Wraps an export and injects faults and delays, to test what uses it.
 ///
 /// Faults are added and removed by a [`Faults`], while the export is served, from any thread. A
 /// call that meets a fault is made on the other export only if it does not fail, and after the
@@ -55,7 +55,7 @@ impl Faulty {
 ///
 /// Every call meets it, unless it is restricted to some.
 #[derive(Clone, Debug)]
-#[must_use = "a fault is met by nobody until it is added"]
+#[must_use = "a fault has no effect until it is added"]
 pub struct Fault {
     command: Option<Command>,
     range: Option<Range<u64>>,

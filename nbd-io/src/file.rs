@@ -58,7 +58,7 @@ const STAT_BLOCK: u64 = 512;
 /// | zeroes | punched, else `FALLOC_FL_ZERO_RANGE`, else written | the same | written |
 /// | zeroes without a hole | `FALLOC_FL_ZERO_RANGE`, else allocated and written | the same | written |
 /// | fast zeroes | by one call, or not at all | the same, if the device can by itself | never |
-/// | holes | `SEEK_DATA` and `SEEK_HOLE` | not told of | only on FreeBSD |
+/// | holes | `SEEK_DATA` and `SEEK_HOLE` | not reported | only on FreeBSD |
 ///
 /// What the file system turns out not to be able to do is not tried again. Holes are only looked
 /// for in files that have some. Some file systems, such as those in memory, search for the end of
@@ -68,7 +68,7 @@ const STAT_BLOCK: u64 = 512;
 ///
 /// # Others who use the file
 ///
-/// Nobody keeps others from changing it, unless they [lock](Self::locked) it too. Where it became
+/// Other programs can change it, unless they [lock](Self::locked) it too. Where it became
 /// shorter a read fails with [`Errno::Io`], and is never answered with zeroes; a write makes it
 /// longer again. The offset of the open file is moved about, and of no importance.
 ///
@@ -88,7 +88,7 @@ const STAT_BLOCK: u64 = 512;
 pub struct File {
     file: fs::File,
     size: AtomicU64,
-    /// The largest size that it had. A client that was told so may still go by it.
+    /// The largest size that it had. A client that was sent that may still go by it.
     reach: AtomicU64,
     read_only: bool,
     rotational: bool,
@@ -196,7 +196,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::WouldBlock`] if somebody else has it locked.
+    /// [`ErrorKind::WouldBlock`] if another program has it locked.
     pub fn locked(self) -> io::Result<Self> {
         flock(
             &self.file,
@@ -206,7 +206,7 @@ impl File {
                 FlockOperation::NonBlockingLockExclusive
             },
         )?;
-        // Whoever had it locked before may have made it shorter or longer.
+        // The program that had it locked before may have made it shorter or longer.
         let size = size(&self.file)?;
         self.size.store(size, Ordering::Relaxed);
         self.reach.store(size, Ordering::Relaxed);
@@ -215,7 +215,7 @@ impl File {
 
     /// Tells clients these block sizes. The export itself takes any offset and length.
     ///
-    /// Unless this is called they are told to prefer what the file system does, and nothing else.
+    /// Unless this is called, only the file system's own preference is sent.
     #[must_use]
     pub fn with_block_sizes(mut self, block_sizes: BlockSizes) -> Self {
         self.block_sizes = block_sizes;

@@ -116,8 +116,8 @@ impl Memory {
     }
 
     /// Lets all pages together take up at most `limit` bytes, rounded down to whole pages; what
-    /// needs more fails with [`Errno::NoSpc`]. Holes are then told as such, so that a client knows
-    /// where a write can fail.
+    /// needs more fails with [`Errno::NoSpc`]. Holes are then reported as such, so that a client
+    /// knows where a write can fail.
     ///
     /// An export larger than the memory there is needs such a limit, if its clients are not
     /// trusted: they can ask for all of it to be allocated.

@@ -67,8 +67,8 @@ const LOCKS: u64 = 64;
 /// Flushes, FUA, trims, zeroes and fast zeroes are offered if the layer does. A trim has an effect only
 /// on what was changed before. A zero that is to be fast and begins or ends inside of a block that was not
 /// changed has that copied. There is the meta context `base:allocation`, of what a reader finds: that of
-/// the layer where it was changed, and that of the base elsewhere. What is zero in the base is told as a
-/// hole, since a write to it needs room in the layer.
+/// the layer where it was changed, and that of the base elsewhere. What is zero in the base is
+/// reported as a hole, since a write to it needs room in the layer.
 pub struct Overlay {
     base: Arc<dyn Export>,
     layer: Arc<dyn Export>,
@@ -78,9 +78,9 @@ pub struct Overlay {
     /// How many blocks may be changed.
     limit: u64,
     changed: RwLock<Changed>,
-    /// One is held by whoever makes a block a changed one.
+    /// One is held by the thread that makes a block a changed one.
     locks: Box<[Mutex<()>]>,
-    /// Held alone by whoever makes blocks unchanged ones.
+    /// Held alone by the thread that makes blocks unchanged ones.
     gate: RwLock<()>,
 }
 
@@ -256,7 +256,7 @@ impl Overlay {
         let range = offset..offset + len;
         let blocks = self.blocks(&range);
         let _open = self.open_gate();
-        // The usual case: nothing is copied any more, and nobody is waited for.
+        // The usual case: nothing is copied any more, and nothing is waited for.
         if self.read_changed().has_all(&blocks) {
             return write();
         }
@@ -295,7 +295,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Waits until nobody else makes one of these blocks a changed one.
+    /// Waits until no other thread makes one of these blocks a changed one.
     fn lock(&self, blocks: &Range<u64>) -> Vec<MutexGuard<'_, ()>> {
         let is_used = |lock: &u64| {
             let first = (lock + LOCKS - blocks.start % LOCKS) % LOCKS;

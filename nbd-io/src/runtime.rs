@@ -21,9 +21,9 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// A timer. It need not be polled before its time has come, nor after it is of no interest.
     type Sleep: Future<Output = ()> + Send + Unpin + 'static;
 
-    /// Whether a timer that was polled wakes whoever polled it when its time has come, as it is with
-    /// futures. Then it is not polled again before, however often its task is; if not, it is polled
-    /// whenever its task is.
+    /// Whether a timer that was polled wakes the task that polled it when its time has come, as it
+    /// is with futures. Then it is not polled again before, however often its task is; if not, it
+    /// is polled whenever its task is.
     const TIMERS_WAKE: bool = false;
 
     /// Ends when `time` has passed, and not much later.

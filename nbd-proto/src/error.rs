@@ -224,7 +224,7 @@ pub enum Error {
     /// A simple reply with an error to a read, where chunks were agreed.
     #[error("NBD_CMD_READ was answered by a simple reply, where chunks were agreed")]
     SimpleError,
-    /// A chunk of a type that the command cannot have, or that nobody knows.
+    /// A chunk of a type that the command cannot have, or that is unknown.
     #[error("a chunk of type {reply} is no reply to {command}")]
     UnexpectedChunk {
         /// The command.

@@ -91,25 +91,25 @@ impl From<BlockSizes> for WireBlockSizes {
     }
 }
 
-/// What a server told of an export, or what a server of ours is to tell.
+/// The description of an export, as a server sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportInfo {
-    /// Its size in bytes, as the server told it. May exceed `i64::MAX`, and a client may not be able
-    /// to [reach](Self::reachable) all of it.
+    /// Its size in bytes, as the server sent it. May exceed `i64::MAX`, and a client may not be
+    /// able to [reach](Self::reachable) all of it.
     pub size: u64,
     /// What it can do.
     pub flags: TransmissionFlags,
-    /// Its canonical name, if that was told.
+    /// Its canonical name, if that was sent.
     pub name: Option<ExportName>,
-    /// Text for people, if that was told.
+    /// Text for people, if that was sent.
     pub description: Option<Text>,
-    /// Its block size constraints, if they were told.
+    /// Its block size constraints, if they were sent.
     pub block_sizes: Option<BlockSizes>,
 }
 
 impl ExportInfo {
-    /// An export of `size` bytes with nothing told but `flags`.
+    /// An export of `size` bytes with nothing known but `flags`.
     #[must_use]
     pub fn new(size: u64, flags: TransmissionFlags) -> Self {
         Self {
@@ -121,7 +121,7 @@ impl ExportInfo {
         }
     }
 
-    /// The block size constraints that hold, [`BlockSizes::UNKNOWN`] if none were told.
+    /// The block size constraints that hold, [`BlockSizes::UNKNOWN`] if none were sent.
     #[inline]
     #[must_use]
     pub fn blocks(&self) -> BlockSizes {

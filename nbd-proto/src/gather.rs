@@ -19,7 +19,7 @@ pub(crate) struct Gather {
     long: Vec<u8>,
     filled: usize,
     wanted: usize,
-    /// Bytes still to come that nobody wants.
+    /// Bytes still to come that no request wants.
     dropped: usize,
 }
 

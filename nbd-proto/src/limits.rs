@@ -11,7 +11,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Both roles: the longest payload of one request or chunk, in bytes, beside the chunk's
-    /// fixed fields. The specification lets nobody refuse less than 32 MiB (the default).
+    /// fixed fields. The specification allows no refusal below 32 MiB (the default).
     pub payload: u32,
 
     /// Client: the longest data of an option reply of an unknown kind of information, which is

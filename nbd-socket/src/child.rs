@@ -29,7 +29,7 @@ pub(crate) struct Child {
     process: Option<process::Child>,
     /// It ends when its only connection is closed.
     ends_by_itself: bool,
-    /// Whoever drops it cannot wait, so that a thread does.
+    /// The thread that drops it must not wait, so that another one does.
     pub(crate) ends_aside: bool,
 }
 
@@ -102,7 +102,7 @@ impl Drop for Child {
     }
 }
 
-/// Waits for a process that was told to end.
+/// Waits for a process that was sent SIGTERM.
 fn end(mut process: process::Child) {
     let deadline = Instant::now() + GRACE;
     while Instant::now() < deadline {
@@ -115,7 +115,7 @@ fn end(mut process: process::Child) {
     let _ = process.wait();
 }
 
-/// A directory that nobody else can look into, for as long as the value lives.
+/// A directory that no other user can look into, for as long as the value lives.
 struct PrivateDirectory(PathBuf);
 
 impl PrivateDirectory {

@@ -155,7 +155,7 @@ impl Listener {
     /// # Errors
     ///
     /// Of the kind [`io::ErrorKind::InvalidInput`] if the port is 0 or `u32::MAX`, which no URI can
-    /// name; [`io::ErrorKind::AddrInUse`] if somebody listens on it;
+    /// name; [`io::ErrorKind::AddrInUse`] if another socket listens on it;
     /// [`io::ErrorKind::AddrNotAvailable`] if the machine has no such number; and whatever else
     /// keeps the socket from being made, such as a system that knows none of this kind.
     pub fn bind_vsock(cid: Option<u32>, port: u32) -> io::Result<Self> {
@@ -196,7 +196,7 @@ impl Listener {
         let inherited: Vec<_> = inherited.into_iter().map(|(_, fd)| fd.into_std()).collect();
         let checked = inherited.iter().try_for_each(check_inherited);
         if let Err(error) = checked {
-            // What is not what the variables say may belong to somebody else.
+            // A descriptor that is not what the variables say may belong to other code.
             for fd in inherited {
                 let _ = fd.into_raw_fd();
             }
@@ -345,7 +345,7 @@ impl Name {
 impl Drop for Name {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // Nobody is left who could be told.
+            // No caller is left to report it to.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -356,7 +356,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((file.dev(), file.ino()))
 }
 
-/// Whether it is a socket to which nobody listens.
+/// Whether it is a socket on which no process listens.
 fn is_stale(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
         && UnixStream::connect(path)

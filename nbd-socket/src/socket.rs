@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Nobody gets a signal where the peer has closed; on Apple's systems that is up to the socket.
+/// No signal is raised where the peer has closed; on Apple's systems that is up to the socket.
 #[cfg(not(target_vendor = "apple"))]
 const QUIETLY: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(target_vendor = "apple")]
@@ -140,7 +140,7 @@ impl Socket {
     }
 
     /// Starts a server that serves one connection on its standard input and output. The server is
-    /// told to end by the end of the connection, and killed if it does not within 5 s.
+    /// ended by the end of the connection, and killed if it does not end within 5 s.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ impl Socket {
         }
     }
 
-    /// Makes it a blocking socket. Whoever drops it waits for its child process to end.
+    /// Makes it a blocking socket. Dropping it waits for its child process to end.
     ///
     /// # Errors
     ///
@@ -183,7 +183,7 @@ impl Socket {
         self.with_mode(false)
     }
 
-    /// Makes it a non-blocking socket, for an event loop. Whoever drops it does not wait for its
+    /// Makes it a non-blocking socket, for an event loop. Dropping it does not wait for its
     /// child process to end; a thread does.
     ///
     /// # Errors
@@ -317,7 +317,7 @@ impl Socket {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Read);
     }
 
-    /// Ends both directions, so that nobody who waits for the socket waits on.
+    /// Ends both directions, so that no thread or task waits for the socket any longer.
     pub fn close(&self) {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Both);
     }

@@ -24,7 +24,7 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 pub struct Tokio(Option<Handle>);
 
 impl Tokio {
-    /// The runtime whose handle is given, on which everything is done whoever polls.
+    /// The runtime whose handle is given, on which everything is done, whichever task polls.
     #[must_use]
     pub const fn new(handle: Handle) -> Self {
         Self(Some(handle))

@@ -218,7 +218,8 @@ impl Client {
         self.single(Command::Flush, &mut [], || Call::Owned(Request::Flush))
     }
 
-    /// Whether all that was answered before a flush has been covered by it. A loss is told once.
+    /// Whether all that was answered before a flush has been covered by it. A loss is reported
+    /// once.
     pub(crate) fn tell_loss(&self) -> Result<(), Error> {
         if let Some(restored) = self.pool.restored() {
             let losses = restored.log.lock().losses();
@@ -231,7 +232,7 @@ impl Client {
 }
 
 impl Job<'_> {
-    /// The error of a piece. One that may still be carried out keeps the turn.
+    /// The error of a piece. One that may still be carried out keeps the lock.
     fn failed(&self, link: &Arc<Link>, (error, cookie): (Error, Option<Cookie>)) -> Error {
         if let (Error::Timeout { .. }, Some(turn), Some(cookie)) = (&error, self.turn, cookie) {
             turn.leave_to(link, cookie);

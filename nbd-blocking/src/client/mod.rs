@@ -34,14 +34,14 @@ use std::{
 /// new one: see [`Reconnect`](crate::Reconnect). Changes of the same bytes then come one after the
 /// other, in the order in which the calls were begun.
 ///
-/// Dropping the last clone tells the server goodbye if that needs no waiting; see
+/// Dropping the last clone sends `NBD_CMD_DISC` if that needs no waiting; see
 /// [`disconnect`](Client::disconnect).
 ///
 /// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
 #[derive(Debug)]
 pub struct Client {
     pub(crate) pool: Arc<Pool>,
-    /// How many losses of unflushed writes this clone was told of.
+    /// How many losses of unflushed writes this clone has reported.
     told: AtomicU64,
 }
 
@@ -66,7 +66,7 @@ impl Client {
         &self.pool.negotiated
     }
 
-    /// What the server told of the export.
+    /// The export as the server described it.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {
         &self.facts().export
@@ -143,7 +143,7 @@ impl Client {
         self.facts().context_id(name)
     }
 
-    /// The block sizes that hold, in bytes; what is usual if the server told none.
+    /// The block sizes that hold, in bytes; the usual ones if the server sent none.
     #[must_use]
     pub fn block_sizes(&self) -> BlockSizes {
         self.facts().blocks
@@ -419,8 +419,8 @@ impl Client {
         self.pool.redial()
     }
 
-    /// Ends the session: waits for what is in flight, says goodbye and waits for the server to
-    /// close, all together up to 5 s. Clones and queues cannot be used afterwards.
+    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for the server
+    /// to close, all together up to 5 s. Clones and queues cannot be used afterwards.
     ///
     /// # Errors
     ///

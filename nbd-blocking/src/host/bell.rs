@@ -127,7 +127,8 @@ impl Bell {
         let exchanged =
             self.state
                 .compare_exchange(AWAKE, WAITING, Ordering::SeqCst, Ordering::SeqCst);
-        // Whoever rings may do so after the thread has woken by itself: what matters is what is seen.
+        // A wake-up may come after the thread has woken by itself: what counts is what it sees
+        // then.
         let heard = match exchanged {
             Ok(_) => wait_in_system(interest, own.or(shared.as_deref())),
             Err(_) => Ok(true),
@@ -196,7 +197,7 @@ fn wait_in_system(interest: &Interest, ring: Option<&Ring>) -> io::Result<bool> 
     Ok(last.is_some_and(|ring| !ring.revents().is_empty()))
 }
 
-/// A descriptor that can be read from once somebody rang.
+/// A descriptor that can be read from after a wake-up.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 struct Ring(std::os::fd::OwnedFd);
 
@@ -227,7 +228,7 @@ impl AsFd for Ring {
     }
 }
 
-/// A descriptor that can be read from once somebody rang.
+/// A descriptor that can be read from after a wake-up.
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
 struct Ring {
     here: std::os::unix::net::UnixStream,

@@ -203,7 +203,7 @@ impl Workers {
         if !self.start("nbd-worker", move || workers.work()) {
             let mut work = self.lock();
             work.threads -= 1;
-            // Without any thread, the work is done by whoever has it.
+            // Without any thread, the caller does the work.
             if work.threads == 0 {
                 while let Some(job) = work.jobs.pop_front() {
                     drop(work);

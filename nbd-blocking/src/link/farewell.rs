@@ -84,7 +84,7 @@ impl Link {
         }
     }
 
-    /// Waits until the outbox is written, whoever does it.
+    /// Waits until the outbox is written, by any thread.
     fn emptied<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,

@@ -1,8 +1,8 @@
 //! One connection that many threads use at once, without a thread of its own.
 //!
 //! ```text
-//!  caller ── submit ──▶ outbox ── whoever writes takes all that is there ──▶ stream
-//!  caller ◀── done ──── engine ◀── whoever reads serves everybody ── inbox ◀── stream
+//!  caller ── submit ──▶ outbox ── the writing thread takes all of it ──▶ stream
+//!  caller ◀── done ──── engine ◀── the reading thread serves all ── inbox ◀── stream
 //! ```
 //!
 //! What is in flight, whose payload goes where and what is late is decided by the
@@ -166,8 +166,8 @@ impl Link {
     }
 
     /// Makes a request, once there is room for one more in flight. Its frame may wait in the
-    /// outbox until somebody waits or [`flush`](Link::flush)es, unless it has a borrowed payload.
-    /// Its answer is recorded, whoever waits for it.
+    /// outbox until a caller waits or [`flush`](Link::flush)es, unless it has a borrowed payload.
+    /// Its answer is recorded, whichever thread waits for it.
     #[inline]
     pub(crate) fn submit(
         &self,

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a request has until it is answered, or cannot be any more, whoever waits for that.
+/// What a request has until it is answered, or cannot be any more.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     /// What its answer does to the log of changes.
@@ -41,11 +41,11 @@ pub(super) struct State {
     pub(super) wait_for_room: usize,
     /// How many callers wait for the answer to a request that is not theirs.
     pub(super) wait_for_others: usize,
-    /// `None` while somebody reads.
+    /// `None` while a thread reads.
     pub(super) inbox: Option<Inbox>,
     /// The only caller that may read on, because the payload is for its own buffer.
     pub(super) reader: Option<usize>,
-    /// An empty outbox to swap for a full one. Whoever writes has it.
+    /// An empty outbox to swap for a full one. The thread that writes has it.
     pub(super) spare: Option<Box<Outbox>>,
     pub(super) writing: bool,
     /// How many callers wait until they may write.
@@ -66,7 +66,7 @@ pub(super) enum WaitFor {
     Done,
     /// One more request may be in flight.
     Room,
-    /// This request is answered, whoever made it.
+    /// This request is answered, also if another thread made it.
     Answer(Cookie),
     /// No request is in flight.
     Idle,

@@ -1,4 +1,4 @@
-//! Writing: whoever does it does it for everybody.
+//! Writing: one thread writes for all.
 
 use super::{Link, State, is_past, reading::Stop, table::WaitFor};
 use crate::{Error, stream::Stream};

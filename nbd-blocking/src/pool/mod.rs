@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The connections of a client. When it is dropped, goodbye is said on all of them.
+/// The connections of a client. When it is dropped, all of them are sent NBD_CMD_DISC.
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) negotiated: Negotiated,
@@ -107,7 +107,7 @@ impl Pool {
         }
     }
 
-    /// Who makes connections anew, if somebody does.
+    /// What makes connections anew, if the client has a policy.
     pub(crate) const fn restored(&self) -> Option<&Restored> {
         match &self.links {
             Links::One(_) | Links::Several(_) => None,
@@ -231,7 +231,7 @@ impl Pool {
     }
 }
 
-/// How a connection ended, if it has, whether anybody has noticed or not.
+/// How a connection ended, if it has, also if no call has noticed.
 fn ended(link: &Link) -> Option<Arc<Lost>> {
     link.look();
     link.ended()
@@ -255,7 +255,7 @@ async fn another(
 ) -> Result<Arc<Link>, Error> {
     let connected = common.connector.connect(driver, within).await?;
     let compared = common.compare(&connected);
-    // One that is of no use is told goodbye.
+    // One that is of no use is closed by NBD_CMD_DISC.
     let link = link(common, connected)?;
     compared.map(|()| link)
 }

@@ -111,7 +111,7 @@ impl Restored {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time as the machine is told it.
+    /// The time as it is handed to the machine.
     pub(super) fn now(&self) -> Duration {
         self.start.elapsed()
     }
@@ -157,7 +157,7 @@ impl Restored {
                 && let now = Instant::now()
                 && *late.get_or_insert(now.checked_add(after).unwrap_or(now)) <= now
             {
-                // Somebody else has more time for what is left.
+                // Another call has more time for what is left.
                 self.notify(state);
                 return Err(Error::Timeout { command, after });
             }
@@ -254,7 +254,7 @@ impl Restored {
         if state.next_share <= now
             && let Ok(dial) = self.next_dial(&mut state, now)
         {
-            // Nobody else does meanwhile.
+            // No other call does meanwhile.
             state.next_share = now + REST * SHARE;
             state = self.step(state, dial, self.start + now + SHARE);
             let end = self.now();

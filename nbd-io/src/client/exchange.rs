@@ -28,7 +28,7 @@ use std::{
 /// How much of an answer is read at once, in bytes. Most are shorter, and so are most options.
 const ANSWER: usize = 512;
 
-/// Reads after the farewell. The answer is 20 bytes and a short text.
+/// Reads after NBD_OPT_ABORT. The answer is 20 bytes and a short text.
 const LAST_READS: usize = 32;
 
 /// What is left of a step that the server refused: the handle, to go on with, and its reason.
@@ -418,7 +418,7 @@ async fn enter_by_name<T: Transport>(
     }
 }
 
-/// Sends a farewell and waits for the answer, or the end of the stream. The peer may be gone
+/// Sends NBD_OPT_ABORT and waits for the answer, or the end of the stream. The peer may be gone
 /// already, which does not matter.
 async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
     if write_all(transport, out).await.is_err()

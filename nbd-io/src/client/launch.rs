@@ -28,7 +28,7 @@ impl ServerProcess<'_> {
 
 impl<D: Driver> ConnectOptions<D> {
     /// Starts a server that serves one connection on its standard input and output, such as
-    /// `nbdkit -s`, and enters its export. The server is told to end by the end of the connection,
+    /// `nbdkit -s`, and enters its export. The end of the connection ends the server,
     /// and killed if it does not within 5 s of the last use.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl<D: Driver> ConnectOptions<D> {
 
     /// Starts a server that takes a listening socket from its parent by the environment variables
     /// `LISTEN_FDS` and `LISTEN_PID`, such as `qemu-nbd` and `nbdkit` do, and enters its export.
-    /// After the last use it is told to end by a signal, and killed if it does not within 5 s.
+    /// After the last use it gets SIGTERM, and SIGKILL if it has not ended within 5 s.
     ///
     /// # Errors
     ///

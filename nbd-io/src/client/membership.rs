@@ -269,7 +269,7 @@ impl<L> Membership<L> {
         let member = &mut self.members[at];
         member.attempts = member.attempts.saturating_add(1);
         member.phase = Phase::Dialing { dial, probed: None };
-        // The first attempt after a time in which nobody wanted a connection may be late, too.
+        // The first attempt after a time in which no call wanted a connection may be late, too.
         let by = member.deadline.map(|deadline| {
             let shortest = now.saturating_add(SHORTEST_ATTEMPT);
             deadline.max(shortest)

@@ -7,7 +7,7 @@ use nbd_proto::{BlockSizes, Command, ContextName, ExportInfo, Mode, client::Cont
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Negotiated {
-    /// What the server told of the export.
+    /// The export as the server described it.
     pub export: ExportInfo,
     /// Which headers are used.
     pub mode: Mode,

@@ -94,7 +94,7 @@ pub struct Oldstyle<D: Driver> {
 }
 
 impl<D: Driver> Oldstyle<D> {
-    /// What the server told of its export. To refuse it, drop this value.
+    /// The export as the server described it. To refuse it, drop this value.
     #[must_use]
     pub const fn export(&self) -> &ExportInfo {
         self.oldstyle.export()
@@ -120,7 +120,7 @@ impl<D: Driver> Oldstyle<D> {
 /// An option that the server refuses leaves it usable; after any other error it is over. The
 /// [`negotiation_timeout`](super::ConnectOptions::negotiation_timeout) is for all steps together.
 ///
-/// Dropping it tells the server goodbye like [`abort`](Self::abort), but waits for nothing.
+/// Dropping it sends `NBD_OPT_ABORT` like [`abort`](Self::abort), but waits for nothing.
 ///
 /// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 ///

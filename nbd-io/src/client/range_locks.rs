@@ -73,7 +73,7 @@ impl<T> RangeLocks<T> {
         self.next
     }
 
-    /// Somebody with several claims that do not wait for each other, as long as each is held before
+    /// An owner of several claims that do not wait for each other, as long as each is held before
     /// the next one is made.
     pub const fn owner(&mut self) -> Owner {
         Owner(self.number())

@@ -129,7 +129,7 @@ impl Reconnect {
     /// Whether an export may be larger than before when the client comes back. False, the default,
     /// refuses it.
     ///
-    /// The client goes by the size that it was told first: what the export has grown by is for
+    /// The client goes by the size that it was given first: what the export has grown by is for
     /// those who connect anew.
     #[must_use]
     pub const fn accept_growth(mut self, accept: bool) -> Self {

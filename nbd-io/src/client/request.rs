@@ -141,7 +141,7 @@ impl Request {
     }
 
     /// The same with a copy of the payload. A caller's may be a small part of a large buffer, which
-    /// nobody can see, and which would be held as a whole for as long as the request is.
+    /// no caller can see, and which would be held as a whole for as long as the request is.
     #[must_use]
     pub fn detached(mut self) -> Self {
         if let Self::Write { payload, .. } = &mut self {

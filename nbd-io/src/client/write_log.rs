@@ -1,8 +1,8 @@
 //! What was changed and may not be on stable storage.
 //!
-//! This machine has no socket, no lock, no task and no clock. It is told of replies in the order in
-//! which they are read, whichever connection they come over and whoever waits for them: what is
-//! written again after a crash has to be in that order, or old data could win.
+//! This machine has no socket, no lock, no task and no clock. Replies are reported to it in the
+//! order in which they are read, whichever connection they come over and whichever call waits for
+//! them: what is written again after a crash has to be in that order, or old data could win.
 //!
 //! **Epochs.** When a connection is lost, the server may have crashed: what was answered and not
 //! flushed may be gone, and a flush that the server of afterwards answers covers nothing of before.

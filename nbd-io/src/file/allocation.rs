@@ -39,7 +39,7 @@ impl File {
         if let Some(hole_end) = self.hole_end(offset, end)? {
             return Ok(hole(offset..hole_end));
         }
-        // If there was a hole up to the data, it was too short to be told of.
+        // If there was a hole up to the data, it was too short to be reported.
         let start = host::seek_data(&self.file, offset)?.unwrap_or(offset);
         let data_end = match host::seek_hole(&self.file, start)? {
             // At least something, even if it has just become a hole.

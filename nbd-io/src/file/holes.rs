@@ -61,7 +61,7 @@ impl Holes {
         self.likely.load(Ordering::Relaxed)
     }
 
-    /// There are some that nobody has made here.
+    /// There are some that were not made through this export.
     pub(super) fn are_there(&self) {
         self.likely.store(true, Ordering::Relaxed);
     }

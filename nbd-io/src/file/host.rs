@@ -110,7 +110,7 @@ mod system {
     }
 
     fn call_fallocate(file: &File, mode: FallocateFlags, range: Range<u64>) -> io::Result<()> {
-        // A file that somebody made shorter is not made longer again.
+        // A file that another program made shorter is not made longer again.
         let mode = mode | FallocateFlags::KEEP_SIZE;
         let len = range.end - range.start;
         Ok(retry_on_intr(|| fallocate(file, mode, range.start, len))?)
@@ -176,7 +176,7 @@ pub(super) fn seek_hole(file: &File, offset: u64) -> io::Result<Option<u64>> {
     seek(file, rustix::fs::SeekFrom::Hole(offset))
 }
 
-// Threads that seek at the same time confuse the offset of the file, which nobody uses, and not
+// Threads that seek at the same time confuse the offset of the file, which is not used, and not
 // each other's results.
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 fn seek(file: &File, to: rustix::fs::SeekFrom) -> io::Result<Option<u64>> {

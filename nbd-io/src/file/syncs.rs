@@ -19,8 +19,9 @@ const CONCURRENT: usize = 8;
 ///
 /// A system that cannot write a page says so once for each time that the file was opened, and may
 /// then forget the page. A later call succeeds, although what it is to vouch for is gone; so does
-/// one at the same time, if the other was the one to be told. The first failure is therefore final,
-/// and the file is opened once for each of the calls that are under way at the same time.
+/// one at the same time, if the other was the one that the error went to. The first failure is
+/// therefore final, and the file is opened once for each of the calls that are under way at the
+/// same time.
 #[derive(Debug)]
 pub(super) struct Syncs {
     /// The same file, opened several times, each for one call at a time.
@@ -30,7 +31,7 @@ pub(super) struct Syncs {
 }
 
 impl Syncs {
-    /// Takes a file that nobody else syncs, and opens it again if it is open for writing. Where
+    /// Takes a file that no other thread syncs, and opens it again if it is open for writing. Where
     /// that cannot be done, calls wait for each other.
     pub(super) fn new(file: File, read_only: bool) -> Self {
         let again = if read_only { 0 } else { CONCURRENT - 1 };
@@ -45,7 +46,7 @@ impl Syncs {
 
     /// Calls `sync`, unless it would have nothing to say any more. It fails if data may be lost.
     pub(super) fn run<T>(&self, sync: impl FnOnce(&File) -> io::Result<T>) -> Result<T, Failure> {
-        // Until a failure is noted nobody else gets the file, which would know nothing of it.
+        // Until a failure is noted no other thread gets the file, which would know nothing of it.
         let file = self.file();
         if let Some(first) = self.lost.get() {
             return Err(Failure {
@@ -128,7 +129,7 @@ mod tests {
             while !failing.load(Ordering::SeqCst) {
                 thread::yield_now();
             }
-            // The system would have nothing to say to this one, now that the other has been told.
+            // The system would report nothing to this one, now that the other has got the error.
             let beside = syncs.run(|_| Ok(()));
             assert!(beside.is_err() && failed.join().unwrap().is_err());
         });

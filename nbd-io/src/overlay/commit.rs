@@ -50,7 +50,7 @@ impl Overlay {
         if self.layer.flags().contains(TransmissionFlags::SEND_TRIM) {
             for blocks in forgotten.iter() {
                 let Range { start, end } = self.bytes(&blocks);
-                // Room that cannot be given back is of no importance to anybody.
+                // Room that cannot be given back is of no importance.
                 let _ = self.layer.trim(start, end - start, false);
             }
         }

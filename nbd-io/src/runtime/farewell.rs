@@ -1,4 +1,4 @@
-//! The end of a connection on which nobody answers.
+//! The end of a connection whose peer does not answer.
 
 use super::Runtime;
 use std::{
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// How long the answer to a farewell may take.
+/// How long the answer to NBD_CMD_DISC or NBD_OPT_ABORT may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Keeps the promise of [`Transport::poll_shutdown`](crate::transport::Transport::poll_shutdown)

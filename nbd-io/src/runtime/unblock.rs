@@ -51,7 +51,7 @@ impl<T> Drop for Promised<T> {
 ///
 /// # Cancel safety
 ///
-/// The job is done, or goes on, without anybody to take its result.
+/// The job is done, or goes on, and its result is dropped.
 pub(crate) async fn unblock<R: Runtime, T: Send + 'static>(
     runtime: &R,
     job: impl FnOnce() -> T + Send + 'static,

@@ -57,7 +57,7 @@ impl fmt::Debug for Applicant<'_> {
     }
 }
 
-/// Decides whether somebody may know of and use the export of this canonical name.
+/// Decides whether a client may know of and use the export of this canonical name.
 pub(super) type Authorize = Arc<dyn Fn(&Applicant<'_>, &ExportName) -> bool + Send + Sync>;
 
 /// Answers the questions of one client.
@@ -177,7 +177,7 @@ impl Admitted<'_> {
     }
 
     fn admits(&self, offer: &Offer, name: &ExportName) -> bool {
-        // Who has to start TLS first is told so, and is looked at when they have.
+        // A client that has to start TLS first gets that answer, and is authorized after it has.
         let later = offer.tls_only && !self.applicant.encrypted;
         later || self.may_use(offer.name.as_ref().unwrap_or(name))
     }

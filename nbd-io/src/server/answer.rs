@@ -13,7 +13,7 @@ use nbd_proto::{
 };
 
 /// The largest minimum block size, in bytes, that a client may be expected to keep to without
-/// having been told.
+/// having been refused.
 const USUAL_MINIMUM: u32 = 512;
 
 /// What an option led to.
@@ -57,7 +57,7 @@ fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer,
     Ok(offer)
 }
 
-/// What a client is told of an export that it called `name`.
+/// The description of an export for a client that called it `name`.
 fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
     offer.export.refresh();
     let mut info = export_info(&offer.export);
@@ -218,7 +218,7 @@ fn set_meta_context<S: Security>(
     };
     let extended = request.mode() == Mode::Extended;
     for context in offer.export.contexts() {
-        // What cannot be told is as good as missing: the client goes on with the others.
+        // A description that cannot be sent counts as missing: the client goes on with the others.
         if !context.wide || extended {
             request.select(&context.name, out);
         }

@@ -15,7 +15,7 @@ const MODEST: u64 = 1 << 20;
 ///
 /// A connection may have no more of it than it leaves to others. So the first takes up to a half,
 /// and of `n` greedy ones each has one part in `n + 1`, of which one is always left; who needs
-/// little finds that little there, whoever else does not take what they have asked for.
+/// little finds that little there, also if other clients do not take what they have asked for.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: u64,
@@ -90,7 +90,7 @@ impl Share {
         let more = all - self.taken;
         let covered = self.budget.take(more, all) || {
             self.budget.wait(cx);
-            // It may have been given back before there was anybody to wake.
+            // It may have been given back before there was a task to wake.
             self.budget.take(more, all)
         };
         if covered {

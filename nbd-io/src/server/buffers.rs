@@ -29,7 +29,7 @@ fn allocate(len: usize) -> Option<Vec<u8>> {
     Some(buffer)
 }
 
-/// Buffers that nobody uses, shared by the connections of a server.
+/// Buffers that are not in use, shared by the connections of a server.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(Mutex<Spare>);
 

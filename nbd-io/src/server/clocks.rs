@@ -203,7 +203,7 @@ mod tests {
         let bell = runtime.waker.lock().unwrap().take().unwrap();
         bell.wake();
         assert_eq!(runtime.wakes.load(Ordering::Relaxed), 1);
-        // Nobody had looked at it in time, but nothing was moved either.
+        // It was not polled in time, but nothing was moved either.
         assert!(look(0));
         assert_eq!(polls(), 2);
     }

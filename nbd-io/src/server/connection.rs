@@ -116,7 +116,7 @@ async fn enter<T: Transport, R: Runtime>(
             let late = io::Error::new(io::ErrorKind::TimedOut, who);
             return Poll::Ready(Ok(Some(Err(NegotiationError::Io(late)))));
         }
-        // Whoever is in the middle of it learns from a refusal that the server stops.
+        // A client in the middle of it learns from a refusal that the server stops.
         if place.poll_stopping(cx).is_ready() {
             lull.get_or_insert_with(|| runtime.sleep(LULL));
             if is_over(&mut lull, cx) {

@@ -113,7 +113,7 @@ impl fmt::Display for Peer {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Ending {
-    /// The client said goodbye, and everything was answered.
+    /// The client sent `NBD_CMD_DISC`, and everything was answered.
     Disconnected,
     /// The client gave up the negotiation, in the way that the protocol has for it.
     Aborted,

@@ -27,15 +27,15 @@ const MAX_PIECES: usize = 32;
 ///
 /// `payload` is that of a write, and empty for other requests.
 ///
-/// Where holes can be told to the client and the export [finds them](Export::finds_zeroes), it is
-/// asked for them before it reads, so that they need not be sent. Failures pass through
+/// Where holes can be reported to the client and the export [finds them](Export::finds_zeroes), it
+/// is asked for them before it reads, so that they need not be sent. Failures pass through
 /// [`reportable`]. A request that does not consist of whole blocks of the export's minimum size,
 /// which is possible if the client did not ask for block sizes, is answered with
 /// [`Errno::Inval`].
 ///
 /// # Errors
 ///
-/// What the client was told, if not that it succeeded.
+/// The failure that the client was sent, if it did not succeed.
 ///
 /// # Blocking
 ///

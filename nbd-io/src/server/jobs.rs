@@ -410,7 +410,7 @@ impl<R: Runtime> Jobs<R> {
             if self.tick.is_none() {
                 self.done = 0;
             }
-            // When there are as many as may be, there is no hurry.
+            // When there are as many as may be, the tick is a long one.
             let ticks = if self.width == self.most { LONG } else { 1 };
             let tick = self
                 .tick
@@ -440,7 +440,7 @@ impl<R: Runtime> Jobs<R> {
 
 impl<R: Runtime> Drop for Jobs<R> {
     fn drop(&mut self) {
-        // Nobody waits for the answers any more.
+        // No connection waits for the answers any more.
         self.shared.lock().waiting.clear();
     }
 }

@@ -20,9 +20,9 @@
 //! A runtime brings its [`Listener`], its [`Transport`](crate::transport::Transport) and what
 //! [`Tasks`](crate::runtime::Tasks) asks of it; [`Server`] is the rest.
 //!
-//! Whoever has a loop of their own can take it apart: [`negotiate`] runs over any transport, each
-//! request is carried out by [`execute`], which waits for nothing but the storage, and what is to
-//! be written then is in [`Replies`].
+//! A program with an event loop of its own can take it apart: [`negotiate`] runs over any
+//! transport, each request is carried out by [`execute`], which waits for nothing but the storage,
+//! and what is to be written then is in [`Replies`].
 
 mod admission;
 mod answer;

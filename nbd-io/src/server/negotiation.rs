@@ -120,7 +120,7 @@ impl From<DriveError> for NegotiationError {
 /// Negotiates with a client until it has entered an export or left; `upgrade` does the TLS
 /// handshake on the transport.
 ///
-/// Once `stopping` is true, every option is refused because the server is going away. Nobody is
+/// Once `stopping` is true, every option is refused because the server is going away. No client is
 /// woken by it.
 ///
 /// [`Exports`] is asked in place, which may block if it [says so](Exports::may_block).
@@ -204,7 +204,7 @@ where
     Ok(haggled.outcome(transport, true))
 }
 
-/// Says goodbye on the transport when nothing else can be done with it.
+/// Shuts the transport down when nothing else can be done with it.
 async fn close_on_error<T: Transport, R>(
     transport: &mut T,
     result: Result<R, NegotiationError>,
@@ -372,7 +372,7 @@ impl<A: Answers + ?Sized> Table<'_, A> {
     }
 }
 
-/// Sends a farewell. The client may be gone already, which does not matter.
+/// Sends the last answer. The client may be gone already, which does not matter.
 async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
     if write_all(transport, out).await.is_ok() {
         let _ = poll_fn(|cx| transport.poll_shutdown(cx)).await;

@@ -1,4 +1,4 @@
-//! The connections of a server, and how they are told to stop.
+//! The connections of a server, and how they are stopped.
 
 use crate::watchers::{self, Watchers};
 use std::{
@@ -149,7 +149,7 @@ impl Registry {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Takes up a connection, perhaps in place of another one, which is told to end.
+    /// Takes up a connection, perhaps in place of another one, which is made to end.
     pub(super) fn enter(self: &Arc<Self>, room: Room, now: Duration) -> Result<Place, Refused> {
         let mut state = lock(&self.state);
         if self.is_stopping() {
@@ -183,7 +183,7 @@ impl Registry {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// A place for somebody who waits, which is left when that is dropped.
+    /// The place of a waiting task, which is left when that is dropped.
     pub(super) const fn watch(&self) -> Watch<'_> {
         Watch {
             registry: self,
@@ -192,7 +192,7 @@ impl Registry {
     }
 }
 
-/// Somebody who waits for the server to stop or for the last connection to end.
+/// A task that waits for the server to stop or for the last connection to end.
 pub(super) struct Watch<'a> {
     registry: &'a Registry,
     place: watchers::Place,
@@ -321,7 +321,7 @@ impl Place {
                 *waker = Some(cx.waker().clone());
             }
         }
-        // It may have begun to stop before there was anybody to wake.
+        // It may have begun to stop before there was a task to wake.
         if self.is_stopping() {
             Poll::Ready(())
         } else {

@@ -38,7 +38,7 @@ const KEPT_EXTENTS: usize = 4 << 10;
 
 /// Messages that wait to be sent, in order, and the memory for those to come.
 ///
-/// [`execute`](super::execute) fills it; whoever writes asks for [`slices`](Self::slices), notes
+/// [`execute`](super::execute) fills it; the writer asks for [`slices`](Self::slices), notes
 /// what was written by [`advance`](Self::advance), and when all was, [retires](Self::retire) the
 /// requests that were answered. The memory is used again and again: after a while nothing is
 /// allocated any more but for what comes in pieces of its own.
@@ -404,7 +404,7 @@ fn copy_header(to: &mut [u8], header: &[u8]) {
     }
 }
 
-/// What a client is told when there is no memory for its request.
+/// The answer to a client when there is no memory for its request.
 pub(super) fn no_memory() -> Failure {
     Failure {
         message: "the server has no memory for this at the moment".into(),

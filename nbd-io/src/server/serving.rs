@@ -34,10 +34,10 @@ const RETRY: Duration = Duration::from_millis(100);
 /// as a filter of the system's that lets none through, and must not keep the processor busy.
 const FEW: u32 = 16;
 
-/// How long connections take at most to close when they have been told to.
+/// How long connections take at most to close when the server stops.
 const LAST_GRACE: Duration = Duration::from_secs(1);
 
-/// No server takes longer to stop. A time that far ahead can be told of any clock.
+/// No server takes longer to stop. A time that far ahead is within any clock.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Serves exports to any number of clients.
@@ -256,7 +256,7 @@ impl<R: Tasks> Server<R> {
     /// idle the longest. After two seconds, or after this time if it is shorter, a connection that
     /// has sent no request is idle. So clients that fall silent shut out no others.
     ///
-    /// It has been told as with a [stop](Stopper::stop), and counts no more; an eighth of all
+    /// It was ended as with a [stop](Stopper::stop), and counts no more; an eighth of all
     /// connections, and one, can be closing like that beside the others. By default five minutes;
     /// `None` closes none.
     #[must_use]
@@ -286,9 +286,9 @@ impl<R: Tasks> Server<R> {
     /// has in any case. Default 256 MiB.
     ///
     /// A connection gets no more of it than it leaves to others, so that clients that ask for much
-    /// and take nothing keep nobody out who needs little. A request for which there is no memory
-    /// waits, 10 s at most, and then fails with [`Errno::NoMem`](nbd_proto::Errno::NoMem); so does
-    /// one for which the system has none.
+    /// and take nothing keep no client out that needs little. A request for which there is no
+    /// memory waits, 10 s at most, and then fails with [`Errno::NoMem`](nbd_proto::Errno::NoMem);
+    /// so does one for which the system has none.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.settings.budget = Budget::new(bytes);
@@ -313,7 +313,7 @@ impl<R: Tasks> Server<R> {
 
     /// Calls `on_request` whenever an export has carried out a request, before the reply is sent.
     /// It is called where that happened, and holds up the reply. Requests that never came to an
-    /// export, because the protocol or the export's flags forbid them, are not told of.
+    /// export, because the protocol or the export's flags forbid them, are not reported.
     #[must_use]
     pub fn on_request(mut self, on_request: impl Fn(&Outcome<'_>) + Send + Sync + 'static) -> Self {
         self.settings.on_request = Some(Arc::new(on_request));
@@ -364,7 +364,7 @@ impl<R: Tasks> Server<R> {
                 break;
             }
         }
-        // Nobody can connect any more, and nobody waits to be accepted.
+        // No client can connect any more, and none waits to be accepted.
         drop(listener);
         let mut most = None;
         poll_fn(|cx| {

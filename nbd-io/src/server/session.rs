@@ -45,7 +45,7 @@ pub(super) const LULL: Duration = Duration::from_millis(100);
 /// waited for at the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Memory is given up, and the place if somebody needs it, when nothing has come for so long.
+/// Memory is given up, and the place if another client needs it, when nothing has come for so long.
 const REST: Duration = Duration::from_secs(2);
 
 /// How long a request that needs much memory waits for it.
@@ -143,8 +143,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         ending
     }
 
-    /// Says goodbye, and takes what the client still sends for a moment: if the connection was
-    /// closed over its requests, it might lose replies that it has not received yet.
+    /// Shuts down for writing, and takes what the client still sends for a moment: if the
+    /// connection was closed over its requests, it might lose replies that it has not received yet.
     async fn close(&mut self) {
         self.transport.set_alone(false);
         let runtime = self.runtime;

@@ -27,7 +27,7 @@ impl Stopper {
         self.registry.stop();
     }
 
-    /// Waits until the server was told to stop and the last of its connections is closed, however
+    /// Waits until the server was stopped and the last of its connections is closed, however
     /// long that takes.
     ///
     /// # Cancel safety

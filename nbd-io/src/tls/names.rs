@@ -50,7 +50,7 @@ impl PeerNames {
                 GeneralName::Rfc822Name(name) => names.email.push(name.to_string()),
                 GeneralName::UniformResourceIdentifier(name) => names.uri.push(name.to_string()),
                 GeneralName::IpAddress(address) => names.ip.extend(ip(address.as_bytes())),
-                // Nobody identifies clients by the others.
+                // The others do not identify clients.
                 _ => {}
             }
         }

@@ -23,7 +23,7 @@ mod tests;
 /// What TLS has to say by itself, such as a new key, is sent by whichever is polled next.
 ///
 /// The end of the transport without the end of TLS is an error of the kind
-/// [`io::ErrorKind::UnexpectedEof`], since anybody on the way could have cut the connection.
+/// [`io::ErrorKind::UnexpectedEof`], since an attacker on the way could have cut the connection.
 /// Dropping this ends TLS, as far as that needs no waiting.
 pub struct TlsTransport<T: Transport> {
     transport: T,
@@ -53,7 +53,7 @@ impl<T: Transport> TlsTransport<T> {
     /// # Errors
     ///
     /// When the server's certificate is refused, the handshake fails otherwise, or the connection
-    /// breaks. The server has been told by an alert, as far as the transport still carries it.
+    /// breaks. The server was sent an alert, as far as the transport still carries it.
     ///
     /// # Cancel safety
     ///
@@ -81,7 +81,7 @@ impl<T: Transport> TlsTransport<T> {
     /// # Errors
     ///
     /// When the client's certificate is refused or missing, the handshake fails otherwise, or the
-    /// connection breaks. The client has been told by an alert, as far as the transport still
+    /// connection breaks. The client was sent an alert, as far as the transport still
     /// carries it.
     ///
     /// # Cancel safety
@@ -181,7 +181,7 @@ impl<T: Transport> TlsTransport<T> {
         self.transport.poll_flush(cx)
     }
 
-    /// Sends what TLS has to say by itself, if nobody waits to send anyway. A reader does not wait
+    /// Sends TLS's own records, if no writer waits to send anyway. A reader does not wait
     /// for it, because the peer may do the same. If it fails, that is for the next writer to see:
     /// what the peer has sent before can still be read.
     fn send_aside(&mut self, cx: &mut Context<'_>) {

@@ -277,7 +277,7 @@ fn check_time(certificate: &CertificateDer<'_>, time: UnixTime) -> Result<(), ru
     Ok(())
 }
 
-/// Checks that a certificate is made out to `name`. One that names nobody as RFC 2818 wants it may
+/// Checks that a certificate is made out to `name`. One without a name as RFC 2818 wants it may
 /// do so in its subject, because it was given as a whole.
 fn check_name(
     certificate: &CertificateDer<'_>,

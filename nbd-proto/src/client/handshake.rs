@@ -210,7 +210,7 @@ impl Oldstyle {
         Ok(Self { info, config })
     }
 
-    /// What the server told of its export.
+    /// The export as the server described it.
     #[must_use]
     pub const fn export(&self) -> &ExportInfo {
         &self.info

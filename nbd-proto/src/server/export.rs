@@ -20,7 +20,7 @@ use bytes::BytesMut;
 /// Transmission flags that this crate can stand for.
 const KNOWN: TransmissionFlags = TransmissionFlags::from_bits(0x1dff);
 
-/// What of an export a client is told, and held to.
+/// The description of an export that a client is sent, and held to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offer {
     pub(super) size: u64,
@@ -37,7 +37,7 @@ impl Offer {
             flags = flags.without(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
         }
         let block_sizes = info.block_sizes.map(|sizes| within(sizes, limits));
-        // Some clients refuse a size that is no multiple of the minimum block size, and nobody
+        // Some clients refuse a size that is no multiple of the minimum block size, and none
         // could reach the rest.
         let minimum = block_sizes.map_or(1, BlockSizes::minimum);
         Self {
@@ -255,7 +255,7 @@ impl<S: Security> InfoRequest<S> {
 
 /// The client asks to use an export.
 ///
-/// Open the export before answering, so that a failure can be told; after
+/// Open the export before answering, so that a failure can be sent; after
 /// [`accept`](Self::accept) there is no way back.
 ///
 /// Spec: `NBD_OPT_GO` in [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
@@ -315,7 +315,7 @@ impl<S: Security> GoRequest<S> {
 
     /// Lets the client use the export.
     ///
-    /// What the client is told is what can be promised to it: flags that need what was not
+    /// The client is sent what can be promised to it: flags that need what was not
     /// negotiated are left out, the size is rounded down to whole blocks of the minimum size, and
     /// the maximum payload is at most the [limit](crate::Limits::payload).
     pub fn accept(self, export: &ExportInfo, out: &mut BytesMut) -> Transmission {
@@ -397,7 +397,7 @@ impl<S: Security> ExportNameRequest<S> {
         self
     }
 
-    /// Lets the client use the export. It is not told of block sizes, and not held to them.
+    /// Lets the client use the export. It is not sent block sizes, and not held to them.
     pub fn accept(self, export: &ExportInfo, out: &mut BytesMut) -> Transmission {
         let Options {
             connection,

@@ -81,7 +81,7 @@ pub(super) struct Asked {
     pub(super) too_big: bool,
 }
 
-/// Reads a header, then the data if anybody looks at it.
+/// Reads a header, then the data if it is looked at.
 #[derive(Debug)]
 pub(super) struct Reader {
     gather: Gather,
@@ -162,7 +162,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The data of the option that has come; empty if nobody looks at it.
+    /// The data of the option that has come; empty if it is not looked at.
     pub(super) fn data(&self) -> &[u8] {
         self.gather.bytes()
     }

@@ -39,7 +39,7 @@ pub enum Refusal {
     /// The server is going away.
     Shutdown,
     /// The export's block sizes are too unusual for a client that does not ask for them. They are
-    /// told to it all the same. Goes out as [`Policy`](Self::Policy) to a client that did ask.
+    /// sent to it all the same. Goes out as [`Policy`](Self::Policy) to a client that did ask.
     BlockSizeRequired(BlockSizes),
     /// The request or its answer is too large.
     TooBig,

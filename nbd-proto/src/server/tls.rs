@@ -132,7 +132,7 @@ impl Phase for TlsRequired {
 
 /// The client wants to start TLS, and may.
 ///
-/// TLS is not up before the client has been told to start it:
+/// TLS is not up before the client has got the answer to STARTTLS:
 ///
 /// ```compile_fail,E0599
 /// use nbd_proto::server::{Encrypted, Options, StartTls};

@@ -17,7 +17,7 @@ pub enum UriError {
     ///
     /// [`Permissions::anonymous_tls`]: super::Permissions::anonymous_tls
     #[error(
-        "`tls-type=anon` at byte {at} authenticates nobody and needs the permission \
+        "`tls-type=anon` at byte {at} authenticates no peer and needs the permission \
          `anonymous_tls`"
     )]
     AnonymousTlsNotPermitted {

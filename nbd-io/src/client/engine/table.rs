@@ -74,9 +74,9 @@ impl<B> Sink<B> {
     }
 }
 
-/// What a driver attaches to a request until it is answered, whoever waits for that.
+/// What a driver attaches to a request until it is answered.
 pub trait Ticket {
-    /// The answer was read. Whoever waits for it gets what this leaves of it.
+    /// The answer was read. The caller that waits for it gets what this leaves of it.
     fn answered(&mut self, result: &mut Result<Outcome, Error>);
 }
 

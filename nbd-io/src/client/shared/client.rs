@@ -33,7 +33,7 @@ use std::{
 /// connection is over, every call returns the reason, unless there is a policy by which to make a
 /// new one: see [`Reconnect`](crate::client::Reconnect).
 ///
-/// Dropping the last clone says goodbye to the server in the background; see
+/// Dropping the last clone sends `NBD_CMD_DISC` in the background; see
 /// [`disconnect`](Client::disconnect). If the runtime ends before that, the connection is just
 /// closed.
 ///
@@ -48,7 +48,7 @@ use std::{
 /// may come even after that, until [`disconnect`](Client::disconnect).
 pub struct Client<R: Network> {
     pub(super) shared: Arc<Shared<R>>,
-    /// How many losses of unflushed writes this clone was told of.
+    /// How many losses of unflushed writes this clone has reported.
     told: AtomicU64,
 }
 
@@ -94,7 +94,7 @@ impl<R: Network> Client<R> {
         &self.shared.pool.common.negotiated
     }
 
-    /// What the server told of the export.
+    /// The export as the server described it.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {
         &self.facts().export
@@ -139,7 +139,7 @@ impl<R: Network> Client<R> {
         self.facts().context_id(name)
     }
 
-    /// The block sizes that hold, in bytes; what is usual if the server told none.
+    /// The block sizes that hold, in bytes; the usual ones if the server sent none.
     #[must_use]
     pub fn block_sizes(&self) -> BlockSizes {
         self.facts().blocks
@@ -240,8 +240,8 @@ impl<R: Network> Client<R> {
     /// writes, but other clients cannot know of.
     ///
     /// The data's owner, if it is one of [`Bytes::from_owner`], is dropped while the connection is
-    /// locked, by whichever task sends it: its `Drop` must not use the client or wait for anybody who
-    /// does.
+    /// locked, by the task that sends it: its `Drop` must not use the client or wait for a task
+    /// that does.
     ///
     /// # Errors
     ///
@@ -292,7 +292,8 @@ impl<R: Network> Client<R> {
         self.tell_loss()
     }
 
-    /// Whether all that was answered before a flush has been covered by it. A loss is told once.
+    /// Whether all that was answered before a flush has been covered by it. A loss is reported
+    /// once.
     pub(super) fn tell_loss(&self) -> Result<(), Error> {
         let log = self.shared.pool.common.log.as_ref();
         let losses = log.map_or(0, |log| log.lock().losses());
@@ -392,8 +393,8 @@ impl<R: Network> Client<R> {
         self.shared.pool.redial()
     }
 
-    /// Ends the session: waits for what is in flight, says goodbye and waits for the server to
-    /// close, all together up to 5 s. Clones cannot be used afterwards.
+    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for the server
+    /// to close, all together up to 5 s. Clones cannot be used afterwards.
     ///
     /// # Errors
     ///

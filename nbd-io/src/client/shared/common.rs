@@ -40,7 +40,7 @@ impl<R: Network> Common<R> {
         let compared = self.compare(&connected);
         let link = self.link(connected);
         if let Err(changed) = compared {
-            // It is told goodbye.
+            // It is closed by NBD_CMD_DISC.
             link.close();
             self.keep(Weak::new(), link);
             return Err(changed);

@@ -31,7 +31,7 @@ type Operation<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 ///
 /// **Writing** takes the data and the position moves on before the server has it: one write is
 /// carried out by a task in the background, whether the cursor is polled or not and even when it is
-/// dropped. The next write, read or flush waits for it. What went wrong with it is told once, to
+/// dropped. The next write, read or flush waits for it. An error of it is reported once, by
 /// the next write or flush.
 ///
 /// **Seeking** never waits.
@@ -47,7 +47,7 @@ pub struct Cursor<R: Network> {
     buffer: BytesMut,
     writing: Option<Arc<Writing>>,
     flushing: Option<Operation<()>>,
-    /// What nobody was told of yet.
+    /// An error that was not reported yet.
     failed: Option<Error>,
 }
 
@@ -158,7 +158,7 @@ impl<R: Network> Cursor<R> {
         let client = &self.client;
         let flushing = self.flushing.get_or_insert_with(|| {
             let client = client.clone();
-            // A clone would be told of a loss in the place of this one.
+            // A clone would report a loss in the place of this one.
             Box::pin(async move { client.done(Request::Flush).await })
         });
         let flushed = ready!(flushing.as_mut().poll(cx));
@@ -198,7 +198,7 @@ impl<R: Network> Cursor<R> {
         Box::pin(async move { client.write(offset, data).await })
     }
 
-    /// Forgets a read, because it is at another place or older than what is there now. Whoever
+    /// Drops a read, because it is at another place or older than what is there now. The task that
     /// waits for it has to begin another one.
     fn stop_reading(&mut self) {
         if let Some(Reading { waker, .. }) = self.reading.take() {
@@ -239,8 +239,8 @@ enum Side {
 
 /// A write that a task carries out.
 ///
-/// It must not be left to whoever polls the cursor next: it may keep others from their writes, and
-/// that one may be the next to wait for them.
+/// It must not be left to the task that polls the cursor next: it may keep others from their
+/// writes, and that one may be the next to wait for them.
 #[derive(Default)]
 struct Writing(Mutex<Progress>);
 

@@ -29,7 +29,7 @@ impl Overlaps {
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped waits no more, and nobody waits for it.
+    /// A future that is dropped waits no more, and no other change waits for it.
     pub(super) async fn turn(self: &Arc<Self>, range: Range<u64>) -> Turn {
         let turn = Turn {
             claim: self.lock().enter(range, None, None),

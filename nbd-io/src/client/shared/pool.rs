@@ -160,7 +160,7 @@ impl<R: Network> Pool<R> {
         }
     }
 
-    /// Takes note of connections that nobody has noticed to be over.
+    /// Takes note of connections that are over and that no call has noticed.
     fn sweep(&self) -> MutexGuard<'_, State> {
         loop {
             let state = self.lock();
@@ -312,7 +312,7 @@ impl<R> Pool<R> {
         Some(links)
     }
 
-    /// There is nobody any more who makes connections.
+    /// The supervisor has ended: no connection is made any more.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.members.end();

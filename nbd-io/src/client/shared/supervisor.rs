@@ -22,7 +22,7 @@ use std::{
 };
 
 /// Dials until there is no client any more, or it is over. It is dropped without having ended when
-/// its runtime is shut down: then nobody dials any more.
+/// its runtime is shut down: then no connection is made any more.
 pub(super) struct Supervisor<R: Network> {
     pool: Weak<Pool<R>>,
     common: Arc<Common<R>>,

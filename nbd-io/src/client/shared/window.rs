@@ -240,7 +240,7 @@ mod tests {
         waker: Option<Waker>,
     }
 
-    /// Ends when it is told.
+    /// Ends when the test says so.
     struct Manual {
         number: usize,
         state: Arc<Mutex<Vec<Progress>>>,

@@ -88,7 +88,7 @@ impl Infos {
             None => return Ok(None),
             Some(WireInfo::Export(export)) => self.export = Some(export),
             Some(WireInfo::Name(Err(NameError::TooLong { .. }))) => return Ok(None),
-            // A name that nobody could ask for is as good as none.
+            // A name that no client could ask for is as good as none.
             Some(WireInfo::Name(name)) => self.name = name.ok(),
             Some(WireInfo::Description(text)) => {
                 if data.len() > 2 + MAX_STRING {
@@ -367,7 +367,7 @@ pub struct SetMetaContext<S> {
     pub(in super::super) asked: Vec<ContextName>,
     pub(in super::super) contexts: Vec<Context>,
     pub(in super::super) ids: BTreeSet<u32>,
-    /// Also those that nobody asked for.
+    /// Also those that were not asked for.
     pub(in super::super) names: BTreeSet<Vec<u8>>,
 }
 

@@ -71,7 +71,7 @@ pub enum Fill<'a> {
     Control(&'a mut [u8]),
     /// Payload of a read: into this part of the caller's own buffer for it. Never empty.
     Payload(Payload),
-    /// Bytes that nobody wants, this many. Never 0.
+    /// Bytes that no request wants, this many. Never 0.
     Discard(usize),
 }
 
@@ -151,7 +151,7 @@ impl Transmission {
         }
     }
 
-    /// What the server told of the export.
+    /// The export as the server described it.
     #[must_use]
     pub const fn export(&self) -> &ExportInfo {
         &self.info

@@ -442,7 +442,7 @@ impl Transmission {
         Ok(None)
     }
 
-    /// Holds a server to the maximum payload that it told, if it did.
+    /// Holds a server to the maximum payload that it sent, if it did.
     fn check_advertised(&self, reply: ReplyType, fixed: u64, variable: u64) -> Result<(), Error> {
         let told = self.info.block_sizes.map(BlockSizes::maximum);
         let limit = fixed + u64::from(told.unwrap_or(u32::MAX));

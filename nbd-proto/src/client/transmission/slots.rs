@@ -60,7 +60,7 @@ pub(super) struct Slot {
     pub(super) flags: CommandFlags,
     pub(super) offset: u64,
     pub(super) len: u64,
-    /// Nobody wants the payload any more.
+    /// The payload is not wanted any more.
     pub(super) abandoned: bool,
     /// The first error that was reported.
     pub(super) failure: Option<Failure>,
@@ -206,7 +206,7 @@ impl Slots {
         &self.slots[cookie.slot()]
     }
 
-    /// Whether nobody wants the payload of a request in flight any more.
+    /// Whether the payload of a request in flight is not wanted any more.
     #[inline]
     pub(super) fn is_abandoned(&self, cookie: Cookie) -> bool {
         self.slot(cookie).abandoned

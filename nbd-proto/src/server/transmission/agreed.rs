@@ -64,7 +64,7 @@ impl Agreed {
         }
     }
 
-    /// The client asked for block sizes and was told these.
+    /// The client asked for block sizes and was sent these.
     pub(in crate::server) fn with_block_sizes(self, sizes: BlockSizes) -> Self {
         Self {
             minimum: sizes.minimum(),

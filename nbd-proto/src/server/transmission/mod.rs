@@ -397,13 +397,13 @@ impl Transmission {
         self.agreed.mode
     }
 
-    /// The size that the client was told, in bytes.
+    /// The size that the client was sent, in bytes.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.agreed.size
     }
 
-    /// The flags that the client was told.
+    /// The flags that the client was sent.
     #[must_use]
     pub const fn flags(&self) -> TransmissionFlags {
         self.agreed.flags

@@ -90,13 +90,13 @@ impl StatusTicket {
     /// Answers for one [`context`](Self::context) with what is at the start of the request, and
     /// what follows.
     ///
-    /// No more extents are taken than are needed, and whatever the client must not see is mended:
-    /// equal neighbours become one, what is empty is skipped, what goes past the end of the export
-    /// (or of the request, where the client wants one extent only) is cut off. They need not reach
-    /// the end of the request. Where block sizes were agreed on, extents should end at multiples of
-    /// the minimum block size: the list is cut off before a block of which this is not true, and
-    /// if it is the first, that block alone is said to have status 0. Without any extent the status
-    /// is 0, which is always safe.
+    /// No more extents are taken than are needed, and whatever the client must not see is put
+    /// right: equal neighbours become one, what is empty is skipped, what goes past the end of the
+    /// export (or of the request, where the client wants one extent only) is cut off. They need not
+    /// reach the end of the request. Where block sizes were agreed on, extents should end at
+    /// multiples of the minimum block size: the list is cut off before a block of which this is not
+    /// true, and if it is the first, that block alone is said to have status 0. Without any extent
+    /// the status is 0, which is always safe.
     pub fn extents(mut self, extents: impl IntoIterator<Item = Extent>) -> Part<Bytes, Self> {
         let status = &mut *self.0;
         let chunk = status.chunk(extents);

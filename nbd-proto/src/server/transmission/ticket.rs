@@ -266,7 +266,7 @@ impl Ticket {
     }
 
     /// The request failed at `offset` in the export; what is before is done. Without chunks, or
-    /// when `offset` is not within the request, the client is not told where.
+    /// when `offset` is not within the request, the client is not sent it.
     pub fn fail_at(
         self,
         errno: Errno,

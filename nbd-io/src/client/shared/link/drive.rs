@@ -58,7 +58,7 @@ impl State {
         Stop::Tired
     }
 
-    /// Writes all that is in the outbox, and the end of the stream after a goodbye: at once,
+    /// Writes all that is in the outbox, and the end of the stream after NBD_CMD_DISC: at once,
     /// because the server may close its side as soon as it has read that.
     fn write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = &mut self.stream else {

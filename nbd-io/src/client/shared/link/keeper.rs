@@ -13,10 +13,10 @@ use std::{
 /// How long a driver that was woken may stay away while others wait, at most twice.
 const PATIENCE: Duration = Duration::from_millis(10);
 
-/// How long a farewell may take.
+/// How long disconnecting may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Drives a connection when nobody else does, keeps its time and says goodbye. It ends when the
+/// Drives a connection when no call does, keeps its time and sends NBD_CMD_DISC. It ends when the
 /// connection is over. If it is dropped before, with its runtime, the connection is over too.
 #[must_use]
 pub(crate) struct Keeper<R: Runtime> {
@@ -96,7 +96,7 @@ impl<R: Runtime> Future for Keeper<R> {
 
         while state.ticking && Self::timer(&mut this.tick, &this.runtime, TICK, cx).is_ready() {
             state.ticking = std::mem::take(&mut state.busy) || state.engine.in_flight() > 0;
-            // The end of the stream would not be noticed if nobody has asked for more since.
+            // The end of the stream would not be noticed if no call has read since.
             drives = true;
         }
         this.expire(&mut state, cx);
@@ -143,7 +143,7 @@ impl<R: Runtime> Future for Keeper<R> {
 
 impl<R: Runtime> Drop for Keeper<R> {
     fn drop(&mut self) {
-        // Without it requests would have no deadline, and a farewell no end.
+        // Without it requests would have no deadline, and disconnecting no end.
         self.link.abort(Lost::Disconnected);
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! **Driving.** A [`Call`] that is polled and has no reply yet moves the connection on by itself:
 //! it writes what everybody left in the outbox and takes in replies for everybody. There is no
-//! hand-over to another task, and a lone caller wakes nobody. The stream is polled with one waker,
+//! hand-over to another task, and a lone caller wakes no task. The stream is polled with one waker,
 //! the [`Signal`], which wakes the call that drove last. When that call has its reply or is
 //! dropped, the role goes to another one that waits.
 //!
@@ -16,8 +16,8 @@
 //! driver is called, who comes after them: so they are written by one system call.
 //!
 //! **The keeper** is the one task behind a connection. It drives when no call does: what dropped
-//! calls have left half sent, replies that nobody wants, the end of the stream, the farewell. It
-//! also keeps time, in coarse ticks and only while there is something to do, so that no request
+//! calls have left half sent, replies that no call waits for, the end of the stream, NBD_CMD_DISC.
+//! It also keeps time, in coarse ticks and only while there is something to do, so that no request
 //! needs a timer of its own. And if a call was woken and does not come, because its task waits for
 //! something else, the keeper takes the role from it.
 //!
@@ -92,7 +92,7 @@ pub(crate) struct Link {
     signal: Arc<Signal>,
     /// The signal as the stream knows it.
     waker: Waker,
-    /// What [`load`](Link::load) tells, as of when the lock was last released: whoever drives may
+    /// What [`load`](Link::load) tells, as of when the lock was last released: the poller may
     /// hold it for long.
     load: AtomicUsize,
     /// The log of changes, if the client has one.
@@ -127,7 +127,7 @@ struct State {
     driver: Option<usize>,
     /// The call that is driving right now and need not be woken.
     current: Option<usize>,
-    /// How often somebody came to drive.
+    /// How often a call came to poll the stream.
     drives: u64,
     clock: Clock,
     /// When the keeper's timer for late requests goes off.
@@ -140,7 +140,7 @@ struct State {
     watching: bool,
     /// The keeper knows that the session is about to end.
     closing_noted: bool,
-    /// The stream was told that no more will come.
+    /// The stream is shut down for writing.
     shut_down: bool,
     /// Tasks that wait for the end.
     mourners: Watchers,
@@ -187,7 +187,7 @@ struct Queued {
     due: Duration,
 }
 
-/// What a request has until it is answered, or cannot be any more, whoever waits for that.
+/// What a request has until it is answered, or cannot be any more.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     /// What its answer does to the log of changes.
@@ -314,7 +314,7 @@ impl Link {
         Call::new(self, request, sink, held)
     }
 
-    /// Begins the farewell: no request is taken any more, those in flight are waited for, and the
+    /// Begins to disconnect: no request is taken any more, those in flight are waited for, and the
     /// keeper does the rest. Returns whether it was begun only now.
     pub(crate) fn close(&self) -> bool {
         let mut state = self.lock();
@@ -390,7 +390,7 @@ impl Link {
         drop(state);
         drop(turns);
         wakes.drain(..).for_each(Waker::wake);
-        // The list's memory is used again, if nobody else needs the lock.
+        // The list's memory is used again, if no other task needs the lock.
         if let Ok(mut state) = self.state.try_lock()
             && state.wakes.is_empty()
         {

@@ -9,7 +9,7 @@ use std::{
     task::{Wake, Waker},
 };
 
-/// The one waker with which a stream is polled, whoever polls it. It wakes the task that drives
+/// The one waker with which a stream is polled, by any task. It wakes the task that drives
 /// the connection at that time: that of a call, or else the connection's own.
 ///
 /// Its lock is apart from the connection's, because a stream may wake in the middle of a poll.
@@ -64,7 +64,7 @@ impl Signal {
         self.fired.load(Ordering::Acquire)
     }
 
-    /// Takes note that somebody came and polls the stream now.
+    /// Takes note that a call came and polls the stream now.
     pub(super) fn answer(&self) {
         self.fired.store(false, Ordering::Release);
     }

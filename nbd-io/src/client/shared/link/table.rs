@@ -64,7 +64,7 @@ impl State {
         key
     }
 
-    /// Somebody has come to drive, and what was begun until now is sent. Its time begins for all of it
+    /// A call has come to poll, and what was begun until now is sent. Its time begins for all of it
     /// at once, so that many requests read the clock once.
     #[inline]
     pub(super) fn begin_time(&mut self) {
@@ -275,7 +275,7 @@ impl State {
         }
     }
 
-    /// Whether there is something to do for a connection that nobody waits for.
+    /// Whether there is something to do for a connection that no call waits for.
     pub(super) fn has_work(&self) -> bool {
         self.engine.is_closing()
             || self.unflushed
@@ -355,7 +355,7 @@ impl State {
         if self.driver == Some(key) {
             return [waker, self.pass_on()];
         }
-        // What was left in the outbox may have nobody else who sends it.
+        // What was left in the outbox may have no other task that sends it.
         match self.driver {
             Some(_) if self.engine.has_output() => {
                 self.signal.call();
