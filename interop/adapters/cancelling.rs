@@ -62,10 +62,10 @@ async fn give_up<R: Network>(client: Client<R>, own: u64) {
         let mut extents = client.extents(own..own + OWN);
         let mut at = own;
         while at < own + OWN {
-            if let Some(stretch) = some_polls(extents.next(), polls).await {
-                let stretch = stretch.unwrap().unwrap();
-                assert_eq!(stretch.offset, at);
-                at += stretch.len;
+            if let Some(run) = some_polls(extents.next(), polls).await {
+                let run = run.unwrap().unwrap();
+                assert_eq!(run.offset, at);
+                at += run.len;
             } else {
                 yielded().await;
             }

@@ -24,7 +24,7 @@ use nbd_io::{
     Memory,
     client::{
         ConnectOptions, Connected, DialOptions, NegotiationConfig, NegotiationError, TlsPolicy,
-        negotiate, shared::Client,
+        negotiate, tasks::Client,
     },
     runtime::{Network, Runtime, Tasks},
     tls::{ClientTls, TlsError},

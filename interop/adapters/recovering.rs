@@ -5,7 +5,7 @@ use super::{
     recovery::{Session, Storage},
 };
 use nbd_io::{
-    client::{ConnectOptions, Error, shared::Client},
+    client::{ConnectOptions, Error, tasks::Client},
     runtime::{Network, Runtime as _, Tasks as _},
 };
 use nbd_proto::CommandFlags;

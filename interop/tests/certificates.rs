@@ -1,7 +1,7 @@
 //! The commands of docs/certificates.md.
 
 use nbd_blocking::{
-    ClientTls, ConnectOptions, Server, ServerTls, TlsPolicy, exports::Memory, server::Ending,
+    ClientTls, ConnectOptions, Server, ServerTls, TlsPolicy, exports::Memory, server::CloseReason,
 };
 use std::{os::unix::net::UnixStream, process::Command, sync::Arc, thread, time::Duration};
 
@@ -37,6 +37,6 @@ fn the_documented_commands_make_certificates_that_both_sides_take() {
         assert!(client.is_encrypted());
         client.disconnect().unwrap();
         let ending = serving.join().unwrap().unwrap();
-        assert!(matches!(ending, Ending::Disconnected), "{ending}");
+        assert!(matches!(ending, CloseReason::Disconnected), "{ending}");
     });
 }

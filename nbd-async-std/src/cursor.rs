@@ -2,7 +2,7 @@
 
 use crate::{AsyncStd, Client};
 use futures_io::{AsyncRead, AsyncSeek, AsyncWrite};
-use nbd_io::client::shared;
+use nbd_io::client::tasks;
 use std::{
     io::{self, SeekFrom},
     pin::Pin,
@@ -48,13 +48,13 @@ use std::{
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Cursor(shared::Cursor<AsyncStd>);
+pub struct Cursor(tasks::Cursor<AsyncStd>);
 
 impl Cursor {
     /// Starts at the beginning of the export.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self(shared::Cursor::new(client))
+        Self(tasks::Cursor::new(client))
     }
 
     /// The export.

@@ -2,7 +2,7 @@
 
 use crate::AsyncStd;
 use async_io::Async;
-use nbd_io::{runtime::Farewell, server::Peer, transport::Transport};
+use nbd_io::{runtime::ShutdownTimeout, server::Peer, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -19,7 +19,7 @@ use std::{
 #[derive(Debug)]
 pub struct Socket {
     fd: Async<nbd_socket::Socket>,
-    farewell: Farewell<AsyncStd>,
+    after_shutdown: ShutdownTimeout<AsyncStd>,
 }
 
 impl Socket {
@@ -31,7 +31,7 @@ impl Socket {
     pub fn new(socket: nbd_socket::Socket) -> io::Result<Self> {
         Ok(Self {
             fd: Async::new_nonblocking(socket.nonblocking()?)?,
-            farewell: Farewell::new(AsyncStd),
+            after_shutdown: ShutdownTimeout::new(AsyncStd),
         })
     }
 
@@ -72,7 +72,7 @@ impl Transport for Socket {
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         let read = self.poll_recv(cx, bufs);
-        self.farewell.limit(cx, read)
+        self.after_shutdown.limit(cx, read)
     }
 
     fn poll_write(
@@ -94,7 +94,7 @@ impl Transport for Socket {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.farewell.say();
+        self.after_shutdown.start();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
     fn parts_by_drop(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::AsyncStd;
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_io::{runtime::Farewell, transport::Transport};
+use nbd_io::{runtime::ShutdownTimeout, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
@@ -19,7 +19,7 @@ use std::{
 #[derive(Debug)]
 pub struct Stream<S> {
     stream: S,
-    farewell: Farewell<AsyncStd>,
+    after_shutdown: ShutdownTimeout<AsyncStd>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
@@ -27,7 +27,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     pub const fn new(stream: S) -> Self {
         Self {
             stream,
-            farewell: Farewell::new(AsyncStd),
+            after_shutdown: ShutdownTimeout::new(AsyncStd),
         }
     }
 }
@@ -39,7 +39,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         let read = Pin::new(&mut self.stream).poll_read_vectored(cx, bufs);
-        self.farewell.limit(cx, read)
+        self.after_shutdown.limit(cx, read)
     }
 
     fn poll_write(
@@ -55,7 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.farewell.say();
+        self.after_shutdown.start();
         Pin::new(&mut self.stream).poll_close(cx)
     }
 }

@@ -65,7 +65,7 @@ impl Write for Cursor {
 
 impl Seek for Cursor {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.position = self.client.facts().seek(self.position, to)?;
+        self.position = self.client.negotiated().seek(self.position, to)?;
         Ok(self.position)
     }
 }

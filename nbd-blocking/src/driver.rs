@@ -2,7 +2,7 @@
 
 use crate::{
     Client, Error,
-    patience::{Patience, START},
+    dial_clock::{DialClock, START},
     pool::Pool,
     stream::{self, Negotiating},
 };
@@ -25,20 +25,20 @@ use std::{
 /// [`Negotiation`](crate::negotiation::Negotiation) return what has come of them.
 #[derive(Clone, Debug, Default)]
 pub struct Blocking {
-    patience: Patience,
+    clock: DialClock,
 }
 
 impl Blocking {
     /// Waits as long as this says; then its futures pend.
-    pub(crate) const fn with(patience: Patience) -> Self {
-        Self { patience }
+    pub(crate) const fn with(clock: DialClock) -> Self {
+        Self { clock }
     }
 
     fn negotiating(&self, stream: stream::Stream) -> Negotiating {
         Negotiating {
             stream,
             deadline: None,
-            patience: self.patience.clone(),
+            clock: self.clock.clone(),
         }
     }
 
@@ -57,11 +57,11 @@ impl Driver for Blocking {
     }
 
     fn now(&self) -> Duration {
-        self.patience.now().saturating_duration_since(*START)
+        self.clock.now().saturating_duration_since(*START)
     }
 
     async fn dial(&self, address: &Address, options: &DialOptions) -> io::Result<Negotiating> {
-        let socket = nbd_socket::connect(&self.patience, address, options).await?;
+        let socket = nbd_socket::connect(&self.clock, address, options).await?;
         Ok(self.negotiating_over(socket.blocking()?))
     }
 

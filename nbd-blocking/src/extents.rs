@@ -1,14 +1,14 @@
 //! Extents of a range, to its end.
 
 use crate::{Client, Error};
-use nbd_io::client::{ExtentStep, Stretch, Stretches};
+use nbd_io::client::{ExtentStep, StatusRun, StatusRuns};
 use nbd_proto::CommandFlags;
 use std::{ops::Range, time::Instant};
 
 /// What the selected meta contexts say of a range, as an iterator that asks the server as often as
 /// it takes.
 ///
-/// The items are stretches on which no context changes, in order and without gaps. They are inside
+/// The items are runs on which no context changes, in order and without gaps. They are inside
 /// the range. An error ends the iteration.
 ///
 /// Neighbours that say the same are merged, as far as 64 answers of the server go and as they come
@@ -19,34 +19,34 @@ use std::{ops::Range, time::Instant};
 #[derive(Debug)]
 pub struct Extents {
     client: Client,
-    stretches: Stretches,
+    runs: StatusRuns,
 }
 
 impl Extents {
     pub(crate) fn new(client: Client, range: Range<u64>) -> Self {
         Self {
-            stretches: Stretches::new(client.facts(), range),
+            runs: StatusRuns::new(client.negotiated(), range),
             client,
         }
     }
 }
 
 impl Iterator for Extents {
-    type Item = Result<Stretch, Error>;
+    type Item = Result<StatusRun, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut begin = None;
         loop {
-            let (offset, len) = match self.stretches.step() {
+            let (offset, len) = match self.runs.step() {
                 ExtentStep::Item(item) => return Some(item),
                 ExtentStep::Ask { offset, len } => (offset, len),
                 ExtentStep::Over => return None,
             };
             let begin = *begin.get_or_insert_with(Instant::now);
             let answer = self.client.block_status(offset, len, CommandFlags::NONE);
-            self.stretches.take(answer, self.client.facts());
-            if begin.elapsed() >= Stretches::MERGE_TIME {
-                self.stretches.end_merge();
+            self.runs.take(answer, self.client.negotiated());
+            if begin.elapsed() >= StatusRuns::MERGE_TIME {
+                self.runs.end_merge();
             }
         }
     }

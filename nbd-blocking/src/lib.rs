@@ -5,14 +5,14 @@
 
 mod client;
 mod cursor;
+mod dial_clock;
 mod driver;
 mod extents;
 mod host;
 mod link;
-mod overlaps;
-mod patience;
 mod pool;
 mod queue;
+mod range_guard;
 mod remote;
 mod stream;
 #[cfg(feature = "tls-base")]
@@ -27,15 +27,15 @@ pub use extents::Extents;
 pub use host::{Listener, Stdio, Threads};
 #[doc(inline)]
 pub use nbd_io::client::{
-    ClientEvent, ConnectionState, Error, Lost, Reconnect, Stretch, TlsPolicy,
+    ClientEvent, ConnectionState, Error, Lost, Reconnect, StatusRun, TlsPolicy,
 };
 #[cfg(feature = "tls-base")]
 #[doc(inline)]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 #[doc(inline)]
 pub use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Limits, Misuse,
-    Mode, Uri,
+    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, HeaderStyle,
+    Limits, Misuse, Uri,
     client::{Context, ContextExtents, Cookie, Tolerance},
     meta,
 };
@@ -102,7 +102,7 @@ pub mod server {
     //! What a server tells the program that it is part of, and how it is stopped.
 
     #[doc(inline)]
-    pub use nbd_io::server::{Applicant, Ending, Event, Outcome, Peer, Stopper};
+    pub use nbd_io::server::{ClientIdentity, CloseReason, Event, Outcome, Peer, Stopper};
 }
 
 pub mod exports {

@@ -46,7 +46,7 @@ use std::{
 pub struct Queue {
     client: Client,
     /// The connection, or why there is none.
-    seat: Result<Seat, Error>,
+    connected: Result<Connected, Error>,
     outstanding: usize,
     /// Where changes of the same bytes have to be kept apart from those of others.
     owner: Option<Owner>,
@@ -75,12 +75,12 @@ enum Afterwards {
 
 /// A place on a connection.
 #[derive(Debug)]
-struct Seat {
+struct Connected {
     link: Arc<Link>,
     place: usize,
 }
 
-impl Drop for Seat {
+impl Drop for Connected {
     fn drop(&mut self) {
         let _ = self.link.flush(self.place);
         self.link.leave(self.place);
@@ -139,17 +139,17 @@ impl Queue {
     pub(crate) fn new(client: &Client) -> Self {
         let link = match client.pool.link() {
             Ok(link) => Ok(link.clone()),
-            Err(restored) => restored.link(Command::Read, &mut None),
+            Err(reconnecting) => reconnecting.link(Command::Read, &mut None),
         };
-        let seat = link.map(|link| Seat {
+        let connected = link.map(|link| Connected {
             place: link.enter(),
             link,
         });
         Self {
             client: client.clone(),
-            seat,
+            connected,
             outstanding: 0,
-            owner: client.has_turns().then(|| client.overlaps().owner()),
+            owner: client.locks_ranges().then(|| client.overlaps().owner()),
             afterwards: HashMap::new(),
             unflushed: VecDeque::new(),
             flushing: None,
@@ -273,7 +273,7 @@ impl Queue {
     ///
     /// When the connection is over.
     pub fn send(&mut self) -> Result<(), Error> {
-        let Seat { link, place } = self.seat()?;
+        let Connected { link, place } = self.connected()?;
         link.flush(*place).map_err(|error| self.noticed(error))
     }
 
@@ -291,7 +291,7 @@ impl Queue {
             if self.outstanding == 0 {
                 return Ok(None);
             }
-            let Seat { link, place } = self.seat.as_ref().map_err(Clone::clone)?;
+            let Connected { link, place } = self.connected.as_ref().map_err(Clone::clone)?;
             let waited = link.wait_all(*place, &mut self.received);
             waited.map_err(|error| self.noticed(error))?;
         }
@@ -310,7 +310,7 @@ impl Queue {
             if self.outstanding == 0 {
                 return Ok(None);
             }
-            let Seat { link, place } = self.seat.as_ref().map_err(Clone::clone)?;
+            let Connected { link, place } = self.connected.as_ref().map_err(Clone::clone)?;
             let flushed = link.flush(*place);
             let polled = flushed.and_then(|()| link.poll_all(*place, &mut self.received));
             polled.map_err(|error| self.noticed(error))?;
@@ -337,8 +337,8 @@ impl Queue {
         Some(done.into())
     }
 
-    fn seat(&self) -> Result<&Seat, Error> {
-        self.seat.as_ref().map_err(Clone::clone)
+    fn connected(&self) -> Result<&Connected, Error> {
+        self.connected.as_ref().map_err(Clone::clone)
     }
 
     /// The error of a request, of which the client knows then.
@@ -350,12 +350,12 @@ impl Queue {
     /// Has the client know of a connection that is over.
     fn notice(&self, error: &Error) {
         if ends(error)
-            && let Ok(seat) = &self.seat
+            && let Ok(connected) = &self.connected
         {
             // No queue has to end for that.
-            seat.link.leave_if_idle();
-            match self.client.pool.restored() {
-                Some(restored) => restored.lost(&seat.link),
+            connected.link.leave_if_idle();
+            match self.client.pool.reconnecting() {
+                Some(reconnecting) => reconnecting.lost(&connected.link),
                 None => self.client.pool.report_losses(),
             }
         }
@@ -385,7 +385,7 @@ impl Queue {
                 return;
             }
             Some(Afterwards::TellLoss) if done.result.is_ok() => {
-                done.result = self.client.tell_loss().map(|()| Outcome::Done);
+                done.result = self.client.report_loss().map(|()| Outcome::Done);
             }
             _ => {}
         }
@@ -415,8 +415,8 @@ impl Queue {
     }
 
     fn submit_flush(&mut self) -> Result<Cookie, Error> {
-        let record = match &self.seat {
-            Ok(seat) => seat.link.log().map(LinkLog::flush),
+        let record = match &self.connected {
+            Ok(connected) => connected.link.log().map(LinkLog::flush),
             Err(_) => None,
         };
         self.send_request(Call::Owned(Request::Flush), record)
@@ -428,25 +428,25 @@ impl Queue {
             return self.submit(Call::Owned(request), None);
         };
         let client = self.client.clone();
-        let turn = match request.change() {
-            Some(range) => client.turn_of(request.command(), range, Some(owner))?,
+        let guard = match request.change() {
+            Some(range) => client.guard_of(request.command(), range, Some(owner))?,
             None => None,
         };
         let mut record = None;
         let mut is_kept = true;
-        if let (Some(restored), Ok(seat)) = (client.pool.restored(), &self.seat) {
-            let admission = restored.log.admit(request.weight(), 1);
+        if let (Some(reconnecting), Ok(connected)) = (client.pool.reconnecting(), &self.connected) {
+            let admission = reconnecting.log.admit(request.weight(), 1);
             let kept = admission.keep(|| request.clone().detached());
             if let Some(kept) = &kept {
                 request = kept.request.clone(); // the caller's data is not needed any more
             }
             is_kept = !matches!(admission, Admission::WriteThrough);
             let forced = request.has(CommandFlags::FUA);
-            record = seat.link.log().map(|log| log.change(forced, kept));
+            record = connected.link.log().map(|log| log.change(forced, kept));
         }
         let cookie = self.submit(Call::Owned(request), record)?;
-        if let (Some(turn), Ok(seat)) = (turn, &self.seat) {
-            turn.leave_to(&seat.link, cookie);
+        if let (Some(guard), Ok(connected)) = (guard, &self.connected) {
+            guard.leave_to(&connected.link, cookie);
         }
         if !is_kept {
             self.afterwards.insert(cookie, Afterwards::Flush);
@@ -468,7 +468,7 @@ impl Queue {
     // Inlined, because the kind of call is known where it is made.
     #[inline(always)]
     fn send_request(&self, call: Call<'_>, record: Option<Record>) -> Result<Cookie, Error> {
-        let Seat { link, place } = self.seat()?;
+        let Connected { link, place } = self.connected()?;
         let sent = link.submit(*place, call, &mut [], record);
         sent.map_err(|error| self.noticed(error))
     }

@@ -3,7 +3,7 @@
 use crate::Client;
 use nbd_io::{Export, MetaContext, ZeroMode};
 use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, Errno, Failure, Mode, TransmissionFlags,
+    BlockSizes, Command, CommandFlags, ContextName, Errno, Failure, HeaderStyle, TransmissionFlags,
     client::ContextExtents, meta::Extent,
 };
 use std::ops::ControlFlow;
@@ -71,7 +71,7 @@ impl Remote {
                 ..Errno::Inval.into()
             });
         };
-        let len = len.min(self.client.facts().max_len(Command::BlockStatus));
+        let len = len.min(self.client.negotiated().max_len(Command::BlockStatus));
         let flags = CommandFlags::NONE;
         let answer = if self.client.export().can_filter_block_status() {
             self.client.block_status_of(&[id], offset, len, flags)
@@ -155,7 +155,7 @@ impl Export for Remote {
         let names = self.client.contexts().iter();
         let names = names.filter_map(|context| context.name.clone());
         // The width of the statuses of a context that is not known here is unknown.
-        let may_be_wide = self.client.mode() == Mode::Extended;
+        let may_be_wide = self.client.mode() == HeaderStyle::Extended;
         let is_known = |name: &ContextName| ["base", "qemu"].contains(&name.namespace());
         names
             .map(|name| match may_be_wide && !is_known(&name) {

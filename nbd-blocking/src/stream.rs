@@ -1,6 +1,6 @@
 //! The byte stream under a connection: a socket, TLS over one, or whatever a program brings.
 
-use crate::patience::Patience;
+use crate::dial_clock::DialClock;
 #[cfg(feature = "tls-base")]
 use crate::tls::TlsStream;
 use nbd_io::transport::Transport;
@@ -53,7 +53,7 @@ impl Stream {
     }
 
     /// Writes from `bufs` in order. With `block` it may wait, as long as
-    /// [`Socket::set_patience`] says; no other thread may have to write meanwhile.
+    /// [`Socket::set_timeouts`] says; no other thread may have to write meanwhile.
     #[inline]
     pub(crate) fn write(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
         match self {
@@ -98,13 +98,13 @@ impl Stream {
     }
 
     /// How long a blocking read or write waits before it fails with `WouldBlock`.
-    pub(crate) fn set_patience(
+    pub(crate) fn set_timeouts(
         &self,
         recv: Option<Duration>,
         send: Option<Duration>,
     ) -> io::Result<()> {
         self.socket()
-            .map_or(Ok(()), |socket| socket.set_patience(recv, send))
+            .map_or(Ok(()), |socket| socket.set_timeouts(recv, send))
     }
 
     /// Whether a read that waits keeps others from writing.
@@ -168,7 +168,7 @@ impl fmt::Debug for Stream {
 }
 
 /// How long the answer to NBD_CMD_DISC or NBD_OPT_ABORT may take.
-const FAREWELL: Duration = Duration::from_secs(2);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream that negotiates until a deadline. As a [`Transport`] it pends only where a dial is
 /// suspended.
@@ -176,7 +176,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct Negotiating {
     pub(crate) stream: Stream,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) patience: Patience,
+    pub(crate) clock: DialClock,
 }
 
 impl Negotiating {
@@ -189,7 +189,7 @@ impl Negotiating {
             match attempt(&self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Some(socket) = self.stream.socket() {
-                        ready!(self.patience.poll(socket, read, !read, self.deadline))?;
+                        ready!(self.clock.poll(socket, read, !read, self.deadline))?;
                     }
                 }
                 done => return Poll::Ready(done),
@@ -209,7 +209,7 @@ impl Negotiating {
         let Self {
             stream,
             deadline,
-            patience,
+            clock,
         } = self;
         let Stream::Socket(socket) = stream else {
             return Err(NegotiationError::Tls(
@@ -217,11 +217,11 @@ impl Negotiating {
             ));
         };
         let (config, name) = tls.client(host)?;
-        let tls = TlsStream::connect(socket, config, &name, deadline, &patience).await?;
+        let tls = TlsStream::connect(socket, config, &name, deadline, &clock).await?;
         Ok(Self {
             stream: Stream::Tls(Box::new(tls)),
             deadline,
-            patience,
+            clock,
         })
     }
 }
@@ -248,13 +248,13 @@ impl Transport for Negotiating {
         if self.stream.socket().is_none() {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
-        let farewell = self.patience.now() + FAREWELL;
-        self.deadline = self.deadline.map(|deadline| deadline.min(farewell));
-        self.deadline.get_or_insert(farewell);
+        let disconnect_by = self.clock.now() + DISCONNECT_TIMEOUT;
+        self.deadline = self.deadline.map(|deadline| deadline.min(disconnect_by));
+        self.deadline.get_or_insert(disconnect_by);
         Poll::Ready(Ok(()))
     }
 
-    fn hurry(&mut self) {
-        self.deadline = Some(self.patience.now());
+    fn fail_instead_of_waiting(&mut self) {
+        self.deadline = Some(self.clock.now());
     }
 }

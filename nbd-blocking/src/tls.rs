@@ -1,6 +1,6 @@
 //! TLS over a socket that two threads use, one in each direction.
 
-use crate::patience::Patience;
+use crate::dial_clock::DialClock;
 use nbd_io::tls::{
     Received, SEND_BUFFER, TlsError,
     rustls::{self, ClientConfig, ClientConnection, Connection, pki_types::ServerName},
@@ -48,11 +48,11 @@ impl TlsStream {
         config: Arc<ClientConfig>,
         name: &ServerName<'static>,
         deadline: Option<Instant>,
-        patience: &Patience,
+        clock: &DialClock,
     ) -> Result<Self, TlsError> {
         let connection = ClientConnection::new(config, name.clone())
             .map_err(|source| TlsError::handshake(name, source))?;
-        let done = Self::handshake(socket, connection.into(), deadline, patience).await;
+        let done = Self::handshake(socket, connection.into(), deadline, clock).await;
         done.map_err(|failure| match failure {
             Failure::Io(source) => TlsError::Io {
                 name: name.to_str().into_owned(),
@@ -66,7 +66,7 @@ impl TlsStream {
         socket: Socket,
         mut connection: Connection,
         deadline: Option<Instant>,
-        patience: &Patience,
+        clock: &DialClock,
     ) -> Result<Self, Failure> {
         connection.set_buffer_limit(Some(SEND_BUFFER));
         let stream = Self {
@@ -75,14 +75,14 @@ impl TlsStream {
             received: Mutex::new(Received::new()),
         };
         loop {
-            stream.flush_by(deadline, patience).await?;
+            stream.flush_by(deadline, clock).await?;
             if !lock(&stream.connection).is_handshaking() {
                 return Ok(stream);
             }
             // What came at once need not be taken at once.
             let is_empty = lock(&stream.received).is_empty();
             if is_empty {
-                poll_fn(|_| patience.poll(&stream.socket, true, false, deadline)).await?;
+                poll_fn(|_| clock.poll(&stream.socket, true, false, deadline)).await?;
                 if stream.receive(&mut lock(&stream.received), false)? == 0 {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
@@ -90,7 +90,7 @@ impl TlsStream {
             let decrypted = lock(&stream.received).decrypt(&mut lock(&stream.connection))?;
             if let Err(error) = decrypted {
                 // The alert tells the peer why.
-                let _ = stream.flush_by(deadline, patience).await;
+                let _ = stream.flush_by(deadline, clock).await;
                 return Err(Failure::Tls(error));
             }
         }
@@ -145,11 +145,11 @@ impl TlsStream {
         let _ = self.flush();
     }
 
-    async fn flush_by(&self, deadline: Option<Instant>, patience: &Patience) -> io::Result<()> {
+    async fn flush_by(&self, deadline: Option<Instant>, clock: &DialClock) -> io::Result<()> {
         loop {
             match self.flush() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll_fn(|_| patience.poll(&self.socket, false, true, deadline)).await?;
+                    poll_fn(|_| clock.poll(&self.socket, false, true, deadline)).await?;
                 }
                 done => return done,
             }

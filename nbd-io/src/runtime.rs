@@ -3,10 +3,10 @@
 //! What has to be written once for all runtimes needs them, but reads no clock and starts nothing
 //! by itself.
 
-mod farewell;
+mod shutdown_timeout;
 mod unblock;
 
-pub use farewell::Farewell;
+pub use shutdown_timeout::ShutdownTimeout;
 pub(crate) use unblock::unblock;
 
 use crate::{

@@ -65,17 +65,17 @@ pub trait Transport {
     /// Takes note that the connection is given up: whatever would have to be waited for from now
     /// on has to fail instead. Only for a transport that waits instead of pending; others need not
     /// implement it.
-    fn hurry(&mut self) {}
+    fn fail_instead_of_waiting(&mut self) {}
 
     /// Whether the next call is all that there is to be waited for. A transport that waits with
     /// less effort than its runtime may then do so for a moment, up to 100 ms, before it pends.
-    fn set_alone(&mut self, alone: bool) {
+    fn set_exclusive(&mut self, alone: bool) {
         let _ = alone;
     }
 
     /// Whether this waits instead of pending, and so keeps its thread from everything else. A
     /// server then carries out one request at a time.
-    fn waits(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         false
     }
 
@@ -127,16 +127,16 @@ macro_rules! forward {
                 (**self).poll_shutdown(cx)
             }
 
-            fn hurry(&mut self) {
-                (**self).hurry();
+            fn fail_instead_of_waiting(&mut self) {
+                (**self).fail_instead_of_waiting();
             }
 
-            fn set_alone(&mut self, alone: bool) {
-                (**self).set_alone(alone);
+            fn set_exclusive(&mut self, alone: bool) {
+                (**self).set_exclusive(alone);
             }
 
-            fn waits(&self) -> bool {
-                (**self).waits()
+            fn is_blocking(&self) -> bool {
+                (**self).is_blocking()
             }
 
             fn parts_by_drop(&self) -> bool {
@@ -244,27 +244,27 @@ impl<T: Transport> Transport for Layered<T> {
         }
     }
 
-    fn hurry(&mut self) {
+    fn fail_instead_of_waiting(&mut self) {
         match self {
-            Self::Plain(transport) => transport.hurry(),
+            Self::Plain(transport) => transport.fail_instead_of_waiting(),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.hurry(),
+            Self::Tls(tls) => tls.fail_instead_of_waiting(),
         }
     }
 
-    fn set_alone(&mut self, alone: bool) {
+    fn set_exclusive(&mut self, alone: bool) {
         match self {
-            Self::Plain(transport) => transport.set_alone(alone),
+            Self::Plain(transport) => transport.set_exclusive(alone),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.set_alone(alone),
+            Self::Tls(tls) => tls.set_exclusive(alone),
         }
     }
 
-    fn waits(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         match self {
-            Self::Plain(transport) => transport.waits(),
+            Self::Plain(transport) => transport.is_blocking(),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.waits(),
+            Self::Tls(tls) => tls.is_blocking(),
         }
     }
 

@@ -12,12 +12,12 @@ pub(crate) struct Watchers {
 }
 
 /// A place among the watchers, once it is wanted.
-pub(crate) type Place = Option<u64>;
+pub(crate) type WatcherId = Option<u64>;
 
 impl Watchers {
     /// Has a task woken at the next change.
     #[must_use]
-    pub(crate) fn watch(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
+    pub(crate) fn watch(&mut self, place: &mut WatcherId, waker: &Waker) -> Option<Waker> {
         let own = *place.get_or_insert_with(|| {
             self.next += 1;
             self.next
@@ -31,7 +31,7 @@ impl Watchers {
 
     /// Leaves a place.
     #[must_use]
-    pub(crate) fn leave(&mut self, place: Place) -> Option<Waker> {
+    pub(crate) fn leave(&mut self, place: WatcherId) -> Option<Waker> {
         self.wakers.remove(&place?)
     }
 

@@ -9,7 +9,7 @@
 
 use bytes::{Buf, BufMut, BytesMut};
 use nbd_proto::{
-    Error, ExportInfo, ExportName, Mode, Phase, Step, TransmissionFlags,
+    Error, ExportInfo, ExportName, HeaderStyle, Phase, Step, TransmissionFlags,
     client::{self, Go, GoOutcome, Greeted},
     server::{self, Request, Requested},
 };
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let (mut client, mut server) = negotiate(&mut wires, disk.len().try_into()?)?;
     assert_eq!(
         (client.mode(), server.mode()),
-        (Mode::Extended, Mode::Extended)
+        (HeaderStyle::Extended, HeaderStyle::Extended)
     );
 
     // Two requests at once: a command is a cookie that names its reply, and bytes to send.

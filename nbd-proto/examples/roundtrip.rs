@@ -19,7 +19,7 @@
 
 use bytes::{Buf, BytesMut};
 use nbd_proto::{
-    ExportInfo, ExportName, Mode, Phase, Step, TransmissionFlags,
+    ExportInfo, ExportName, HeaderStyle, Phase, Step, TransmissionFlags,
     client::{self, Go, GoOutcome, Greeted},
     server::{self, Receipt, Request, Requested},
 };
@@ -33,10 +33,10 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const BLOCK: usize = 4096;
 
-const MODES: [(&str, Mode); 3] = [
-    ("simple", Mode::Simple),
-    ("structured", Mode::Structured),
-    ("extended", Mode::Extended),
+const HEADER_STYLES: [(&str, HeaderStyle); 3] = [
+    ("simple", HeaderStyle::Simple),
+    ("structured", HeaderStyle::Structured),
+    ("extended", HeaderStyle::Extended),
 ];
 
 const OPERATIONS: [(&str, Operation); 2] = [("read", Pair::read), ("write", Pair::write)];
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
 }
 
 fn round_trips(mode: &str, operation: &str, count: u32) -> Result<()> {
-    let mode = MODES.iter().find(|(name, _)| *name == mode);
+    let mode = HEADER_STYLES.iter().find(|(name, _)| *name == mode);
     let operation = OPERATIONS.iter().find(|(name, _)| *name == operation);
     let (Some((_, mode)), Some((_, operation))) = (mode, operation) else {
         return Err("there is no such mode or operation".into());
@@ -69,7 +69,7 @@ fn table() -> Result<()> {
     let this = std::env::current_exe()?;
     let mut out = io::stdout().lock();
     writeln!(out, "{:10}  {:5}  {:>12}", "mode", "", "instructions")?;
-    for (mode, _) in MODES {
+    for (mode, _) in HEADER_STYLES {
         for (operation, _) in OPERATIONS {
             let count = |n: u64| -> Result<u64> {
                 let mut valgrind = Command::new("valgrind");
@@ -95,7 +95,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(mode: Mode) -> Result<Self> {
+    fn new(mode: HeaderStyle) -> Result<Self> {
         let (to_server, to_client) = (&mut BytesMut::new(), &mut BytesMut::new());
         let config = server::Config::default();
         let server = server::Handshake::new(config, to_client);
@@ -104,9 +104,9 @@ impl Pair {
             return Err("the server is not that old".into());
         };
         let mut server = finish(server, to_server, to_client)?;
-        if mode != Mode::Simple {
+        if mode != HeaderStyle::Simple {
             let pending = match mode {
-                Mode::Extended => client.extended_headers(to_server).map(Switch::Extended),
+                HeaderStyle::Extended => client.extended_headers(to_server).map(Switch::Extended),
                 _ => client.structured_reply(to_server).map(Switch::Structured),
             };
             let pending = pending.map_err(|no| no.misuse)?;
@@ -234,7 +234,7 @@ fn number_after(text: &str, label: &str) -> Result<u64> {
 
 #[test]
 fn every_round_trip_works() {
-    for (mode, _) in MODES {
+    for (mode, _) in HEADER_STYLES {
         for (operation, _) in OPERATIONS {
             round_trips(mode, operation, 3).unwrap();
         }
@@ -246,7 +246,7 @@ fn every_round_trip_works() {
 #[ignore = "it is work for another test"]
 fn so_many_round_trips() {
     let count = std::env::var("ROUND_TRIPS").map_or(1, |count| count.parse().unwrap());
-    for (mode, _) in MODES {
+    for (mode, _) in HEADER_STYLES {
         for (operation, _) in OPERATIONS {
             round_trips(mode, operation, count).unwrap();
         }

@@ -46,7 +46,7 @@ pub enum Error {
         offered: u32,
     },
 
-    // Haggling.
+    // Negotiation.
     /// An option does not start with its magic number.
     #[error("expected the magic number of an option, got {got:#018x}")]
     OptionMagic {
@@ -568,7 +568,7 @@ pub enum Misuse {
     Dead(#[source] Error),
 }
 
-/// A server refused an option; haggling goes on.
+/// A server refused an option; negotiation goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OptionError {

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ExportName, Misuse, Text,
-    wire::{Command, Mode, TransmissionFlags, WireBlockSizes},
+    wire::{Command, HeaderStyle, TransmissionFlags, WireBlockSizes},
 };
 
 /// The block size constraints of an export, in bytes.
@@ -188,12 +188,12 @@ impl ExportInfo {
 
     /// The flags that can be meant: without those that need what was not negotiated, and without
     /// a fast zero where there is no zero.
-    pub(crate) fn mask(flags: TransmissionFlags, mode: Mode) -> TransmissionFlags {
+    pub(crate) fn mask(flags: TransmissionFlags, mode: HeaderStyle) -> TransmissionFlags {
         let mut flags = flags;
         if !mode.has_chunks() {
             flags = flags.without(TransmissionFlags::SEND_DF);
         }
-        if mode != Mode::Extended {
+        if mode != HeaderStyle::Extended {
             flags = flags.without(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
         }
         if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
@@ -309,13 +309,13 @@ mod tests {
     fn capabilities_that_were_not_negotiated_are_masked() {
         // C-110, C-111, C-112, H-012
         let all = TransmissionFlags::from_bits(0xffff);
-        let simple = ExportInfo::new(0, ExportInfo::mask(all, Mode::Simple));
+        let simple = ExportInfo::new(0, ExportInfo::mask(all, HeaderStyle::Simple));
         assert!(!simple.can_df() && !simple.can_filter_block_status());
-        let structured = ExportInfo::new(0, ExportInfo::mask(all, Mode::Structured));
+        let structured = ExportInfo::new(0, ExportInfo::mask(all, HeaderStyle::Structured));
         assert!(structured.can_df() && !structured.can_filter_block_status());
-        let extended = ExportInfo::new(0, ExportInfo::mask(all, Mode::Extended));
+        let extended = ExportInfo::new(0, ExportInfo::mask(all, HeaderStyle::Extended));
         assert!(extended.can_filter_block_status());
-        let fast = ExportInfo::mask(TransmissionFlags::from_bits(0x0801), Mode::Extended);
+        let fast = ExportInfo::mask(TransmissionFlags::from_bits(0x0801), HeaderStyle::Extended);
         assert!(!ExportInfo::new(0, fast).can_fast_zero());
     }
 }

@@ -26,4 +26,4 @@ pub use limits::Limits;
 pub use names::{ContextName, ExportName, MAX_STRING, NameError, Text};
 pub use phase::{Phase, Step};
 pub use uri::{Uri, UriError};
-pub use wire::{Command, CommandFlags, Errno, Mode, TransmissionFlags};
+pub use wire::{Command, CommandFlags, Errno, HeaderStyle, TransmissionFlags};

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-/// A stretch of the export about which a context says one thing.
+/// A run of the export about which a context says one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// Its length in bytes; never 0 in what a server sent.

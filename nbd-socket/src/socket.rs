@@ -207,7 +207,7 @@ impl Socket {
     }
 
     /// Receives into `bufs` in order. Without `block`, fails with `WouldBlock` when nothing is
-    /// there; with it, when nothing came within [`set_patience`](Socket::set_patience).
+    /// there; with it, when nothing came within [`set_timeouts`](Socket::set_timeouts).
     ///
     /// # Errors
     ///
@@ -237,7 +237,7 @@ impl Socket {
     }
 
     /// Sends from `bufs` in order. Without `block`, as much as fits without waiting; with it, all,
-    /// or what fits within [`set_patience`](Socket::set_patience).
+    /// or what fits within [`set_timeouts`](Socket::set_timeouts).
     ///
     /// # Errors
     ///
@@ -297,7 +297,7 @@ impl Socket {
     /// # Errors
     ///
     /// When the system refuses.
-    pub fn set_patience(&self, recv: Option<Duration>, send: Option<Duration>) -> io::Result<()> {
+    pub fn set_timeouts(&self, recv: Option<Duration>, send: Option<Duration>) -> io::Result<()> {
         sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, recv)?;
         sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Send, send)?;
         Ok(())

@@ -1,7 +1,7 @@
 //! An export as a seekable stream of bytes.
 
 use crate::{Client, Tokio};
-use nbd_io::client::shared;
+use nbd_io::client::tasks;
 use std::{
     io::{self, SeekFrom},
     pin::Pin,
@@ -48,13 +48,13 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Cursor(shared::Cursor<Tokio>);
+pub struct Cursor(tasks::Cursor<Tokio>);
 
 impl Cursor {
     /// Starts at the beginning of the export.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self(shared::Cursor::new(client))
+        Self(tasks::Cursor::new(client))
     }
 
     /// The export.

@@ -13,15 +13,15 @@ pub use cursor::Cursor;
 pub use listener::Listener;
 #[doc(inline)]
 pub use nbd_io::client::{
-    ClientEvent, ConnectionState, Error, Lost, Reconnect, Stretch, TlsPolicy,
+    ClientEvent, ConnectionState, Error, Lost, Reconnect, StatusRun, TlsPolicy,
 };
 #[cfg(feature = "tls-base")]
 #[doc(inline)]
 pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 #[doc(inline)]
 pub use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, Limits, Misuse,
-    Mode, Uri,
+    BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, HeaderStyle,
+    Limits, Misuse, Uri,
     client::{Context, ContextExtents, Tolerance},
     meta,
 };
@@ -62,8 +62,8 @@ pub type Server = nbd_io::server::Server<Tokio>;
 ///
 /// // Which ranges have data: all of them, and what one request tells.
 /// let mut extents = disk.extents(0..disk.size());
-/// while let Some(stretch) = extents.next().await {
-///     println!("{:?}", stretch?);
+/// while let Some(run) = extents.next().await {
+///     println!("{:?}", run?);
 /// }
 /// let ids: Vec<u32> = disk.contexts().iter().map(|context| context.id).collect();
 /// let first = disk.block_status(0, 1 << 20, CommandFlags::REQ_ONE).await?;
@@ -78,10 +78,10 @@ pub type Server = nbd_io::server::Server<Tokio>;
 /// disk.disconnect().await
 /// # }
 /// ```
-pub type Client = nbd_io::client::shared::Client<Tokio>;
+pub type Client = nbd_io::client::tasks::Client<Tokio>;
 
 /// The extents of a range, one after the other.
-pub type Extents = nbd_io::client::shared::Extents<Tokio>;
+pub type Extents = nbd_io::client::tasks::Extents<Tokio>;
 
 /// How to reach an export, and what to ask for: by default everything that makes a connection better.
 ///
@@ -119,7 +119,7 @@ pub mod server {
     //! What a server tells the program that it is part of, and how it is stopped.
 
     #[doc(inline)]
-    pub use nbd_io::server::{Applicant, Ending, Event, Outcome, Peer, Stopper};
+    pub use nbd_io::server::{ClientIdentity, CloseReason, Event, Outcome, Peer, Stopper};
 }
 
 pub mod exports {

@@ -1,7 +1,7 @@
 //! A socket of any family.
 
 use crate::Tokio;
-use nbd_io::{runtime::Farewell, server::Peer, transport::Transport};
+use nbd_io::{runtime::ShutdownTimeout, server::Peer, transport::Transport};
 use nbd_socket::Family;
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -34,7 +34,7 @@ pub struct Socket {
     fd: AsyncFd<nbd_socket::Socket>,
     family: Family,
     runtime: Tokio,
-    farewell: Farewell<Tokio>,
+    after_shutdown: ShutdownTimeout<Tokio>,
 }
 
 impl Socket {
@@ -58,7 +58,7 @@ impl Socket {
             room: OnceLock::new(),
             fd: register(socket.nonblocking()?, interest)?,
             family,
-            farewell: Farewell::new(runtime.clone()),
+            after_shutdown: ShutdownTimeout::new(runtime.clone()),
             runtime,
         })
     }
@@ -167,7 +167,7 @@ impl Transport for Socket {
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         let read = self.poll_recv(cx, bufs);
-        self.farewell.limit(cx, read)
+        self.after_shutdown.limit(cx, read)
     }
 
     fn poll_write(
@@ -191,7 +191,7 @@ impl Transport for Socket {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.farewell.say();
+        self.after_shutdown.start();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
     fn parts_by_drop(&self) -> bool {

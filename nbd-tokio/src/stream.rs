@@ -1,7 +1,7 @@
 //! A stream that a program brings.
 
 use crate::Tokio;
-use nbd_io::{runtime::Farewell, transport::Transport};
+use nbd_io::{runtime::ShutdownTimeout, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Debug)]
 pub struct Stream<S> {
     stream: S,
-    farewell: Farewell<Tokio>,
+    after_shutdown: ShutdownTimeout<Tokio>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
@@ -31,7 +31,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     pub fn new(stream: S) -> Self {
         Self {
             stream,
-            farewell: Farewell::new(Tokio::current()),
+            after_shutdown: ShutdownTimeout::new(Tokio::current()),
         }
     }
 }
@@ -48,7 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         let mut buf = ReadBuf::new(buf);
         let read = Pin::new(&mut self.stream).poll_read(cx, &mut buf);
         let read = read.map_ok(|()| buf.filled().len());
-        self.farewell.limit(cx, read)
+        self.after_shutdown.limit(cx, read)
     }
 
     fn poll_write(
@@ -64,7 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.farewell.say();
+        self.after_shutdown.start();
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

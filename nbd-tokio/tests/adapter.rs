@@ -179,8 +179,8 @@ fn a_negotiating_connection_is_dropped_on_any_thread() {
         let runtime = Runtime::new().unwrap();
         let uri = Uri::parse(&format!("nbd://127.0.0.1:{port}")).unwrap();
         // The options find the runtime by themselves, which a thread without one cannot.
-        let haggling = runtime.block_on(ConnectOptions::new().start(&uri)).unwrap();
-        drop(haggling);
+        let negotiation = runtime.block_on(ConnectOptions::new().start(&uri)).unwrap();
+        drop(negotiation);
         assert_eq!(
             receiver.recv().unwrap(),
             "the client gave up the negotiation"

@@ -3,7 +3,7 @@
 use crate::input::Input;
 use bytes::{Buf, BytesMut};
 use nbd_proto::{
-    CommandFlags, ContextName, ExportName, Mode,
+    CommandFlags, ContextName, ExportName, HeaderStyle,
     wire::{
         ChunkHeader, Descriptor, ErrorChunk, ExportBlock, Info, InfoRequest, InfoType,
         MetaContextReply, MetaContextRequest, OptionReplyHeader, OptionRequestHeader, ReplyFlags,
@@ -12,7 +12,11 @@ use nbd_proto::{
     },
 };
 
-const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
+const HEADER_STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];
 
 /// Takes any bytes for each message in turn.
 pub fn wire(data: &[u8]) {
@@ -24,10 +28,10 @@ pub fn wire(data: &[u8]) {
 
 /// From values to bytes and back.
 fn values(mut input: Input<'_>) {
-    let mode = input.pick(&MODES);
+    let mode = input.pick(&HEADER_STYLES);
     let fits = |len: u64| match mode {
-        Mode::Simple | Mode::Structured => len & u64::from(u32::MAX),
-        Mode::Extended => len,
+        HeaderStyle::Simple | HeaderStyle::Structured => len & u64::from(u32::MAX),
+        HeaderStyle::Extended => len,
     };
     let request = RequestHeader {
         flags: CommandFlags::from_bits(input.u16()),
@@ -44,7 +48,7 @@ fn values(mut input: Input<'_>) {
             flags: ReplyFlags::from_bits(input.u16()),
             reply: input.u16().into(),
             cookie: input.u64(),
-            offset: if mode == Mode::Extended {
+            offset: if mode == HeaderStyle::Extended {
                 input.u64()
             } else {
                 0
@@ -85,7 +89,7 @@ fn values(mut input: Input<'_>) {
 
 /// Messages of transmission, from bytes to values and back.
 fn transmission(data: &[u8]) {
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         if let Some(request) = RequestHeader::decode(mode, data) {
             assert!(data.starts_with(request.encode(mode).as_bytes()));
         }

@@ -5,7 +5,7 @@ use super::{
     support::{Running, modes, pattern, soon},
 };
 use nbd_blocking::{
-    BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, Mode, exports::Failure,
+    BlockSizes, Client, CommandFlags, ConnectOptions, Errno, Error, HeaderStyle, exports::Failure,
 };
 use nbd_io::{Export, Memory};
 use nbd_proto::TransmissionFlags;
@@ -69,7 +69,7 @@ pub(crate) fn exercise(client: &Client) {
     client.write_zeroes(4096, 4096, CommandFlags::NONE).unwrap();
     whole(&model);
 
-    if client.mode() != Mode::Simple {
+    if client.mode() != HeaderStyle::Simple {
         let df = CommandFlags::DF;
         let mut read = vec![1; 1 << 20];
         client.read_exact_at_with(&mut read, 1 << 19, df).unwrap();
@@ -82,16 +82,16 @@ pub(crate) fn exercise(client: &Client) {
 fn status(client: &Client, model: &[u8]) {
     let mut at = 0;
     let mut zeroes = 0;
-    for stretch in client.extents(0..client.size()) {
-        let stretch = stretch.unwrap();
-        assert_eq!(stretch.offset, at);
-        if stretch.status == [3] {
-            zeroes += stretch.len;
+    for run in client.extents(0..client.size()) {
+        let run = run.unwrap();
+        assert_eq!(run.offset, at);
+        if run.status == [3] {
+            zeroes += run.len;
             let start = (at as usize).min(model.len());
-            let end = ((at + stretch.len) as usize).min(model.len());
+            let end = ((at + run.len) as usize).min(model.len());
             assert!(model[start..end].iter().all(|byte| *byte == 0));
         }
-        at += stretch.len;
+        at += run.len;
     }
     assert_eq!(at, client.size());
     assert!(zeroes >= client.size() - model.len() as u64);
@@ -104,10 +104,11 @@ fn status(client: &Client, model: &[u8]) {
 #[test]
 fn every_command_works_over_unix_sockets() {
     soon(|| {
-        for (options, mode) in modes()
-            .iter()
-            .zip([Mode::Simple, Mode::Structured, Mode::Extended])
-        {
+        for (options, mode) in modes().iter().zip([
+            HeaderStyle::Simple,
+            HeaderStyle::Structured,
+            HeaderStyle::Extended,
+        ]) {
             let running = Running::new(memory());
             let client = running.connect(options);
             assert_eq!((client.mode(), client.size()), (mode, SIZE));
@@ -272,7 +273,7 @@ fn a_failure_is_reported_and_the_connection_goes_on() {
             let failed = client.read_exact_at(&mut [0; 512], 4096).unwrap_err();
             assert_eq!(failed.errno(), Some(Errno::Io));
             if let Error::Failed { source, .. } = failed
-                && client.mode() != Mode::Simple
+                && client.mode() != HeaderStyle::Simple
             {
                 assert_eq!(source.message.as_str(), "the head has crashed");
                 assert_eq!(source.offset, Some(4096));
@@ -283,7 +284,7 @@ fn a_failure_is_reported_and_the_connection_goes_on() {
             let slow = CommandFlags::NONE;
             assert_eq!(errno(client.write_zeroes(0, 512, slow)), Errno::Inval);
             assert_eq!(errno(client.flush()), Errno::Inval);
-            if client.mode() != Mode::Simple {
+            if client.mode() != HeaderStyle::Simple {
                 assert!(client.block_status(0, 512, CommandFlags::NONE).is_err());
             }
             client.disconnect().unwrap();

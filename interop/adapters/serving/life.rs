@@ -302,19 +302,19 @@ fn an_export_that_a_client_may_not_use_is_hidden() {
             .with(name("secret"), Arc::new(Memory::new(1024)))
             .with_default(name("secret"));
         let server = Server::new(exports)
-            .authorize(|applicant, export| !applicant.encrypted && export.as_str() == "public");
+            .authorize(|identity, export| !identity.encrypted && export.as_str() == "public");
         let running = Running::new(server);
         let uri = format!("nbd+unix:///?socket={}", running.unix.display());
         let greeted = ConnectOptions::new()
             .start(&Uri::parse(&uri).unwrap())
             .unwrap();
-        let mut haggling = greeted.negotiation().unwrap();
-        let list = haggling.list().unwrap();
+        let mut negotiation = greeted.negotiation().unwrap();
+        let list = negotiation.list().unwrap();
         assert!(
             list.len() == 1 && list[0].name.as_ref().unwrap() == &name("public"),
             "{list:?}"
         );
-        haggling.abort();
+        negotiation.abort();
         for (export, there) in [("public", true), ("secret", false), ("", false)] {
             let options = ConnectOptions::new().export(name(export));
             assert_eq!(

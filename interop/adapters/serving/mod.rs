@@ -3,13 +3,13 @@
 //! (`serve`), which is begun in the context of the runtime and sends its result through a channel.
 
 pub(crate) mod commands;
-mod crowds;
 #[cfg(feature = "tls-base")]
 #[path = "../example.rs"]
 pub(crate) mod example;
 mod life;
 mod listeners;
 mod lookups;
+mod many_clients;
 #[cfg(feature = "tls-base")]
 pub(crate) mod programs;
 mod sparse;

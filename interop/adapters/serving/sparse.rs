@@ -16,8 +16,8 @@ fn map(qemu_img: &Program, image: &str) -> Vec<String> {
     reported
         .split('{')
         .skip(1)
-        .map(|stretch| {
-            let all = stretch.split(',').map(|pair| pair.trim().trim_matches('}'));
+        .map(|run| {
+            let all = run.split(',').map(|pair| pair.trim().trim_matches('}'));
             let wanted = |pair: &&str| keys.iter().any(|key| pair.contains(&format!("\"{key}\"")));
             let wanted: Vec<_> = all.filter(wanted).collect();
             wanted.join(", ")
@@ -43,9 +43,9 @@ fn holes_in_a_file_are_reported_and_sent_as_such() {
             let client = running.connect(options);
             let reported: Vec<_> = client
                 .extents(0..client.size())
-                .map(|stretch| {
-                    let stretch = stretch.unwrap();
-                    (stretch.offset, stretch.len, stretch.status)
+                .map(|run| {
+                    let run = run.unwrap();
+                    (run.offset, run.len, run.status)
                 })
                 .collect();
             let expected = [

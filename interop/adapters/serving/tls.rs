@@ -112,17 +112,17 @@ fn some_exports_are_for_tls_only() {
             let path = running.unix.display();
             Uri::parse(&format!("{scheme}+unix:///?socket={path}")).unwrap()
         };
-        let nbd_blocking::negotiation::Greeted::FixedNewstyle(mut haggling) =
+        let nbd_blocking::negotiation::Greeted::FixedNewstyle(mut negotiation) =
             plain.start(&uri("nbd")).unwrap()
         else {
             panic!("the server is fixed newstyle");
         };
-        let listed = haggling.list().unwrap();
+        let listed = negotiation.list().unwrap();
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].name, Ok(name("open")));
-        let mut haggling = encrypted.start_secure(&uri("nbds")).unwrap();
-        assert_eq!(haggling.list().unwrap().len(), 2);
-        drop(haggling);
+        let mut negotiation = encrypted.start_secure(&uri("nbds")).unwrap();
+        assert_eq!(negotiation.list().unwrap().len(), 2);
+        drop(negotiation);
         running.stop();
     });
 }
@@ -136,9 +136,9 @@ fn a_negotiation_that_is_given_up_inside_tls_ends_with_an_abort() {
         let options = secure(ConnectOptions::new(), knowing(&certificates));
         let uri = format!("nbds+unix:///?socket={}", running.unix.display());
         let uri = Uri::parse(&uri).unwrap();
-        let mut haggling = options.start_secure(&uri).unwrap();
-        haggling.list().unwrap();
-        drop(haggling);
+        let mut negotiation = options.start_secure(&uri).unwrap();
+        negotiation.list().unwrap();
+        drop(negotiation);
         running.wait_for_endings(1);
         assert_eq!(running.stop(), ["the client gave up the negotiation"]);
     });
@@ -213,11 +213,11 @@ fn a_client_gets_the_exports_that_the_names_in_its_certificate_allow() {
         let log = Arc::clone(&asked);
         let tls = ServerTls::from_directory(certificates.dir()).unwrap();
         let server = Server::new(exports).require_tls(&tls).unwrap();
-        let running = Running::new(server.authorize(move |applicant, export| {
-            let names = applicant.names().unwrap();
+        let running = Running::new(server.authorize(move |identity, export| {
+            let names = identity.names().unwrap();
             log.lock().unwrap().push(names.subject);
             let export = export.as_str();
-            applicant.encrypted && (export == "public" || names.dns.iter().any(|dns| dns == export))
+            identity.encrypted && (export == "public" || names.dns.iter().any(|dns| dns == export))
         }));
         let anonymous = secure(ConnectOptions::new(), knowing(&certificates));
         let tls = ClientTls::new().directory(certificates.dir()).unwrap();

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
 use nbd_io::{
     Export, Memory,
-    client::{ConnectOptions, shared::Client},
+    client::{ConnectOptions, tasks::Client},
     runtime::{Network, Tasks},
     server::{Event, Listener, Server},
     transport::Transport,

@@ -1,8 +1,8 @@
 //! The client for plain threads.
 
 pub(crate) use nbd_blocking::{
-    Client, ClientTls, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName, Misuse,
-    Mode, Stretch, TlsPolicy, Tolerance, Uri, meta,
+    Client, ClientTls, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName,
+    HeaderStyle, Misuse, StatusRun, TlsPolicy, Tolerance, Uri, meta,
     negotiation::{Go, Greeted, ListEntry, MetaContextEntry, Negotiation, Plain},
 };
 

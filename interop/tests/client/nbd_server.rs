@@ -3,7 +3,7 @@
 use interop::{Certificates, Image, Listen, NbdServer};
 
 use crate::{
-    driver::{CommandFlags, ConnectOptions, Errno, Error, Misuse, Mode, Tolerance},
+    driver::{CommandFlags, ConnectOptions, Errno, Error, HeaderStyle, Misuse, Tolerance},
     peers::Who,
     support::{
         MIB, assert_has, assert_names, connect, go, name, names, options, pattern, run, secure_uri,
@@ -67,19 +67,19 @@ fn exports_are_listed_if_that_is_allowed() {
                 server = server.list();
             }
             let Some(server) = server.start() else { return };
-            let mut haggling = options()
+            let mut negotiation = options()
                 .start(&uri(&server.uri("")))
                 .unwrap()
                 .negotiation()
                 .unwrap();
-            let list = haggling.list();
+            let list = negotiation.list();
             if listed {
                 assert_eq!(names(&list.unwrap()), [("one", ""), ("two", "")]);
             } else {
                 assert_names(&list.unwrap_err(), &["NBD_OPT_LIST", "NBD_REP_ERR_POLICY"]);
             }
             // A refusal leaves the connection as it was.
-            let refused = haggling.go(go("three")).unwrap().unwrap_err();
+            let refused = negotiation.go(go("three")).unwrap().unwrap_err();
             let client = refused.handle.go(go("two")).unwrap().unwrap();
             assert_eq!(client.size(), 2 * MIB);
             client.disconnect().unwrap();
@@ -104,12 +104,12 @@ fn a_guarded_export_wants_tls_and_another_does_not() {
         let error = options().connect(&server.uri("guarded")).unwrap_err();
         assert_names(&error, &["the server requires TLS", "NBD_REP_ERR_TLS_REQD"]);
 
-        let haggling = options()
+        let negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        let refused = haggling.go(go("guarded")).unwrap().unwrap_err();
+        let refused = negotiation.go(go("guarded")).unwrap().unwrap_err();
         assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_TLS_REQD");
         let client = refused.handle.go(go("open")).unwrap().unwrap();
         assert_eq!(client.size(), MIB);
@@ -139,7 +139,7 @@ fn reads_that_are_not_to_be_fragmented_are_refused() {
             .unwrap();
         let mut buf = [0; 512];
         let read = client.read_exact_at_with(&mut buf, 0, CommandFlags::DF);
-        if client.mode() == Mode::Simple {
+        if client.mode() == HeaderStyle::Simple {
             let error = read.unwrap_err();
             assert!(
                 matches!(error, Error::Misuse(Misuse::Flags { .. })),
@@ -213,12 +213,12 @@ fn an_empty_name_is_refused() {
         };
         let error = options().connect(&server.uri("")).unwrap_err();
         assert_names(&error, &["NBD_OPT_GO"]);
-        let haggling = options()
+        let negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        let error = haggling.export_name(&name("")).unwrap_err();
+        let error = negotiation.export_name(&name("")).unwrap_err();
         assert_names(&error, &["closed the connection"]);
     });
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use interop::{Image, Listen, Nbdkit};
 
 use crate::{
-    driver::{CommandFlags, ConnectOptions, Errno, Greeted, Mode},
+    driver::{CommandFlags, ConnectOptions, Errno, Greeted, HeaderStyle},
     peers::exercise,
     support::{
         KIB, MIB, assert_has, assert_names, connect, extents, go, info, map, name, names, options,
@@ -24,7 +24,7 @@ fn memory_is_written_and_shown_as_holes() {
             return;
         };
         let client = connect(&server, "");
-        assert_eq!(client.mode(), Mode::Structured);
+        assert_eq!(client.mode(), HeaderStyle::Structured);
         let _copy = exercise(&client);
         client.write_zeroes(0, 8 * MIB, CommandFlags::NONE).unwrap();
         client
@@ -76,21 +76,24 @@ fn without_structured_replies_all_but_block_status_works() {
             return;
         };
         let client = connect(&server, "");
-        assert_eq!(client.mode(), Mode::Simple);
+        assert_eq!(client.mode(), HeaderStyle::Simple);
         assert!(client.contexts().is_empty());
         let _copy = exercise(&client);
         client.disconnect().unwrap();
 
-        let mut haggling = options()
+        let mut negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        for refused in [haggling.extended_headers(), haggling.structured_reply()] {
+        for refused in [
+            negotiation.extended_headers(),
+            negotiation.structured_reply(),
+        ] {
             assert_names(&refused.unwrap_err(), &["NBD_REP_ERR_UNSUP"]);
         }
-        assert_eq!(haggling.mode(), Mode::Simple);
-        haggling.abort();
+        assert_eq!(negotiation.mode(), HeaderStyle::Simple);
+        negotiation.abort();
     });
 }
 
@@ -102,7 +105,7 @@ fn an_oldstyle_server_is_entered_at_once() {
                 return;
             };
             let client = connect(&server, "");
-            assert_eq!(client.mode(), Mode::Simple);
+            assert_eq!(client.mode(), HeaderStyle::Simple);
             assert_eq!(client.size(), MIB);
             let data = pattern(2, 300_000);
             client.write_all_at(&data, 1).unwrap();
@@ -133,7 +136,7 @@ fn a_newstyle_server_that_is_not_fixed_is_asked_by_name() {
             return;
         };
         let client = connect(&server, "disk");
-        assert_eq!(client.mode(), Mode::Simple);
+        assert_eq!(client.mode(), HeaderStyle::Simple);
         let _copy = exercise(&client);
         client.disconnect().unwrap();
 
@@ -169,15 +172,15 @@ fn a_fixed_server_that_sends_124_zeroes_stays_in_step() {
         client.disconnect().unwrap();
 
         for structured in [false, true] {
-            let mut haggling = options()
+            let mut negotiation = options()
                 .start(&uri(&server.uri("")))
                 .unwrap()
                 .negotiation()
                 .unwrap();
             if structured {
-                haggling.structured_reply().unwrap();
+                negotiation.structured_reply().unwrap();
             }
-            let client = haggling.export_name(&name("")).unwrap();
+            let client = negotiation.export_name(&name("")).unwrap();
             let _copy = exercise(&client);
             client.disconnect().unwrap();
         }
@@ -195,18 +198,18 @@ fn several_exports_are_listed_with_their_descriptions() {
             .param("pread=dd if=/dev/zero count=$3 iflag=count_bytes 2>/dev/null")
             .param("export_description=echo about $2");
         let Some(server) = server.start() else { return };
-        let mut haggling = options()
+        let mut negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        let list = haggling.list().unwrap();
+        let list = negotiation.list().unwrap();
         assert_eq!(names(&list), [("one", "the first"), ("two", "the second")]);
         for (export, size) in [("one", MIB), ("two", 2 * MIB)] {
-            let info = haggling.info(go(export)).unwrap();
+            let info = negotiation.info(go(export)).unwrap();
             assert_eq!(info.size, size);
         }
-        haggling.abort();
+        negotiation.abort();
 
         let client = options().connect(&server.uri("two")).unwrap();
         assert_eq!(client.size(), 2 * MIB);

@@ -525,19 +525,19 @@ fn export_names_can_be_strict() {
             .param("exportname-strict=true")
             .param("default-export=disk");
         let Some(server) = server.start() else { return };
-        let mut haggling = options()
+        let mut negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        let list = haggling.list().unwrap();
+        let list = negotiation.list().unwrap();
         assert_eq!(list.len(), 1);
-        haggling.structured_reply().unwrap();
-        let _selected = haggling
+        negotiation.structured_reply().unwrap();
+        let _selected = negotiation
             .set_meta_context(&name("disk"), &[context("base:allocation")])
             .unwrap();
         // C-076
-        let refused = haggling.go(go("other")).unwrap().unwrap_err();
+        let refused = negotiation.go(go("other")).unwrap().unwrap_err();
         let client = refused.handle.go(go("disk")).unwrap().unwrap();
         assert_eq!(client.size(), MIB);
         client.disconnect().unwrap();

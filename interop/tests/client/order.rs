@@ -9,7 +9,7 @@ use std::{
 use interop::{Conversation, Scripted};
 
 use crate::{
-    driver::{CommandFlags, ConnectOptions, Errno, Error, Mode, TlsPolicy},
+    driver::{CommandFlags, ConnectOptions, Errno, Error, HeaderStyle, TlsPolicy},
     support::{MIB, assert_names, context, go, name, run, uri},
 };
 
@@ -112,7 +112,7 @@ fn one_option_is_outstanding_at_a_time() {
             serve_zeroes(peer);
         });
         let client = options().connect(&server.uri("disk")).unwrap();
-        assert_eq!(client.mode(), Mode::Structured);
+        assert_eq!(client.mode(), HeaderStyle::Structured);
         client.disconnect().unwrap();
         server.finish();
     });
@@ -136,7 +136,7 @@ fn an_old_server_is_entered_by_name() {
         });
         for _ in 0..2 {
             let client = options().connect(&server.uri("disk")).unwrap();
-            assert_eq!(client.mode(), Mode::Simple);
+            assert_eq!(client.mode(), HeaderStyle::Simple);
             let mut buf = [1; 512];
             client.read_exact_at(&mut buf, 0).unwrap();
             assert_eq!(buf, [0; 512]);
@@ -162,7 +162,7 @@ fn refused_improvements_are_done_without() {
                 serve_zeroes(peer);
             });
             let client = options().connect(&server.uri("disk")).unwrap();
-            assert_eq!(client.mode(), Mode::Simple);
+            assert_eq!(client.mode(), HeaderStyle::Simple);
             client.disconnect().unwrap();
             server.finish();
         }
@@ -183,7 +183,7 @@ fn a_refused_selection_is_done_without() {
                 let _disc = peer.rest();
             });
             let client = options().connect(&server.uri("disk")).unwrap();
-            assert_eq!(client.mode(), Mode::Extended);
+            assert_eq!(client.mode(), HeaderStyle::Extended);
             assert!(client.contexts().is_empty());
             drop(client);
             server.finish();
@@ -357,10 +357,10 @@ fn info_is_not_needed_to_go() {
             serve_zeroes(peer);
         });
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
-        let mut haggling = started.negotiation().unwrap();
-        haggling.list().unwrap_err();
-        haggling.info(go("disk")).unwrap_err();
-        let client = haggling.go(go("disk")).unwrap().unwrap();
+        let mut negotiation = started.negotiation().unwrap();
+        negotiation.list().unwrap_err();
+        negotiation.info(go("disk")).unwrap_err();
+        let client = negotiation.go(go("disk")).unwrap().unwrap();
         client.disconnect().unwrap();
         server.finish();
     });
@@ -406,9 +406,9 @@ fn extended_headers_leave_no_way_back() {
         assert_names(&error, &["NBD_OPT_GO", "NBD_REP_ERR_UNSUP"]);
 
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
-        let mut haggling = started.negotiation().unwrap();
-        haggling.extended_headers().unwrap();
-        let refused = haggling.go(go("disk")).unwrap().unwrap_err();
+        let mut negotiation = started.negotiation().unwrap();
+        negotiation.extended_headers().unwrap();
+        let refused = negotiation.go(go("disk")).unwrap().unwrap_err();
         refused.handle.abort();
         server.finish();
     });
@@ -427,9 +427,9 @@ fn export_name_is_not_sent_with_extended_headers() {
             }
         });
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
-        let mut haggling = started.negotiation().unwrap();
-        haggling.extended_headers().unwrap();
-        let error = haggling.export_name(&name("disk")).unwrap_err();
+        let mut negotiation = started.negotiation().unwrap();
+        negotiation.extended_headers().unwrap();
+        let error = negotiation.export_name(&name("disk")).unwrap_err();
         assert_names(&error, &["NBD_OPT_EXPORT_NAME cannot be sent now"]);
         server.finish();
     });

@@ -9,7 +9,7 @@ use interop::{Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Ser
 
 use crate::{
     driver::{
-        Client, CommandFlags, ConnectOptions, Error, Greeted, MetaContextEntry, Misuse, Mode,
+        Client, CommandFlags, ConnectOptions, Error, Greeted, HeaderStyle, MetaContextEntry, Misuse,
     },
     support::{
         KIB, MIB, assert_has, assert_names, assert_same, causes, connect, context, extents, go,
@@ -70,10 +70,10 @@ impl Who {
     }
 
     /// The kind of replies where there are no extended headers.
-    fn plain_mode(self) -> Mode {
+    fn plain_mode(self) -> HeaderStyle {
         match self.has_structured_replies() {
-            true => Mode::Structured,
-            false => Mode::Simple,
+            true => HeaderStyle::Structured,
+            false => HeaderStyle::Simple,
         }
     }
 
@@ -316,30 +316,31 @@ fn an_export_is_entered_step_by_step() {
                 continue;
             };
             let at = uri(&server.uri("disk"));
-            let mut haggling = options().start(&at).unwrap().negotiation().unwrap();
-            assert_eq!(haggling.mode(), Mode::Simple);
+            let mut negotiation = options().start(&at).unwrap().negotiation().unwrap();
+            assert_eq!(negotiation.mode(), HeaderStyle::Simple);
 
-            let list = haggling.list().unwrap();
+            let list = negotiation.list().unwrap();
             match who {
                 // A plugin that serves any export name lists the default one.
                 Who::Nbdkit => assert_eq!(names(&list), [("", "")]),
                 Who::Qemu | Who::NbdServer => assert_eq!(names(&list), [("disk", "")]),
             }
 
-            let extended = haggling.extended_headers();
+            let extended = negotiation.extended_headers();
             if let Err(error) = &extended {
                 // C-137
                 assert_names(error, &["NBD_OPT_EXTENDED_HEADERS", "NBD_REP_ERR_UNSUP"]);
-                let structured = haggling.structured_reply();
+                let structured = negotiation.structured_reply();
                 assert_eq!(structured.is_ok(), who.has_structured_replies());
-                assert_eq!(haggling.mode(), who.plain_mode());
+                assert_eq!(negotiation.mode(), who.plain_mode());
             } else {
-                assert_eq!(haggling.mode(), Mode::Extended);
+                assert_eq!(negotiation.mode(), HeaderStyle::Extended);
             }
             assert_eq!(extended.is_ok(), who == Who::Qemu);
 
-            let every = haggling.list_meta_context(&name("disk"), &[]);
-            let selected = haggling.set_meta_context(&name("disk"), &[context("base:allocation")]);
+            let every = negotiation.list_meta_context(&name("disk"), &[]);
+            let selected =
+                negotiation.set_meta_context(&name("disk"), &[context("base:allocation")]);
             match who {
                 Who::NbdServer => {
                     assert_names(&every.unwrap_err(), &["NBD_REP_ERR_UNSUP"]);
@@ -357,23 +358,23 @@ fn an_export_is_entered_step_by_step() {
 
             // C-078
             if who != Who::NbdServer {
-                let info = haggling.info(go("disk")).unwrap();
+                let info = negotiation.info(go("disk")).unwrap();
                 assert_eq!(info.size, MIB);
             }
 
             if who != Who::Nbdkit {
                 // C-076: a refusal is final for the name and for nothing else.
-                let refused = haggling.go(go("no such disk")).unwrap().unwrap_err();
+                let refused = negotiation.go(go("no such disk")).unwrap().unwrap_err();
                 assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_UNKNOWN");
-                haggling = refused.handle;
+                negotiation = refused.handle;
                 // The contexts were selected for the other name, and are gone with it.
                 if who == Who::Qemu {
-                    haggling
+                    negotiation
                         .set_meta_context(&name("disk"), &[context("base:allocation")])
                         .unwrap();
                 }
             }
-            let client = haggling.go(go("disk")).unwrap().unwrap();
+            let client = negotiation.go(go("disk")).unwrap().unwrap();
             assert_eq!(client.size(), MIB);
             assert_eq!(client.contexts().len(), usize::from(who != Who::NbdServer));
             let _copy = exercise(&client);
@@ -391,11 +392,11 @@ fn a_negotiation_ends_without_entering_an_export() {
                 continue;
             };
             let at = uri(&server.uri("disk"));
-            let Greeted::FixedNewstyle(mut haggling) = options().start(&at).unwrap() else {
+            let Greeted::FixedNewstyle(mut negotiation) = options().start(&at).unwrap() else {
                 panic!("{who:?} speaks fixed newstyle");
             };
-            haggling.list().unwrap();
-            haggling.abort();
+            negotiation.list().unwrap();
+            negotiation.abort();
             // The server goes on.
             connect(&server, "disk").disconnect().unwrap();
         }
@@ -412,11 +413,11 @@ fn a_name_alone_enters_an_export() {
             };
             let at = uri(&server.uri("disk"));
             for structured in [false, who.has_structured_replies()] {
-                let mut haggling = options().start(&at).unwrap().negotiation().unwrap();
+                let mut negotiation = options().start(&at).unwrap().negotiation().unwrap();
                 if structured {
-                    haggling.structured_reply().unwrap();
+                    negotiation.structured_reply().unwrap();
                 }
-                let client = haggling.export_name(&name("disk")).unwrap();
+                let client = negotiation.export_name(&name("disk")).unwrap();
                 assert_eq!(client.export().block_sizes, None);
                 let data = pattern(9, 100_000);
                 client.write_all_at(&data, 1).unwrap();
@@ -424,8 +425,8 @@ fn a_name_alone_enters_an_export() {
                 client.disconnect().unwrap();
             }
             if who != Who::Nbdkit {
-                let haggling = options().start(&at).unwrap().negotiation().unwrap();
-                let error = haggling.export_name(&name("no such disk")).unwrap_err();
+                let negotiation = options().start(&at).unwrap().negotiation().unwrap();
+                let error = negotiation.export_name(&name("no such disk")).unwrap_err();
                 assert_names(&error, &["no export \"no such disk\""]);
             }
         }
@@ -597,13 +598,16 @@ fn every_mode_works_with_every_server() {
                 .extended_headers(false)
                 .structured_replies(false);
             let structured = ConnectOptions::new().extended_headers(false);
-            for (options, mode) in [(simple, Mode::Simple), (structured, Mode::Structured)] {
+            for (options, mode) in [
+                (simple, HeaderStyle::Simple),
+                (structured, HeaderStyle::Structured),
+            ] {
                 let options = options.context(context("base:allocation"));
                 let client = options.connect(&server.uri("disk")).unwrap();
                 if who.has_structured_replies() {
                     assert_eq!(client.mode(), mode);
                 }
-                if client.mode() == Mode::Simple {
+                if client.mode() == HeaderStyle::Simple {
                     // C-135
                     assert!(client.contexts().is_empty());
                     assert!(!client.export().can_df());

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     driver::{
-        Client, CommandFlags, ConnectOptions, Error, Misuse, Mode,
+        Client, CommandFlags, ConnectOptions, Error, HeaderStyle, Misuse,
         meta::{Allocation, AllocationDepth, DirtyBitmap},
     },
     peers::exercise,
@@ -61,9 +61,9 @@ fn several_contexts_are_walked_in_step() {
                 .connect(&uri)
                 .unwrap();
             let mode = if extended {
-                Mode::Extended
+                HeaderStyle::Extended
             } else {
-                Mode::Structured
+                HeaderStyle::Structured
             };
             assert_eq!(client.mode(), mode);
             let selected: Vec<_> = client
@@ -73,18 +73,18 @@ fn several_contexts_are_walked_in_step() {
                 .collect();
             assert_eq!(selected.len(), 3);
 
-            let stretches: Vec<_> = client
+            let runs: Vec<_> = client
                 .extents(0..client.size())
                 .map(Result::unwrap)
                 .collect();
             for (index, context) in selected.iter().enumerate() {
                 // Together the contexts change more often than each alone.
                 let mut ours: Vec<(u64, u64, u64)> = Vec::new();
-                for stretch in &stretches {
-                    assert_eq!(stretch.status.len(), 3);
+                for run in &runs {
+                    assert_eq!(run.status.len(), 3);
                     match ours.last_mut() {
-                        Some(last) if last.2 == stretch.status[index] => last.1 += stretch.len,
-                        _ => ours.push((stretch.offset, stretch.len, stretch.status[index])),
+                        Some(last) if last.2 == run.status[index] => last.1 += run.len,
+                        _ => ours.push((run.offset, run.len, run.status[index])),
                     }
                 }
                 let Some(theirs) = map(&uri, context) else {
@@ -96,12 +96,9 @@ fn several_contexts_are_walked_in_step() {
             // The meaning of the numbers, at places that were written below, above and after the
             // bitmap.
             let at = |offset: u64| {
-                let stretch = stretches
-                    .iter()
-                    .rfind(|stretch| stretch.offset <= offset)
-                    .unwrap();
+                let run = runs.iter().rfind(|run| run.offset <= offset).unwrap();
                 let of = |context| {
-                    stretch.status[selected.iter().position(|name| *name == context).unwrap()]
+                    run.status[selected.iter().position(|name| *name == context).unwrap()]
                 };
                 (
                     Allocation::new(of(ALLOCATION)).is_allocated(),
@@ -244,22 +241,22 @@ fn extended_headers_carry_every_command() {
             return;
         };
         let client = connect(&server, "");
-        assert_eq!(client.mode(), Mode::Extended);
+        assert_eq!(client.mode(), HeaderStyle::Extended);
         let copy = exercise(&client);
         client.disconnect().unwrap();
         // The other order is legal too.
-        let mut haggling = options()
+        let mut negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        haggling.structured_reply().unwrap();
-        haggling.extended_headers().unwrap();
+        negotiation.structured_reply().unwrap();
+        negotiation.extended_headers().unwrap();
         // C-139
-        let again = haggling.structured_reply().unwrap_err();
+        let again = negotiation.structured_reply().unwrap_err();
         assert_names(&again, &["NBD_OPT_STRUCTURED_REPLY"]);
-        let client = haggling.go(go("")).unwrap().unwrap();
-        assert_eq!(client.mode(), Mode::Extended);
+        let client = negotiation.go(go("")).unwrap().unwrap();
+        assert_eq!(client.mode(), HeaderStyle::Extended);
         assert_has(&client, 0, &copy);
         client.disconnect().unwrap();
     });
@@ -279,9 +276,9 @@ fn a_single_request_may_be_longer_than_32_bits() {
             return;
         };
         let client = connect(&server, "");
-        let stretches: Vec<_> = client.extents(0..SIZE).map(Result::unwrap).collect();
-        assert_eq!(stretches.len(), 3);
-        assert_eq!(stretches[0].len, 5 << 30);
+        let runs: Vec<_> = client.extents(0..SIZE).map(Result::unwrap).collect();
+        assert_eq!(runs.len(), 3);
+        assert_eq!(runs[0].len, 5 << 30);
         // This request is never split.
         let found = client.block_status(0, SIZE, CommandFlags::NONE).unwrap();
         assert_eq!(found[0].extents[0].len, 5 << 30);
@@ -336,15 +333,15 @@ fn an_export_is_described() {
         };
         assert_eq!(theirs["export-size"].as_u64(), Some(client.size()));
 
-        let mut haggling = options()
+        let mut negotiation = options()
             .start(&uri(&server.uri("")))
             .unwrap()
             .negotiation()
             .unwrap();
-        let list = haggling.list().unwrap();
+        let list = negotiation.list().unwrap();
         assert_eq!(names(&list), [("", "yesterday's state")]);
         // Contexts can be looked for by a prefix.
-        let found = haggling
+        let found = negotiation
             .list_meta_context(&name(""), &[context("qemu:")])
             .unwrap();
         let mut found: Vec<_> = found
@@ -354,12 +351,12 @@ fn an_export_is_described() {
         found.sort_unstable();
         assert_eq!(found, [DEPTH, BITMAP]);
         // C-164
-        haggling.structured_reply().unwrap();
-        let selected = haggling
+        negotiation.structured_reply().unwrap();
+        let selected = negotiation
             .set_meta_context(&name(""), &[context("base:")])
             .unwrap();
         assert!(selected.is_empty());
-        haggling.abort();
+        negotiation.abort();
     });
 }
 
@@ -389,19 +386,19 @@ fn a_failed_selection_leaves_none() {
         let Some(server) = QemuNbd::new(Image::raw(MIB)).export_name("disk").start() else {
             return;
         };
-        let mut haggling = options()
+        let mut negotiation = options()
             .start(&uri(&server.uri("disk")))
             .unwrap()
             .negotiation()
             .unwrap();
-        haggling.structured_reply().unwrap();
-        haggling
+        negotiation.structured_reply().unwrap();
+        negotiation
             .set_meta_context(&name("disk"), &[context(ALLOCATION)])
             .unwrap();
-        haggling
+        negotiation
             .set_meta_context(&name("other"), &[context(ALLOCATION)])
             .unwrap_err();
-        let client = haggling.go(go("disk")).unwrap().unwrap();
+        let client = negotiation.go(go("disk")).unwrap().unwrap();
         no_contexts(&client);
         client.disconnect().unwrap();
     });

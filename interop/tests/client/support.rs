@@ -7,7 +7,7 @@ pub(crate) use interop::{KIB, MIB, assert_same, info, map, pattern, run};
 use nbd_proto::uri::Permissions;
 
 use crate::driver::{
-    Client, ConnectOptions, ContextName, Error, ExportName, Go, ListEntry, Stretch, Uri,
+    Client, ConnectOptions, ContextName, Error, ExportName, Go, ListEntry, StatusRun, Uri,
 };
 
 /// Connects as most programs would, with the URI's files allowed.
@@ -95,10 +95,9 @@ pub(crate) fn assert_has(client: &Client, offset: u64, expected: &[u8]) {
 
 /// Offset, length and status of every extent of the first context.
 pub(crate) fn extents(client: &Client) -> Vec<(u64, u64, u64)> {
-    let stretches: Result<Vec<Stretch>, Error> = client.extents(0..client.size()).collect();
-    stretches
-        .unwrap()
+    let runs: Result<Vec<StatusRun>, Error> = client.extents(0..client.size()).collect();
+    runs.unwrap()
         .iter()
-        .map(|stretch| (stretch.offset, stretch.len, stretch.status[0]))
+        .map(|run| (run.offset, run.len, run.status[0]))
         .collect()
 }

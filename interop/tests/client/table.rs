@@ -10,8 +10,8 @@ use interop::{
 
 use crate::{
     driver::{
-        self, Client, ClientTls, CommandFlags, ConnectOptions, Error, Mode, Negotiation, Plain,
-        TlsPolicy,
+        self, Client, ClientTls, CommandFlags, ConnectOptions, Error, HeaderStyle, Negotiation,
+        Plain, TlsPolicy,
     },
     peers::Who,
     support::{
@@ -76,11 +76,11 @@ const ROWS: &[(&str, Probe)] = &[
         Yes
     }),
     ("`NBD_OPT_EXPORT_NAME`", |_, server| {
-        works(&haggling(server).export_name(&name("disk")).unwrap());
+        works(&negotiation(server).export_name(&name("disk")).unwrap());
         Yes
     }),
     ("`NBD_OPT_GO`", |_, server| {
-        works(&haggling(server).go(go("disk")).unwrap().unwrap());
+        works(&negotiation(server).go(go("disk")).unwrap().unwrap());
         Yes
     }),
     ("another export after a refused one", |who, server| {
@@ -92,19 +92,19 @@ const ROWS: &[(&str, Probe)] = &[
             server.start().unwrap()
         });
         let server = strict.as_ref().unwrap_or(server);
-        let refused = haggling(server).go(go("other")).unwrap().unwrap_err();
+        let refused = negotiation(server).go(go("other")).unwrap().unwrap_err();
         works(&refused.handle.go(go("disk")).unwrap().unwrap());
         Yes
     }),
     ("`NBD_OPT_INFO`", |_, server| {
-        match haggling(server).info(go("disk")).unwrap().size {
+        match negotiation(server).info(go("disk")).unwrap().size {
             MIB => Yes,
             0 => No("tells a size of 0"),
             other => panic!("{other} is not the size"),
         }
     }),
     ("`NBD_OPT_LIST`", |_, server| {
-        let list = haggling(server).list().unwrap();
+        let list = negotiation(server).list().unwrap();
         assert_eq!(list.len(), 1);
         Yes
     }),
@@ -134,9 +134,11 @@ const ROWS: &[(&str, Probe)] = &[
         client.export().block_sizes.map_or(NOT_OFFERED, |_| Yes)
     }),
     ("structured replies", |_, server| {
-        mode(server, Mode::Structured)
+        mode(server, HeaderStyle::Structured)
     }),
-    ("extended headers", |_, server| mode(server, Mode::Extended)),
+    ("extended headers", |_, server| {
+        mode(server, HeaderStyle::Extended)
+    }),
     ("`base:allocation`", |who, server| {
         selects(who, server, &["base:allocation"])
     }),
@@ -305,7 +307,7 @@ fn serve(who: Who, listen: Listen) -> Server {
         .expect("it was found to be installed")
 }
 
-fn haggling(server: &Server) -> Negotiation<Plain> {
+fn negotiation(server: &Server) -> Negotiation<Plain> {
     let greeted = options().start(&uri(&server.uri("disk"))).unwrap();
     greeted
         .negotiation()
@@ -320,8 +322,8 @@ fn works(client: &Client) {
     assert_has(client, 1, &data);
 }
 
-fn mode(server: &Server, mode: Mode) -> Support {
-    let options = options().extended_headers(mode == Mode::Extended);
+fn mode(server: &Server, mode: HeaderStyle) -> Support {
+    let options = options().extended_headers(mode == HeaderStyle::Extended);
     let client = options.connect(&server.uri("disk")).unwrap();
     works(&client);
     if client.mode() == mode { Yes } else { REFUSED }
@@ -356,8 +358,8 @@ fn selects(who: Who, server: &Server, contexts: &[&str]) -> Support {
     if client.contexts().len() < contexts.len() {
         return NOT_OFFERED;
     }
-    let mut stretches = client.extents(0..MIB).map(Result::unwrap);
-    assert!(stretches.all(|stretch| stretch.status.len() == contexts.len()));
+    let mut runs = client.extents(0..MIB).map(Result::unwrap);
+    assert!(runs.all(|run| run.status.len() == contexts.len()));
     Yes
 }
 

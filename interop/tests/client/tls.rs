@@ -7,7 +7,7 @@ use interop::{
 };
 
 use crate::{
-    driver::{ClientTls, ConnectOptions, Error, Greeted, Mode, TlsPolicy},
+    driver::{ClientTls, ConnectOptions, Error, Greeted, HeaderStyle, TlsPolicy},
     peers::{Who, exercise},
     support::{
         MIB, assert_has, assert_names, causes, go, name, options, pattern, run, secure_uri, uri,
@@ -377,21 +377,21 @@ fn tls_forgets_everything_negotiated_before() {
         let tls = ClientTls::new().directory(certificates.dir()).unwrap();
         let options = options().tls(tls);
         for again in [false, true] {
-            let mut haggling = options
+            let mut negotiation = options
                 .start(&uri(&server.uri("disk")))
                 .unwrap()
                 .negotiation()
                 .unwrap();
-            haggling.structured_reply().unwrap();
-            assert_eq!(haggling.mode(), Mode::Structured);
-            let mut haggling = haggling.start_tls().unwrap().unwrap();
-            assert_eq!(haggling.mode(), Mode::Simple);
+            negotiation.structured_reply().unwrap();
+            assert_eq!(negotiation.mode(), HeaderStyle::Structured);
+            let mut negotiation = negotiation.start_tls().unwrap().unwrap();
+            assert_eq!(negotiation.mode(), HeaderStyle::Simple);
             if again {
-                haggling.structured_reply().unwrap();
+                negotiation.structured_reply().unwrap();
             }
-            let client = haggling.go(go("disk")).unwrap().unwrap();
+            let client = negotiation.go(go("disk")).unwrap().unwrap();
             assert!(client.is_encrypted());
-            assert_eq!(client.mode() == Mode::Structured, again);
+            assert_eq!(client.mode() == HeaderStyle::Structured, again);
             let _copy = exercise(&client);
             client.disconnect().unwrap();
         }
@@ -407,14 +407,14 @@ fn an_export_is_entered_step_by_step_inside_tls() {
                 continue;
             };
             let at = uri(&server.tls_uri("disk", &certificates));
-            let mut haggling = options().start_secure(&at).unwrap();
-            let _list = haggling.list().unwrap();
-            let haggling = if who == Who::Nbdkit {
-                haggling
+            let mut negotiation = options().start_secure(&at).unwrap();
+            let _list = negotiation.list().unwrap();
+            let negotiation = if who == Who::Nbdkit {
+                negotiation
             } else {
-                haggling.go(go("nothing")).unwrap().unwrap_err().handle
+                negotiation.go(go("nothing")).unwrap().unwrap_err().handle
             };
-            let client = haggling.go(go("disk")).unwrap().unwrap();
+            let client = negotiation.go(go("disk")).unwrap().unwrap();
             assert!(client.is_encrypted());
             client.disconnect().unwrap();
 
@@ -431,13 +431,13 @@ fn an_export_is_entered_step_by_step_inside_tls() {
             assert_names(&error, &["start_secure"]);
 
             // This server allows nothing before TLS.
-            let mut haggling = options()
+            let mut negotiation = options()
                 .start(&uri(&server.uri("disk")))
                 .unwrap()
                 .negotiation()
                 .unwrap();
-            assert_names(&haggling.list().unwrap_err(), &["NBD_REP_ERR_TLS_REQD"]);
-            haggling.abort();
+            assert_names(&negotiation.list().unwrap_err(), &["NBD_REP_ERR_TLS_REQD"]);
+            negotiation.abort();
         }
     });
 }
@@ -621,12 +621,13 @@ fn a_greeting_in_steps_shows_the_style_of_the_server() {
         let Some(server) = serve(Who::Nbdkit, Offer::Nothing, &certificates) else {
             return;
         };
-        let Greeted::FixedNewstyle(haggling) = options().start(&uri(&server.uri("disk"))).unwrap()
+        let Greeted::FixedNewstyle(negotiation) =
+            options().start(&uri(&server.uri("disk"))).unwrap()
         else {
             panic!("the server speaks fixed newstyle");
         };
         // STARTTLS that is refused leaves the connection as it was.
-        let refused = haggling.start_tls().unwrap().unwrap_err();
+        let refused = negotiation.start_tls().unwrap().unwrap_err();
         assert_eq!(refused.error.option.to_string(), "NBD_OPT_STARTTLS");
         let client = refused.handle.go(go("disk")).unwrap().unwrap();
         assert!(!client.is_encrypted());

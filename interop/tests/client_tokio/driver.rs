@@ -6,11 +6,11 @@ use std::sync::LazyLock;
 use tokio::runtime::Runtime;
 
 pub(crate) use nbd_io::{
-    client::{Error, Stretch, TlsPolicy},
+    client::{Error, StatusRun, TlsPolicy},
     tls::ClientTls,
 };
 pub(crate) use nbd_proto::{
-    CommandFlags, ContextName, Errno, ExportName, Misuse, Mode, Uri,
+    CommandFlags, ContextName, Errno, ExportName, HeaderStyle, Misuse, Uri,
     client::{Go, ListEntry, MetaContextEntry, Plain, Tolerance},
     meta,
 };

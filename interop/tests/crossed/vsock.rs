@@ -10,7 +10,7 @@ use crate::{
 };
 use interop::{Endpoint, Listen, Nbdkit, Peer, assert_same, pattern, require};
 use nbd_io::client::Error;
-use nbd_proto::{CommandFlags, Mode};
+use nbd_proto::{CommandFlags, HeaderStyle};
 use nbd_socket::Listener;
 use std::{
     env, fs,
@@ -31,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 const VSOCK: Transport = Transport::Vsock;
 const WANTED: Wanted = Wanted {
-    mode: Mode::Structured,
+    mode: HeaderStyle::Structured,
     connections: 3,
 };
 

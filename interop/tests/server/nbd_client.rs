@@ -6,7 +6,7 @@ use std::{ffi::OsString, sync::Arc};
 
 use crate::runtime::Server;
 use interop::{Certificates, Endpoint, Finished, Listen, MIB, Peer, Program, require, run};
-use nbd_blocking::Mode;
+use nbd_blocking::HeaderStyle;
 use nbd_io::{Memory, NamedExports};
 
 use crate::serving::{Serving, name, server, strict, tls};
@@ -154,7 +154,11 @@ fn an_export_is_entered_by_its_name() {
                 .map(|entered| (&*entered.export, entered.encrypted))
                 .collect();
             assert_eq!(found, entered);
-            let known = [Mode::Simple, Mode::Structured, Mode::Extended];
+            let known = [
+                HeaderStyle::Simple,
+                HeaderStyle::Structured,
+                HeaderStyle::Extended,
+            ];
             assert!(log.modes().iter().all(|mode| known.contains(mode)));
         }
     });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::runtime::Server;
 use interop::{Certificates, KIB, Listen, MIB, Peer, Program, info, map, require, run};
-use nbd_blocking::{BlockSizes, Mode};
+use nbd_blocking::{BlockSizes, HeaderStyle};
 use nbd_io::{Export, Memory, NamedExports};
 use serde_json::{Value, json};
 
@@ -385,7 +385,7 @@ fn each_property_is_answered_by_itself() {
                 .stop()
                 .modes()
                 .iter()
-                .all(|mode| *mode == Mode::Simple)
+                .all(|mode| *mode == HeaderStyle::Simple)
         );
     });
 }

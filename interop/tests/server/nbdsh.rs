@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use crate::runtime::Server;
 use interop::{Certificates, Listen, MIB, Peer, pattern, require, run};
-use nbd_blocking::{BlockSizes, Mode};
+use nbd_blocking::{BlockSizes, HeaderStyle};
 use nbd_io::{Memory, NamedExports, ZeroMode};
 
 use crate::{
@@ -35,10 +35,10 @@ except Exception:
 }
 
 /// The headers that libnbd asks for by itself.
-fn mode() -> Mode {
+fn mode() -> HeaderStyle {
     match require(Peer::NbdSh).is_some_and(|nbdsh| nbdsh.is_at_least(1, 18)) {
-        true => Mode::Extended,
-        false => Mode::Structured,
+        true => HeaderStyle::Extended,
+        false => HeaderStyle::Structured,
     }
 }
 
@@ -114,7 +114,7 @@ fn simple_replies_do_for_everything_else() {
         ] {
             let serving = Serving::new(server, Listen::Tcp4);
             if script_for(&serving, "disk", "plain.py").is_some() {
-                assert_eq!(serving.stop().modes(), [Mode::Simple]);
+                assert_eq!(serving.stop().modes(), [HeaderStyle::Simple]);
             }
         }
     });
@@ -193,7 +193,7 @@ fn terabytes_take_one_request() {
             };
             let lens: Vec<_> = spy.calls().iter().map(len).filter(|len| *len > 0).collect();
             assert_eq!(lens, [TIB, TIB, 2 * TIB]);
-            assert_eq!(serving.stop().modes(), [Mode::Extended; 2]);
+            assert_eq!(serving.stop().modes(), [HeaderStyle::Extended; 2]);
         }
     });
 }
@@ -229,7 +229,7 @@ fn a_client_of_old_gets_its_export_by_name() {
         if script_for(&serving, "disk", "old.py").is_none() {
             return;
         }
-        let modes = [Mode::Simple, Mode::Simple, mode()];
+        let modes = [HeaderStyle::Simple, HeaderStyle::Simple, mode()];
         assert_eq!(serving.stop().modes(), modes);
     });
 }

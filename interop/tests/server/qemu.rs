@@ -6,7 +6,7 @@ use std::sync::Arc;
 use interop::{
     Certificates, Endpoint, Finished, KIB, MIB, Peer, Program, assert_same, require, run,
 };
-use nbd_blocking::{BlockSizes, Mode};
+use nbd_blocking::{BlockSizes, HeaderStyle};
 use nbd_io::{Memory, ZeroMode};
 use serde_json::{Value, json};
 
@@ -25,10 +25,10 @@ pub(crate) fn with(peer: Peer, body: impl FnOnce(&Program) + Send + 'static) {
 }
 
 /// The headers that a program of QEMU's asks for.
-pub(crate) fn mode(program: &Program) -> Mode {
+pub(crate) fn mode(program: &Program) -> HeaderStyle {
     match program.is_at_least(8, 2) {
-        true => Mode::Extended,
-        false => Mode::Structured,
+        true => HeaderStyle::Extended,
+        false => HeaderStyle::Structured,
     }
 }
 
@@ -284,7 +284,7 @@ fn terabytes_take_one_request() {
             "write -z -n -u 1G 7G",
             "write -P 2 5000G 1k",
         ];
-        if mode(qemu_io) != Mode::Extended {
+        if mode(qemu_io) != HeaderStyle::Extended {
             return;
         }
         io_succeeds(qemu_io, &[&uri], &commands);

@@ -12,7 +12,7 @@ use nbd_io::{
     server::{Event, Stopper},
     tls::ServerTls,
 };
-use nbd_proto::{ExportName, Mode};
+use nbd_proto::{ExportName, HeaderStyle};
 use nbd_socket::Listener;
 use tempfile::TempDir;
 
@@ -49,7 +49,7 @@ pub(crate) fn tls(certificates: &Certificates) -> ServerTls {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entered {
     pub(crate) export: String,
-    pub(crate) mode: Mode,
+    pub(crate) mode: HeaderStyle,
     pub(crate) encrypted: bool,
 }
 
@@ -85,7 +85,7 @@ impl Log {
     }
 
     /// The headers that each client used, in the order they came.
-    pub(crate) fn modes(&self) -> Vec<Mode> {
+    pub(crate) fn modes(&self) -> Vec<HeaderStyle> {
         self.entered.iter().map(|entered| entered.mode).collect()
     }
 }

@@ -8,7 +8,7 @@ use interop::{
     Support::{self, No, Yes},
     Table, Tap, require, run,
 };
-use nbd_blocking::{BlockSizes, Mode};
+use nbd_blocking::{BlockSizes, HeaderStyle};
 use nbd_io::Memory;
 
 use crate::{
@@ -120,7 +120,7 @@ const ROWS: &[(&str, Probe)] = &[
     ("structured replies", |who| {
         let log = works(who, &serve_with(|server| server.extended_headers(false)));
         match log.modes()[0] {
-            Mode::Structured => Yes,
+            HeaderStyle::Structured => Yes,
             _ => No("not asked for"),
         }
     }),
@@ -137,7 +137,7 @@ const ROWS: &[(&str, Probe)] = &[
     }),
     ("extended headers", |who| {
         match works(who, &serve(Listen::Unix)).modes()[0] {
-            Mode::Extended => Yes,
+            HeaderStyle::Extended => Yes,
             _ => No("not asked for"),
         }
     }),

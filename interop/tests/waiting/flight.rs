@@ -1,7 +1,7 @@
 //! Many requests in flight, as futures of one task.
 
 use nbd_io::{
-    client::{Error, shared::Client},
+    client::{Error, tasks::Client},
     runtime::Network,
 };
 use nbd_proto::CommandFlags;

@@ -9,7 +9,7 @@ mod negotiation;
 mod options;
 
 use nbd_io::{
-    client::{Error, Stretch, shared},
+    client::{Error, StatusRun, tasks},
     runtime::Network,
 };
 use nbd_proto::{CommandFlags, client::ContextExtents};
@@ -36,12 +36,12 @@ pub(crate) trait Driver: Clone + Debug + Send + Sync + 'static {
 /// An export that was entered. Methods that need not wait are those of the client inside.
 #[derive(Clone, Debug)]
 pub(crate) struct Client<D: Driver> {
-    inner: shared::Client<D::Network>,
+    inner: tasks::Client<D::Network>,
     driver: D,
 }
 
 impl<D: Driver> Deref for Client<D> {
-    type Target = shared::Client<D::Network>;
+    type Target = tasks::Client<D::Network>;
 
     fn deref(&self) -> &Self::Target {
         &self.inner
@@ -143,12 +143,12 @@ impl<D: Driver> Client<D> {
 /// The stream of extents as an iterator.
 #[derive(Debug)]
 pub(crate) struct Extents<D: Driver> {
-    inner: shared::Extents<D::Network>,
+    inner: tasks::Extents<D::Network>,
     driver: D,
 }
 
 impl<D: Driver> Iterator for Extents<D> {
-    type Item = Result<Stretch, Error>;
+    type Item = Result<StatusRun, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.driver.wait(self.inner.next())

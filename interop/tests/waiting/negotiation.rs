@@ -3,7 +3,7 @@
 use super::{Client, Driver};
 use nbd_io::client::{self, Error, Refused};
 use nbd_proto::{
-    ContextName, ExportInfo, ExportName, Mode,
+    ContextName, ExportInfo, ExportName, HeaderStyle,
     client::{Context, Encrypted, Go, ListEntry, MetaContextEntry, Plain},
 };
 
@@ -76,7 +76,7 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
         Self { inner, driver }
     }
 
-    pub(crate) fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> HeaderStyle {
         self.inner.mode()
     }
 

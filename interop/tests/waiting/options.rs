@@ -2,7 +2,7 @@
 
 use super::{Client, Driver, Greeted, Negotiation};
 use nbd_io::{
-    client::{self, Error, TlsPolicy, shared},
+    client::{self, Error, TlsPolicy, tasks},
     tls::ClientTls,
 };
 use nbd_proto::{
@@ -91,7 +91,7 @@ impl<D: Driver> ConnectOptions<D> {
 
     fn entered(
         &self,
-        entering: impl Future<Output = Result<shared::Client<D::Network>, Error>>,
+        entering: impl Future<Output = Result<tasks::Client<D::Network>, Error>>,
     ) -> Result<Client<D>, Error> {
         Ok(Client {
             inner: self.driver.wait(entering)?,

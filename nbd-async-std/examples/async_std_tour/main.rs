@@ -11,10 +11,10 @@
 
 #[path = "../../../nbd-blocking/examples/tour/common.rs"]
 mod common;
-#[path = "../../../nbd-tokio/examples/tokio_tour/crowd.rs"]
-mod crowd;
 #[path = "../../../nbd-tokio/examples/tokio_tour/host.rs"]
 mod host;
+#[path = "../../../nbd-tokio/examples/tokio_tour/many.rs"]
+mod many;
 #[path = "../../../nbd-tokio/examples/tokio_tour/measure.rs"]
 mod measure;
 #[path = "../../../nbd-tokio/examples/tokio_tour/route.rs"]

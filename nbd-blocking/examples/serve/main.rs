@@ -9,7 +9,7 @@ mod arguments;
 
 use arguments::{Arguments, exit};
 use clap::Parser;
-use nbd_blocking::{Listener, Stdio, Threads, server::Ending};
+use nbd_blocking::{Listener, Stdio, Threads, server::CloseReason};
 use std::{error::Error, process::ExitCode};
 
 /// Serves a disk until a signal stops it.
@@ -32,7 +32,7 @@ fn serve(Command { arguments, stdio }: &Command) -> Result<(), Box<dyn Error>> {
     if *stdio {
         let server = arguments.server(Threads::default())?;
         return match server.serve_over(Stdio)? {
-            Ending::Io(error) => Err(error.into()),
+            CloseReason::Io(error) => Err(error.into()),
             ending if ending.is_clean() => Ok(()),
             ending => Err(ending.to_string().into()),
         };

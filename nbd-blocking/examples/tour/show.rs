@@ -1,9 +1,9 @@
 //! The output of a tour, the same for every runtime.
 
 use crate::common::Outcome;
-use nbd_io::client::Stretch;
+use nbd_io::client::StatusRun;
 use nbd_proto::{
-    BlockSizes, ContextName, ExportInfo, ExportName, Mode,
+    BlockSizes, ContextName, ExportInfo, ExportName, HeaderStyle,
     client::{Context, ListEntry, MetaContextEntry},
     meta::{Allocation, AllocationDepth, DirtyBitmap},
 };
@@ -54,7 +54,7 @@ pub(crate) fn contexts(listed: Vec<MetaContextEntry>) -> Vec<ContextName> {
 pub(crate) fn export(
     info: &ExportInfo,
     blocks: BlockSizes,
-    mode: Mode,
+    mode: HeaderStyle,
     encrypted: bool,
     contexts: &[Context],
 ) {
@@ -122,29 +122,24 @@ impl Map {
         })
     }
 
-    pub(crate) fn row(&mut self, stretch: &Stretch) {
+    pub(crate) fn row(&mut self, run: &StatusRun) {
         self.count += 1;
-        self.covered += stretch.len;
+        self.covered += run.len;
         if self.count > SHOWN {
             return;
         }
-        let said = self.names.iter().zip(&stretch.status);
+        let said = self.names.iter().zip(&run.status);
         let status: Vec<_> = said.map(|(name, status)| say(name, *status)).collect();
-        println!(
-            "{:>16} {:>16}  {}",
-            stretch.offset,
-            stretch.len,
-            status.join("  ")
-        );
+        println!("{:>16} {:>16}  {}", run.offset, run.len, status.join("  "));
     }
 
     pub(crate) fn end(self) {
-        let stretches = if self.count == 1 {
+        let runs = if self.count == 1 {
             "run covers"
         } else {
             "runs cover"
         };
-        println!("{} {stretches} {}.\n", self.count, size(self.covered));
+        println!("{} {runs} {}.\n", self.count, size(self.covered));
     }
 }
 

@@ -39,10 +39,10 @@ pub(crate) fn walk(options: &ConnectOptions, uri: &Uri, write: bool) -> Outcome<
 /// Negotiates step by step: lists the exports, and the meta contexts of the wanted one.
 fn look_around(options: &ConnectOptions, uri: &Uri) -> Outcome<Vec<ContextName>> {
     if uri.tls().is_some() {
-        return haggle(options.start_secure(uri)?, uri.export());
+        return negotiate(options.start_secure(uri)?, uri.export());
     }
     match options.start(uri)? {
-        Greeted::FixedNewstyle(negotiation) => haggle(negotiation, uri.export()),
+        Greeted::FixedNewstyle(negotiation) => negotiate(negotiation, uri.export()),
         Greeted::Newstyle(_) => {
             show::by_name();
             Ok(Vec::new())
@@ -54,7 +54,7 @@ fn look_around(options: &ConnectOptions, uri: &Uri) -> Outcome<Vec<ContextName>>
     }
 }
 
-fn haggle<S: Send + 'static>(
+fn negotiate<S: Send + 'static>(
     mut negotiation: Negotiation<S>,
     wanted: &ExportName,
 ) -> Outcome<Vec<ContextName>> {
@@ -84,8 +84,8 @@ fn map(client: &Client) -> Outcome<()> {
     let Some(mut map) = Map::start(client.contexts()) else {
         return Ok(());
     };
-    for stretch in client.extents(0..client.size()) {
-        map.row(&stretch?);
+    for run in client.extents(0..client.size()) {
+        map.row(&run?);
     }
     map.end();
     Ok(())

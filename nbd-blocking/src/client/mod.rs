@@ -1,14 +1,14 @@
 //! An export that is used from any number of threads.
 
-mod again;
 mod ranges;
+mod retry;
 
-pub(crate) use again::ends;
+pub(crate) use retry::ends;
 
 use crate::{Error, Extents, Queue, link::Call, pool::Pool};
 use nbd_io::client::{ConnectionState, Negotiated, Piece, Request, length};
 use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, ExportInfo, Mode,
+    BlockSizes, Command, CommandFlags, ContextName, ExportInfo, HeaderStyle,
     client::{Context, ContextExtents},
 };
 use std::{
@@ -42,14 +42,14 @@ use std::{
 pub struct Client {
     pub(crate) pool: Arc<Pool>,
     /// How many losses of unflushed writes this clone has reported.
-    told: AtomicU64,
+    reported_losses: AtomicU64,
 }
 
 impl Clone for Client {
     fn clone(&self) -> Self {
         Self {
             pool: self.pool.clone(),
-            told: AtomicU64::new(self.told.load(Ordering::Relaxed)),
+            reported_losses: AtomicU64::new(self.reported_losses.load(Ordering::Relaxed)),
         }
     }
 }
@@ -58,18 +58,18 @@ impl Client {
     pub(crate) fn new(pool: Pool) -> Self {
         Self {
             pool: Arc::new(pool),
-            told: AtomicU64::new(0),
+            reported_losses: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn facts(&self) -> &Negotiated {
+    pub(crate) fn negotiated(&self) -> &Negotiated {
         &self.pool.negotiated
     }
 
     /// The export as the server described it.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {
-        &self.facts().export
+        &self.negotiated().export
     }
 
     /// The size in bytes of what can be read and written: the export's, without what its end has of
@@ -77,25 +77,25 @@ impl Client {
     /// [`export().size`](ExportInfo::size), the rest is out of every client's reach.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.facts().size()
+        self.negotiated().size()
     }
 
     /// Which headers the connections use.
     #[must_use]
-    pub fn mode(&self) -> Mode {
-        self.facts().mode
+    pub fn mode(&self) -> HeaderStyle {
+        self.negotiated().mode
     }
 
     /// Whether the connections are encrypted.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
-        self.facts().encrypted
+        self.negotiated().encrypted
     }
 
     /// The meta contexts that were selected.
     #[must_use]
     pub fn contexts(&self) -> &[Context] {
-        &self.facts().contexts
+        &self.negotiated().contexts
     }
 
     /// Whether a meta context was selected.
@@ -110,10 +110,10 @@ impl Client {
     ///     .connect("nbd://localhost/disk")?;
     /// // Without the bitmap everything has changed.
     /// let is_complete = !disk.has_context(&bitmap);
-    /// for stretch in disk.extents(0..disk.size()) {
-    ///     let stretch = stretch?;
-    ///     if is_complete || stretch.status_of(&bitmap) == Some(1) {
-    ///         println!("{} bytes at {}", stretch.len, stretch.offset);
+    /// for run in disk.extents(0..disk.size()) {
+    ///     let run = run?;
+    ///     if is_complete || run.status_of(&bitmap) == Some(1) {
+    ///         println!("{} bytes at {}", run.len, run.offset);
     ///     }
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -140,13 +140,13 @@ impl Client {
     /// ```
     #[must_use]
     pub fn context_id(&self, name: &ContextName) -> Option<u32> {
-        self.facts().context_id(name)
+        self.negotiated().context_id(name)
     }
 
     /// The block sizes that hold, in bytes; the usual ones if the server sent none.
     #[must_use]
     pub fn block_sizes(&self) -> BlockSizes {
-        self.facts().blocks
+        self.negotiated().blocks
     }
 
     /// How many connections there are at present.
@@ -194,7 +194,7 @@ impl Client {
     /// When the server fails the command, or the connection is over. The buffer's contents are
     /// undefined then.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Error> {
-        let len = self.facts().until_end(offset, buf.len());
+        let len = self.negotiated().until_end(offset, buf.len());
         self.read_exact_at(&mut buf[..len], offset)?;
         Ok(len)
     }
@@ -207,14 +207,14 @@ impl Client {
     /// When the range is not inside the export, the server fails the command, or the connection is
     /// over. The buffer's contents are undefined then.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        let facts = self.facts();
-        let range = facts.range(Command::Read, offset, buf.len() as u64)?;
+        let negotiated = self.negotiated();
+        let range = negotiated.range(Command::Read, offset, buf.len() as u64)?;
         // Most have but one part.
-        if facts.is_whole(&range) {
+        if negotiated.is_whole(&range) {
             return self.read_whole(buf, offset);
         }
         let mut rest = buf;
-        for part in facts.parts(range) {
+        for part in negotiated.parts(range) {
             let (now, later) = rest.split_at_mut(length(&part.range));
             rest = later;
             if part.is_whole() {
@@ -255,7 +255,7 @@ impl Client {
     /// When the server fails the command, or the connection is over. How much was written is not
     /// known then.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
-        let len = self.facts().until_end(offset, buf.len());
+        let len = self.negotiated().until_end(offset, buf.len());
         self.write_all_at(&buf[..len], offset)?;
         Ok(len)
     }
@@ -286,21 +286,21 @@ impl Client {
         offset: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        let facts = self.facts();
-        let range = facts.range(Command::Write, offset, buf.len() as u64)?;
+        let negotiated = self.negotiated();
+        let range = negotiated.range(Command::Write, offset, buf.len() as u64)?;
         let mut rest = buf;
-        for part in facts.parts(range) {
+        for part in negotiated.parts(range) {
             let (now, later) = rest.split_at(length(&part.range));
             rest = later;
             // Others that change a block come before a part of it is read, or after it is written.
-            let turn = self.turn(Command::Write, part.blocks.clone())?;
+            let guard = self.lock_range(Command::Write, part.blocks.clone())?;
             let start = part.blocks.start;
             if part.is_whole() {
-                self.write_whole(now, start, flags, turn.as_ref())?;
+                self.write_whole(now, start, flags, guard.as_ref())?;
             } else {
                 let mut block = self.read_blocks(&part)?;
                 block[part.place()].copy_from_slice(now);
-                self.write_whole(&block, start, flags, turn.as_ref())?;
+                self.write_whole(&block, start, flags, guard.as_ref())?;
             }
         }
         Ok(())
@@ -318,7 +318,7 @@ impl Client {
     pub fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.flush_once()?;
-        self.tell_loss()
+        self.report_loss()
     }
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].

@@ -1,10 +1,10 @@
 //! Ranges of any length at any place, made of requests that the server takes.
 
-use super::{Client, again::Job};
+use super::{Client, retry::Job};
 use crate::{
     Error,
     link::Call,
-    overlaps::{Overlaps, Turn},
+    range_guard::{RangeGuard, SharedRangeLocks},
 };
 use bytes::Bytes;
 use nbd_io::client::{Owner, Part, Piece, Request, index, length};
@@ -17,39 +17,43 @@ use std::{ops::Range, sync::Arc, time::Instant};
 impl Client {
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
     /// over by others, and what is sent again could change places.
-    pub(crate) fn has_turns(&self) -> bool {
-        self.facts().blocks.minimum() > 1 || self.pool.restored().is_some()
+    pub(crate) fn locks_ranges(&self) -> bool {
+        self.negotiated().blocks.minimum() > 1 || self.pool.reconnecting().is_some()
     }
 
-    pub(crate) fn overlaps(&self) -> &Overlaps {
-        &self.pool.overlaps
+    pub(crate) fn overlaps(&self) -> &SharedRangeLocks {
+        &self.pool.range_locks
     }
 
-    /// The turn of a change among those of the same bytes, where they have any.
-    pub(super) fn turn(&self, command: Command, range: Range<u64>) -> Result<Option<Turn>, Error> {
-        if !self.has_turns() {
+    /// The guard of a change among those of the same bytes, where they have any.
+    pub(super) fn lock_range(
+        &self,
+        command: Command,
+        range: Range<u64>,
+    ) -> Result<Option<RangeGuard>, Error> {
+        if !self.locks_ranges() {
             return Ok(None);
         }
-        self.turn_of(command, range, None)
+        self.guard_of(command, range, None)
     }
 
-    pub(crate) fn turn_of(
+    pub(crate) fn guard_of(
         &self,
         command: Command,
         range: Range<u64>,
         owner: Option<Owner>,
-    ) -> Result<Option<Turn>, Error> {
+    ) -> Result<Option<RangeGuard>, Error> {
         if range.is_empty() {
             return Ok(None);
         }
         let after = self.pool.timeout;
         let deadline = || Instant::now().checked_add(after?);
-        match self.pool.overlaps.turn(range, owner, deadline) {
+        match self.pool.range_locks.lock_range(range, owner, deadline) {
             None => Err(Error::Timeout {
                 command,
                 after: after.unwrap_or_default(),
             }),
-            turn => Ok(turn),
+            guard => Ok(guard),
         }
     }
 
@@ -65,9 +69,9 @@ impl Client {
             command: Command::Read,
             offset,
             len: buf.len() as u64,
-            max: self.facts().max_len(Command::Read),
+            max: self.negotiated().max_len(Command::Read),
             flags: CommandFlags::NONE,
-            turn: None,
+            guard: None,
             kept: None,
         };
         self.pieces(job, buf, |piece| {
@@ -85,7 +89,7 @@ impl Client {
         buf: &[u8],
         offset: u64,
         flags: CommandFlags,
-        turn: Option<&Turn>,
+        guard: Option<&RangeGuard>,
     ) -> Result<(), Error> {
         let payload = |piece: Piece| {
             let start = index(piece.offset - offset);
@@ -100,9 +104,9 @@ impl Client {
             command: Command::Write,
             offset,
             len: buf.len() as u64,
-            max: self.facts().max_len(Command::Write),
+            max: self.negotiated().max_len(Command::Write),
             flags,
-            turn,
+            guard,
             kept: Some(&kept),
         };
         self.pieces(job, &mut [], |piece| Call::Write {
@@ -120,11 +124,11 @@ impl Client {
         Piece { offset, len }: Piece,
         request: impl Fn(Piece) -> Request,
     ) -> Result<(), Error> {
-        self.facts().range(command, offset, len)?;
+        self.negotiated().range(command, offset, len)?;
         self.export().check_blocks(command, offset, len)?;
         let changes = command != Command::Cache;
-        let turn = if changes {
-            self.turn(command, offset..offset + len)?
+        let guard = if changes {
+            self.lock_range(command, offset..offset + len)?
         } else {
             None
         };
@@ -137,16 +141,16 @@ impl Client {
             command,
             offset,
             len,
-            max: self.facts().max_len(command),
+            max: self.negotiated().max_len(command),
             flags,
-            turn: turn.as_ref(),
+            guard: guard.as_ref(),
             kept: changes.then_some(&request),
         };
         loop {
             let Err(error) = self.pieces(job, &mut [], piece) else {
                 return Ok(());
             };
-            let Some(short) = self.facts().shorter(len, job.max, &error) else {
+            let Some(short) = self.negotiated().shorter(len, job.max, &error) else {
                 return Err(error);
             };
             job.max = short;

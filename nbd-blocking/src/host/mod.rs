@@ -1,15 +1,14 @@
 //! Plain threads as what a server runs on, and the streams that it serves there.
 
-mod bell;
 mod listener;
 mod stream;
 mod threads;
+mod wakeup;
 
 pub use listener::Listener;
 pub use threads::Threads;
 
 use crate::Stream;
-use bell::block_on;
 use nbd_io::server::{Host, Peer, Take};
 use nbd_socket::Socket;
 use rustix::net::sockopt;
@@ -19,6 +18,7 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
 };
 use stream::Connection;
+use wakeup::block_on;
 
 impl Host for Threads {
     type Serving<'a, T: 'a> = io::Result<T>;

@@ -1,6 +1,6 @@
 //! The connections and listeners of a server on plain threads.
 
-use super::bell::wait_for;
+use super::wakeup::wait_for;
 use crate::stream::Stream;
 use nbd_io::transport::Transport;
 use nbd_socket::Socket;
@@ -15,7 +15,7 @@ use std::{
 
 /// How long a thread that has nothing else to do waits in the call that moves bytes, rather than
 /// in one that waits for everything.
-const PATIENCE: Duration = Duration::from_millis(50);
+const WAIT_IN_SYSTEM: Duration = Duration::from_millis(50);
 
 /// A connection to a client.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Connection {
 
     pub(super) fn socket(socket: Socket) -> io::Result<Self> {
         let socket = socket.blocking()?;
-        socket.set_patience(Some(PATIENCE), Some(PATIENCE))?;
+        socket.set_timeouts(Some(WAIT_IN_SYSTEM), Some(WAIT_IN_SYSTEM))?;
         Ok(Self(Kind::Socket {
             socket: Arc::new(socket),
             alone: false,
@@ -107,13 +107,13 @@ impl Transport for Connection {
         })
     }
 
-    fn set_alone(&mut self, now: bool) {
+    fn set_exclusive(&mut self, now: bool) {
         if let Kind::Socket { alone, .. } = &mut self.0 {
             *alone = now;
         }
     }
 
-    fn waits(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         matches!(self.0, Kind::Any(_))
     }
 

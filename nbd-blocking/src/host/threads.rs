@@ -1,7 +1,7 @@
 //! Threads as a runtime: a task has a thread of its own, which waits in the system.
 
-use super::bell::{block_on, wake_at};
-use crate::patience::START;
+use super::wakeup::{block_on, wake_at};
+use crate::dial_clock::START;
 use nbd_io::runtime::{Runtime, Tasks};
 #[cfg(target_os = "linux")]
 use rustix::{
@@ -313,15 +313,15 @@ mod tests {
     #[test]
     fn tasks_after_each_other_share_a_thread_and_tasks_at_once_do_not() {
         let threads = Threads::default();
-        let (tell, told) = mpsc::channel();
+        let (tx, rx) = mpsc::channel();
         let run = || {
-            let (tell, (leave, left)) = (tell.clone(), mpsc::channel::<()>());
+            let (tx, (leave, left)) = (tx.clone(), mpsc::channel::<()>());
             threads.spawn(async move {
-                tell.send(thread::current().id()).unwrap();
+                tx.send(thread::current().id()).unwrap();
                 // Until the other end is dropped.
                 let _ = left.recv();
             });
-            (told.recv().unwrap(), leave)
+            (rx.recv().unwrap(), leave)
         };
         let (first, leave_first) = run();
         let (second, leave_second) = run();
@@ -347,15 +347,15 @@ mod tests {
     fn threads_end_when_they_are_released_and_others_are_started_later() {
         let threads = Threads::default();
         let workers = &threads.0.workers;
-        let (tell, told) = mpsc::channel();
+        let (tx, rx) = mpsc::channel();
         for _ in 0..2 {
-            let (begun, (leave, left)) = (tell.clone(), mpsc::channel::<()>());
+            let (begun, (leave, left)) = (tx.clone(), mpsc::channel::<()>());
             threads.spawn_blocking(move || {
                 begun.send(()).unwrap();
                 // Until the other end is dropped.
                 let _ = left.recv();
             });
-            told.recv().unwrap();
+            rx.recv().unwrap();
             threads.release_idle();
             assert_eq!(workers.lock().threads, 1, "it is at work");
             drop(leave);

@@ -21,7 +21,7 @@
 //! outbox if that is empty: it is written from where it is. A writer that cannot go on reads
 //! meanwhile, because a server that waits for its replies to be taken takes no requests.
 //!
-//! **Waiting.** A caller that reads waits in the system for at most [`PATIENCE`] at once, and by
+//! **Waiting.** A caller that reads waits in the system for at most [`READ_IN_SYSTEM`] at once, and by
 //! `poll` when the first request is late sooner. A lone caller that is answered therefore makes
 //! two system calls and reads the clock once.
 //!
@@ -31,14 +31,14 @@
 //! The lock on [`State`] is never held while the stream is waited for.
 
 mod call;
-mod farewell;
+mod disconnect;
 mod reading;
 mod table;
 mod writing;
 
-use crate::{Error, Lost, overlaps::LeftTurn, stream::Stream};
+use crate::{Error, Lost, range_guard::LeftGuard, stream::Stream};
 pub(crate) use call::Call;
-pub(crate) use farewell::farewell;
+pub(crate) use disconnect::disconnect_deadline;
 use nbd_io::client::{
     LinkLog, Record,
     engine::{self, Engine},
@@ -62,11 +62,11 @@ use table::{CLOSED, State, WaitFor, is_past, wait_until};
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// How long a thread waits in the system for something to read before it looks at the clock.
-const PATIENCE: Duration = Duration::from_secs(1);
+const READ_IN_SYSTEM: Duration = Duration::from_secs(1);
 
 /// How long a thread waits in the system to write before it looks whether there are replies to
 /// take.
-const WRITE_PATIENCE: Duration = Duration::from_millis(100);
+const WRITE_IN_SYSTEM: Duration = Duration::from_millis(100);
 
 /// A request that is complete.
 pub(crate) type Done = engine::Done<Vec<u8>>;
@@ -89,7 +89,7 @@ pub(crate) struct Link {
 
 /// The place of a thread among the callers.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct CallerId<'a> {
     link: &'a Link,
     index: usize,
 }
@@ -106,9 +106,9 @@ impl Link {
         log: Option<LinkLog>,
     ) -> Result<Self, Error> {
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
-        let patience = timeout.map(|_| PATIENCE);
+        let in_system = timeout.map(|_| READ_IN_SYSTEM);
         stream
-            .set_patience(patience, Some(WRITE_PATIENCE))
+            .set_timeouts(in_system, Some(WRITE_IN_SYSTEM))
             .map_err(Error::lost)?;
         Ok(Self {
             stream,
@@ -147,8 +147,8 @@ impl Link {
     }
 
     /// Takes a place from which requests can be made.
-    pub(crate) fn place(&self) -> Place<'_> {
-        Place {
+    pub(crate) fn place(&self) -> CallerId<'_> {
+        CallerId {
             link: self,
             index: self.enter(),
         }
@@ -380,7 +380,7 @@ impl Link {
 
     /// Takes in what has come while nothing is in flight, which is the end if anything. Nothing is
     /// waited for.
-    pub(crate) fn look(&self) {
+    pub(crate) fn check_idle(&self) {
         if self.stream.is_half_duplex() || self.load() != Some(0) {
             return;
         }
@@ -389,16 +389,16 @@ impl Link {
         if state.engine.lost().is_none()
             && let Some(inbox) = state.inbox.take()
         {
-            let until = WaitFor::Look;
+            let until = WaitFor::IdleCheck;
             let (state, _) = self.read(state, inbox, place.index, &mut [], until, None);
             drop(state);
         }
     }
 
-    /// Leaves a turn to a request until it is answered, or cannot be any more.
-    pub(crate) fn leave_turn(&self, turn: LeftTurn, cookie: Cookie) {
+    /// Leaves a guard to a request until it is answered, or cannot be any more.
+    pub(crate) fn leave_guard(&self, guard: LeftGuard, cookie: Cookie) {
         if let Some(held) = self.lock().engine.ticket(cookie) {
-            held.get_or_insert_default().turn = Some(turn);
+            held.get_or_insert_default().guard = Some(guard);
         }
     }
 
@@ -474,13 +474,13 @@ impl Link {
     }
 }
 
-impl Place<'_> {
+impl CallerId<'_> {
     pub(crate) const fn index(&self) -> usize {
         self.index
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for CallerId<'_> {
     fn drop(&mut self) {
         self.link.leave(self.index);
     }

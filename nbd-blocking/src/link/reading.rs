@@ -1,7 +1,7 @@
 //! Taking the baton: reading for everybody.
 
 use super::{
-    Link, PATIENCE,
+    Link, READ_IN_SYSTEM,
     table::{State, WaitFor},
     wait_until, writing,
 };
@@ -121,7 +121,7 @@ impl Link {
             if state.engine.lost().is_some() || state.serves(until, place) {
                 break Stop::Served;
             }
-            let mut patient = until == WaitFor::Done;
+            let mut in_system = until == WaitFor::Done;
             if !until.is_now()
                 && let Some(limit) = limit
             {
@@ -132,7 +132,7 @@ impl Link {
                     // Others may be served for ever while this caller is not.
                     break Stop::Quiet;
                 }
-                patient &= left >= PATIENCE;
+                in_system &= left >= READ_IN_SYSTEM;
             }
             let plan = state.engine.plan_read(place);
             let owned = match &plan {
@@ -151,7 +151,7 @@ impl Link {
                 _ => &mut [],
             };
             let (front, staged) = inbox.space(beside).split_at_mut(plan.front());
-            let result = self.receive([front, direct, staged], until, patient, limit);
+            let result = self.receive([front, direct, staged], until, in_system, limit);
             state = self.lock();
             // Unless the request was abandoned meanwhile.
             if let (ReadPlan::Owned(cookie, _), Some(buffer)) = (&plan, owned)
@@ -165,7 +165,7 @@ impl Link {
                     state.engine.received(&plan, n, &mut inbox, (place, dest));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if patient {
+                    if in_system {
                         continue;
                     }
                     break Stop::Quiet;
@@ -188,23 +188,25 @@ impl Link {
         &self,
         [front, direct, staged]: [&mut [u8]; 3],
         until: WaitFor,
-        patient: bool,
+        in_system: bool,
         limit: Option<Duration>,
     ) -> io::Result<usize> {
         loop {
             let staged = IoSliceMut::new(staged);
             let direct = IoSliceMut::new(direct);
             let result = if direct.is_empty() {
-                self.stream.read(&mut [staged], patient)
+                self.stream.read(&mut [staged], in_system)
             } else if front.is_empty() {
-                self.stream.read(&mut [direct, staged], patient)
+                self.stream.read(&mut [direct, staged], in_system)
             } else {
                 let front = IoSliceMut::new(front);
-                self.stream.read(&mut [front, direct, staged], patient)
+                self.stream.read(&mut [front, direct, staged], in_system)
             };
             match result {
                 Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && !patient && !until.is_now() =>
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && !in_system
+                        && !until.is_now() =>
                 {
                     let deadline = limit.and_then(|limit| self.at(limit));
                     match self.stream.wait(true, false, deadline) {
@@ -226,7 +228,7 @@ impl State {
             WaitFor::Room => !self.engine.takes_requests() || self.engine.has_room(),
             WaitFor::Answer(cookie) => self.engine.is_answered(cookie),
             WaitFor::Idle | WaitFor::Nothing => self.engine.in_flight() == 0,
-            WaitFor::End | WaitFor::Look => false,
+            WaitFor::End | WaitFor::IdleCheck => false,
         }
     }
 }

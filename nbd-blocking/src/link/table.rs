@@ -1,7 +1,7 @@
 //! Who waits for what.
 
 use super::Done;
-use crate::{Error, Lost, overlaps::LeftTurn};
+use crate::{Error, Lost, range_guard::LeftGuard};
 use nbd_io::client::{
     Record,
     engine::{Engine, Inbox, Outbox, Ticket},
@@ -18,8 +18,8 @@ use std::{
 pub(super) struct Held {
     /// What its answer does to the log of changes.
     pub(super) record: Option<Record>,
-    /// The turn of a change that no thread has.
-    pub(super) turn: Option<LeftTurn>,
+    /// The guard of a change that no thread has.
+    pub(super) guard: Option<LeftGuard>,
 }
 
 impl Ticket for Held {
@@ -75,13 +75,13 @@ pub(super) enum WaitFor {
     /// What is there has been taken in. This does not wait.
     Nothing,
     /// Like [`Nothing`](WaitFor::Nothing), while nothing is in flight.
-    Look,
+    IdleCheck,
 }
 
 impl WaitFor {
     /// Whether nothing is waited for.
     pub(super) const fn is_now(self) -> bool {
-        matches!(self, Self::Nothing | Self::Look)
+        matches!(self, Self::Nothing | Self::IdleCheck)
     }
 }
 

@@ -1,11 +1,11 @@
 //! A connection on its way into the pool. Calls move it on, one step at a time.
 
-use super::{another, restored::Restored};
+use super::{another, reconnecting::ReconnectingPool};
 use crate::{
     Blocking, Error, Lost,
     client::ends,
+    dial_clock::DialClock,
     link::{Call, Link},
-    patience::Patience,
 };
 use nbd_io::client::{Common, DialId, Epoch, Join, Request};
 use nbd_proto::client::Cookie;
@@ -23,7 +23,7 @@ pub(super) struct Dial {
     pub(super) id: DialId,
     /// Another one has to come first.
     pub(super) waits: bool,
-    patience: Patience,
+    clock: DialClock,
     by: Option<Instant>,
     stage: Stage,
 }
@@ -55,14 +55,14 @@ enum Purpose {
 
 impl Dial {
     pub(super) fn new(id: DialId, common: &Arc<Common<Blocking>>, by: Option<Instant>) -> Self {
-        let patience = Patience::new();
-        let (common, driver) = (common.clone(), Blocking::with(patience.clone()));
+        let clock = DialClock::new();
+        let (common, driver) = (common.clone(), Blocking::with(clock.clone()));
         let within = by.map(|by| by.saturating_duration_since(Instant::now()));
         let connecting = async move { another(&common, &driver, within).await };
         Self {
             id,
             waits: false,
-            patience,
+            clock,
             by,
             stage: Stage::Connecting(Box::pin(connecting)),
         }
@@ -70,9 +70,13 @@ impl Dial {
 
     /// Moves it on until the connection is a member or there will be none, but not longer than
     /// `until`.
-    pub(super) fn step(&mut self, pool: &Restored, until: Instant) -> Poll<Result<(), Error>> {
+    pub(super) fn step(
+        &mut self,
+        pool: &ReconnectingPool,
+        until: Instant,
+    ) -> Poll<Result<(), Error>> {
         self.waits = false;
-        self.patience.step(until);
+        self.clock.step(until);
         loop {
             let (link, asked) = match &mut self.stage {
                 Stage::Connecting(connecting) => {
@@ -86,7 +90,7 @@ impl Dial {
             let mut replayed = None;
             if let Some(waiting) = asked {
                 let answer = waiting.poll(until);
-                let by = self.patience.extended(self.by);
+                let by = self.clock.extended(self.by);
                 if answer.is_pending() && by.is_some_and(|by| by <= Instant::now()) {
                     let late = io::Error::from(io::ErrorKind::TimedOut);
                     return Poll::Ready(Err(Error::lost(late)));

@@ -1,15 +1,15 @@
 //! The connections of a client.
 
 mod dial;
-mod restored;
+mod reconnecting;
 
-use restored::LOOK;
-pub(crate) use restored::Restored;
+use reconnecting::LOOK;
+pub(crate) use reconnecting::ReconnectingPool;
 
 use crate::{
     Blocking, Error, Lost,
-    link::{Link, farewell},
-    overlaps::Overlaps,
+    link::{Link, disconnect_deadline},
+    range_guard::SharedRangeLocks,
     stream::Negotiating,
 };
 use nbd_io::client::{
@@ -31,7 +31,7 @@ use std::{
 pub(crate) struct Pool {
     pub(crate) negotiated: Negotiated,
     /// Changes of the same bytes, where they have to be kept apart.
-    pub(crate) overlaps: Arc<Overlaps>,
+    pub(crate) range_locks: Arc<SharedRangeLocks>,
     /// How long a request may take.
     pub(crate) timeout: Option<Duration>,
     /// Where events go.
@@ -46,7 +46,7 @@ enum Links {
     One(Arc<Link>),
     Several(Vec<Arc<Link>>),
     /// Those that are lost are made anew.
-    Restored(Box<Restored>),
+    ReconnectingPool(Box<ReconnectingPool>),
 }
 
 impl Pool {
@@ -79,14 +79,16 @@ impl Pool {
             }
         }
         let links = match common.log.clone() {
-            Some(log) => Links::Restored(Box::new(Restored::new(common, log, links))),
+            Some(log) => {
+                Links::ReconnectingPool(Box::new(ReconnectingPool::new(common, log, links)))
+            }
             None if links.len() == 1 => Links::One(links[0].clone()),
             None => Links::Several(links),
         };
         observer.deliver();
         Ok(Self {
             negotiated,
-            overlaps: Arc::default(),
+            range_locks: Arc::default(),
             timeout,
             observer,
             losses: AtomicUsize::new(0),
@@ -96,22 +98,22 @@ impl Pool {
 
     /// The connection that has the least to do; if all are over, one of those, which knows how.
     /// Where they are made anew, who does that.
-    pub(crate) fn link(&self) -> Result<&Arc<Link>, &Restored> {
+    pub(crate) fn link(&self) -> Result<&Arc<Link>, &ReconnectingPool> {
         match &self.links {
             Links::One(only) => Ok(only),
             Links::Several(links) => {
                 let load = |link: &&Arc<Link>| link.load().unwrap_or(usize::MAX);
                 Ok(links.iter().min_by_key(load).unwrap_or(&links[0]))
             }
-            Links::Restored(restored) => Err(restored),
+            Links::ReconnectingPool(reconnecting) => Err(reconnecting),
         }
     }
 
     /// What makes connections anew, if the client has a policy.
-    pub(crate) const fn restored(&self) -> Option<&Restored> {
+    pub(crate) const fn reconnecting(&self) -> Option<&ReconnectingPool> {
         match &self.links {
             Links::One(_) | Links::Several(_) => None,
-            Links::Restored(restored) => Some(restored),
+            Links::ReconnectingPool(reconnecting) => Some(reconnecting),
         }
     }
 
@@ -119,7 +121,7 @@ impl Pool {
         match &self.links {
             Links::One(only) => std::slice::from_ref(only),
             Links::Several(links) => links,
-            Links::Restored(_) => &[],
+            Links::ReconnectingPool(_) => &[],
         }
     }
 
@@ -166,14 +168,14 @@ impl Pool {
             Links::One(_) | Links::Several(_) => Err(Error::Unsupported {
                 what: "this client makes no new connections: see `ConnectOptions::reconnect`",
             }),
-            Links::Restored(restored) => restored.redial(),
+            Links::ReconnectingPool(reconnecting) => reconnecting.redial(),
         }
     }
 
     /// How many connections there are.
     pub(crate) fn count(&self) -> usize {
-        if let Links::Restored(restored) = &self.links {
-            return restored.count();
+        if let Links::ReconnectingPool(reconnecting) = &self.links {
+            return reconnecting.count();
         }
         self.fixed()
             .iter()
@@ -182,8 +184,8 @@ impl Pool {
     }
 
     pub(crate) fn status(&self) -> ConnectionState {
-        if let Links::Restored(restored) = &self.links {
-            return restored.status();
+        if let Links::ReconnectingPool(reconnecting) = &self.links {
+            return reconnecting.status();
         }
         let state = self.fixed_status();
         self.report_losses();
@@ -196,8 +198,8 @@ impl Pool {
         known: &ConnectionState,
         until: Option<Instant>,
     ) -> ConnectionState {
-        if let Links::Restored(restored) = &self.links {
-            return restored.state_changed(known, until);
+        if let Links::ReconnectingPool(reconnecting) = &self.links {
+            return reconnecting.state_changed(known, until);
         }
         loop {
             let state = self.status();
@@ -223,9 +225,9 @@ impl Pool {
 
     /// Ends the session on all connections.
     pub(crate) fn disconnect(&self) -> Result<(), Error> {
-        let deadline = farewell();
-        if let Links::Restored(restored) = &self.links {
-            return restored.disconnect(deadline);
+        let deadline = disconnect_deadline();
+        if let Links::ReconnectingPool(reconnecting) = &self.links {
+            return reconnecting.disconnect(deadline);
         }
         disconnect(self.fixed(), deadline)
     }
@@ -233,7 +235,7 @@ impl Pool {
 
 /// How a connection ended, if it has, also if no call has noticed.
 fn ended(link: &Link) -> Option<Arc<Lost>> {
-    link.look();
+    link.check_idle();
     link.ended()
 }
 

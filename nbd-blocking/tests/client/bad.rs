@@ -3,7 +3,7 @@
 use crate::support::{
     bytes::{self, D, content, data, error, hole, sr, status},
     chain, pause, says,
-    script::{Haggling, Peer, play, refused, session},
+    script::{Negotiation, Peer, play, refused, session},
     spawn, within,
 };
 use nbd_blocking::{
@@ -163,11 +163,11 @@ fn a_session_that_ends_at_any_byte_fails_with_its_reason() {
     // C-043, C-236, C-237, H-040
     within(30, || {
         let lens: Vec<_> = whole_session().iter().map(|(_, said)| said.len()).collect();
-        let (haggled, all) = (lens[..6].iter().sum(), lens.iter().sum());
+        let (negotiated, all) = (lens[..6].iter().sum(), lens.iter().sum());
         session_of(false, all).expect("nothing is missing");
         for cut in 0..all {
             let error = session_of(false, cut).expect_err("something is missing");
-            let expected = if cut < haggled {
+            let expected = if cut < negotiated {
                 "of the server: the server closed the connection during "
             } else {
                 "the connection is over: the server closed the connection"
@@ -188,7 +188,7 @@ type Answer = Box<dyn FnOnce(&mut Peer, u64) + Send>;
 
 /// The error of a read that is answered like this.
 fn read_answered(answer: impl FnOnce(&mut Peer, u64) + Send + 'static) -> Error {
-    let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+    let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
         let read = peer.request();
         answer(peer, read.cookie);
         peer.rest();
@@ -258,7 +258,7 @@ fn replies_that_break_the_protocol_end_the_connection_with_the_reason() {
 fn a_failed_command_is_reported_with_place_and_text() {
     // C-213, C-216, C-219, C-221
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             peer.says(data(0, read.cookie, 0, [1; 512]));
             peer.says(error(0, read.cookie, 5, "disk on fire", Some(0x1000)));
@@ -305,7 +305,7 @@ fn a_failed_command_is_reported_with_place_and_text() {
 fn a_server_that_shuts_down_is_left() {
     // C-188, H-038
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let first = peer.request();
             let second = peer.request();
             peer.says(error(D, first.cookie, 108, "power is going", None));
@@ -345,7 +345,7 @@ fn a_server_that_shuts_down_is_left() {
 fn a_queue_leaves_a_server_that_shuts_down() {
     // C-188
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let first = peer.request();
             let second = peer.request();
             peer.says(sr(108, first.cookie, []));
@@ -375,7 +375,7 @@ fn everything_in_flight_fails_once_when_the_server_goes_away() {
     within(10, || {
         for polite in [true, false] {
             let (client, server) =
-                session(Haggling::simple(), &ConnectOptions::new(), move |peer| {
+                session(Negotiation::simple(), &ConnectOptions::new(), move |peer| {
                     for _ in 0..6 {
                         peer.request();
                     }
@@ -410,7 +410,7 @@ fn everything_in_flight_fails_once_when_the_server_goes_away() {
 #[test]
 fn a_server_that_closes_unasked_is_lost_and_not_disconnected() {
     within(10, || {
-        let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |_| {});
+        let (client, server) = session(Negotiation::simple(), &ConnectOptions::new(), |_| {});
         server.join().expect("the script ends");
         let error = client.disconnect();
         let later = client.read_exact_at(&mut [0; 512], 0).unwrap_err();
@@ -422,7 +422,7 @@ fn a_server_that_closes_unasked_is_lost_and_not_disconnected() {
 fn an_unknown_magic_is_noticed_without_waiting_for_a_whole_header() {
     // C-203, H-036
     within(5, || {
-        let (client, server) = session(Haggling::extended(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::extended(), &ConnectOptions::new(), |peer| {
             let read = peer.extended_request();
             peer.says(sr(0, read.cookie, []));
             assert!(peer.rest().is_empty());

@@ -3,7 +3,7 @@
 use crate::support::{
     bytes::{self, content, sr},
     pause, says,
-    script::{Haggling, Peer, Seen, session},
+    script::{Negotiation, Peer, Seen, session},
     spawn, within,
 };
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, Errno, Error, Limits, Lost};
@@ -53,7 +53,7 @@ fn threads_read_while_one_writes_to_a_server_that_does_neither_both() {
     // C-185, H-037
     within(20, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (client, server) = session(Haggling::simple(), &options, stubborn);
+        let (client, server) = session(Negotiation::simple(), &options, stubborn);
         let readers: Vec<_> = (0..8_u64)
             .map(|number| {
                 let client = client.clone();
@@ -80,7 +80,7 @@ fn a_queue_takes_its_replies_while_it_writes() {
     // C-185, H-037
     within(20, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (client, server) = session(Haggling::simple(), &options, stubborn);
+        let (client, server) = session(Negotiation::simple(), &options, stubborn);
         let mut queue = client.queue();
         for number in 0..16 {
             queue.read(number << 20, vec![0; MIB]).expect("submitted");
@@ -107,7 +107,7 @@ fn a_writer_takes_the_replies_of_a_queue_that_does_not_wait() {
     // C-185
     within(20, || {
         let options = ConnectOptions::new().request_timeout(None);
-        let (client, server) = session(Haggling::simple(), &options, stubborn);
+        let (client, server) = session(Negotiation::simple(), &options, stubborn);
         let mut queue = client.queue();
         for number in 0..8 {
             queue.read(number << 20, vec![0; MIB]).expect("submitted");
@@ -131,7 +131,7 @@ fn a_writer_takes_over_from_a_reader_that_leaves() {
     within(20, || {
         let options = ConnectOptions::new().request_timeout(None);
         let (sender, receiver) = mpsc::channel();
-        let (client, server) = session(Haggling::simple(), &options, move |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, move |peer| {
             let queued = peer.request();
             let read = peer.request();
             sender.send(()).expect("the writer waits");
@@ -166,7 +166,7 @@ fn is_timeout(error: &Error) -> bool {
 fn a_request_that_is_never_answered_times_out_alone() {
     // C-208, H-024
     within(20, || {
-        let (client, server) = session(Haggling::simple(), &with_timeout(), |peer| {
+        let (client, server) = session(Negotiation::simple(), &with_timeout(), |peer| {
             let mut lost: Option<Seen> = None;
             let mut after = 0;
             loop {
@@ -233,7 +233,7 @@ fn a_request_that_finds_no_room_times_out_too() {
         };
         let options = with_timeout().limits(limits);
         let (sender, receiver) = mpsc::channel();
-        let (client, server) = session(Haggling::simple(), &options, move |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, move |peer| {
             let lost = peer.request();
             receiver.recv().expect("both are given up");
             reply(peer, lost);
@@ -260,7 +260,7 @@ fn a_free_place_in_flight_is_taken_while_another_thread_reads() {
             ..Limits::default()
         };
         let options = ConnectOptions::new().limits(limits).request_timeout(None);
-        let (client, server) = session(Haggling::simple(), &options, |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, |peer| {
             let slow = peer.request();
             let second = peer.request();
             pause(50);
@@ -286,7 +286,7 @@ fn a_free_place_in_flight_is_taken_while_another_thread_reads() {
 #[test]
 fn a_request_of_a_queue_times_out_as_a_completion() {
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &with_timeout(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &with_timeout(), |peer| {
             peer.request(); // never answered
             let write = peer.request();
             peer.says(sr(0, write.cookie, []));
@@ -324,7 +324,7 @@ fn upload(client: &Client) -> Result<(), Error> {
 fn a_write_that_is_taken_slowly_is_done_if_it_keeps_its_deadline() {
     within(60, || {
         let options = ConnectOptions::new().request_timeout(Some(10 * LIMIT));
-        let (client, server) = session(Haggling::simple(), &options, |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, |peer| {
             let write = peer.request();
             for _ in 0..16 {
                 pause(150);
@@ -343,7 +343,7 @@ fn a_write_that_is_taken_slowly_is_done_if_it_keeps_its_deadline() {
 fn a_write_has_one_deadline_however_much_of_it_is_taken() {
     // C-184
     within(60, || {
-        let (client, server) = session(Haggling::simple(), &with_timeout(), |peer| {
+        let (client, server) = session(Negotiation::simple(), &with_timeout(), |peer| {
             peer.request();
             // The whole upload would take half a minute.
             while peer.try_hears(64 << 10).is_ok() {
@@ -365,7 +365,7 @@ fn a_write_has_one_deadline_however_much_of_it_is_taken() {
 fn stuck(limit: Duration, speak: impl FnOnce(&mut Peer, Seen) + Send + 'static) -> Error {
     let options = ConnectOptions::new().request_timeout(Some(limit));
     let (sender, receiver) = mpsc::channel();
-    let (client, server) = session(Haggling::simple(), &options, move |peer| {
+    let (client, server) = session(Negotiation::simple(), &options, move |peer| {
         let write = peer.request();
         speak(peer, write);
         receiver.recv().expect("the client is done");
@@ -404,7 +404,7 @@ fn a_server_that_takes_nothing_is_given_up() {
     // C-184
     within(10, || {
         let (sender, receiver) = mpsc::channel();
-        let (client, server) = session(Haggling::simple(), &with_timeout(), move |peer| {
+        let (client, server) = session(Negotiation::simple(), &with_timeout(), move |peer| {
             peer.request();
             peer.hears(1000);
             receiver.recv().expect("it is given up");
@@ -429,7 +429,7 @@ fn a_server_that_takes_nothing_is_given_up() {
 fn a_timed_out_read_with_chunks_under_way_keeps_the_connection_in_step() {
     within(10, || {
         let (sender, receiver) = mpsc::channel();
-        let (client, server) = session(Haggling::structured(), &with_timeout(), move |peer| {
+        let (client, server) = session(Negotiation::structured(), &with_timeout(), move |peer| {
             let read = peer.request();
             // Half of a chunk, and then nothing for too long.
             let chunk = bytes::data(0, read.cookie, 0, content(0, 100_000));

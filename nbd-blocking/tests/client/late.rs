@@ -2,7 +2,7 @@
 
 use crate::support::{
     bytes, pause,
-    script::{Haggling, Peer, session},
+    script::{Negotiation, Peer, session},
     spawn, within,
 };
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Lost};
@@ -17,11 +17,11 @@ const BLOCK: usize = 4096;
 /// The timeout of a request. Other requests have to be done well before that.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-fn haggling() -> Haggling {
-    Haggling {
+fn negotiation() -> Negotiation {
+    Negotiation {
         size: 1 << 20,
         block_sizes: Some((4096, 4096, 1 << 20)),
-        ..Haggling::simple()
+        ..Negotiation::simple()
     }
 }
 
@@ -123,7 +123,7 @@ fn a_change_that_comes_late_undoes_none_that_was_acknowledged_afterwards() {
                     scope.spawn(move || {
                         let (go_on, receiver) = mpsc::channel();
                         let (client, server) =
-                            session(haggling(), &options(), |peer| late(peer, receiver));
+                            session(negotiation(), &options(), |peer| late(peer, receiver));
                         let error = first(&client).expect_err("it is not answered");
                         assert!(is_timeout(&error), "{error:?}");
                         thread::scope(|scope| {
@@ -149,7 +149,7 @@ fn a_change_that_comes_late_undoes_none_that_was_acknowledged_afterwards() {
 fn to_wait_for_a_change_that_is_never_answered_takes_no_longer_than_a_request_may() {
     within(20, || {
         let (go_on, receiver) = mpsc::channel();
-        let (client, server) = session(haggling(), &options(), |peer| late(peer, receiver));
+        let (client, server) = session(negotiation(), &options(), |peer| late(peer, receiver));
         assert!(is_timeout(
             &client.write_all_at(&[1; 100], 0).expect_err("late")
         ));
@@ -176,7 +176,7 @@ fn to_wait_for_a_change_that_is_never_answered_takes_no_longer_than_a_request_ma
 #[test]
 fn a_call_that_waits_for_a_late_write_fails_when_the_connection_is_lost() {
     within(15, || {
-        let (client, server) = session(haggling(), &options(), |peer| {
+        let (client, server) = session(negotiation(), &options(), |peer| {
             let read = peer.request();
             peer.says(bytes::sr(0, read.cookie, [0; BLOCK]));
             peer.request();
@@ -206,7 +206,7 @@ fn a_call_that_waits_for_a_late_write_fails_when_the_connection_is_lost() {
 fn a_queue_that_is_dropped_leaves_nothing_that_undoes_a_later_part() {
     within(15, || {
         let (go_on, receiver) = mpsc::channel();
-        let (client, server) = session(haggling(), &options(), |peer| late(peer, receiver));
+        let (client, server) = session(negotiation(), &options(), |peer| late(peer, receiver));
         let mut queue = client.queue();
         queue
             .write(0, vec![9; BLOCK], CommandFlags::NONE)

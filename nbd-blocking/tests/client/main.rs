@@ -1,10 +1,10 @@
 //! The client against servers that obey the protocol awkwardly, and against servers that break it.
 
 mod bad;
-mod farewells;
+mod disconnects;
 mod flow;
-mod haggling;
 mod late;
+mod negotiation;
 mod options;
 mod ranges;
 mod recovery;

@@ -5,12 +5,12 @@ use crate::support::{
     chain,
     model::Model,
     pause, says,
-    script::{Haggling, play, refused_with, session},
+    script::{Negotiation, play, refused_with, session},
     spawn, within,
 };
 use nbd_blocking::{
     BlockSizes, Client, CommandFlags, ConnectOptions, ContextName, Errno, Error, ExportName,
-    Limits, Mode, Tolerance,
+    HeaderStyle, Limits, Tolerance,
     negotiation::{Greeted, InfoSet},
 };
 use std::{
@@ -91,11 +91,16 @@ fn the_negotiated_modes_are_reported() {
     // C-133, C-134
     within(10, || {
         for (model, extended, structured, mode) in [
-            (Model::new(4096), true, true, Mode::Extended),
-            (Model::new(4096), false, true, Mode::Structured),
-            (Model::new(4096), false, false, Mode::Simple),
-            (Model::new(4096).structured(), true, true, Mode::Structured),
-            (Model::new(4096).simple(), true, true, Mode::Simple),
+            (Model::new(4096), true, true, HeaderStyle::Extended),
+            (Model::new(4096), false, true, HeaderStyle::Structured),
+            (Model::new(4096), false, false, HeaderStyle::Simple),
+            (
+                Model::new(4096).structured(),
+                true,
+                true,
+                HeaderStyle::Structured,
+            ),
+            (Model::new(4096).simple(), true, true, HeaderStyle::Simple),
         ] {
             let client = ConnectOptions::new()
                 .extended_headers(extended)
@@ -104,7 +109,10 @@ fn the_negotiated_modes_are_reported() {
                 .connect_over(model.unix().0, None)
                 .expect("entered");
             assert_eq!(client.mode(), mode);
-            assert_eq!(client.contexts().len(), usize::from(mode != Mode::Simple));
+            assert_eq!(
+                client.contexts().len(),
+                usize::from(mode != HeaderStyle::Simple)
+            );
             assert_eq!((client.size(), client.is_encrypted()), (4096, false));
             assert!(client.export().can_flush());
         }
@@ -122,7 +130,7 @@ fn limits_bound_requests_and_accepted_replies() {
     // C-130
     within(10, || {
         let small = limited(|limits| limits.payload = 65_536);
-        let (client, server) = session(Haggling::structured(), &small, |peer| {
+        let (client, server) = session(Negotiation::structured(), &small, |peer| {
             for _ in 0..4 {
                 let read = peer.request();
                 assert!(read.len <= 65_536);
@@ -136,11 +144,11 @@ fn limits_bound_requests_and_accepted_replies() {
         server.join().expect("the script ends");
 
         let few = limited(|limits| limits.extents = 3).context(ContextName::base_allocation());
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             contexts: vec![(1, "base:allocation")],
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
-        let (client, server) = session(haggling, &few, |peer| {
+        let (client, server) = session(negotiation, &few, |peer| {
             let request = peer.request();
             peer.says(status(D, request.cookie, 1, &[(512, 0); 4]));
         });
@@ -163,7 +171,7 @@ fn limits_bound_requests_and_accepted_replies() {
 fn no_more_requests_are_in_flight_than_the_limits_allow() {
     within(10, || {
         let two = limited(|limits| limits.in_flight = 2);
-        let (client, server) = session(Haggling::simple(), &two, |peer| {
+        let (client, server) = session(Negotiation::simple(), &two, |peer| {
             for _ in 0..3 {
                 let first = peer.request();
                 let second = peer.request();
@@ -191,7 +199,7 @@ fn tolerance_decides_the_meaning_of_an_error_number_of_zero() {
     within(10, || {
         let fails_with = |tolerance| {
             let options = ConnectOptions::new().tolerance(tolerance);
-            let (client, server) = session(Haggling::structured(), &options, |peer| {
+            let (client, server) = session(Negotiation::structured(), &options, |peer| {
                 let read = peer.request();
                 peer.says(error(D, read.cookie, 0, "", None));
             });

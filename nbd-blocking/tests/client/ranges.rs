@@ -5,12 +5,12 @@ use crate::support::{
     bytes::{self, D, status},
     model::Model,
     says,
-    script::{Haggling, session},
+    script::{Negotiation, session},
     spawn, within,
 };
 use nbd_blocking::{
     Client, CommandFlags, ConnectOptions, ContextName, Cursor, Error, Misuse,
-    nbd_io::client::Stretches,
+    nbd_io::client::StatusRuns,
 };
 use std::{
     io::{ErrorKind, Read, Seek, SeekFrom, Write},
@@ -84,15 +84,15 @@ fn a_cursor_reports_how_a_command_failed() {
 fn extents_are_merged_cut_and_put_beside_each_other() {
     // C-246, C-247, C-248, C-249
     within(10, || {
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             size: 10_000,
             contexts: vec![(5, "base:allocation"), (0, "x-test:other")],
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
         let options = ConnectOptions::new()
             .context(ContextName::base_allocation())
             .context(ContextName::new("x-test:other").expect("a name"));
-        let (client, server) = session(haggling, &options, |peer| {
+        let (client, server) = session(negotiation, &options, |peer| {
             let first = peer.request();
             assert_eq!((first.command, first.offset, first.len), (7, 1000, 8000));
             // In the other order; the second goes behind the end of the export.
@@ -106,15 +106,15 @@ fn extents_are_merged_cut_and_put_beside_each_other() {
         });
         let extents: Result<Vec<_>, _> = client.extents(1000..9000).collect();
         let extents = extents.expect("answered").into_iter();
-        let rows = extents.map(|stretch| (stretch.offset, stretch.len, stretch.status));
-        let stretch = |offset, len, status: [u64; 2]| (offset, len, status.to_vec());
+        let rows = extents.map(|run| (run.offset, run.len, run.status));
+        let run = |offset, len, status: [u64; 2]| (offset, len, status.to_vec());
         assert_eq!(
             rows.collect::<Vec<_>>(),
             [
-                stretch(1000, 1000, [0, 7]),
-                stretch(2000, 1000, [3, 7]),
-                stretch(3000, 1000, [0, 7]),
-                stretch(4000, 5000, [0, 8]),
+                run(1000, 1000, [0, 7]),
+                run(2000, 1000, [3, 7]),
+                run(3000, 1000, [0, 7]),
+                run(4000, 5000, [0, 8]),
             ]
         );
         server.join().expect("the script ends");
@@ -144,12 +144,12 @@ fn extents_of_any_range_never_leave_it() {
                     start + 1 + random.below(MIB - usize::try_from(start).expect("short")) as u64;
                 let mut at = start;
                 let mut before = None;
-                for stretch in client.extents(start..end.min(MIB as u64)) {
-                    let stretch = stretch.expect("answered");
-                    assert_eq!(stretch.offset, at);
-                    assert!(stretch.len > 0);
-                    assert_ne!(before.replace(stretch.status.clone()), Some(stretch.status));
-                    at += stretch.len;
+                for run in client.extents(start..end.min(MIB as u64)) {
+                    let run = run.expect("answered");
+                    assert_eq!(run.offset, at);
+                    assert!(run.len > 0);
+                    assert_ne!(before.replace(run.status.clone()), Some(run.status));
+                    at += run.len;
                 }
                 assert_eq!(at, end.min(MIB as u64));
             }
@@ -161,14 +161,14 @@ fn extents_of_any_range_never_leave_it() {
 fn extents_that_end_inside_a_block_are_asked_for_again() {
     // C-250
     within(10, || {
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             size: 3 * 4096,
             block_sizes: Some((4096, 4096, 1 << 20)),
             contexts: vec![(1, "base:allocation")],
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
         let options = ConnectOptions::new().context(ContextName::base_allocation());
-        let (client, server) = session(haggling, &options, |peer| {
+        let (client, server) = session(negotiation, &options, |peer| {
             let first = peer.request();
             assert_eq!((first.offset, first.len), (0, 3 * 4096));
             peer.says(status(D, first.cookie, 1, &[(4608, 0), (512, 3)]));
@@ -189,20 +189,20 @@ fn extents_that_end_inside_a_block_are_asked_for_again() {
 #[test]
 fn an_extent_is_made_of_a_bounded_number_of_answers_in_a_bounded_time() {
     within(30, || {
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             size: 1 << 50,
             contexts: vec![(1, "base:allocation")],
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
         let options = ConnectOptions::new().context(ContextName::base_allocation());
-        let most = Stretches::MERGED_ANSWERS.into();
-        let (client, server) = session(haggling, &options, move |peer| {
+        let most = StatusRuns::MERGED_ANSWERS.into();
+        let (client, server) = session(negotiation, &options, move |peer| {
             for byte in 0..2 * most {
                 let asked = peer.request();
                 assert_eq!(asked.offset, byte);
                 peer.says(status(D, asked.cookie, 1, &[(1, 0)]));
             }
-            for pause in [Duration::ZERO, Stretches::MERGE_TIME] {
+            for pause in [Duration::ZERO, StatusRuns::MERGE_TIME] {
                 let asked = peer.request();
                 thread::sleep(pause);
                 peer.says(status(D, asked.cookie, 1, &[(4096, 0)]));
@@ -212,8 +212,8 @@ fn an_extent_is_made_of_a_bounded_number_of_answers_in_a_bounded_time() {
         });
         let mut extents = client.extents(0..1 << 50);
         for (offset, len) in [(0, most), (most, most), (2 * most, 8192)] {
-            let stretch = extents.next().expect("some").expect("answered");
-            assert_eq!((stretch.offset, stretch.len), (offset, len));
+            let run = extents.next().expect("some").expect("answered");
+            assert_eq!((run.offset, run.len), (offset, len));
         }
         drop(extents);
         drop(client);
@@ -224,12 +224,12 @@ fn an_extent_is_made_of_a_bounded_number_of_answers_in_a_bounded_time() {
 #[test]
 fn an_error_ends_the_extents() {
     within(10, || {
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             contexts: vec![(1, "base:allocation")],
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
         let options = ConnectOptions::new().context(ContextName::base_allocation());
-        let (client, server) = session(haggling, &options, |peer| {
+        let (client, server) = session(negotiation, &options, |peer| {
             let first = peer.request();
             peer.says(status(D, first.cookie, 1, &[(4096, 0)]));
             let second = peer.request();
@@ -355,12 +355,12 @@ fn nothing_is_sent_of_a_range_that_leaves_the_export() {
     // C-123
     within(10, || {
         for (minimum, size) in [(1, 40 << 20), (4096, 40 << 20), (4096, (40 << 20) + 512)] {
-            let haggling = Haggling {
+            let negotiation = Negotiation {
                 size,
                 block_sizes: Some((minimum, 4096, 1 << 20)),
-                ..Haggling::structured()
+                ..Negotiation::structured()
             };
-            let (client, server) = session(haggling, &ConnectOptions::new(), |peer| {
+            let (client, server) = session(negotiation, &ConnectOptions::new(), |peer| {
                 peer.disconnect(); // and nothing before
             });
             let long = vec![0; 8 << 20];
@@ -402,12 +402,12 @@ fn nothing_is_sent_of_a_range_that_leaves_the_export() {
 fn an_incomplete_block_at_the_end_is_out_of_reach_of_cursors_and_queues() {
     // C-129
     within(10, || {
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             size: 10_100,
             block_sizes: Some((512, 4096, 64 << 10)),
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
-        let (client, server) = session(haggling, &ConnectOptions::new(), |peer| {
+        let (client, server) = session(negotiation, &ConnectOptions::new(), |peer| {
             let mut disk = vec![0; 10_100];
             loop {
                 let asked = peer.request();
@@ -463,11 +463,11 @@ fn a_range_that_a_server_finds_too_long_is_tried_again_in_parts() {
     // C-126
     within(10, || {
         let len = 1_u64 << 30;
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             block_sizes: Some((1, 4096, 32 << 20)),
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
-        let (client, server) = session(haggling, &ConnectOptions::new(), move |peer| {
+        let (client, server) = session(negotiation, &ConnectOptions::new(), move |peer| {
             let whole = peer.request();
             assert_eq!((whole.command, whole.offset, whole.len), (6, 0, len));
             peer.says(bytes::error(D, whole.cookie, 75, "too long", None));
@@ -500,9 +500,9 @@ fn a_queue_asks_no_server_for_zeroes_that_may_be_left_out() {
     // A known server acknowledges more than 64 MiB of zeroes and writes only the first of them.
     within(10, || {
         let (client, server) = session(
-            Haggling {
+            Negotiation {
                 block_sizes: None,
-                ..Haggling::structured()
+                ..Negotiation::structured()
             },
             &ConnectOptions::new(),
             |peer| peer.disconnect(),

@@ -9,7 +9,7 @@ use crate::support::{
     bytes,
     host::{Disk, Host, disk},
     pause,
-    script::{Haggling, Peer},
+    script::{Negotiation, Peer},
     spawn, within,
 };
 use nbd_blocking::{
@@ -33,10 +33,10 @@ const SIZE: usize = 1 << 20;
 /// Writes and reads of each of several threads.
 const ROUNDS: u8 = 100;
 
-fn haggling() -> Haggling {
-    Haggling {
+fn negotiation() -> Negotiation {
+    Negotiation {
         size: SIZE as u64,
-        ..Haggling::simple()
+        ..Negotiation::simple()
     }
 }
 
@@ -75,7 +75,7 @@ impl Machine {
             }
             let stream = peer.stream.try_clone()?;
             open.lock().expect("no panics").push(stream);
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             let mut count = 0;
             while lives(number, count) && peer.serve_one(number, &served)? {
                 count += 1;
@@ -365,7 +365,7 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
             let disk = disk(SIZE);
             let served = disk.clone();
             let host = Host::start(move |number, peer| {
-                peer.try_haggle(&haggling())?;
+                peer.try_negotiate(&negotiation())?;
                 cut_after(peer, number, &served)
             });
             let client = options(policy()).connect(&host.uri()).expect("entered");
@@ -398,7 +398,7 @@ fn a_server_that_shuts_down_is_left_whichever_caller_got_eshutdown() {
             let sender = Mutex::new(sender);
             let disk = disk(SIZE);
             let host = Host::start(move |number, peer| {
-                peer.try_haggle(&haggling())?;
+                peer.try_negotiate(&negotiation())?;
                 if number > 0 {
                     return peer.serve(number, &disk);
                 }
@@ -455,7 +455,7 @@ fn callers_that_wait_while_a_queue_disconnects_go_on_afterwards() {
         let ends = Mutex::new((sender, left));
         let disk = disk(SIZE);
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             if number > 0 {
                 return peer.serve(number, &disk);
             }

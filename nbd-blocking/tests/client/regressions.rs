@@ -10,7 +10,7 @@ use crate::{
         chain,
         model::Model,
         pause, says,
-        script::{Haggling, play, refused, session},
+        script::{Negotiation, play, refused, session},
         spawn, within,
     },
 };
@@ -34,20 +34,20 @@ fn read(client: &Client, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
     client.read_exact_at(&mut buf, offset).map(|()| buf)
 }
 
-fn base_allocation() -> (Haggling, ConnectOptions) {
-    let haggling = Haggling {
+fn base_allocation() -> (Negotiation, ConnectOptions) {
+    let negotiation = Negotiation {
         contexts: vec![(1, "base:allocation")],
-        ..Haggling::structured()
+        ..Negotiation::structured()
     };
     let options = ConnectOptions::new().context(ContextName::base_allocation());
-    (haggling, options)
+    (negotiation, options)
 }
 
 /// A known client took the offset of an error for its message and the other way round.
 #[test]
 fn defect_1_the_message_of_an_error_comes_before_its_offset() {
     within(5, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             peer.says(error(D, read.cookie, 5, "disk on fire", Some(0x1000)));
         });
@@ -67,7 +67,7 @@ fn defect_2_a_read_with_a_gap_is_no_success() {
     within(5, || {
         for chunks in [&[(0, 128), (256, 256)][..], &[(0, 511)], &[(1, 511)], &[]] {
             let (client, server) = session(
-                Haggling::structured(),
+                Negotiation::structured(),
                 &ConnectOptions::new(),
                 move |peer| {
                     let read = peer.request();
@@ -90,7 +90,7 @@ fn defect_2_a_read_with_a_gap_is_no_success() {
 fn defect_3_an_error_chunk_that_is_not_the_last_leaves_both_sides_in_step() {
     // C-220
     within(5, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             peer.says(error(0, read.cookie, 5, "one", Some(4)));
             peer.says(data(0, read.cookie, 512, [1; 512]));
@@ -112,8 +112,8 @@ fn defect_3_an_error_chunk_that_is_not_the_last_leaves_both_sides_in_step() {
 fn defect_4_many_extents_are_taken() {
     within(10, || {
         for count in [700_u32, 100_000] {
-            let (haggling, options) = base_allocation();
-            let (client, server) = session(haggling, &options, move |peer| {
+            let (negotiation, options) = base_allocation();
+            let (client, server) = session(negotiation, &options, move |peer| {
                 let request = peer.request();
                 let extents: Vec<_> = (0..count).map(|n| (512, n % 2)).collect();
                 peer.says(status(D, request.cookie, 1, &extents));
@@ -158,8 +158,8 @@ fn defect_5_names_and_descriptions_are_apart() {
             let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
         });
         let greeted = ConnectOptions::new().start(&uri).expect("greeted");
-        let mut haggling = greeted.negotiation().expect("fixed newstyle");
-        let list = haggling.list().expect("listed");
+        let mut negotiation = greeted.negotiation().expect("fixed newstyle");
+        let list = negotiation.list().expect("listed");
         assert_eq!(list.len(), 2);
         assert_eq!(list[0].name.as_ref().expect("legal").as_str(), "disk");
         assert_eq!(list[0].description.as_str(), "A nice description");
@@ -167,7 +167,7 @@ fn defect_5_names_and_descriptions_are_apart() {
             list[1].name.as_ref().is_ok_and(ExportName::is_default)
                 && list[1].description.is_empty()
         );
-        drop(haggling);
+        drop(negotiation);
         server.join().expect("the script ends");
     });
 }
@@ -286,7 +286,7 @@ fn defect_9_after_a_timeout_the_connection_is_in_step() {
     within(10, || {
         let options = ConnectOptions::new().request_timeout(Some(LIMIT));
         let (sender, receiver) = mpsc::channel();
-        let (client, server) = session(Haggling::simple(), &options, move |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, move |peer| {
             let late = peer.request();
             receiver.recv().expect("it is given up");
             peer.says(sr(0, late.cookie, [0xee; 512]));

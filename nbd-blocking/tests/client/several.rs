@@ -4,7 +4,7 @@ use crate::support::{
     bytes,
     host::{Host, disk},
     pause,
-    script::Haggling,
+    script::Negotiation,
     spawn, within,
 };
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Lost};
@@ -16,10 +16,10 @@ use std::{
 /// `NBD_FLAG_CAN_MULTI_CONN`.
 const CAN_MULTI_CONN: u16 = 1 << 8;
 
-fn haggling() -> Haggling {
-    Haggling {
+fn negotiation() -> Negotiation {
+    Negotiation {
         size: 1 << 20,
-        ..Haggling::simple()
+        ..Negotiation::simple()
     }
 }
 
@@ -35,11 +35,11 @@ fn there_are_several_connections_only_if_the_server_keeps_them_consistent() {
         for (may, wanted, there) in [(true, 3, 3), (false, 3, 1), (true, 0, 1), (true, 1, 1)] {
             let disk = disk(1 << 20);
             let host = Host::start(move |number, peer| {
-                let mut haggling = haggling();
+                let mut negotiation = negotiation();
                 if !may {
-                    haggling.flags &= !CAN_MULTI_CONN;
+                    negotiation.flags &= !CAN_MULTI_CONN;
                 }
-                peer.try_haggle(&haggling)?;
+                peer.try_negotiate(&negotiation)?;
                 peer.serve(number, &disk)
             });
             let client = connect(&host, wanted);
@@ -54,18 +54,18 @@ fn there_are_several_connections_only_if_the_server_keeps_them_consistent() {
 #[test]
 fn connections_to_exports_that_differ_are_refused() {
     // C-190, H-039
-    type Change = fn(&mut Haggling);
+    type Change = fn(&mut Negotiation);
     let changes: [(Change, &str); 4] = [
-        (|haggling| haggling.size = 4096, "its size"),
-        (|haggling| haggling.flags |= 2, "its flags"),
+        (|negotiation| negotiation.size = 4096, "its size"),
+        (|negotiation| negotiation.flags |= 2, "its flags"),
         (
-            |haggling| haggling.block_sizes = Some((512, 4096, 1 << 20)),
+            |negotiation| negotiation.block_sizes = Some((512, 4096, 1 << 20)),
             "its block sizes",
         ),
         (
-            |haggling| {
-                haggling.structured = true;
-                haggling.flags &= !(1 << 7); // the server has SEND_DF only with structured replies
+            |negotiation| {
+                negotiation.structured = true;
+                negotiation.flags &= !(1 << 7); // the server has SEND_DF only with structured replies
             },
             "the headers that are agreed on",
         ),
@@ -73,11 +73,11 @@ fn connections_to_exports_that_differ_are_refused() {
     within(10, move || {
         for (change, expected) in changes {
             let host = Host::start(move |number, peer| {
-                let mut haggling = haggling();
+                let mut negotiation = negotiation();
                 if number == 1 {
-                    change(&mut haggling);
+                    change(&mut negotiation);
                 }
-                peer.try_haggle(&haggling)?;
+                peer.try_negotiate(&negotiation)?;
                 peer.serve(number, &disk(0))
             });
             let options = ConnectOptions::new().connections(2);
@@ -99,7 +99,7 @@ fn a_request_goes_where_there_is_the_least_to_do() {
         let (log, gate) = (disk.clone(), Arc::new(Barrier::new(2)));
         let held = gate.clone();
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             loop {
                 let (request, payload) = peer.try_request()?;
                 let data = disk.lock().expect("no panics");
@@ -145,7 +145,7 @@ fn one_flush_covers_writes_over_all_connections() {
         let (sender, receiver) = mpsc::channel();
         let sender = Mutex::new(sender);
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             let mut first = true;
             loop {
                 let (request, payload) = peer.try_request()?;
@@ -194,7 +194,7 @@ fn every_connection_is_disconnected() {
             let (sender, receiver) = mpsc::channel();
             let sender = Mutex::new(sender);
             let host = Host::start(move |number, peer| {
-                peer.try_haggle(&haggling())?;
+                peer.try_negotiate(&negotiation())?;
                 let (request, _) = peer.try_request()?;
                 let sender = sender.lock().expect("no panics").clone();
                 let sent = sender.send((number, request.command, peer.rest()));
@@ -223,7 +223,7 @@ fn a_client_goes_on_with_the_connections_that_are_left() {
     within(10, || {
         let disk = disk(1 << 20);
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             if number == 0 {
                 peer.try_request()?;
                 return Ok(()); // the server ends at this request
@@ -256,9 +256,9 @@ fn a_late_change_of_another_connection_is_waited_for() {
         let (go_on, wait) = mpsc::channel::<()>();
         let wait = Mutex::new(wait);
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&Haggling {
+            peer.try_negotiate(&Negotiation {
                 block_sizes: Some((4096, 4096, 1 << 20)),
-                ..haggling()
+                ..negotiation()
             })?;
             loop {
                 let (request, payload) = peer.try_request()?;

@@ -4,10 +4,10 @@ use crate::support::{
     Random, bytes,
     model::{Disk, Model},
     pause,
-    script::{Haggling, session},
+    script::{Negotiation, session},
     spawn, within,
 };
-use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, Lost, Mode};
+use nbd_blocking::{Client, CommandFlags, ConnectOptions, Error, HeaderStyle, Lost};
 use std::{
     sync::{Arc, mpsc},
     time::Duration,
@@ -84,7 +84,7 @@ fn queue(client: &Client, own: &[u8], start: usize, random: &mut Random) {
     assert!(places.is_empty());
 }
 
-fn over_unix(model: Model, mode: Mode) {
+fn over_unix(model: Model, mode: HeaderStyle) {
     within(20, move || {
         let (stream, disk) = model.unix();
         let client = ConnectOptions::new()
@@ -96,7 +96,7 @@ fn over_unix(model: Model, mode: Mode) {
     });
 }
 
-fn over_tcp(model: Model, mode: Mode) {
+fn over_tcp(model: Model, mode: HeaderStyle) {
     within(20, move || {
         let (stream, disk) = model.tcp();
         let client = ConnectOptions::new()
@@ -110,33 +110,33 @@ fn over_tcp(model: Model, mode: Mode) {
 
 #[test]
 fn sixteen_threads_over_unix_with_simple_replies() {
-    over_unix(Model::new(32 * MIB).simple(), Mode::Simple);
+    over_unix(Model::new(32 * MIB).simple(), HeaderStyle::Simple);
 }
 
 #[test]
 fn sixteen_threads_over_unix_with_structured_replies() {
     // C-205
-    over_unix(Model::new(32 * MIB).structured(), Mode::Structured);
+    over_unix(Model::new(32 * MIB).structured(), HeaderStyle::Structured);
 }
 
 #[test]
 fn sixteen_threads_over_unix_with_extended_headers() {
-    over_unix(Model::new(32 * MIB), Mode::Extended);
+    over_unix(Model::new(32 * MIB), HeaderStyle::Extended);
 }
 
 #[test]
 fn sixteen_threads_over_tcp_with_simple_replies() {
-    over_tcp(Model::new(32 * MIB).simple(), Mode::Simple);
+    over_tcp(Model::new(32 * MIB).simple(), HeaderStyle::Simple);
 }
 
 #[test]
 fn sixteen_threads_over_tcp_with_structured_replies() {
-    over_tcp(Model::new(32 * MIB).structured(), Mode::Structured);
+    over_tcp(Model::new(32 * MIB).structured(), HeaderStyle::Structured);
 }
 
 #[test]
 fn sixteen_threads_over_tcp_with_extended_headers() {
-    over_tcp(Model::new(32 * MIB), Mode::Extended);
+    over_tcp(Model::new(32 * MIB), HeaderStyle::Extended);
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_client_that_waits_is_not_forgotten_by_a_queue_that_waited_for_room() {
                 ..nbd_blocking::Limits::default()
             };
             let options = ConnectOptions::new().request_timeout(None).limits(limits);
-            let (client, server) = session(Haggling::simple(), &options, move |peer| {
+            let (client, server) = session(Negotiation::simple(), &options, move |peer| {
                 let first = peer.request();
                 let second = peer.request();
                 pause(5 + round % 3);
@@ -283,7 +283,7 @@ fn a_client_that_waits_is_not_forgotten_by_a_queue_that_waited_for_room() {
 fn the_last_clone_disconnects() {
     // C-186
     within(10, || {
-        let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::simple(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             peer.says(bytes::sr(0, read.cookie, [9; 512]));
             peer.disconnect();
@@ -308,7 +308,7 @@ fn a_disconnect_waits_for_requests_in_flight() {
     within(10, || {
         let (sender, receiver) = mpsc::channel();
         let options = ConnectOptions::new();
-        let (client, server) = session(Haggling::simple(), &options, move |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, move |peer| {
             let read = peer.request();
             sender.send(()).expect("it is waited for");
             assert!(
@@ -386,7 +386,7 @@ fn a_disconnect_does_not_wait_for_ever() {
     within(15, || {
         let options = ConnectOptions::new().request_timeout(None);
         let (sender, receiver) = mpsc::channel();
-        let (client, server) = session(Haggling::simple(), &options, move |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, move |peer| {
             assert_eq!(peer.request().command, 0);
             sender.send(()).expect("it is waited for");
             peer.rest().len()
@@ -409,7 +409,7 @@ fn a_disconnect_does_not_wait_for_ever() {
 fn two_disconnects_at_once_send_one_command() {
     within(10, || {
         for _ in 0..50 {
-            let (client, server) = session(Haggling::simple(), &ConnectOptions::new(), |peer| {
+            let (client, server) = session(Negotiation::simple(), &ConnectOptions::new(), |peer| {
                 peer.disconnect();
             });
             let other = {

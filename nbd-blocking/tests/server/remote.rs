@@ -171,12 +171,12 @@ fn compare(uri: &str, contexts: &[ContextName], len: usize) {
     for name in contexts {
         let merged = |client: &Client| {
             let mut merged: Vec<(u64, u64)> = Vec::new();
-            for stretch in client.extents(0..len as u64) {
-                let stretch = stretch.unwrap();
-                let status = stretch.status_of(name).unwrap();
+            for run in client.extents(0..len as u64) {
+                let run = run.unwrap();
+                let status = run.status_of(name).unwrap();
                 match merged.last_mut() {
-                    Some((len, last)) if *last == status => *len += stretch.len,
-                    _ => merged.push((stretch.len, status)),
+                    Some((len, last)) if *last == status => *len += run.len,
+                    _ => merged.push((run.len, status)),
                 }
             }
             merged

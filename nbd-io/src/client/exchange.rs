@@ -10,7 +10,7 @@ use super::{Connected, NegotiationError};
 use crate::transport::{DriveError, Transport, drive, read, write_all};
 use bytes::BytesMut;
 use nbd_proto::{
-    ContextName, Error, ExportInfo, ExportName, Mode, OptionError, Phase, Step,
+    ContextName, Error, ExportInfo, ExportName, HeaderStyle, OptionError, Phase, Step,
     client::{
         Context, Encrypted, Go, GoOutcome, ListEntry, MetaContextEntry, Options, Plain, Rejected,
         Settled, TlsOutcome, Transmission,
@@ -50,7 +50,7 @@ impl<H> Refused<H> {
     }
 }
 
-/// A connection that haggles: one option after the other, in any order that the protocol allows.
+/// A connection that negotiates: one option after the other, in any order that the protocol allows.
 ///
 /// A method that fails with [`NegotiationError::Refused`] or [`NegotiationError::Misuse`] leaves
 /// the handle usable. After any other error the connection is closed, and every later call says so
@@ -103,10 +103,10 @@ impl<T: Transport, S> OptionExchange<T, S> {
 
     /// Which headers transmission would use if it started now.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> HeaderStyle {
         self.usable
             .as_ref()
-            .map_or(Mode::Simple, |usable| usable.options.mode())
+            .map_or(HeaderStyle::Simple, |usable| usable.options.mode())
     }
 
     /// Lists exports.
@@ -258,7 +258,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
         }) = self.usable.take()
         {
             options.abort(&mut self.buffer);
-            goodbye(&mut *transport, &mut self.buffer).await;
+            send_abort(&mut *transport, &mut self.buffer).await;
         }
     }
 
@@ -349,11 +349,11 @@ impl<T: Transport, S> Drop for OptionExchange<T, S> {
             options,
         }) = self.usable.take()
         {
-            transport.hurry();
+            transport.fail_instead_of_waiting();
             options.abort(&mut self.buffer);
             // Polled once: what cannot be done at once is not done.
-            let farewell = pin!(goodbye(&mut *transport, &mut self.buffer));
-            let _ = farewell.poll(&mut task::Context::from_waker(Waker::noop()));
+            let abort = pin!(send_abort(&mut *transport, &mut self.buffer));
+            let _ = abort.poll(&mut task::Context::from_waker(Waker::noop()));
         }
     }
 }
@@ -420,7 +420,7 @@ async fn enter_by_name<T: Transport>(
 
 /// Sends NBD_OPT_ABORT and waits for the answer, or the end of the stream. The peer may be gone
 /// already, which does not matter.
-async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
+async fn send_abort<T: Transport>(transport: &mut T, out: &mut BytesMut) {
     if write_all(transport, out).await.is_err()
         || poll_fn(|cx| transport.poll_shutdown(cx)).await.is_err()
     {

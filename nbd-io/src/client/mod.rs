@@ -23,7 +23,7 @@ mod planning;
 mod range_locks;
 mod reconnect;
 mod request;
-pub mod shared;
+pub mod tasks;
 mod write_log;
 
 #[doc(hidden)]
@@ -45,9 +45,9 @@ pub use negotiate::{Connected, NegotiationError, negotiate};
 pub use negotiated::Negotiated;
 pub use negotiation::{Greeted, Negotiation, Newstyle, Oldstyle, RefusedStep, StepResult};
 pub use options::ConnectOptions;
-pub use planning::Stretch;
+pub use planning::StatusRun;
 #[doc(hidden)]
-pub use planning::{ExtentStep, Part, Piece, Stretches, WINDOW, index, length, longest, split};
+pub use planning::{ExtentStep, Part, Piece, StatusRuns, WINDOW, index, length, longest, split};
 #[doc(hidden)]
 pub use range_locks::{Claim, Owner, RangeLocks};
 pub use reconnect::{ConnectionState, Reconnect};

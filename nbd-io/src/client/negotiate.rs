@@ -11,7 +11,7 @@ use super::{
 };
 use crate::transport::{DriveError, Transport};
 use nbd_proto::{
-    ContextName, Error, ExportName, Misuse, Mode, OptionError,
+    ContextName, Error, ExportName, HeaderStyle, Misuse, OptionError,
     client::{Context, Go, Transmission},
     wire::OptionReplyCode,
 };
@@ -146,17 +146,17 @@ where
 {
     if config.tls == TlsPolicy::Always {
         let only = greet_secure(transport, config.protocol).await?;
-        return Box::pin(haggle(only.start_tls(upgrade).await?, config)).await;
+        return Box::pin(negotiate_options(only.start_tls(upgrade).await?, config)).await;
     }
     match greet(transport, config.protocol).await? {
         Greeted::FixedNewstyle(exchange) if config.tls == TlsPolicy::IfOffered => {
             match exchange.start_tls(upgrade).await? {
-                Ok(exchange) => Box::pin(haggle(exchange, config)).await,
-                Err(refused) => Box::pin(haggle(refused.handle, config)).await,
+                Ok(exchange) => Box::pin(negotiate_options(exchange, config)).await,
+                Err(refused) => Box::pin(negotiate_options(refused.handle, config)).await,
             }
         }
         // In a box, because everything above it would move a future of its size.
-        Greeted::FixedNewstyle(exchange) => Box::pin(haggle(exchange, config)).await,
+        Greeted::FixedNewstyle(exchange) => Box::pin(negotiate_options(exchange, config)).await,
         Greeted::Newstyle(transport, newstyle) => {
             require(config, &[], TOO_OLD)?;
             enter_newstyle(transport, newstyle, &config.export).await
@@ -181,7 +181,7 @@ where
 ///
 /// A refusal is never tried again: what a server could want (TLS, extended headers, the question
 /// for block sizes) has been offered before, unless the caller switched it off.
-async fn haggle<T: Transport, S>(
+async fn negotiate_options<T: Transport, S>(
     mut exchange: OptionExchange<T, S>,
     config: &NegotiationConfig,
 ) -> Result<Connected<T>, NegotiationError> {
@@ -200,7 +200,7 @@ async fn haggle<T: Transport, S>(
         Ok(entered) => return Ok(entered),
         Err(refused) => refused,
     };
-    if error.code == OptionReplyCode::ErrUnsup && exchange.mode() != Mode::Extended {
+    if error.code == OptionReplyCode::ErrUnsup && exchange.mode() != HeaderStyle::Extended {
         return exchange.export_name(&config.export).await;
     }
     exchange.abort().await;
@@ -212,16 +212,16 @@ async fn prepare<T: Transport, S>(
     exchange: &mut OptionExchange<T, S>,
     config: &NegotiationConfig,
 ) -> Result<(), NegotiationError> {
-    if config.extended_headers && exchange.mode() != Mode::Extended {
+    if config.extended_headers && exchange.mode() != HeaderStyle::Extended {
         overlook(exchange.extended_headers().await)?;
     }
-    if config.structured_replies && exchange.mode() == Mode::Simple {
+    if config.structured_replies && exchange.mode() == HeaderStyle::Simple {
         overlook(exchange.structured_reply().await)?;
     }
     if config.contexts.is_empty() {
         return Ok(());
     }
-    if exchange.mode() == Mode::Simple {
+    if exchange.mode() == HeaderStyle::Simple {
         return require(config, &[], "there are no structured replies");
     }
     let selecting = exchange.set_meta_context(&config.export, &config.contexts);

@@ -1,7 +1,7 @@
 //! What was agreed on with a server, and whether another connection agrees.
 
 use super::{Connected, Reconnect, longest};
-use nbd_proto::{BlockSizes, Command, ContextName, ExportInfo, Mode, client::Context};
+use nbd_proto::{BlockSizes, Command, ContextName, ExportInfo, HeaderStyle, client::Context};
 
 /// What does not change during transmission, and is the same on all connections of a client.
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ pub struct Negotiated {
     /// The export as the server described it.
     pub export: ExportInfo,
     /// Which headers are used.
-    pub mode: Mode,
+    pub mode: HeaderStyle,
     /// The meta contexts that were selected.
     pub contexts: Vec<Context>,
     /// The block sizes that hold.

@@ -6,7 +6,7 @@ use super::{
     exchange::{self, OptionExchange, Refused},
 };
 use nbd_proto::{
-    ContextName, ExportInfo, ExportName, Mode,
+    ContextName, ExportInfo, ExportName, HeaderStyle,
     client::{self, Context, Encrypted, Go, ListEntry, MetaContextEntry, Plain},
 };
 use std::{fmt, time::Duration};
@@ -155,7 +155,7 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
 
     /// Which headers transmission would use if it started now.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> HeaderStyle {
         self.exchange.mode()
     }
 

@@ -5,7 +5,7 @@
 mod extents;
 mod split;
 
-pub use extents::{ExtentStep, Stretch, Stretches};
+pub use extents::{ExtentStep, StatusRun, StatusRuns};
 pub use split::{Piece, split};
 
 use super::{Error, Negotiated};

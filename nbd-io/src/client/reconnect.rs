@@ -32,7 +32,7 @@ use std::{
 ///
 /// What a program can rely on:
 ///
-/// * What was [flushed](super::shared::Client::flush), or written with
+/// * What was [flushed](super::tasks::Client::flush), or written with
 ///   [`FUA`](nbd_proto::CommandFlags::FUA), is on stable storage.
 /// * Writes that were answered and not flushed may be gone if the server crashed, as those of any
 ///   disk. If there were any when a connection was lost, the next flush of each clone of the client

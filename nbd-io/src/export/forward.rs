@@ -291,8 +291,8 @@ mod tests {
         let boxed: Box<dyn Export> = Box::new(recorder.clone());
         let pointers: [&dyn Export; 4] = [&&*recorder, &recorder, &shared, &boxed];
         for pointer in pointers {
-            let told = (pointer.size(), export_info(pointer), pointer.may_block());
-            assert_eq!(told, (1000, export_info(&recorder), false));
+            let described = (pointer.size(), export_info(pointer), pointer.may_block());
+            assert_eq!(described, (1000, export_info(&recorder), false));
             let (failures, calls) = recorder.everything(pointer, 100);
             assert_eq!((failures, calls), (vec![], Recorder::all(100)));
         }

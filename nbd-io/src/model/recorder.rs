@@ -37,7 +37,7 @@ impl Recorder {
         wrapper: &dyn Export,
         offset: u64,
     ) -> (Vec<Failure>, Vec<String>) {
-        let told = |export: &dyn Export| {
+        let described = |export: &dyn Export| {
             let description = export.description().to_owned();
             (
                 description,
@@ -46,7 +46,7 @@ impl Recorder {
                 export.finds_zeroes(),
             )
         };
-        assert_eq!(told(wrapper), told(self));
+        assert_eq!(described(wrapper), described(self));
         self.calls().clear();
         let buf = &mut [0; 10];
         let context = contexts()[1].name.clone();

@@ -1,10 +1,10 @@
 //! The answers to a client's questions.
 
-use super::negotiation::Haggled;
+use super::negotiation::Negotiated;
 use crate::{Exports, Offer, Unavailable, export_info};
 use bytes::BytesMut;
 use nbd_proto::{
-    Error, ExportInfo, ExportName, Mode, TransmissionFlags,
+    Error, ExportInfo, ExportName, HeaderStyle, TransmissionFlags,
     server::{
         ExportNameRequest, GoRequest, InfoRequest, ListMetaContextRequest, ListRequest, Options,
         Refusal, Requested, Security, SetMetaContextRequest,
@@ -23,7 +23,7 @@ pub(super) enum Answer<S> {
     /// The client wants to end the connection.
     Aborted,
     /// None will follow for now.
-    Haggled(Haggled),
+    Negotiated(Negotiated),
 }
 
 /// Answers an option; what is to be sent is appended to `out`.
@@ -36,14 +36,14 @@ pub(super) fn answer<S: Security>(
         Requested::List(request) => Answer::Options(list(request, exports, out)),
         Requested::Info(request) => Answer::Options(info(request, exports, out)),
         Requested::Go(request) => go(request, exports, out),
-        Requested::ExportName(request) => Answer::Haggled(export_name(request, exports, out)?),
+        Requested::ExportName(request) => Answer::Negotiated(export_name(request, exports, out)?),
         Requested::ListMetaContext(request) => {
             Answer::Options(list_meta_context(request, exports, out))
         }
         Requested::SetMetaContext(request) => {
             Answer::Options(set_meta_context(request, exports, out))
         }
-        Requested::StartTls(start) => Answer::Haggled(Haggled::StartTls(start.into())),
+        Requested::StartTls(start) => Answer::Negotiated(Negotiated::StartTls(start.into())),
         Requested::Abort(_) => Answer::Aborted,
     })
 }
@@ -146,7 +146,7 @@ fn go<S: Security>(request: GoRequest<S>, exports: &dyn Exports, out: &mut Bytes
             let name = request.name().clone();
             let same = is_same(exports, &offer, &name, request.contexts_export());
             let transmission = request.same_export_as_contexts(same).accept(&info, out);
-            Answer::Haggled(Haggled::Entered {
+            Answer::Negotiated(Negotiated::Entered {
                 transmission,
                 export: offer.export,
                 name,
@@ -160,7 +160,7 @@ fn export_name<S: Security>(
     request: ExportNameRequest<S>,
     exports: &dyn Exports,
     out: &mut BytesMut,
-) -> Result<Haggled, Error> {
+) -> Result<Negotiated, Error> {
     let offer = match find(exports, request.name(), request.is_secure()) {
         Ok(offer) => offer,
         Err(Unavailable { refusal, .. }) => {
@@ -175,7 +175,7 @@ fn export_name<S: Security>(
     let info = describe(&offer, &name);
     let same = is_same(exports, &offer, &name, request.contexts_export());
     let transmission = request.same_export_as_contexts(same).accept(&info, out);
-    Ok(Haggled::Entered {
+    Ok(Negotiated::Entered {
         transmission,
         export: offer.export,
         name,
@@ -191,7 +191,7 @@ fn list_meta_context<S: Security>(
         Ok(offer) => offer,
         Err(why) => return request.refuse(why.refusal, why.message.as_str(), out),
     };
-    let extended = request.mode() == Mode::Extended;
+    let extended = request.mode() == HeaderStyle::Extended;
     let (mut listed, mut left_out) = (false, false);
     for context in offer.export.contexts() {
         if context.wide && !extended {
@@ -216,7 +216,7 @@ fn set_meta_context<S: Security>(
         Ok(offer) => offer,
         Err(why) => return request.refuse(why.refusal, why.message.as_str(), out),
     };
-    let extended = request.mode() == Mode::Extended;
+    let extended = request.mode() == HeaderStyle::Extended;
     for context in offer.export.contexts() {
         // A description that cannot be sent counts as missing: the client goes on with the others.
         if !context.wide || extended {

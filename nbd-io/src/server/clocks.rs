@@ -1,6 +1,6 @@
 //! What a session waits for besides its client and its export.
 
-use super::registry::Place;
+use super::registry::Registration;
 use crate::runtime::Runtime;
 use std::{
     pin::Pin,
@@ -10,62 +10,62 @@ use std::{
 
 /// What is waited for besides the client and the export.
 pub(super) struct Clocks<S> {
-    pub(super) bell: Bell,
+    pub(super) timer_waker: TimerWaker,
     pub(super) idle: Option<Clock<S>>,
-    pub(super) rest: Option<Clock<S>>,
+    pub(super) idle_shrink: Option<Clock<S>>,
     /// Until a request is refused for which there is no memory.
     pub(super) shortage: Option<Clock<S>>,
     /// While the server stops: until the client is taken to have no more requests.
-    pub(super) lull: Option<Clock<S>>,
+    pub(super) quiet: Option<Clock<S>>,
     /// While the server stops: until it is done in any case.
-    pub(super) last_call: Option<S>,
+    pub(super) stop_deadline: Option<S>,
     /// Until a client that has left and does not take its replies is given up.
-    pub(super) farewell: Option<Clock<S>>,
+    pub(super) disconnect: Option<Clock<S>>,
 }
 
 impl<S> Clocks<S> {
-    pub(super) fn new(place: &Place) -> Self {
+    pub(super) fn new(place: &Registration) -> Self {
         Self {
-            bell: Bell::new(place),
+            timer_waker: TimerWaker::new(place),
             idle: None,
-            rest: None,
+            idle_shrink: None,
             shortage: None,
-            lull: None,
-            last_call: None,
-            farewell: None,
+            quiet: None,
+            stop_deadline: None,
+            disconnect: None,
         }
     }
 }
 
 /// Rings when a timer of a connection has ended, so that a task which is woken for each request need
 /// not ask each timer each time.
-pub(super) struct Bell {
+pub(super) struct TimerWaker {
     waker: Waker,
     /// Whom it wakes.
     task: Option<Waker>,
     /// How often it rang.
-    rings: u64,
+    wakes: u64,
 }
 
-impl Bell {
-    fn new(place: &Place) -> Self {
+impl TimerWaker {
+    fn new(place: &Registration) -> Self {
         Self {
-            waker: place.bell(),
+            waker: place.timer_waker(),
             task: None,
-            rings: 0,
+            wakes: 0,
         }
     }
 
     /// To be called before clocks are looked at: from now on the task is woken when one of them ends,
     /// and when the connection has to.
-    pub(super) fn attend<R: Runtime>(&mut self, place: &Place, cx: &Context<'_>) {
+    pub(super) fn set_waker<R: Runtime>(&mut self, place: &Registration, cx: &Context<'_>) {
         let is_known = |task: &Waker| task.will_wake(cx.waker());
         if !self.task.as_ref().is_some_and(is_known) {
             place.wake(cx.waker());
             self.task = Some(cx.waker().clone());
         }
         if !R::TIMERS_WAKE || place.has_rung() {
-            self.rings += 1;
+            self.wakes += 1;
         }
     }
 }
@@ -75,27 +75,27 @@ pub(super) struct Clock<S> {
     sleep: S,
     /// The bytes that had been moved.
     moved: u64,
-    /// How often the bell had rung when the timer was last asked.
-    rings: u64,
+    /// How often the waker of timers had rung when the timer was last asked.
+    wakes: u64,
 }
 
 /// Whether nothing was moved for at least `time`, and at most twice as long.
 #[inline]
 pub(super) fn elapsed<R: Runtime>(
     clock: &mut Option<Clock<R::Sleep>>,
-    bell: &Bell,
+    timer_waker: &TimerWaker,
     runtime: &R,
     time: Duration,
     moved: u64,
 ) -> bool {
-    let is_set = matches!(clock, Some(clock) if clock.rings == bell.rings);
-    !is_set && look(clock, bell, runtime, time, moved)
+    let is_set = matches!(clock, Some(clock) if clock.wakes == timer_waker.wakes);
+    !is_set && poll_clock(clock, timer_waker, runtime, time, moved)
 }
 
 /// Sets a clock, or asks one that may have ended.
-fn look<R: Runtime>(
+fn poll_clock<R: Runtime>(
     clock: &mut Option<Clock<R::Sleep>>,
-    bell: &Bell,
+    timer_waker: &TimerWaker,
     runtime: &R,
     time: Duration,
     moved: u64,
@@ -104,10 +104,10 @@ fn look<R: Runtime>(
         let set = clock.get_or_insert_with(|| Clock {
             sleep: runtime.sleep(time),
             moved,
-            rings: bell.rings,
+            wakes: timer_waker.wakes,
         });
-        set.rings = bell.rings;
-        let cx = &mut Context::from_waker(&bell.waker);
+        set.wakes = timer_waker.wakes;
+        let cx = &mut Context::from_waker(&timer_waker.waker);
         if Pin::new(&mut set.sleep).poll(cx).is_pending() {
             return false;
         }
@@ -191,17 +191,23 @@ mod tests {
         let cx = &Context::from_waker(&task);
         let mut clocks = Clocks::new(&place);
         let mut look = |moved| {
-            clocks.bell.attend::<Counting>(&place, cx);
-            let bell = &clocks.bell;
-            elapsed(&mut clocks.rest, bell, &runtime, Duration::ZERO, moved)
+            clocks.timer_waker.set_waker::<Counting>(&place, cx);
+            let timer_waker = &clocks.timer_waker;
+            elapsed(
+                &mut clocks.idle_shrink,
+                timer_waker,
+                &runtime,
+                Duration::ZERO,
+                moved,
+            )
         };
         for moved in 0..3 {
             assert!(!look(moved));
         }
         assert_eq!(polls(), 1);
         runtime.is_over.store(1, Ordering::Relaxed);
-        let bell = runtime.waker.lock().unwrap().take().unwrap();
-        bell.wake();
+        let timer_waker = runtime.waker.lock().unwrap().take().unwrap();
+        timer_waker.wake();
         assert_eq!(runtime.wakes.load(Ordering::Relaxed), 1);
         // It was not polled in time, but nothing was moved either.
         assert!(look(0));

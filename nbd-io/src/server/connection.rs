@@ -1,12 +1,12 @@
 //! One connection, from its first byte to its last.
 
 use super::{
-    Ended, Ending, Event, NegotiationError, Peer, Settings,
-    admission::Admission,
+    CloseReason, Ended, Event, NegotiationError, Peer, Settings,
+    authorizer::Authorizer,
     jobs::{Panicked, guard},
     negotiation::{Entered, negotiate_with},
-    registry::Place,
-    session::{LULL, Session},
+    registry::Registration,
+    session::{QUIET, Session},
 };
 use crate::{
     runtime::Runtime,
@@ -31,8 +31,8 @@ pub(super) async fn serve<T: Transport, R: Runtime>(
     runtime: &R,
     transport: T,
     peer: &Peer,
-    place: &Place,
-) -> Ending {
+    place: &Registration,
+) -> CloseReason {
     let served = serve_client(settings, runtime, transport, peer, place);
     #[cfg(feature = "tracing")]
     let served = {
@@ -47,13 +47,13 @@ async fn serve_client<T: Transport, R: Runtime>(
     runtime: &R,
     transport: T,
     peer: &Peer,
-    place: &Place,
-) -> Ending {
+    place: &Registration,
+) -> CloseReason {
     let connection = place.id();
-    settings.tell(&Event::Connected { connection, peer });
+    settings.notify(&Event::Connected { connection, peer });
     let ending = match enter(settings, runtime, transport, peer, place).await {
         Ok(entered) => {
-            settings.tell(&Event::Entered {
+            settings.notify(&Event::Entered {
                 connection,
                 export: &entered.name,
                 mode: entered.transmission.mode(),
@@ -67,10 +67,10 @@ async fn serve_client<T: Transport, R: Runtime>(
         Err(ending) => ending,
     };
     let ending = match ending {
-        Ending::Stopped if place.is_displaced() => Ending::Displaced,
+        CloseReason::Stopped if place.is_displaced() => CloseReason::Displaced,
         ending => ending,
     };
-    settings.tell(&Event::Closed {
+    settings.notify(&Event::Closed {
         connection,
         ending: &ending,
     });
@@ -82,22 +82,22 @@ async fn enter<T: Transport, R: Runtime>(
     runtime: &R,
     mut transport: T,
     peer: &Peer,
-    place: &Place,
-) -> Result<Entered<Layered<T>>, Ending> {
+    place: &Registration,
+) -> Result<Entered<Layered<T>>, CloseReason> {
     // What a client asks for is found in place by a transport that can wait like that.
-    transport.set_alone(true);
-    let admission = Admission::new(settings, runtime, *peer);
+    transport.set_exclusive(true);
+    let authorizer = Authorizer::new(settings, runtime, *peer);
     let mut negotiation = pin!(negotiate_with(
         Layered::Plain(transport),
         &settings.options,
-        &admission,
+        &authorizer,
         place.stopping(),
         |transport| upgrade(settings, transport),
     ));
     let mut deadline = settings
         .handshake_timeout
         .map(|time| Deadline::new(runtime, time));
-    let mut lull: Option<R::Sleep> = None;
+    let mut quiet: Option<R::Sleep> = None;
     let negotiated = poll_fn(|cx| {
         // The program is asked for its exports, and whether the client may use them.
         match guard(|| negotiation.as_mut().poll(cx)) {
@@ -106,9 +106,9 @@ async fn enter<T: Transport, R: Runtime>(
             Err(panicked) => return Poll::Ready(Err(panicked)),
         }
         if let Some(deadline) = &mut deadline
-            && deadline.is_over(runtime, admission.answered(), cx)
+            && deadline.is_over(runtime, authorizer.answered(), cx)
         {
-            let who = if admission.is_asking() {
+            let who = if authorizer.is_asking() {
                 "the server took too long to find what the client has asked for"
             } else {
                 "the client took too long"
@@ -118,26 +118,26 @@ async fn enter<T: Transport, R: Runtime>(
         }
         // A client in the middle of it learns from a refusal that the server stops.
         if place.poll_stopping(cx).is_ready() {
-            lull.get_or_insert_with(|| runtime.sleep(LULL));
-            if is_over(&mut lull, cx) {
+            quiet.get_or_insert_with(|| runtime.sleep(QUIET));
+            if is_over(&mut quiet, cx) {
                 return Poll::Ready(Ok(None));
             }
         }
         Poll::Pending
     })
     .await
-    .map_err(|Panicked| Ending::Panicked)?;
+    .map_err(|Panicked| CloseReason::Panicked)?;
     match negotiated {
         Some(Ok(Ok(entered))) => Ok(entered),
-        Some(Ok(Err(Ended::Aborted))) => Err(Ending::Aborted),
-        None => Err(Ending::Stopped),
+        Some(Ok(Err(Ended::Aborted))) => Err(CloseReason::Aborted),
+        None => Err(CloseReason::Stopped),
         Some(Ok(Err(Ended::Closed)) | Err(NegotiationError::Io(_) | NegotiationError::Closed))
             if place.is_stopping() =>
         {
-            Err(Ending::Stopped)
+            Err(CloseReason::Stopped)
         }
-        Some(Ok(Err(Ended::Closed))) => Err(Ending::Left),
-        Some(Err(error)) => Err(Ending::Negotiation(error)),
+        Some(Ok(Err(Ended::Closed))) => Err(CloseReason::Left),
+        Some(Err(error)) => Err(CloseReason::Negotiation(error)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::NegotiationError;
 use crate::client::causes;
-use nbd_proto::{ExportName, Mode};
+use nbd_proto::{ExportName, HeaderStyle};
 use std::{fmt, io, net::SocketAddr};
 
 /// Something that happened, worth a line in a log.
@@ -23,7 +23,7 @@ pub enum Event<'a> {
         /// The name by which it asked for the export.
         export: &'a ExportName,
         /// Which headers are used.
-        mode: Mode,
+        mode: HeaderStyle,
         /// Whether TLS is up.
         encrypted: bool,
     },
@@ -32,7 +32,7 @@ pub enum Event<'a> {
         /// The connection.
         connection: u64,
         /// Why.
-        ending: &'a Ending,
+        ending: &'a CloseReason,
     },
     /// There were too many connections in use for one more, or the server is stopping.
     Refused {
@@ -112,7 +112,7 @@ impl fmt::Display for Peer {
 /// Why a connection is closed.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Ending {
+pub enum CloseReason {
     /// The client sent `NBD_CMD_DISC`, and everything was answered.
     Disconnected,
     /// The client gave up the negotiation, in the way that the protocol has for it.
@@ -137,7 +137,7 @@ pub enum Ending {
     Io(io::Error),
 }
 
-impl Ending {
+impl CloseReason {
     /// Whether the connection ended as connections do.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
@@ -148,7 +148,7 @@ impl Ending {
     }
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disconnected => f.write_str("the client disconnected"),

@@ -93,12 +93,12 @@ pub fn execute(
             (ticket, export.write_zeroes(offset, len, mode), fast)
         }
     };
-    let told = result.map_err(|failure| reportable(failure, fast));
-    replies.push(match &told {
+    let sent = result.map_err(|failure| reportable(failure, fast));
+    replies.push(match &sent {
         Ok(()) => ticket.done(),
         Err(failure) => fail(ticket, failure),
     });
-    told
+    sent
 }
 
 /// Carries out a read if the export can do that without waiting. Returns the request where it
@@ -374,9 +374,9 @@ impl Pieces<'_> {
         }
         self.questions += 1;
         match self.export.quick_allocation(at, len) {
-            Ok(told) if told.len == 0 || told.len > len => data(len),
-            Ok(told) if told.len < len.min(WORTHWHILE_HOLE) => data(told.len),
-            Ok(told) => told,
+            Ok(sent) if sent.len == 0 || sent.len > len => data(len),
+            Ok(sent) if sent.len < len.min(WORTHWHILE_HOLE) => data(sent.len),
+            Ok(sent) => sent,
             Err(_) => data(len),
         }
     }
@@ -435,8 +435,8 @@ fn block_status(
             }
             ControlFlow::Continue(())
         });
-        let told = asked.map_err(|failure| reportable(failure, false));
-        let part = match &told {
+        let sent = asked.map_err(|failure| reportable(failure, false));
+        let part = match &sent {
             Ok(()) => ticket.extents(extents.iter().copied()),
             Err(failure) => Part::Last(ticket.fail(failure.errno, words(failure))),
         };
@@ -449,7 +449,7 @@ fn block_status(
             }
             Part::Last(reply) => {
                 replies.push(reply);
-                return told;
+                return sent;
             }
         }
     }

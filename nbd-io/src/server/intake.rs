@@ -339,7 +339,7 @@ mod tests {
     use nbd_proto::{
         ExportInfo, TransmissionFlags,
         server::{Config, oldstyle},
-        wire::{Command, CommandFlags, Mode, RequestHeader},
+        wire::{Command, CommandFlags, HeaderStyle, RequestHeader},
     };
 
     impl Intake {
@@ -358,7 +358,7 @@ mod tests {
             offset: 0,
             len: payload.len() as u64,
         };
-        [header.encode(Mode::Simple).as_bytes(), payload].concat()
+        [header.encode(HeaderStyle::Simple).as_bytes(), payload].concat()
     }
 
     #[test]

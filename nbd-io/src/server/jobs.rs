@@ -88,11 +88,11 @@ struct Job {
     /// It is answered only if it needs no memory, or else returned.
     looks: bool,
     returned: Option<Request>,
-    went: Went,
+    result: JobResult,
 }
 
 /// How carrying it out went.
-enum Went {
+enum JobResult {
     Quick,
     Slow,
     Panicked,
@@ -188,10 +188,10 @@ impl Shared {
                     carry_out(export, request, payload, replies, &self.report);
                 }
             });
-            job.went = match carried_out {
-                Err(Panicked) => Went::Panicked,
-                Ok(()) if is_quick(clock().saturating_sub(before), job.moves) => Went::Quick,
-                Ok(()) => Went::Slow,
+            job.result = match carried_out {
+                Err(Panicked) => JobResult::Panicked,
+                Ok(()) if is_quick(clock().saturating_sub(before), job.moves) => JobResult::Quick,
+                Ok(()) => JobResult::Slow,
             };
             let waker = {
                 let mut state = self.lock();
@@ -307,7 +307,7 @@ impl<R: Runtime> Jobs<R> {
             timed: false,
             looks: false,
             returned: None,
-            went: Went::Quick,
+            result: JobResult::Quick,
         })
     }
 
@@ -367,11 +367,11 @@ impl<R: Runtime> Jobs<R> {
             self.running -= 1;
             self.bytes -= job.moves;
             self.done += 1;
-            match job.went {
-                Went::Quick if job.timed => self.trust = self.trust.saturating_add(1),
-                Went::Slow if job.timed => self.trust = 0,
-                Went::Quick | Went::Slow => {}
-                Went::Panicked => {
+            match job.result {
+                JobResult::Quick if job.timed => self.trust = self.trust.saturating_add(1),
+                JobResult::Slow if job.timed => self.trust = 0,
+                JobResult::Quick | JobResult::Slow => {}
+                JobResult::Panicked => {
                     panicked = true;
                     continue;
                 }

@@ -14,7 +14,7 @@
 //!   +----------------------------------------------------------------------+
 //!                   |
 //!                   v
-//!                Ending
+//!                CloseReason
 //! ```
 //!
 //! A runtime brings its [`Listener`], its [`Transport`](crate::transport::Transport) and what
@@ -24,15 +24,15 @@
 //! transport, each request is carried out by [`execute`], which waits for nothing but the storage,
 //! and what is to be written then is in [`Replies`].
 
-mod admission;
+mod accept_error;
 mod answer;
+mod authorizer;
 mod budget;
 mod buffers;
 mod clocks;
 mod connection;
 mod event;
 mod execute;
-mod hindrance;
 mod host;
 mod intake;
 mod jobs;
@@ -47,8 +47,8 @@ mod stopper;
 #[cfg(test)]
 mod tests;
 
-pub use admission::Applicant;
-pub use event::{Ending, Event, Peer};
+pub use authorizer::ClientIdentity;
+pub use event::{CloseReason, Event, Peer};
 pub use execute::execute;
 pub use host::{Host, Take};
 pub use listener::Listener;

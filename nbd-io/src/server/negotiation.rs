@@ -1,6 +1,6 @@
 //! Negotiation with one client, until it enters an export or leaves.
 
-use super::{admission::Answers, answer::Answer, session::is_end};
+use super::{answer::Answer, authorizer::Answers, session::is_end};
 use crate::{
     Export, Exports,
     transport::{DriveError, Transport, read, write_all},
@@ -184,24 +184,24 @@ where
     } else {
         let handshake = Handshake::new(config, &mut out);
         let asked = table.next(&mut transport, &mut out, handshake).await;
-        let Some(haggling) = close_on_error(&mut transport, asked).await? else {
+        let Some(negotiation) = close_on_error(&mut transport, asked).await? else {
             return Ok(Err(Ended::Closed));
         };
-        let haggled = table.haggle(&mut transport, &mut out, haggling).await;
-        match close_on_error(&mut transport, haggled).await? {
-            Haggled::StartTls(start) => start,
-            haggled => return Ok(haggled.outcome(transport, false)),
+        let negotiated = table.negotiate(&mut transport, &mut out, negotiation).await;
+        match close_on_error(&mut transport, negotiated).await? {
+            Negotiated::StartTls(start) => start,
+            negotiated => return Ok(negotiated.outcome(transport, false)),
         }
     };
     let ready = start.accept(&mut out);
     write_all(&mut transport, &mut out).await?;
     let mut transport = upgrade(transport).await?;
     table.certificate = transport.peer_certificate().map(Arc::from);
-    let haggled = table
-        .haggle(&mut transport, &mut out, ready.upgraded())
+    let negotiated = table
+        .negotiate(&mut transport, &mut out, ready.upgraded())
         .await;
-    let haggled = close_on_error(&mut transport, haggled).await?;
-    Ok(haggled.outcome(transport, true))
+    let negotiated = close_on_error(&mut transport, negotiated).await?;
+    Ok(negotiated.outcome(transport, true))
 }
 
 /// Shuts the transport down when nothing else can be done with it.
@@ -216,7 +216,7 @@ async fn close_on_error<T: Transport, R>(
 }
 
 /// What the options of a connection led to.
-pub(super) enum Haggled {
+pub(super) enum Negotiated {
     Entered {
         transmission: Transmission,
         export: Arc<dyn Export>,
@@ -226,7 +226,7 @@ pub(super) enum Haggled {
     Ended(Ended),
 }
 
-impl Haggled {
+impl Negotiated {
     fn outcome<T>(self, transport: T, encrypted: bool) -> Result<Entered<T>, Ended> {
         match self {
             Self::Entered {
@@ -248,24 +248,24 @@ impl Haggled {
 }
 
 /// A phase in which a server waits for its client.
-trait Waits: Phase {
+trait Awaited: Phase {
     fn is_idle(&self) -> bool;
     fn shut_down(&mut self) {}
 }
 
-impl Waits for Handshake {
+impl Awaited for Handshake {
     fn is_idle(&self) -> bool {
         self.is_idle()
     }
 }
 
-impl Waits for ForcedHandshake {
+impl Awaited for ForcedHandshake {
     fn is_idle(&self) -> bool {
         self.is_idle()
     }
 }
 
-impl Waits for TlsRequired {
+impl Awaited for TlsRequired {
     fn is_idle(&self) -> bool {
         self.is_idle()
     }
@@ -275,7 +275,7 @@ impl Waits for TlsRequired {
     }
 }
 
-impl<S: Security> Waits for Options<S> {
+impl<S: Security> Awaited for Options<S> {
     fn is_idle(&self) -> bool {
         self.is_idle()
     }
@@ -298,7 +298,7 @@ impl<A: Answers + ?Sized> Table<'_, A> {
     ///
     /// Other than [`drive`](crate::transport::drive) it tells a client that leaves between two
     /// messages from one that leaves inside, and looks after every wait whether the server stops.
-    async fn next<T: Transport, P: Waits>(
+    async fn next<T: Transport, P: Awaited>(
         &self,
         transport: &mut T,
         out: &mut BytesMut,
@@ -326,7 +326,7 @@ impl<A: Answers + ?Sized> Table<'_, A> {
         }
     }
 
-    /// Waits for the wish to start TLS, nothing else being granted.
+    /// Awaited for the wish to start TLS, nothing else being granted.
     async fn forced<T: Transport>(
         &self,
         transport: &mut T,
@@ -340,32 +340,32 @@ impl<A: Answers + ?Sized> Table<'_, A> {
             None => Err(Ended::Closed),
             Some(ForcedRequested::StartTls(start)) => Ok(start),
             Some(ForcedRequested::Abort(_)) => {
-                goodbye(transport, out).await;
+                send_and_shut_down(transport, out).await;
                 Err(Ended::Aborted)
             }
         })
     }
 
-    async fn haggle<T: Transport, S: Security>(
+    async fn negotiate<T: Transport, S: Security>(
         &self,
         transport: &mut T,
         out: &mut BytesMut,
         mut options: Options<S>,
-    ) -> Result<Haggled, NegotiationError> {
+    ) -> Result<Negotiated, NegotiationError> {
         loop {
             let Some(requested) = self.next(transport, out, options).await? else {
-                return Ok(Haggled::Ended(Ended::Closed));
+                return Ok(Negotiated::Ended(Ended::Closed));
             };
             let certificate = self.certificate.as_ref();
             match self.answers.answer(requested, certificate, out).await?? {
-                Answer::Options(haggling) => options = haggling,
+                Answer::Options(negotiation) => options = negotiation,
                 Answer::Aborted => {
-                    goodbye(transport, out).await;
-                    return Ok(Haggled::Ended(Ended::Aborted));
+                    send_and_shut_down(transport, out).await;
+                    return Ok(Negotiated::Ended(Ended::Aborted));
                 }
-                Answer::Haggled(haggled) => {
+                Answer::Negotiated(negotiated) => {
                     write_all(transport, out).await?;
-                    return Ok(haggled);
+                    return Ok(negotiated);
                 }
             }
         }
@@ -373,7 +373,7 @@ impl<A: Answers + ?Sized> Table<'_, A> {
 }
 
 /// Sends the last answer. The client may be gone already, which does not matter.
-async fn goodbye<T: Transport>(transport: &mut T, out: &mut BytesMut) {
+async fn send_and_shut_down<T: Transport>(transport: &mut T, out: &mut BytesMut) {
     if write_all(transport, out).await.is_ok() {
         let _ = poll_fn(|cx| transport.poll_shutdown(cx)).await;
     }

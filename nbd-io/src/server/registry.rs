@@ -23,7 +23,7 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct State {
-    connections: HashMap<u64, Arc<Guest>>,
+    connections: HashMap<u64, Arc<Entry>>,
     /// How many of those have to leave for the sake of others, who have come already.
     leaving: usize,
     last: u64,
@@ -32,7 +32,7 @@ struct State {
 }
 
 /// A connection, as others see it.
-struct Guest {
+struct Entry {
     /// Whom to wake when it has to end, or when one of its timers has.
     waker: Mutex<Option<Waker>>,
     /// One of its timers has woken it.
@@ -55,17 +55,17 @@ enum Stage {
     Busy,
 }
 
-impl Guest {
+impl Entry {
     fn new(now: Duration) -> Self {
-        let guest = Self {
+        let entry = Self {
             waker: Mutex::new(None),
             rang: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             displaced: AtomicBool::new(false),
             stage: AtomicU64::new(0),
         };
-        guest.set(Stage::Negotiating, now);
-        guest
+        entry.set(Stage::Negotiating, now);
+        entry
     }
 
     fn set(&self, stage: Stage, since: Duration) {
@@ -106,7 +106,7 @@ impl Guest {
 }
 
 /// As the waker of its timers.
-impl Wake for Guest {
+impl Wake for Entry {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -150,7 +150,11 @@ impl Registry {
     }
 
     /// Takes up a connection, perhaps in place of another one, which is made to end.
-    pub(super) fn enter(self: &Arc<Self>, room: Room, now: Duration) -> Result<Place, Refused> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        room: Room,
+        now: Duration,
+    ) -> Result<Registration, Refused> {
         let mut state = lock(&self.state);
         if self.is_stopping() {
             return Err(Refused::Stopping);
@@ -161,16 +165,16 @@ impl Registry {
         }
         state.last += 1;
         let id = state.last;
-        let guest = Arc::new(Guest::new(now));
-        state.connections.insert(id, Arc::clone(&guest));
+        let entry = Arc::new(Entry::new(now));
+        state.connections.insert(id, Arc::clone(&entry));
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok(Place {
+        Ok(Registration {
             registry: Arc::clone(self),
             id,
-            guest,
+            entry,
         })
     }
 
@@ -178,7 +182,7 @@ impl Registry {
         self.stopping.store(true, Ordering::SeqCst);
         let mut state = lock(&self.state);
         let mut wakers: Vec<_> = state.waiting.take().collect();
-        wakers.extend(state.connections.values().filter_map(|guest| guest.stop()));
+        wakers.extend(state.connections.values().filter_map(|entry| entry.stop()));
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -195,7 +199,7 @@ impl Registry {
 /// A task that waits for the server to stop or for the last connection to end.
 pub(super) struct Watch<'a> {
     registry: &'a Registry,
-    place: watchers::Place,
+    place: watchers::WatcherId,
 }
 
 impl Watch<'_> {
@@ -239,81 +243,81 @@ impl State {
         if self.leaving > room.most / 8 {
             return None;
         }
-        let spare = self.connections.values().filter_map(|guest| {
-            let spare = guest.spare(now, idle)?;
-            Some((spare, guest))
+        let spare = self.connections.values().filter_map(|entry| {
+            let spare = entry.spare(now, idle)?;
+            Some((spare, entry))
         });
-        let (_, guest) = spare.min_by_key(|(spare, _)| *spare)?;
+        let (_, entry) = spare.min_by_key(|(spare, _)| *spare)?;
         self.leaving += 1;
-        guest.displaced.store(true, Ordering::SeqCst);
-        Some(guest.stop())
+        entry.displaced.store(true, Ordering::SeqCst);
+        Some(entry.stop())
     }
 }
 
 /// The place of a connection, free again when this is dropped.
-pub(super) struct Place {
+pub(super) struct Registration {
     registry: Arc<Registry>,
     id: u64,
-    guest: Arc<Guest>,
+    entry: Arc<Entry>,
 }
 
-impl Place {
+impl Registration {
     pub(super) const fn id(&self) -> u64 {
         self.id
     }
 
     /// Whether the connection has to end, since the server stops or the place is needed.
     pub(super) fn is_stopping(&self) -> bool {
-        self.guest.stopping.load(Ordering::SeqCst)
+        self.entry.stopping.load(Ordering::SeqCst)
     }
 
     pub(super) fn stopping(&self) -> &AtomicBool {
-        &self.guest.stopping
+        &self.entry.stopping
     }
 
     /// Whether the connection has to end because its place is needed.
     pub(super) fn is_displaced(&self) -> bool {
-        self.guest.displaced.load(Ordering::SeqCst)
+        self.entry.displaced.load(Ordering::SeqCst)
     }
 
     /// The client has entered an export.
     pub(super) fn entered(&self, now: Duration) {
-        self.guest.set(Stage::Unproven, now);
+        self.entry.set(Stage::Unproven, now);
     }
 
     /// Something was moved.
     pub(super) fn busy(&self) {
-        self.guest.set(Stage::Busy, Duration::ZERO);
+        self.entry.set(Stage::Busy, Duration::ZERO);
     }
 
     /// Nothing was moved since then, and nothing is being carried out.
     pub(super) fn idle(&self, since: Duration) {
-        self.guest.set(Stage::Idle, since);
+        self.entry.set(Stage::Idle, since);
     }
 
-    /// Has a task woken when the connection has to end, and by its [timers](Self::bell), from now on
+    /// Has a task woken when the connection has to end, and by its [timers](Self::timer_waker), from now on
     /// and until it is another one.
     pub(super) fn wake(&self, waker: &Waker) {
-        let old = lock(&self.guest.waker).replace(waker.clone());
+        let old = lock(&self.entry.waker).replace(waker.clone());
         drop(old);
     }
 
     /// What timers of the connection are polled with, so that it [knows](Self::has_rung) when one of
     /// them has ended.
-    pub(super) fn bell(&self) -> Waker {
-        Arc::clone(&self.guest).into()
+    pub(super) fn timer_waker(&self) -> Waker {
+        Arc::clone(&self.entry).into()
     }
 
     /// Whether a timer has ended since this was last asked.
     pub(super) fn has_rung(&self) -> bool {
-        let rang = &self.guest.rang;
+        let rang = &self.entry.rang;
         rang.load(Ordering::SeqCst) && rang.swap(false, Ordering::SeqCst)
     }
 
     /// Ready once the connection has to end.
     pub(super) fn poll_stopping(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_stopping() {
-            let mut waker = lock(&self.guest.waker);
+            let mut waker = lock(&self.entry.waker);
             if !waker
                 .as_ref()
                 .is_some_and(|waker| waker.will_wake(cx.waker()))
@@ -330,7 +334,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = lock(&self.registry.state);
         state.connections.remove(&self.id);

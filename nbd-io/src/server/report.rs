@@ -45,7 +45,7 @@ struct Wanted {
 /// A request that is being carried out.
 #[derive(Debug)]
 pub(super) struct Begun {
-    subject: Subject,
+    info: RequestInfo,
     start: Duration,
 }
 
@@ -74,7 +74,7 @@ impl Report {
     pub(super) fn begin(&self, request: &Request) -> Option<Begun> {
         let wanted = self.0.as_ref()?;
         Some(Begun {
-            subject: Subject::of(request),
+            info: RequestInfo::of(request),
             start: (wanted.clock)(),
         })
     }
@@ -82,11 +82,11 @@ impl Report {
     /// A request has been carried out.
     pub(super) fn end(&self, begun: Begun, result: &Result<(), Failure>) {
         let Some(wanted) = &self.0 else { return };
-        let Subject {
+        let RequestInfo {
             command,
             offset,
             len,
-        } = begun.subject;
+        } = begun.info;
         (wanted.on_request)(&Outcome {
             connection: wanted.connection,
             peer: &wanted.peer,
@@ -111,13 +111,13 @@ const LONG_STATUS: u64 = 2 << 20;
 
 /// What a request is about.
 #[derive(Clone, Copy, Debug)]
-struct Subject {
+struct RequestInfo {
     command: Command,
     offset: u64,
     len: u64,
 }
 
-impl Subject {
+impl RequestInfo {
     fn of(request: &Request) -> Self {
         let (command, offset, len) = match request {
             Request::Read { offset, len, .. } => (Command::Read, *offset, u64::from(*len)),

@@ -3,13 +3,13 @@
 #[cfg(feature = "tls")]
 use super::TlsMode;
 use super::{
-    Ending, Event, Host, Listener, Peer, ServerOptions, Take,
-    admission::{Applicant, Authorize},
+    CloseReason, Event, Host, Listener, Peer, ServerOptions, Take,
+    accept_error::AcceptErrorKind,
+    authorizer::{Authorize, ClientIdentity},
     budget::Budget,
     buffers::Buffers,
     connection,
-    hindrance::Hindrance,
-    registry::{Place, Refused, Registry, Room},
+    registry::{Refused, Registration, Registry, Room},
     report::{OnRequest, Outcome},
     stopper::Stopper,
 };
@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// So many connections in a row that could not be accepted are no coincidence: something lasts, such
 /// as a filter of the system's that lets none through, and must not keep the processor busy.
-const FEW: u32 = 16;
+const PASSING_AT_ONCE: u32 = 16;
 
 /// How long connections take at most to close when the server stops.
 const LAST_GRACE: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ pub(super) struct Settings {
 type OnEvent = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
 impl Settings {
-    pub(super) fn tell(&self, event: &Event<'_>) {
+    pub(super) fn notify(&self, event: &Event<'_>) {
         #[cfg(feature = "tracing")]
         event.trace();
         if let Some(on_event) = &self.on_event {
@@ -187,7 +187,7 @@ impl<R: Tasks> Server<R> {
     #[must_use]
     pub fn authorize(
         mut self,
-        authorize: impl Fn(&Applicant<'_>, &ExportName) -> bool + Send + Sync + 'static,
+        authorize: impl Fn(&ClientIdentity<'_>, &ExportName) -> bool + Send + Sync + 'static,
     ) -> Self {
         self.settings.authorize = Some(Arc::new(authorize));
         self
@@ -345,15 +345,15 @@ impl<R: Tasks> Server<R> {
                 }
                 Some(Err(error)) => {
                     passing += 1;
-                    match Hindrance::of(&error) {
-                        Hindrance::Passing if passing < FEW => continue,
-                        Hindrance::Passing | Hindrance::Shortage => {
-                            self.settings.tell(&Event::AcceptFailed { error: &error });
+                    match AcceptErrorKind::of(&error) {
+                        AcceptErrorKind::Passing if passing < PASSING_AT_ONCE => continue,
+                        AcceptErrorKind::Passing | AcceptErrorKind::Shortage => {
+                            self.settings.notify(&Event::AcceptFailed { error: &error });
                             self.pause(RETRY).await;
                             passing = 0;
                             continue;
                         }
-                        Hindrance::Final => return Err(error),
+                        AcceptErrorKind::Final => return Err(error),
                     }
                 }
             };
@@ -389,7 +389,7 @@ impl<R: Tasks> Server<R> {
         &self,
         stream: T,
         peer: Peer,
-    ) -> io::Result<Ending> {
+    ) -> io::Result<CloseReason> {
         let place = self.enter(&peer).map_err(|refused| match refused {
             Refused::Full => io::Error::from(io::ErrorKind::ResourceBusy),
             Refused::Stopping => io::ErrorKind::ConnectionAborted.into(),
@@ -401,16 +401,16 @@ impl<R: Tasks> Server<R> {
         Ok(ending)
     }
 
-    fn enter(&self, peer: &Peer) -> Result<Place, Refused> {
+    fn enter(&self, peer: &Peer) -> Result<Registration, Refused> {
         let entered = self.registry.enter(self.settings.room, self.runtime.now());
         if entered.is_err() {
-            self.settings.tell(&Event::Refused { peer });
+            self.settings.notify(&Event::Refused { peer });
         }
         entered
     }
 
     /// Serves a client in a task of its own.
-    fn start<T: Transport + Send + 'static>(&self, stream: T, peer: Peer, place: Place) {
+    fn start<T: Transport + Send + 'static>(&self, stream: T, peer: Peer, place: Registration) {
         let (settings, runtime) = (self.settings.clone(), self.runtime.clone());
         let unserved = Unserved(Some(settings.clone()));
         // Boxed, because it is long and a runtime moves it more than once.
@@ -463,7 +463,7 @@ impl<R: Host> Server<R> {
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub fn serve_over<'a, S: Send + 'a>(&'a self, stream: S) -> R::Serving<'a, Ending>
+    pub fn serve_over<'a, S: Send + 'a>(&'a self, stream: S) -> R::Serving<'a, CloseReason>
     where
         R: Take<S>,
     {
@@ -487,7 +487,7 @@ impl Drop for Unserved {
     fn drop(&mut self) {
         if let Some(settings) = &self.0 {
             let error = io::Error::other("no task could be started for the connection");
-            settings.tell(&Event::AcceptFailed { error: &error });
+            settings.notify(&Event::AcceptFailed { error: &error });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A client uses an export: from its first request to its last reply.
 
 use super::{
-    Ending, Peer, Replies, Settings,
+    CloseReason, Peer, Replies, Settings,
     budget::Share,
     buffers::Buffers,
     clocks::{Clocks, elapsed},
@@ -9,7 +9,7 @@ use super::{
     intake::{Coming, Intake},
     jobs::{Jobs, Panicked, carry_out, carry_out_now, carry_out_zeroes, guard},
     negotiation::Entered,
-    registry::Place,
+    registry::Registration,
     replies::no_memory,
     report::{Report, payload_len},
 };
@@ -29,7 +29,7 @@ use std::{
 };
 
 /// Replies that are not held back any more for others to join them, in bytes.
-const ENOUGH: usize = 256 << 10;
+const REPLIES_AT_ONCE: usize = 256 << 10;
 
 /// Slices that one write takes at most.
 const SLICES: usize = 64;
@@ -39,14 +39,14 @@ const TURNS: usize = 256;
 
 /// How long a client may keep quiet before it is taken to have no more requests when the server
 /// stops.
-pub(super) const LULL: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 
 /// How long a client that has left may take for what it is still to receive, and how long it is
 /// waited for at the end.
-const FAREWELL: Duration = Duration::from_secs(5);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Memory is given up, and the place if another client needs it, when nothing has come for so long.
-const REST: Duration = Duration::from_secs(2);
+const IDLE_SHRINK: Duration = Duration::from_secs(2);
 
 /// How long a request that needs much memory waits for it.
 const SHORTAGE: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ const TRUSTED: u32 = 16;
 pub(super) struct Session<'a, T, R: Runtime> {
     settings: &'a Settings,
     runtime: &'a R,
-    place: &'a Place,
+    place: &'a Registration,
     transport: T,
     export: Arc<dyn Export>,
     buffers: Arc<Buffers>,
@@ -84,7 +84,7 @@ pub(super) struct Session<'a, T, R: Runtime> {
     /// The place is noted as one that could be given away.
     spare: bool,
     /// Why no more requests are taken.
-    ending: Option<Ending>,
+    ending: Option<CloseReason>,
     clocks: Clocks<R::Sleep>,
 }
 
@@ -92,7 +92,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     pub(super) fn new(
         settings: &'a Settings,
         runtime: &'a R,
-        place: &'a Place,
+        place: &'a Registration,
         peer: &Peer,
         entered: Entered<T>,
     ) -> Self {
@@ -110,7 +110,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             settings,
             runtime,
             place,
-            in_place: !entered.export.may_block() || entered.transport.waits(),
+            in_place: !entered.export.may_block() || entered.transport.is_blocking(),
             transport: entered.transport,
             export: entered.export,
             intake: Intake::new(entered.transmission),
@@ -131,12 +131,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     }
 
     /// Serves the client until it leaves.
-    pub(super) async fn run(mut self) -> Ending {
+    pub(super) async fn run(mut self) -> CloseReason {
         let ending = poll_fn(|cx| self.poll(cx)).await;
-        let has_parted = matches!(ending, Ending::Disconnected)
+        let has_parted = matches!(ending, CloseReason::Disconnected)
             && !self.intake.has_bytes()
             && self.transport.parts_by_drop();
-        if !has_parted && !matches!(ending, Ending::Io(_)) {
+        if !has_parted && !matches!(ending, CloseReason::Io(_)) {
             self.close().await;
         }
         self.intake.give_up(&self.buffers);
@@ -146,22 +146,22 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// Shuts down for writing, and takes what the client still sends for a moment: if the
     /// connection was closed over its requests, it might lose replies that it has not received yet.
     async fn close(&mut self) {
-        self.transport.set_alone(false);
+        self.transport.set_exclusive(false);
         let runtime = self.runtime;
         let most = if self.place.is_stopping() {
-            LULL * 2
+            QUIET * 2
         } else {
-            FAREWELL.min(self.settings.grace)
+            DISCONNECT_TIMEOUT.min(self.settings.grace)
         };
-        let mut patience = runtime.sleep(most);
-        let mut lull = None;
+        let mut timeout = runtime.sleep(most);
+        let mut quiet = None;
         let mut moved = 0;
         poll_fn(|cx| {
-            if Pin::new(&mut patience).poll(cx).is_ready() {
+            if Pin::new(&mut timeout).poll(cx).is_ready() {
                 return Poll::Ready(());
             }
             let said = self.transport.poll_shutdown(cx);
-            if ready!(said).is_err() || self.transport.waits() {
+            if ready!(said).is_err() || self.transport.is_blocking() {
                 return Poll::Ready(());
             }
             let drained = self
@@ -172,13 +172,13 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
                 Poll::Ready(Ok(n)) => {
                     moved += n as u64;
-                    // Who goes on and on is left when patience ends, and others get their turn.
+                    // Who goes on and on is left when the timeout ends, and others get their turn.
                     cx.waker().wake_by_ref();
                 }
             }
-            let bell = &mut self.clocks.bell;
-            bell.attend::<R>(self.place, cx);
-            if elapsed(&mut lull, bell, runtime, LULL, moved) {
+            let timer_waker = &mut self.clocks.timer_waker;
+            timer_waker.set_waker::<R>(self.place, cx);
+            if elapsed(&mut quiet, timer_waker, runtime, QUIET, moved) {
                 return Poll::Ready(());
             }
             Poll::Pending
@@ -186,9 +186,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         .await;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         for _ in 0..TURNS {
-            match self.turn(cx) {
+            match self.step(cx) {
                 Ok(true) => {}
                 Ok(false) => match self.poll_clocks(cx) {
                     Poll::Ready(Some(ending)) => return Poll::Ready(ending),
@@ -207,10 +207,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     }
 
     /// Does what can be done now. Returns whether that was anything, or why this is the end.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
         let mut any = match self.jobs.collect(cx, &mut self.replies) {
             Ok(any) => any,
-            Err(Panicked) => self.end(Ending::Panicked),
+            Err(Panicked) => self.end(CloseReason::Panicked),
         };
         if let Some(request) = self.jobs.take_returned() {
             (self.held, self.looked) = (Some(request), true);
@@ -218,8 +218,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if self.ending.is_none() && (self.intake.has_bytes() || self.held.is_some()) {
             any |= match guard(|| self.consume(cx)) {
                 Ok(Ok(any)) => any,
-                Ok(Err(error)) => self.end(Ending::Protocol(error)),
-                Err(Panicked) => self.end(Ending::Panicked),
+                Ok(Err(error)) => self.end(CloseReason::Protocol(error)),
+                Err(Panicked) => self.end(CloseReason::Panicked),
             };
         }
         match self.poll_write(cx) {
@@ -249,8 +249,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Coming::Requests | Coming::Payload(..) => true,
         };
         if may_come {
-            let alone = self.is_alone() && self.replies.is_empty() && !self.unflushed;
-            self.transport.set_alone(alone);
+            let alone = self.is_exclusive() && self.replies.is_empty() && !self.unflushed;
+            self.transport.set_exclusive(alone);
             let Self {
                 intake,
                 transport,
@@ -269,7 +269,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 Err(error) => return Err(self.broken(error)),
                 Ok(Ok(0)) => self.end_of_requests(),
                 Ok(Ok(n)) => self.has_moved(n),
-                Ok(Err(error)) => self.ending = Some(Ending::Protocol(error)),
+                Ok(Err(error)) => self.ending = Some(CloseReason::Protocol(error)),
             }
         }
         Ok(any)
@@ -284,12 +284,12 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     }
 
     /// Whether the client is the only one to be waited for.
-    fn is_alone(&self) -> bool {
-        self.jobs.running() == 0 && self.ending.is_none() && self.clocks.last_call.is_none()
+    fn is_exclusive(&self) -> bool {
+        self.jobs.running() == 0 && self.ending.is_none() && self.clocks.stop_deadline.is_none()
     }
 
     /// No more requests are taken. Those that were are answered, as far as they can be.
-    fn end(&mut self, ending: Ending) -> bool {
+    fn end(&mut self, ending: CloseReason) -> bool {
         self.ending.get_or_insert(ending);
         true
     }
@@ -297,19 +297,19 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// The client closed its side.
     fn end_of_requests(&mut self) {
         self.ending = Some(if self.place.is_stopping() {
-            Ending::Stopped
+            CloseReason::Stopped
         } else if self.intake.transmission.is_idle() {
-            Ending::Left
+            CloseReason::Left
         } else {
-            Ending::Truncated
+            CloseReason::Truncated
         });
     }
 
-    fn broken(&self, error: io::Error) -> Ending {
+    fn broken(&self, error: io::Error) -> CloseReason {
         if self.place.is_stopping() && is_end(&error) {
-            Ending::Stopped
+            CloseReason::Stopped
         } else {
-            Ending::Io(error)
+            CloseReason::Io(error)
         }
     }
 
@@ -364,7 +364,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if self.place.is_stopping() {
             self.intake.transmission.shut_down();
         }
-        while self.replies.len() < ENOUGH && self.has_room() && !self.jobs.is_looking() {
+        while self.replies.len() < REPLIES_AT_ONCE && self.has_room() && !self.jobs.is_looking() {
             if self.intake.is_parked() {
                 if !self.has_payload_room(cx) {
                     break;
@@ -388,7 +388,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                     continue;
                 }
                 Some(Event::Disconnect) => {
-                    self.ending = Some(Ending::Disconnected);
+                    self.ending = Some(CloseReason::Disconnected);
                     any = true;
                     break;
                 }
@@ -477,7 +477,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             return Poll::Ready(Ok(0));
         }
         let mut written = 0;
-        self.transport.set_alone(self.is_alone());
+        self.transport.set_exclusive(self.is_exclusive());
         while !self.replies.is_empty() {
             let sent = if let Some(bytes) = self.replies.contiguous() {
                 self.transport.poll_write(cx, &[IoSlice::new(bytes)])?
@@ -508,19 +508,19 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Looks at the clocks when nothing else is to be done. Ready when there is, or this is the
     /// end.
-    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ending>> {
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         self.jobs.poll_tick(cx);
         let quiet = self.jobs.running() == 0 && self.replies.is_empty() && self.held.is_none();
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
-        clocks.bell.attend::<R>(self.place, cx);
+        clocks.timer_waker.set_waker::<R>(self.place, cx);
         if self.ending.is_some() {
             // What is being carried out is waited for, who does not take replies is not.
             if elapsed(
-                &mut clocks.farewell,
-                &clocks.bell,
+                &mut clocks.disconnect,
+                &clocks.timer_waker,
                 runtime,
-                FAREWELL,
+                DISCONNECT_TIMEOUT,
                 self.moved,
             ) && self.jobs.running() == 0
             {
@@ -531,7 +531,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             clocks.shortage = None;
         } else if elapsed(
             &mut clocks.shortage,
-            &clocks.bell,
+            &clocks.timer_waker,
             runtime,
             SHORTAGE,
             self.moved,
@@ -540,19 +540,31 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             return Poll::Ready(None);
         }
         if let Some(idle) = self.settings.idle_timeout
-            && elapsed(&mut clocks.idle, &clocks.bell, runtime, idle, self.moved)
+            && elapsed(
+                &mut clocks.idle,
+                &clocks.timer_waker,
+                runtime,
+                idle,
+                self.moved,
+            )
             && self.jobs.running() == 0
         {
-            return Poll::Ready(Some(Ending::Idle));
+            return Poll::Ready(Some(CloseReason::Idle));
         }
         let may_rest = quiet && self.intake.has_memory() || !self.spare;
         if may_rest
             && self.jobs.running() == 0
-            && elapsed(&mut clocks.rest, &clocks.bell, runtime, REST, self.moved)
+            && elapsed(
+                &mut clocks.idle_shrink,
+                &clocks.timer_waker,
+                runtime,
+                IDLE_SHRINK,
+                self.moved,
+            )
         {
             if !self.spare {
                 self.spare = true;
-                self.place.idle(runtime.now().saturating_sub(REST));
+                self.place.idle(runtime.now().saturating_sub(IDLE_SHRINK));
             }
             if quiet {
                 self.intake.shrink(&self.buffers);
@@ -563,17 +575,23 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if !self.place.is_stopping() {
             return Poll::Pending;
         }
-        let Some(last_call) = &mut clocks.last_call else {
+        let Some(stop_deadline) = &mut clocks.stop_deadline else {
             // From now on requests are refused.
-            clocks.last_call = Some(runtime.sleep(self.settings.grace));
+            clocks.stop_deadline = Some(runtime.sleep(self.settings.grace));
             return Poll::Ready(None);
         };
-        if Pin::new(last_call).poll(cx).is_ready()
+        if Pin::new(stop_deadline).poll(cx).is_ready()
             || quiet
                 && self.intake.transmission.is_idle()
-                && elapsed(&mut clocks.lull, &clocks.bell, runtime, LULL, self.moved)
+                && elapsed(
+                    &mut clocks.quiet,
+                    &clocks.timer_waker,
+                    runtime,
+                    QUIET,
+                    self.moved,
+                )
         {
-            return Poll::Ready(Some(Ending::Stopped));
+            return Poll::Ready(Some(CloseReason::Stopped));
         }
         Poll::Pending
     }

@@ -241,12 +241,12 @@ impl<T: Transport> Transport for TlsTransport<T> {
         self.transport.poll_shutdown(cx)
     }
 
-    fn set_alone(&mut self, alone: bool) {
-        self.transport.set_alone(alone);
+    fn set_exclusive(&mut self, alone: bool) {
+        self.transport.set_exclusive(alone);
     }
 
-    fn waits(&self) -> bool {
-        self.transport.waits()
+    fn is_blocking(&self) -> bool {
+        self.transport.is_blocking()
     }
 
     fn peer_certificate(&self) -> Option<&[u8]> {
@@ -254,15 +254,15 @@ impl<T: Transport> Transport for TlsTransport<T> {
         Some(own)
     }
 
-    fn hurry(&mut self) {
-        self.transport.hurry();
+    fn fail_instead_of_waiting(&mut self) {
+        self.transport.fail_instead_of_waiting();
     }
 }
 
 impl<T: Transport> Drop for TlsTransport<T> {
     fn drop(&mut self) {
         // C-040, S-023
-        if !self.closing && !self.connection.is_handshaking() && !self.transport.waits() {
+        if !self.closing && !self.connection.is_handshaking() && !self.transport.is_blocking() {
             self.connection.send_close_notify();
             let _ = self.poll_send_and_flush(&mut Context::from_waker(Waker::noop()));
         }

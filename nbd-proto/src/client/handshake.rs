@@ -4,7 +4,7 @@ use super::{
     Config, Options, PendingExportName, Plain, TlsRequired, Transmission, options::Negotiated,
 };
 use crate::{
-    Error, ExportInfo, ExportName, Mode, Phase, Step, TransmissionFlags,
+    Error, ExportInfo, ExportName, HeaderStyle, Phase, Step, TransmissionFlags,
     gather::Gather,
     wire::{
         ClientFlags, Fields, GREETING_LEN, Greeting, HandshakeFlags, OLDSTYLE_REST, OptionCode,
@@ -186,7 +186,7 @@ impl Newstyle {
         put_option(OptionCode::ExportName, out, |out| {
             out.put_slice(name.as_str().as_bytes())
         });
-        PendingExportName::new(self.config, self.no_zeroes, Mode::Simple, Vec::new())
+        PendingExportName::new(self.config, self.no_zeroes, HeaderStyle::Simple, Vec::new())
     }
 }
 
@@ -206,7 +206,7 @@ impl Oldstyle {
         };
         // Old servers send no flags at all, which makes sense nowhere else.
         let flags = TransmissionFlags::from_bits(u16::from_be_bytes(transmission));
-        let info = ExportInfo::new(size, ExportInfo::mask(flags, Mode::Simple));
+        let info = ExportInfo::new(size, ExportInfo::mask(flags, HeaderStyle::Simple));
         Ok(Self { info, config })
     }
 
@@ -220,6 +220,6 @@ impl Oldstyle {
     /// closes the transport instead.
     #[must_use]
     pub fn accept(self) -> Transmission {
-        Transmission::new(self.info, Mode::Simple, Vec::new(), self.config)
+        Transmission::new(self.info, HeaderStyle::Simple, Vec::new(), self.config)
     }
 }

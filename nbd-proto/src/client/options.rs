@@ -1,11 +1,11 @@
-//! Haggling: one option at a time until an export is entered.
+//! Negotiation: one option at a time until an export is entered.
 
 use super::{
     Config,
     pending::{Pending, PendingExportName, outstanding},
 };
 use crate::{
-    ContextName, ExportName, Misuse, Mode,
+    ContextName, ExportName, HeaderStyle, Misuse,
     wire::{InfoRequest, InfoType, MetaContextRequest, OptionCode, put_option},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
@@ -25,7 +25,7 @@ pub enum Encrypted {}
 pub(super) struct Negotiated {
     pub(super) config: Config,
     pub(super) no_zeroes: bool,
-    pub(super) mode: Mode,
+    pub(super) mode: HeaderStyle,
     pub(super) contexts: Option<Selection>,
 }
 
@@ -34,7 +34,7 @@ impl Negotiated {
         Self {
             config,
             no_zeroes,
-            mode: Mode::Simple,
+            mode: HeaderStyle::Simple,
             contexts: None,
         }
     }
@@ -180,7 +180,7 @@ pub struct Rejected<S> {
 
 /// A client that may ask for options; `S` is [`Plain`] or [`Encrypted`].
 ///
-/// Spec: [Option haggling](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#fixed-newstyle-negotiation).
+/// Spec: [Option negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#fixed-newstyle-negotiation).
 /// Every method appends one option to `out` and gives this handle away until the server has
 /// answered, because a client must not send an option before.
 #[derive(Debug)]
@@ -218,7 +218,7 @@ impl<S> Options<S> {
 
     /// Which headers transmission would use if it started now.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> HeaderStyle {
         self.negotiated.mode
     }
 
@@ -255,7 +255,7 @@ impl<S> Options<S> {
         name: &ExportName,
         out: &mut BytesMut,
     ) -> Result<PendingExportName, Rejected<S>> {
-        if self.negotiated.mode == Mode::Extended {
+        if self.negotiated.mode == HeaderStyle::Extended {
             let why = "extended headers were agreed on";
             return Err(self.rejected(OptionCode::ExportName, why));
         }
@@ -298,7 +298,7 @@ impl<S> Options<S> {
         self,
         out: &mut BytesMut,
     ) -> Result<Pending<outstanding::ExtendedHeaders<S>>, Rejected<S>> {
-        if self.negotiated.mode == Mode::Extended {
+        if self.negotiated.mode == HeaderStyle::Extended {
             let why = "extended headers were agreed on before";
             return Err(self.rejected(OptionCode::ExtendedHeaders, why));
         }
@@ -369,7 +369,10 @@ impl<S> Options<S> {
     }
 
     /// What a transmission of `export` would start with.
-    pub(super) fn into_transmission(mut self, export: &ExportName) -> (Config, Mode, Vec<Context>) {
+    pub(super) fn into_transmission(
+        mut self,
+        export: &ExportName,
+    ) -> (Config, HeaderStyle, Vec<Context>) {
         let contexts = self.negotiated.contexts_of(export);
         (self.negotiated.config, self.negotiated.mode, contexts)
     }

@@ -3,7 +3,7 @@
 use super::Tls;
 use crate::{Limits, wire::HandshakeFlags};
 
-/// What a server offers while haggling, the same for every export.
+/// What a server offers while negotiation, the same for every export.
 ///
 /// ```
 /// use nbd_proto::server::{Config, Tls};

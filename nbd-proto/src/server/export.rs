@@ -10,7 +10,7 @@ use super::{
 use crate::{
     BlockSizes, Error, ExportInfo, ExportName, Limits,
     wire::{
-        ExportBlock, Info, InfoRequest as WireInfoRequest, InfoType, Mode, OptionCode,
+        ExportBlock, HeaderStyle, Info, InfoRequest as WireInfoRequest, InfoType, OptionCode,
         OptionReplyCode, TransmissionFlags, put_option_reply,
     },
 };
@@ -30,7 +30,12 @@ pub(super) struct Offer {
 
 impl Offer {
     /// What can be offered in `mode`; `contexts` tells whether any are selected for the export.
-    pub(super) fn new(info: &ExportInfo, mode: Mode, contexts: bool, limits: &Limits) -> Self {
+    pub(super) fn new(
+        info: &ExportInfo,
+        mode: HeaderStyle,
+        contexts: bool,
+        limits: &Limits,
+    ) -> Self {
         let known = TransmissionFlags::from_bits(info.flags.bits() & KNOWN.bits());
         let mut flags = ExportInfo::mask(known, mode).with(TransmissionFlags::HAS_FLAGS);
         if !contexts {
@@ -222,7 +227,7 @@ impl<S: Security> InfoRequest<S> {
 
     /// The headers that transmission would use now.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.0.options.mode()
     }
 
@@ -240,14 +245,14 @@ impl<S: Security> InfoRequest<S> {
     }
 
     /// Tells the client what it asked for.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn accept(self, export: &ExportInfo, out: &mut BytesMut) -> Options<S> {
         self.0.grant(export, &self.0.offer(export), out);
         self.0.options
     }
 
     /// Refuses. An empty `text` stands for words of this crate's.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn refuse(self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
         self.0.refuse(refusal, text, out)
     }
@@ -295,7 +300,7 @@ impl<S: Security> GoRequest<S> {
 
     /// The headers that transmission will use.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.0.options.mode()
     }
 
@@ -337,7 +342,7 @@ impl<S: Security> GoRequest<S> {
     }
 
     /// Refuses. An empty `text` stands for words of this crate's.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn refuse(self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
         self.0.refuse(refusal, text, out)
     }
@@ -378,7 +383,7 @@ impl<S: Security> ExportNameRequest<S> {
 
     /// The headers that transmission will use.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.options.mode()
     }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Error, ExportInfo, Phase, Step,
     gather::Gather,
-    wire::{ClientFlags, Greeting, Mode},
+    wire::{ClientFlags, Greeting, HeaderStyle},
 };
 use bytes::BytesMut;
 
@@ -132,11 +132,11 @@ impl Flags {
 /// Spec: [Oldstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#oldstyle-negotiation).
 /// It is superseded, and is not to be served on the [default port](crate::wire::DEFAULT_PORT).
 pub fn oldstyle(config: &Config, export: &ExportInfo, out: &mut BytesMut) -> Transmission {
-    let offer = Offer::new(export, Mode::Simple, false, &config.limits);
+    let offer = Offer::new(export, HeaderStyle::Simple, false, &config.limits);
     Greeting::Oldstyle {
         size: offer.size,
         flags: offer.flags.bits().into(),
     }
     .encode(out);
-    Transmission::new(Agreed::new(&offer, Mode::Simple, config.limits))
+    Transmission::new(Agreed::new(&offer, HeaderStyle::Simple, config.limits))
 }

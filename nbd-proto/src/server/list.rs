@@ -48,7 +48,7 @@ impl<S: Security> ListRequest<S> {
     }
 
     /// Ends the list.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn done(mut self, out: &mut BytesMut) -> Options<S> {
         put_ack(OptionCode::List, out);
         self.options.connection.listed(self.entries);
@@ -56,7 +56,7 @@ impl<S: Security> ListRequest<S> {
     }
 
     /// Refuses, or gives up half-way. An empty `text` stands for words of this crate's.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn refuse(mut self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
         let question = Question {
             option: OptionCode::List,

@@ -11,7 +11,8 @@ use super::{
 use crate::{
     ContextName, ExportName, Limits, NameError,
     wire::{
-        MetaContextReply, MetaContextRequest, Mode, OptionCode, OptionReplyCode, put_option_reply,
+        HeaderStyle, MetaContextReply, MetaContextRequest, OptionCode, OptionReplyCode,
+        put_option_reply,
     },
 };
 use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
@@ -112,7 +113,7 @@ impl<S: Security> ListMetaContextRequest<S> {
 
     /// The headers that transmission would use now.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.options.mode()
     }
 
@@ -157,7 +158,7 @@ impl<S: Security> ListMetaContextRequest<S> {
     }
 
     /// Ends the list.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn done(self, out: &mut BytesMut) -> Options<S> {
         put_ack(OptionCode::ListMetaContext, out);
         self.options
@@ -165,7 +166,7 @@ impl<S: Security> ListMetaContextRequest<S> {
 
     /// Refuses, or ends a list with [`Refusal::ExtendedHeadersRequired`] if it has contexts whose
     /// status needs 64 bits. An empty `text` stands for words of this crate's.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn refuse(self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
         let question = self.queries.question(OptionCode::ListMetaContext);
         refusal::refuse(&self.options, &question, refusal, text, out);
@@ -209,9 +210,9 @@ impl<S: Security> SetMetaContextRequest<S> {
     }
 
     /// The headers that transmission would use now. A context whose status needs 64 bits can be
-    /// selected in [`Mode::Extended`] only.
+    /// selected in [`HeaderStyle::Extended`] only.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.options.mode()
     }
 
@@ -241,7 +242,7 @@ impl<S: Security> SetMetaContextRequest<S> {
     }
 
     /// Ends the selection, which may be empty.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn done(mut self, out: &mut BytesMut) -> Options<S> {
         put_ack(OptionCode::SetMetaContext, out);
         self.options.negotiated.selection = Some(Selection {
@@ -252,7 +253,7 @@ impl<S: Security> SetMetaContextRequest<S> {
     }
 
     /// Refuses; nothing is selected. An empty `text` stands for words of this crate's.
-    #[must_use = "haggling goes on"]
+    #[must_use = "negotiation goes on"]
     pub fn refuse(self, refusal: Refusal, text: &str, out: &mut BytesMut) -> Options<S> {
         let question = self.queries.question(OptionCode::SetMetaContext);
         refusal::refuse(&self.options, &question, refusal, text, out);

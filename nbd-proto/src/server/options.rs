@@ -1,4 +1,4 @@
-//! Haggling: options are read, and those that need a decision become questions.
+//! Negotiation: options are read, and those that need a decision become questions.
 
 use super::{
     Config, ExportNameRequest, GoRequest, InfoRequest, ListMetaContextRequest, ListRequest,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error, ExportName, Phase, Step,
-    wire::{Mode, OptionCode, OptionReplyCode},
+    wire::{HeaderStyle, OptionCode, OptionReplyCode},
 };
 use bytes::BytesMut;
 use core::{convert::Infallible, fmt};
@@ -95,10 +95,10 @@ impl Security for Encrypted {
     const SECURE: bool = true;
 }
 
-/// What was agreed while haggling, and is forgotten when TLS starts.
+/// What was agreed while negotiation, and is forgotten when TLS starts.
 #[derive(Debug, Default)]
 pub(super) struct Negotiated {
-    pub(super) mode: Mode,
+    pub(super) mode: HeaderStyle,
     pub(super) selection: Option<Selection>,
 }
 
@@ -112,7 +112,7 @@ pub(super) struct Negotiated {
 /// ```compile_fail,E0382
 /// # use nbd_proto::{Phase, server::{GoRequest, Options, Plain, Refusal}};
 /// # use bytes::BytesMut;
-/// fn haggle_on_after_accepting(go: GoRequest<Plain>, export: &nbd_proto::ExportInfo) {
+/// fn negotiate_on_after_accepting(go: GoRequest<Plain>, export: &nbd_proto::ExportInfo) {
 ///     let mut out = BytesMut::new();
 ///     let transmission = go.accept(export, &mut out);
 ///     let options = go.refuse(Refusal::Unknown, "", &mut out);
@@ -126,7 +126,7 @@ pub struct Options<S> {
     reader: Reader,
 }
 
-/// What a client asks for while haggling.
+/// What a client asks for while negotiation.
 ///
 /// The list is complete: an option that is not here was answered already. Inside TLS there is no
 /// request to start it:
@@ -208,7 +208,7 @@ impl<S> Options<S> {
 
     /// The headers that have been agreed on so far.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.negotiated.mode
     }
 
@@ -336,7 +336,7 @@ impl<S: Security> Options<S> {
         if self.connection.shutdown {
             return refused(SHUTTING_DOWN);
         }
-        if self.negotiated.mode == Mode::Extended {
+        if self.negotiated.mode == HeaderStyle::Extended {
             return refused("extended headers were negotiated, which need NBD_OPT_GO");
         }
         let Ok(name) = ExportName::try_from(self.reader.data()) else {
@@ -347,27 +347,27 @@ impl<S: Security> Options<S> {
     }
 
     /// What becomes of the mode when `option` asks for another one.
-    fn switch(&self, option: OptionCode) -> Result<Mode, Ruling> {
+    fn switch(&self, option: OptionCode) -> Result<HeaderStyle, Ruling> {
         let Config {
             structured,
             extended,
             ..
         } = self.connection.config;
         let wanted = if option == OptionCode::ExtendedHeaders {
-            Mode::Extended
+            HeaderStyle::Extended
         } else {
-            Mode::Structured
+            HeaderStyle::Structured
         };
         match (self.negotiated.mode, wanted) {
-            (_, Mode::Extended) if !extended => Err((
+            (_, HeaderStyle::Extended) if !extended => Err((
                 OptionReplyCode::ErrUnsup,
                 "the server does not offer extended headers",
             )),
-            (Mode::Extended, Mode::Structured) => Err((
+            (HeaderStyle::Extended, HeaderStyle::Structured) => Err((
                 OptionReplyCode::ErrExtHeaderReqd,
                 "extended headers cannot be given up",
             )),
-            (_, Mode::Structured) if !structured => Err((
+            (_, HeaderStyle::Structured) if !structured => Err((
                 OptionReplyCode::ErrUnsup,
                 "the server does not offer structured replies",
             )),

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     BlockSizes, ExportName,
     names::Quoted,
-    wire::{Info, Mode, OptionCode, OptionReplyCode, put_option_reply},
+    wire::{HeaderStyle, Info, OptionCode, OptionReplyCode, put_option_reply},
 };
 use alloc::format;
 use bytes::{BufMut, BytesMut};
@@ -66,7 +66,7 @@ impl Question<'_> {
     }
 
     /// The nearest refusal that the specification allows.
-    fn legal(&self, refusal: Refusal, can_start_tls: bool, mode: Mode) -> Refusal {
+    fn legal(&self, refusal: Refusal, can_start_tls: bool, mode: HeaderStyle) -> Refusal {
         let legal = match refusal {
             Refusal::TlsRequired if !can_start_tls => {
                 return self.legal(Refusal::Unknown, can_start_tls, mode);
@@ -75,7 +75,7 @@ impl Question<'_> {
             Refusal::BlockSizeRequired(_) => self.is_info() && !self.infos.block_size,
             Refusal::Unknown => self.export.is_some(),
             Refusal::ExtendedHeadersRequired => {
-                self.export.is_some() && mode != Mode::Extended && !self.only_base
+                self.export.is_some() && mode != HeaderStyle::Extended && !self.only_base
             }
             Refusal::Policy
             | Refusal::Invalid
@@ -87,7 +87,7 @@ impl Question<'_> {
     }
 }
 
-/// Refuses an option and goes on haggling. An empty `text` stands for words of this crate's.
+/// Refuses an option and goes on negotiation. An empty `text` stands for words of this crate's.
 pub(super) fn refuse<S: Security>(
     options: &Options<S>,
     question: &Question<'_>,

@@ -65,7 +65,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// What a client asks for while haggling.
+    /// What a client asks for while negotiation.
     ///
     /// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
     pub enum OptionCode(u32) {

@@ -20,7 +20,7 @@ pub use handshake::{
 };
 pub(crate) use handshake::{put_option, put_option_reply};
 pub use transmission::{
-    BlockStatusFilter, ChunkHeader, Descriptor, ErrorChunk, MAX_HEADER, Mode, ReplyHeader,
+    BlockStatusFilter, ChunkHeader, Descriptor, ErrorChunk, HeaderStyle, MAX_HEADER, ReplyHeader,
     RequestHeader,
 };
 

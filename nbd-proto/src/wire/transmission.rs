@@ -10,7 +10,7 @@ pub const MAX_HEADER: usize = 44;
 
 /// Which headers a connection uses, fixed when transmission starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Mode {
+pub enum HeaderStyle {
     /// Compact requests, simple replies only.
     #[default]
     Simple,
@@ -20,7 +20,7 @@ pub enum Mode {
     Extended,
 }
 
-impl Mode {
+impl HeaderStyle {
     /// Length of a request's header in bytes.
     #[must_use]
     pub const fn request_len(self) -> usize {
@@ -58,30 +58,30 @@ impl RequestHeader {
     /// The header in the layout of `mode`. A compact header keeps the lower 32 bits of the length.
     #[must_use]
     #[inline]
-    pub fn encode(&self, mode: Mode) -> Header {
+    pub fn encode(&self, mode: HeaderStyle) -> Header {
         Header::new(|out| {
             out.put_u32(match mode {
-                Mode::Simple | Mode::Structured => magic::REQUEST,
-                Mode::Extended => magic::EXTENDED_REQUEST,
+                HeaderStyle::Simple | HeaderStyle::Structured => magic::REQUEST,
+                HeaderStyle::Extended => magic::EXTENDED_REQUEST,
             });
             out.put_u16(self.flags.bits());
             out.put_u16(self.command.code());
             out.put_u64(self.cookie);
             out.put_u64(self.offset);
             match mode {
-                Mode::Simple | Mode::Structured => {
+                HeaderStyle::Simple | HeaderStyle::Structured => {
                     out.put_slice(&self.len.to_be_bytes()[4..]);
                 }
-                Mode::Extended => out.put_u64(self.len),
+                HeaderStyle::Extended => out.put_u64(self.len),
             }
         })
     }
 
-    /// Reads a header of [`Mode::request_len`] bytes; `None` when the magic number is not the
+    /// Reads a header of [`HeaderStyle::request_len`] bytes; `None` when the magic number is not the
     /// one of `mode` or bytes are missing.
     #[must_use]
     #[inline]
-    pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
+    pub fn decode(mode: HeaderStyle, bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let magic = fields.u32()?;
         let flags = CommandFlags::from_bits(fields.u16()?);
@@ -89,8 +89,8 @@ impl RequestHeader {
         let cookie = fields.u64()?;
         let offset = fields.u64()?;
         let len = match (mode, magic) {
-            (Mode::Simple | Mode::Structured, magic::REQUEST) => fields.u32()?.into(),
-            (Mode::Extended, magic::EXTENDED_REQUEST) => fields.u64()?,
+            (HeaderStyle::Simple | HeaderStyle::Structured, magic::REQUEST) => fields.u32()?.into(),
+            (HeaderStyle::Extended, magic::EXTENDED_REQUEST) => fields.u64()?,
             _ => return None,
         };
         Some(Self {
@@ -138,25 +138,25 @@ impl ReplyHeader {
     /// Length in bytes of a header that starts with this magic number; `None` when replies in
     /// `mode` cannot start with it.
     #[must_use]
-    pub const fn len(mode: Mode, magic: u32) -> Option<usize> {
+    pub const fn len(mode: HeaderStyle, magic: u32) -> Option<usize> {
         match (mode, magic) {
-            (Mode::Simple | Mode::Structured, magic::SIMPLE_REPLY) => Some(16),
-            (Mode::Structured, magic::STRUCTURED_REPLY) => Some(20),
-            (Mode::Extended, magic::EXTENDED_REPLY) => Some(32),
+            (HeaderStyle::Simple | HeaderStyle::Structured, magic::SIMPLE_REPLY) => Some(16),
+            (HeaderStyle::Structured, magic::STRUCTURED_REPLY) => Some(20),
+            (HeaderStyle::Extended, magic::EXTENDED_REPLY) => Some(32),
             _ => None,
         }
     }
 
     /// The header in the layout of `mode`. A chunk of a structured reply keeps the lower 32 bits
-    /// of its length, and cannot be encoded in [`Mode::Simple`], which has none.
+    /// of its length, and cannot be encoded in [`HeaderStyle::Simple`], which has none.
     #[must_use]
     #[inline]
-    pub fn encode(&self, mode: Mode) -> Header {
+    pub fn encode(&self, mode: HeaderStyle) -> Header {
         Header::new(|out| self.put(mode, out))
     }
 
     #[inline]
-    pub(crate) fn put(&self, mode: Mode, out: &mut impl BufMut) {
+    pub(crate) fn put(&self, mode: HeaderStyle, out: &mut impl BufMut) {
         match *self {
             Self::Simple { error, cookie } => {
                 out.put_u32(magic::SIMPLE_REPLY);
@@ -164,7 +164,7 @@ impl ReplyHeader {
                 out.put_u64(cookie);
             }
             Self::Chunk(chunk) => {
-                let extended = matches!(mode, Mode::Extended);
+                let extended = matches!(mode, HeaderStyle::Extended);
                 out.put_u32(if extended {
                     magic::EXTENDED_REPLY
                 } else {
@@ -185,21 +185,23 @@ impl ReplyHeader {
 
     /// Reads a header of [`ReplyHeader::len`] bytes; `None` when it is not one of `mode`.
     #[must_use]
-    pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
+    pub fn decode(mode: HeaderStyle, bytes: &[u8]) -> Option<Self> {
         Self::take(mode, &mut Fields(bytes))
     }
 
     /// Reads a header off the front of bytes.
     #[inline(always)]
-    pub(crate) fn take(mode: Mode, fields: &mut Fields<'_>) -> Option<Self> {
+    pub(crate) fn take(mode: HeaderStyle, fields: &mut Fields<'_>) -> Option<Self> {
         match (mode, fields.u32()?) {
-            (Mode::Simple | Mode::Structured, magic::SIMPLE_REPLY) => Some(Self::Simple {
-                error: fields.u32()?,
-                cookie: fields.u64()?,
-            }),
-            (Mode::Structured, magic::STRUCTURED_REPLY)
-            | (Mode::Extended, magic::EXTENDED_REPLY) => {
-                let extended = matches!(mode, Mode::Extended);
+            (HeaderStyle::Simple | HeaderStyle::Structured, magic::SIMPLE_REPLY) => {
+                Some(Self::Simple {
+                    error: fields.u32()?,
+                    cookie: fields.u64()?,
+                })
+            }
+            (HeaderStyle::Structured, magic::STRUCTURED_REPLY)
+            | (HeaderStyle::Extended, magic::EXTENDED_REPLY) => {
+                let extended = matches!(mode, HeaderStyle::Extended);
                 Some(Self::Chunk(ChunkHeader {
                     flags: ReplyFlags::from_bits(fields.u16()?),
                     reply: fields.u16()?.into(),
@@ -231,21 +233,21 @@ pub struct Descriptor {
 impl Descriptor {
     /// Length on the wire in bytes.
     #[must_use]
-    pub const fn wire_len(mode: Mode) -> usize {
+    pub const fn wire_len(mode: HeaderStyle) -> usize {
         match mode {
-            Mode::Simple | Mode::Structured => 8,
-            Mode::Extended => 16,
+            HeaderStyle::Simple | HeaderStyle::Structured => 8,
+            HeaderStyle::Extended => 16,
         }
     }
 
     /// Appends the descriptor; a compact one keeps the lower 32 bits of its fields.
-    pub fn encode(&self, mode: Mode, out: &mut impl BufMut) {
+    pub fn encode(&self, mode: HeaderStyle, out: &mut impl BufMut) {
         match mode {
-            Mode::Simple | Mode::Structured => {
+            HeaderStyle::Simple | HeaderStyle::Structured => {
                 out.put_slice(&self.len.to_be_bytes()[4..]);
                 out.put_slice(&self.status.to_be_bytes()[4..]);
             }
-            Mode::Extended => {
+            HeaderStyle::Extended => {
                 out.put_u64(self.len);
                 out.put_u64(self.status);
             }
@@ -254,14 +256,14 @@ impl Descriptor {
 
     /// Reads a descriptor of [`Descriptor::wire_len`] bytes; `None` when bytes are missing.
     #[must_use]
-    pub fn decode(mode: Mode, bytes: &[u8]) -> Option<Self> {
+    pub fn decode(mode: HeaderStyle, bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(match mode {
-            Mode::Simple | Mode::Structured => Self {
+            HeaderStyle::Simple | HeaderStyle::Structured => Self {
                 len: fields.u32()?.into(),
                 status: fields.u32()?.into(),
             },
-            Mode::Extended => Self {
+            HeaderStyle::Extended => Self {
                 len: fields.u64()?,
                 status: fields.u64()?,
             },

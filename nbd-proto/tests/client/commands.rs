@@ -2,13 +2,13 @@
 
 use crate::common::{bytes::*, reply::Replier, session::Entry};
 use ::bytes::Buf;
-use nbd_proto::{CommandFlags, Misuse, Mode, client::Transmission};
+use nbd_proto::{CommandFlags, HeaderStyle, Misuse, client::Transmission};
 
 /// Every command of an export with two contexts: its bytes with cookie 0, and the oracle's.
 fn every_command(entry: &Entry) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mode = entry.mode;
     let expect = |flags: u16, command: u16, offset: u64, len: u64| match mode {
-        Mode::Extended => xreq(flags, command, 0, offset, len),
+        HeaderStyle::Extended => xreq(flags, command, 0, offset, len),
         _ => req(
             flags,
             command,
@@ -17,7 +17,11 @@ fn every_command(entry: &Entry) -> Vec<(Vec<u8>, Vec<u8>)> {
             u32::try_from(len).expect("tests are short"),
         ),
     };
-    let payload_len = if mode == Mode::Extended { 0x20 } else { 0 };
+    let payload_len = if mode == HeaderStyle::Extended {
+        0x20
+    } else {
+        0
+    };
     let no_flags = CommandFlags::NONE;
     let fua = CommandFlags::FUA;
     entry.always(|session| {
@@ -55,7 +59,7 @@ fn every_command(entry: &Entry) -> Vec<(Vec<u8>, Vec<u8>)> {
             session.try_send(|t| t.write_zeroes(0, 512, all_zero_flags)),
             expect(0x13, 6, 0, 512),
         );
-        if mode != Mode::Simple {
+        if mode != HeaderStyle::Simple {
             take(
                 session.try_send(|t| t.read(0, 512, CommandFlags::DF)),
                 expect(4, 0, 0, 512),
@@ -69,7 +73,7 @@ fn every_command(entry: &Entry) -> Vec<(Vec<u8>, Vec<u8>)> {
                 expect(8, 7, 0, 512),
             );
         }
-        if mode == Mode::Extended {
+        if mode == HeaderStyle::Extended {
             let filter = [&512_u64.to_be_bytes()[..], &[0, 0, 0, 9]].concat();
             take(
                 session.try_send(|t| t.block_status_of(&[9], 1024, 512, no_flags)),
@@ -93,7 +97,7 @@ fn every_command(entry: &Entry) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 fn with_contexts(entry: Entry) -> Entry {
-    if entry.mode == Mode::Simple {
+    if entry.mode == HeaderStyle::Simple {
         return entry;
     }
     entry
@@ -115,7 +119,7 @@ fn each_command_has_its_header_and_its_payload() {
 fn nothing_is_sent_that_the_registry_does_not_know() {
     // C-047, C-146, C-195
     for entry in Entry::every_mode() {
-        let compact = entry.mode != Mode::Extended;
+        let compact = entry.mode != HeaderStyle::Extended;
         for (sent, _) in every_command(&with_contexts(entry.flags(0x1fed))) {
             let flags = u16::from_be_bytes([sent[4], sent[5]]);
             let command = u16::from_be_bytes([sent[6], sent[7]]);

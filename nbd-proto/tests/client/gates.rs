@@ -5,7 +5,9 @@ use crate::common::{
     session::{ALL_FLAGS as ALL, Entry, Session},
     wire::Delivery,
 };
-use nbd_proto::{Command, Command::*, CommandFlags, Limits, Misuse, Mode, client::Transmission};
+use nbd_proto::{
+    Command, Command::*, CommandFlags, HeaderStyle, Limits, Misuse, client::Transmission,
+};
 
 const NONE: CommandFlags = CommandFlags::NONE;
 
@@ -47,7 +49,7 @@ fn asked(
 const RANGED: [Command; 6] = [Read, Write, Trim, Cache, WriteZeroes, BlockStatus];
 
 fn complete(entry: Entry) -> Entry {
-    if entry.mode == Mode::Simple {
+    if entry.mode == HeaderStyle::Simple {
         return entry;
     }
     entry.context(1, "base:allocation")
@@ -135,7 +137,7 @@ fn a_range_has_a_length_and_lies_inside_the_export() {
     for entry in Entry::every_mode() {
         let entry = complete(entry.size(1000));
         let commands = RANGED.into_iter();
-        for command in commands.filter(|c| *c != BlockStatus || entry.mode != Mode::Simple) {
+        for command in commands.filter(|c| *c != BlockStatus || entry.mode != HeaderStyle::Simple) {
             for offset in [0, 1000, 2000] {
                 let refused = asked(&entry, command, offset, 0, NONE);
                 assert_eq!(refused, Err(Misuse::Empty { command }));
@@ -162,7 +164,7 @@ fn a_range_is_made_of_whole_blocks() {
     for entry in Entry::every_mode() {
         let entry = complete(entry.size(1_000_000).block_sizes(512, 4096, 65536));
         let commands = RANGED.into_iter();
-        for command in commands.filter(|c| *c != BlockStatus || entry.mode != Mode::Simple) {
+        for command in commands.filter(|c| *c != BlockStatus || entry.mode != HeaderStyle::Simple) {
             for (offset, len) in [(1, 512), (512, 511), (0, 999_900)] {
                 let refused = asked(&entry, command, offset, len, NONE);
                 let minimum = 512;
@@ -196,7 +198,7 @@ fn an_incomplete_block_at_the_end_of_an_export_is_out_of_reach() {
     for entry in Entry::every_mode() {
         let entry = complete(entry.size(1_000_000).block_sizes(512, 4096, 65536));
         let commands = RANGED.into_iter();
-        for command in commands.filter(|c| *c != BlockStatus || entry.mode != Mode::Simple) {
+        for command in commands.filter(|c| *c != BlockStatus || entry.mode != HeaderStyle::Simple) {
             for (offset, len) in [(999_936, 64), (999_424, 576), (999_936, 1), (0, 1_000_000)] {
                 let refused = asked(&entry, command, offset, len, NONE);
                 let unreachable = Misuse::Unreachable {
@@ -232,7 +234,7 @@ fn an_incomplete_block_at_the_end_of_an_export_is_out_of_reach() {
 fn a_payload_has_at_most_the_advertised_length() {
     // C-116, C-124
     for entry in Entry::every_mode() {
-        let chunks = entry.mode != Mode::Simple;
+        let chunks = entry.mode != HeaderStyle::Simple;
         let entry = entry.block_sizes(1, 512, 65536);
         assert!(asked(&entry, Write, 0, 65536, NONE).is_ok());
         assert!(asked(&entry, Read, 0, 65536, NONE).is_ok());
@@ -280,10 +282,10 @@ fn limits_hold_even_if_the_server_allows_more() {
 fn a_command_without_payload_may_be_as_long_as_its_length_field_can_say() {
     // C-126
     for entry in Entry::every_mode() {
-        let extended = entry.mode == Mode::Extended;
+        let extended = entry.mode == HeaderStyle::Extended;
         let entry = complete(entry.size(1 << 40).block_sizes(1, 512, 65536));
         let commands = [Trim, Cache, WriteZeroes, BlockStatus].into_iter();
-        for command in commands.filter(|c| *c != BlockStatus || entry.mode != Mode::Simple) {
+        for command in commands.filter(|c| *c != BlockStatus || entry.mode != HeaderStyle::Simple) {
             assert!(asked(&entry, command, 0, 1 << 30, NONE).is_ok());
             assert!(asked(&entry, command, 0, u64::from(u32::MAX), NONE).is_ok());
             let too_long = asked(&entry, command, 0, 1 << 32, NONE);

@@ -7,7 +7,7 @@ use crate::common::{
     wire::{Wire, always},
 };
 use nbd_proto::{
-    Error, ExportName, Mode, NameError,
+    Error, ExportName, HeaderStyle, NameError,
     client::{Config, Greeted, Handshake, SecureHandshake, Transmission},
 };
 
@@ -93,7 +93,7 @@ fn an_oldstyle_export_is_entered_with_simple_replies_behind_its_152_bytes() {
         assert_eq!(oldstyle.export().size, 1 << 20);
         assert!(oldstyle.export().can_flush() && !oldstyle.export().can_df());
         let transmission = oldstyle.accept();
-        assert_eq!(transmission.mode(), Mode::Simple);
+        assert_eq!(transmission.mode(), HeaderStyle::Simple);
         smallest_read(wire, transmission)
     });
     assert!(works);

@@ -4,7 +4,7 @@
 use crate::common::{
     bytes::*,
     reply::{Answer, Replier, errno_of, only},
-    session::{Entry, contexts, export, granted, haggle, haggle_with},
+    session::{Entry, contexts, export, granted, negotiate, negotiate_with},
     wire::{Delivery, Wire},
 };
 use nbd_proto::{
@@ -64,7 +64,7 @@ fn an_endless_option_reply_is_refused_by_its_header() {
     for option in [3, 5, 6, 7, 8, 9, 10, 11] {
         for kind in [1, 2, 3, 4, 0x8000_0001, 0xffff_ffff] {
             for len in [1 << 20, u32::MAX] {
-                let refused = haggle(|wire, options| {
+                let refused = negotiate(|wire, options| {
                     wire.says(first(option)).says(rep_header(option, kind, len));
                     outcome(wire, options, option)
                 });
@@ -83,7 +83,7 @@ fn an_endless_option_reply_is_refused_by_its_header() {
 #[test]
 fn unknown_information_is_skipped_up_to_64_kib() {
     // C-082, B-009
-    let skipped = haggle(|wire, options| {
+    let skipped = negotiate(|wire, options| {
         let pending = options.go(Go::default(), &mut wire.out);
         wire.says(info(7, 0x7777, vec![0; 65534]))
             .says(iexp(7, 1, 1));
@@ -91,7 +91,7 @@ fn unknown_information_is_skipped_up_to_64_kib() {
     });
     assert!(skipped);
     let len = 65537;
-    let too_long = haggle(|wire, options| {
+    let too_long = negotiate(|wire, options| {
         wire.says(rep_header(7, 3, len));
         outcome(wire, options, 7)
     });
@@ -151,7 +151,7 @@ fn the_replies_to_an_option_are_limited_together() {
         ..Config::default()
     };
     let list = |entries: usize| {
-        haggle_with(config, move |wire, options| {
+        negotiate_with(config, move |wire, options| {
             for _ in 0..entries {
                 wire.says(server(&[b'x'; 46], b""));
             }

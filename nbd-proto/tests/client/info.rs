@@ -3,11 +3,13 @@
 use crate::common::{
     bytes::*,
     reply::{Answer, only},
-    session::{DEFAULT, Entry, PROFILES, Session, export, granted, haggle, haggle_with, profile},
+    session::{
+        DEFAULT, Entry, PROFILES, Session, export, granted, negotiate, negotiate_with, profile,
+    },
     wire::{Delivery, Wire, always},
 };
 use nbd_proto::{
-    BlockSizes, Error, ExportInfo, Misuse, Mode, TransmissionFlags,
+    BlockSizes, Error, ExportInfo, HeaderStyle, Misuse, TransmissionFlags,
     client::{
         Config, Go, GoOutcome, Greeted, Handshake, InfoSet, Options, Plain, Tolerance, Transmission,
     },
@@ -16,7 +18,7 @@ use nbd_proto::{
 
 /// The outcome of `NBD_OPT_GO` for the default export when these replies come before the ACK.
 fn go_with(tolerance: Tolerance, infos: &[u8]) -> Result<ExportInfo, Error> {
-    haggle_with(profile(tolerance), |wire, options| {
+    negotiate_with(profile(tolerance), |wire, options| {
         let pending = options.go(Go::default(), &mut wire.out);
         match wire.says(infos).says(ack(7)).run(pending)? {
             nbd_proto::Step::Done(GoOutcome::Accepted(transmission)) => {
@@ -33,7 +35,7 @@ fn go(infos: &[u8]) -> Result<ExportInfo, Error> {
 }
 
 fn info_of(infos: &[u8]) -> Result<ExportInfo, Error> {
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.info(Go::default(), &mut wire.out);
         let settled = wire.says(infos).answer(pending, ack(6))?;
         Ok(settled.result.expect("an ACK is no refusal"))
@@ -71,7 +73,7 @@ fn information_is_taken_in_any_order_asked_for_or_not_and_known_or_not() {
         assert_eq!(go(&order), Ok(expected.clone()));
     }
     // Nothing but the size is asked for here, and the block sizes are obeyed all the same.
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let request = Go {
             name: export(""),
             infos: InfoSet::NONE,
@@ -157,7 +159,7 @@ fn the_last_word_of_a_server_counts() {
     // C-093, C-094, C-078
     let twice = go(&[iexp(7, 1, 1), iexp(7, 2, 5)].concat()).unwrap();
     assert_eq!((twice.size, twice.can_flush()), (2, true));
-    let size = haggle(|wire, options| {
+    let size = negotiate(|wire, options| {
         let pending = options.info(Go::default(), &mut wire.out);
         wire.says(iexp(6, 1000, 1));
         let options = granted(wire.answer(pending, ack(6)));
@@ -171,7 +173,7 @@ fn the_last_word_of_a_server_counts() {
 #[test]
 fn info_commits_neither_side() {
     // C-092, C-117
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.info(Go::new(export("a")), &mut wire.out);
         wire.says(iexp(6, 1 << 20, 1))
             .says(ibs(6, 4096, 4096, 65536));
@@ -217,7 +219,7 @@ fn transmission_starts_right_behind_the_ack() {
 #[test]
 fn a_refused_export_leaves_the_choice_of_another() {
     // C-096, C-097
-    let (size, maximum) = haggle(|wire, options| {
+    let (size, maximum) = negotiate(|wire, options| {
         let pending = options.go(Go::new(export("a")), &mut wire.out);
         wire.says(iexp(7, 1, 1)).says(ibs(7, 4096, 4096, 4096));
         let options = refused(wire.answer(pending, err(7, 2, "not for you")));
@@ -263,7 +265,7 @@ fn export_name_is_answered_by_10_or_134_bytes_as_the_client_asked_for() {
 #[test]
 fn zeroes_that_were_not_agreed_on_are_no_replies() {
     // H-016
-    let error = haggle(|wire, options| {
+    let error = negotiate(|wire, options| {
         let pending = options.export_name(&export(""), &mut wire.out).unwrap();
         wire.says(export_block(1 << 20, 1)).says([0; 124]);
         let transmission = wire.finish(pending).unwrap();
@@ -276,7 +278,7 @@ fn zeroes_that_were_not_agreed_on_are_no_replies() {
 #[test]
 fn export_name_does_not_go_with_extended_headers() {
     // C-102
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.extended_headers(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(11)));
         let pending = options.go(Go::default(), &mut wire.out);
@@ -299,7 +301,7 @@ fn flags_without_the_one_that_is_always_set_are_refused_or_taken_for_none() {
     assert_eq!(lenient.flags, TransmissionFlags::HAS_FLAGS);
 
     for (name, tolerance) in PROFILES {
-        let outcome = haggle_with(profile(tolerance), |wire, options| {
+        let outcome = negotiate_with(profile(tolerance), |wire, options| {
             let pending = options.export_name(&export(""), &mut wire.out).unwrap();
             wire.answer(pending, export_block(1, 0)).map(drop)
         });
@@ -311,11 +313,14 @@ fn flags_without_the_one_that_is_always_set_are_refused_or_taken_for_none() {
 fn offers_that_make_no_sense_are_not_believed() {
     // C-109, C-110, C-111, C-112, H-011, H-012
     for entry in Entry::every_mode() {
-        let (mode, chunks) = (entry.mode, entry.mode != Mode::Simple);
+        let (mode, chunks) = (entry.mode, entry.mode != HeaderStyle::Simple);
         entry.flags(0xffff).always(|session| {
             let export = session.transmission.export();
             assert_eq!(export.can_df(), chunks);
-            assert_eq!(export.can_filter_block_status(), mode == Mode::Extended);
+            assert_eq!(
+                export.can_filter_block_status(),
+                mode == HeaderStyle::Extended
+            );
             assert!(export.is_read_only() && !export.can_write_zeroes() && !export.can_trim());
         });
     }

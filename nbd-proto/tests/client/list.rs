@@ -2,7 +2,7 @@
 
 use crate::common::{
     bytes::*,
-    session::{export, haggle},
+    session::{export, negotiate},
 };
 use nbd_proto::{
     Error, NameError,
@@ -12,7 +12,7 @@ use nbd_proto::{
 
 /// The entries of a list, and whether the next option works.
 fn list(replies: &[u8]) -> Result<Vec<ListEntry>, Error> {
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.list(&mut wire.out);
         match wire.says(replies).says(ack(3)).run(pending)? {
             nbd_proto::Step::Done(settled) => {
@@ -107,7 +107,7 @@ fn an_entry_without_a_legal_name_is_marked_and_text_is_made_safe_to_show() {
 #[test]
 fn a_list_that_ends_in_an_error_has_failed() {
     // C-107
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.list(&mut wire.out);
         wire.says(server(b"a", b""));
         let settled = wire.answer(pending, err(3, 2, "no")).unwrap();

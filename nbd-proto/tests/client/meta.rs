@@ -2,7 +2,7 @@
 
 use crate::common::{
     bytes::*,
-    session::{DEFAULT, PROFILES, contexts, export, granted, haggle, haggle_with, profile},
+    session::{DEFAULT, PROFILES, contexts, export, granted, negotiate, negotiate_with, profile},
     wire::Wire,
 };
 use nbd_proto::{
@@ -18,7 +18,7 @@ fn structured(wire: &mut Wire, options: Options<Plain>) -> Options<Plain> {
 
 /// Selects `base:allocation` for the export `a`, answered by `replies` and an ACK.
 fn set(tolerance: Tolerance, replies: &[u8]) -> Result<Vec<Context>, Error> {
-    haggle_with(profile(tolerance), |wire, options| {
+    negotiate_with(profile(tolerance), |wire, options| {
         let options = structured(wire, options);
         let asked = contexts(&["base:allocation", "qemu:allocation-depth"]);
         let pending = options
@@ -54,7 +54,7 @@ fn entered(wire: &mut Wire, options: Options<Plain>, name: &str) -> Vec<Context>
 fn contexts_hold_for_the_export_they_were_set_for() {
     // C-148, C-182
     let set_for_a = |entered_name: &'static str| {
-        haggle(move |wire, options| {
+        negotiate(move |wire, options| {
             let options = structured(wire, options);
             let asked = contexts(&["base:allocation"]);
             let pending = options
@@ -69,7 +69,7 @@ fn contexts_hold_for_the_export_they_were_set_for() {
     assert_eq!(set_for_a("A"), []);
     assert_eq!(set_for_a(""), []);
     // A refusal of another export does not lose them.
-    let kept = haggle(|wire, options| {
+    let kept = negotiate(|wire, options| {
         let options = structured(wire, options);
         let asked = contexts(&["base:allocation"]);
         let pending = options
@@ -89,7 +89,7 @@ fn contexts_hold_for_the_export_they_were_set_for() {
 #[test]
 fn contexts_are_not_set_before_there_are_chunks_to_report_them() {
     // C-135, C-149
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let _ = wire.sent();
         let asked = contexts(&["base:allocation"]);
         let rejected = options
@@ -117,7 +117,7 @@ fn a_query_has_a_namespace_and_a_leaf() {
         ContextName::new(long),
         Err(NameError::TooLong { len: 4097 })
     );
-    let sent = haggle(|wire, options| {
+    let sent = negotiate(|wire, options| {
         let options = structured(wire, options);
         let _ = wire.sent();
         let asked = contexts(&["x-own:a b:c", "base:"]);
@@ -131,7 +131,7 @@ fn a_query_has_a_namespace_and_a_leaf() {
 fn the_last_selection_counts_and_a_failed_one_leaves_none() {
     // C-154, C-155, C-158, C-164
     let after = |second: Vec<u8>| {
-        haggle(move |wire, options| {
+        negotiate(move |wire, options| {
             let options = structured(wire, options);
             let asked = contexts(&["base:allocation"]);
             let pending = options
@@ -228,7 +228,7 @@ fn an_unrequested_context_is_hidden_or_refused() {
 }
 
 fn listed(replies: &[u8]) -> Vec<MetaContextEntry> {
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let options = structured(wire, options);
         let pending = options.list_meta_context(&export(""), &[], &mut wire.out);
         let settled = wire.says(replies).answer(pending, ack(9)).expect("a list");
@@ -263,7 +263,7 @@ fn a_list_of_contexts_may_have_patterns_and_its_numbers_mean_nothing() {
 #[test]
 fn a_list_of_contexts_that_ends_in_an_error_has_failed() {
     // C-158, C-165
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let options = structured(wire, options);
         let many = contexts(&["base:allocation"; 50]);
         let pending = options.list_meta_context(&export(""), &many, &mut wire.out);
@@ -282,15 +282,15 @@ fn a_list_of_contexts_that_ends_in_an_error_has_failed() {
 #[test]
 fn both_orders_of_chunk_options_are_legal() {
     // C-133, C-134, C-138
-    use nbd_proto::Mode;
-    let mode = haggle(|wire, options| {
+    use nbd_proto::HeaderStyle;
+    let mode = negotiate(|wire, options| {
         let options = structured(wire, options);
         let pending = options.extended_headers(&mut wire.out).unwrap();
         granted(wire.answer(pending, ack(11))).mode()
     });
-    assert_eq!(mode, Mode::Extended);
+    assert_eq!(mode, HeaderStyle::Extended);
     for code in [1, 2, 3, 4] {
-        let mode = haggle(|wire, options| {
+        let mode = negotiate(|wire, options| {
             let pending = options.extended_headers(&mut wire.out).unwrap();
             let options = wire.answer(pending, err(11, code, "")).unwrap().options;
             let pending = options.structured_reply(&mut wire.out).unwrap();
@@ -299,6 +299,6 @@ fn both_orders_of_chunk_options_are_legal() {
             assert_eq!(entered(wire, options, ""), []);
             mode
         });
-        assert_eq!(mode, Mode::Simple);
+        assert_eq!(mode, HeaderStyle::Simple);
     }
 }

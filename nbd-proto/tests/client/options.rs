@@ -2,18 +2,18 @@
 
 use crate::common::{
     bytes::*,
-    session::{PROFILES, contexts, export, granted, haggle, haggle_with, profile},
+    session::{PROFILES, contexts, export, granted, negotiate, negotiate_with, profile},
     wire::Wire,
 };
 use nbd_proto::{
-    Error, Misuse, Mode, Step,
+    Error, HeaderStyle, Misuse, Step,
     client::{Go, GoOutcome, InfoSet, Options, Plain},
     wire::{InfoType, OptionCode, OptionReplyCode},
 };
 
 /// The bytes that one option puts on the wire.
 fn sent_by(option: impl Fn(Options<Plain>, &mut Wire)) -> Vec<u8> {
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         option(options, wire);
         wire.sent()
     })
@@ -86,7 +86,7 @@ fn no_kind_of_information_is_asked_for_twice_and_none_has_to_be() {
 #[test]
 fn go_can_be_the_first_option() {
     // C-021
-    let entered = haggle(|wire, options| {
+    let entered = negotiate(|wire, options| {
         let pending = options.go(Go::default(), &mut wire.out);
         wire.says(iexp(7, 1 << 20, 1));
         matches!(wire.answer(pending, ack(7)), Ok(GoOutcome::Accepted(_)))
@@ -97,7 +97,7 @@ fn go_can_be_the_first_option() {
 #[test]
 fn nothing_is_sent_before_an_option_is_answered_to_the_end() {
     // C-022, C-033
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let mut pending = options.list(&mut wire.out);
         assert_eq!(wire.sent(), opt(3, []));
         for name in ["a", "b", "c"] {
@@ -111,7 +111,7 @@ fn nothing_is_sent_before_an_option_is_answered_to_the_end() {
         assert_eq!(pending.option(), OptionCode::List);
         wire.answer(pending, ack(3)).unwrap().result.unwrap().len()
     });
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.info(Go::default(), &mut wire.out);
         wire.says(iexp(6, 1, 1)).says(ibs(6, 1, 512, 512));
         matches!(wire.run(pending), Ok(Step::More(_)))
@@ -121,7 +121,7 @@ fn nothing_is_sent_before_an_option_is_answered_to_the_end() {
 #[test]
 fn a_granted_option_is_not_asked_for_again_and_stays_granted() {
     // C-023, C-139
-    let mode = haggle(|wire, options| {
+    let mode = negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(8)));
         let _ = wire.sent();
@@ -130,9 +130,9 @@ fn a_granted_option_is_not_asked_for_again_and_stays_granted() {
         assert_eq!(wire.sent(), []);
         rejected.options.mode()
     });
-    assert_eq!(mode, Mode::Structured);
+    assert_eq!(mode, HeaderStyle::Structured);
 
-    let mode = haggle(|wire, options| {
+    let mode = negotiate(|wire, options| {
         let pending = options.extended_headers(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(11)));
         let _ = wire.sent();
@@ -144,12 +144,12 @@ fn a_granted_option_is_not_asked_for_again_and_stays_granted() {
         assert_eq!(wire.sent(), []);
         rejected.options.mode()
     });
-    assert_eq!(mode, Mode::Extended);
+    assert_eq!(mode, HeaderStyle::Extended);
 }
 
 /// How `NBD_OPT_STRUCTURED_REPLY` takes an answer that ends the session.
 fn refused(answer: &[u8]) -> Error {
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).expect("asked once");
         wire.says(answer)
             .run(pending)
@@ -175,12 +175,12 @@ fn an_answer_to_another_option_or_to_none_ends_the_session() {
     );
 
     // An unrequested ACK, and a second ACK, stand in the place of the next reply.
-    let unasked = haggle(|wire, options| {
+    let unasked = negotiate(|wire, options| {
         wire.says(ack(8));
         let pending = options.list(&mut wire.out);
         wire.run(pending).map(drop).unwrap_err()
     });
-    let second = haggle(|wire, options| {
+    let second = negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).unwrap();
         wire.says(ack(8)).says(ack(8));
         let options = granted(wire.finish(pending));
@@ -205,7 +205,7 @@ fn an_ack_has_no_data() {
         refused(&rep(8, 1, "x")),
         too_long(OptionCode::StructuredReply)
     );
-    let tls = haggle(|wire, options| {
+    let tls = negotiate(|wire, options| {
         let pending = options.start_tls(&mut wire.out);
         wire.says(rep(5, 1, "x"))
             .run(pending)
@@ -228,7 +228,7 @@ fn an_option_has_no_replies_but_its_own() {
     }
     for (option, own) in [(3, 2), (6, 3), (7, 3), (9, 4)] {
         for kind in (2..=5).filter(|kind| *kind != own) {
-            let error = haggle(|wire, options| {
+            let error = negotiate(|wire, options| {
                 wire.says(rep(option, kind, [0; 12]));
                 match option {
                     3 => wire.run(options.list(&mut Default::default())).map(drop),
@@ -261,7 +261,7 @@ fn a_refusal_of_any_kind_ends_its_option_and_nothing_else() {
     // C-030, C-031, C-032
     for (_, tolerance) in PROFILES {
         for code in (1..=10).chain([0x0b, 0xffff, 0x7fff_ffff]) {
-            let shown = haggle_with(profile(tolerance), |wire, options| {
+            let shown = negotiate_with(profile(tolerance), |wire, options| {
                 let pending = options.go(Go::default(), &mut wire.out);
                 let refusal = err(7, code, "no\x1b[2J");
                 let Ok(GoOutcome::Refused(options, error)) = wire.answer(pending, refusal) else {
@@ -286,10 +286,10 @@ fn a_refusal_of_any_kind_ends_its_option_and_nothing_else() {
 fn the_kinds_of_refusal_are_distinct() {
     // C-032, C-097
     let code_of = |code| {
-        haggle(|wire, options| {
+        negotiate(|wire, options| {
             let pending = options.structured_reply(&mut wire.out).unwrap();
             let settled = wire.answer(pending, err(8, code, "")).unwrap();
-            assert_eq!(settled.options.mode(), Mode::Simple);
+            assert_eq!(settled.options.mode(), HeaderStyle::Simple);
             settled.result.unwrap_err().code
         })
     };
@@ -313,7 +313,7 @@ fn the_kinds_of_refusal_are_distinct() {
 fn a_refusal_may_say_4096_bytes_and_not_one_more() {
     // C-003, B-001, B-009
     let text = "x".repeat(4096);
-    let message = haggle(|wire, options| {
+    let message = negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).unwrap();
         let settled = wire.answer(pending, err(8, 6, &text)).unwrap();
         settled.result.unwrap_err().message.as_str().to_owned()

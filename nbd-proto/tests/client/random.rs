@@ -4,7 +4,7 @@ use crate::{
     common::{
         bytes::*,
         reply::{Answer, Replier},
-        session::{Entry, PROFILES, haggle},
+        session::{Entry, PROFILES, negotiate},
         wire::{Delivery, always},
     },
     hostile::{first, outcome},
@@ -164,7 +164,7 @@ proptest! {
     ) {
         let (_, tolerance) = PROFILES[profile];
         for entry in Entry::every_mode() {
-            let chunks = entry.mode != nbd_proto::Mode::Simple;
+            let chunks = entry.mode != nbd_proto::HeaderStyle::Simple;
             let entry = if chunks { entry.context(1, "base:allocation") } else { entry };
             let _ = entry.tolerance(tolerance).always(|session| {
                 let none = CommandFlags::NONE;
@@ -199,7 +199,7 @@ proptest! {
         greeting in prop::collection::vec(any::<u8>(), 0..160),
     ) {
         for option in [3, 6, 7, 9, 10] {
-            let _ = haggle(|wire, options| {
+            let _ = negotiate(|wire, options| {
                 wire.says(first(option));
                 for (kind, data) in &replies {
                     wire.says(rep(option, *kind, data));

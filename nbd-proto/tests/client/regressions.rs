@@ -3,11 +3,11 @@
 use crate::common::{
     bytes::*,
     reply::{Answer, errno_of, only},
-    session::{DEFAULT, Entry, granted, haggle},
+    session::{DEFAULT, Entry, granted, negotiate},
     wire::always,
 };
 use nbd_proto::{
-    Command, CommandFlags, Errno, Error, Misuse, Mode,
+    Command, CommandFlags, Errno, Error, HeaderStyle, Misuse,
     client::{Config, Go, SecureHandshake, TlsOutcome, Transmission},
     meta::{Allocation, AllocationDepth},
     wire::OptionCode,
@@ -81,7 +81,7 @@ fn a_list_of_700_extents_is_read_to_its_end() {
 // A known client took the description of an export for the rest of its name.
 #[test]
 fn a_description_is_no_part_of_a_name() {
-    let name = haggle(|wire, options| {
+    let name = negotiate(|wire, options| {
         let pending = options.list(&mut wire.out);
         wire.says(server(b"disk", b"A nice description"));
         let entries = wire.answer(pending, ack(3)).unwrap().result.unwrap();
@@ -123,7 +123,7 @@ fn the_reply_to_an_abandoned_request_is_not_taken_for_the_next_one() {
 #[test]
 fn an_export_is_entered_by_the_ack_of_its_own_option_and_with_a_size() {
     let go = |answer: &[u8]| {
-        haggle(|wire, options| {
+        negotiate(|wire, options| {
             let pending = options.go(Go::default(), &mut wire.out);
             wire.says(answer).run(pending).map(drop).unwrap_err()
         })
@@ -142,7 +142,7 @@ fn an_export_is_entered_by_the_ack_of_its_own_option_and_with_a_size() {
 #[test]
 fn structured_replies_are_agreed_on_by_an_ack_alone() {
     for kind in [2, 3, 4, 5] {
-        let refused = haggle(|wire, options| {
+        let refused = negotiate(|wire, options| {
             let pending = options.structured_reply(&mut wire.out).unwrap();
             wire.says(rep(8, kind, [0; 12])).run(pending).is_err()
         });
@@ -167,7 +167,7 @@ fn pieces_that_touch_are_remembered_as_one() {
 // A known client went on with structured replies after TLS had started, and could start TLS twice.
 #[test]
 fn tls_starts_from_nothing() {
-    let mode = haggle(|wire, options| {
+    let mode = negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(8)));
         let pending = options.start_tls(&mut wire.out);
@@ -178,7 +178,7 @@ fn tls_starts_from_nothing() {
         // compile.
         upgrade.upgraded().mode()
     });
-    assert_eq!(mode, Mode::Simple);
+    assert_eq!(mode, HeaderStyle::Simple);
 }
 
 // A known client cut the length of a read to 32 bits and waited for the bytes that it had cut off.
@@ -264,7 +264,7 @@ fn allocated_zeroes_are_not_called_data() {
 // A known client stayed usable after an abort, and disconnected in silence after an error.
 #[test]
 fn the_end_is_the_end() {
-    let sent = haggle(|wire, options| {
+    let sent = negotiate(|wire, options| {
         options.abort(&mut wire.out); // and `options` is gone
         wire.sent()
     });

@@ -6,7 +6,7 @@ use crate::common::{
     session::{DEFAULT, Entry, PROFILES, Session},
 };
 use nbd_proto::{
-    Command, CommandFlags, Error, Mode,
+    Command, CommandFlags, Error, HeaderStyle,
     client::{Tolerance, Transmission},
     wire::ReplyType,
 };
@@ -21,9 +21,9 @@ fn a_reply_starts_with_a_magic_number_of_its_mode_or_ends_the_session_by_its_fou
     // C-196, C-197, C-203, H-036
     for entry in Entry::every_mode() {
         let legal: &[u32] = match entry.mode {
-            Mode::Simple => &[SIMPLE],
-            Mode::Structured => &[SIMPLE, STRUCTURED],
-            Mode::Extended => &[EXTENDED],
+            HeaderStyle::Simple => &[SIMPLE],
+            HeaderStyle::Structured => &[SIMPLE, STRUCTURED],
+            HeaderStyle::Extended => &[EXTENDED],
         };
         for magic in [
             SIMPLE,
@@ -138,7 +138,10 @@ fn block_status_is_not_answered_by_a_simple_success() {
 fn a_reply_to_no_request_ends_the_session() {
     // C-204, C-207, H-006, H-017
     for entry in Entry::every_mode() {
-        let (chunks, compact) = (entry.mode != Mode::Simple, entry.mode != Mode::Extended);
+        let (chunks, compact) = (
+            entry.mode != HeaderStyle::Simple,
+            entry.mode != HeaderStyle::Extended,
+        );
         let cookie = entry.flush(|to| to.ok()).map(|_| 1 << 32).unwrap();
         let unknown = |cookie| Err(Error::UnknownCookie { cookie });
         for wrong in [0, 1, u64::from(u32::MAX), cookie + 1, 2 * cookie, u64::MAX] {
@@ -243,7 +246,7 @@ fn the_payload_of_an_abandoned_read_is_thrown_away() {
         let outcome = entry.always(|session| {
             let [first, second] = [0, 1].map(|_| session.read(0, 9000));
             let reply = match session.transmission.mode() {
-                Mode::Simple => [sr(0, first.cookie, &data), sr(0, second.cookie, &data)],
+                HeaderStyle::Simple => [sr(0, first.cookie, &data), sr(0, second.cookie, &data)],
                 _ => [first, second].map(|to| to.data(D, 0, &data)),
             };
             let [first, second] = reply;
@@ -282,7 +285,7 @@ fn a_chunk_that_its_command_cannot_have_ends_the_session() {
     // C-211, C-212, C-240
     for (_, tolerance) in PROFILES {
         for entry in Entry::chunked() {
-            let extended = entry.mode == Mode::Extended;
+            let extended = entry.mode == HeaderStyle::Extended;
             let entry = entry.context(1, "base:allocation").tolerance(tolerance);
             let unexpected = |command, kind: u16| {
                 let reply = kind.into();
@@ -364,7 +367,7 @@ fn nothing_of_a_request_clings_to_the_next_one_in_its_place() {
     // C-168, C-209
     for entry in Entry::chunked() {
         let entry = entry.context(1, "base:allocation").context(2, "x-a:b");
-        let extended = entry.mode == Mode::Extended;
+        let extended = entry.mode == HeaderStyle::Extended;
         let answers = entry.always(|session| {
             let (none, df) = (CommandFlags::NONE, CommandFlags::DF);
             let data = content(0, 64);

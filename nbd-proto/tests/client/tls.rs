@@ -2,11 +2,11 @@
 
 use crate::common::{
     bytes::*,
-    session::{contexts, export, granted, haggle},
+    session::{contexts, export, granted, negotiate},
     wire::{Wire, always},
 };
 use nbd_proto::{
-    Mode, Step,
+    HeaderStyle, Step,
     client::{
         Config, Encrypted, Go, GoOutcome, Options, Plain, SecureHandshake, TlsOutcome, TlsRequired,
     },
@@ -34,7 +34,7 @@ fn list(wire: &mut Wire, options: Options<Plain>, names: &[&str]) -> (Options<Pl
 #[test]
 fn tls_can_be_started_at_any_time_and_lists_before_and_after_it_are_apart() {
     // C-051, C-106
-    let found = haggle(|wire, options| {
+    let found = negotiate(|wire, options| {
         let (options, before) = list(wire, options, &["a"]);
         let options = upgrade(wire, options);
         let pending = options.list(&mut wire.out);
@@ -49,7 +49,7 @@ fn tls_can_be_started_at_any_time_and_lists_before_and_after_it_are_apart() {
 fn bytes_behind_the_ack_are_left_to_the_tls_engine() {
     // C-053, H-013
     let smuggled = [ack(8), server(b"disk", b"")].concat();
-    let left = haggle(|wire, options| {
+    let left = negotiate(|wire, options| {
         let pending = options.start_tls(&mut wire.out);
         let _ = wire.sent();
         wire.says(ack(5)).says(&smuggled);
@@ -57,7 +57,7 @@ fn bytes_behind_the_ack_are_left_to_the_tls_engine() {
             panic!("TLS begins");
         };
         assert_eq!(wire.sent(), [], "the next bytes are of the TLS handshake");
-        assert_eq!(upgrade.upgraded().mode(), Mode::Simple);
+        assert_eq!(upgrade.upgraded().mode(), HeaderStyle::Simple);
         wire.left()
     });
     assert_eq!(left, smuggled.len());
@@ -66,7 +66,7 @@ fn bytes_behind_the_ack_are_left_to_the_tls_engine() {
 #[test]
 fn nothing_that_was_negotiated_in_the_clear_survives_tls() {
     // C-063, C-143, C-148
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(8)));
         let pending = options
@@ -75,7 +75,7 @@ fn nothing_that_was_negotiated_in_the_clear_survives_tls() {
         wire.says(meta(10, 1, "base:allocation"));
         let options = granted(wire.answer(pending, ack(10)));
         let options = upgrade(wire, options);
-        assert_eq!(options.mode(), Mode::Simple);
+        assert_eq!(options.mode(), HeaderStyle::Simple);
         let _ = wire.sent();
 
         // The client can ask for both again, and has no contexts until then.
@@ -89,31 +89,31 @@ fn nothing_that_was_negotiated_in_the_clear_survives_tls() {
         };
         assert_eq!(transmission.contexts(), []);
     });
-    let mode = haggle(|wire, options| {
+    let mode = negotiate(|wire, options| {
         let pending = options.extended_headers(&mut wire.out).unwrap();
         let options = granted(wire.answer(pending, ack(11)));
         let options = upgrade(wire, options);
-        assert_eq!(options.mode(), Mode::Simple);
+        assert_eq!(options.mode(), HeaderStyle::Simple);
         let _ = wire.sent();
         let pending = options.extended_headers(&mut wire.out).unwrap();
         assert_eq!(wire.sent(), opt(11, []));
         granted(wire.answer(pending, ack(11))).mode()
     });
-    assert_eq!(mode, Mode::Extended);
+    assert_eq!(mode, HeaderStyle::Extended);
 }
 
 #[test]
 fn without_tls_a_connection_that_does_not_need_it_goes_on() {
     // C-055
     for code in [1, 2, 3, 4, 6, 9] {
-        haggle(|wire, options| {
+        negotiate(|wire, options| {
             let pending = options.structured_reply(&mut wire.out).unwrap();
             let options = granted(wire.answer(pending, ack(8)));
             let pending = options.start_tls(&mut wire.out);
             let Ok(TlsOutcome::Refused(options, _)) = wire.answer(pending, err(5, code, "")) else {
                 panic!("TLS was refused");
             };
-            assert_eq!(options.mode(), Mode::Structured, "nothing was wiped");
+            assert_eq!(options.mode(), HeaderStyle::Structured, "nothing was wiped");
             list(wire, options, &["a"]).1
         });
     }
@@ -142,7 +142,7 @@ fn without_tls_a_connection_that_needs_it_can_only_be_aborted() {
 #[test]
 fn an_export_that_wants_tls_does_not_end_the_session() {
     // C-065, C-066
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let pending = options.go(Go::new(export("secret")), &mut wire.out);
         let Ok(GoOutcome::Refused(options, error)) = wire.answer(pending, err(7, 5, "")) else {
             panic!("this is a refusal");
@@ -152,7 +152,7 @@ fn an_export_that_wants_tls_does_not_end_the_session() {
         wire.says(iexp(7, 1 << 20, 1));
         matches!(wire.answer(pending, ack(7)), Ok(GoOutcome::Accepted(_)))
     });
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let options = upgrade(wire, options);
         let pending = options.list(&mut wire.out);
         let _ = wire.sent();
@@ -169,7 +169,7 @@ fn an_export_that_wants_tls_does_not_end_the_session() {
 #[test]
 fn the_client_without_tls_takes_no_more_than_the_ack_from_the_transport() {
     // C-053
-    haggle(|wire, options| {
+    negotiate(|wire, options| {
         let mut pending = options.start_tls(&mut wire.out);
         for byte in &ack(5)[..19] {
             let Ok(Step::More(more)) = wire.says([*byte]).run(pending) else {

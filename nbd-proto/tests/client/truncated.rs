@@ -7,7 +7,7 @@ use crate::common::{
     wire::{Delivery, Wire},
 };
 use nbd_proto::{
-    CommandFlags, Mode, Step,
+    CommandFlags, HeaderStyle, Step,
     client::{
         Config, Go, GoOutcome, Greeted, Handshake, InfoSet, Options, TlsOutcome, Transmission,
     },
@@ -51,7 +51,7 @@ macro_rules! complete {
     }};
 }
 
-fn play(mode: Mode, input: &[u8], delivery: Delivery) -> Reached {
+fn play(mode: HeaderStyle, input: &[u8], delivery: Delivery) -> Reached {
     let mut wire = Wire::new(delivery);
     wire.says(input);
     let mut reached = Reached::default();
@@ -77,7 +77,7 @@ fn play(mode: Mode, input: &[u8], delivery: Delivery) -> Reached {
     let options = complete!(reached, wire, 6, options.info(all(), out)).options;
     let asked = options.extended_headers(out).expect("asked once");
     let options = complete!(reached, wire, 11, asked).options;
-    let options = if mode == Mode::Extended {
+    let options = if mode == HeaderStyle::Extended {
         options
     } else {
         let asked = options.structured_reply(out).expect("asked once");
@@ -86,7 +86,7 @@ fn play(mode: Mode, input: &[u8], delivery: Delivery) -> Reached {
     let base = contexts(&["base:allocation", "x-a:b"]);
     let listed = options.list_meta_context(&export("disk"), &[], out);
     let options = complete!(reached, wire, 9, listed).options;
-    let options: Options<_> = if mode == Mode::Simple {
+    let options: Options<_> = if mode == HeaderStyle::Simple {
         options
     } else {
         let set = options.set_meta_context(&export("disk"), &base, out);
@@ -123,15 +123,15 @@ fn ask(session: &mut Session) -> Vec<Replier> {
         session.send(|t| t.cache(512, 512)).at(512),
         session.send(|t| t.write_zeroes(512, 512, none)).at(512),
     ];
-    if session.transmission.mode() != Mode::Simple {
+    if session.transmission.mode() != HeaderStyle::Simple {
         to.push(session.send(|t| t.block_status(0, 1024, none)));
     }
     to
 }
 
 /// The server's part of a session: each piece, and the part that is complete behind it.
-fn script(mode: Mode) -> Vec<(Vec<u8>, Option<Part>)> {
-    let structured = mode != Mode::Simple;
+fn script(mode: HeaderStyle) -> Vec<(Vec<u8>, Option<Part>)> {
+    let structured = mode != HeaderStyle::Simple;
     let mut script = vec![
         (hello(3), Some(Part::Greeting)),
         (
@@ -154,7 +154,7 @@ fn script(mode: Mode) -> Vec<(Vec<u8>, Option<Part>)> {
         )
     };
     script.extend([infos(6), (ack(6), Some(Part::Option(6)))]);
-    if mode == Mode::Extended {
+    if mode == HeaderStyle::Extended {
         script.push((ack(11), Some(Part::Option(11))));
     } else {
         script.push((err(11, 1, ""), Some(Part::Option(11))));
@@ -201,12 +201,12 @@ fn script(mode: Mode) -> Vec<(Vec<u8>, Option<Part>)> {
 }
 
 /// A session with the same cookies.
-fn enter_twin(mode: Mode) -> Session {
+fn enter_twin(mode: HeaderStyle) -> Session {
     use crate::common::session::Entry;
     let entry = match mode {
-        Mode::Simple => Entry::simple(),
-        Mode::Structured => Entry::structured().context(0, "base:allocation"),
-        Mode::Extended => Entry::extended().context(0, "base:allocation"),
+        HeaderStyle::Simple => Entry::simple(),
+        HeaderStyle::Structured => Entry::structured().context(0, "base:allocation"),
+        HeaderStyle::Extended => Entry::extended().context(0, "base:allocation"),
     };
     entry.enter(Delivery::Whole)
 }
@@ -214,7 +214,11 @@ fn enter_twin(mode: Mode) -> Session {
 #[test]
 fn a_session_without_a_fault_ends_well() {
     // C-042, C-044
-    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+    for mode in [
+        HeaderStyle::Simple,
+        HeaderStyle::Structured,
+        HeaderStyle::Extended,
+    ] {
         let script = script(mode);
         let input: Vec<u8> = script.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
         for delivery in Delivery::ALL {
@@ -235,7 +239,11 @@ fn a_session_without_a_fault_ends_well() {
 #[test]
 fn a_session_that_is_cut_off_has_its_complete_parts_and_may_not_end() {
     // C-043, C-236, H-040
-    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+    for mode in [
+        HeaderStyle::Simple,
+        HeaderStyle::Structured,
+        HeaderStyle::Extended,
+    ] {
         let script = script(mode);
         let input: Vec<u8> = script.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
         for cut in 0..input.len() {
@@ -252,8 +260,9 @@ fn a_session_that_is_cut_off_has_its_complete_parts_and_may_not_end() {
                 let reached = play(mode, &input[..cut], delivery);
                 assert_eq!(reached.parts, parts, "cut at {cut}");
                 assert!(!reached.may_end, "cut at {cut}");
-                let haggling = parts.contains(&Part::Greeting) && !parts.contains(&Part::Option(7));
-                assert_eq!(reached.pending.is_some(), haggling, "cut at {cut}");
+                let negotiation =
+                    parts.contains(&Part::Greeting) && !parts.contains(&Part::Option(7));
+                assert_eq!(reached.pending.is_some(), negotiation, "cut at {cut}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Replies of a scripted server, and their outcome.
 
 use super::bytes;
-use nbd_proto::{Error, Failure, Mode, client::ContextExtents};
+use nbd_proto::{Error, Failure, HeaderStyle, client::ContextExtents};
 
 /// The outcomes of requests, by the order in which they were sent.
 pub(crate) type Answers = Result<Vec<(usize, Answer)>, Error>;
@@ -31,14 +31,14 @@ pub(crate) fn errno_of(answers: &Answers) -> u32 {
 /// Writes replies to one request, in the layout of its connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Replier {
-    mode: Mode,
+    mode: HeaderStyle,
     pub(crate) cookie: u64,
     offset: u64,
 }
 
 impl Replier {
     /// Replies to a request at offset 0.
-    pub(crate) fn new(mode: Mode, cookie: u64) -> Self {
+    pub(crate) fn new(mode: HeaderStyle, cookie: u64) -> Self {
         Self {
             mode,
             cookie,
@@ -53,16 +53,22 @@ impl Replier {
 
     pub(crate) fn chunk(self, flags: u16, kind: u16, payload: impl AsRef<[u8]>) -> Vec<u8> {
         match self.mode {
-            Mode::Simple | Mode::Structured => bytes::ch(flags, kind, self.cookie, payload),
-            Mode::Extended => bytes::xch(flags, kind, self.cookie, self.offset, payload),
+            HeaderStyle::Simple | HeaderStyle::Structured => {
+                bytes::ch(flags, kind, self.cookie, payload)
+            }
+            HeaderStyle::Extended => bytes::xch(flags, kind, self.cookie, self.offset, payload),
         }
     }
 
     /// The header of a chunk with a payload of `len` bytes, which does not follow.
     pub(crate) fn announce(self, flags: u16, kind: u16, len: u32) -> Vec<u8> {
         match self.mode {
-            Mode::Simple | Mode::Structured => bytes::ch_header(flags, kind, self.cookie, len),
-            Mode::Extended => bytes::xch_header(flags, kind, self.cookie, self.offset, len.into()),
+            HeaderStyle::Simple | HeaderStyle::Structured => {
+                bytes::ch_header(flags, kind, self.cookie, len)
+            }
+            HeaderStyle::Extended => {
+                bytes::xch_header(flags, kind, self.cookie, self.offset, len.into())
+            }
         }
     }
 
@@ -79,7 +85,7 @@ impl Replier {
     }
 
     pub(crate) fn extents(self, flags: u16, id: u32, extents: &[(u32, u32)]) -> Vec<u8> {
-        if self.mode == Mode::Extended {
+        if self.mode == HeaderStyle::Extended {
             let wide: Vec<_> = extents.iter().map(|&(l, s)| (l.into(), s.into())).collect();
             let count = u32::try_from(wide.len()).expect("tests are short");
             self.chunk(flags, 6, bytes::xstatus(id, count, &wide))
@@ -103,16 +109,16 @@ impl Replier {
     /// Failure, in a form that is legal in every mode.
     pub(crate) fn fail(self, errno: u32) -> Vec<u8> {
         match self.mode {
-            Mode::Simple | Mode::Structured => self.simple(errno),
-            Mode::Extended => self.error(bytes::D, errno, ""),
+            HeaderStyle::Simple | HeaderStyle::Structured => self.simple(errno),
+            HeaderStyle::Extended => self.error(bytes::D, errno, ""),
         }
     }
 
     /// Success without data, in a form that is legal in every mode.
     pub(crate) fn ok(self) -> Vec<u8> {
         match self.mode {
-            Mode::Simple | Mode::Structured => self.simple(0),
-            Mode::Extended => self.none(),
+            HeaderStyle::Simple | HeaderStyle::Structured => self.simple(0),
+            HeaderStyle::Extended => self.none(),
         }
     }
 }

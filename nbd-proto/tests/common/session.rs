@@ -8,7 +8,7 @@ use super::{
 use ::bytes::{Buf, BufMut};
 use core::fmt;
 use nbd_proto::{
-    Bare, CommandFlags, ContextName, Error, ExportName, Frame, Limits, Misuse, Mode,
+    Bare, CommandFlags, ContextName, Error, ExportName, Frame, HeaderStyle, Limits, Misuse,
     client::{
         Config, Cookie, Event, Fill, Go, GoOutcome, Greeted, Handshake, Options, Outcome, Payload,
         Plain, Settled, Tolerance, Transmission, WholeReply,
@@ -47,14 +47,14 @@ pub(crate) fn contexts(names: &[&str]) -> Vec<ContextName> {
 }
 
 /// Plays a scenario that starts when client flags 3 were sent.
-pub(crate) fn haggle<T: PartialEq + fmt::Debug>(
+pub(crate) fn negotiate<T: PartialEq + fmt::Debug>(
     scenario: impl Fn(&mut Wire, Options<Plain>) -> T,
 ) -> T {
-    haggle_with(Config::default(), scenario)
+    negotiate_with(Config::default(), scenario)
 }
 
-/// [`haggle`] with a profile.
-pub(crate) fn haggle_with<T: PartialEq + fmt::Debug>(
+/// [`negotiate`] with a profile.
+pub(crate) fn negotiate_with<T: PartialEq + fmt::Debug>(
     config: Config,
     scenario: impl Fn(&mut Wire, Options<Plain>) -> T,
 ) -> T {
@@ -98,7 +98,7 @@ pub(crate) fn granted<S: fmt::Debug, T: fmt::Debug>(
 /// An export and the way into it.
 #[derive(Clone)]
 pub(crate) struct Entry {
-    pub(crate) mode: Mode,
+    pub(crate) mode: HeaderStyle,
     size: u64,
     flags: u16,
     block_sizes: Option<[u32; 3]>,
@@ -108,7 +108,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    fn new(mode: Mode) -> Self {
+    fn new(mode: HeaderStyle) -> Self {
         Self {
             mode,
             size: 1 << 20,
@@ -121,15 +121,15 @@ impl Entry {
     }
 
     pub(crate) fn simple() -> Self {
-        Self::new(Mode::Simple)
+        Self::new(HeaderStyle::Simple)
     }
 
     pub(crate) fn structured() -> Self {
-        Self::new(Mode::Structured)
+        Self::new(HeaderStyle::Structured)
     }
 
     pub(crate) fn extended() -> Self {
-        Self::new(Mode::Extended)
+        Self::new(HeaderStyle::Extended)
     }
 
     /// Both ways to have chunks.
@@ -184,12 +184,12 @@ impl Entry {
         let wire = &mut wire;
         let mut options = greeted(wire, self.config);
         match self.mode {
-            Mode::Simple => {}
-            Mode::Structured => {
+            HeaderStyle::Simple => {}
+            HeaderStyle::Structured => {
                 let pending = options.structured_reply(&mut wire.out).expect("asked once");
                 options = granted(wire.answer(pending, bytes::ack(8)));
             }
-            Mode::Extended => {
+            HeaderStyle::Extended => {
                 let pending = options.extended_headers(&mut wire.out).expect("asked once");
                 options = granted(wire.answer(pending, bytes::ack(11)));
             }

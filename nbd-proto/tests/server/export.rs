@@ -139,7 +139,7 @@ fn names_and_descriptions_are_sent_to_clients_that_ask() {
 fn info_leaves_the_client_in_negotiation_and_go_after_it_answers_the_same() {
     // S-074, S-080, S-082
     let server = Server::default();
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let parts = [
             mode.mode(),
             info("disk", &[1, 2, 3]),
@@ -166,7 +166,7 @@ fn info_leaves_the_client_in_negotiation_and_go_after_it_answers_the_same() {
 #[test]
 fn an_export_that_is_not_there_is_unknown_and_has_no_info() {
     // S-077, S-078, S-083, S-113
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let parts = [
             mode.mode(),
             go("nope", &[3]),
@@ -248,7 +248,7 @@ fn extended_headers_can_be_required_but_are_not_by_default() {
     };
     let said = said(&server, &[go("disk", &[]), opt(11, b""), go("disk", &[])]);
     assert_eq!(said, ["7: EXT_HEADER_REQD", "11: ACK", "7: POLICY"]);
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let ran = serve_in(&Server::default(), mode, &[mode.req(0, 0, 1, 0, 1, b"")]);
         assert_eq!(ran.end, End::Idle);
     }

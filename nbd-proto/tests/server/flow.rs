@@ -62,7 +62,7 @@ fn a_magic_of_another_mode_ends_the_connection_at_once() {
 #[test]
 fn cookies_come_back_bit_for_bit() {
     // S-143, S-165, H-058, A-093
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for keep_back in [0, 3] {
             let server = Server {
                 keep_back,
@@ -79,7 +79,7 @@ fn cookies_come_back_bit_for_bit() {
 #[test]
 fn a_payload_beyond_the_limit_ends_the_connection() {
     // S-146, B-011, H-053
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for len in [(32 << 20) + 1, 0xffff_ffff] {
             let ran = serve_in(&Server::default(), mode, &[mode.req(0, 1, 1, 0, len, b"")]);
             let command = nbd_proto::Command::Write;
@@ -112,7 +112,7 @@ fn a_payload_of_32_mib_is_never_too_long() {
     // S-101, S-145, S-146, H-060
     let server = Server::with(Export::new("disk").size(32 << 20));
     let data = vec![7; 32 << 20];
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let script = [mode.options(), mode.req(0, 1, 1, 0, 32 << 20, &data)].concat();
         let ran = run_in(&server, &script, Way::new(false, &[1 << 20]));
         assert!(ran.said.last().unwrap().starts_with("#1 "));
@@ -127,7 +127,7 @@ fn a_payload_of_32_mib_is_never_too_long() {
 #[test]
 fn disconnecting_ends_reading_but_not_answering() {
     // S-164, H-062, A-061, A-062
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for (flags, offset, len) in [(0, 0, 0), (0xffdf, 5, 0xffff_ffff)] {
             let server = Server {
                 keep_back: 100,
@@ -147,7 +147,7 @@ fn disconnecting_ends_reading_but_not_answering() {
 #[test]
 fn requests_in_flight_are_limited() {
     // S-167, S-219, B-012, B-013, H-052, H-061
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let server = Server::default().limits(|limits| limits.accepted = 2);
         let mut transmission = transmission(&server, &mode.options());
         let flood = mode.req(0, 3, 1, 0, 0, b"").repeat(5);
@@ -233,7 +233,7 @@ fn a_write_without_the_flag_has_a_payload_all_the_same() {
 #[test]
 fn a_server_that_is_going_away_says_so() {
     // S-231
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let mut transmission = transmission(&Server::default(), &mode.options());
         let before = request(&mut transmission, &mode.req(0, 0, 1, 0, 4, b""));
         transmission.shut_down();
@@ -287,7 +287,7 @@ fn a_server_that_is_going_away_says_so() {
 #[test]
 fn the_end_of_a_client_is_no_loss_between_requests_only() {
     // S-233, A-063
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let bytes = mode.req(0, 1, 1, 0, 4, b"data");
         assert_eq!(
             serve_in(&Server::default(), mode, std::slice::from_ref(&bytes)).end,
@@ -305,7 +305,7 @@ fn the_end_of_a_client_is_no_loss_between_requests_only() {
 fn any_flags_of_any_command_get_a_legal_reply() {
     // H-065
     const DEFINED: u16 = 0x3f;
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let server = Server::default();
         let options = match mode {
             Enter::Simple => mode.options(),

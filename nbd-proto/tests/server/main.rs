@@ -12,8 +12,8 @@
 mod export;
 mod flow;
 mod greeting;
-mod haggling;
 mod meta;
+mod negotiation;
 mod replies;
 mod requests;
 mod splits;

@@ -98,7 +98,7 @@ fn holes_are_answered_byte_for_byte() {
     assert_eq!(out, expected);
     assert!(read(Enter::Simple, 0, 512, 65536).hole().is_err());
     assert!(read(Enter::Simple, 0, 512, 65536).into_sparse().is_err());
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let ran = said(
             mode,
             |request, out| match request {
@@ -350,7 +350,7 @@ fn a_failure_can_have_a_place() {
         Request::Read { ticket, .. } => send(ticket.fail_at(Errno::Io, 600, "bad"), out),
         other => send(ticket(other).fail_at(Errno::Io, 600, "bad"), out),
     };
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let (inside, outside) = match mode {
             Enter::Simple => ("#1 error 5", "#1 error 5"),
             _ => ("#1 error 5 at 600 done", "#1 error 5 done"),
@@ -454,7 +454,7 @@ fn errors_are_those_that_the_specification_allows() {
 #[test]
 fn replies_may_come_in_any_order() {
     // S-187, S-219
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let server = Server {
             keep_back: 10,
             ..Server::default()

@@ -34,7 +34,7 @@ fn in_mode(server: &Server, mode: Enter, request: Vec<u8>) -> String {
 fn unknown_commands_are_refused_and_their_payload_is_known() {
     // S-098, S-144, S-147, S-162, S-168, A-091
     let server = Server::default();
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for command in [8, 9, 99, 0xffff] {
             let request = mode.req(0, command, 1, 0, 512, b"");
             assert_eq!(in_mode(&server, mode, request), mode_error(mode, 1, 22));
@@ -53,7 +53,7 @@ fn unknown_commands_are_refused_and_their_payload_is_known() {
 fn commands_that_are_not_offered_are_refused() {
     // S-162, S-163, S-090, H-049
     let server = Server::with(Export::new("disk").flags(1));
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for (command, len) in [(3, 0), (4, 512), (5, 512), (6, 512), (7, 512)] {
             let request = mode.req(0, command, 1, 0, len, b"");
             assert_eq!(in_mode(&server, mode, request), mode_error(mode, 1, 22));
@@ -65,7 +65,7 @@ fn commands_that_are_not_offered_are_refused() {
 fn writes_that_will_fail_are_drained_first() {
     // S-091, S-145, S-160, H-064
     let data = vec![0x25; 65536];
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let read_only = Server::with(Export::new("disk").flags(0x1dff));
         for (command, payload) in [(1, &data[..]), (4, &[]), (6, &[])] {
             let request = mode.req(0, command, 1, 0, 65536, payload);
@@ -107,7 +107,7 @@ fn legal(command: u16, mode: Enter) -> u16 {
 fn each_flag_is_taken_where_it_belongs() {
     // S-148, S-149, S-151, S-152, S-153, S-171, S-226, A-056, A-057
     let server = Server::default();
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let options = match mode {
             Enter::Simple => mode.options(),
             _ => mode.with_contexts(&["base:allocation"]),
@@ -147,7 +147,7 @@ fn each_flag_is_taken_where_it_belongs() {
 fn flags_that_are_not_offered_are_refused() {
     // S-148, S-150, S-154
     let server = Server::with(Export::new("disk").flags(0x0465));
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for (flag, command) in [(1, 0), (1, 1), (1, 3), (1, 5), (4, 0), (16, 6), (1, 6)] {
             let (len, payload) = match command {
                 1 => (512, &[0; 512][..]),
@@ -196,7 +196,7 @@ fn flags_reach_the_embedder() {
 fn requests_for_nothing_are_answered() {
     // S-157, A-058
     let server = Server::default();
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let options = match mode {
             Enter::Simple => mode.options(),
             _ => mode.with_contexts(&["base:allocation"]),
@@ -233,7 +233,7 @@ fn blocks_are_whole_where_that_was_agreed_on() {
     // S-072, S-103, S-158, A-068
     let server = Server::with(Export::new("disk").sizes(4096, 4096, 65536));
     let unasked = |mode: Enter| options(&[mode.mode(), go("disk", &[])]);
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for command in [0, 4, 5, 6] {
             for (offset, len) in [(512, 4096), (0, 512), (4096, 4097)] {
                 let request = mode.req(0, command, 1, offset, len, b"");
@@ -262,7 +262,7 @@ fn nothing_reaches_past_the_end() {
     // S-159, H-055, H-056, H-057
     let server = Server::default();
     let size = 1 << 20;
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for (offset, len) in [
             (size, 1),
             (size - 1, 2),
@@ -293,7 +293,7 @@ fn nothing_reaches_past_the_end() {
 fn a_request_that_is_short_on_the_wire_may_be_long_in_the_export() {
     // S-166, H-057
     let server = Server::with(Export::new("disk").size(u64::MAX).sizes(1, 512, 65536));
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for command in [4, 5, 6] {
             let request = mode.req(0, command, 1, 0, 0xffff_ffff, b"");
             assert!(!in_mode(&server, mode, request).contains("error"));
@@ -306,7 +306,7 @@ fn a_request_that_is_short_on_the_wire_may_be_long_in_the_export() {
 #[test]
 fn flush_has_neither_offset_nor_length() {
     // S-161, A-060
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for (offset, len) in [(1, 0), (0, 1), (512, 512)] {
             let request = mode.req(0, 3, 1, offset, len, b"");
             assert_eq!(

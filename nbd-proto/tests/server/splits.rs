@@ -35,7 +35,7 @@ fn busy(mode: Enter) -> Vec<u8> {
 }
 
 fn any_mode() -> impl Strategy<Value = Enter> {
-    prop::sample::select(MODES.to_vec())
+    prop::sample::select(HEADER_STYLES.to_vec())
 }
 
 proptest! {
@@ -121,7 +121,7 @@ proptest! {
 
 #[test]
 fn the_decoder_that_checks_everything_notices_mistakes() {
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let server = Server::default();
         let script = busy(mode);
         let sent = run_in(&server, &script, Way::new(true, &[script.len()])).sent;

@@ -2,7 +2,7 @@
 
 use crate::{hex, written};
 use nbd_proto::{
-    Command, CommandFlags, Mode,
+    Command, CommandFlags, HeaderStyle,
     wire::{
         BlockStatusFilter, ChunkHeader, Descriptor, ErrorChunk, ReplyFlags, ReplyHeader, ReplyType,
         RequestHeader,
@@ -68,9 +68,9 @@ fn requests() {
             "21e4 1c71 {bits} {code:04x} {COOKIE:016x} {offset:016x} {len:016x}"
         ));
         for (mode, bytes, other) in [
-            (Mode::Simple, &compact, &extended),
-            (Mode::Structured, &compact, &extended),
-            (Mode::Extended, &extended, &compact),
+            (HeaderStyle::Simple, &compact, &extended),
+            (HeaderStyle::Structured, &compact, &extended),
+            (HeaderStyle::Extended, &extended, &compact),
         ] {
             assert_eq!(bytes.len(), mode.request_len());
             assert_eq!(header.encode(mode).as_bytes(), bytes);
@@ -89,8 +89,11 @@ fn requests() {
     };
     let bytes =
         hex("21e4 1c71 0000 0006 0000 0000 0000 0001 0000 0000 0000 0000 0000 0100 0000 0000");
-    assert_eq!(long.encode(Mode::Extended).as_bytes(), bytes);
-    assert_eq!(RequestHeader::decode(Mode::Extended, &bytes), Some(long));
+    assert_eq!(long.encode(HeaderStyle::Extended).as_bytes(), bytes);
+    assert_eq!(
+        RequestHeader::decode(HeaderStyle::Extended, &bytes),
+        Some(long)
+    );
 }
 
 #[test]
@@ -101,14 +104,14 @@ fn simple_replies() {
             cookie: COOKIE,
         };
         let bytes = hex(&format!("6744 6698 {error:08x} {COOKIE:016x}"));
-        for mode in [Mode::Simple, Mode::Structured] {
+        for mode in [HeaderStyle::Simple, HeaderStyle::Structured] {
             assert_eq!(ReplyHeader::len(mode, 0x6744_6698), Some(16));
             assert_eq!(header.encode(mode).as_bytes(), bytes);
             assert_eq!(ReplyHeader::decode(mode, &bytes), Some(header));
             assert_eq!(ReplyHeader::decode(mode, &bytes[..15]), None);
         }
-        assert_eq!(ReplyHeader::len(Mode::Extended, 0x6744_6698), None);
-        assert_eq!(ReplyHeader::decode(Mode::Extended, &bytes), None);
+        assert_eq!(ReplyHeader::len(HeaderStyle::Extended, 0x6744_6698), None);
+        assert_eq!(ReplyHeader::decode(HeaderStyle::Extended, &bytes), None);
     }
 }
 
@@ -136,25 +139,43 @@ fn chunks() {
                 })
             };
             let structured = hex(&format!("668e 33ef {bits} {code} {COOKIE:016x} 0000 000c"));
-            assert_eq!(ReplyHeader::len(Mode::Structured, 0x668e_33ef), Some(20));
-            assert_eq!(chunk(0).encode(Mode::Structured).as_bytes(), structured);
             assert_eq!(
-                ReplyHeader::decode(Mode::Structured, &structured),
+                ReplyHeader::len(HeaderStyle::Structured, 0x668e_33ef),
+                Some(20)
+            );
+            assert_eq!(
+                chunk(0).encode(HeaderStyle::Structured).as_bytes(),
+                structured
+            );
+            assert_eq!(
+                ReplyHeader::decode(HeaderStyle::Structured, &structured),
                 Some(chunk(0))
             );
             let extended = hex(&format!(
                 "6e8a 278c {bits} {code} {COOKIE:016x} 0000 0000 0000 0200 0000 0000 0000 000c"
             ));
-            assert_eq!(ReplyHeader::len(Mode::Extended, 0x6e8a_278c), Some(32));
-            assert_eq!(chunk(512).encode(Mode::Extended).as_bytes(), extended);
             assert_eq!(
-                ReplyHeader::decode(Mode::Extended, &extended),
+                ReplyHeader::len(HeaderStyle::Extended, 0x6e8a_278c),
+                Some(32)
+            );
+            assert_eq!(
+                chunk(512).encode(HeaderStyle::Extended).as_bytes(),
+                extended
+            );
+            assert_eq!(
+                ReplyHeader::decode(HeaderStyle::Extended, &extended),
                 Some(chunk(512))
             );
 
-            assert_eq!(ReplyHeader::decode(Mode::Simple, &structured), None);
-            assert_eq!(ReplyHeader::decode(Mode::Structured, &extended), None);
-            assert_eq!(ReplyHeader::decode(Mode::Extended, &structured), None);
+            assert_eq!(ReplyHeader::decode(HeaderStyle::Simple, &structured), None);
+            assert_eq!(
+                ReplyHeader::decode(HeaderStyle::Structured, &extended),
+                None
+            );
+            assert_eq!(
+                ReplyHeader::decode(HeaderStyle::Extended, &structured),
+                None
+            );
         }
     }
 }
@@ -166,18 +187,30 @@ fn extents() {
         status: 3,
     };
     let bytes = hex("0000 1000 0000 0003");
-    assert_eq!(Descriptor::wire_len(Mode::Structured), bytes.len());
-    assert_eq!(written(|out| narrow.encode(Mode::Structured, out)), bytes);
-    assert_eq!(Descriptor::decode(Mode::Structured, &bytes), Some(narrow));
+    assert_eq!(Descriptor::wire_len(HeaderStyle::Structured), bytes.len());
+    assert_eq!(
+        written(|out| narrow.encode(HeaderStyle::Structured, out)),
+        bytes
+    );
+    assert_eq!(
+        Descriptor::decode(HeaderStyle::Structured, &bytes),
+        Some(narrow)
+    );
     let wide = Descriptor {
         len: 1 << 40,
         status: 1 << 32,
     };
     let bytes = hex("0000 0100 0000 0000 0000 0001 0000 0000");
-    assert_eq!(Descriptor::wire_len(Mode::Extended), bytes.len());
-    assert_eq!(written(|out| wide.encode(Mode::Extended, out)), bytes);
-    assert_eq!(Descriptor::decode(Mode::Extended, &bytes), Some(wide));
-    assert_eq!(Descriptor::decode(Mode::Extended, &bytes[..8]), None);
+    assert_eq!(Descriptor::wire_len(HeaderStyle::Extended), bytes.len());
+    assert_eq!(
+        written(|out| wide.encode(HeaderStyle::Extended, out)),
+        bytes
+    );
+    assert_eq!(
+        Descriptor::decode(HeaderStyle::Extended, &bytes),
+        Some(wide)
+    );
+    assert_eq!(Descriptor::decode(HeaderStyle::Extended, &bytes[..8]), None);
 }
 
 #[test]

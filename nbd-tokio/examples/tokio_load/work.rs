@@ -4,7 +4,7 @@ use crate::common::{Failure, Offsets, Op, Options, report};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{FutureExt, TryStreamExt, stream::FuturesUnordered};
 use nbd_io::{
-    client::{ConnectOptions, Error, TlsPolicy, shared::Client},
+    client::{ConnectOptions, Error, TlsPolicy, tasks::Client},
     runtime::Network,
     tls::ClientTls,
 };

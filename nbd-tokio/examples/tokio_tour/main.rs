@@ -11,8 +11,8 @@
 
 #[path = "../../../nbd-blocking/examples/tour/common.rs"]
 mod common;
-mod crowd;
 mod host;
+mod many;
 mod measure;
 mod route;
 #[path = "../../../nbd-blocking/examples/tour/show.rs"]

@@ -4,7 +4,7 @@ use crate::{common::Outcome, show};
 use bytes::{Bytes, BytesMut};
 use futures_util::{TryStreamExt, stream::FuturesUnordered};
 use nbd_io::{
-    client::{Error, shared::Client},
+    client::{Error, tasks::Client},
     runtime::Network,
 };
 use std::{

@@ -2,8 +2,8 @@
 
 use crate::{
     common::{Arguments, Certificates, Outcome},
-    crowd::many,
     host::Host,
+    many::many,
     measure::measure,
     walk::walk,
 };

@@ -5,7 +5,7 @@ use crate::{
     show::{self, Map, size},
 };
 use nbd_io::{
-    client::{ConnectOptions, Error, Greeted, Negotiation, shared::Client},
+    client::{ConnectOptions, Error, Greeted, Negotiation, tasks::Client},
     runtime::Network,
 };
 use nbd_proto::{
@@ -50,10 +50,10 @@ async fn look_around<R: Network>(
     uri: &Uri,
 ) -> Outcome<Vec<ContextName>> {
     if uri.tls().is_some() {
-        return haggle(options.start_secure(uri).await?, uri.export()).await;
+        return negotiate(options.start_secure(uri).await?, uri.export()).await;
     }
     match options.start(uri).await? {
-        Greeted::FixedNewstyle(negotiation) => haggle(negotiation, uri.export()).await,
+        Greeted::FixedNewstyle(negotiation) => negotiate(negotiation, uri.export()).await,
         Greeted::Newstyle(_) => {
             show::by_name();
             Ok(Vec::new())
@@ -65,7 +65,7 @@ async fn look_around<R: Network>(
     }
 }
 
-async fn haggle<R: Network, S: Send + 'static>(
+async fn negotiate<R: Network, S: Send + 'static>(
     mut negotiation: Negotiation<R, S>,
     wanted: &ExportName,
 ) -> Outcome<Vec<ContextName>> {
@@ -95,8 +95,8 @@ async fn map<R: Network>(client: &Client<R>) -> Outcome<()> {
         return Ok(());
     };
     let mut extents = client.extents(0..client.size());
-    while let Some(stretch) = extents.next().await {
-        map.row(&stretch?);
+    while let Some(run) = extents.next().await {
+        map.row(&run?);
     }
     map.end();
     Ok(())

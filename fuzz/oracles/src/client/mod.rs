@@ -1,6 +1,6 @@
 //! The client against any server.
 
-mod haggling;
+mod negotiation;
 mod replies;
 mod requests;
 mod transmission;
@@ -10,11 +10,11 @@ use crate::{
     delivery::{Wire, always},
     input::Input,
 };
-use haggling::Script;
 use nbd_proto::{
     Limits,
     client::{Config, Tolerance},
 };
+use negotiation::Script;
 use requests::Entry;
 use transmission::Session;
 
@@ -91,9 +91,9 @@ const TIGHT: Limits = Limits {
 fn prologue(entry: &Entry) -> Vec<u8> {
     let mut out = bytes::hello(3);
     match entry.mode {
-        nbd_proto::Mode::Simple => {}
-        nbd_proto::Mode::Structured => out.extend(bytes::ack(8)),
-        nbd_proto::Mode::Extended => out.extend(bytes::ack(11)),
+        nbd_proto::HeaderStyle::Simple => {}
+        nbd_proto::HeaderStyle::Structured => out.extend(bytes::ack(8)),
+        nbd_proto::HeaderStyle::Extended => out.extend(bytes::ack(11)),
     }
     if entry.mode.has_chunks() {
         for (id, name) in requests::CONTEXTS {

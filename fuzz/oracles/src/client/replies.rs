@@ -5,7 +5,7 @@ use super::{
     transmission::Session,
 };
 use crate::{bytes, input::Input};
-use nbd_proto::{Command, Mode};
+use nbd_proto::{Command, HeaderStyle};
 
 /// The server's bytes that an input stands for.
 pub(super) fn build(entry: &Entry, mut input: Input<'_>) -> Vec<u8> {
@@ -45,7 +45,7 @@ pub(super) fn build(entry: &Entry, mut input: Input<'_>) -> Vec<u8> {
 
 /// The request that is answered, and the flags of the chunk.
 struct To {
-    mode: Mode,
+    mode: HeaderStyle,
     cookie: u64,
     ask: Ask,
     flags: u16,
@@ -92,7 +92,7 @@ impl To {
         let fill = input.byte();
         let data = || vec![fill; usize::try_from(len).expect("reads are short")];
         match (command, self.mode) {
-            (Command::Read, Mode::Simple) => bytes::sr(0, self.cookie, data()),
+            (Command::Read, HeaderStyle::Simple) => bytes::sr(0, self.cookie, data()),
             (Command::Read, _) => done.chunk(1, bytes::data_at(offset, &data())),
             (Command::BlockStatus, _) => {
                 let first = Self { flags: 0, ..*self };
@@ -103,7 +103,7 @@ impl To {
                 out.extend(done.status(CONTEXTS[0].0, &[(512, 3), (1024, 0)]));
                 out
             }
-            (_, Mode::Extended) => done.chunk(0, []),
+            (_, HeaderStyle::Extended) => done.chunk(0, []),
             _ => bytes::sr(0, self.cookie, []),
         }
     }
@@ -125,7 +125,7 @@ impl To {
     }
 
     fn status(&self, id: u32, extents: &[(u32, u32)]) -> Vec<u8> {
-        if self.mode == Mode::Extended {
+        if self.mode == HeaderStyle::Extended {
             let wide: Vec<_> = extents.iter().map(|&(l, s)| (l.into(), s.into())).collect();
             let count = u32::try_from(wide.len()).expect("there are few");
             self.chunk(6, bytes::xstatus(id, count, &wide))
@@ -136,8 +136,12 @@ impl To {
 
     fn chunk(&self, kind: u16, payload: impl AsRef<[u8]>) -> Vec<u8> {
         match self.mode {
-            Mode::Simple | Mode::Structured => bytes::ch(self.flags, kind, self.cookie, payload),
-            Mode::Extended => bytes::xch(self.flags, kind, self.cookie, self.ask.offset, payload),
+            HeaderStyle::Simple | HeaderStyle::Structured => {
+                bytes::ch(self.flags, kind, self.cookie, payload)
+            }
+            HeaderStyle::Extended => {
+                bytes::xch(self.flags, kind, self.cookie, self.ask.offset, payload)
+            }
         }
     }
 }

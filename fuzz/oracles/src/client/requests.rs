@@ -6,7 +6,7 @@ use crate::{
     input::Input,
 };
 use nbd_proto::{
-    Command, CommandFlags, ContextName, ExportName, Mode,
+    Command, CommandFlags, ContextName, ExportName, HeaderStyle,
     client::{Config, Go, GoOutcome, Greeted, Handshake, Transmission},
 };
 
@@ -72,7 +72,7 @@ impl Ask {
 #[derive(Debug)]
 pub(super) struct Entry {
     config: Config,
-    pub(super) mode: Mode,
+    pub(super) mode: HeaderStyle,
     pub(super) size: u64,
     pub(super) flags: u16,
     pub(super) block_sizes: Option<[u32; 3]>,
@@ -83,7 +83,11 @@ impl Entry {
     pub(super) fn new(config: Config, input: &mut Input<'_>) -> Self {
         Self {
             config,
-            mode: input.pick(&[Mode::Simple, Mode::Structured, Mode::Extended]),
+            mode: input.pick(&[
+                HeaderStyle::Simple,
+                HeaderStyle::Structured,
+                HeaderStyle::Extended,
+            ]),
             size: input.pick(&[1 << 20, u64::MAX, 4096, 0]),
             flags: input.pick(&[0x1ded, 0x1def, 1]),
             block_sizes: input.pick(&[None, Some([512, 4096, 8192]), Some([1, 512, u32::MAX])]),
@@ -111,13 +115,13 @@ impl Entry {
         let out = &mut wire.out.split();
         let granted = "the answer is right";
         match self.mode {
-            Mode::Simple => {}
-            Mode::Structured => {
+            HeaderStyle::Simple => {}
+            HeaderStyle::Structured => {
                 let pending = options.structured_reply(out).expect("asked once");
                 let settled = wire.drive(pending).expect(granted).expect(granted);
                 options = settled.options;
             }
-            Mode::Extended => {
+            HeaderStyle::Extended => {
                 let pending = options.extended_headers(out).expect("asked once");
                 let settled = wire.drive(pending).expect(granted).expect(granted);
                 options = settled.options;

@@ -10,7 +10,7 @@ use crate::{
 use bytes::Bytes;
 use core::ops::Range;
 use nbd_proto::{
-    Command, CommandFlags, Errno, Mode,
+    Command, CommandFlags, Errno, HeaderStyle,
     meta::{Allocation, Extent},
     server::{ReadTicket, Request, StatusTicket},
 };
@@ -28,7 +28,7 @@ pub(super) enum Expected {
 /// The contents of the export: as the server keeps them, and as the client thinks they are.
 #[derive(Debug)]
 pub(super) struct Disk {
-    mode: Mode,
+    mode: HeaderStyle,
     minimum: u64,
     contents: Vec<u8>,
     model: Vec<u8>,
@@ -44,7 +44,7 @@ const ERRORS: [Errno; 5] = [
 ];
 
 impl Disk {
-    pub(super) fn new(size: u64, mode: Mode, minimum: u32) -> Self {
+    pub(super) fn new(size: u64, mode: HeaderStyle, minimum: u32) -> Self {
         let mut contents = vec![0; index(size)];
         // The second half is a hole.
         let half = contents.len() / 2;
@@ -186,7 +186,7 @@ impl Disk {
             Ok(sparse) => sparse,
             Err(ticket) => {
                 let df = issued.flags.contains(CommandFlags::DF);
-                assert!(df || self.mode == Mode::Simple);
+                assert!(df || self.mode == HeaderStyle::Simple);
                 return (whole(ticket), expected);
             }
         };

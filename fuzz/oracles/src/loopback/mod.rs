@@ -4,17 +4,17 @@
 mod asking;
 mod chopper;
 mod disk;
-mod haggling;
+mod negotiation;
 mod peer;
 
 use crate::input::Input;
 use asking::Client;
 use chopper::Chopper;
-use haggling::{Haggler, Haggling};
 use nbd_proto::{
     BlockSizes, ExportInfo, Limits, TransmissionFlags,
     server::{Config, Tls},
 };
+use negotiation::{Haggler, Negotiation};
 use peer::Peer;
 
 /// Joins both machines by a chopper of bytes and lets the client ask for the input's options. The
@@ -25,7 +25,7 @@ pub fn loopback(data: &[u8]) {
     let chopper = Chopper::new(input.bytes());
     let actions = Input::new(input.bytes());
     let decisions = Input::new(input.bytes());
-    let haggling = Haggling {
+    let negotiation = Negotiation {
         world: &world,
         peer: Peer::new(&world),
         chopper,
@@ -36,7 +36,7 @@ pub fn loopback(data: &[u8]) {
         server,
         chopper,
         asked_sizes,
-    }) = haggling.run()
+    }) = negotiation.run()
     else {
         return;
     };
@@ -85,7 +85,7 @@ impl World {
             .pick(&[None, Some((512, 4096, 8192)), Some((1, 512, 1 << 20))])
             .map(|(min, pref, max)| BlockSizes::new(min, pref, max).expect("legal sizes"));
         export.description = Some("a disk".into());
-        export.name = Some(haggling::name("disk"));
+        export.name = Some(negotiation::name("disk"));
         Self {
             config: Config {
                 limits: Limits {

@@ -1,6 +1,6 @@
 //! The server in negotiation.
 
-use super::{CONTEXTS, Chopper, EXPORTS, World, haggling::name};
+use super::{CONTEXTS, Chopper, EXPORTS, World, negotiation::name};
 use bytes::BytesMut;
 use nbd_proto::{
     ContextName, Step,

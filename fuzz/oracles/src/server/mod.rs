@@ -1,6 +1,6 @@
 //! The server against any client.
 
-mod haggling;
+mod negotiation;
 mod serving;
 
 pub(crate) use serving::piece_len;
@@ -17,11 +17,11 @@ use crate::{
     delivery::{Delivery, Wire, always},
     input::Input,
 };
-use haggling::Connection;
 use nbd_proto::{
     BlockSizes, Error, ExportInfo, Limits, TransmissionFlags,
     server::{Config, Tls},
 };
+use negotiation::Connection;
 
 /// Any client's bytes against the negotiation: the server grants and refuses as the input says, and
 /// serves if the client gets that far.

@@ -1,6 +1,6 @@
 //! A server that answers by its input, in any order.
 
-use super::{End, Ended, haggling::Connection};
+use super::{End, Ended, negotiation::Connection};
 use crate::{
     answer::{Answer, Messages, only},
     delivery::{Piece, Wire},
@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::{Buf, BufMut};
 use nbd_proto::{
-    Errno, Error, Mode,
+    Errno, Error, HeaderStyle,
     meta::Extent,
     server::{Event, Fill, ReadTicket, Request, StatusTicket, Transmission},
 };
@@ -299,11 +299,11 @@ fn errno(decisions: &mut Input<'_>) -> Errno {
 }
 
 /// The cookies of all complete requests, found without the code under test.
-fn cookies(mut client: &[u8], mode: Mode) -> Vec<u64> {
+fn cookies(mut client: &[u8], mode: HeaderStyle) -> Vec<u64> {
     let mut cookies = Vec::new();
     let (magic, header_len) = match mode {
-        Mode::Simple | Mode::Structured => (0x2560_9513, 28),
-        Mode::Extended => (0x21e4_1c71, 32),
+        HeaderStyle::Simple | HeaderStyle::Structured => (0x2560_9513, 28),
+        HeaderStyle::Extended => (0x21e4_1c71, 32),
     };
     while client.len() >= header_len {
         let (mut header, rest) = client.split_at(header_len);
@@ -312,7 +312,7 @@ fn cookies(mut client: &[u8], mode: Mode) -> Vec<u64> {
         }
         let (flags, command) = (header.get_u16(), header.get_u16());
         let (cookie, _offset) = (header.get_u64(), header.get_u64());
-        let extended = mode == Mode::Extended;
+        let extended = mode == HeaderStyle::Extended;
         let len = if extended {
             header.get_u64()
         } else {

@@ -5,19 +5,19 @@ macro_rules! disk {
     ([$($generics:tt)*] $disk:ty, $together:path, $alone:path, $disconnect:path, $is_lost:path) => {
         impl<$($generics)*> Disk for $disk {
             fn export(&self) -> &ExportInfo {
-                self.facts().export()
+                self.negotiated().export()
             }
 
-            fn mode(&self) -> Mode {
-                self.facts().mode()
+            fn mode(&self) -> HeaderStyle {
+                self.negotiated().mode()
             }
 
             fn contexts(&self) -> &[Context] {
-                self.facts().contexts()
+                self.negotiated().contexts()
             }
 
             fn is_encrypted(&self) -> bool {
-                self.facts().is_encrypted()
+                self.negotiated().is_encrypted()
             }
 
             fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
@@ -84,7 +84,7 @@ macro_rules! disk {
                     .block_status_of(ids, offset, len, CommandFlags::NONE)
             }
 
-            fn extents(&self, range: Range<u64>) -> Result<Vec<Stretch>, Error> {
+            fn extents(&self, range: Range<u64>) -> Result<Vec<StatusRun>, Error> {
                 self.one().extents(range).collect()
             }
 
@@ -107,13 +107,13 @@ macro_rules! disk {
     };
 }
 
-/// Implements [`Haggling`](super::Haggling). The way to a disk of a client is an argument.
-macro_rules! haggling {
-    ([$($generics:tt)*] $haggling:ty, $disk:ty, $entered:expr) => {
-        impl<$($generics)*> Haggling for $haggling {
+/// Implements [`Negotiation`](super::Negotiation). The way to a disk of a client is an argument.
+macro_rules! negotiation {
+    ([$($generics:tt)*] $negotiation:ty, $disk:ty, $entered:expr) => {
+        impl<$($generics)*> Negotiation for $negotiation {
             type Disk = $disk;
 
-            fn mode(&self) -> Mode {
+            fn mode(&self) -> HeaderStyle {
                 self.mode()
             }
 
@@ -172,8 +172,8 @@ macro_rules! wanted {
         CONTEXTS.iter().fold(
             $options
                 .local_files(true)
-                .structured_replies($wanted.mode != Mode::Simple)
-                .extended_headers($wanted.mode == Mode::Extended),
+                .structured_replies($wanted.mode != HeaderStyle::Simple)
+                .extended_headers($wanted.mode == HeaderStyle::Extended),
             |options, name| options.context(context(name)),
         )
     };

@@ -25,7 +25,7 @@ impl Several {
         Self { clients, turn }
     }
 
-    fn facts(&self) -> &Client {
+    fn negotiated(&self) -> &Client {
         &self.clients[0]
     }
 
@@ -123,8 +123,8 @@ fn single(client: Client) -> Several {
     Several::of(vec![client])
 }
 
-haggling!([] nbd_blocking::negotiation::Negotiation<Plain>, Several, single);
-haggling!([] nbd_blocking::negotiation::Negotiation<Encrypted>, Several, single);
+negotiation!([] nbd_blocking::negotiation::Negotiation<Plain>, Several, single);
+negotiation!([] nbd_blocking::negotiation::Negotiation<Encrypted>, Several, single);
 
 impl Kind for Blocking {
     type Disk = Several;
@@ -145,8 +145,8 @@ impl Kind for Blocking {
         ConnectOptions::new().start_secure(uri).unwrap()
     }
 
-    fn start_tls(haggling: Self::Plain) -> Self::Encrypted {
-        haggling.start_tls().unwrap().unwrap()
+    fn start_tls(negotiation: Self::Plain) -> Self::Encrypted {
+        negotiation.start_tls().unwrap().unwrap()
     }
 
     fn end(self) {}

@@ -7,11 +7,11 @@ mod waited;
 
 use crate::waiting::flight::{Answer, Request};
 use nbd_io::{
-    client::{Error, Stretch},
+    client::{Error, StatusRun},
     tls::ClientTls,
 };
 use nbd_proto::{
-    CommandFlags, ContextName, ExportInfo, ExportName, Mode, OptionError, Uri,
+    CommandFlags, ContextName, ExportInfo, ExportName, HeaderStyle, OptionError, Uri,
     client::{Context, ContextExtents, Encrypted, Go, ListEntry, MetaContextEntry, Plain},
 };
 use std::{ops::Range, path::Path};
@@ -22,15 +22,15 @@ pub(crate) use waited::On;
 /// The options of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    pub(crate) mode: Mode,
+    pub(crate) mode: HeaderStyle,
     pub(crate) connections: usize,
 }
 
 /// A client of some kind.
 pub(crate) trait Kind: 'static {
     type Disk: Disk;
-    type Plain: Haggling<Disk = Self::Disk>;
-    type Encrypted: Haggling<Disk = Self::Disk>;
+    type Plain: Negotiation<Disk = Self::Disk>;
+    type Encrypted: Negotiation<Disk = Self::Disk>;
 
     /// Enters an export, with the meta contexts of [`CONTEXTS`].
     fn connect(&self, uri: &str, wanted: Wanted) -> Result<Self::Disk, Error>;
@@ -41,7 +41,7 @@ pub(crate) trait Kind: 'static {
     /// Negotiates step by step inside TLS.
     fn start_secure(&self, uri: &Uri) -> Self::Encrypted;
 
-    fn start_tls(haggling: Self::Plain) -> Self::Encrypted;
+    fn start_tls(negotiation: Self::Plain) -> Self::Encrypted;
 
     /// Waits until none of its tasks is left.
     fn end(self);
@@ -55,10 +55,10 @@ pub(crate) fn context(name: &str) -> ContextName {
 }
 
 /// A connection in negotiation.
-pub(crate) trait Haggling: Sized {
+pub(crate) trait Negotiation: Sized {
     type Disk;
 
-    fn mode(&self) -> Mode;
+    fn mode(&self) -> HeaderStyle;
     fn list(&mut self) -> Result<Vec<ListEntry>, Error>;
     fn info(&mut self, export: &str) -> Result<ExportInfo, Error>;
     fn structured_reply(&mut self) -> Result<(), Error>;
@@ -81,7 +81,7 @@ pub(crate) trait Haggling: Sized {
 /// An export that was entered.
 pub(crate) trait Disk: Send + Sync {
     fn export(&self) -> &ExportInfo;
-    fn mode(&self) -> Mode;
+    fn mode(&self) -> HeaderStyle;
     fn contexts(&self) -> &[Context];
     fn is_encrypted(&self) -> bool;
     fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error>;
@@ -103,7 +103,7 @@ pub(crate) trait Disk: Send + Sync {
         offset: u64,
         len: u64,
     ) -> Result<Vec<ContextExtents>, Error>;
-    fn extents(&self, range: Range<u64>) -> Result<Vec<Stretch>, Error>;
+    fn extents(&self, range: Range<u64>) -> Result<Vec<StatusRun>, Error>;
 
     /// Has requests carried out, up to `depth` at once, by a single thread. The answers are in
     /// their order.

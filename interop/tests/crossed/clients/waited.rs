@@ -5,13 +5,13 @@ use crate::{
     runtimes::Own,
     waiting::{Client, ConnectOptions, Driver, flight},
 };
-use nbd_io::client::shared;
+use nbd_io::client::tasks;
 
 /// The asynchronous client on some runtime.
 pub(crate) struct On<O>(pub(crate) O);
 
 impl<D: Driver> Client<D> {
-    fn facts(&self) -> &shared::Client<D::Network> {
+    fn negotiated(&self) -> &tasks::Client<D::Network> {
         self
     }
 
@@ -28,7 +28,7 @@ impl<D: Driver> Client<D> {
     }
 
     fn over(&self) -> bool {
-        self.facts().is_lost()
+        self.negotiated().is_lost()
     }
 }
 
@@ -40,8 +40,8 @@ disk!(
     Self::over
 );
 
-haggling!([D: Driver] crate::waiting::Negotiation<D, Plain>, Client<D>, |client| client);
-haggling!([D: Driver] crate::waiting::Negotiation<D, Encrypted>, Client<D>, |client| client);
+negotiation!([D: Driver] crate::waiting::Negotiation<D, Plain>, Client<D>, |client| client);
+negotiation!([D: Driver] crate::waiting::Negotiation<D, Encrypted>, Client<D>, |client| client);
 
 impl<O: Own> Kind for On<O> {
     type Disk = Client<O>;
@@ -67,8 +67,8 @@ impl<O: Own> Kind for On<O> {
         options.start_secure(uri).unwrap()
     }
 
-    fn start_tls(haggling: Self::Plain) -> Self::Encrypted {
-        haggling.start_tls().unwrap().unwrap()
+    fn start_tls(negotiation: Self::Plain) -> Self::Encrypted {
+        negotiation.start_tls().unwrap().unwrap()
     }
 
     fn end(self) {

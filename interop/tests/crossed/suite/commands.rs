@@ -7,7 +7,7 @@ use crate::{
 };
 use interop::{KIB, MIB, pattern};
 use nbd_io::{Memory, ZeroMode, client::Error};
-use nbd_proto::{CommandFlags, Errno, Misuse, Mode};
+use nbd_proto::{CommandFlags, Errno, HeaderStyle, Misuse};
 
 const NONE: CommandFlags = CommandFlags::NONE;
 const FUA: CommandFlags = CommandFlags::FUA;
@@ -108,7 +108,7 @@ pub(super) fn holes_are_described(disk: &impl Disk) {
 
     let df = disk.read_with(offset, len, CommandFlags::DF);
     let of_all = disk.block_status(0, SIZE, NONE);
-    if disk.mode() == Mode::Simple {
+    if disk.mode() == HeaderStyle::Simple {
         assert!(matches!(df, Err(Error::Misuse(Misuse::Flags { .. }))));
         assert!(matches!(of_all, Err(Error::Misuse(Misuse::NoContext))));
         return;
@@ -136,21 +136,21 @@ pub(super) fn holes_are_described(disk: &impl Disk) {
         .extents(0..SIZE)
         .unwrap()
         .iter()
-        .map(|stretch| {
-            let status = order.map(|at| stretch.status[at]);
-            (stretch.offset, stretch.len, status)
+        .map(|run| {
+            let status = order.map(|at| run.status[at]);
+            (run.offset, run.len, status)
         })
         .collect();
     assert_eq!(found, expected);
     let inside = disk.extents(PAGE + 5..7 * PAGE + 6).unwrap();
-    let lens: Vec<u64> = inside.iter().map(|stretch| stretch.len).collect();
+    let lens: Vec<u64> = inside.iter().map(|run| run.len).collect();
     assert_eq!(lens, [6 * PAGE - 5, 6]);
 
     let one = disk.block_status(0, SIZE, CommandFlags::REQ_ONE).unwrap();
     assert!(one.iter().all(|context| context.extents.len() == 1));
     let parity = ours[order[1]].id;
     let some = disk.block_status_of(&[parity], MIB, MIB);
-    if disk.mode() == Mode::Extended {
+    if disk.mode() == HeaderStyle::Extended {
         let some = some.unwrap();
         assert_eq!((some.len(), some[0].id), (1, parity));
         assert_eq!(some[0].extents[0].status, 1);

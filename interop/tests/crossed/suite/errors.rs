@@ -7,7 +7,7 @@ use crate::{
 };
 use interop::{KIB, MIB};
 use nbd_io::{Fault, client::Error};
-use nbd_proto::{Command, CommandFlags, Errno, Misuse, Mode};
+use nbd_proto::{Command, CommandFlags, Errno, HeaderStyle, Misuse};
 
 const NONE: CommandFlags = CommandFlags::NONE;
 
@@ -41,7 +41,7 @@ pub(super) fn failures_end_nothing(disk: &impl Disk, serving: &Serving) {
         (Command::Flush, Errno::Io),
         (Command::BlockStatus, Errno::NoMem),
     ] {
-        if command == Command::BlockStatus && disk.mode() == Mode::Simple {
+        if command == Command::BlockStatus && disk.mode() == HeaderStyle::Simple {
             continue;
         }
         faults.add(Fault::failure(errno, "a scratch").on(command));
@@ -66,7 +66,7 @@ pub(super) fn failures_end_nothing(disk: &impl Disk, serving: &Serving) {
         };
         assert_eq!(failed, command);
         let text = match disk.mode() {
-            Mode::Simple => "",
+            HeaderStyle::Simple => "",
             _ => "a scratch",
         };
         assert_eq!(source.message.as_str(), text);
@@ -91,7 +91,7 @@ pub(super) fn failures_end_nothing(disk: &impl Disk, serving: &Serving) {
             panic!("{error:?}");
         };
         assert_eq!(source.errno, Errno::Io);
-        let offset = (disk.mode() != Mode::Simple).then_some(100_000);
+        let offset = (disk.mode() != HeaderStyle::Simple).then_some(100_000);
         assert_eq!(source.offset, offset);
     }
     faults.clear();

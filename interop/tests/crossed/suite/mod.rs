@@ -10,7 +10,7 @@ use crate::{
     clients::{Disk, Kind, Wanted},
     servers::{Host, Serving, Transport},
 };
-use nbd_proto::Mode;
+use nbd_proto::HeaderStyle;
 use std::sync::{Mutex, PoisonError};
 
 /// A process runs one of these tests at a time, because they count its threads.
@@ -46,10 +46,14 @@ pub(crate) fn run<K: Kind, H: Host>(client: fn() -> K, host: fn() -> H, transpor
 
 /// Returns the number of connections.
 fn modes_work<K: Kind>(client: &K, serving: &Serving, transport: Transport) -> usize {
-    let (modes, depths): (&[Mode], &[usize]) = if transport.is_slow() {
-        (&[Mode::Extended], &[16])
+    let (modes, depths): (&[HeaderStyle], &[usize]) = if transport.is_slow() {
+        (&[HeaderStyle::Extended], &[16])
     } else {
-        let modes = &[Mode::Simple, Mode::Structured, Mode::Extended];
+        let modes = &[
+            HeaderStyle::Simple,
+            HeaderStyle::Structured,
+            HeaderStyle::Extended,
+        ];
         (modes, &[1, 4, 16])
     };
     for &mode in modes {
@@ -83,7 +87,7 @@ fn modes_work<K: Kind>(client: &K, serving: &Serving, transport: Transport) -> u
 fn several_connections_work<K: Kind>(client: &K, serving: &Serving) -> usize {
     let connections = 3;
     let wanted = Wanted {
-        mode: Mode::Extended,
+        mode: HeaderStyle::Extended,
         connections,
     };
     let disk = client.connect(&serving.uri("disk"), wanted).unwrap();

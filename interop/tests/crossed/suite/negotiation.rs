@@ -1,12 +1,12 @@
 //! Options, step by step.
 
 use crate::{
-    clients::{Disk, Haggling, Kind, Wanted, context},
+    clients::{Disk, Kind, Negotiation, Wanted, context},
     exports::PARITY,
     servers::{SIZE, Serving, name},
 };
 use nbd_io::client::Error;
-use nbd_proto::Mode;
+use nbd_proto::HeaderStyle;
 
 /// Asks for every option once, and returns the number of aborted negotiations.
 pub(super) fn every_option_is_asked_for<K: Kind>(client: &K, serving: &Serving) -> usize {
@@ -25,9 +25,9 @@ pub(super) fn every_option_is_asked_for<K: Kind>(client: &K, serving: &Serving) 
     2
 }
 
-fn asks<H: Haggling>(mut haggling: H) {
-    assert_eq!(haggling.mode(), Mode::Simple);
-    let list = haggling.list().unwrap();
+fn asks<H: Negotiation>(mut negotiation: H) {
+    assert_eq!(negotiation.mode(), HeaderStyle::Simple);
+    let list = negotiation.list().unwrap();
     let mut list: Vec<_> = list
         .iter()
         .map(|entry| entry.name.as_ref().unwrap().as_str())
@@ -35,34 +35,37 @@ fn asks<H: Haggling>(mut haggling: H) {
     list.sort_unstable();
     assert_eq!(list, ["bare", "disk", "quick"]);
 
-    let info = haggling.info("disk").unwrap();
+    let info = negotiation.info("disk").unwrap();
     assert_eq!(info.size, SIZE);
     assert!(info.can_multi_conn() && info.is_rotational());
-    assert_refused(haggling.info("other").unwrap_err(), "NBD_REP_ERR_UNKNOWN");
+    assert_refused(
+        negotiation.info("other").unwrap_err(),
+        "NBD_REP_ERR_UNKNOWN",
+    );
 
     // No contexts without structured replies.
     let disk = name("disk");
-    haggling.set_meta_context(&disk, &[]).unwrap_err();
-    haggling.structured_reply().unwrap();
-    assert_eq!(haggling.mode(), Mode::Structured);
-    haggling.extended_headers().unwrap();
-    assert_eq!(haggling.mode(), Mode::Extended);
-    haggling.structured_reply().unwrap_err();
+    negotiation.set_meta_context(&disk, &[]).unwrap_err();
+    negotiation.structured_reply().unwrap();
+    assert_eq!(negotiation.mode(), HeaderStyle::Structured);
+    negotiation.extended_headers().unwrap();
+    assert_eq!(negotiation.mode(), HeaderStyle::Extended);
+    negotiation.structured_reply().unwrap_err();
 
-    let every = haggling.list_meta_context(&disk, &[]).unwrap();
+    let every = negotiation.list_meta_context(&disk, &[]).unwrap();
     assert_eq!(every.len(), 2);
-    let some = haggling
+    let some = negotiation
         .list_meta_context(&disk, &[context("x-spy:")])
         .unwrap();
     assert_eq!(some.len(), 1);
     assert_eq!(some[0].name.as_ref().unwrap().as_str(), PARITY);
     let queries = [context(PARITY), context("other:context")];
-    let selected = haggling.set_meta_context(&disk, &queries).unwrap();
+    let selected = negotiation.set_meta_context(&disk, &queries).unwrap();
     assert_eq!(selected.len(), 1);
 
-    let (haggling, error) = haggling.go("other").err().unwrap();
+    let (negotiation, error) = negotiation.go("other").err().unwrap();
     assert_eq!(error.code.to_string(), "NBD_REP_ERR_UNKNOWN");
-    haggling.abort();
+    negotiation.abort();
 }
 
 fn assert_refused(error: Error, code: &str) {
@@ -87,7 +90,7 @@ pub(super) fn exports_are_entered<K: Kind>(client: &K, serving: &Serving) -> usi
             enters(start(), start());
         }
     }
-    let mode = Mode::Structured;
+    let mode = HeaderStyle::Structured;
     let connections = 1;
     let wanted = Wanted { mode, connections };
     let bare = client.connect(&serving.uri("bare"), wanted).unwrap();
@@ -102,18 +105,18 @@ pub(super) fn exports_are_entered<K: Kind>(client: &K, serving: &Serving) -> usi
     3
 }
 
-fn enters<H: Haggling<Disk: Disk>>(mut first: H, mut second: H) {
+fn enters<H: Negotiation<Disk: Disk>>(mut first: H, mut second: H) {
     first.extended_headers().unwrap();
     let queries = [context("base:allocation"), context(PARITY)];
     first.set_meta_context(&name("disk"), &queries).unwrap();
     let disk = first.go("disk").ok().unwrap();
-    assert_eq!(disk.mode(), Mode::Extended);
+    assert_eq!(disk.mode(), HeaderStyle::Extended);
     assert_eq!(disk.contexts().len(), 2);
     assert_eq!(disk.extents(0..SIZE).unwrap().len(), 8);
 
     second.structured_reply().unwrap();
     let quick = second.export_name(&name("quick")).unwrap();
-    assert_eq!(quick.mode(), Mode::Structured);
+    assert_eq!(quick.mode(), HeaderStyle::Structured);
     assert_eq!(quick.export().size, SIZE);
     assert_eq!(quick.export().block_sizes, None);
     assert_eq!(quick.read(SIZE - 512, 512).unwrap(), [0; 512]);

@@ -7,7 +7,7 @@ use crate::{
 };
 use interop::{MIB, assert_same};
 use nbd_io::{Fault, client::Error};
-use nbd_proto::{Command, CommandFlags, Errno, Mode};
+use nbd_proto::{Command, CommandFlags, Errno, HeaderStyle};
 use std::{
     ops::RangeFrom,
     sync::mpsc::{self, Sender},
@@ -26,7 +26,7 @@ pub(super) fn nothing_is_lost_when_the_server_stops<K: Kind>(
     client: &K,
     serving: &Serving,
 ) -> usize {
-    let mode = Mode::Extended;
+    let mode = HeaderStyle::Extended;
     let connect = |connections| {
         let wanted = Wanted { mode, connections };
         client.connect(&serving.uri("disk"), wanted).unwrap()

@@ -1,6 +1,6 @@
 //! The events of a client's connections and requests.
 
-use super::{Machine, SIZE, haggling, options, policy, read};
+use super::{Machine, SIZE, negotiation, options, policy, read};
 use crate::support::{
     host::{Host, disk},
     within,
@@ -55,11 +55,11 @@ fn attempts_that_fail_are_reported_with_the_backoff_until_the_client_gives_up() 
     within(10, || {
         // Another export than before.
         let host = Host::start(|number, peer| {
-            let mut haggling = haggling();
+            let mut negotiation = negotiation();
             if number > 0 {
-                haggling.size = 4096;
+                negotiation.size = 4096;
             }
-            peer.try_haggle(&haggling)?;
+            peer.try_negotiate(&negotiation)?;
             peer.try_request()?;
             Ok(())
         });
@@ -97,7 +97,7 @@ fn slow_requests_are_reported_by_calls_and_queues() {
     within(20, || {
         let disk = disk(SIZE);
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             peer.serve(number, &disk)
         });
         let (options, heard) = heard(ConnectOptions::new());

@@ -1,6 +1,6 @@
 //! Which connections a client uses while some of them are lost, silent or about to end.
 
-use super::{haggling, options, policy, read};
+use super::{negotiation, options, policy, read};
 use crate::support::{
     bytes,
     host::{Host, disk},
@@ -35,9 +35,9 @@ fn host(flags: u16, silent: fn(usize) -> bool) -> (Host, Arc<Mutex<Vec<UnixStrea
         if silent(number) {
             return Ok(()); // there is another file descriptor
         }
-        let mut haggling = haggling();
-        haggling.flags |= flags;
-        peer.try_haggle(&haggling)?;
+        let mut negotiation = negotiation();
+        negotiation.flags |= flags;
+        peer.try_negotiate(&negotiation)?;
         peer.serve(number, &disk)
     });
     (host, open)
@@ -128,7 +128,7 @@ fn shutting_down() -> (
     let (sender, receiver) = mpsc::channel();
     let (ends, disk) = (Mutex::new((begun, go_on, sender)), disk(SIZE));
     let host = Host::start(move |number, peer| {
-        peer.try_haggle(&haggling())?;
+        peer.try_negotiate(&negotiation())?;
         if number > 0 {
             return peer.serve(number, &disk);
         }
@@ -260,7 +260,7 @@ fn connections_are_restored_on_request() {
         let (sender, receiver) = mpsc::channel();
         let (sender, disk) = (Mutex::new(sender), disk(SIZE));
         let host = Host::start(move |number, peer| {
-            peer.try_haggle(&haggling())?;
+            peer.try_negotiate(&negotiation())?;
             if number > 0 {
                 return peer.serve(number, &disk);
             }
@@ -323,7 +323,7 @@ fn a_server_that_is_silent_without_closing_is_given_up() {
         ] {
             let disk = disk(SIZE);
             let host = Host::start(move |number, peer| {
-                peer.try_haggle(&haggling())?;
+                peer.try_negotiate(&negotiation())?;
                 if number > 0 {
                     return peer.serve(number, &disk);
                 }

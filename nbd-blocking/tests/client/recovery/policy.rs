@@ -1,10 +1,10 @@
 //! When a client tries to come back, and when it stops.
 
-use super::{Machine, SIZE, haggling, options, policy, read};
+use super::{Machine, SIZE, negotiation, options, policy, read};
 use crate::support::{
     bytes,
     host::{Host, disk},
-    script::Haggling,
+    script::Negotiation,
     spawn, within,
 };
 use nbd_blocking::{ConnectionState, Error, Lost, Reconnect};
@@ -30,11 +30,11 @@ fn an_export_that_changed_before_a_reconnect_is_refused_and_reported() {
     // H-039
     within(10, || {
         let host = Host::start(|number, peer| {
-            let mut haggling = haggling();
+            let mut negotiation = negotiation();
             if number > 0 {
-                haggling.size = 4096;
+                negotiation.size = 4096;
             }
-            peer.try_haggle(&haggling)?;
+            peer.try_negotiate(&negotiation)?;
             peer.try_request()?;
             Ok(())
         });
@@ -68,7 +68,10 @@ fn an_export_that_grew_before_a_reconnect_is_accepted_if_the_policy_says_so() {
             let disk = disk(SIZE);
             let host = Host::start(move |number, peer| {
                 let size = if number == 0 { before } else { after };
-                peer.try_haggle(&Haggling { size, ..haggling() })?;
+                peer.try_negotiate(&Negotiation {
+                    size,
+                    ..negotiation()
+                })?;
                 if number == 0 {
                     peer.try_request()?;
                     return Ok(());
@@ -141,7 +144,7 @@ fn a_server_that_ends_at_every_request_is_not_stormed() {
         for (shuts_down, connections) in [(false, 1), (true, 1), (false, 3)] {
             let host = Host::start(move |number, peer| {
                 assert!(number < 50, "a storm");
-                peer.try_haggle(&haggling())?;
+                peer.try_negotiate(&negotiation())?;
                 let (request, _) = peer.try_request()?;
                 if shuts_down {
                     // ESHUTDOWN

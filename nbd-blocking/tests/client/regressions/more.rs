@@ -9,7 +9,7 @@ fn defect_12_many_chunks_of_one_byte_take_no_time() {
     // So many that quadratic time would not end in time.
     const COUNT: u64 = 200_000;
     within(10, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             let mut said = Vec::new();
             // From the back to the front, so that no chunk can be joined to an earlier one.
@@ -54,10 +54,10 @@ fn defect_13_a_failed_tls_handshake_is_reported_at_once() {
 fn defect_14_lengths_over_4_gib_are_split_or_refused() {
     // C-126, C-144
     within(10, || {
-        let (mut haggling, options) = base_allocation();
-        haggling.block_sizes = Some((1, 4096, 32 << 20));
+        let (mut negotiation, options) = base_allocation();
+        negotiation.block_sizes = Some((1, 4096, 32 << 20));
         let len = (1_u64 << 33) + 4096;
-        let (client, server) = session(haggling, &options, move |peer| {
+        let (client, server) = session(negotiation, &options, move |peer| {
             for command in [4, 6] {
                 let mut next = 0;
                 let mut replies = Vec::new();
@@ -90,10 +90,14 @@ fn defect_14_lengths_over_4_gib_are_split_or_refused() {
         drop(client);
         server.join().expect("the script ends");
 
-        let (client, server) = session(Haggling::extended(), &ConnectOptions::new(), move |peer| {
-            let request = peer.extended_request();
-            assert_eq!((request.command, request.len), (4, len), "one is enough");
-        });
+        let (client, server) = session(
+            Negotiation::extended(),
+            &ConnectOptions::new(),
+            move |peer| {
+                let request = peer.extended_request();
+                assert_eq!((request.command, request.len), (4, len), "one is enough");
+            },
+        );
         assert!(client.trim(0, len, none).unwrap_err().is_lost());
         server.join().expect("the script ends");
     });
@@ -114,7 +118,7 @@ fn defect_15_chunks_of_wrong_length_end_the_connection() {
             (0x8002, &[0, 0, 0, 5, 0, 0, 0, 0]),
         ] {
             let (client, server) = session(
-                Haggling::structured(),
+                Negotiation::structured(),
                 &ConnectOptions::new(),
                 move |peer| {
                     let read = peer.request();
@@ -136,13 +140,13 @@ fn defect_15_chunks_of_wrong_length_end_the_connection() {
 fn defect_16_commands_that_the_export_does_not_support_are_not_sent() {
     // C-121, C-123, C-170, C-171, C-183
     within(5, || {
-        let haggling = Haggling {
+        let negotiation = Negotiation {
             size: 1 << 20,
             flags: 0x0003, // read-only, and nothing else
             block_sizes: Some((512, 4096, 1 << 20)),
-            ..Haggling::structured()
+            ..Negotiation::structured()
         };
-        let (client, server) = session(haggling, &ConnectOptions::new(), |peer| {
+        let (client, server) = session(negotiation, &ConnectOptions::new(), |peer| {
             peer.disconnect(); // and nothing before
         });
         let none = CommandFlags::NONE;
@@ -175,7 +179,7 @@ fn defect_16_commands_that_the_export_does_not_support_are_not_sent() {
 #[test]
 fn defect_17_a_broken_protocol_ends_the_connection_for_good() {
     within(5, || {
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             peer.says(sr(0, read.cookie + 7, []));
             assert!(peer.rest().is_empty(), "nothing more is said");
@@ -236,7 +240,7 @@ fn defect_18_everything_can_be_done_from_every_thread() {
 fn defect_19_requests_are_in_flight_together_and_time_out_apart() {
     within(10, || {
         let options = ConnectOptions::new().request_timeout(Some(LIMIT));
-        let (client, server) = session(Haggling::simple(), &options, |peer| {
+        let (client, server) = session(Negotiation::simple(), &options, |peer| {
             let all: Vec<_> = (0..10).map(|_| peer.request()).collect();
             for request in all[1..].iter().rev() {
                 peer.says(sr(0, request.cookie, content(request.offset, 512)));
@@ -301,8 +305,8 @@ fn defect_20_a_reply_takes_few_reads() {
 fn defect_21_the_status_of_blocks_is_reported_as_it_is() {
     // C-202, C-252
     within(5, || {
-        let (haggling, options) = base_allocation();
-        let (client, server) = session(haggling, &options, |peer| {
+        let (negotiation, options) = base_allocation();
+        let (client, server) = session(negotiation, &options, |peer| {
             let request = peer.request();
             let extents = [(512, 0), (512, 1), (512, 2), (512, 3), (512, 0xffff_fffc)];
             peer.says(status(D, request.cookie, 1, &extents));
@@ -344,14 +348,14 @@ fn defect_22_a_session_that_is_over_is_over() {
             heard
         });
         let greeted = ConnectOptions::new().start(&uri).expect("greeted");
-        let Greeted::FixedNewstyle(haggling) = greeted else {
+        let Greeted::FixedNewstyle(negotiation) = greeted else {
             panic!("it is fixed newstyle");
         };
-        haggling.abort(); // which consumes it
+        negotiation.abort(); // which consumes it
         let heard = server.join().expect("the script ends");
         assert_eq!(heard[4..], *b"IHAVEOPT\0\0\0\x02\0\0\0\0");
 
-        let (client, server) = session(Haggling::structured(), &ConnectOptions::new(), |peer| {
+        let (client, server) = session(Negotiation::structured(), &ConnectOptions::new(), |peer| {
             let read = peer.request();
             peer.says(hole(D, read.cookie, 0, 512));
             peer.disconnect();

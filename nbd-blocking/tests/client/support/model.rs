@@ -107,7 +107,7 @@ impl Model {
         let disk: Disk = Arc::new(Mutex::new(vec![0; self.size]));
         let ours = disk.clone();
         spawn(move || {
-            if let Ok(transmission) = self.haggle(&mut reader, &mut writer) {
+            if let Ok(transmission) = self.negotiate(&mut reader, &mut writer) {
                 let shared = Arc::new(Shared {
                     state: Mutex::new(State {
                         transmission,
@@ -127,7 +127,11 @@ impl Model {
         disk
     }
 
-    fn haggle(&self, reader: &mut impl Read, writer: &mut impl Write) -> io::Result<Transmission> {
+    fn negotiate(
+        &self,
+        reader: &mut impl Read,
+        writer: &mut impl Write,
+    ) -> io::Result<Transmission> {
         let mut export = ExportInfo::new(self.size as u64, self.flags);
         export.block_sizes = self.block_sizes;
         let mut out = BytesMut::new();

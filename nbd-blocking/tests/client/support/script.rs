@@ -43,7 +43,7 @@ impl Seen {
 
 /// The negotiation of a scripted server.
 #[derive(Clone, Debug)]
-pub(crate) struct Haggling {
+pub(crate) struct Negotiation {
     pub(crate) structured: bool,
     pub(crate) extended: bool,
     pub(crate) size: u64,
@@ -52,7 +52,7 @@ pub(crate) struct Haggling {
     pub(crate) contexts: Vec<(u32, &'static str)>,
 }
 
-impl Haggling {
+impl Negotiation {
     pub(crate) fn structured() -> Self {
         Self {
             structured: true,
@@ -96,12 +96,12 @@ pub(crate) fn play<T: Send + 'static>(
 
 /// A client in transmission with a server that plays this script from there on.
 pub(crate) fn session<T: Send + 'static>(
-    haggling: Haggling,
+    negotiation: Negotiation,
     options: &ConnectOptions,
     script: impl FnOnce(&mut Peer) -> T + Send + 'static,
 ) -> (Client, JoinHandle<T>) {
     let (stream, server) = play(move |peer| {
-        peer.haggle(&haggling);
+        peer.negotiate(&negotiation);
         script(peer)
     });
     let client = options
@@ -205,29 +205,30 @@ impl Peer {
     }
 
     /// Negotiates until an export is entered.
-    pub(crate) fn haggle(&mut self, haggling: &Haggling) {
-        self.try_haggle(haggling).expect("the client negotiates");
+    pub(crate) fn negotiate(&mut self, negotiation: &Negotiation) {
+        self.try_negotiate(negotiation)
+            .expect("the client negotiates");
     }
 
-    pub(crate) fn try_haggle(&mut self, haggling: &Haggling) -> io::Result<()> {
+    pub(crate) fn try_negotiate(&mut self, negotiation: &Negotiation) -> io::Result<()> {
         self.try_says(bytes::hello())?;
         assert_eq!(self.try_hears(4)?, [0, 0, 0, 3]);
         loop {
             let (option, _) = self.try_option()?;
             let answer = match option {
-                bytes::EXTENDED if haggling.extended => bytes::ack(option),
-                bytes::STRUCTURED if haggling.structured => bytes::ack(option),
+                bytes::EXTENDED if negotiation.extended => bytes::ack(option),
+                bytes::STRUCTURED if negotiation.structured => bytes::ack(option),
                 bytes::SET_META => {
                     let mut answer = Vec::new();
-                    for (id, name) in &haggling.contexts {
+                    for (id, name) in &negotiation.contexts {
                         answer.extend(bytes::context(*id, name));
                     }
                     answer.extend(bytes::ack(option));
                     answer
                 }
                 bytes::GO => {
-                    let mut answer = bytes::export(haggling.size, haggling.flags);
-                    if let Some((minimum, preferred, maximum)) = haggling.block_sizes {
+                    let mut answer = bytes::export(negotiation.size, negotiation.flags);
+                    if let Some((minimum, preferred, maximum)) = negotiation.block_sizes {
                         answer.extend(bytes::block_sizes(minimum, preferred, maximum));
                     }
                     answer.extend(bytes::ack(option));

@@ -231,7 +231,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     pub fn ended(&mut self, error: Option<std::io::Error>) {
         self.lose(match error {
             // Some servers end TLS by just closing.
-            _ if self.disconnecting => self.farewell(),
+            _ if self.disconnecting => self.end_of_session(),
             None => Lost::Closed,
             Some(error) => error.into(),
         });
@@ -245,7 +245,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
 
     /// The reason of a connection that ends as it should.
     #[must_use]
-    pub const fn farewell(&self) -> Lost {
+    pub const fn end_of_session(&self) -> Lost {
         match self.server_shuts_down {
             true => Lost::ShutsDown,
             false => Lost::Disconnected,
@@ -257,7 +257,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     pub fn over(&self) -> Error {
         match &self.lost {
             Some(lost) => Error::Lost(lost.clone()),
-            None => Error::lost(self.farewell()),
+            None => Error::lost(self.end_of_session()),
         }
     }
 

@@ -11,7 +11,7 @@ const INLINE: usize = 512;
 const SLICES: usize = 128;
 
 /// How many slices are enough for one request or two.
-const FEW: usize = 6;
+const FEW_SLICES: usize = 6;
 
 /// Requests that wait to be written, in order.
 #[derive(Default)]
@@ -78,8 +78,8 @@ impl Outbox {
         // A lone request would otherwise pay for the preparation of many slices.
         if self.payloads.is_empty() && last.is_empty() {
             write(&[IoSlice::new(&self.inline[self.written..])])
-        } else if self.payloads.len() < FEW / 2 {
-            self.gather::<FEW, R>(last, write)
+        } else if self.payloads.len() < FEW_SLICES / 2 {
+            self.gather::<FEW_SLICES, R>(last, write)
         } else {
             self.gather::<SLICES, R>(last, write)
         }

@@ -39,7 +39,7 @@ pub(super) const MISPLACED: usize = 512;
 
 /// What is taken in beside the payload of a large read, or before it: the header of what comes
 /// next, and not much of a next payload, which would have to be copied.
-const BESIDE: usize = 4 << 10;
+const INBOX_BESIDE_PAYLOAD: usize = 4 << 10;
 
 /// What is taken in while no reply is waited for, in bytes. The end of the stream needs no space, and
 /// anything else is too much.
@@ -171,7 +171,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         match (self.in_flight(), self.large) {
             (0, _) => UNEXPECTED,
             (_, 0) => INBOX,
-            _ => BESIDE,
+            _ => INBOX_BESIDE_PAYLOAD,
         }
     }
 
@@ -310,9 +310,9 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
                 done,
             } => {
                 match self.place(cookie, &range, reader) {
-                    Place::Here(buffer) => buffer.fill(0),
-                    Place::Spill(spill) => spill.put_hole(range.start, range.len()),
-                    Place::Nowhere => {}
+                    Destination::Here(buffer) => buffer.fill(0),
+                    Destination::Spill(spill) => spill.put_hole(range.start, range.len()),
+                    Destination::Nowhere => {}
                 }
                 if done {
                     self.complete(cookie, Ok(Outcome::Done));
@@ -333,9 +333,9 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     #[inline(always)]
     fn put(&mut self, cookie: Cookie, at: usize, payload: &[u8], reader: &mut Reader<'_>) {
         match self.place(cookie, &(at..at + payload.len()), reader) {
-            Place::Here(buffer) => buffer.copy_from_slice(payload),
-            Place::Spill(spill) => spill.put(at, payload),
-            Place::Nowhere => {}
+            Destination::Here(buffer) => buffer.copy_from_slice(payload),
+            Destination::Spill(spill) => spill.put(at, payload),
+            Destination::Nowhere => {}
         }
     }
 
@@ -346,20 +346,20 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         cookie: Cookie,
         range: &Range<usize>,
         (reader, lent): &'a mut Reader<'_>,
-    ) -> Place<'a> {
+    ) -> Destination<'a> {
         let request = &mut self.in_flight[cookie.slot()];
         match &mut request.sink {
-            Sink::None => Place::Nowhere,
-            Sink::Owned(buffer) => Place::Here(&mut buffer.as_mut()[range.clone()]),
+            Sink::None => Destination::Nowhere,
+            Sink::Owned(buffer) => Destination::Here(&mut buffer.as_mut()[range.clone()]),
             Sink::Lent { at, .. } if request.owner == *reader => {
-                Place::Here(&mut lent[*at + range.start..*at + range.end])
+                Destination::Here(&mut lent[*at + range.start..*at + range.end])
             }
-            Sink::Lent { spill, .. } => Place::Spill(spill.get_or_insert_default()),
+            Sink::Lent { spill, .. } => Destination::Spill(spill.get_or_insert_default()),
         }
     }
 }
 
-enum Place<'a> {
+enum Destination<'a> {
     Nowhere,
     Here(&'a mut [u8]),
     Spill(&'a mut Spill),

@@ -483,7 +483,7 @@ fn a_server_that_shuts_down_is_left_when_it_owes_nothing() {
     bench.answer(0, false);
     bench.deliver(0, usize::MAX);
     assert!(bench.engine.is_disconnecting());
-    assert!(matches!(bench.engine.farewell(), Lost::ShutsDown));
+    assert!(matches!(bench.engine.end_of_session(), Lost::ShutsDown));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The first step: what a server speaks, and TLS before anything else.
 
-use super::{ANSWER, Connected, NegotiationError, OptionExchange, enter_by_name, goodbye};
+use super::{ANSWER, Connected, NegotiationError, OptionExchange, enter_by_name, send_abort};
 use crate::transport::{Transport, drive, drive_before, write_all};
 use bytes::BytesMut;
 use nbd_proto::{
@@ -122,7 +122,7 @@ impl<T: Transport> TlsOnly<T> {
             }
             TlsOutcome::Refused(options, error) => {
                 options.abort(&mut out);
-                goodbye(&mut transport, &mut out).await;
+                send_abort(&mut transport, &mut out).await;
                 Err(NegotiationError::TlsRefused(error))
             }
         }

@@ -8,21 +8,21 @@ use nbd_proto::{
 };
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
-/// A stretch of an export on which no meta context changes.
+/// A run of an export on which no meta context changes.
 ///
 /// ```
-/// use nbd_io::client::Stretch;
+/// use nbd_io::client::StatusRun;
 /// use nbd_proto::{ContextName, meta::DirtyBitmap};
 ///
 /// /// Whether a backup has to copy it.
-/// fn is_to_be_copied(stretch: &Stretch, bitmap: &ContextName) -> Option<bool> {
-///     let dirty = DirtyBitmap::new(stretch.status_of(bitmap)?).is_dirty();
-///     let zero = stretch.allocation().is_some_and(|allocation| allocation.is_zero());
+/// fn is_to_be_copied(run: &StatusRun, bitmap: &ContextName) -> Option<bool> {
+///     let dirty = DirtyBitmap::new(run.status_of(bitmap)?).is_dirty();
+///     let zero = run.allocation().is_some_and(|allocation| allocation.is_zero());
 ///     Some(dirty && !zero)
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub struct StatusRun {
     /// Where it starts, in bytes.
     pub offset: u64,
     /// Its length in bytes.
@@ -35,7 +35,7 @@ pub struct Stretch {
     contexts: Arc<[ContextName]>,
 }
 
-impl Stretch {
+impl StatusRun {
     /// What a context says; `None` if it was not selected.
     #[must_use]
     pub fn status_of(&self, context: &ContextName) -> Option<u64> {
@@ -58,9 +58,9 @@ impl Stretch {
 /// What a walk along the extents of a range needs next.
 #[derive(Debug)]
 pub enum ExtentStep {
-    /// A stretch is known, or there will be none any more because of an error.
-    Item(Result<Stretch, Error>),
-    /// The server has to be asked, and its answer [taken](Stretches::take).
+    /// A run is known, or there will be none any more because of an error.
+    Item(Result<StatusRun, Error>),
+    /// The server has to be asked, and its answer [taken](StatusRuns::take).
     Ask {
         /// Where, in bytes.
         offset: u64,
@@ -71,17 +71,17 @@ pub enum ExtentStep {
     Over,
 }
 
-/// Makes [`Stretch`]es of the extents of several contexts.
+/// Makes [`StatusRun`]es of the extents of several contexts.
 ///
 /// A server may answer for less than was asked, differently for each context, and may cut extents
 /// where nothing changes. The walk asks again from where the shortest answer ended and merges equal
 /// neighbours.
 ///
-/// Stretches come in order and without gaps and are inside the range. Two neighbours say the same
-/// only where merging them took more than [`MERGED_ANSWERS`](Stretches::MERGED_ANSWERS) or a driver
-/// [ended](Stretches::end_merge) it.
+/// StatusRuns come in order and without gaps and are inside the range. Two neighbours say the same
+/// only where merging them took more than [`MERGED_ANSWERS`](StatusRuns::MERGED_ANSWERS) or a driver
+/// [ended](StatusRuns::end_merge) it.
 #[derive(Clone, Debug)]
-pub struct Stretches {
+pub struct StatusRuns {
     range: Range<u64>,
     /// The blocks of it that the server has not answered for.
     rest: Range<u64>,
@@ -89,38 +89,38 @@ pub struct Stretches {
     max: u64,
     /// The minimum block size.
     block: u64,
-    ready: VecDeque<Result<Stretch, Error>>,
-    /// The last stretch of an answer, which the next answer may prolong.
-    last: Option<Stretch>,
-    /// Answers since a stretch was ready.
+    ready: VecDeque<Result<StatusRun, Error>>,
+    /// The last run of an answer, which the next answer may prolong.
+    last: Option<StatusRun>,
+    /// Answers since a run was ready.
     answers: u32,
     /// The contexts of the last answer, in its order.
     contexts: Arc<[ContextName]>,
 }
 
-impl Stretches {
-    /// The most answers of which one stretch is made. Without a bound, a server that answers for
+impl StatusRuns {
+    /// The most answers of which one run is made. Without a bound, a server that answers for
     /// one byte each time could keep a program waiting for as long as it likes.
     pub const MERGED_ANSWERS: u32 = 64;
 
-    /// How long a driver asks on for one stretch, if it knows the beginning of that.
+    /// How long a driver asks on for one run, if it knows the beginning of that.
     pub const MERGE_TIME: Duration = Duration::from_secs(1);
 
     /// Walks a range. If it cannot all be reached, the only item is an error.
     #[must_use]
-    pub fn new(facts: &Negotiated, range: Range<u64>) -> Self {
+    pub fn new(negotiated: &Negotiated, range: Range<u64>) -> Self {
         let command = Command::BlockStatus;
         let len = range.end.saturating_sub(range.start);
         // Only whole blocks can be asked for; what is outside the range is cut off again.
-        let (rest, refused) = match facts.range(command, range.start, len) {
-            Ok(range) => (facts.around(&range), None),
+        let (rest, refused) = match negotiated.range(command, range.start, len) {
+            Ok(range) => (negotiated.around(&range), None),
             Err(misuse) => (0..0, Some(Err(misuse.into()))),
         };
         Self {
             range,
             rest,
-            max: facts.max_len(command).max(1),
-            block: facts.blocks.minimum().into(),
+            max: negotiated.max_len(command).max(1),
+            block: negotiated.blocks.minimum().into(),
             ready: refused.into_iter().collect(),
             last: None,
             answers: 0,
@@ -160,10 +160,10 @@ impl Stretches {
     }
 
     /// Takes what came of asking.
-    pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, facts: &Negotiated) {
+    pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, negotiated: &Negotiated) {
         match answer {
-            Ok(contexts) => self.extents(contexts, &facts.contexts),
-            Err(error) => match facts.shorter(self.asked(), self.max, &error) {
+            Ok(contexts) => self.extents(contexts, &negotiated.contexts),
+            Err(error) => match negotiated.shorter(self.asked(), self.max, &error) {
                 Some(short) => self.max = short,
                 None => self.fail(error),
             },
@@ -214,7 +214,7 @@ impl Stretches {
             let left = end - self.rest.start;
             let lens = current.iter().map(|extent| extent.len);
             let shortest = lens.min().unwrap_or(left).min(left);
-            self.push(Stretch {
+            self.push(StatusRun {
                 offset: self.rest.start,
                 len: shortest,
                 status: current.iter().map(|extent| extent.status).collect(),
@@ -238,18 +238,18 @@ impl Stretches {
         }
     }
 
-    /// Merges a stretch with the one before, or makes that one ready.
-    fn push(&mut self, mut stretch: Stretch) {
-        let start = stretch.offset.max(self.range.start);
-        let end = (stretch.offset + stretch.len).min(self.range.end);
+    /// Merges a run with the one before, or makes that one ready.
+    fn push(&mut self, mut run: StatusRun) {
+        let start = run.offset.max(self.range.start);
+        let end = (run.offset + run.len).min(self.range.end);
         if start >= end {
             return;
         }
-        stretch.offset = start;
-        stretch.len = end - start;
+        run.offset = start;
+        run.len = end - start;
         match &mut self.last {
-            Some(last) if last.says(&stretch) => last.len += stretch.len,
-            last => self.ready.extend(last.replace(stretch).map(Ok)),
+            Some(last) if last.says(&run) => last.len += run.len,
+            last => self.ready.extend(last.replace(run).map(Ok)),
         }
     }
 }
@@ -262,7 +262,7 @@ fn total(extents: &[Extent]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::facts, *};
+    use super::{super::tests::negotiated, *};
     use nbd_proto::ContextName;
 
     fn context(id: u32, extents: &[(u64, u64)]) -> ContextExtents {
@@ -280,12 +280,12 @@ mod tests {
     type Known = Vec<(u64, u64, Vec<u64>)>;
 
     /// What a walk gives until it has to ask, and what it asks for then.
-    fn known(walk: &mut Stretches) -> (Known, Option<(u64, u64)>) {
+    fn known(walk: &mut StatusRuns) -> (Known, Option<(u64, u64)>) {
         let mut items = Vec::new();
         loop {
             match walk.step() {
                 ExtentStep::Item(item) => {
-                    let Stretch {
+                    let StatusRun {
                         offset,
                         len,
                         status,
@@ -308,82 +308,82 @@ mod tests {
                     name: ContextName::new(name).ok(),
                 })
                 .into(),
-            ..facts(1 << 30, minimum)
+            ..negotiated(1 << 30, minimum)
         }
     }
 
     #[test]
     fn a_walk_goes_as_far_as_its_shortest_context_and_merges() {
         // C-247, C-248, C-249
-        let facts = selected(512);
-        let mut walk = Stretches::new(&facts, 1024..5120);
+        let negotiated = selected(512);
+        let mut walk = StatusRuns::new(&negotiated, 1024..5120);
         assert_eq!(known(&mut walk), (vec![], Some((1024, 4096))));
         let one = [(512, 0), (512, 0), (512, 3)];
         let answer = vec![context(2, &[(8192, 1)]), context(1, &one)];
-        walk.take(Ok(answer), &facts);
+        walk.take(Ok(answer), &negotiated);
         let first = (1024, 1024, vec![0, 1]);
         assert_eq!(known(&mut walk), (vec![first], Some((2560, 2560))));
         let answer = vec![context(1, &[(u64::MAX, 3)]), context(2, &[(9000, 1)])];
-        walk.take(Ok(answer), &facts);
+        walk.take(Ok(answer), &negotiated);
         assert_eq!(known(&mut walk), (vec![(2048, 3072, vec![3, 1])], None));
     }
 
     #[test]
     fn a_status_is_found_by_the_name_of_its_context() {
-        let mut facts = selected(1);
+        let mut negotiated = selected(1);
         let base = Context {
             id: 9,
             name: Some(ContextName::base_allocation()),
         };
         // One that was not asked for, and of which nothing is reported.
-        facts.contexts.insert(0, Context { id: 4, name: None });
-        facts.contexts.push(base);
-        let mut walk = Stretches::new(&facts, 0..100);
+        negotiated.contexts.insert(0, Context { id: 4, name: None });
+        negotiated.contexts.push(base);
+        let mut walk = StatusRuns::new(&negotiated, 0..100);
         let answer = vec![
             context(9, &[(100, Allocation::ZERO)]),
             context(2, &[(100, 22)]),
             context(1, &[(100, 11)]),
         ];
-        walk.take(Ok(answer), &facts);
-        let ExtentStep::Item(Ok(stretch)) = walk.step() else {
-            panic!("no stretch");
+        walk.take(Ok(answer), &negotiated);
+        let ExtentStep::Item(Ok(run)) = walk.step() else {
+            panic!("no run");
         };
         let name = |name| ContextName::new(name).unwrap();
-        assert_eq!(stretch.status, [11, 22, Allocation::ZERO]);
-        assert_eq!(stretch.status_of(&name("x:one")), Some(11));
-        assert_eq!(stretch.status_of(&name("x:two")), Some(22));
-        assert_eq!(stretch.status_of(&name("x:three")), None);
-        assert!(stretch.allocation().is_some_and(Allocation::is_zero));
-        assert_eq!(facts.context_id(&name("x:two")), Some(2));
-        assert_eq!(facts.context_id(&name("x:three")), None);
+        assert_eq!(run.status, [11, 22, Allocation::ZERO]);
+        assert_eq!(run.status_of(&name("x:one")), Some(11));
+        assert_eq!(run.status_of(&name("x:two")), Some(22));
+        assert_eq!(run.status_of(&name("x:three")), None);
+        assert!(run.allocation().is_some_and(Allocation::is_zero));
+        assert_eq!(negotiated.context_id(&name("x:two")), Some(2));
+        assert_eq!(negotiated.context_id(&name("x:three")), None);
     }
 
     #[test]
     fn a_walk_never_leaves_its_range() {
         // C-246
-        let facts = Negotiated {
+        let negotiated = Negotiated {
             max_range: 4096,
             ..selected(512)
         };
-        let mut walk = Stretches::new(&facts, 1000..9000);
+        let mut walk = StatusRuns::new(&negotiated, 1000..9000);
         assert_eq!(known(&mut walk), (vec![], Some((512, 4096))));
         let endless = vec![context(1, &[(u64::MAX, 0), (u64::MAX, 1)])];
-        walk.take(Ok(endless), &facts);
+        walk.take(Ok(endless), &negotiated);
         assert_eq!(known(&mut walk), (vec![(1000, 8000, vec![0])], None));
     }
 
     #[test]
     fn a_walk_goes_on_at_the_start_of_a_block() {
         // C-250
-        let facts = selected(4096);
-        let mut walk = Stretches::new(&facts, 0..12_288);
-        walk.take(Ok(vec![context(1, &[(4608, 0), (1024, 1)])]), &facts);
+        let negotiated = selected(4096);
+        let mut walk = StatusRuns::new(&negotiated, 0..12_288);
+        walk.take(Ok(vec![context(1, &[(4608, 0), (1024, 1)])]), &negotiated);
         assert_eq!(known(&mut walk), (vec![], Some((4096, 8192))));
-        walk.take(Ok(vec![context(1, &[(512, 0)])]), &facts);
+        walk.take(Ok(vec![context(1, &[(512, 0)])]), &negotiated);
         // What is known comes before the error.
         let first = walk.step();
         assert!(
-            matches!(first, ExtentStep::Item(Ok(Stretch { len: 4096, .. }))),
+            matches!(first, ExtentStep::Item(Ok(StatusRun { len: 4096, .. }))),
             "{first:?}"
         );
         assert!(matches!(walk.step(), ExtentStep::Item(Err(_))));
@@ -392,17 +392,17 @@ mod tests {
 
     #[test]
     fn an_answer_without_contexts_ends_a_walk() {
-        let facts = selected(1);
-        let mut walk = Stretches::new(&facts, 0..1000);
-        walk.take(Ok(vec![]), &facts);
+        let negotiated = selected(1);
+        let mut walk = StatusRuns::new(&negotiated, 0..1000);
+        walk.take(Ok(vec![]), &negotiated);
         assert_eq!(known(&mut walk), (vec![], None));
     }
 
     #[test]
     fn a_range_that_a_server_finds_too_long_is_asked_for_in_parts() {
         // C-126
-        let facts = selected(1);
-        let mut walk = Stretches::new(&facts, 0..1 << 30);
+        let negotiated = selected(1);
+        let mut walk = StatusRuns::new(&negotiated, 0..1 << 30);
         assert_eq!(known(&mut walk), (vec![], Some((0, 1 << 30))));
         let refused = || {
             Err(Error::Failed {
@@ -410,9 +410,9 @@ mod tests {
                 source: Failure::new(Errno::Overflow),
             })
         };
-        walk.take(refused(), &facts);
+        walk.take(refused(), &negotiated);
         assert_eq!(known(&mut walk), (vec![], Some((0, 1 << 20))));
-        walk.take(refused(), &facts);
+        walk.take(refused(), &negotiated);
         assert!(matches!(walk.step(), ExtentStep::Item(Err(_))));
         assert!(matches!(walk.step(), ExtentStep::Over));
     }

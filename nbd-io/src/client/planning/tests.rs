@@ -1,14 +1,14 @@
 use super::*;
-use nbd_proto::{BlockSizes, ExportInfo, Failure, Mode, TransmissionFlags};
+use nbd_proto::{BlockSizes, ExportInfo, Failure, HeaderStyle, TransmissionFlags};
 use proptest::prelude::*;
 
-pub(super) fn facts(size: u64, minimum: u32) -> Negotiated {
+pub(super) fn negotiated(size: u64, minimum: u32) -> Negotiated {
     let mut export = ExportInfo::new(size, TransmissionFlags::default());
     let blocks = BlockSizes::new(minimum, 65_536, 1 << 20).unwrap();
     export.block_sizes = Some(blocks);
     Negotiated {
         export,
-        mode: Mode::Extended,
+        mode: HeaderStyle::Extended,
         contexts: Vec::new(),
         blocks,
         encrypted: false,
@@ -27,8 +27,8 @@ proptest! {
         shift in 0_u32..17,
     ) {
         // C-121
-        let facts = facts(1 << 30, 1 << shift);
-        let parts: Vec<_> = facts.parts(offset..offset + len).collect();
+        let negotiated = negotiated(1 << 30, 1 << shift);
+        let parts: Vec<_> = negotiated.parts(offset..offset + len).collect();
         prop_assert!(parts.len() <= 3);
         let mut at = offset;
         for part in &parts {
@@ -36,7 +36,7 @@ proptest! {
             prop_assert!(!part.range.is_empty());
             prop_assert!((part.blocks.start | part.blocks.end) & ((1 << shift) - 1) == 0);
             prop_assert!(part.is_whole() || part.blocks.end - part.blocks.start == 1 << shift);
-            prop_assert_eq!(&facts.around(&part.range), &part.blocks);
+            prop_assert_eq!(&negotiated.around(&part.range), &part.blocks);
             let place = part.place();
             prop_assert_eq!(place.len() as u64, part.range.end - part.range.start);
             prop_assert_eq!(part.blocks.start + place.start as u64, part.range.start);
@@ -45,7 +45,7 @@ proptest! {
         prop_assert_eq!(at, offset + len);
         let whole = parts.iter().filter(|part| part.is_whole()).count();
         prop_assert!(whole <= 1 && (shift > 0 || whole == parts.len()));
-        let all = facts.around(&(offset..offset + len));
+        let all = negotiated.around(&(offset..offset + len));
         if let (Some(first), Some(last)) = (parts.first(), parts.last()) {
             prop_assert_eq!(all, first.blocks.start..last.blocks.end);
         }
@@ -55,7 +55,7 @@ proptest! {
 #[test]
 fn only_a_range_that_can_be_shorter_is_tried_again() {
     // C-126
-    let facts = facts(1 << 30, 1);
+    let negotiated = negotiated(1 << 30, 1);
     let failed = |errno: Errno| Error::Failed {
         command: Command::Trim,
         source: Failure::new(errno),
@@ -69,26 +69,26 @@ fn only_a_range_that_can_be_shorter_is_tried_again() {
         (1 << 30, 1 << 20, failed(Errno::Inval), None),
         (1 << 30, long, Error::Unflushed, None),
     ] {
-        assert_eq!(facts.shorter(len, max, &error), short, "{error:?}");
+        assert_eq!(negotiated.shorter(len, max, &error), short, "{error:?}");
     }
 }
 
 #[test]
 fn positions_and_buffers_end_where_the_last_whole_block_does() {
     // C-129
-    let facts = facts(1_048_676, 512);
-    assert_eq!(facts.size(), 1 << 20);
-    let seek = |to| facts.seek(7, to).ok();
+    let negotiated = negotiated(1_048_676, 512);
+    assert_eq!(negotiated.size(), 1 << 20);
+    let seek = |to| negotiated.seek(7, to).ok();
     assert_eq!(seek(SeekFrom::End(-1)), Some((1 << 20) - 1));
     assert_eq!(seek(SeekFrom::Current(-7)), Some(0));
     assert_eq!(seek(SeekFrom::Current(-8)), None);
     assert_eq!(seek(SeekFrom::Start(u64::MAX)), Some(u64::MAX));
-    assert_eq!(facts.until_end((1 << 20) - 600, 700), 600);
-    assert_eq!(facts.until_end(1 << 20, 700), 0);
-    assert_eq!(facts.until_end(u64::MAX, 700), 0);
+    assert_eq!(negotiated.until_end((1 << 20) - 600, 700), 600);
+    assert_eq!(negotiated.until_end(1 << 20, 700), 0);
+    assert_eq!(negotiated.until_end(u64::MAX, 700), 0);
     let command = Command::Read;
-    assert!(facts.range(command, u64::MAX, 0).is_ok());
-    assert!(facts.range(command, (1 << 20) - 1, 1).is_ok());
-    let beyond = facts.range(command, (1 << 20) - 1, 2);
+    assert!(negotiated.range(command, u64::MAX, 0).is_ok());
+    assert!(negotiated.range(command, (1 << 20) - 1, 1).is_ok());
+    let beyond = negotiated.range(command, (1 << 20) - 1, 2);
     assert!(matches!(beyond, Err(Misuse::Unreachable { .. })));
 }

@@ -19,9 +19,9 @@ use std::{
 };
 
 /// A listener on which accept fails for ever, and that counts the attempts.
-struct Hindered(i32, Arc<AtomicU32>);
+struct FailingListener(i32, Arc<AtomicU32>);
 
-impl Listener for Hindered {
+impl Listener for FailingListener {
     type Stream = Never;
 
     fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Self::Stream, Peer)>> {
@@ -67,7 +67,7 @@ fn serve(errno: i32) -> (u32, u32, Option<io::Result<()>>) {
         assert!(matches!(event, Event::AcceptFailed { .. }), "{event:?}");
         count.fetch_add(1, Ordering::Relaxed);
     });
-    let mut serving = pin!(server.accept_from(Hindered(errno, Arc::clone(&tried))));
+    let mut serving = pin!(server.accept_from(FailingListener(errno, Arc::clone(&tried))));
     let cx = &mut Context::from_waker(Waker::noop());
     let mut ended = None;
     while ended.is_none() && clock.now() < Duration::from_secs(3) {
@@ -82,7 +82,7 @@ fn serve(errno: i32) -> (u32, u32, Option<io::Result<()>>) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_hindrance_that_lasts_does_not_keep_the_processor_busy() {
+fn an_accept_error_that_lasts_does_not_keep_the_processor_busy() {
     use rustix::io::Errno;
     // A transient error may be followed by others, so that a few attempts are made at once.
     for (errno, most) in [

@@ -3,7 +3,7 @@
 use crate::{
     Export, Memory, NamedExports,
     runtime::{Runtime, Tasks},
-    server::{Ending, Peer, Server},
+    server::{CloseReason, Peer, Server},
     transport::Transport,
 };
 use std::{
@@ -120,7 +120,7 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// Serves the client; the server stops after a moment. Returns how it ended, if it did so in time,
 /// and the longest time that it kept its thread busy.
-fn serve(again: &'static [u8]) -> (Option<Ending>, Duration) {
+fn serve(again: &'static [u8]) -> (Option<CloseReason>, Duration) {
     let disk: Arc<dyn Export> = Arc::new(Memory::new(4096));
     let clock = Clock::default();
     let exports = Arc::new(NamedExports::single(disk));
@@ -153,13 +153,16 @@ fn serve(again: &'static [u8]) -> (Option<Ending>, Duration) {
 fn a_client_that_never_pauses_cannot_keep_a_server_from_stopping() {
     // S-231
     let (ending, _) = serve(FLUSH);
-    assert!(matches!(ending, Some(Ending::Stopped)), "{ending:?}");
+    assert!(matches!(ending, Some(CloseReason::Stopped)), "{ending:?}");
 }
 
 #[test]
 fn others_get_their_turn_while_garbage_is_thrown_away() {
     // H-062
     let (ending, longest) = serve(b"garbage");
-    assert!(matches!(ending, Some(Ending::Protocol(_))), "{ending:?}");
+    assert!(
+        matches!(ending, Some(CloseReason::Protocol(_))),
+        "{ending:?}"
+    );
     assert!(longest < GRACE, "{longest:?}");
 }

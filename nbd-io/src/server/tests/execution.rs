@@ -1,8 +1,8 @@
-use super::loopback::{MODES, Session, target};
+use super::loopback::{HEADER_STYLES, Session, target};
 use crate::{Export, Memory, NamedExports};
 use bytes::Bytes;
 use nbd_proto::{
-    CommandFlags, Errno, Failure, Mode,
+    CommandFlags, Errno, Failure, HeaderStyle,
     client::Outcome,
     meta::{Allocation, Extent},
 };
@@ -13,7 +13,7 @@ use std::sync::{
 
 const NONE: CommandFlags = CommandFlags::NONE;
 
-fn session(mode: Mode, export: impl Export + 'static) -> Session {
+fn session(mode: HeaderStyle, export: impl Export + 'static) -> Session {
     Session::new(&NamedExports::single(Arc::new(export)), &target("", mode))
 }
 
@@ -26,7 +26,7 @@ fn failure(outcome: Outcome) -> Failure {
 
 #[test]
 fn every_command_is_carried_out() {
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         let mut session = session(mode, Memory::new(1 << 20));
         let data = Bytes::from(vec![7; 100_000]);
         let done = session.ask(|client| client.write(512, data.clone(), NONE).unwrap().1, 0);
@@ -117,7 +117,12 @@ impl Export for Mapped {
     }
 }
 
-fn pieces(mode: Mode, map: &'static str, unit: u64, flags: CommandFlags) -> Vec<(char, usize)> {
+fn pieces(
+    mode: HeaderStyle,
+    map: &'static str,
+    unit: u64,
+    flags: CommandFlags,
+) -> Vec<(char, usize)> {
     let export = Mapped::new(map, unit);
     let mut expected = vec![0; usize::try_from(export.size()).unwrap()];
     export.read(0, &mut expected).unwrap();
@@ -132,7 +137,7 @@ fn pieces(mode: Mode, map: &'static str, unit: u64, flags: CommandFlags) -> Vec<
 #[test]
 fn holes_are_described_and_not_sent() {
     // S-188, S-197
-    for mode in [Mode::Structured, Mode::Extended] {
+    for mode in [HeaderStyle::Structured, HeaderStyle::Extended] {
         let of = |map, unit| pieces(mode, map, unit, NONE);
         assert_eq!(of("h", 65_536), [('h', 65_536)]);
         assert_eq!(of("hz", 4096), [('h', 4096), ('h', 4096)]);
@@ -146,29 +151,35 @@ fn holes_are_described_and_not_sent() {
 #[test]
 fn a_reply_has_few_chunks() {
     // S-185
-    let short = pieces(Mode::Extended, "dhdhdh", 512, NONE);
+    let short = pieces(HeaderStyle::Extended, "dhdhdh", 512, NONE);
     assert_eq!(short, [('d', 3072)]);
     // A short read may still be one hole as a whole.
-    assert_eq!(pieces(Mode::Structured, "h", 512, NONE), [('h', 512)]);
+    assert_eq!(
+        pieces(HeaderStyle::Structured, "h", 512, NONE),
+        [('h', 512)]
+    );
     let checkered = "dhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdhdh";
-    let many = pieces(Mode::Extended, checkered, 4096, NONE);
+    let many = pieces(HeaderStyle::Extended, checkered, 4096, NONE);
     assert!(many.len() <= 33, "{}", many.len());
 }
 
 #[test]
 fn a_read_with_df_is_answered_in_one_chunk() {
     // S-196
-    for mode in [Mode::Structured, Mode::Extended] {
+    for mode in [HeaderStyle::Structured, HeaderStyle::Extended] {
         let one = pieces(mode, "dhdh", 4096, CommandFlags::DF);
         assert_eq!(one, [('d', 16_384)]);
     }
-    assert_eq!(pieces(Mode::Simple, "dhdh", 4096, NONE), [('d', 16_384)]);
+    assert_eq!(
+        pieces(HeaderStyle::Simple, "dhdh", 4096, NONE),
+        [('d', 16_384)]
+    );
 }
 
 #[test]
 fn where_nothing_is_known_there_is_data() {
     for map in ["?d", "d?", "!d", "d!", "h?"] {
-        let read = pieces(Mode::Extended, map, 8192, NONE);
+        let read = pieces(HeaderStyle::Extended, map, 8192, NONE);
         assert!(
             read.contains(&('d', 8192)) || read == [('d', 16_384)],
             "{map}"
@@ -179,14 +190,14 @@ fn where_nothing_is_known_there_is_data() {
 #[test]
 fn a_read_fails_in_one_reply() {
     // S-192, S-193, S-195
-    for mode in MODES {
+    for mode in HEADER_STYLES {
         for map in ["x", "dx", "dhx", "hx", "xh"] {
             let mut session = session(mode, Mapped::new(map, 8192));
             let len = map.len() * 8192;
             let read = session.ask(|client| client.read(0, len as u64, NONE).unwrap().1, len);
             let failure = failure(read.outcome);
             assert_eq!(failure.errno, Errno::Io);
-            if mode == Mode::Simple {
+            if mode == HeaderStyle::Simple {
                 assert_eq!(read.len, 16);
             } else {
                 assert_eq!(failure.message.as_str(), "a scratch");
@@ -205,7 +216,7 @@ fn a_read_fails_in_one_reply() {
 #[test]
 fn block_status_reports_every_extent_once() {
     // S-203, S-206, S-211
-    for mode in [Mode::Structured, Mode::Extended] {
+    for mode in [HeaderStyle::Structured, HeaderStyle::Extended] {
         let mut session = session(mode, Mapped::new("ddhhzd", 4096));
         let size = session.export.size();
         let extents = |session: &mut Session, offset, len, flags| {
@@ -226,7 +237,7 @@ fn block_status_reports_every_extent_once() {
         assert_eq!(extents(&mut session, 4096, size - 4096, one), [(4096, 0)]);
         assert_eq!(extents(&mut session, 8192, 8192, one), [(8192, 3)]);
     }
-    let mut session = session(Mode::Extended, Mapped::new("d?", 4096));
+    let mut session = session(HeaderStyle::Extended, Mapped::new("d?", 4096));
     let status = session.ask(|client| client.block_status(4096, 4096, NONE).unwrap().1, 0);
     assert_eq!(failure(status.outcome).errno, Errno::Io);
 }
@@ -236,7 +247,7 @@ fn block_status_of_a_fragmented_export_has_an_end() {
     // H-056, S-209
     let export = Mapped::new("hd".repeat(10_000).leak(), 512);
     let questions = Arc::clone(&export.questions);
-    let mut session = session(Mode::Extended, export);
+    let mut session = session(HeaderStyle::Extended, export);
     let size = session.export.size();
     let status = session.ask(|client| client.block_status(0, size, NONE).unwrap().1, 0);
     let Outcome::Extents(contexts) = status.outcome else {
@@ -269,11 +280,11 @@ fn an_export_sees_whole_blocks_only() {
         async |pipe| {
             let greeted =
                 crate::client::exchange::greet(pipe, nbd_proto::client::Config::default()).await;
-            let Ok(crate::client::exchange::Greeted::FixedNewstyle(haggling)) = greeted else {
+            let Ok(crate::client::exchange::Greeted::FixedNewstyle(negotiation)) = greeted else {
                 panic!("the server is fixed newstyle");
             };
             let name = nbd_proto::ExportName::default();
-            haggling.export_name(&name).await.unwrap().transmission
+            negotiation.export_name(&name).await.unwrap().transmission
         },
     );
     let mut session = Session::with(*client, served.unwrap().unwrap());
@@ -291,7 +302,7 @@ fn each_connection_gets_the_size_of_its_time() {
     let exports = NamedExports::single(Arc::new(export));
     for size in [4096, 10_000] {
         file.as_file().set_len(size).unwrap();
-        for mode in MODES {
+        for mode in HEADER_STYLES {
             let session = Session::new(&exports, &target("", mode));
             assert_eq!(session.client.export().size, size);
         }

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::{Buf, Bytes};
 use nbd_proto::{
-    Frame, Mode,
+    Frame, HeaderStyle,
     client::{Event, Outcome, Transmission},
     server,
 };
@@ -248,12 +248,16 @@ impl Session {
     }
 }
 
-pub(super) fn target(name: &str, mode: Mode) -> NegotiationConfig {
+pub(super) fn target(name: &str, mode: HeaderStyle) -> NegotiationConfig {
     let mut target = NegotiationConfig::new(nbd_proto::ExportName::new(name).unwrap());
-    target.structured_replies = mode != Mode::Simple;
-    target.extended_headers = mode == Mode::Extended;
+    target.structured_replies = mode != HeaderStyle::Simple;
+    target.extended_headers = mode == HeaderStyle::Extended;
     target.contexts = vec![nbd_proto::ContextName::base_allocation()];
     target
 }
 
-pub(super) const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
+pub(super) const HEADER_STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];

@@ -3,7 +3,7 @@
 use super::clock::Clock;
 use crate::{
     Memory, NamedExports,
-    server::{Ending, Peer, Server},
+    server::{CloseReason, Peer, Server},
     transport::Transport,
 };
 use std::{
@@ -64,7 +64,7 @@ impl Transport for Client<'_> {
 
 /// Serves the client once, without ever waiting. Returns how the connection ended, if it did, and
 /// the server's calls after the last byte.
-fn serve(says: &[&[u8]], parts_by_drop: bool) -> (Option<Ending>, Vec<&'static str>) {
+fn serve(says: &[&[u8]], parts_by_drop: bool) -> (Option<CloseReason>, Vec<&'static str>) {
     serve_export(Arc::new(Memory::new(4096)), says, parts_by_drop)
 }
 
@@ -73,7 +73,7 @@ pub(super) fn serve_export(
     export: Arc<Memory>,
     says: &[&[u8]],
     parts_by_drop: bool,
-) -> (Option<Ending>, Vec<&'static str>) {
+) -> (Option<CloseReason>, Vec<&'static str>) {
     let exports = NamedExports::single(export);
     let server = Server::on_runtime(Clock::default(), Arc::new(exports));
     let mut since = Vec::new();
@@ -95,7 +95,10 @@ pub(super) fn serve_export(
 #[test]
 fn a_client_on_a_socket_that_disconnects_is_left_at_once() {
     let (ending, since) = serve(&[GO, DISC], true);
-    assert!(matches!(ending, Some(Ending::Disconnected)), "{ending:?}");
+    assert!(
+        matches!(ending, Some(CloseReason::Disconnected)),
+        "{ending:?}"
+    );
     assert!(since.is_empty(), "{since:?}");
 }
 

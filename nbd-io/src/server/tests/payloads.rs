@@ -1,7 +1,7 @@
 //! Payloads that do not come all at once.
 
 use super::parting::{DISC, GO, serve_export};
-use crate::{Export as _, Memory, server::Ending};
+use crate::{Export as _, Memory, server::CloseReason};
 use std::sync::Arc;
 
 /// A write of 64 KiB at 4 KiB.
@@ -17,7 +17,10 @@ fn the_rest_of_a_payload_is_read_without_another_event() {
         let says = [&[GO][..], &vec![&*write; before + 1], &[DISC]].concat();
         // Polled only once: a future that waits for a wake-up would not end.
         let (ending, since) = serve_export(memory.clone(), &says, true);
-        assert!(matches!(ending, Some(Ending::Disconnected)), "{ending:?}");
+        assert!(
+            matches!(ending, Some(CloseReason::Disconnected)),
+            "{ending:?}"
+        );
         assert!(since.is_empty(), "{since:?}");
         let mut read = vec![0; data.len()];
         memory.read(4096, &mut read).unwrap();

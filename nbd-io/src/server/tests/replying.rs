@@ -1,6 +1,6 @@
 use super::loopback::{Session, target};
 use crate::{Export, Memory, NamedExports, server::Replies};
-use nbd_proto::{CommandFlags, Mode, client::Outcome};
+use nbd_proto::{CommandFlags, HeaderStyle, client::Outcome};
 use std::{io::IoSlice, sync::Arc};
 
 /// Replies with short and long data, headers alone and long payloads in between.
@@ -74,7 +74,7 @@ fn replies_to_reads_of_every_length_are_whole() {
         .collect();
     disk.write(0, &data, false).unwrap();
     let exports = NamedExports::single(Arc::new(disk));
-    let mut session = Session::new(&exports, &target("", Mode::Structured));
+    let mut session = Session::new(&exports, &target("", HeaderStyle::Structured));
     for len in [1, 512, 65_535, 65_536, 65_537, 1 << 20, 3, 8 << 20, 100_000] {
         let read = |client: &mut nbd_proto::client::Transmission| {
             client.read(0, len as u64, CommandFlags::NONE).unwrap().1
@@ -90,7 +90,7 @@ fn simple_replies_have_zeroes_where_there_is_nothing() {
     let disk = Memory::new(8 << 20);
     disk.write(4 << 20, b"data", false).unwrap();
     let exports = NamedExports::single(Arc::new(disk));
-    let mut session = Session::new(&exports, &target("", Mode::Simple));
+    let mut session = Session::new(&exports, &target("", HeaderStyle::Simple));
     for len in [1, 1023, 1024, 4096, 16_384, 16_385, 65_537, 1 << 20] {
         // Before the data, and up to it.
         for (offset, data) in [(0, &b""[..]), ((4 << 20) - len as u64, b"data")] {

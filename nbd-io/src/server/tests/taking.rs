@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Export, Memory, NamedExports,
     runtime::Runtime as _,
-    server::{Ending, Peer, Server},
+    server::{CloseReason, Peer, Server},
     transport::Transport,
 };
 use std::{
@@ -78,7 +78,10 @@ fn reply(errno: u8, cookie: u8) -> [u8; 16] {
 }
 
 /// The end of a connection, and its time.
-fn end(clock: &Clock, serving: impl Future<Output = io::Result<Ending>>) -> (Ending, Duration) {
+fn end(
+    clock: &Clock,
+    serving: impl Future<Output = io::Result<CloseReason>>,
+) -> (CloseReason, Duration) {
     let mut serving = pin!(serving);
     let (start, cx) = (clock.now(), &mut Context::from_waker(Waker::noop()));
     loop {
@@ -124,7 +127,7 @@ fn a_request_that_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
             heard: &mut heard,
         };
         let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
-        assert!(matches!(ending, Ending::Disconnected), "{ending}");
+        assert!(matches!(ending, CloseReason::Disconnected), "{ending}");
         assert_eq!(after.as_secs(), 10, "{after:?}");
         // ENOMEM, and the replies to later requests.
         let expected = [&reply(12, 2)[..], &reply(0, 3), &[1; 512]].concat();
@@ -148,6 +151,6 @@ fn a_client_that_disconnects_without_reading_its_replies_is_not_waited_for_long(
         heard: &mut Vec::new(),
     };
     let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
-    assert!(matches!(ending, Ending::Disconnected), "{ending}");
+    assert!(matches!(ending, CloseReason::Disconnected), "{ending}");
     assert_eq!(after.as_secs(), 5, "{after:?}");
 }

@@ -5,7 +5,7 @@ use super::{
     checked,
 };
 use crate::{
-    Error, Mode, Phase, Step,
+    Error, HeaderStyle, Phase, Step,
     gather::Gather,
     wire::{ExportBlock, OptionCode, ZEROES},
 };
@@ -19,7 +19,7 @@ use bytes::BytesMut;
 pub struct PendingExportName {
     gather: Gather,
     config: Config,
-    mode: Mode,
+    mode: HeaderStyle,
     contexts: Vec<Context>,
 }
 
@@ -27,7 +27,7 @@ impl PendingExportName {
     pub(in super::super) const fn new(
         config: Config,
         no_zeroes: bool,
-        mode: Mode,
+        mode: HeaderStyle,
         contexts: Vec<Context>,
     ) -> Self {
         let len = ExportBlock::LEN + if no_zeroes { 0 } else { ZEROES };

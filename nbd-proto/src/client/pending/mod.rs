@@ -7,8 +7,8 @@ pub use export_name::PendingExportName;
 
 use super::{Config, Options, Transmission, Upgrade};
 use crate::{
-    ContextName, Error, ExportInfo, ExportName, Limits, MAX_STRING, Mode, NameError, OptionError,
-    Phase, Step, Text, TransmissionFlags,
+    ContextName, Error, ExportInfo, ExportName, HeaderStyle, Limits, MAX_STRING, NameError,
+    OptionError, Phase, Step, Text, TransmissionFlags,
     gather::Gather,
     wire::{ExportBlock, OptionCode, OptionReplyCode, OptionReplyHeader},
 };
@@ -215,7 +215,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A handle that haggles on, and what came of the option.
+/// A handle that negotiates on, and what came of the option.
 #[derive(Debug)]
 pub struct Settled<S, T> {
     /// The handle.
@@ -242,7 +242,7 @@ pub enum TlsOutcome<O> {
 pub enum GoOutcome<S> {
     /// The export is entered.
     Accepted(Transmission),
-    /// Haggling goes on.
+    /// Negotiation goes on.
     Refused(Options<S>, OptionError),
 }
 
@@ -263,7 +263,7 @@ pub struct MetaContextEntry {
 }
 
 /// An export whose flags were checked and masked.
-fn checked(export: ExportBlock, config: &Config, mode: Mode) -> Result<ExportInfo, Error> {
+fn checked(export: ExportBlock, config: &Config, mode: HeaderStyle) -> Result<ExportInfo, Error> {
     let flags = if export.flags.contains(TransmissionFlags::HAS_FLAGS) {
         ExportInfo::mask(export.flags, mode)
     } else if config.tolerance.no_flags {

@@ -8,8 +8,8 @@ use super::{
     GoOutcome, ListEntry, MetaContextEntry, Outstanding, Settled, TlsOutcome, checked, sealed,
 };
 use crate::{
-    BlockSizes, ContextName, Error, ExportInfo, ExportName, Limits, MAX_STRING, Mode, NameError,
-    OptionError, Text,
+    BlockSizes, ContextName, Error, ExportInfo, ExportName, HeaderStyle, Limits, MAX_STRING,
+    NameError, OptionError, Text,
     wire::{
         ExportBlock, Info as WireInfo, MetaContextReply, OptionCode, OptionReplyCode, ServerReply,
     },
@@ -110,7 +110,7 @@ impl Infos {
         self,
         option: OptionCode,
         config: &Config,
-        mode: Mode,
+        mode: HeaderStyle,
     ) -> Result<ExportInfo, Error> {
         let export = self.export.ok_or(Error::NoExportInfo { option })?;
         Ok(ExportInfo {
@@ -276,7 +276,7 @@ impl<S> Outstanding for StructuredReply<S> {
     }
 
     fn settle(self, verdict: Result<(), OptionError>) -> Result<Self::Outcome, Error> {
-        Ok(switch(self.options, verdict, Mode::Structured))
+        Ok(switch(self.options, verdict, HeaderStyle::Structured))
     }
 }
 
@@ -299,14 +299,14 @@ impl<S> Outstanding for ExtendedHeaders<S> {
     }
 
     fn settle(self, verdict: Result<(), OptionError>) -> Result<Self::Outcome, Error> {
-        Ok(switch(self.options, verdict, Mode::Extended))
+        Ok(switch(self.options, verdict, HeaderStyle::Extended))
     }
 }
 
 fn switch<S>(
     mut options: Options<S>,
     verdict: Result<(), OptionError>,
-    mode: Mode,
+    mode: HeaderStyle,
 ) -> Settled<S, ()> {
     if verdict.is_ok() {
         options.negotiated.mode = mode;

@@ -2,7 +2,7 @@
 
 use super::{
     super::Context,
-    ContextExtents, Cookie, Ending, Event, Outcome, Payload, Transmission,
+    Closing, ContextExtents, Cookie, Event, Outcome, Payload, Transmission,
     coverage::Refused,
     receive::{Run, State, buffer_index},
 };
@@ -271,7 +271,7 @@ impl Transmission {
     /// Remembers the first failure of a request.
     pub(super) fn fail(&mut self, cookie: Cookie, failure: Failure) {
         if failure.errno == Errno::Shutdown && self.ending.is_none() {
-            self.ending = Some(Ending::Asked);
+            self.ending = Some(Closing::Asked);
         }
         self.slots.get(cookie).failure.get_or_insert(failure);
     }

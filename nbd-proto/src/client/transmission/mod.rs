@@ -21,7 +21,7 @@ pub use slots::{ContextExtents, Cookie};
 pub use whole::WholeReply;
 
 use super::{Config, Context};
-use crate::{BlockSizes, Error, ExportInfo, Failure, Mode, gather::Gather};
+use crate::{BlockSizes, Error, ExportInfo, Failure, HeaderStyle, gather::Gather};
 use alloc::vec::Vec;
 use core::ops::Range;
 use receive::State;
@@ -43,7 +43,7 @@ use slots::Slots;
 #[derive(Debug)]
 pub struct Transmission {
     info: ExportInfo,
-    mode: Mode,
+    mode: HeaderStyle,
     contexts: Vec<Context>,
     blocks: BlockSizes,
     config: Config,
@@ -51,12 +51,12 @@ pub struct Transmission {
     state: State,
     gather: Gather,
     dead: Option<Error>,
-    ending: Option<Ending>,
+    ending: Option<Closing>,
 }
 
 /// Why no more commands can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+enum Closing {
     /// The server answered with `NBD_ESHUTDOWN`.
     Asked,
     /// `NBD_CMD_DISC` was sent.
@@ -132,7 +132,7 @@ pub enum Outcome {
 impl Transmission {
     pub(super) fn new(
         info: ExportInfo,
-        mode: Mode,
+        mode: HeaderStyle,
         contexts: Vec<Context>,
         config: Config,
     ) -> Self {
@@ -159,7 +159,7 @@ impl Transmission {
 
     /// Which headers this connection uses.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.mode
     }
 
@@ -193,7 +193,7 @@ impl Transmission {
     /// [`disconnect`](Transmission::disconnect) when nothing is in flight.
     #[must_use]
     pub const fn server_shuts_down(&self) -> bool {
-        matches!(self.ending, Some(Ending::Asked))
+        matches!(self.ending, Some(Closing::Asked))
     }
 
     /// Whether the end of the stream here loses nothing: `NBD_CMD_DISC` was sent and every reply
@@ -201,7 +201,7 @@ impl Transmission {
     #[must_use]
     pub fn may_end(&self) -> bool {
         self.dead.is_none()
-            && self.ending == Some(Ending::Disconnecting)
+            && self.ending == Some(Closing::Disconnecting)
             && self.slots.in_flight() == 0
             && self.at_boundary()
     }

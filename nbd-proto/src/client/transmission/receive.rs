@@ -2,7 +2,7 @@
 
 use super::{Cookie, Event, Fed, Fill, Payload, Transmission, slots::Slot};
 use crate::{
-    BlockSizes, Command, Errno, Error, Failure, Mode,
+    BlockSizes, Command, Errno, Error, Failure, HeaderStyle,
     wire::{ChunkHeader, Fields, ReplyFlags, ReplyHeader, ReplyType},
 };
 
@@ -91,9 +91,9 @@ impl Transmission {
         let cookie = self.slots.find(cookie.as_u64())?;
         let is_new = self.slots.slot(cookie).contents == 0;
         (is_new && self.at_boundary()).then_some(match self.mode {
-            Mode::Simple => 16,
-            Mode::Structured => 20 + 8,
-            Mode::Extended => 32 + 8,
+            HeaderStyle::Simple => 16,
+            HeaderStyle::Structured => 20 + 8,
+            HeaderStyle::Extended => 32 + 8,
         })
     }
 
@@ -357,7 +357,7 @@ impl Transmission {
             len: requested,
             ..
         } = *self.slots.get(cookie);
-        if self.mode == Mode::Extended && chunk.offset != offset {
+        if self.mode == HeaderStyle::Extended && chunk.offset != offset {
             return Err(Error::WrongOffset {
                 expected: offset,
                 got: chunk.offset,
@@ -366,8 +366,8 @@ impl Transmission {
         let unexpected = Error::UnexpectedChunk { command, reply };
         let bad_length = Error::ChunkLength { reply, len };
         let status = match self.mode {
-            Mode::Simple | Mode::Structured => (ReplyType::BlockStatus, 4, 8),
-            Mode::Extended => (ReplyType::BlockStatusExt, 8, 16),
+            HeaderStyle::Simple | HeaderStyle::Structured => (ReplyType::BlockStatus, 4, 8),
+            HeaderStyle::Extended => (ReplyType::BlockStatusExt, 8, 16),
         };
         let fixed = match reply {
             ReplyType::None => {
@@ -444,8 +444,8 @@ impl Transmission {
 
     /// Holds a server to the maximum payload that it sent, if it did.
     fn check_advertised(&self, reply: ReplyType, fixed: u64, variable: u64) -> Result<(), Error> {
-        let told = self.info.block_sizes.map(BlockSizes::maximum);
-        let limit = fixed + u64::from(told.unwrap_or(u32::MAX));
+        let advertised = self.info.block_sizes.map(BlockSizes::maximum);
+        let limit = fixed + u64::from(advertised.unwrap_or(u32::MAX));
         let len = fixed + variable;
         if len > limit && !self.config.tolerance.oversized_chunk {
             return Err(Error::ChunkTooLong { reply, len, limit });

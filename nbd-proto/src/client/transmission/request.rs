@@ -1,8 +1,8 @@
 //! Commands: what makes no sense is refused here, before a byte of it is sent.
 
-use super::{Cookie, Ending, Transmission};
+use super::{Closing, Cookie, Transmission};
 use crate::{
-    Bare, Command, CommandFlags, Frame, Header, Misuse, Mode,
+    Bare, Command, CommandFlags, Frame, Header, HeaderStyle, Misuse,
     wire::{BlockStatusFilter, RequestHeader},
 };
 use alloc::vec::Vec;
@@ -187,10 +187,10 @@ impl Transmission {
         if let Some(error) = self.dead {
             return Err(Misuse::Dead(error));
         }
-        if self.ending == Some(Ending::Disconnecting) {
+        if self.ending == Some(Closing::Disconnecting) {
             return Err(Misuse::Disconnecting);
         }
-        self.ending = Some(Ending::Disconnecting);
+        self.ending = Some(Closing::Disconnecting);
         let header = RequestHeader {
             flags: CommandFlags::NONE,
             command: Command::Disc,
@@ -211,8 +211,8 @@ impl Transmission {
     #[inline]
     pub fn max_len(&self, command: Command) -> u64 {
         let field = match self.mode {
-            Mode::Simple | Mode::Structured => u64::from(u32::MAX),
-            Mode::Extended => u64::MAX,
+            HeaderStyle::Simple | HeaderStyle::Structured => u64::from(u32::MAX),
+            HeaderStyle::Extended => u64::MAX,
         };
         let payload = u64::from(self.config.limits.payload.min(self.blocks.maximum()));
         let max = match command {
@@ -240,7 +240,7 @@ impl Transmission {
         }
         self.info.check_range(command, offset, len)?;
         self.info.check_blocks(command, offset, len)?;
-        if self.mode != Mode::Extended && len > u64::from(u32::MAX) {
+        if self.mode != HeaderStyle::Extended && len > u64::from(u32::MAX) {
             let max = self.max_len(command);
             return Err(Misuse::TooLong { command, len, max });
         }
@@ -255,8 +255,8 @@ impl Transmission {
         }
         match self.ending {
             None => {}
-            Some(Ending::Asked) => return Err(Misuse::ServerShutsDown),
-            Some(Ending::Disconnecting) => return Err(Misuse::Disconnecting),
+            Some(Closing::Asked) => return Err(Misuse::ServerShutsDown),
+            Some(Closing::Disconnecting) => return Err(Misuse::Disconnecting),
         }
         let info = &self.info;
         let (offered, writes) = match command {
@@ -333,7 +333,7 @@ impl Transmission {
     ) -> (Cookie, Header) {
         let cookie = self.slots.take(command, flags, offset, len);
         let flags = match (self.mode, command) {
-            (Mode::Extended, Command::Write) => flags | CommandFlags::PAYLOAD_LEN,
+            (HeaderStyle::Extended, Command::Write) => flags | CommandFlags::PAYLOAD_LEN,
             _ => flags,
         };
         let cookie_on_wire = cookie.as_u64();

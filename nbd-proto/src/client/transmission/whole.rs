@@ -2,7 +2,7 @@
 
 use super::{Cookie, Transmission};
 use crate::{
-    Command, Mode,
+    Command, HeaderStyle,
     wire::{Fields, ReplyFlags, ReplyHeader, ReplyType},
 };
 
@@ -50,7 +50,7 @@ impl Transmission {
         let payload = match (slot.command, header) {
             (Command::BlockStatus, _) => return None,
             (Command::Read, ReplyHeader::Simple { .. }) => {
-                (self.mode == Mode::Simple).then_some(slot.len)?
+                (self.mode == HeaderStyle::Simple).then_some(slot.len)?
             }
             (Command::Read, ReplyHeader::Chunk(chunk)) => {
                 let is_all = chunk.reply == ReplyType::OffsetData
@@ -66,7 +66,7 @@ impl Transmission {
         };
         // With extended headers, the offset of the request is in that of the chunk, too.
         if let ReplyHeader::Chunk(chunk) = header
-            && self.mode == Mode::Extended
+            && self.mode == HeaderStyle::Extended
             && chunk.offset != slot.offset
         {
             return None;

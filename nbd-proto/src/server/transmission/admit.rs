@@ -6,7 +6,7 @@ use super::{
     ticket::{Base, Reply},
 };
 use crate::{
-    Command, CommandFlags, Errno, Error, Mode, TransmissionFlags,
+    Command, CommandFlags, Errno, Error, HeaderStyle, TransmissionFlags,
     wire::{BlockStatusFilter, RequestHeader},
 };
 use alloc::vec::Vec;
@@ -39,7 +39,7 @@ pub(super) fn is_ordinary(header: &RequestHeader, agreed: &Agreed) -> bool {
     let flags = match header.command {
         Command::Read => CommandFlags::NONE,
         Command::Write if agreed.flags.contains(TransmissionFlags::READ_ONLY) => return false,
-        Command::Write if agreed.mode == Mode::Extended => CommandFlags::PAYLOAD_LEN,
+        Command::Write if agreed.mode == HeaderStyle::Extended => CommandFlags::PAYLOAD_LEN,
         Command::Write => CommandFlags::NONE,
         _ => return false,
     };
@@ -86,9 +86,9 @@ pub(super) fn admit(
 /// How many bytes follow the header, whatever is thought of the request.
 fn payload_len(header: &RequestHeader, agreed: &Agreed) -> Result<usize, Error> {
     let follows = match agreed.mode {
-        Mode::Simple | Mode::Structured => header.command == Command::Write,
+        HeaderStyle::Simple | HeaderStyle::Structured => header.command == Command::Write,
         // A write has to have the flag, but qemu 10 sends its payload without.
-        Mode::Extended => {
+        HeaderStyle::Extended => {
             header.command == Command::Write || header.flags.contains(CommandFlags::PAYLOAD_LEN)
         }
     };
@@ -154,7 +154,7 @@ fn check_command(header: &RequestHeader, agreed: &Agreed) -> Result<(), Refusal>
         return Err((Errno::Inval, text));
     }
     legal = legal | only_if(CommandFlags::FUA, offers(TransmissionFlags::SEND_FUA));
-    if agreed.mode == Mode::Extended && header.command == Command::Write {
+    if agreed.mode == HeaderStyle::Extended && header.command == Command::Write {
         legal = legal | CommandFlags::PAYLOAD_LEN;
         if header.len == 0 {
             return Err((
@@ -318,10 +318,10 @@ mod tests {
     fn what_is_ordinary_is_what_would_be_carried_out_anyway() {
         let mut ordinary = 0;
         for (mode, read_only, minimum) in [
-            (Mode::Simple, false, 1),
-            (Mode::Structured, true, 512),
-            (Mode::Extended, false, 512),
-            (Mode::Extended, true, 1),
+            (HeaderStyle::Simple, false, 1),
+            (HeaderStyle::Structured, true, 512),
+            (HeaderStyle::Extended, false, 512),
+            (HeaderStyle::Extended, true, 1),
         ] {
             let flags = if read_only {
                 TransmissionFlags::READ_ONLY

@@ -1,7 +1,9 @@
 //! What a client and a server agreed on before transmission.
 
 use super::Transmission;
-use crate::{BlockSizes, ContextName, Limits, Mode, TransmissionFlags, server::export::Offer};
+use crate::{
+    BlockSizes, ContextName, HeaderStyle, Limits, TransmissionFlags, server::export::Offer,
+};
 use alloc::sync::Arc;
 
 /// The longest data whose chunk has a length of 32 bits, with the 8 bytes of its offset.
@@ -36,7 +38,7 @@ impl Context {
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Agreed {
     pub(in crate::server) contexts: Arc<[Context]>,
-    pub(super) mode: Mode,
+    pub(super) mode: HeaderStyle,
     pub(super) size: u64,
     pub(super) flags: TransmissionFlags,
     /// Requests are multiples of this.
@@ -50,7 +52,7 @@ pub(in crate::server) struct Agreed {
 }
 
 impl Agreed {
-    pub(in crate::server) fn new(offer: &Offer, mode: Mode, limits: Limits) -> Self {
+    pub(in crate::server) fn new(offer: &Offer, mode: HeaderStyle, limits: Limits) -> Self {
         Self {
             contexts: Arc::new([]),
             mode,

@@ -18,7 +18,7 @@ pub use status::StatusTicket;
 pub use ticket::{Part, Receipt, Reply, Ticket};
 
 use crate::{
-    Command, Error, Mode, TransmissionFlags,
+    Command, Error, HeaderStyle, TransmissionFlags,
     gather::Gather,
     wire::{RequestHeader, magic},
 };
@@ -320,8 +320,8 @@ impl Transmission {
     fn check_magic(&self, header: &[u8]) -> Result<(), Error> {
         let got = header.first_chunk().map_or(0, |m| u32::from_be_bytes(*m));
         let expected = match self.agreed.mode {
-            Mode::Simple | Mode::Structured => magic::REQUEST,
-            Mode::Extended => magic::EXTENDED_REQUEST,
+            HeaderStyle::Simple | HeaderStyle::Structured => magic::REQUEST,
+            HeaderStyle::Extended => magic::EXTENDED_REQUEST,
         };
         if got == expected {
             Ok(())
@@ -393,7 +393,7 @@ impl Transmission {
 
     /// Which headers the connection uses.
     #[must_use]
-    pub const fn mode(&self) -> Mode {
+    pub const fn mode(&self) -> HeaderStyle {
         self.agreed.mode
     }
 

@@ -5,7 +5,7 @@ use super::{
     ticket::{Base, Part, Reply, text},
 };
 use crate::{
-    CommandFlags, Errno, Mode,
+    CommandFlags, Errno, HeaderStyle,
     frame::Frame,
     meta::{Allocation, Extent},
     wire::{Descriptor, ReplyType},
@@ -106,8 +106,8 @@ impl StatusTicket {
         fields[4..].copy_from_slice(&chunk.count.to_be_bytes());
         let payload = chunk.out.freeze();
         let (reply, fields) = match status.base.mode {
-            Mode::Simple | Mode::Structured => (ReplyType::BlockStatus, &fields[..4]),
-            Mode::Extended => (ReplyType::BlockStatusExt, &fields[..]),
+            HeaderStyle::Simple | HeaderStyle::Structured => (ReplyType::BlockStatus, &fields[..4]),
+            HeaderStyle::Extended => (ReplyType::BlockStatusExt, &fields[..]),
         };
         let header = status.base.chunk(reply, last, payload.len(), fields);
         if last {
@@ -151,8 +151,8 @@ impl Status {
         for Extent { len, status } in extents {
             let status = match base.mode {
                 _ if allocation => Allocation::new(status).status(),
-                Mode::Simple | Mode::Structured => status & u64::from(u32::MAX),
-                Mode::Extended => status,
+                HeaderStyle::Simple | HeaderStyle::Structured => status & u64::from(u32::MAX),
+                HeaderStyle::Extended => status,
             };
             match &mut pending {
                 _ if len == 0 => continue,
@@ -184,7 +184,7 @@ impl Status {
 
 /// The descriptors of one chunk.
 struct Chunk {
-    mode: Mode,
+    mode: HeaderStyle,
     out: BytesMut,
     count: u32,
     /// Bytes that they are about.
@@ -203,8 +203,8 @@ impl Chunk {
     /// Appends an extent. Returns whether it is there in full, so that others can follow.
     fn put(&mut self, extent: Extent) -> bool {
         let max = match self.mode {
-            Mode::Simple | Mode::Structured => MAX_COMPACT,
-            Mode::Extended => u64::MAX,
+            HeaderStyle::Simple | HeaderStyle::Structured => MAX_COMPACT,
+            HeaderStyle::Extended => u64::MAX,
         };
         let Extent { len, status } = extent;
         let whole = len;

@@ -2,7 +2,7 @@
 
 use super::agreed::Agreed;
 use crate::{
-    Command, CommandFlags, Errno, Frame, Mode,
+    Command, CommandFlags, Errno, Frame, HeaderStyle,
     frame::Header,
     server::refusal::shorten,
     wire::{ChunkHeader, ErrorChunk, ReplyFlags, ReplyHeader, ReplyType, RequestHeader},
@@ -82,7 +82,7 @@ impl<P: Buf, T: fmt::Debug> fmt::Debug for Part<P, T> {
 /// What a reply needs of its request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Base {
-    pub(super) mode: Mode,
+    pub(super) mode: HeaderStyle,
     pub(super) command: Command,
     pub(super) flags: CommandFlags,
     pub(super) cookie: u64,
@@ -159,8 +159,8 @@ impl Base {
     pub(super) fn success(&self) -> Reply<Bytes> {
         let header = match (self.mode, self.command) {
             // Where chunks were agreed on, a read is never answered otherwise.
-            (Mode::Extended, _) | (Mode::Structured, Command::Read) => self.none(),
-            (Mode::Simple | Mode::Structured, _) => self.simple(0),
+            (HeaderStyle::Extended, _) | (HeaderStyle::Structured, Command::Read) => self.none(),
+            (HeaderStyle::Simple | HeaderStyle::Structured, _) => self.simple(0),
         };
         Reply::new(header, Bytes::new())
     }
@@ -172,7 +172,7 @@ impl Base {
     /// Failure, in words where there is room for them.
     pub(super) fn error(&self, errno: Errno, text: Bytes, offset: Option<u64>) -> Reply<Bytes> {
         let error = self.allowed(errno).code();
-        if self.mode == Mode::Simple {
+        if self.mode == HeaderStyle::Simple {
             return Reply::new(self.simple(error), Bytes::new());
         }
         let end = self.offset.saturating_add(self.len);

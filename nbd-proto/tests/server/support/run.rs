@@ -104,21 +104,21 @@ impl Wire<'_> {
     }
 }
 
-enum Haggled {
+enum Negotiated {
     End(End),
     StartTls(StartTls),
     Transmission(Transmission),
 }
 
-fn idle(idle: bool) -> Haggled {
-    Haggled::End(if idle { End::Idle } else { End::Inside })
+fn idle(idle: bool) -> Negotiated {
+    Negotiated::End(if idle { End::Idle } else { End::Inside })
 }
 
-fn haggle<S: Security>(
+fn negotiate<S: Security>(
     server: &Server,
     mut options: Options<S>,
     wire: &mut Wire<'_>,
-) -> Result<Haggled, Error> {
+) -> Result<Negotiated, Error> {
     if server.shutting_down {
         options.shut_down();
     }
@@ -156,7 +156,7 @@ fn haggle<S: Security>(
                     Ok(export) => {
                         let transmission = go.accept(&export.info, &mut out);
                         wire.sent.extend_from_slice(&out);
-                        return Ok(Haggled::Transmission(transmission));
+                        return Ok(Negotiated::Transmission(transmission));
                     }
                     Err(refusal) => go.refuse(refusal, "", &mut out),
                 }
@@ -167,7 +167,7 @@ fn haggle<S: Security>(
                     Ok(export) => {
                         let transmission = request.accept(&export.info, &mut out);
                         wire.sent.extend_from_slice(&out);
-                        return Ok(Haggled::Transmission(transmission));
+                        return Ok(Negotiated::Transmission(transmission));
                     }
                     Err(_) => return Err(request.refuse("there is no such export")),
                 }
@@ -196,8 +196,8 @@ fn haggle<S: Security>(
                     Err(refusal) => set.refuse(refusal, "", &mut out),
                 }
             }
-            Requested::StartTls(start) => return Ok(Haggled::StartTls(start.into())),
-            Requested::Abort(_) => return Ok(Haggled::End(End::Aborted)),
+            Requested::StartTls(start) => return Ok(Negotiated::StartTls(start.into())),
+            Requested::Abort(_) => return Ok(Negotiated::End(End::Aborted)),
         };
         wire.sent.extend_from_slice(&out);
     }
@@ -314,7 +314,7 @@ fn serve(
 
 fn connection(server: &Server, wire: &mut Wire<'_>) -> Result<End, Error> {
     let mut out = BytesMut::new();
-    let haggled = if server.forced {
+    let negotiated = if server.forced {
         let handshake = Handshake::forced_tls(server.config, &mut out);
         wire.sent.extend_from_slice(&out);
         match wire.drive(handshake)? {
@@ -325,8 +325,8 @@ fn connection(server: &Server, wire: &mut Wire<'_>) -> Result<End, Error> {
                 }
                 match wire.drive(required)? {
                     Err(required) => idle(required.is_idle()),
-                    Ok(ForcedRequested::Abort(_)) => Haggled::End(End::Aborted),
-                    Ok(ForcedRequested::StartTls(start)) => Haggled::StartTls(start),
+                    Ok(ForcedRequested::Abort(_)) => Negotiated::End(End::Aborted),
+                    Ok(ForcedRequested::StartTls(start)) => Negotiated::StartTls(start),
                 }
             }
         }
@@ -335,24 +335,24 @@ fn connection(server: &Server, wire: &mut Wire<'_>) -> Result<End, Error> {
         wire.sent.extend_from_slice(&out);
         match wire.drive(handshake)? {
             Err(handshake) => idle(handshake.is_idle()),
-            Ok(options) => haggle(server, options, wire)?,
+            Ok(options) => negotiate(server, options, wire)?,
         }
     };
-    let haggled = match haggled {
-        Haggled::StartTls(start) => {
+    let negotiated = match negotiated {
+        Negotiated::StartTls(start) => {
             let mut out = BytesMut::new();
             let upgrade = start.accept(&mut out);
             wire.sent.extend_from_slice(&out);
             wire.asked
                 .push(format!("TLS with {} bytes to come", wire.script.len()));
-            haggle(server, upgrade.upgraded(), wire)?
+            negotiate(server, upgrade.upgraded(), wire)?
         }
         other => other,
     };
-    match haggled {
-        Haggled::End(end) => Ok(end),
-        Haggled::StartTls(_) => panic!("TLS inside TLS"),
-        Haggled::Transmission(transmission) => serve(server, transmission, wire),
+    match negotiated {
+        Negotiated::End(end) => Ok(end),
+        Negotiated::StartTls(_) => panic!("TLS inside TLS"),
+        Negotiated::Transmission(transmission) => serve(server, transmission, wire),
     }
 }
 
@@ -416,8 +416,8 @@ pub(crate) fn transmission(server: &Server, options: &[u8]) -> Transmission {
     let Ok(Ok(options)) = wire.drive(Handshake::new(server.config, &mut out)) else {
         panic!("the client flags are wrong");
     };
-    match haggle(server, options, &mut wire) {
-        Ok(Haggled::Transmission(transmission)) => transmission,
+    match negotiate(server, options, &mut wire) {
+        Ok(Negotiated::Transmission(transmission)) => transmission,
         _ => panic!("the options do not lead to transmission"),
     }
 }

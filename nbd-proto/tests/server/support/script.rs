@@ -108,7 +108,7 @@ pub(crate) enum Enter {
     Extended,
 }
 
-pub(crate) const MODES: [Enter; 3] = [Enter::Simple, Enter::Structured, Enter::Extended];
+pub(crate) const HEADER_STYLES: [Enter; 3] = [Enter::Simple, Enter::Structured, Enter::Extended];
 
 impl Enter {
     /// Negotiates until transmission of "disk", asking for block sizes.

@@ -46,14 +46,14 @@ fn string(bytes: &[u8]) -> &str {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Mode {
+enum HeaderStyle {
     Simple,
     Structured,
     Extended,
 }
 
 struct State {
-    mode: Mode,
+    mode: HeaderStyle,
     tls: bool,
     contexts: Vec<u32>,
     contexts_of: Vec<u8>,
@@ -78,7 +78,7 @@ pub(crate) fn check(script: &[u8], sent: &[u8], limits: &Limits) -> Vec<String> 
     let flags = client.u32();
     assert_eq!(flags & !u32::from(offered), 0, "S-009, S-010");
     let mut state = State {
-        mode: Mode::Simple,
+        mode: HeaderStyle::Simple,
         tls: false,
         contexts: vec![],
         contexts_of: vec![],
@@ -103,7 +103,7 @@ pub(crate) fn check(script: &[u8], sent: &[u8], limits: &Limits) -> Vec<String> 
             state.flags = tflags;
             state.sizes = None;
             check_flags(&state);
-            assert_ne!(state.mode, Mode::Extended, "S-114");
+            assert_ne!(state.mode, HeaderStyle::Extended, "S-114");
             said.push(format!("export {size} {tflags:#06x}"));
             if state.contexts_of != data {
                 state.contexts.clear();
@@ -115,7 +115,7 @@ pub(crate) fn check(script: &[u8], sent: &[u8], limits: &Limits) -> Vec<String> 
         let granted = option_replies(option, data, &mut server, &mut state, &mut said);
         if option == 5 && granted {
             state = State {
-                mode: Mode::Simple,
+                mode: HeaderStyle::Simple,
                 tls: true,
                 contexts: vec![],
                 ..state
@@ -145,9 +145,9 @@ fn check_flags(state: &State) {
     assert!(has(0), "S-089");
     assert!(!has(9), "S-098");
     assert_eq!(state.flags & 0xe000, 0, "S-090");
-    assert!(!has(7) || state.mode != Mode::Simple, "S-093, S-108");
+    assert!(!has(7) || state.mode != HeaderStyle::Simple, "S-093, S-108");
     assert!(!has(11) || has(6), "S-094");
-    assert!(!has(12) || state.mode == Mode::Extended, "S-097");
+    assert!(!has(12) || state.mode == HeaderStyle::Extended, "S-097");
 }
 
 /// Reads replies up to the final one. Returns whether it is an acknowledgement.
@@ -180,10 +180,10 @@ fn option_replies(
                 }
                 match option {
                     8 => {
-                        assert_eq!(state.mode, Mode::Simple);
-                        state.mode = Mode::Structured;
+                        assert_eq!(state.mode, HeaderStyle::Simple);
+                        state.mode = HeaderStyle::Structured;
                     }
-                    11 => state.mode = Mode::Extended,
+                    11 => state.mode = HeaderStyle::Extended,
                     10 => {
                         state.contexts = ids.into_iter().collect();
                         let name_len = usize::try_from(Bytes(data).u32()).unwrap();
@@ -242,7 +242,7 @@ fn option_replies(
                     assert_eq!(id, 0, "S-129");
                 } else {
                     assert!(ids.insert(id), "S-130");
-                    assert_ne!(state.mode, Mode::Simple, "S-124");
+                    assert_ne!(state.mode, HeaderStyle::Simple, "S-124");
                 }
                 said.push(format!("{option}: CONTEXT {id} {name:?}"));
             }
@@ -270,7 +270,7 @@ fn option_replies(
                     "BLOCK_SIZE_REQD" => assert!(matches!(option, 6 | 7)),
                     "EXT_HEADER_REQD" => {
                         assert!(matches!(option, 6..=10));
-                        assert_eq!(state.mode == Mode::Extended, option == 8);
+                        assert_eq!(state.mode == HeaderStyle::Extended, option == 8);
                     }
                     "UNSUP" => assert!(!matches!(option, 6 | 7), "S-113"),
                     _ => {}

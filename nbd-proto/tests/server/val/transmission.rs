@@ -1,6 +1,6 @@
 //! The server's bytes in transmission.
 
-use super::{Bytes, Mode, State, string};
+use super::{Bytes, HeaderStyle, State, string};
 use nbd_proto::Limits;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -31,12 +31,12 @@ pub(super) fn transmission(
         let magic = server.u32();
         if magic == 0x6744_6698 {
             // S-177
-            assert_ne!(state.mode, Mode::Extended);
+            assert_ne!(state.mode, HeaderStyle::Extended);
             let error = server.u32();
             let cookie = server.u64();
             let request = take(&mut asked, cookie);
             assert_eq!(request.chunks, 0);
-            if state.mode == Mode::Structured {
+            if state.mode == HeaderStyle::Structured {
                 // S-175, S-176, S-215
                 assert_ne!(
                     request.command, 0,
@@ -56,9 +56,9 @@ pub(super) fn transmission(
             continue;
         }
         match state.mode {
-            Mode::Simple => panic!("{magic:#x} with simple replies"),
-            Mode::Structured => assert_eq!(magic, 0x668e_33ef),
-            Mode::Extended => assert_eq!(magic, 0x6e8a_278c),
+            HeaderStyle::Simple => panic!("{magic:#x} with simple replies"),
+            HeaderStyle::Structured => assert_eq!(magic, 0x668e_33ef),
+            HeaderStyle::Extended => assert_eq!(magic, 0x6e8a_278c),
         }
         let flags = server.u16();
         // S-186
@@ -67,7 +67,7 @@ pub(super) fn transmission(
         let kind = server.u16();
         let cookie = server.u64();
         let mut request = take(&mut asked, cookie);
-        let len = if state.mode == Mode::Extended {
+        let len = if state.mode == HeaderStyle::Extended {
             // S-178
             assert_eq!(server.u64(), request.offset);
             server.u64()
@@ -105,7 +105,7 @@ pub(super) fn transmission(
             5 | 6 => {
                 assert_eq!(request.command, 7);
                 // S-205
-                assert_eq!(kind == 6, state.mode == Mode::Extended);
+                assert_eq!(kind == 6, state.mode == HeaderStyle::Extended);
                 status(&mut request, &mut body, len, max, state)
             }
             0x8001 | 0x8002 => {
@@ -187,7 +187,7 @@ fn status(
     let id = body.u32();
     assert!(request.statuses.insert(id), "S-203");
     assert!(state.contexts.contains(&id));
-    let extended = state.mode == Mode::Extended;
+    let extended = state.mode == HeaderStyle::Extended;
     // S-204
     let count = if extended {
         usize::try_from(body.u32()).unwrap()
@@ -265,7 +265,7 @@ fn take(asked: &mut BTreeMap<u64, VecDeque<Asked>>, cookie: u64) -> Asked {
 /// Whole requests only; a malformed one ends the connection and is not answered.
 fn requests(client: &mut Bytes<'_>, state: &State) -> BTreeMap<u64, VecDeque<Asked>> {
     let mut asked: BTreeMap<u64, VecDeque<Asked>> = BTreeMap::new();
-    let extended = state.mode == Mode::Extended;
+    let extended = state.mode == HeaderStyle::Extended;
     while client.0.len() >= if extended { 32 } else { 28 } {
         let magic = client.u32();
         if magic != if extended { 0x21e4_1c71 } else { 0x2560_9513 } {

@@ -1,0 +1,132 @@
+//! One request, as a future.
+
+use super::{Held, Link, Request, State, Stop};
+use crate::client::Error;
+use bytes::BytesMut;
+use nbd_proto::client::Outcome;
+use std::{
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// One request and its reply.
+///
+/// # Cancel safety
+///
+/// It can be dropped at any time. A request that was not put into the outbox yet is forgotten; any
+/// other is sent and its reply thrown away.
+#[must_use]
+pub(crate) struct Call<'a> {
+    link: &'a Link,
+    stage: Stage,
+    /// What the request has, until it is begun.
+    held: Option<Held>,
+}
+
+enum Stage {
+    New(Request, BytesMut),
+    Begun(usize),
+    Over,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) result: Result<Outcome, Error>,
+    /// The buffer that was handed over. Its contents are to be trusted only after success.
+    pub(crate) sink: BytesMut,
+}
+
+impl Done {
+    /// What came of a read.
+    pub(crate) fn into_read(self) -> Result<BytesMut, Error> {
+        self.result.map(|_| self.sink)
+    }
+}
+
+impl<'a> Call<'a> {
+    pub(super) const fn new(
+        link: &'a Link,
+        request: Request,
+        sink: BytesMut,
+        held: Option<Held>,
+    ) -> Self {
+        Self {
+            link,
+            stage: Stage::New(request, sink),
+            held,
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, state: &mut State) -> usize {
+        if let Stage::Begun(key) = self.stage {
+            return key;
+        }
+        let Stage::New(request, sink) = mem::replace(&mut self.stage, Stage::Over) else {
+            panic!("a call is not polled after its end");
+        };
+        let key = state.begin(request, sink, &mut self.held);
+        self.stage = Stage::Begun(key);
+        key
+    }
+}
+
+impl Future for Call<'_> {
+    type Output = Done;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let link = self.link;
+        let mut state = link.lock();
+        let leaves = matches!(self.stage, Stage::New(..)) && state.others_come();
+        let key = self.begin(&mut state);
+        let mut stop = None;
+        let mut calls_driver = false;
+        let mut old = [None, None, None];
+        if !state.is_done(key) {
+            if leaves && state.poller_comes() {
+                old[0] = state.set_waker(key, cx.waker());
+            } else {
+                old[0] = state.lead(key, cx.waker());
+                calls_driver = leaves;
+            }
+            if !leaves {
+                stop = Some(state.drive(&link.waker, Some(key)));
+            }
+        }
+        let done = state.take(key);
+        if done.is_some() {
+            self.stage = Stage::Over;
+            old[1] = state.release(key);
+            if state.driver == Some(key) {
+                old[2] = state.pass_on();
+            }
+        }
+        link.unlock(state);
+        drop(old);
+        if calls_driver {
+            link.waker.wake_by_ref();
+        }
+        match done {
+            Some(done) => Poll::Ready(done),
+            None => {
+                if stop == Some(Stop::Tired) {
+                    link.waker.wake_by_ref();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if let Stage::Begun(key) = self.stage {
+            let mut state = self.link.lock();
+            let old = state.drop_call(key);
+            self.link.unlock(state);
+            drop(old);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Moving the connection on, for everybody.
+
+use super::State;
+use crate::client::engine::{ReadPlan, no_reader};
+use std::{
+    io::{self, IoSliceMut},
+    task::{Context, Poll, Waker, ready},
+};
+
+/// How often a task reads before it lets others run.
+const TURNS: usize = 32;
+
+/// Why driving stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The call that drives is done, or the connection is over.
+    Served,
+    /// Nothing more can be done; the stream will wake the driver.
+    Quiet,
+    /// There is more to do, after others had their turn.
+    Tired,
+}
+
+impl State {
+    /// Writes and reads until `current` is done or nothing more can be done without waiting.
+    /// `waker` is the signal.
+    pub(super) fn drive(&mut self, waker: &Waker, current: Option<usize>) -> Stop {
+        self.signal.answer();
+        self.begin_time();
+        self.drives = self.drives.wrapping_add(1);
+        self.current = current;
+        let mut context = Context::from_waker(waker);
+        let stop = self.steps(&mut context, current);
+        self.current = None;
+        stop
+    }
+
+    fn steps(&mut self, cx: &mut Context<'_>, current: Option<usize>) -> Stop {
+        let mut writable = true;
+        for _ in 0..TURNS {
+            if writable {
+                match self.write(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => self.engine.ended(Some(error)),
+                    Poll::Pending => writable = false,
+                }
+            }
+            self.settle();
+            if self.stream.is_none() || current.is_some_and(|key| self.is_done(key)) {
+                return Stop::Served;
+            }
+            if self.read(cx).is_pending() {
+                return Stop::Quiet;
+            }
+            self.settle();
+            self.pump();
+        }
+        Stop::Tired
+    }
+
+    /// Writes all that is in the outbox, and the end of the stream after NBD_CMD_DISC: at once,
+    /// because the server may close its side as soon as it has read that.
+    fn write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(Ok(()));
+        };
+        while self.engine.has_output() {
+            let outbox = self.engine.outbox();
+            let n = ready!(outbox.with_slices(&[], |slices| stream.poll_write(cx, slices)))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            outbox.advance(n);
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            ready!(stream.poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        if self.engine.is_disconnecting() && !self.shut_down {
+            ready!(stream.poll_shutdown(cx))?;
+            self.shut_down = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read: the rest of a payload that is worth it, then whatever follows.
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(());
+        };
+        let plan = self.engine.plan_read(no_reader().0);
+        let beside = self.engine.beside();
+        let (front, staged) = self.inbox.space(beside).split_at_mut(plan.front());
+        let staged = IoSliceMut::new(staged);
+        let direct = match &plan {
+            ReadPlan::Owned(cookie, range) | ReadPlan::Ahead { cookie, range, .. } => {
+                let buffer = self.engine.owned(*cookie);
+                buffer.map(|buffer| IoSliceMut::new(&mut buffer[range.clone()]))
+            }
+            _ => None,
+        };
+        let read = match direct {
+            Some(direct) if front.is_empty() => stream.poll_read(cx, &mut [direct, staged]),
+            Some(direct) => {
+                let front = IoSliceMut::new(front);
+                stream.poll_read(cx, &mut [front, direct, staged])
+            }
+            None => stream.poll_read(cx, &mut [staged]),
+        };
+        match ready!(read) {
+            Ok(0) => self.engine.ended(None),
+            Ok(n) => {
+                self.engine.received(&plan, n, &mut self.inbox, no_reader());
+            }
+            Err(error) => self.engine.ended(Some(error)),
+        }
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,429 @@
+//! One connection that any number of tasks use at once.
+//!
+//! ```text
+//!  Call ── begin ──▶ queue ── pump ──▶ Outbox ──▶ ┐
+//!                                                 │ drive ◀──▶ stream ── Signal ──▶ the driver
+//!  Call ◀─ take ──── calls ◀───────── Inbox ◀──── ┘
+//! ```
+//!
+//! **Driving.** A [`Call`] that is polled and has no reply yet moves the connection on by itself:
+//! it writes what everybody left in the outbox and takes in replies for everybody. There is no
+//! hand-over to another task, and a lone caller wakes no task. The stream is polled with one waker,
+//! the [`Signal`], which wakes the call that drove last. When that call has its reply or is
+//! dropped, the role goes to another one that waits.
+//!
+//! Where others are about to begin requests too, a new call leaves its own in the outbox, and the
+//! driver is called, who comes after them: so they are written by one system call.
+//!
+//! **The connection task** is the one task behind a connection. It drives when no call does: what dropped
+//! calls have left half sent, replies that no call waits for, the end of the stream, NBD_CMD_DISC.
+//! It also keeps time, in coarse ticks and only while there is something to do, so that no request
+//! needs a timer of its own. And if a call was woken and does not come, because its task waits for
+//! something else, the connection task takes the role from it.
+//!
+//! **Dropping** a call at any time is safe, because nothing here is borrowed from it: payloads are
+//! owned by the outbox, and reads go to buffers that are owned by the table of calls.
+//!
+//! The lock on [`State`] is held while the stream is polled, which does not wait, and never across
+//! an await. Tasks are woken after it is released.
+
+mod call;
+mod connection_task;
+mod drive;
+mod signal;
+mod table;
+
+use super::{
+    super::{
+        Error, LinkLog, Lost, Record,
+        engine::{Engine, Inbox, Ticket},
+    },
+    range_guard::RangeGuard,
+};
+use crate::{
+    transport::Transport,
+    watchers::{WatcherId, Watchers},
+};
+use bytes::BytesMut;
+use drive::Stop;
+use nbd_proto::{
+    Errno,
+    client::{Outcome, Transmission},
+};
+use signal::Signal;
+use std::{
+    collections::VecDeque,
+    fmt, mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+pub(crate) use super::super::Request;
+pub(crate) use call::{Call, Done};
+pub(crate) use connection_task::ConnectionTask;
+
+/// A stream of any kind.
+pub(crate) type Stream = Box<dyn Transport + Send>;
+
+/// No request is given less time than this.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// The time between two looks of the connection task at a connection that is used.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What bounds the requests of a connection.
+pub(crate) struct LinkLimits {
+    /// How long each may take.
+    pub(crate) timeout: Option<Duration>,
+    /// How many bytes of payload may be in flight; a single request may always be.
+    pub(crate) bytes_in_flight: u64,
+    /// Whether a late request ends the connection if nothing was received since it was sent.
+    pub(crate) lose_when_silent: bool,
+    pub(crate) clock: Clock,
+}
+
+/// A connection in transmission.
+pub(crate) struct Link {
+    state: Mutex<State>,
+    signal: Arc<Signal>,
+    /// The signal as the stream knows it.
+    waker: Waker,
+    /// What [`load`](Link::load) tells, as of when the lock was last released: the poller may
+    /// hold it for long.
+    load: AtomicUsize,
+    /// The log of changes, if the client has one.
+    log: Option<LinkLog>,
+}
+
+/// The load of a connection on which no request is taken any more.
+const CLOSED: usize = usize::MAX;
+
+struct State {
+    /// `None` when the connection is over.
+    stream: Option<Stream>,
+    engine: Engine<BytesMut, Held>,
+    inbox: Inbox,
+    /// The stream may hold back what was written.
+    unflushed: bool,
+    /// What is kept of each owner of the engine's.
+    calls: Vec<Entry>,
+    live: usize,
+    /// Calls whose requests wait until they may be in flight, in order, with their numbers. Those
+    /// that were dropped meanwhile are `stale`.
+    queue: VecDeque<(usize, u64)>,
+    stale: usize,
+    begun_calls: u64,
+    /// Requests that were begun since the last one ended.
+    begun: usize,
+    max_weight: u64,
+    /// Calls that wait and can take the role of the driver. Some may be gone.
+    waiting: VecDeque<usize>,
+    signal: Arc<Signal>,
+    /// The call that the signal wakes; the connection task if there is none.
+    driver: Option<usize>,
+    /// The call that is driving right now and need not be woken.
+    current: Option<usize>,
+    /// How often a call came to poll the stream.
+    drives: u64,
+    clock: Clock,
+    /// When the connection task's timer for late requests goes off.
+    armed: Duration,
+    /// The connection task looks after the connection once a tick.
+    ticking: bool,
+    /// There were requests since the last tick.
+    busy: bool,
+    /// The connection task sees to it that drivers come when they are called.
+    watching: bool,
+    /// The connection task knows that the session is about to end.
+    closing_noted: bool,
+    /// The stream is shut down for writing.
+    shut_down: bool,
+    /// Tasks that wait for the end.
+    close_waiters: Watchers,
+    /// Tasks to be woken when the lock is released.
+    wakes: Vec<Waker>,
+    /// Calls that have failed before their requests were sent, to be woken then, too.
+    ready: Vec<usize>,
+    /// What requests have that were not sent, to be dropped then.
+    released: Vec<Held>,
+}
+
+/// A clock that only goes forward.
+pub(crate) type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
+
+/// A call that was begun and whose result was not taken.
+#[derive(Debug, Default)]
+struct Entry {
+    stage: Stage,
+    /// The task that is to be woken when the call is done, unless the signal has it.
+    waker: Option<Waker>,
+    /// It was woken to drive and did not come.
+    absent: bool,
+    /// Its place is among those that wait.
+    listed: bool,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Free,
+    Queued(Queued),
+    Sent,
+    Failed(Error, BytesMut),
+}
+
+/// A call whose request waits until it may be in flight.
+#[derive(Debug)]
+struct Queued {
+    number: u64,
+    request: Request,
+    sink: BytesMut,
+    held: Option<Held>,
+    /// When it has taken too long.
+    due: Duration,
+}
+
+/// What a request has until it is answered, or cannot be any more.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// What its answer does to the log of changes.
+    record: Option<Record>,
+    /// The turn of a change.
+    turn: Option<Arc<RangeGuard>>,
+    is_answered: bool,
+}
+
+impl Held {
+    /// `None` if a request has nothing.
+    pub(crate) fn new(record: Option<Record>, turn: Option<Arc<RangeGuard>>) -> Option<Self> {
+        (record.is_some() || turn.is_some()).then_some(Self {
+            record,
+            turn,
+            is_answered: false,
+        })
+    }
+}
+
+impl Ticket for Held {
+    fn answered(&mut self, result: &mut Result<Outcome, Error>) {
+        if let Some(mut record) = self.record.take() {
+            record.answered(result);
+        }
+        self.is_answered = is_answer(result);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // No lock is held here, as there is when the answer is read.
+        if let (true, Some(turn)) = (self.is_answered, &self.turn) {
+            turn.answered();
+        }
+    }
+}
+
+/// Whether a request with this result need not be sent again.
+pub(crate) fn is_answer(result: &Result<Outcome, Error>) -> bool {
+    match result {
+        Err(Error::Lost(_)) => false,
+        Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
+        _ => true,
+    }
+}
+
+impl Link {
+    /// A connection that needs a [`ConnectionTask`].
+    pub(crate) fn new(
+        stream: Stream,
+        transmission: Transmission,
+        limits: LinkLimits,
+        log: Option<LinkLog>,
+    ) -> Self {
+        let LinkLimits {
+            timeout,
+            bytes_in_flight,
+            lose_when_silent,
+            clock,
+        } = limits;
+        let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
+        let signal = Arc::<Signal>::default();
+        Self {
+            state: Mutex::new(State {
+                stream: Some(stream),
+                engine: Engine::new(transmission, timeout, lose_when_silent),
+                inbox: Inbox::default(),
+                unflushed: false,
+                calls: Vec::new(),
+                live: 0,
+                queue: VecDeque::new(),
+                stale: 0,
+                begun_calls: 0,
+                begun: 0,
+                max_weight: bytes_in_flight,
+                waiting: VecDeque::new(),
+                signal: signal.clone(),
+                driver: None,
+                current: None,
+                drives: 0,
+                clock,
+                armed: Duration::MAX,
+                ticking: false,
+                busy: false,
+                watching: false,
+                closing_noted: false,
+                shut_down: false,
+                close_waiters: Watchers::default(),
+                wakes: Vec::new(),
+                ready: Vec::new(),
+                released: Vec::new(),
+            }),
+            waker: Waker::from(signal.clone()),
+            signal,
+            load: AtomicUsize::new(0),
+            log,
+        }
+    }
+
+    /// The log of changes, if the client has one.
+    pub(crate) const fn log(&self) -> Option<&LinkLog> {
+        self.log.as_ref()
+    }
+
+    /// How many calls were begun and have not ended; `None` if no request is taken any more.
+    pub(crate) fn load(&self) -> Option<usize> {
+        let load = self.load.load(Ordering::Relaxed);
+        (load != CLOSED).then_some(load)
+    }
+
+    /// A call with a buffer for what it reads. Nothing happens before it is polled.
+    pub(crate) fn call(&self, request: Request, sink: BytesMut) -> Call<'_> {
+        Call::new(self, request, sink, None)
+    }
+
+    /// Like [`call`](Link::call), of a request that may have something until it is answered.
+    pub(crate) fn call_with(
+        &self,
+        request: Request,
+        sink: BytesMut,
+        held: Option<Held>,
+    ) -> Call<'_> {
+        Call::new(self, request, sink, held)
+    }
+
+    /// Begins to disconnect: no request is taken any more, those in flight are waited for, and the
+    /// connection task does the rest. Returns whether it was begun only now.
+    pub(crate) fn close(&self) -> bool {
+        let mut state = self.lock();
+        let first = state.close();
+        self.unlock(state);
+        first
+    }
+
+    /// Ends the connection at once.
+    pub(crate) fn abort(&self, why: Lost) {
+        let mut state = self.lock();
+        state.lose(why);
+        self.unlock(state);
+    }
+
+    /// How the connection ended, or why it takes no more requests though this side wants some.
+    pub(crate) fn ended(&self) -> Option<Arc<Lost>> {
+        let state = self.lock();
+        let shuts_down = state.engine.server_shuts_down();
+        let ending = || shuts_down.then(|| Arc::new(Lost::ShutsDown));
+        state.engine.lost().cloned().or_else(ending)
+    }
+
+    /// Waits until the connection is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// A future that is dropped waits no more.
+    pub(crate) async fn over(&self) -> Arc<Lost> {
+        let mut close_waiter = CloseWaiter {
+            link: self,
+            place: None,
+        };
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if let Some(lost) = state.engine.lost() {
+                return Poll::Ready(lost.clone());
+            }
+            let old = state
+                .close_waiters
+                .watch(&mut close_waiter.place, cx.waker());
+            drop(state);
+            drop(old);
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Releases the lock, and only then wakes whom that concerns.
+    #[inline]
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        state.settle();
+        state.notify();
+        let open = state.engine.takes_requests();
+        let load = if open { state.live() } else { CLOSED };
+        self.load.store(load, Ordering::Relaxed);
+        if !state.wakes.is_empty()
+            || !state.released.is_empty()
+            || !state.engine.released().is_empty()
+        {
+            self.unlock_and_wake(state);
+        }
+    }
+
+    fn unlock_and_wake(&self, mut state: MutexGuard<'_, State>) {
+        let turns = (
+            mem::take(state.engine.released()),
+            mem::take(&mut state.released),
+        );
+        let mut wakes = mem::take(&mut state.wakes);
+        drop(state);
+        drop(turns);
+        wakes.drain(..).for_each(Waker::wake);
+        // The list's memory is used again, if no other task needs the lock.
+        if let Ok(mut state) = self.state.try_lock()
+            && state.wakes.is_empty()
+        {
+            state.wakes = wakes;
+        }
+    }
+}
+
+/// A task that waits for the end of a connection.
+struct CloseWaiter<'a> {
+    link: &'a Link,
+    place: WatcherId,
+}
+
+impl Drop for CloseWaiter<'_> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let old = self.link.lock().close_waiters.leave(self.place);
+            drop(old);
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Link")
+            .field("transmission", state.engine.transmission())
+            .field("calls", &state.live())
+            .field("closing", &state.engine.is_closing())
+            .field("lost", &state.engine.lost())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,449 @@
+//! The calls of a connection, from their beginning to their end, and whom to wake.
+
+use super::{Done, Entry, Held, Queued, Request, Stage, State, signal::replace};
+use crate::client::{
+    Error, Lost,
+    engine::{Inbox, Sink, Submission},
+};
+use bytes::BytesMut;
+use std::{mem, task::Waker, time::Duration};
+
+impl State {
+    /// How many calls were begun and have not ended.
+    pub(super) const fn live(&self) -> usize {
+        self.live
+    }
+
+    /// How many calls wait until their requests may be in flight.
+    fn queued(&self) -> usize {
+        self.queue.len() - self.stale
+    }
+
+    /// Takes a request in, and puts it into the outbox if it may be in flight.
+    #[inline]
+    pub(super) fn begin(
+        &mut self,
+        request: Request,
+        sink: BytesMut,
+        held: &mut Option<Held>,
+    ) -> usize {
+        let key = self.engine.enter();
+        if key == self.calls.len() {
+            self.calls.push(Entry::default());
+        }
+        self.live += 1;
+        if !self.engine.takes_requests() {
+            self.released.extend(held.take());
+            self.calls[key].stage = Stage::Failed(self.engine.over(), sink);
+            return key;
+        }
+        let mut due = Duration::MAX;
+        if self.queued() == 0 && self.may_send(request.weight()) {
+            self.send(None, key, request, sink, held);
+        } else {
+            due = self.due((self.clock)());
+            self.begun_calls += 1;
+            let number = self.begun_calls;
+            self.queue.push_back((key, number));
+            self.calls[key].stage = Stage::Queued(Queued {
+                number,
+                request,
+                sink,
+                held: held.take(),
+                due,
+            });
+        }
+        self.begun += 1;
+        self.busy = true;
+        let many = self.live > 1;
+        if !self.ticking || due < self.armed || many && !self.watching {
+            self.ticking = true;
+            self.watching |= many;
+            self.wake_connection_task();
+        }
+        key
+    }
+
+    /// A call has come to poll, and what was begun until now is sent. Its time begins for all of it
+    /// at once, so that many requests read the clock once.
+    #[inline]
+    pub(super) fn begin_time(&mut self) {
+        if self.engine.has_untimed() {
+            let now = (self.clock)();
+            self.engine.begin_time(now);
+            if self.engine.next_due().is_some_and(|due| due < self.armed) {
+                self.wake_connection_task();
+            }
+        }
+    }
+
+    fn due(&self, now: Duration) -> Duration {
+        let timeout = self.engine.timeout();
+        timeout.map_or(Duration::MAX, |timeout| now.saturating_add(timeout))
+    }
+
+    fn may_send(&self, weight: u64) -> bool {
+        let before = self.engine.weight();
+        self.engine.has_room() && (before == 0 || before.saturating_add(weight) <= self.max_weight)
+    }
+
+    #[inline]
+    fn send(
+        &mut self,
+        now: Option<Duration>,
+        key: usize,
+        request: Request,
+        sink: BytesMut,
+        held: &mut Option<Held>,
+    ) {
+        let submission = Submission {
+            command: request.command(),
+            weight: request.weight(),
+            sink: Sink::Owned(sink),
+        };
+        let sent = self
+            .engine
+            .submit(now, key, submission, |transmission, outbox| {
+                request.start(transmission, outbox)
+            });
+        match sent {
+            Ok(cookie) => {
+                self.calls[key].stage = Stage::Sent;
+                if held.is_some()
+                    && let Some(ticket) = self.engine.ticket(cookie)
+                {
+                    *ticket = held.take();
+                }
+            }
+            Err(misuse) => {
+                self.released.extend(held.take());
+                self.ready.push(key);
+                self.calls[key].stage = Stage::Failed(misuse.into(), BytesMut::new());
+            }
+        }
+    }
+
+    /// Puts requests into the outbox in the order in which they came, as long as they may be in
+    /// flight.
+    #[inline]
+    pub(super) fn pump(&mut self) {
+        if !self.queue.is_empty() {
+            self.pump_queue();
+        }
+    }
+
+    fn pump_queue(&mut self) {
+        let now = (self.clock)();
+        while let Some(queued) = self.first_queued() {
+            let weight = queued.request.weight();
+            if !self.may_send(weight) {
+                return;
+            }
+            if let Some((key, queued)) = self.pop_queued() {
+                let Queued {
+                    request,
+                    sink,
+                    mut held,
+                    ..
+                } = queued;
+                self.send(Some(now), key, request, sink, &mut held);
+            }
+        }
+    }
+
+    /// The call that has waited longest. Those that were dropped are skipped for good.
+    fn first_queued(&mut self) -> Option<&Queued> {
+        loop {
+            let (key, number) = *self.queue.front()?;
+            if matches!(&self.calls[key].stage, Stage::Queued(queued) if queued.number == number) {
+                break;
+            }
+            self.queue.pop_front();
+            self.stale -= 1;
+        }
+        match &self.calls[self.queue.front()?.0].stage {
+            Stage::Queued(queued) => Some(queued),
+            Stage::Free | Stage::Sent | Stage::Failed(..) => None,
+        }
+    }
+
+    fn pop_queued(&mut self) -> Option<(usize, Queued)> {
+        self.first_queued()?;
+        let (key, _) = self.queue.pop_front()?;
+        match mem::take(&mut self.calls[key].stage) {
+            Stage::Queued(queued) => Some((key, queued)),
+            Stage::Free | Stage::Sent | Stage::Failed(..) => None,
+        }
+    }
+
+    /// Fails a call whose request was not sent.
+    fn fail(&mut self, key: usize, queued: Queued, error: Error) {
+        self.released.extend(queued.held);
+        self.calls[key].stage = Stage::Failed(error, queued.sink);
+        self.ready.push(key);
+    }
+
+    /// Takes note of the task of a call that waits while another one drives.
+    #[inline]
+    #[must_use]
+    pub(super) fn set_waker(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
+        let entry = &mut self.calls[key];
+        entry.absent = false;
+        let old = replace(&mut entry.waker, waker);
+        self.list(key);
+        old
+    }
+
+    /// Puts a call among those that can take the role of the driver.
+    fn list(&mut self, key: usize) {
+        if !mem::replace(&mut self.calls[key].listed, true) {
+            self.waiting.push_back(key);
+        }
+    }
+
+    /// Whether other requests are likely to follow a new one at once: there are calls that have
+    /// been woken for their results, or others wait and none has ended since the last was begun.
+    pub(super) fn others_come(&self) -> bool {
+        self.live > 0 && self.begun > 0 || self.live > self.engine.in_flight() + self.queued()
+    }
+
+    /// Whether the driver was called and has not come yet.
+    pub(super) fn poller_comes(&self) -> bool {
+        self.driver.is_some() && self.signal.has_fired()
+    }
+
+    /// Makes a call the one that the stream wakes.
+    #[inline]
+    #[must_use]
+    pub(super) fn lead(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
+        let entry = &mut self.calls[key];
+        entry.absent = false;
+        if self.driver == Some(key) {
+            return self.signal.renew_driver(waker);
+        }
+        let old = replace(&mut entry.waker, waker);
+        let before = self.signal.set_driver(entry.waker.take());
+        if let Some(driver) = self.driver.replace(key) {
+            self.calls[driver].waker = before;
+            self.list(driver);
+        }
+        old
+    }
+
+    /// Gives the role of the driver to another call that waits, which is woken, else to the connection task.
+    /// Returns the waker of the former driver.
+    #[must_use]
+    pub(super) fn pass_on(&mut self) -> Option<Waker> {
+        self.driver = self.next_waiting();
+        let Some(next) = self.driver else {
+            if self.has_work() {
+                self.wake_connection_task();
+            }
+            return self.signal.set_driver(None);
+        };
+        let waker = self.calls[next].waker.take();
+        self.signal.call();
+        self.wakes.extend(waker.clone());
+        self.signal.set_driver(waker)
+    }
+
+    /// Takes the role of the driver from a call, which goes on waiting.
+    pub(super) fn take_lead(&mut self) -> Option<usize> {
+        let driver = self.driver.take()?;
+        self.calls[driver].waker = self.signal.set_driver(None);
+        self.list(driver);
+        Some(driver)
+    }
+
+    /// A call that waits, the one that has been listed longest. Each call is listed once, and stays
+    /// listed while others have its place.
+    fn next_waiting(&mut self) -> Option<usize> {
+        while let Some(key) = self.waiting.pop_front() {
+            self.calls[key].listed = false;
+            let entry = &self.calls[key];
+            if entry.waker.is_some() && !entry.absent && !self.is_done(key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// Takes the role of the driver from a call that was woken and did not come.
+    pub(super) fn clear_poller(&mut self) {
+        if let Some(driver) = self.take_lead() {
+            self.calls[driver].absent = true;
+        }
+    }
+
+    /// Whether there is something to do for a connection that no call waits for.
+    pub(super) fn has_work(&self) -> bool {
+        self.engine.is_closing()
+            || self.unflushed
+            || self.engine.has_output()
+            || self.engine.in_flight() > 0
+    }
+
+    pub(super) fn wake_connection_task(&mut self) {
+        self.wakes.extend(self.signal.connection_task());
+    }
+
+    #[inline]
+    pub(super) fn is_done(&self, key: usize) -> bool {
+        match self.calls[key].stage {
+            Stage::Free | Stage::Queued(_) => false,
+            Stage::Failed(..) => true,
+            Stage::Sent => self.engine.is_done(key),
+        }
+    }
+
+    /// What came of a call, which is then to be [released](State::release).
+    #[inline]
+    pub(super) fn take(&mut self, key: usize) -> Option<Done> {
+        if !matches!(self.calls[key].stage, Stage::Failed(..)) {
+            let done = self.engine.take(key)?;
+            return Some(Done {
+                result: done.result,
+                sink: done.sink.into_owned().unwrap_or_default(),
+            });
+        }
+        let Stage::Failed(error, sink) = mem::take(&mut self.calls[key].stage) else {
+            return None;
+        };
+        Some(Done {
+            result: Err(error),
+            sink,
+        })
+    }
+
+    /// Frees the place of a call.
+    #[inline]
+    #[must_use]
+    pub(super) fn release(&mut self, key: usize) -> Option<Waker> {
+        let entry = &mut self.calls[key];
+        entry.absent = false;
+        let waker = entry.waker.take();
+        if matches!(entry.stage, Stage::Sent) {
+            entry.stage = Stage::Free;
+        } else {
+            self.unqueue(key);
+        }
+        self.live -= 1;
+        self.engine.leave(key);
+        waker
+    }
+
+    /// Forgets a request that waits, if this is one.
+    fn unqueue(&mut self, key: usize) {
+        if let Stage::Queued(queued) = mem::take(&mut self.calls[key].stage) {
+            self.released.extend(queued.held);
+            self.stale += 1;
+            if 2 * self.stale > self.queue.len().max(64) {
+                let calls = &self.calls;
+                self.queue.retain(|(key, number)| {
+                    matches!(&calls[*key].stage, Stage::Queued(queued) if queued.number == *number)
+                });
+                self.stale = 0;
+            }
+        }
+    }
+
+    /// A call was dropped.
+    #[must_use]
+    pub(super) fn drop_call(&mut self, key: usize) -> [Option<Waker>; 2] {
+        let waker = self.release(key);
+        self.pump();
+        if self.driver == Some(key) {
+            return [waker, self.pass_on()];
+        }
+        // What was left in the outbox may have no other task that sends it.
+        match self.driver {
+            Some(_) if self.engine.has_output() => {
+                self.signal.call();
+                self.wakes.extend(self.signal.driver());
+            }
+            None if self.has_work() => self.wake_connection_task(),
+            _ => {}
+        }
+        [waker, None]
+    }
+
+    /// No call is late before this time.
+    pub(super) fn next_due(&mut self) -> Option<Duration> {
+        let queued = self.first_queued().map(|queued| queued.due);
+        let queued = queued.filter(|due| *due != Duration::MAX);
+        self.engine.next_due().into_iter().chain(queued).min()
+    }
+
+    /// Ends calls that have taken too long.
+    pub(super) fn expire(&mut self, now: Duration) {
+        let Some(after) = self.engine.timeout() else {
+            return;
+        };
+        self.engine.expire(now);
+        while self.first_queued().is_some_and(|first| first.due <= now)
+            && let Some((key, queued)) = self.pop_queued()
+        {
+            let command = queued.request.command();
+            self.fail(key, queued, Error::Timeout { command, after });
+        }
+        self.pump();
+        self.settle();
+    }
+
+    /// Takes no more requests.
+    pub(super) fn close(&mut self) -> bool {
+        let first = self.engine.close();
+        self.settle();
+        first
+    }
+
+    /// Ends the connection for everybody.
+    pub(super) fn lose(&mut self, why: Lost) {
+        self.engine.lose(why);
+        self.settle();
+    }
+
+    /// Does what follows when the connection is about to end, or has ended.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        if !self.engine.takes_requests() {
+            self.settle_end();
+        }
+    }
+
+    fn settle_end(&mut self) {
+        while let Some((key, queued)) = self.pop_queued() {
+            let over = self.engine.over();
+            self.fail(key, queued, over);
+        }
+        if !mem::replace(&mut self.closing_noted, true) {
+            self.wake_connection_task();
+        }
+        if self.engine.is_disconnecting() && !self.shut_down {
+            self.wake_connection_task();
+        }
+        if self.engine.lost().is_some() && self.stream.take().is_some() {
+            self.unflushed = false;
+            self.inbox = Inbox::default();
+            let close_waiters = self.close_waiters.take();
+            self.wakes.extend(close_waiters);
+            self.wake_connection_task();
+        }
+    }
+
+    /// Collects whom to wake.
+    #[inline]
+    pub(super) fn notify(&mut self) {
+        while let Some(key) = self.ready.pop().or_else(|| self.engine.next_ready()) {
+            self.begun = 0;
+            if self.current != Some(key) {
+                let waker = if self.driver == Some(key) {
+                    self.signal.driver()
+                } else {
+                    self.calls.get_mut(key).and_then(|entry| entry.waker.take())
+                };
+                self.wakes.extend(waker);
+            }
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Ranges of any length at any place, made of requests that the server takes.
+
+use super::{
+    client::Client,
+    link::{Call, Done, Held, Link, Request, is_answer},
+    range_guard::RangeGuard,
+    window::{Parts, in_flight},
+};
+use crate::{
+    client::{Admission, Error, Kept, Part, Piece, index, length},
+    runtime::Network,
+};
+use bytes::{Bytes, BytesMut};
+use nbd_proto::{
+    Command, CommandFlags,
+    client::{ContextExtents, Outcome},
+};
+use std::{
+    future::poll_fn,
+    ops::Range,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+impl<R: Network> Client<R> {
+    /// A read that one request on the only connection will do for, without anything to wait for
+    /// before. Otherwise the buffer comes back, for [`read_whole`](Self::read_whole).
+    pub(super) fn single_read(&self, offset: u64, buffer: BytesMut) -> Result<Call<'_>, BytesMut> {
+        let len = buffer.len() as u64;
+        match self.shared.pool.only() {
+            Some(link) if len > 0 && len <= self.negotiated().max_payload => {
+                Ok(link.call(read_request(Piece { offset, len }), buffer))
+            }
+            _ => Err(buffer),
+        }
+    }
+
+    pub(super) async fn read_whole(
+        &self,
+        offset: u64,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, Error> {
+        let mut buffer = match self.single_read(offset, buffer) {
+            Ok(call) => return call.await.into_read(),
+            Err(buffer) => buffer,
+        };
+        let max = self.negotiated().max_payload;
+        let len = buffer.len() as u64;
+        if len == 0 {
+            return Ok(buffer);
+        }
+        let read = |piece, buffer| self.perform(read_request(piece), buffer);
+        if len <= max {
+            return Ok(read(Piece { offset, len }, buffer).await?.1);
+        }
+        let mut parts = Parts::default();
+        let start = |piece: Piece| {
+            let part = read(piece, buffer.split_to(index(piece.len)));
+            async move { Ok((piece.offset, part.await?.1)) }
+        };
+        let take = |(offset, part)| parts.add(offset, part);
+        self.pieces(offset, len, max, start, take).await?;
+        Ok(parts.whole())
+    }
+
+    pub(super) async fn write_whole(
+        &self,
+        offset: u64,
+        data: Bytes,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        let max = self.negotiated().max_payload;
+        let write = |offset, payload| {
+            let request = Request::Write {
+                offset,
+                payload,
+                flags,
+            };
+            self.done(request)
+        };
+        let len = data.len() as u64;
+        if len == 0 {
+            return Ok(());
+        }
+        if len <= max {
+            return write(offset, data).await;
+        }
+        let start = |piece: Piece| {
+            let at = index(piece.offset - offset);
+            write(piece.offset, data.slice(at..at + index(piece.len)))
+        };
+        self.pieces(offset, len, max, start, drop).await
+    }
+
+    /// Writes a part of a single block.
+    pub(super) async fn patch(
+        &self,
+        part: Part,
+        data: Bytes,
+        flags: CommandFlags,
+    ) -> Result<(), Error> {
+        let place = part.place();
+        let block = part.blocks;
+        // Others that change the block come before this one reads it, or after it has written.
+        let guard = self.lock_range(Command::Write, block.clone()).await?;
+        let buffer = BytesMut::zeroed(length(&block));
+        let mut buffer = self.read_whole(block.start, buffer).await?;
+        buffer[place].copy_from_slice(&data);
+        let request = Request::Write {
+            offset: block.start,
+            payload: buffer.freeze(),
+            flags,
+        };
+        let done = self.perform_in_turn(request, BytesMut::new(), Some(guard));
+        done.await.map(drop)
+    }
+
+    /// A command with a range and without payload. Servers may find a range too long that others
+    /// take, so it is tried again with shorter ones.
+    pub(super) async fn range(
+        &self,
+        command: Command,
+        offset: u64,
+        len: u64,
+        request: impl Fn(Piece) -> Request,
+    ) -> Result<(), Error> {
+        self.negotiated().range(command, offset, len)?;
+        self.export().check_blocks(command, offset, len)?;
+        let negotiated = self.negotiated();
+        let start = |piece| self.done(request(piece));
+        let mut max = negotiated.max_len(command);
+        loop {
+            let done = if len > 0 && len <= max {
+                start(Piece { offset, len }).await
+            } else {
+                self.pieces(offset, len, max, start, drop).await
+            };
+            let Err(error) = done else { return Ok(()) };
+            let Some(short) = negotiated.shorter(len, max, &error) else {
+                return Err(error);
+            };
+            max = short;
+        }
+    }
+
+    pub(super) async fn status(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: CommandFlags,
+        ids: Option<Arc<[u32]>>,
+    ) -> Result<Vec<ContextExtents>, Error> {
+        let request = Request::BlockStatus {
+            offset,
+            len,
+            flags,
+            ids,
+        };
+        Ok(match self.perform(request, BytesMut::new()).await?.0 {
+            Outcome::Extents(extents) => extents,
+            Outcome::Done | Outcome::Failed(_) => Vec::new(),
+        })
+    }
+
+    /// Cuts a request into pieces and has several of them in flight. `take` is given what came of
+    /// them, in the order in which they end.
+    pub(super) async fn pieces<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        offset: u64,
+        len: u64,
+        max: u64,
+        mut start: impl FnMut(Piece) -> F,
+        take: impl FnMut(T),
+    ) -> Result<(), Error> {
+        let mut pieces = self.negotiated().pieces(offset, len, max);
+        in_flight(|| pieces.next().map(&mut start), take).await
+    }
+
+    pub(super) async fn done(&self, request: Request) -> Result<(), Error> {
+        match self.straight(&request) {
+            Some(link) => link.call(request, BytesMut::new()).await.result.map(drop),
+            None => self.perform(request, BytesMut::new()).await.map(drop),
+        }
+    }
+
+    /// The connection of a request that waits for no other request and for no other connection.
+    fn straight(&self, request: &Request) -> Option<&Link> {
+        let pool = &*self.shared.pool;
+        let only = pool.only().filter(|_| !pool.common.observer.measures())?;
+        (!request.changes() || !self.locks_ranges()).then_some(only)
+    }
+
+    /// Has a single request carried out, on another connection if the first is lost.
+    pub(super) async fn perform(
+        &self,
+        request: Request,
+        sink: BytesMut,
+    ) -> Result<(Outcome, BytesMut), Error> {
+        let observer = &self.shared.pool.common.observer;
+        let _watched = observer.watch(request.command(), request.range());
+        let guard = match request.change() {
+            Some(range) if self.locks_ranges() => {
+                Some(self.lock_range(request.command(), range).await?)
+            }
+            _ => None,
+        };
+        self.perform_in_turn(request, sink, guard).await
+    }
+
+    /// Whether changes of the same bytes come one after the other: sent again at once, they could
+    /// change places, and parts of a block must not be written over by others.
+    fn locks_ranges(&self) -> bool {
+        self.shared.pool.common.reconnects() || self.negotiated().blocks.minimum() > 1
+    }
+
+    async fn perform_in_turn(
+        &self,
+        mut request: Request,
+        sink: BytesMut,
+        guard: Option<Arc<RangeGuard>>,
+    ) -> Result<(Outcome, BytesMut), Error> {
+        let pool = &*self.shared.pool;
+        let Some(log) = &pool.common.log else {
+            let link;
+            let link = match pool.only() {
+                Some(only) => only,
+                None => {
+                    let mut watch = pool.watch();
+                    link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
+                    &link
+                }
+            };
+            let Done { result, sink } = link.call_with(request, sink, Held::new(None, guard)).await;
+            return Ok((result?, sink));
+        };
+        let admission = if request.changes() {
+            log.admit(request.weight(), 1)
+        } else {
+            Admission::Counted
+        };
+        let kept = admission.keep(|| request.clone().detached());
+        if let Some(kept) = &kept {
+            request = kept.request.clone(); // the caller's data is not needed any more
+        }
+        if !matches!(admission, Admission::WriteThrough) {
+            return self.retry(&request, sink, guard, kept.as_ref()).await;
+        }
+        // If the connection is lost before the flush, the change is sent again.
+        guard.iter().for_each(|guard| guard.outlast_answer());
+        loop {
+            let epoch = log.lock().epoch();
+            let (outcome, sink) = self
+                .retry(&request, BytesMut::new(), guard.clone(), None)
+                .await?;
+            let flush = self.retry(&Request::Flush, BytesMut::new(), None, None);
+            flush.await?;
+            // A flush of after a loss covers nothing of before.
+            if log.lock().epoch() == epoch {
+                return Ok((outcome, sink));
+            }
+        }
+    }
+
+    /// Has a request carried out, again and again until it is answered.
+    async fn retry(
+        &self,
+        request: &Request,
+        mut sink: BytesMut,
+        guard: Option<Arc<RangeGuard>>,
+        kept: Option<&Kept>,
+    ) -> Result<(Outcome, BytesMut), Error> {
+        let pool = &*self.shared.pool;
+        let command = request.command();
+        let mut late = None;
+        loop {
+            let link = self.link(command, &mut late).await?;
+            let record = link.log().and_then(|log| match command {
+                Command::Flush => Some(log.flush()),
+                _ if request.changes() => {
+                    Some(log.change(request.has(CommandFlags::FUA), kept.cloned()))
+                }
+                _ => None,
+            });
+            let guard = guard.clone();
+            let call = link.call_with(request.clone(), sink, Held::new(record, guard));
+            let done = call.await;
+            sink = done.sink;
+            if is_answer(&done.result) || pool.is_closing() {
+                return Ok((done.result?, sink));
+            }
+        }
+    }
+
+    /// A connection, once there is one, but not too late. `late` goes on over several of them.
+    async fn link(
+        &self,
+        command: Command,
+        late: &mut Option<R::Sleep>,
+    ) -> Result<Arc<Link>, Error> {
+        let pool = &*self.shared.pool;
+        let mut watch = pool.watch();
+        poll_fn(|cx| {
+            let polled = pool.poll_link(&mut watch.place, cx);
+            self.in_time(command, late, polled, cx)
+        })
+        .await
+    }
+
+    /// The guard of a change among those of the same bytes, but not too late: one of them may be
+    /// held up by its own task.
+    async fn lock_range(
+        &self,
+        command: Command,
+        range: Range<u64>,
+    ) -> Result<Arc<RangeGuard>, Error> {
+        let mut guard = pin!(self.shared.range_locks.lock_range(range));
+        let mut late = None;
+        poll_fn(|cx| {
+            let polled = guard.as_mut().poll(cx).map(|guard| Ok(Arc::new(guard)));
+            self.in_time(command, &mut late, polled, cx)
+        })
+        .await
+    }
+
+    /// Fails what would have to be waited for longer than a request may take.
+    fn in_time<T>(
+        &self,
+        command: Command,
+        late: &mut Option<R::Sleep>,
+        polled: Poll<Result<T, Error>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<T, Error>> {
+        let common = &self.shared.pool.common;
+        let Some(after) = common
+            .connector
+            .config
+            .request_timeout
+            .filter(|_| polled.is_pending())
+        else {
+            return polled;
+        };
+        let late = late.get_or_insert_with(|| common.runtime().sleep(after));
+        let timeout = |()| Err(Error::Timeout { command, after });
+        Pin::new(late).poll(cx).map(timeout)
+    }
+}
+
+const fn read_request(Piece { offset, len }: Piece) -> Request {
+    Request::Read {
+        offset,
+        len,
+        flags: CommandFlags::NONE,
+    }
+}

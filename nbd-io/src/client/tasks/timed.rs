@@ -1,0 +1,107 @@
+//! A deadline for a stream that negotiates.
+
+use crate::{runtime::Runtime, transport::Transport};
+use std::{
+    fmt,
+    io::{self, IoSlice, IoSliceMut},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// A stream that fails when a deadline has passed.
+pub struct Timed<R: Runtime> {
+    pub(super) stream: Box<dyn Transport + Send>,
+    pub(super) deadline: Option<R::Sleep>,
+}
+
+impl<R: Runtime> Timed<R> {
+    pub(super) fn new(stream: impl Transport + Send + 'static) -> Self {
+        Self {
+            stream: Box::new(stream),
+            deadline: None,
+        }
+    }
+
+    /// Fails what would have to be waited for past the deadline.
+    fn in_time<O>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<O>>,
+    ) -> Poll<io::Result<O>> {
+        if polled.is_pending()
+            && let Some(deadline) = &mut self.deadline
+            && Pin::new(deadline).poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
+impl<R: Runtime> Transport for Timed<R> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = self.stream.poll_read(cx, bufs);
+        self.in_time(cx, polled)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = self.stream.poll_write(cx, bufs);
+        self.in_time(cx, polled)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.stream.poll_flush(cx);
+        self.in_time(cx, polled)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.stream.poll_shutdown(cx);
+        self.in_time(cx, polled)
+    }
+
+    fn fail_instead_of_waiting(&mut self) {
+        self.stream.fail_instead_of_waiting();
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Timed<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timed").finish_non_exhaustive()
+    }
+}
+
+/// What comes of `future` within `time`, if anything does.
+pub(super) async fn within<R: Runtime, O>(
+    runtime: &R,
+    time: Option<Duration>,
+    future: impl Future<Output = O>,
+) -> Option<O> {
+    until::<R, _>(&mut time.map(|time| runtime.sleep(time)), future).await
+}
+
+/// What comes of `future` before `deadline`, if anything does.
+pub(super) async fn until<R: Runtime, O>(
+    deadline: &mut Option<R::Sleep>,
+    future: impl Future<Output = O>,
+) -> Option<O> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        match deadline {
+            Some(deadline) => Pin::new(deadline).poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
