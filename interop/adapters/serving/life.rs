@@ -1,4 +1,6 @@
 //! How connections begin and end.
+//!
+//! It is longer than 500 lines because it goes from the first byte of a connection to its last.
 
 use super::{
     Server,

@@ -1,4 +1,6 @@
 //! nbdkit with filters that hide features, refuse, fail and delay.
+//!
+//! It is longer than 500 lines because each filter of nbdkit has a test here.
 
 use std::{
     fs,

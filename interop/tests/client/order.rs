@@ -1,4 +1,6 @@
 //! The order of the client's messages, to a server that behaves as no real one does on demand.
+//!
+//! It is longer than 500 lines because each order of options is written out.
 
 use std::{
     sync::mpsc,

@@ -1,4 +1,6 @@
 //! Tests that are the same for every server.
+//!
+//! It is longer than 500 lines because each step is one function that all peers share.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

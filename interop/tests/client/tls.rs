@@ -1,4 +1,6 @@
 //! TLS with every server, and all its failures.
+//!
+//! It is longer than 500 lines because the same certificates and peers serve all of its tests.
 
 use std::net::TcpStream;
 

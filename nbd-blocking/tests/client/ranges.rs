@@ -1,4 +1,6 @@
 //! Parts of an export: cursors, extents, and blocks that are larger than the request.
+//!
+//! It is longer than 500 lines because all of it is compared with one model.
 
 use crate::support::{
     Random,

@@ -22,9 +22,11 @@
 //! before the crash while the new connection leads to the one after it, and a flush of the new one
 //! must not be taken to cover what was written over the other.
 
+mod member;
 #[cfg(test)]
 mod tests;
 
+use self::member::{Member, Phase};
 use super::{ClientEvent, ConnectionState, Error, Lost, Observer, Reconnect, is_refusal};
 use nbd_proto::ExportInfo;
 use std::{mem, sync::Arc, time::Duration};
@@ -48,36 +50,6 @@ pub struct Membership<L> {
     /// The dial that replays unflushed writes.
     replaying: Option<DialId>,
     observer: Observer,
-}
-
-/// One of the connections that are wanted.
-#[derive(Debug)]
-struct Member<L> {
-    phase: Phase<L>,
-    /// Since when it is open.
-    since: Duration,
-    /// How often it was dialed since one was lost that had lasted.
-    attempts: u32,
-    /// When the last attempt begins at the latest.
-    deadline: Option<Duration>,
-    /// Why it was lost, or the last attempt failed.
-    last: Option<Error>,
-}
-
-#[derive(Debug)]
-enum Phase<L> {
-    Open(Arc<L>),
-    /// It is to be dialed at this time.
-    Missing(Duration),
-    /// It is being dialed. `probed` is the member that has answered a probe since.
-    Dialing {
-        dial: DialId,
-        probed: Option<Arc<L>>,
-    },
-    /// It could not be restored, and is dialed again when one is lost that has lasted.
-    Resting,
-    /// It is gone for good.
-    Ended,
 }
 
 /// Names one dial. Reports of a dial that is out of date change nothing.
@@ -501,63 +473,5 @@ impl<L> Membership<L> {
                 .push(|| ClientEvent::GaveUp { cause: why.clone() });
         }
         self.state = ConnectionState::Over(why);
-    }
-}
-
-impl<L> Member<L> {
-    /// The connection was lost. Whether it had lasted.
-    fn lost(&mut self, policy: &Reconnect, why: Error, now: Duration) -> bool {
-        let lasted = now.saturating_sub(self.since) >= policy.lasting();
-        if lasted {
-            self.attempts = 0;
-            self.deadline = None;
-        }
-        let lasted = self.attempts == 0;
-        self.retry(policy, why, now);
-        lasted
-    }
-
-    /// Waits for the next attempt, if there is one.
-    fn retry(&mut self, policy: &Reconnect, why: Error, now: Duration) {
-        if self.deadline.is_none() {
-            let total = policy.time_limit();
-            self.deadline = total.and_then(|total| now.checked_add(total));
-        }
-        let pause = match self.attempts.checked_sub(1) {
-            None => Duration::ZERO,
-            Some(before) => policy.delay_after(before),
-        };
-        let is_late = self.deadline.is_some_and(|deadline| deadline <= now) && self.attempts > 0;
-        let due = now.saturating_add(pause);
-        self.last = Some(why);
-        self.phase = if is_late || !policy.allows(self.attempts) {
-            Phase::Resting
-        } else {
-            // The last attempt is made when the time is over, and not a pause earlier.
-            Phase::Missing(
-                self.deadline
-                    .map_or(due, |deadline| due.min(deadline.max(now))),
-            )
-        };
-    }
-
-    /// Is dialed at once, as if it had never been.
-    fn afresh(&mut self, policy: &Reconnect, why: Error, now: Duration) {
-        self.attempts = 0;
-        self.deadline = None;
-        self.retry(policy, why, now);
-    }
-
-    /// Why there is no connection.
-    fn why(&mut self) -> Arc<Lost> {
-        let last = self.last.take();
-        let last = last.unwrap_or_else(|| Error::lost(Lost::Closed));
-        match (&self.phase, last) {
-            (Phase::Ended, Error::Lost(lost)) => lost,
-            (_, last) => Arc::new(Lost::NotRestored {
-                attempts: self.attempts,
-                source: Arc::new(last),
-            }),
-        }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use nbd_proto::CommandFlags;
 
 /// Extents of the given lengths and statuses, reported one by one.
 struct Listed(Vec<Extent>);

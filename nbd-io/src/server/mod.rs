@@ -24,6 +24,7 @@
 //! transport, each request is carried out by [`execute`], which waits for nothing but the storage,
 //! and what is to be written then is in [`Replies`].
 
+mod accept;
 mod accept_error;
 mod answer;
 mod authorizer;

@@ -1,4 +1,6 @@
 //! How reads and the rest are answered.
+//!
+//! It is longer than 500 lines because each kind of reply is written out in bytes.
 
 use crate::support::*;
 use bytes::{Buf, Bytes};

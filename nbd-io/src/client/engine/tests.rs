@@ -1,4 +1,6 @@
 //! Any order of requests, replies, deadlines and endings, against a model.
+//!
+//! It is longer than 500 lines because all of it plays on one bench.
 
 mod ahead;
 mod entering;

@@ -1,4 +1,6 @@
 //! The client as programs use it.
+//!
+//! It is longer than 500 lines because it goes through the methods of the client one by one.
 
 use super::{
     pipe::{Cut, Pipe},

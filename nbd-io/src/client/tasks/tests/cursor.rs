@@ -1,4 +1,6 @@
 //! A cursor, against an array of bytes.
+//!
+//! It is longer than 500 lines because all of it plays on one bench.
 
 use super::{
     pipe::{Cut, Pipe},

@@ -1,4 +1,6 @@
 //! One connection.
+//!
+//! It is longer than 500 lines because all of it plays on one bench.
 
 use super::{
     pipe::{Cut, Scissors, pipe},
