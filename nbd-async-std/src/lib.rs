@@ -163,7 +163,7 @@ pub mod negotiation {
 
     use crate::AsyncStd;
     #[doc(inline)]
-    pub use nbd_io::client::NegotiationError;
+    pub use nbd_io::client::{NegotiationError, StepOutcome};
     #[doc(inline)]
     pub use nbd_proto::client::{Encrypted, Go, InfoSet, ListEntry, MetaContextEntry, Plain};
 

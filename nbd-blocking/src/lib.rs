@@ -151,7 +151,7 @@ pub mod negotiation {
 
     use crate::Blocking;
     #[doc(inline)]
-    pub use nbd_io::client::NegotiationError;
+    pub use nbd_io::client::{NegotiationError, StepOutcome};
     #[doc(inline)]
     pub use nbd_proto::client::{Encrypted, Go, InfoSet, ListEntry, MetaContextEntry, Plain};
 

@@ -79,8 +79,12 @@ fn exports_are_listed_if_that_is_allowed() {
                 assert_names(&list.unwrap_err(), &["NBD_OPT_LIST", "NBD_REP_ERR_POLICY"]);
             }
             // A refusal leaves the connection as it was.
-            let refused = negotiation.go(go("three")).unwrap().unwrap_err();
-            let client = refused.handle.go(go("two")).unwrap().unwrap();
+            let refused = negotiation
+                .go(go("three"))
+                .unwrap()
+                .into_result()
+                .unwrap_err();
+            let client = refused.handle.go(go("two")).unwrap().into_result().unwrap();
             assert_eq!(client.size(), 2 * MIB);
             client.disconnect().unwrap();
         }
@@ -109,9 +113,18 @@ fn a_guarded_export_wants_tls_and_another_does_not() {
             .unwrap()
             .negotiation()
             .unwrap();
-        let refused = negotiation.go(go("guarded")).unwrap().unwrap_err();
+        let refused = negotiation
+            .go(go("guarded"))
+            .unwrap()
+            .into_result()
+            .unwrap_err();
         assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_TLS_REQD");
-        let client = refused.handle.go(go("open")).unwrap().unwrap();
+        let client = refused
+            .handle
+            .go(go("open"))
+            .unwrap()
+            .into_result()
+            .unwrap();
         assert_eq!(client.size(), MIB);
         client.disconnect().unwrap();
 

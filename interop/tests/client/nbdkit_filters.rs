@@ -539,8 +539,17 @@ fn export_names_can_be_strict() {
             .set_meta_context(&name("disk"), &[context("base:allocation")])
             .unwrap();
         // C-076
-        let refused = negotiation.go(go("other")).unwrap().unwrap_err();
-        let client = refused.handle.go(go("disk")).unwrap().unwrap();
+        let refused = negotiation
+            .go(go("other"))
+            .unwrap()
+            .into_result()
+            .unwrap_err();
+        let client = refused
+            .handle
+            .go(go("disk"))
+            .unwrap()
+            .into_result()
+            .unwrap();
         assert_eq!(client.size(), MIB);
         client.disconnect().unwrap();
     });

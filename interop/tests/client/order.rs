@@ -362,7 +362,7 @@ fn info_is_not_needed_to_go() {
         let mut negotiation = started.negotiation().unwrap();
         negotiation.list().unwrap_err();
         negotiation.info(go("disk")).unwrap_err();
-        let client = negotiation.go(go("disk")).unwrap().unwrap();
+        let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
         client.disconnect().unwrap();
         server.finish();
     });
@@ -410,7 +410,11 @@ fn extended_headers_leave_no_way_back() {
         let started = options().start(&uri(&server.uri("disk"))).unwrap();
         let mut negotiation = started.negotiation().unwrap();
         negotiation.extended_headers().unwrap();
-        let refused = negotiation.go(go("disk")).unwrap().unwrap_err();
+        let refused = negotiation
+            .go(go("disk"))
+            .unwrap()
+            .into_result()
+            .unwrap_err();
         refused.handle.abort();
         server.finish();
     });

@@ -366,7 +366,11 @@ fn an_export_is_entered_step_by_step() {
 
             if who != Who::Nbdkit {
                 // C-076: a refusal is final for the name and for nothing else.
-                let refused = negotiation.go(go("no such disk")).unwrap().unwrap_err();
+                let refused = negotiation
+                    .go(go("no such disk"))
+                    .unwrap()
+                    .into_result()
+                    .unwrap_err();
                 assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_UNKNOWN");
                 negotiation = refused.handle;
                 // The contexts were selected for the other name, and are gone with it.
@@ -376,7 +380,7 @@ fn an_export_is_entered_step_by_step() {
                         .unwrap();
                 }
             }
-            let client = negotiation.go(go("disk")).unwrap().unwrap();
+            let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
             assert_eq!(client.size(), MIB);
             assert_eq!(client.contexts().len(), usize::from(who != Who::NbdServer));
             let _copy = exercise(&client);

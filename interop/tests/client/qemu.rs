@@ -255,7 +255,7 @@ fn extended_headers_carry_every_command() {
         // C-139
         let again = negotiation.structured_reply().unwrap_err();
         assert_names(&again, &["NBD_OPT_STRUCTURED_REPLY"]);
-        let client = negotiation.go(go("")).unwrap().unwrap();
+        let client = negotiation.go(go("")).unwrap().into_result().unwrap();
         assert_eq!(client.mode(), HeaderStyle::Extended);
         assert_has(&client, 0, &copy);
         client.disconnect().unwrap();
@@ -398,7 +398,7 @@ fn a_failed_selection_leaves_none() {
         negotiation
             .set_meta_context(&name("other"), &[context(ALLOCATION)])
             .unwrap_err();
-        let client = negotiation.go(go("disk")).unwrap().unwrap();
+        let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
         no_contexts(&client);
         client.disconnect().unwrap();
     });

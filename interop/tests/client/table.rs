@@ -80,7 +80,13 @@ const ROWS: &[(&str, Probe)] = &[
         Yes
     }),
     ("`NBD_OPT_GO`", |_, server| {
-        works(&negotiation(server).go(go("disk")).unwrap().unwrap());
+        works(
+            &negotiation(server)
+                .go(go("disk"))
+                .unwrap()
+                .into_result()
+                .unwrap(),
+        );
         Yes
     }),
     ("another export after a refused one", |who, server| {
@@ -92,8 +98,19 @@ const ROWS: &[(&str, Probe)] = &[
             server.start().unwrap()
         });
         let server = strict.as_ref().unwrap_or(server);
-        let refused = negotiation(server).go(go("other")).unwrap().unwrap_err();
-        works(&refused.handle.go(go("disk")).unwrap().unwrap());
+        let refused = negotiation(server)
+            .go(go("other"))
+            .unwrap()
+            .into_result()
+            .unwrap_err();
+        works(
+            &refused
+                .handle
+                .go(go("disk"))
+                .unwrap()
+                .into_result()
+                .unwrap(),
+        );
         Yes
     }),
     ("`NBD_OPT_INFO`", |_, server| {

@@ -386,12 +386,12 @@ fn tls_forgets_everything_negotiated_before() {
                 .unwrap();
             negotiation.structured_reply().unwrap();
             assert_eq!(negotiation.mode(), HeaderStyle::Structured);
-            let mut negotiation = negotiation.start_tls().unwrap().unwrap();
+            let mut negotiation = negotiation.start_tls().unwrap().into_result().unwrap();
             assert_eq!(negotiation.mode(), HeaderStyle::Simple);
             if again {
                 negotiation.structured_reply().unwrap();
             }
-            let client = negotiation.go(go("disk")).unwrap().unwrap();
+            let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
             assert!(client.is_encrypted());
             assert_eq!(client.mode() == HeaderStyle::Structured, again);
             let _copy = exercise(&client);
@@ -414,9 +414,14 @@ fn an_export_is_entered_step_by_step_inside_tls() {
             let negotiation = if who == Who::Nbdkit {
                 negotiation
             } else {
-                negotiation.go(go("nothing")).unwrap().unwrap_err().handle
+                negotiation
+                    .go(go("nothing"))
+                    .unwrap()
+                    .into_result()
+                    .unwrap_err()
+                    .handle
             };
-            let client = negotiation.go(go("disk")).unwrap().unwrap();
+            let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
             assert!(client.is_encrypted());
             client.disconnect().unwrap();
 
@@ -629,9 +634,14 @@ fn a_greeting_in_steps_shows_the_style_of_the_server() {
             panic!("the server speaks fixed newstyle");
         };
         // STARTTLS that is refused leaves the connection as it was.
-        let refused = negotiation.start_tls().unwrap().unwrap_err();
+        let refused = negotiation.start_tls().unwrap().into_result().unwrap_err();
         assert_eq!(refused.error.option.to_string(), "NBD_OPT_STARTTLS");
-        let client = refused.handle.go(go("disk")).unwrap().unwrap();
+        let client = refused
+            .handle
+            .go(go("disk"))
+            .unwrap()
+            .into_result()
+            .unwrap();
         assert!(!client.is_encrypted());
         client.disconnect().unwrap();
     });

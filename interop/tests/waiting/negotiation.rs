@@ -1,7 +1,7 @@
 //! Negotiation step by step.
 
 use super::{Client, Driver};
-use nbd_io::client::{self, Error, Refused};
+use nbd_io::client::{self, Error, Refused, StepOutcome};
 use nbd_proto::{
     ContextName, ExportInfo, ExportName, HeaderStyle,
     client::{Context, Encrypted, Go, ListEntry, MetaContextEntry, Plain},
@@ -122,11 +122,11 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
 macro_rules! entering {
     ($security:ty) => {
         impl<D: Driver> Negotiation<D, $security> {
-            pub(crate) fn go(self, request: Go) -> Result<Result<Client<D>, Refused<Self>>, Error> {
+            pub(crate) fn go(self, request: Go) -> Result<StepOutcome<Client<D>, Self>, Error> {
                 let Self { inner, driver } = self;
                 Ok(match driver.wait(inner.go(request))? {
-                    Ok(inner) => Ok(Client { inner, driver }),
-                    Err(refused) => Err(again(refused, driver)),
+                    StepOutcome::Done(inner) => StepOutcome::Done(Client { inner, driver }),
+                    StepOutcome::Refused(refused) => StepOutcome::Refused(again(refused, driver)),
                 })
             }
 
@@ -143,13 +143,11 @@ entering!(Plain);
 entering!(Encrypted);
 
 impl<D: Driver> Negotiation<D, Plain> {
-    pub(crate) fn start_tls(
-        self,
-    ) -> Result<Result<Negotiation<D, Encrypted>, Refused<Self>>, Error> {
+    pub(crate) fn start_tls(self) -> Result<StepOutcome<Negotiation<D, Encrypted>, Self>, Error> {
         let Self { inner, driver } = self;
         Ok(match driver.wait(inner.start_tls())? {
-            Ok(inner) => Ok(Negotiation { inner, driver }),
-            Err(refused) => Err(again(refused, driver)),
+            StepOutcome::Done(inner) => StepOutcome::Done(Negotiation { inner, driver }),
+            StepOutcome::Refused(refused) => StepOutcome::Refused(again(refused, driver)),
         })
     }
 }

@@ -55,7 +55,7 @@ fn a_negotiation_that_is_given_up_ends_with_an_abort() {
         assert_eq!(heard, ABORT);
         let heard = last_heard(refusing(bytes::GO), |negotiation| {
             let refused = negotiation.go(Go::default()).expect("answered");
-            drop(refused.expect_err("refused"));
+            drop(refused.into_result().expect_err("refused"));
         });
         assert_eq!(heard, ABORT);
     });

@@ -478,3 +478,28 @@ fn an_export_is_entered_by_name_where_nothing_else_is_spoken() {
         says(&error, &["during NBD_OPT_EXPORT_NAME", "timed out"]);
     });
 }
+
+#[test]
+fn options_that_need_an_address_are_refused_where_there_is_none() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let policy = nbd_blocking::Reconnect::new();
+    let options = ConnectOptions::new().reconnect(Some(policy));
+    let error = options.connect_over(ours, None).expect_err("no address");
+    assert!(
+        error.to_string().contains("`reconnect` needs an address"),
+        "{error}"
+    );
+    let options = ConnectOptions::new().connections(2);
+    let command = std::process::Command::new("nothing");
+    let error = options.connect_command(command).expect_err("no address");
+    assert!(
+        error.to_string().contains("`connections` needs an address"),
+        "{error}"
+    );
+    let uri = "nbd://127.0.0.1:1".parse().expect("a URI");
+    let error = options.start(&uri).expect_err("its steps are not known");
+    assert!(
+        error.to_string().contains("`connections` needs an address"),
+        "{error}"
+    );
+}

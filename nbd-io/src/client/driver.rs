@@ -16,7 +16,7 @@ use std::{io, time::Duration};
 /// pending.
 ///
 /// Each [`Network`](crate::runtime::Network) is the driver of the client in
-/// [`shared`](super::shared).
+/// [`tasks`](super::tasks).
 ///
 /// [`ConnectOptions`]: super::ConnectOptions
 /// [`Negotiation`]: super::Negotiation

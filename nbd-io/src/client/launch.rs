@@ -33,7 +33,8 @@ impl<D: Driver> ConnectOptions<D> {
     ///
     /// # Errors
     ///
-    /// When the program cannot be started, or the export cannot be entered.
+    /// When the program cannot be started, or the export cannot be entered; or with
+    /// [`reconnect`](Self::reconnect) or more than one of [`connections`](Self::connections).
     pub fn connect_command(&self, command: Command) -> D::Call<'_, Result<D::Client, Error>> {
         D::call(self.launch(ServerProcess::Inetd(command)))
     }
@@ -53,6 +54,7 @@ impl<D: Driver> ConnectOptions<D> {
     }
 
     async fn launch(&self, process: ServerProcess<'_>) -> Result<D::Client, Error> {
+        self.check_single()?;
         let server = Server::Program(process.program().to_owned());
         let stream = self.driver.launch(process);
         let stream = stream.map_err(|error| Error::connect(&server, error))?;

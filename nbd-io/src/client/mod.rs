@@ -1,5 +1,5 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
-//! [`shared`] all of a client.
+//! [`tasks`] all of a client.
 //!
 //! What is hidden from the documentation is for the drivers of this project, and may change at any time.
 
@@ -43,7 +43,9 @@ pub use logged::{Admission, Kept, LinkLog, Record, Room, SharedLog};
 pub use membership::{DialId, Join, Loss, Membership, Next};
 pub use negotiate::{Connected, NegotiationError, negotiate};
 pub use negotiated::Negotiated;
-pub use negotiation::{Greeted, Negotiation, Newstyle, Oldstyle, RefusedStep, StepResult};
+pub use negotiation::{
+    Greeted, Negotiation, Newstyle, Oldstyle, RefusedStep, StepOutcome, TlsOutcome,
+};
 pub use options::ConnectOptions;
 pub use planning::StatusRun;
 #[doc(hidden)]

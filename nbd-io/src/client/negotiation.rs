@@ -135,8 +135,32 @@ pub struct Negotiation<D: Driver, S> {
 /// An option that the server refused, and the negotiation, which goes on.
 pub type RefusedStep<D, S> = Refused<Negotiation<D, S>>;
 
-/// What comes of a step that consumes the negotiation: what it leads to, or a refusal.
-pub type StepResult<T, D, S> = Result<Result<T, RefusedStep<D, S>>, Error>;
+/// The server's answer to the wish to start TLS.
+pub type TlsOutcome<D> = StepOutcome<Negotiation<D, Encrypted>, Negotiation<D, Plain>>;
+
+/// The server's answer to a step that consumes the negotiation `H`.
+#[derive(Debug)]
+#[must_use]
+pub enum StepOutcome<T, H> {
+    /// The step is done, and this comes of it.
+    Done(T),
+    /// The server refused it. The negotiation goes on, or is [dropped](Negotiation) with this.
+    Refused(Refused<H>),
+}
+
+impl<T, H> StepOutcome<T, H> {
+    /// The outcome as a result, for `?` and the methods of [`Result`].
+    ///
+    /// # Errors
+    ///
+    /// When the server refused the step.
+    pub fn into_result(self) -> Result<T, Refused<H>> {
+        match self {
+            Self::Done(done) => Ok(done),
+            Self::Refused(refused) => Err(refused),
+        }
+    }
+}
 
 impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
     pub(super) fn new(
@@ -276,9 +300,9 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
     ///
     /// # Errors
     ///
-    /// When the connection fails. A refusal by the server is the inner error, with the connection to
-    /// go on with.
-    pub fn go(self, request: Go) -> D::Call<'static, StepResult<D::Client, D, S>> {
+    /// When the connection fails. A refusal by the server is an [outcome](StepOutcome), with the
+    /// negotiation to go on with.
+    pub fn go(self, request: Go) -> D::Call<'static, Result<StepOutcome<D::Client, Self>, Error>> {
         D::call(async move {
             let Self {
                 connector,
@@ -286,8 +310,8 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
             } = self;
             let name = request.name.clone();
             match exchange.go(request).await {
-                Ok(Ok(entered)) => D::enter(connector, entered).await.map(Ok),
-                Ok(Err(refused)) => Ok(Err(refused.map(|exchange| Self {
+                Ok(Ok(entered)) => D::enter(connector, entered).await.map(StepOutcome::Done),
+                Ok(Err(refused)) => Ok(StepOutcome::Refused(refused.map(|exchange| Self {
                     connector,
                     exchange,
                 }))),
@@ -327,9 +351,9 @@ impl<D: Driver> Negotiation<D, Plain> {
     ///
     /// # Errors
     ///
-    /// When the TLS handshake or the connection fails. A refusal by the server is the inner error,
-    /// with the connection to go on with in the clear.
-    pub fn start_tls(self) -> D::Call<'static, StepResult<Negotiation<D, Encrypted>, D, Plain>> {
+    /// When the TLS handshake or the connection fails. A refusal by the server is an
+    /// [outcome](StepOutcome), with the negotiation to go on with in the clear.
+    pub fn start_tls(self) -> D::Call<'static, Result<TlsOutcome<D>, Error>> {
         D::call(async move {
             let Self {
                 connector,
@@ -337,11 +361,11 @@ impl<D: Driver> Negotiation<D, Plain> {
             } = self;
             let upgrade = |stream| connector.upgrade(&connector.driver, stream);
             match exchange.start_tls(upgrade).await {
-                Ok(Ok(exchange)) => Ok(Ok(Negotiation {
+                Ok(Ok(exchange)) => Ok(StepOutcome::Done(Negotiation {
                     connector,
                     exchange,
                 })),
-                Ok(Err(refused)) => Ok(Err(refused.map(|exchange| Self {
+                Ok(Err(refused)) => Ok(StepOutcome::Refused(refused.map(|exchange| Self {
                     connector,
                     exchange,
                 }))),

@@ -301,12 +301,12 @@ impl<D: Driver> ConnectOptions<D> {
 
     /// Enters the export over a stream that the program brings: a type that the driver can
     /// [adopt](Adopt). `host` is the name that a certificate is checked against unless
-    /// `ClientTls` has another one. If this connection is lost, no new one is
-    /// made.
+    /// `ClientTls` has another one.
     ///
     /// # Errors
     ///
-    /// When the export cannot be entered.
+    /// When the export cannot be entered; or with [`reconnect`](Self::reconnect) or more than one of
+    /// [`connections`](Self::connections), because there is no address to make another one to.
     pub fn connect_over<'a, S: Send + 'a>(
         &'a self,
         stream: S,
@@ -317,12 +317,28 @@ impl<D: Driver> ConnectOptions<D> {
     {
         let server = Server::Host(host.map(str::to_owned));
         D::call(async move {
+            self.check_single()?;
             let mut config = Config::clone(&self.config);
             let stream = self.driver.adopt(stream, &mut config);
             let stream = stream.map_err(|error| Error::connect(&server, error))?;
             let connector = Connector::new(self.driver.clone(), Arc::new(config), server);
             Self::enter_once(connector, stream).await
         })
+    }
+
+    /// Options that need an address to connect to again are an error where there is none.
+    pub(super) fn check_single(&self) -> Result<(), Error> {
+        if self.config.reconnect.is_some() {
+            return Err(Error::Unsupported {
+                what: "`reconnect` needs an address to connect to again: use `connect` or `connect_uri`",
+            });
+        }
+        if self.config.connections > 1 {
+            return Err(Error::Unsupported {
+                what: "`connections` needs an address to connect to again: use `connect` or `connect_uri`",
+            });
+        }
+        Ok(())
     }
 
     /// A client with this connection alone.
@@ -340,13 +356,16 @@ impl<D: Driver> ConnectOptions<D> {
     /// Not for URIs that demand TLS: see [`start_secure`](Self::start_secure).
     ///
     /// What these options would have asked for, such as meta contexts, is then the caller's to ask
-    /// for. The client that comes of it has one connection, and makes no new one if that is lost.
+    /// for. The client that comes of it has one connection: the steps are not known here, so that no
+    /// other one can be made like it.
     ///
     /// # Errors
     ///
-    /// When the URI is wrong or demands TLS, the server cannot be reached, or is none.
+    /// When the URI is wrong or demands TLS, the server cannot be reached, or is none; or with
+    /// [`reconnect`](Self::reconnect) or more than one of [`connections`](Self::connections).
     pub fn start<'a>(&'a self, uri: &'a Uri) -> D::Call<'a, Result<Greeted<D>, Error>> {
         D::call(async move {
+            self.check_single()?;
             let connector = self.connector(uri).await?;
             if connector.config.negotiation.tls == TlsPolicy::Always {
                 return Err(Error::Unsupported {
@@ -373,6 +392,7 @@ impl<D: Driver> ConnectOptions<D> {
         uri: &'a Uri,
     ) -> D::Call<'a, Result<Negotiation<D, Encrypted>, Error>> {
         D::call(async move {
+            self.check_single()?;
             let connector = self.connector(uri).await?;
             let (stream, steps_end) = self.dial(&connector).await?;
             let config = connector.config.negotiation.protocol;

@@ -2,7 +2,7 @@
 
 use nbd_proto::{CommandFlags, ContextName};
 
-/// How [`Export::write_zeroes`] is to go about it.
+/// How [`Export::write_zeroes`](super::Export::write_zeroes) is to go about it.
 ///
 /// With no field set, the back end may punch holes, take its time, and leave stable storage for
 /// the next flush.
@@ -10,7 +10,7 @@ use nbd_proto::{CommandFlags, ContextName};
 pub struct ZeroMode {
     /// The range has to be allocated afterwards, so that a later write cannot run out of space.
     pub no_hole: bool,
-    /// Fail at once with [`Errno::NotSup`] rather than be as slow as a write.
+    /// Fail at once with [`Errno::NotSup`](nbd_proto::Errno::NotSup) rather than be as slow as a write.
     pub fast: bool,
     /// Return only when the zeroes are on stable storage.
     pub fua: bool,

@@ -151,7 +151,7 @@ macro_rules! negotiation {
 
             fn go(self, export: &str) -> Result<Self::Disk, (Self, OptionError)> {
                 let went = self.go(Go::new(ExportName::new(export).unwrap())).unwrap();
-                went.map($entered)
+                went.into_result().map($entered)
                     .map_err(|refused| (refused.handle, refused.error))
             }
 

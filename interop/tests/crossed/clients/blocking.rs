@@ -146,7 +146,7 @@ impl Kind for Blocking {
     }
 
     fn start_tls(negotiation: Self::Plain) -> Self::Encrypted {
-        negotiation.start_tls().unwrap().unwrap()
+        negotiation.start_tls().unwrap().into_result().unwrap()
     }
 
     fn end(self) {}

@@ -68,7 +68,7 @@ impl<O: Own> Kind for On<O> {
     }
 
     fn start_tls(negotiation: Self::Plain) -> Self::Encrypted {
-        negotiation.start_tls().unwrap().unwrap()
+        negotiation.start_tls().unwrap().into_result().unwrap()
     }
 
     fn end(self) {

@@ -389,11 +389,21 @@ fn steps_can_be_taken_one_by_one() {
         negotiation.structured_reply().await.unwrap();
         assert_eq!(negotiation.mode(), HeaderStyle::Structured);
         let unknown = Go::new(ExportName::new("nothing").unwrap());
-        let refused = negotiation.go(unknown).await.unwrap().unwrap_err();
+        let refused = negotiation
+            .go(unknown)
+            .await
+            .unwrap()
+            .into_result()
+            .unwrap_err();
         let negotiation = refused.handle;
-        let refused = negotiation.start_tls().await.unwrap().unwrap_err();
+        let refused = negotiation
+            .start_tls()
+            .await
+            .unwrap()
+            .into_result()
+            .unwrap_err();
         let go = Go::new(ExportName::default());
-        let client = refused.handle.go(go).await.unwrap().unwrap();
+        let client = refused.handle.go(go).await.unwrap().into_result().unwrap();
         client.write(5, &b"hello"[..]).await.unwrap();
         assert_eq!(&client.read(5, 5).await.unwrap()[..], b"hello");
         // The deadline of the negotiation ended with it.
@@ -433,42 +443,20 @@ fn a_failed_step_names_the_step_and_the_server() {
 }
 
 #[test]
-fn a_client_of_single_steps_keeps_to_the_connection_that_they_were_taken_on() {
+fn steps_are_refused_with_options_that_would_have_to_repeat_them() {
+    // Another connection would ask for the export of the URI, and not for the one that was entered.
     let sim = Sim::new(8);
-    let [uris, entered] = ["a", "b"].map(|name| ExportName::new(name).unwrap());
-    let exports = NamedExports::new()
-        .with(uris.clone(), Arc::new(memory(1)))
-        .with(entered.clone(), Arc::new(memory(1)));
-    let (server, exports) = (sim.clone(), Arc::new(exports));
-    let pipes = Arc::new(Mutex::new(Vec::new()));
-    let connections = pipes.clone();
-    sim.on_connect(move |pipe: Pipe| {
-        connections.lock().unwrap().push(pipe.scissors());
-        serve(&server, pipe, exports.clone(), Manner::default());
-        Ok(())
-    });
+    sim.on_connect(|_| panic!("nothing is dialed"));
     sim.run(async {
-        // Another connection would ask for the export of the URI, which has the same size.
-        let options = options(&sim)
-            .connections(2)
-            .reconnect(Some(Reconnect::new().keep_unflushed(1 << 20)));
-        let uri = Uri::tcp("localhost", 10_809).unwrap().with_export(uris);
-        let greeted = options.start(&uri).await.unwrap();
-        let negotiation = greeted.negotiation().unwrap();
-        let client = negotiation.go(Go::new(entered)).await.unwrap().unwrap();
-        assert!(client.export().can_multi_conn());
-        client.write(0, vec![7; 512]).await.unwrap();
-        for _ in 0..4 {
-            assert_eq!(client.read(0, 512).await.unwrap()[..], [7; 512]);
+        let uri = Uri::tcp("localhost", 10_809).unwrap();
+        let several = options(&sim).connections(2);
+        let policy = options(&sim).reconnect(Some(Reconnect::new()));
+        for (options, what) in [(several, "`connections`"), (policy, "`reconnect`")] {
+            let error = options.start(&uri).await.unwrap_err();
+            assert!(error.to_string().starts_with(what), "{error}");
+            let error = options.start_secure(&uri).await.unwrap_err();
+            assert!(error.to_string().starts_with(what), "{error}");
         }
-        assert_eq!(pipes.lock().unwrap().len(), 1);
-        pipes.lock().unwrap()[0].cut();
-        for _ in 0..2 {
-            let error = client.read(0, 512).await.unwrap_err();
-            assert!(matches!(error, Error::Lost(_)), "{error:?}");
-            sim.sleep(Duration::from_secs(10)).await;
-        }
-        assert_eq!(pipes.lock().unwrap().len(), 1);
     });
 }
 
