@@ -36,6 +36,8 @@ pub(crate) struct Pool {
     pub(crate) timeout: Option<Duration>,
     /// Where events go.
     observer: Observer,
+    /// Whether that takes slow requests.
+    measures: bool,
     /// How many losses were reported, of connections that are not replaced.
     losses: AtomicUsize,
     links: Links,
@@ -90,6 +92,7 @@ impl Pool {
             negotiated,
             range_locks: Arc::default(),
             timeout,
+            measures: observer.measures(),
             observer,
             losses: AtomicUsize::new(0),
             links,
@@ -125,6 +128,12 @@ impl Pool {
         }
     }
 
+    /// Whether requests are measured, because slow ones are reported.
+    #[inline]
+    pub(crate) const fn measures(&self) -> bool {
+        self.measures
+    }
+
     /// Measures a request until the result is dropped, if slow ones are reported. No lock may be
     /// held then.
     #[inline]
@@ -133,8 +142,7 @@ impl Pool {
         command: Command,
         range: impl FnOnce() -> Range<u64>,
     ) -> Option<Watched> {
-        self.observer
-            .measures()
+        self.measures
             .then(|| self.observer.watch(command, range()))?
     }
 

@@ -111,8 +111,23 @@ pub(super) fn carry_out(
     replies: &mut Replies,
     report: &Report,
 ) {
-    let begun = report.begin(&request);
+    if report.is_wanted() {
+        return carry_out_reported(export, request, payload, replies, report);
+    }
     // A failure is the client's to know, and is not an event.
+    let _ = execute(export, request, payload, replies);
+}
+
+/// Apart, so that requests cost nothing that are not reported.
+#[cold]
+fn carry_out_reported(
+    export: &dyn Export,
+    request: Request,
+    payload: &[u8],
+    replies: &mut Replies,
+    report: &Report,
+) {
+    let begun = report.begin(&request);
     let result = execute(export, request, payload, replies);
     if let Some(begun) = begun {
         report.end(begun, &result);
@@ -240,7 +255,12 @@ impl<R: Runtime> Jobs<R> {
     }
 
     /// A read that was [looked at](Self::look), and that has to be carried out with memory.
+    #[inline]
     pub(super) const fn take_returned(&mut self) -> Option<Request> {
+        // Without the question all of a request is moved each time.
+        if self.returned.is_none() {
+            return None;
+        }
         self.returned.take()
     }
 

@@ -69,6 +69,12 @@ impl Report {
         }))
     }
 
+    /// Whether the program wants to know of requests.
+    #[inline]
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// A request is about to be carried out. `None` unless the program wants to know.
     #[inline]
     pub(super) fn begin(&self, request: &Request) -> Option<Begun> {
