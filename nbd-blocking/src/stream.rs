@@ -167,7 +167,7 @@ impl fmt::Debug for Stream {
     }
 }
 
-/// How long the answer to NBD_CMD_DISC or NBD_OPT_ABORT may take.
+/// How long the peer may take to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream that negotiates until a deadline. As a [`Transport`] it pends only where a dial is

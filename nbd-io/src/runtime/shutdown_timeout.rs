@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// How long the answer to NBD_CMD_DISC or NBD_OPT_ABORT may take.
+/// How long the peer may take to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
 const AFTER_SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// Keeps the promise of [`Transport::poll_shutdown`](crate::transport::Transport::poll_shutdown)
