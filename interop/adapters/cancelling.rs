@@ -26,9 +26,9 @@ fn operations<R: Network>(client: &Client<R>, offset: u64, len: u64) -> Vec<Oper
     let (to_write, to_secure, count) = (data.clone(), data, buffer.len());
     vec![
         Box::pin(async move { client.read(offset, count).await.map(drop) }),
-        Box::pin(async move { client.read_into(offset, buffer).await.map(drop) }),
-        Box::pin(client.write(offset, to_write)),
-        Box::pin(client.write_with(offset, to_secure, CommandFlags::FUA)),
+        Box::pin(async move { client.read_into(buffer, offset).await.map(drop) }),
+        Box::pin(client.write(to_write, offset)),
+        Box::pin(client.write_with(to_secure, offset, CommandFlags::FUA)),
         Box::pin(client.flush()),
         Box::pin(client.trim(offset, len, none)),
         Box::pin(client.cache(offset, len)),
@@ -117,7 +117,7 @@ async fn all_at_once<R: Network>(network: &R, options: &ConnectOptions<R>, uri: 
 
     eventually(network, || in_flight(&client) == 0).await;
     let all = pattern(7, SIZE);
-    client.write(0, all.clone()).await.unwrap();
+    client.write(all.clone(), 0).await.unwrap();
     client.flush().await.unwrap();
     assert!(client.read(0, all.len()).await.unwrap() == all);
     assert_eq!(in_flight(&client), 0);

@@ -9,7 +9,7 @@ async fn exercise<R: Network>(client: &Client<R>) {
     let block = |at: u64| vec![u8::try_from(at % 251).unwrap(); 4096];
     let mut writes = Vec::new();
     for at in 0..64 {
-        writes.push(Box::pin(client.write(at * 4096, block(at))));
+        writes.push(Box::pin(client.write(block(at), at * 4096)));
     }
     for write in writes {
         write.await.unwrap();
@@ -25,7 +25,7 @@ async fn exercise<R: Network>(client: &Client<R>) {
     for (at, read) in (0..64).step_by(2).zip(reads) {
         assert_eq!(read.await.unwrap(), block(at));
     }
-    client.write(1000, vec![7; 300_000]).await.unwrap();
+    client.write(vec![7; 300_000], 1000).await.unwrap();
     assert!(client.read(1000, 300_000).await.unwrap() == vec![7; 300_000]);
     client
         .write_zeroes(0, SIZE, CommandFlags::NONE)

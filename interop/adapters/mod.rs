@@ -207,7 +207,7 @@ fn in_flight<R: Network>(client: &Client<R>) -> usize {
 async fn verify<R: Network>(client: &Client<R>, offset: u64, round: u64) {
     let len = 1 + (offset + round * 4099) % (64 << 10);
     let data = pattern(offset ^ round, len);
-    client.write(offset, data.clone()).await.unwrap();
+    client.write(data.clone(), offset).await.unwrap();
     let back = client.read(offset, data.len()).await.unwrap();
     assert!(back == data, "{len} at {offset} in round {round}");
 }

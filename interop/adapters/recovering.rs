@@ -17,7 +17,7 @@ impl<R: Network> Storage for Client<R> {
     }
 
     async fn write(&self, at: u64, data: Vec<u8>, flags: CommandFlags) -> Result<(), Error> {
-        self.write_with(at, data, flags).await
+        self.write_with(data, at, flags).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64) -> Result<(), Error> {

@@ -82,7 +82,7 @@ fn ask<R: Network>(client: Client<R>, command: Command) -> Task {
         let none = CommandFlags::NONE;
         let asked = match command {
             Command::Read => client.read(0, 4096).await.map(drop),
-            Command::Write => client.write(SIZE, vec![1; 16 << 20]).await,
+            Command::Write => client.write(vec![1; 16 << 20], SIZE).await,
             Command::Flush => client.flush().await,
             _ => client.write_zeroes(0, 4096, none).await,
         };

@@ -27,7 +27,7 @@ use std::{
 /// # fn f(client: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
 /// let mut queue = client.queue();
 /// for block in 0..16 {
-///     queue.read(block * 4096, vec![0; 4096])?;
+///     queue.read(vec![0; 4096], block * 4096)?;
 /// }
 /// while let Some(completion) = queue.complete()? {
 ///     let data = completion.into_buffer()?;
@@ -171,7 +171,7 @@ impl Queue {
     ///
     /// When the request makes no sense here or is longer than one may be, or the connection is
     /// over.
-    pub fn read(&mut self, offset: u64, buffer: Vec<u8>) -> Result<Cookie, Error> {
+    pub fn read(&mut self, buffer: Vec<u8>, offset: u64) -> Result<Cookie, Error> {
         self.submit(Call::Fill { offset, buffer }, None)
     }
 
@@ -182,8 +182,8 @@ impl Queue {
     /// Like [`read`](Queue::read).
     pub fn write(
         &mut self,
-        offset: u64,
         payload: impl Into<Bytes>,
+        offset: u64,
         flags: CommandFlags,
     ) -> Result<Cookie, Error> {
         let payload = payload.into();

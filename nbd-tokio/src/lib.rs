@@ -49,12 +49,12 @@ pub type Server = nbd_io::server::Server<Tokio>;
 ///
 /// // Reading: into a new buffer, into one that is used again, and in one piece.
 /// let data = disk.read(0, 4096).await?;
-/// let buffer = disk.read_into(4096, BytesMut::zeroed(4096)).await?;
+/// let buffer = disk.read_into(BytesMut::zeroed(4096), 4096).await?;
 /// let whole = disk.read_with(0, 4096, CommandFlags::DF).await?;
 ///
 /// // Changing.
-/// disk.write(8192, data).await?;
-/// disk.write_with(4096, buffer.freeze(), CommandFlags::FUA).await?;
+/// disk.write(data, 8192).await?;
+/// disk.write_with(buffer.freeze(), 4096, CommandFlags::FUA).await?;
 /// disk.write_zeroes(16384, 4096, CommandFlags::NO_HOLE).await?;
 /// disk.trim(0, 4096, CommandFlags::NONE).await?;
 /// disk.cache(0, 1 << 20).await?;

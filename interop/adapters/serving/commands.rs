@@ -168,7 +168,7 @@ fn many_requests_in_flight_are_all_answered() {
                 let len = if block % 100 == 0 { 200_000 } else { 4096 };
                 let data = pattern(len, block);
                 let at = u64::from(block) * 4096;
-                queue.write(at, data, CommandFlags::NONE).unwrap();
+                queue.write(data, at, CommandFlags::NONE).unwrap();
                 // Later writes go over the long ones, and so have to come later.
                 if block % 100 == 0 {
                     while let Some(done) = queue.complete().unwrap() {
@@ -180,7 +180,7 @@ fn many_requests_in_flight_are_all_answered() {
                 done.into_buffer().unwrap();
             }
             for block in 0..blocks {
-                queue.read(u64::from(block) * 4096, vec![0; 4096]).unwrap();
+                queue.read(vec![0; 4096], u64::from(block) * 4096).unwrap();
             }
             let mut seen = 0;
             let expected: std::collections::HashSet<Vec<u8>> = (0..blocks)

@@ -505,7 +505,7 @@ fn requests_before_a_disconnect_are_answered() {
         for block in 0..50 {
             let data = vec![block; 4096];
             queue
-                .write(u64::from(block) * 4096, data, CommandFlags::NONE)
+                .write(data, u64::from(block) * 4096, CommandFlags::NONE)
                 .unwrap();
         }
         while let Some(done) = queue.complete().unwrap() {

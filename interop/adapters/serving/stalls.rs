@@ -219,14 +219,14 @@ fn holes_are_read_without_memory_by_many_clients_at_once() {
 fn read_in_flight(client: &Client, depth: u32, count: u32) {
     let mut queue = client.queue();
     for _ in 0..depth {
-        queue.read(0, vec![1; 512]).unwrap();
+        queue.read(vec![1; 512], 0).unwrap();
     }
     queue.send().unwrap();
     for done in 1..=count {
         let completion = queue.complete().unwrap().expect("one is in flight");
         assert_eq!(completion.into_buffer().unwrap(), [0; 512]);
         if done + depth <= count {
-            queue.read(0, vec![1; 512]).unwrap();
+            queue.read(vec![1; 512], 0).unwrap();
         }
     }
 }

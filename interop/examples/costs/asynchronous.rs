@@ -145,8 +145,8 @@ async fn one_at_a_time<R: Network>(
     let mut buffer = BytesMut::zeroed(BLOCK);
     while let Some(offset) = next() {
         match work.operation {
-            Operation::Write => client.write(offset, payload.clone()).await?,
-            _ => buffer = client.read_into(offset, buffer).await?,
+            Operation::Write => client.write(payload.clone(), offset).await?,
+            _ => buffer = client.read_into(buffer, offset).await?,
         }
     }
     Ok(())

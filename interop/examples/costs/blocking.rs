@@ -44,8 +44,8 @@ fn several(work: &Work, client: &Client) -> Result<()> {
             && let Some(offset) = offsets.next()
         {
             match work.operation {
-                Operation::Write => queue.write(offset, payload.clone(), CommandFlags::NONE)?,
-                _ => queue.read(offset, buffers.pop().ok_or("a buffer is missing")?)?,
+                Operation::Write => queue.write(payload.clone(), offset, CommandFlags::NONE)?,
+                _ => queue.read(buffers.pop().ok_or("a buffer is missing")?, offset)?,
             };
         }
         let Some(completion) = queue.complete()? else {

@@ -55,7 +55,7 @@ fn sixty_four_requests_are_in_flight() {
                 }
                 let data = pattern(block, BLOCK);
                 queue
-                    .write(block * BLOCK, data, CommandFlags::NONE)
+                    .write(data, block * BLOCK, CommandFlags::NONE)
                     .unwrap();
             }
             assert_eq!(queue.outstanding(), 64);
@@ -72,7 +72,7 @@ fn sixty_four_requests_are_in_flight() {
                     // Not in order.
                     let block = next * 37 % BLOCKS;
                     let cookie = queue
-                        .read(block * BLOCK, vec![0; usize::try_from(BLOCK).unwrap()])
+                        .read(vec![0; usize::try_from(BLOCK).unwrap()], block * BLOCK)
                         .unwrap();
                     blocks.insert(cookie, block);
                     next += 1;
@@ -133,7 +133,7 @@ fn a_queue_splits_nothing() {
         let client = options().connect(&server.uri("disk")).unwrap();
         let mut queue = client.queue();
         let error = queue
-            .write(0, vec![0; (32 << 20) + 1], CommandFlags::NONE)
+            .write(vec![0; (32 << 20) + 1], 0, CommandFlags::NONE)
             .unwrap_err();
         assert!(
             matches!(error, Error::Misuse(Misuse::TooLong { .. })),

@@ -49,7 +49,7 @@ async fn perform<R: Network>(client: &Client<R>, request: Request) -> Answer {
             offset,
             data,
             flags,
-        } => client.write_with(offset, data, flags).await,
+        } => client.write_with(data, offset, flags).await,
         Request::Zeroes { offset, len, flags } => client.write_zeroes(offset, len, flags).await,
         Request::Trim { offset, len, flags } => client.trim(offset, len, flags).await,
         Request::Cache { offset, len } => client.cache(offset, len).await,

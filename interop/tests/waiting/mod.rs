@@ -72,7 +72,7 @@ impl<D: Driver> Client<D> {
     }
 
     pub(crate) fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<(), Error> {
-        self.driver.wait(self.inner.write(offset, buf.to_vec()))
+        self.driver.wait(self.inner.write(buf.to_vec(), offset))
     }
 
     pub(crate) fn write_all_at_with(
@@ -81,7 +81,7 @@ impl<D: Driver> Client<D> {
         offset: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
-        let write = self.inner.write_with(offset, buf.to_vec(), flags);
+        let write = self.inner.write_with(buf.to_vec(), offset, flags);
         self.driver.wait(write)
     }
 

@@ -104,9 +104,9 @@ fn work(
     while left > 0 || queue.outstanding() > 0 {
         while left > 0 && queue.outstanding() < options.qd as usize {
             let cookie = match options.op {
-                Op::Write => queue.write(offsets.next(), payload.clone(), CommandFlags::NONE)?,
+                Op::Write => queue.write(payload.clone(), offsets.next(), CommandFlags::NONE)?,
                 Op::Read | Op::Connect => {
-                    queue.read(offsets.next(), buffers.pop().unwrap_or_default())?
+                    queue.read(buffers.pop().unwrap_or_default(), offsets.next())?
                 }
             };
             left -= 1;

@@ -44,9 +44,9 @@ fn requests(client: &Client, len: u64, depth: usize, writes: bool) -> Outcome<f6
             let offset = next * 7919 % blocks * len;
             next += 1;
             if writes {
-                queue.write(offset, payload.clone(), CommandFlags::NONE)?;
+                queue.write(payload.clone(), offset, CommandFlags::NONE)?;
             } else {
-                queue.read(offset, buffers.pop().unwrap_or_default())?;
+                queue.read(buffers.pop().unwrap_or_default(), offset)?;
             }
         }
         let Some(completion) = queue.complete()? else {

@@ -392,7 +392,7 @@ fn everything_in_flight_fails_once_when_the_server_goes_away() {
                 .collect();
             let mut queue = client.queue();
             for number in 0..2 {
-                queue.read(512 * number, vec![0; 512]).expect("sent");
+                queue.read(vec![0; 512], 512 * number).expect("sent");
             }
             let error = queue.complete().unwrap_err();
             says(&error, &["the connection is over"]);

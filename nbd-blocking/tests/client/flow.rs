@@ -83,12 +83,12 @@ fn a_queue_takes_its_replies_while_it_writes() {
         let (client, server) = session(Negotiation::simple(), &options, stubborn);
         let mut queue = client.queue();
         for number in 0..16 {
-            queue.read(number << 20, vec![0; MIB]).expect("submitted");
+            queue.read(vec![0; MIB], number << 20).expect("submitted");
         }
         let write = queue
-            .write(0, vec![1; 32 * MIB], CommandFlags::NONE)
+            .write(vec![1; 32 * MIB], 0, CommandFlags::NONE)
             .expect("submitted");
-        queue.read(0, vec![0; MIB]).expect("submitted");
+        queue.read(vec![0; MIB], 0).expect("submitted");
         let mut seen = 0;
         while let Some(completion) = queue.complete().expect("the connection holds") {
             seen += 1;
@@ -110,7 +110,7 @@ fn a_writer_takes_the_replies_of_a_queue_that_does_not_wait() {
         let (client, server) = session(Negotiation::simple(), &options, stubborn);
         let mut queue = client.queue();
         for number in 0..8 {
-            queue.read(number << 20, vec![0; MIB]).expect("submitted");
+            queue.read(vec![0; MIB], number << 20).expect("submitted");
         }
         queue.send().expect("sent");
         client.write_all_at(&vec![1; 32 * MIB], 0).expect("written");
@@ -144,7 +144,7 @@ fn a_writer_takes_over_from_a_reader_that_leaves() {
             peer.says(sr(0, write.cookie, []));
         });
         let mut queue = client.queue();
-        queue.read(0, vec![0; 8 * MIB]).expect("submitted");
+        queue.read(vec![0; 8 * MIB], 0).expect("submitted");
         queue.send().expect("sent");
         let reader = {
             let client = client.clone();
@@ -294,7 +294,7 @@ fn a_request_of_a_queue_times_out_as_a_completion() {
             peer.rest();
         });
         let mut queue = client.queue();
-        let read = queue.read(0, vec![0; 4096]).expect("submitted");
+        let read = queue.read(vec![0; 4096], 0).expect("submitted");
         let trim = queue.trim(0, 4096, CommandFlags::NONE).expect("submitted");
         let first = queue
             .complete()

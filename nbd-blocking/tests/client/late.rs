@@ -101,7 +101,7 @@ const CHANGES: [(Change, std::ops::Range<usize>, u8); 6] = [
     (
         |client| {
             let mut queue = client.queue();
-            queue.write(0, vec![4; BLOCK], CommandFlags::NONE)?;
+            queue.write(vec![4; BLOCK], 0, CommandFlags::NONE)?;
             let done = queue.complete()?.expect("one is outstanding");
             done.result
         },
@@ -209,11 +209,11 @@ fn a_queue_that_is_dropped_leaves_nothing_that_undoes_a_later_part() {
         let (client, server) = session(negotiation(), &options(), |peer| late(peer, receiver));
         let mut queue = client.queue();
         queue
-            .write(0, vec![9; BLOCK], CommandFlags::NONE)
+            .write(vec![9; BLOCK], 0, CommandFlags::NONE)
             .expect("submitted");
         // A queue does not wait for its own writes.
         queue
-            .write(0, vec![8; BLOCK], CommandFlags::NONE)
+            .write(vec![8; BLOCK], 0, CommandFlags::NONE)
             .expect("submitted");
         drop(queue);
         thread::scope(|scope| {

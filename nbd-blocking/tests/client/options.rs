@@ -415,7 +415,7 @@ fn a_queue_over_any_stream_can_be_polled() {
         let client = over_any(usize::MAX);
         let mut queue = client.queue();
         for block in 0..4 {
-            queue.read(4096 * block, vec![1; 4096]).expect("sent");
+            queue.read(vec![1; 4096], 4096 * block).expect("sent");
         }
         let mut seen = 0;
         while seen < 4 {

@@ -445,14 +445,14 @@ fn an_incomplete_block_at_the_end_is_out_of_reach_of_cursors_and_queues() {
         let mut queue = client.queue();
         let none = CommandFlags::NONE;
         for error in [
-            queue.read(9728, vec![0; 372]).unwrap_err(),
-            queue.read(9216, vec![0; 884]).unwrap_err(),
-            queue.write(9728, vec![0; 100], none).unwrap_err(),
+            queue.read(vec![0; 372], 9728).unwrap_err(),
+            queue.read(vec![0; 884], 9216).unwrap_err(),
+            queue.write(vec![0; 100], 9728, none).unwrap_err(),
             queue.trim(0, 10_100, none).unwrap_err(),
         ] {
             says(&error, &["only 9728 of the export's 10100 bytes"]);
         }
-        queue.read(9216, vec![0; 512]).expect("submitted");
+        queue.read(vec![0; 512], 9216).expect("submitted");
         let completion = queue.complete().expect("connected").expect("one");
         assert_eq!(completion.into_buffer().expect("read"), all[9216..]);
         drop((queue, cursor, client));

@@ -297,16 +297,16 @@ fn a_queue_ends_with_its_connection_and_a_new_one_works() {
             let client = machine.connect(&options(policy().keep_unflushed(limit)));
             let mut queue = client.queue();
             let none = CommandFlags::NONE;
-            queue.write(0, vec![1; 512], none).expect("submitted");
+            queue.write(vec![1; 512], 0, none).expect("submitted");
             let done = queue.complete().expect("answered").expect("one");
             done.result.expect("written");
             machine.kill();
-            queue.read(0, vec![0; 512]).expect("submitted");
+            queue.read(vec![0; 512], 0).expect("submitted");
             let error = queue.complete().expect_err("the connection is lost");
             assert!(error.is_lost(), "{error:?}");
             assert!(queue.flush().expect_err("it is over").is_lost());
             let mut queue = client.queue();
-            queue.read(0, vec![0; 512]).expect("submitted");
+            queue.read(vec![0; 512], 0).expect("submitted");
             let done = queue.complete().expect("answered").expect("one");
             let found = done.into_buffer().expect("read");
             assert_eq!(found, vec![u8::from(keeps); 512]);
@@ -332,7 +332,7 @@ fn a_reply_counts_when_it_arrives_whichever_caller_reads_it() {
         let client = machine.connect(&options(policy()));
         let mut queue = client.queue();
         let none = CommandFlags::NONE;
-        queue.write(0, vec![7; 512], none).expect("submitted");
+        queue.write(vec![7; 512], 0, none).expect("submitted");
         queue.send().expect("sent");
         // This also reads replies that have come for the queue.
         assert_eq!(read(&client, 0, 512), [7; 512]);
@@ -415,7 +415,7 @@ fn a_server_that_shuts_down_is_left_whichever_caller_got_eshutdown() {
             let options = ConnectOptions::new().reconnect(comes_back.then(policy));
             let client = options.connect(&host.uri()).expect("entered");
             let mut queue = client.queue();
-            queue.read(0, vec![0; 512]).expect("sent");
+            queue.read(vec![0; 512], 0).expect("sent");
             // This does not wait, so it cannot send NBD_CMD_DISC either.
             let completion = loop {
                 if let Some(completion) = queue.try_complete().expect("it is there") {
@@ -426,7 +426,7 @@ fn a_server_that_shuts_down_is_left_whichever_caller_got_eshutdown() {
             let error = completion.result.expect_err("it is refused");
             assert_eq!(error.errno(), Some(Errno::Shutdown));
             let error = queue
-                .read(0, vec![0; 512])
+                .read(vec![0; 512], 0)
                 .expect_err("nothing more is sent");
             assert!(error.is_lost(), "{error:?}");
 
@@ -470,7 +470,7 @@ fn callers_that_wait_while_a_queue_disconnects_go_on_afterwards() {
         let client = options(policy()).connect(&host.uri()).expect("entered");
         let mut queue = client.queue();
         let leaver = spawn(move || {
-            queue.read(0, vec![0; 512]).expect("sent");
+            queue.read(vec![0; 512], 0).expect("sent");
             let completion = queue.complete().expect("it is there");
             let error = completion.expect("one").result.expect_err("it is refused");
             assert_eq!(error.errno(), Some(Errno::Shutdown));

@@ -121,7 +121,7 @@ fn a_request_goes_where_there_is_the_least_to_do() {
         let mut queue = client.queue();
         for _ in 0..3 {
             client.read_exact_at(&mut [0; 512], 0).expect("read");
-            queue.read(0, vec![0; 512]).expect("sent");
+            queue.read(vec![0; 512], 0).expect("sent");
             assert!(queue.complete().expect("read").is_some());
         }
         gate.wait();

@@ -69,7 +69,7 @@ fn queue(client: &Client, own: &[u8], start: usize, random: &mut Random) {
         let len = 1 + random.below(100_000);
         let at = random.below(own.len() - len);
         let cookie = queue
-            .read((start + at) as u64, vec![0x5a; len])
+            .read(vec![0x5a; len], (start + at) as u64)
             .expect("it is sent");
         places.insert(cookie, at);
     }
@@ -226,7 +226,7 @@ fn a_queue_that_is_dropped_leaves_the_connection_usable() {
         for round in 0..20 {
             let mut queue = client.queue();
             for block in 0..20 {
-                queue.read(block * 65536, vec![0; 65536]).expect("sent");
+                queue.read(vec![0; 65536], block * 65536).expect("sent");
             }
             if round % 2 == 0 {
                 queue.send().expect("sent");
@@ -269,7 +269,7 @@ fn a_client_that_waits_is_not_forgotten_by_a_queue_that_waited_for_room() {
             pause(2);
             let second = waits(512);
             pause(2);
-            queue.read(1024, vec![0; 512]).expect("submitted");
+            queue.read(vec![0; 512], 1024).expect("submitted");
             first.join().expect("the first is served");
             second.join().expect("the second is served");
             assert!(queue.complete().expect("served").is_some());
@@ -335,7 +335,7 @@ fn a_disconnect_waits_for_requests_in_flight() {
             client.write_all_at(&[0; 512], 0).unwrap_err(),
             client.flush().unwrap_err(),
             client.disconnect().unwrap_err(),
-            queue.read(0, vec![0; 512]).unwrap_err(),
+            queue.read(vec![0; 512], 0).unwrap_err(),
         ] {
             assert!(is_disconnected(&error), "{error:?}");
         }

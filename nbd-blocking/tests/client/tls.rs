@@ -135,7 +135,7 @@ fn a_queue_takes_its_replies_while_it_writes_inside_tls() {
         let (client, server) = secure();
         let mut queue = client.queue();
         for number in 0..8 {
-            queue.read(number << 20, vec![0; MIB]).expect("submitted");
+            queue.read(vec![0; MIB], number << 20).expect("submitted");
         }
         queue.send().expect("sent");
         client
@@ -143,10 +143,10 @@ fn a_queue_takes_its_replies_while_it_writes_inside_tls() {
             .expect("written");
         let payload = content(5, 8 * MIB);
         queue
-            .write(5, payload, CommandFlags::NONE)
+            .write(payload, 5, CommandFlags::NONE)
             .expect("submitted");
         for number in 0..4 {
-            queue.read(number << 20, vec![0; MIB]).expect("submitted");
+            queue.read(vec![0; MIB], number << 20).expect("submitted");
         }
         let mut seen = 0;
         while let Some(completion) = queue.complete().expect("the connection holds") {

@@ -152,8 +152,8 @@ async fn one_at_a_time<R: Network>(
     while let Some(offset) = next() {
         let start = options.lat.then(Instant::now);
         match options.op {
-            Op::Write => client.write(offset, payload.clone()).await?,
-            Op::Read | Op::Connect => buffer = client.read_into(offset, buffer).await?,
+            Op::Write => client.write(payload.clone(), offset).await?,
+            Op::Read | Op::Connect => buffer = client.read_into(buffer, offset).await?,
         }
         latencies.extend(start.map(|start| start.elapsed().as_secs_f32()));
     }

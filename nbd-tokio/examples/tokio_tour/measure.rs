@@ -56,9 +56,9 @@ async fn requests<R: Network>(
         while start.elapsed() < EACH {
             let offset = next.fetch_add(1, Ordering::Relaxed) * 7919 % blocks * len;
             if writes {
-                client.write(offset, payload.clone()).await?;
+                client.write(payload.clone(), offset).await?;
             } else {
-                buffer = client.read_into(offset, buffer).await?;
+                buffer = client.read_into(buffer, offset).await?;
             }
             done += 1;
         }

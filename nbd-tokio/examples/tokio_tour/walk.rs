@@ -111,14 +111,14 @@ async fn write_and_verify<R: Network>(client: &Client<R>) -> Outcome<()> {
     let area = AREA.min(client.size());
     let half = area / 2 - area / 2 % u64::from(client.block_sizes().preferred());
     let data = bytes::Bytes::from(show::sample(area));
-    client.write(0, data.clone()).await?;
+    client.write(data.clone(), 0).await?;
     verify(client, 0, &data).await?;
     println!("wrote, read back and verified {}\n", size(area));
     map(client).await?;
 
     if info.can_fua() {
         let data = data.slice(..4096.min(data.len()));
-        client.write_with(0, data, CommandFlags::FUA).await?;
+        client.write_with(data, 0, CommandFlags::FUA).await?;
         println!("wrote with forced unit access");
     }
     if info.can_write_zeroes() {

@@ -61,7 +61,7 @@ impl Several {
 
     fn write_alone(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let mut queue = self.one().queue();
-        queue.write(offset, data.to_vec(), CommandFlags::NONE)?;
+        queue.write(data.to_vec(), offset, CommandFlags::NONE)?;
         loop {
             if let Some(completion) = queue.try_complete()? {
                 return completion.result;
@@ -82,12 +82,12 @@ impl Several {
 
 fn submit(queue: &mut Queue, request: Request) -> Result<Cookie, Error> {
     match request {
-        Request::Read { offset, len } => queue.read(offset, vec![0xee; len]),
+        Request::Read { offset, len } => queue.read(vec![0xee; len], offset),
         Request::Write {
             offset,
             data,
             flags,
-        } => queue.write(offset, data, flags),
+        } => queue.write(data, offset, flags),
         Request::Zeroes { offset, len, flags } => queue.write_zeroes(offset, len, flags),
         Request::Trim { offset, len, flags } => queue.trim(offset, len, flags),
         Request::Cache { offset, len } => queue.cache(offset, len),

@@ -110,7 +110,7 @@ fn slow_requests_are_reported_by_calls_and_queues() {
         read(&client, 512, 1024);
         client.flush().expect("flushed");
         let mut queue = client.queue();
-        queue.read(4096, vec![0; 512]).expect("submitted");
+        queue.read(vec![0; 512], 4096).expect("submitted");
         let done = queue.complete().expect("it is not over");
         done.expect("there is one").result.expect("read");
         let heard = take(&heard);

@@ -188,7 +188,7 @@ fn a_queue_that_does_not_wait_notices_that_the_server_shuts_down() {
             let held = held(&client);
             has_begun.recv().expect("it is there");
             let mut queue = client.queue();
-            queue.read(0, vec![0; 512]).expect("submitted");
+            queue.read(vec![0; 512], 0).expect("submitted");
             let completion = loop {
                 if let Some(completion) = queue.try_complete().expect("it is there") {
                     break completion;

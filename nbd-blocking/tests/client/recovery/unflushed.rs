@@ -29,7 +29,7 @@ fn the_last_write_is_there_after_a_crash_whichever_caller_reads_first() {
         let machine = Machine::start();
         let client = connect(&machine, 1 << 20);
         let mut queue = client.queue();
-        queue.write(0, vec![1; 512], NONE).expect("submitted");
+        queue.write(vec![1; 512], 0, NONE).expect("submitted");
         queue.send().expect("sent");
         // This reads the reply to the first write, which the queue has not looked at yet.
         client.write_all_at(&[2; 512], 0).expect("written");
@@ -50,7 +50,7 @@ fn a_write_that_is_not_awaited_is_kept_too() {
         let machine = Machine::start();
         let client = connect(&machine, 1 << 20);
         let mut queue = client.queue();
-        queue.write(0, vec![1; 512], NONE).expect("submitted");
+        queue.write(vec![1; 512], 0, NONE).expect("submitted");
         queue.send().expect("sent");
         drop(queue);
         assert_eq!(read(&client, 0, 512), [1; 512]);
@@ -108,7 +108,7 @@ fn writes_that_a_queue_has_no_room_to_keep_complete_when_they_are_flushed() {
         for number in 0..8 {
             let data = vec![number; 4000];
             queue
-                .write(u64::from(number) * 4000, data, NONE)
+                .write(data, u64::from(number) * 4000, NONE)
                 .expect("submitted");
         }
         while queue.outstanding() > 0 {
@@ -139,7 +139,7 @@ fn a_write_of_a_queue_that_is_lost_before_its_flush_fails_and_kept_writes_are_th
         client.write_all_at(&[1; 512], 0).expect("written");
         let mut queue = client.queue();
         // There is no room for two.
-        queue.write(256, vec![2; 512], NONE).expect("submitted");
+        queue.write(vec![2; 512], 256, NONE).expect("submitted");
         let error = match queue.complete() {
             Ok(done) => done.expect("one").result.expect_err("not flushed"),
             Err(error) => error,
@@ -161,7 +161,7 @@ fn a_queue_that_is_not_read_from_does_not_keep_others_from_writing() {
         let machine = Machine::start();
         let client = connect(&machine, 5000);
         let mut queue = client.queue();
-        queue.write(0, vec![1; 4000], NONE).expect("submitted");
+        queue.write(vec![1; 4000], 0, NONE).expect("submitted");
         let other = client.clone();
         let writer = spawn(move || other.write_all_at(&[2; 4000], 8192).expect("written"));
         writer.join().expect("no panics");

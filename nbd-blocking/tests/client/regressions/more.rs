@@ -81,7 +81,7 @@ fn defect_14_lengths_over_4_gib_are_split_or_refused() {
             "{error:?}"
         );
         let mut queue = client.queue();
-        let error = queue.read(0, vec![0; 33 << 20]).unwrap_err();
+        let error = queue.read(vec![0; 33 << 20], 0).unwrap_err();
         assert!(
             matches!(error, Error::Misuse(Misuse::TooLong { .. })),
             "{error:?}"
@@ -248,9 +248,9 @@ fn defect_19_requests_are_in_flight_together_and_time_out_apart() {
             peer.rest();
         });
         let mut queue = client.queue();
-        let lost = queue.read(0, vec![0; 512]).expect("sent");
+        let lost = queue.read(vec![0; 512], 0).expect("sent");
         for number in 1..10 {
-            queue.read(512 * number, vec![0; 512]).expect("sent");
+            queue.read(vec![0; 512], 512 * number).expect("sent");
         }
         for _ in 1..10 {
             let completion = queue.complete().expect("it holds").expect("some are left");

@@ -191,7 +191,7 @@ impl<R: Network> Client<R> {
     /// # Errors
     ///
     /// Like [`read`](Client::read). The buffer is dropped then.
-    pub async fn read_into(&self, offset: u64, mut buffer: BytesMut) -> Result<BytesMut, Error> {
+    pub async fn read_into(&self, mut buffer: BytesMut, offset: u64) -> Result<BytesMut, Error> {
         let len = buffer.len();
         let range = self.negotiated().range(Command::Read, offset, len as u64)?;
         let whole = self.negotiated().around(&range);
@@ -247,8 +247,8 @@ impl<R: Network> Client<R> {
     ///
     /// When the range is not inside the export, the server fails the command, or the connection is
     /// over. How much was written is not known then.
-    pub async fn write(&self, offset: u64, data: impl Into<Bytes>) -> Result<(), Error> {
-        self.write_with(offset, data, CommandFlags::NONE).await
+    pub async fn write(&self, data: impl Into<Bytes>, offset: u64) -> Result<(), Error> {
+        self.write_with(data, offset, CommandFlags::NONE).await
     }
 
     /// Writes with these flags: [`CommandFlags::FUA`] to have the data on stable storage before
@@ -259,8 +259,8 @@ impl<R: Network> Client<R> {
     /// Like [`write`](Client::write), and when the server does not offer the flag.
     pub async fn write_with(
         &self,
-        offset: u64,
         data: impl Into<Bytes>,
+        offset: u64,
         flags: CommandFlags,
     ) -> Result<(), Error> {
         let mut data = data.into();

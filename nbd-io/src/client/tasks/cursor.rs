@@ -193,12 +193,12 @@ impl<R: Network> Cursor<R> {
         let (client, offset) = (self.client.clone(), self.position);
         let mut buffer = mem::take(&mut self.buffer);
         buffer.resize(len, 0);
-        Box::pin(async move { client.read_into(offset, buffer).await })
+        Box::pin(async move { client.read_into(buffer, offset).await })
     }
 
     fn write(&self, data: Bytes) -> Operation<()> {
         let (client, offset) = (self.client.clone(), self.position);
-        Box::pin(async move { client.write(offset, data).await })
+        Box::pin(async move { client.write(data, offset).await })
     }
 
     /// Drops a read, because it is at another place or older than what is there now. The task that

@@ -82,7 +82,7 @@ fn futures_can_move_between_threads() {
     sim.run(is_send(async {
         let client = options(&sim).connect("nbd://localhost").await.unwrap();
         is_send(client.read(0, 10)).await.unwrap();
-        is_send(client.write(0, vec![1; 10])).await.unwrap();
+        is_send(client.write(vec![1; 10], 0)).await.unwrap();
         is_send(client.extents(0..10).next())
             .await
             .unwrap()
@@ -118,18 +118,18 @@ fn ranges_of_any_length_and_place_are_read_and_written() {
                             own.iter_mut().enumerate().for_each(|(n, byte)| {
                                 *byte = round ^ u8::try_from(n & 0xff).unwrap();
                             });
-                            client.write(at as u64, own.to_vec()).await.unwrap();
+                            client.write(own.to_vec(), at as u64).await.unwrap();
                         }
                         1 => {
                             let flags = CommandFlags::FUA;
                             own.fill(round);
                             let data = own.to_vec();
-                            client.write_with(at as u64, data, flags).await.unwrap();
+                            client.write_with(data, at as u64, flags).await.unwrap();
                         }
                         2 => assert!(*client.read(at as u64, len).await.unwrap() == *own),
                         _ => {
                             let buffer = BytesMut::zeroed(len);
-                            let buffer = client.read_into(at as u64, buffer).await.unwrap();
+                            let buffer = client.read_into(buffer, at as u64).await.unwrap();
                             assert!(*buffer == *own);
                         }
                     }
@@ -153,7 +153,7 @@ fn parts_of_one_block_are_written_by_many_tasks_at_once() {
         let client = &client;
         join_all((0..64_u8).map(|n| async move {
             let offset = u64::from(n) * 100;
-            client.write(offset, vec![n; 100]).await.unwrap();
+            client.write(vec![n; 100], offset).await.unwrap();
         }))
         .await;
         let now = client.read(0, 6400).await.unwrap();
@@ -170,8 +170,8 @@ fn zeroes_are_written_apart_from_parts_of_the_same_block() {
         host(&sim, Arc::new(memory(4096)), Cut::Random, true);
         sim.run(async {
             let client = options(&sim).connect("nbd://localhost").await.unwrap();
-            client.write(0, vec![7; 4096]).await.unwrap();
-            let part = client.write(0, vec![1; 100]);
+            client.write(vec![7; 4096], 0).await.unwrap();
+            let part = client.write(vec![1; 100], 0);
             let zeroes = client.write_zeroes(0, 4096, NONE);
             let (part, zeroes) = join(part, zeroes).await;
             part.unwrap();
@@ -193,7 +193,7 @@ fn every_command_is_carried_out() {
             (client.size(), client.mode()),
             (SIZE, HeaderStyle::Extended)
         );
-        client.write(0, vec![1; 200_000]).await.unwrap();
+        client.write(vec![1; 200_000], 0).await.unwrap();
         client.flush().await.unwrap();
         client.trim(0, 65_536, NONE).await.unwrap();
         client.cache(0, SIZE).await.unwrap();
@@ -206,7 +206,7 @@ fn every_command_is_carried_out() {
         assert!(back.iter().all(|byte| *byte == 0));
         for (offset, len) in [(0, 0), (SIZE, 0)] {
             assert!(client.read(offset, len).await.unwrap().is_empty());
-            client.write(offset, vec![]).await.unwrap();
+            client.write(vec![], offset).await.unwrap();
             client.trim(offset, len as u64, NONE).await.unwrap();
         }
         let outside = client.read(SIZE - 1, 2).await.unwrap_err();
@@ -265,7 +265,7 @@ fn extents_are_walked_to_the_end_of_the_range() {
     host(&sim, Arc::new(memory(512)), Cut::Random, false);
     sim.run(async {
         let client = options(&sim).connect("nbd://localhost").await.unwrap();
-        client.write(65_536, vec![1; 65_536]).await.unwrap();
+        client.write(vec![1; 65_536], 65_536).await.unwrap();
         let mut extents = client.extents(1000..200_000);
         let mut runs = Vec::new();
         while let Some(run) = extents.next().await {
@@ -295,7 +295,7 @@ fn requests_are_spread_over_connections_and_a_flush_covers_them_all() {
         let client = options.connect("nbd://localhost").await.unwrap();
         assert_eq!(client.connections(), 4);
         let client = &client;
-        join_all((0..40).map(|n| client.write(n * 100, vec![1; 100]))).await;
+        join_all((0..40).map(|n| client.write(vec![1; 100], n * 100))).await;
         client.flush().await.unwrap();
         let log = log.lock().unwrap();
         assert_eq!(log.len(), 41);
@@ -363,7 +363,7 @@ fn dropping_the_last_client_disconnects() {
     sim.run(async {
         let options = options(&sim).connections(2);
         let client = options.connect("nbd://localhost").await.unwrap();
-        client.write(0, vec![1; 10]).await.unwrap();
+        client.write(vec![1; 10], 0).await.unwrap();
         let other = client.clone();
         drop(client);
         other.read(0, 10).await.unwrap();
@@ -404,7 +404,7 @@ fn steps_can_be_taken_one_by_one() {
             .unwrap_err();
         let go = Go::new(ExportName::default());
         let client = refused.handle.go(go).await.unwrap().into_result().unwrap();
-        client.write(5, &b"hello"[..]).await.unwrap();
+        client.write(&b"hello"[..], 5).await.unwrap();
         assert_eq!(&client.read(5, 5).await.unwrap()[..], b"hello");
         // The deadline of the negotiation ended with it.
         sim.sleep(Duration::from_secs(100)).await;
@@ -497,7 +497,7 @@ fn a_command_that_the_server_fails_is_an_error_and_others_go_on() {
     host(&sim, Arc::new(export), Cut::Whole, false);
     sim.run(async {
         let client = options(&sim).connect("nbd://localhost").await.unwrap();
-        let error = client.write(0, vec![1; 512 << 10]).await.unwrap_err();
+        let error = client.write(vec![1; 512 << 10], 0).await.unwrap_err();
         let Error::Failed { command, source } = error else {
             panic!("{error:?}");
         };
@@ -526,11 +526,11 @@ fn any_request_of_any_length_can_be_dropped_at_any_time() {
                     let len = chance.below(130_000);
                     match chance.below(3) {
                         0 => drop(some_polls(client.read(at, len), polls).await),
-                        1 => drop(some_polls(client.write(at, vec![1; len]), polls).await),
+                        1 => drop(some_polls(client.write(vec![1; len], at), polls).await),
                         _ => drop(some_polls(client.extents(at..at + 4096).next(), polls).await),
                     }
                     let data = vec![round ^ 0x5a; chance.below(131_072)];
-                    client.write(own, data.clone()).await.unwrap();
+                    client.write(data.clone(), own).await.unwrap();
                     assert!(client.read(own, data.len()).await.unwrap() == data);
                 }
             }))

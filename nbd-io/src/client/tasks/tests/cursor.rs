@@ -295,7 +295,7 @@ fn a_finished_write_of_a_cursor_does_not_block_other_writers() {
             cursor.seek(SeekFrom::Start(0)).unwrap();
             write(&mut cursor, &vec![7; len]).await.unwrap();
             let client = cursor.client().clone();
-            client.write(10, vec![8; len]).await.unwrap();
+            client.write(vec![8; len], 10).await.unwrap();
             flush(&mut cursor).await.unwrap();
             assert!(
                 contents(&export)[10..10 + len]

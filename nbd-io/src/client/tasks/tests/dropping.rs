@@ -54,7 +54,7 @@ async fn write_and_drop(sim: &Sim, client: &Client<Sim>, writer: u64) -> usize {
             0 => perhaps(sim, client.flush()).await,
             1 => perhaps(sim, client.read(at, LEN)).await,
             2 => {
-                let written = client.write_with(at, data, CommandFlags::FUA);
+                let written = client.write_with(data, at, CommandFlags::FUA);
                 let done = perhaps(sim, written).await;
                 if done {
                     may.clear();
@@ -63,12 +63,12 @@ async fn write_and_drop(sim: &Sim, client: &Client<Sim>, writer: u64) -> usize {
                 done
             }
             3 => {
-                client.write(at, data).await.unwrap();
+                client.write(data, at).await.unwrap();
                 may = vec![value];
                 true
             }
             _ => {
-                let done = perhaps(sim, client.write(at, data)).await;
+                let done = perhaps(sim, client.write(data, at)).await;
                 if done {
                     may.clear();
                 }

@@ -103,7 +103,7 @@ fn each_piece_of_a_long_request_is_measured_by_itself() {
         let client = options.connect("nbd://localhost").await.unwrap();
         take(&heard);
         let data = Bytes::from_static(&[7; 512]);
-        client.write(512, data).await.unwrap();
+        client.write(data, 512).await.unwrap();
         client.read(0, 48 << 20).await.unwrap();
         client.flush().await.unwrap();
         client.disconnect().await.unwrap();

@@ -48,7 +48,7 @@ fn changes_of_the_same_bytes_stay_in_the_order_in_which_they_were_begun() {
                             client.write_zeroes(at, len, flags).await.unwrap();
                         } else {
                             let data = vec![round * 4 + n; 1000];
-                            client.write(at, data).await.unwrap();
+                            client.write(data, at).await.unwrap();
                         }
                     }))
                     .await;
@@ -83,16 +83,16 @@ fn a_change_waits_for_the_answer_to_another_one_and_not_for_its_task() {
             let options = options(&sim, policy().keep_unflushed(limit));
             let options = options.request_timeout(Some(timeout));
             let client = options.connect("nbd://localhost").await.unwrap();
-            let mut first = pin!(client.write(0, vec![1; 10]));
+            let mut first = pin!(client.write(vec![1; 10], 0));
             let elsewhere = &mut Context::from_waker(Waker::noop());
             assert!(first.as_mut().poll(elsewhere).is_pending());
-            let second = client.write(5, vec![2; 10]).await;
+            let second = client.write(vec![2; 10], 5).await;
             if is_waited_for {
                 let error = second.unwrap_err();
                 assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
                 assert_eq!(sim.now(), timeout);
                 first.await.unwrap();
-                client.write(5, vec![2; 10]).await.unwrap();
+                client.write(vec![2; 10], 5).await.unwrap();
             } else {
                 second.unwrap();
                 assert!(sim.now() < timeout, "{:?}", sim.now());
@@ -115,14 +115,14 @@ fn many_queued_changes_are_dropped_in_time_in_proportion_to_their_number() {
         // Of the same bytes, and of others. With quadratic time this would take a minute.
         for step in [0, 8] {
             let mut writes: Vec<_> = (0..30_000)
-                .map(|n| Box::pin(client.write(n * step, vec![1; 8])))
+                .map(|n| Box::pin(client.write(vec![1; 8], n * step)))
                 .collect();
             for write in &mut writes {
                 assert!(write.as_mut().poll(elsewhere).is_pending());
             }
             writes.into_iter().for_each(drop); // the oldest first
         }
-        client.write(0, vec![2; 512]).await.unwrap();
+        client.write(vec![2; 512], 0).await.unwrap();
         assert_eq!(client.read(0, 512).await.unwrap()[..], [2; 512]);
     });
 }
@@ -164,8 +164,8 @@ fn a_dropped_write_of_part_of_a_block_does_not_undo_another() {
             for round in 1..20_u8 {
                 // Dropped while it reads the block, or when the block is in flight.
                 let polls = 1 + sim.chance().below(6);
-                begin(client.write(0, vec![round; 100]), polls).await;
-                client.write(2000, vec![round; 100]).await.unwrap();
+                begin(client.write(vec![round; 100], 0), polls).await;
+                client.write(vec![round; 100], 2000).await.unwrap();
                 let found = client.read(2000, 100).await.unwrap();
                 assert_eq!(&found[..], [round; 100], "seed {seed}, {polls} polls");
             }

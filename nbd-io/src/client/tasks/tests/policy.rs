@@ -184,7 +184,7 @@ fn a_connection_that_is_given_up_is_tried_again_when_another_is_lost() {
             // Room for one connection only.
             room.store(1, Ordering::Relaxed);
             kill(&connections);
-            client.write(0, vec![1; 10]).await.unwrap();
+            client.write(vec![1; 10], 0).await.unwrap();
             sim.sleep(day).await;
             assert_eq!(client.connections(), 1);
             assert!(matches!(client.state(), ConnectionState::Connected));
@@ -332,7 +332,7 @@ fn unflushed_writes_outlive_a_server_that_shuts_down_again() {
     sim.run(async {
         let client = options(&sim, policy().keep_unflushed(1 << 20));
         let client = client.connect("nbd://localhost").await.unwrap();
-        client.write(0, vec![7; 10]).await.unwrap();
+        client.write(vec![7; 10], 0).await.unwrap();
         kill(&connections);
         machine.disk.crash();
         assert_eq!(&client.read(0, 10).await.unwrap()[..], [7; 10]);
@@ -478,7 +478,7 @@ fn a_dropped_client_does_not_wait_for_a_server_that_is_silent_during_replay() {
         let policy = policy().total_time(None).keep_unflushed(1 << 20);
         let client = options(&sim, policy);
         let client = client.connect("nbd://localhost").await.unwrap();
-        client.write(0, vec![7; 10]).await.unwrap();
+        client.write(vec![7; 10], 0).await.unwrap();
         let server = sim.clone();
         sim.on_connect(move |pipe: Pipe| {
             let manner = Manner {

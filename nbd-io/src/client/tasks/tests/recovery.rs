@@ -192,7 +192,7 @@ fn nothing_that_was_answered_is_lost_when_unflushed_writes_are_kept() {
                             1 => {
                                 let fua = CommandFlags::FUA;
                                 client
-                                    .write_with(at, vec![round; BLOCK], fua)
+                                    .write_with(vec![round; BLOCK], at, fua)
                                     .await
                                     .unwrap();
                                 model[block] = round;
@@ -204,7 +204,7 @@ fn nothing_that_was_answered_is_lost_when_unflushed_writes_are_kept() {
                                 model[block] = 0;
                             }
                             _ => {
-                                client.write(at, vec![round; BLOCK]).await.unwrap();
+                                client.write(vec![round; BLOCK], at).await.unwrap();
                                 model[block] = round;
                             }
                         }
@@ -273,7 +273,7 @@ fn flushed_writes_stay_and_the_loss_of_others_is_reported() {
                                         let data = vec![round; BLOCK];
                                         let at = place(writer, block as u64);
                                         let fua = CommandFlags::FUA;
-                                        client.write_with(at, data, fua).await.unwrap();
+                                        client.write_with(data, at, fua).await.unwrap();
                                         *may = vec![round];
                                     }
                                 }
@@ -282,13 +282,13 @@ fn flushed_writes_stay_and_the_loss_of_others_is_reported() {
                             1 => {
                                 let fua = CommandFlags::FUA;
                                 client
-                                    .write_with(at, vec![round; BLOCK], fua)
+                                    .write_with(vec![round; BLOCK], at, fua)
                                     .await
                                     .unwrap();
                                 model[block] = vec![round];
                             }
                             _ => {
-                                client.write(at, vec![round; BLOCK]).await.unwrap();
+                                client.write(vec![round; BLOCK], at).await.unwrap();
                                 model[block].push(round);
                             }
                         }
@@ -320,7 +320,7 @@ fn a_loss_is_reported_once_to_each_clone() {
         let first = options(&sim, policy());
         let first = first.connect("nbd://localhost").await.unwrap();
         let second = first.clone();
-        first.write(0, vec![1; 10]).await.unwrap();
+        first.write(vec![1; 10], 0).await.unwrap();
         machine.kill();
         second.read(0, 10).await.unwrap();
         let third = first.clone();
@@ -330,10 +330,10 @@ fn a_loss_is_reported_once_to_each_clone() {
         }
         third.clone().flush().await.unwrap();
         // No loss counts for data that was not written, or was flushed, or was forced (FUA).
-        first.write(0, vec![1; 10]).await.unwrap();
+        first.write(vec![1; 10], 0).await.unwrap();
         first.flush().await.unwrap();
         let fua = CommandFlags::FUA;
-        first.write_with(0, vec![1; 10], fua).await.unwrap();
+        first.write_with(vec![1; 10], 0, fua).await.unwrap();
         machine.kill();
         first.read(0, 10).await.unwrap();
         first.flush().await.unwrap();
@@ -447,7 +447,7 @@ fn all_connections_are_restored_when_one_is_lost() {
         let one = machine.connections.lock().unwrap().remove(1);
         let client = &client;
         let load = join_all((0..30).map(|n| async move {
-            client.write(n * 100, vec![1; 100]).await.unwrap();
+            client.write(vec![1; 100], n * 100).await.unwrap();
             client.read(n * 100, 100).await.unwrap();
         }));
         let cut = async {
@@ -470,7 +470,7 @@ fn an_answer_of_a_server_that_has_crashed_is_not_covered_by_a_flush_of_the_next(
     sim.run(async {
         let options = options(&sim, policy()).connections(2);
         let client = options.connect("nbd://localhost").await.unwrap();
-        let mut write = pin!(client.write(0, vec![7; 10]));
+        let mut write = pin!(client.write(vec![7; 10], 0));
         let poll_once = |cx: &mut Context<'_>| Poll::Ready(write.as_mut().poll(cx).is_pending());
         assert!(poll_fn(poll_once).await);
         // The reply comes, but is not read before the other connection is restored.

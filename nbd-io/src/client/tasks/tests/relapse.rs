@@ -50,8 +50,8 @@ async fn crashed_while_one_is_missing(sim: &Sim, machine: &Machine) -> Client<Si
     assert_eq!(client.connections(), 1);
     // After the second write no task reads from the stream until the next tick of the connection
     // task.
-    client.write(0, vec![6; 10]).await.unwrap();
-    client.write(0, vec![7; 10]).await.unwrap();
+    client.write(vec![6; 10], 0).await.unwrap();
+    client.write(vec![7; 10], 0).await.unwrap();
     machine.kill();
     machine.down.store(false, Ordering::Relaxed);
     // The other comes after up to 20 ms more.
@@ -103,12 +103,12 @@ fn a_reply_counts_when_it_arrives_whichever_caller_reads_it() {
             let options = options(&sim, policy().keep_unflushed(keep));
             let client = options.connect("nbd://localhost").await.unwrap();
             // Replies are read by the request that was polled last.
-            let mut second = pin!(client.write(20, vec![7; 10]));
+            let mut second = pin!(client.write(vec![7; 10], 20));
             let poll_once =
                 |cx: &mut Context<'_>| Poll::Ready(second.as_mut().poll(cx).is_pending());
             assert!(poll_fn(poll_once).await);
             let fua = CommandFlags::FUA;
-            client.write_with(0, vec![7; 10], fua).await.unwrap();
+            client.write_with(vec![7; 10], 0, fua).await.unwrap();
             machine.kill();
             sim.sleep(Duration::from_millis(100)).await;
             second.await.unwrap();
@@ -133,7 +133,7 @@ fn a_flush_covers_nothing_that_was_answered_after_it_was_sent() {
             let poll_once =
                 |cx: &mut Context<'_>| Poll::Ready(flush.as_mut().poll(cx).is_pending());
             assert!(poll_fn(poll_once).await);
-            client.write(0, vec![7; 10]).await.unwrap();
+            client.write(vec![7; 10], 0).await.unwrap();
             flush.await.unwrap();
             machine.kill();
             if keep > 0 {
@@ -221,7 +221,7 @@ fn requests_answered_before_a_disconnect_succeed() {
         sim.run(async {
             let options = options(&sim, Reconnect::new()).reconnect(policy);
             let client = options.connect("nbd://localhost").await.unwrap();
-            let mut write = pin!(client.write(0, vec![7; 10]));
+            let mut write = pin!(client.write(vec![7; 10], 0));
             let poll_once =
                 |cx: &mut Context<'_>| Poll::Ready(write.as_mut().poll(cx).is_pending());
             assert!(poll_fn(poll_once).await);
@@ -260,9 +260,9 @@ fn nothing_is_lost_when_only_some_connections_are_restored() {
             let done = AtomicBool::new(false);
             let load = async {
                 for round in 1..60_u8 {
-                    client.write(0, vec![round; 10]).await.unwrap();
+                    client.write(vec![round; 10], 0).await.unwrap();
                     if sim.chance().below(3) == 0 {
-                        client.write(20, vec![round; 10]).await.unwrap();
+                        client.write(vec![round; 10], 20).await.unwrap();
                     }
                     // Connections are idle meanwhile.
                     let pause = Duration::from_micros(sim.chance().below(6000) as u64);

@@ -90,7 +90,7 @@ fn handshakes_that_fail_count_as_attempts() {
             sim.run(async {
                 let options = options(&sim, policy().attempts(Some(3))).tls(tls);
                 let client = options.connect("nbds://localhost").await.unwrap();
-                client.write(0, vec![7; 10]).await.unwrap();
+                client.write(vec![7; 10], 0).await.unwrap();
                 let connections = std::mem::take(&mut *connections.lock().unwrap());
                 connections.iter().for_each(Scissors::cut);
                 let read = client.read(0, 10).await;

@@ -107,7 +107,7 @@ fn pieces_that_are_late_hold_up_no_others() {
             // One reply in eight is late, and eight requests can be in flight.
             let most = LATE * (pieces / 8 / 8 + 1);
             let before = sim.now();
-            client.write(0, data()).await.unwrap();
+            client.write(data(), 0).await.unwrap();
             let wrote = sim.now();
             let back = client.read(0, data().len()).await.unwrap();
             let read = sim.now();
@@ -131,8 +131,8 @@ fn a_piece_that_waits_for_another_change_goes_on_when_that_is_over() {
     sim.run(async {
         let client = connect(&sim, 1).await;
         let before = sim.now();
-        let change = client.write(PIECE, vec![1; 512]);
-        let (change, long) = join(change, client.write(0, data())).await;
+        let change = client.write(vec![1; 512], PIECE);
+        let (change, long) = join(change, client.write(data(), 0)).await;
         change.unwrap();
         long.unwrap();
         // The second piece waits for the write only, and not for the first piece as well.
@@ -152,7 +152,7 @@ fn after_a_piece_that_fails_none_is_begun() {
     sim.run(async {
         let client = connect(&sim, 1).await;
         let before = sim.now();
-        let error = client.write(0, data()).await.unwrap_err();
+        let error = client.write(data(), 0).await.unwrap_err();
         assert_eq!(error.errno(), Some(Errno::NoSpc), "{error:?}");
         // The requests in flight are waited for.
         assert_eq!(sim.now() - before, LATE);

@@ -87,7 +87,7 @@ impl Model<'_> {
     async fn write(&self, block: usize, value: u8, flags: CommandFlags) {
         let at = (block * BLOCK) as u64;
         let data = vec![value; BLOCK];
-        self.client.write_with(at, data, flags).await.unwrap();
+        self.client.write_with(data, at, flags).await.unwrap();
         self.wrote(block, value, flags == CommandFlags::FUA);
     }
 

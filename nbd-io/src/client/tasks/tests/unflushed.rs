@@ -23,7 +23,7 @@ fn a_write_that_is_not_awaited_is_kept_too() {
     sim.run(async {
         let client = connect(&sim, 1 << 20).await;
         {
-            let mut write = pin!(client.write(0, vec![1; 512]));
+            let mut write = pin!(client.write(vec![1; 512], 0));
             let begun = poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx).is_pending()));
             assert!(begun.await);
         }
@@ -55,7 +55,7 @@ fn a_small_part_of_a_large_buffer_does_not_hold_all_of_it() {
         for number in 0..32 {
             let whole = Bytes::from_owner(Owned(vec![number; 64 << 10], held.clone()));
             let at = u64::from(number) * 4096;
-            client.write(at, whole.slice(8192..12_288)).await.unwrap();
+            client.write(whole.slice(8192..12_288), at).await.unwrap();
         }
         assert_eq!(Arc::strong_count(&held), 1);
         machine.kill();
@@ -72,13 +72,13 @@ fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
     let machine = Machine::start(&sim, false);
     sim.run(async {
         let client = connect(&sim, 10_000).await;
-        client.write(0, vec![1; 512]).await.unwrap();
-        client.write(0, vec![2; 50_000]).await.unwrap();
+        client.write(vec![1; 512], 0).await.unwrap();
+        client.write(vec![2; 50_000], 0).await.unwrap();
         assert_eq!(
             machine.disk.contents.lock().unwrap().1[..50_000],
             [2; 50_000]
         );
-        client.write(0, vec![3; 512]).await.unwrap();
+        client.write(vec![3; 512], 0).await.unwrap();
         machine.kill();
         let found = client.read(0, 50_000).await.unwrap();
         assert_eq!(found[..512], [3; 512]);
@@ -95,7 +95,7 @@ fn unflushed_writes_may_be_lost_with_any_connection_that_the_server_closes() {
             let policy = policy().keep_unflushed(if keeps { 1 << 20 } else { 0 });
             let options = options(&sim, policy).connections(2);
             let client = options.connect("nbd://localhost").await.unwrap();
-            client.write(0, vec![7; 512]).await.unwrap();
+            client.write(vec![7; 512], 0).await.unwrap();
             // No request is in flight, so that this breaks no rule. The client sees no more of a
             // server that ends and of another one that takes its place.
             machine.connections.lock().unwrap()[1].end();
