@@ -6,7 +6,7 @@ use super::{
 };
 use bytes::BytesMut;
 use nbd_io::client::Error;
-use nbd_proto::{CommandFlags, ContextName, Limits};
+use nbd_proto::{CommandFlags, ContextName, client::Limits};
 use std::pin::Pin;
 
 /// One half whose requests are dropped; every byte of the other half is known.

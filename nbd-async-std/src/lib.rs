@@ -21,8 +21,8 @@ pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 #[doc(inline)]
 pub use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, HeaderStyle,
-    Limits, Misuse, Uri,
-    client::{Context, ContextExtents, Tolerance},
+    Misuse, Uri,
+    client::{Context, ContextExtents, Limits, Tolerance},
     meta,
 };
 pub use runtime::{AsyncStd, Sleep};
@@ -116,6 +116,8 @@ pub mod server {
 
     #[doc(inline)]
     pub use nbd_io::server::{ClientIdentity, CloseReason, Event, Outcome, Peer, Stopper};
+    #[doc(inline)]
+    pub use nbd_proto::server::Limits;
 }
 
 pub mod exports {

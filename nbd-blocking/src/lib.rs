@@ -35,8 +35,8 @@ pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
 #[doc(inline)]
 pub use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, HeaderStyle,
-    Limits, Misuse, Uri,
-    client::{Context, ContextExtents, Cookie, Tolerance},
+    Misuse, Uri,
+    client::{Context, ContextExtents, Cookie, Limits, Tolerance},
     meta,
 };
 pub use queue::{Completion, Queue};
@@ -103,6 +103,8 @@ pub mod server {
 
     #[doc(inline)]
     pub use nbd_io::server::{ClientIdentity, CloseReason, Event, Outcome, Peer, Stopper};
+    #[doc(inline)]
+    pub use nbd_proto::server::Limits;
 }
 
 pub mod exports {

@@ -20,7 +20,7 @@ use std::{
 /// come.
 ///
 /// Submitting does not wait, unless as many requests are in flight as
-/// [`Limits::in_flight`](nbd_proto::Limits::in_flight) allows. Requests are sent together by the
+/// [`Limits::in_flight`](crate::Limits::in_flight) allows. Requests are sent together by the
 /// next [`complete`](Queue::complete), or by [`send`](Queue::send).
 ///
 /// ```no_run

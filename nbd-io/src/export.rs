@@ -62,7 +62,7 @@ pub enum Content {
 /// On a connection `n` requests are carried out at once, where `n` is the smallest of
 ///
 /// - the number of requests that the client has in flight;
-/// - [`Limits::accepted`](nbd_proto::Limits::accepted), 64 unless the server says otherwise: how many
+/// - [`Limits::accepted`](nbd_proto::server::Limits::accepted), 64 unless the server says otherwise: how many
 ///   are taken before one has been answered;
 /// - [`Server::in_flight`](crate::server::Server::in_flight), 32 MiB, divided by the length of the
 ///   payloads: 32 requests of 1 MiB;

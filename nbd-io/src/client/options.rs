@@ -10,8 +10,8 @@ use super::{
 #[cfg(feature = "tls")]
 use crate::tls::ClientTls;
 use nbd_proto::{
-    ContextName, ExportName, Limits, Uri,
-    client::{Encrypted, InfoSet, Tolerance},
+    ContextName, ExportName, Uri,
+    client::{Encrypted, InfoSet, Limits, Tolerance},
     uri::Permissions,
 };
 use std::{fmt, sync::Arc, time::Duration};

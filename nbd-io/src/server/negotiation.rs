@@ -216,6 +216,10 @@ async fn close_on_error<T: Transport, R>(
 }
 
 /// What the options of a connection led to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each connection, and it is taken apart at once"
+)]
 pub(super) enum Negotiated {
     Entered {
         transmission: Transmission,

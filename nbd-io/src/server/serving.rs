@@ -14,7 +14,7 @@ use super::{
 #[cfg(feature = "tls")]
 use crate::tls::{ServerTls, TlsError};
 use crate::{Export, Exports, NamedExports, runtime::Tasks};
-use nbd_proto::{ExportName, Limits};
+use nbd_proto::{ExportName, server::Limits};
 use std::{fmt, sync::Arc, time::Duration};
 
 /// No server takes longer to stop. A time that far ahead is within any clock.

@@ -103,12 +103,14 @@
 //! ```
 
 mod handshake;
+mod limits;
 mod options;
 mod pending;
 mod tolerance;
 mod transmission;
 
 pub use handshake::{Greeted, Handshake, Newstyle, Oldstyle, SecureHandshake};
+pub use limits::Limits;
 pub use options::{
     Context, Encrypted, Go, InfoSet, Options, Plain, Rejected, TlsRequired, Upgrade,
 };
@@ -120,8 +122,6 @@ pub use tolerance::Tolerance;
 pub use transmission::{
     ContextExtents, Cookie, Event, Fed, Fill, Outcome, Payload, Transmission, WholeReply,
 };
-
-use crate::Limits;
 
 /// What a client lets a server do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

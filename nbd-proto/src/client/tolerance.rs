@@ -11,7 +11,7 @@ pub struct Tolerance {
     /// that read. `nbd-server` does this. On by default.
     pub simple_error_to_read: bool,
     /// Chunks longer than the server's own maximum payload are taken, up to
-    /// [`Limits::payload`](crate::Limits::payload). On by default.
+    /// [`Limits::payload`](crate::client::Limits::payload). On by default.
     pub oversized_chunk: bool,
     /// A block status without one of the selected contexts fails just that command. On by default.
     pub missing_context: bool,

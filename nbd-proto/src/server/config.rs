@@ -1,7 +1,7 @@
 //! What a server offers to every client.
 
 use super::Tls;
-use crate::{Limits, wire::HandshakeFlags};
+use crate::{server::Limits, wire::HandshakeFlags};
 
 /// What a server offers while negotiation, the same for every export.
 ///

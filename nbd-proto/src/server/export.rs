@@ -8,7 +8,8 @@ use super::{
     transmission::{Agreed, Context, Transmission},
 };
 use crate::{
-    BlockSizes, Error, ExportInfo, ExportName, Limits,
+    BlockSizes, Error, ExportInfo, ExportName,
+    server::Limits,
     wire::{
         ExportBlock, HeaderStyle, Info, InfoRequest as WireInfoRequest, InfoType, OptionCode,
         OptionReplyCode, TransmissionFlags, put_option_reply,
@@ -322,7 +323,7 @@ impl<S: Security> GoRequest<S> {
     ///
     /// The client is sent what can be promised to it: flags that need what was not
     /// negotiated are left out, the size is rounded down to whole blocks of the minimum size, and
-    /// the maximum payload is at most the [limit](crate::Limits::payload).
+    /// the maximum payload is at most the [limit](crate::server::Limits::payload).
     pub fn accept(self, export: &ExportInfo, out: &mut BytesMut) -> Transmission {
         let offer = self.0.offer(export);
         self.0.grant(export, &offer, out);

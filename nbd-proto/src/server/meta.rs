@@ -9,7 +9,8 @@ use super::{
     transmission::Context,
 };
 use crate::{
-    ContextName, ExportName, Limits, NameError,
+    ContextName, ExportName, NameError,
+    server::Limits,
     wire::{
         HeaderStyle, MetaContextReply, MetaContextRequest, OptionCode, OptionReplyCode,
         put_option_reply,

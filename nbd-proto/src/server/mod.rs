@@ -83,6 +83,7 @@
 mod config;
 mod export;
 mod handshake;
+mod limits;
 mod list;
 mod meta;
 mod options;
@@ -94,6 +95,7 @@ mod transmission;
 pub use config::Config;
 pub use export::{ExportNameRequest, GoRequest, InfoRequest};
 pub use handshake::{ForcedHandshake, Handshake, oldstyle};
+pub use limits::Limits;
 pub use list::ListRequest;
 pub use meta::{ListMetaContextRequest, SetMetaContextRequest};
 pub use options::{Aborted, Encrypted, Options, Plain, Requested, Security};

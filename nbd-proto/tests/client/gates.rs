@@ -6,7 +6,10 @@ use crate::common::{
     wire::Delivery,
 };
 use nbd_proto::{
-    Command, Command::*, CommandFlags, HeaderStyle, Limits, Misuse, client::Transmission,
+    Command,
+    Command::*,
+    CommandFlags, HeaderStyle, Misuse,
+    client::{Limits, Transmission},
 };
 
 const NONE: CommandFlags = CommandFlags::NONE;

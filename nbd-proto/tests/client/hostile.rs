@@ -8,8 +8,8 @@ use crate::common::{
     wire::{Delivery, Wire},
 };
 use nbd_proto::{
-    CommandFlags, Error, Limits,
-    client::{Config, Go, GoOutcome, Greeted, Handshake, Options, Plain},
+    CommandFlags, Error,
+    client::{Config, Go, GoOutcome, Greeted, Handshake, Limits, Options, Plain},
     wire::{OptionCode, OptionReplyCode, ReplyType},
 };
 

@@ -6,7 +6,11 @@ use crate::common::{
     session::{DEFAULT, Entry, PROFILES},
     wire::Delivery,
 };
-use nbd_proto::{Error, Limits, client::Tolerance, wire::ReplyType};
+use nbd_proto::{
+    Error,
+    client::{Limits, Tolerance},
+    wire::ReplyType,
+};
 
 /// A read of 1024 bytes at 4096 with every profile, in both modes with chunks.
 fn read(reply: impl Fn(Replier) -> Vec<u8>) -> Answers {

@@ -153,7 +153,7 @@ fn structured_replies_are_agreed_on_by_an_ack_alone() {
 // A known client compared each chunk with all before it, and remembered them without a limit.
 #[test]
 fn pieces_that_touch_are_remembered_as_one() {
-    let limits = nbd_proto::Limits {
+    let limits = nbd_proto::client::Limits {
         read_ranges: 1,
         ..Default::default()
     };

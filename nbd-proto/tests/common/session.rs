@@ -8,10 +8,10 @@ use super::{
 use ::bytes::{Buf, BufMut};
 use core::fmt;
 use nbd_proto::{
-    Bare, CommandFlags, ContextName, Error, ExportName, Frame, HeaderStyle, Limits, Misuse,
+    Bare, CommandFlags, ContextName, Error, ExportName, Frame, HeaderStyle, Misuse,
     client::{
-        Config, Cookie, Event, Fill, Go, GoOutcome, Greeted, Handshake, Options, Outcome, Payload,
-        Plain, Settled, Tolerance, Transmission, WholeReply,
+        Config, Cookie, Event, Fill, Go, GoOutcome, Greeted, Handshake, Limits, Options, Outcome,
+        Payload, Plain, Settled, Tolerance, Transmission, WholeReply,
     },
 };
 

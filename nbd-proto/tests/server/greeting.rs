@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use bytes::BytesMut;
-use nbd_proto::{Error, ExportInfo, Limits, TransmissionFlags, server};
+use nbd_proto::{Error, ExportInfo, TransmissionFlags, server, server::Limits};
 
 #[test]
 fn the_greeting_is_18_bytes_with_the_offered_flags() {

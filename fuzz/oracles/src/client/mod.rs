@@ -10,10 +10,7 @@ use crate::{
     delivery::{Wire, always},
     input::Input,
 };
-use nbd_proto::{
-    Limits,
-    client::{Config, Tolerance},
-};
+use nbd_proto::client::{Config, Limits, Tolerance};
 use negotiation::Script;
 use requests::Entry;
 use transmission::Session;
@@ -79,12 +76,6 @@ const TIGHT: Limits = Limits {
     read_ranges: 2,
     error_chunks: 2,
     unknown_error: 16,
-    option_data: 64,
-    option_drain: 256,
-    meta_queries: 2,
-    info_requests: 2,
-    options: 8,
-    accepted: 2,
 };
 
 /// The answers that lead a client into transmission.

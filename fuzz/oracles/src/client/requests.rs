@@ -99,7 +99,7 @@ impl Entry {
     pub(super) fn enter(&self) -> Transmission {
         // The limits of the input apply later.
         let config = Config {
-            limits: nbd_proto::Limits {
+            limits: nbd_proto::client::Limits {
                 infos: 8,
                 meta_contexts: 8,
                 option_replies: 4096,

@@ -11,8 +11,8 @@ use crate::input::Input;
 use asking::Client;
 use chopper::Chopper;
 use nbd_proto::{
-    BlockSizes, ExportInfo, Limits, TransmissionFlags,
-    server::{Config, Tls},
+    BlockSizes, ExportInfo, TransmissionFlags, client,
+    server::{self, Config, Tls},
 };
 use negotiation::{Haggler, Negotiation};
 use peer::Peer;
@@ -66,7 +66,7 @@ pub fn loopback(data: &[u8]) {
 #[derive(Debug)]
 struct World {
     config: Config,
-    client: nbd_proto::client::Config,
+    client: client::Config,
     export: ExportInfo,
 }
 
@@ -88,12 +88,12 @@ impl World {
         export.name = Some(negotiation::name("disk"));
         Self {
             config: Config {
-                limits: Limits {
+                limits: server::Limits {
                     accepted: input.pick(&[16, 1, 2, 3]),
                     // The client sends as many options as the input says, which breaks no rule of
                     // either side.
                     options: u32::MAX,
-                    ..Limits::default()
+                    ..server::Limits::default()
                 },
                 tls: if on(0) { Tls::Selective } else { Tls::Off },
                 structured: on(1),
@@ -102,13 +102,13 @@ impl World {
                 fixed_newstyle: on(4),
                 no_zeroes: on(5),
             },
-            client: nbd_proto::client::Config {
-                limits: Limits {
+            client: client::Config {
+                limits: client::Limits {
                     in_flight: input.pick(&[64, 1, 2, 5]),
-                    ..Limits::default()
+                    ..client::Limits::default()
                 },
                 // A server of ours needs no tolerance.
-                tolerance: nbd_proto::client::Tolerance::STRICT,
+                tolerance: client::Tolerance::STRICT,
             },
             export,
         }

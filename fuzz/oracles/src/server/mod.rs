@@ -18,8 +18,8 @@ use crate::{
     input::Input,
 };
 use nbd_proto::{
-    BlockSizes, Error, ExportInfo, Limits, TransmissionFlags,
-    server::{Config, Tls},
+    BlockSizes, Error, ExportInfo, TransmissionFlags,
+    server::{Config, Limits, Tls},
 };
 use negotiation::Connection;
 

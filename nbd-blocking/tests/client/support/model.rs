@@ -3,7 +3,7 @@
 
 use super::{Random, spawn};
 use bytes::{Buf, BytesMut};
-use nbd_blocking::{ContextName, Errno, ExportInfo, Limits};
+use nbd_blocking::{ContextName, Errno, ExportInfo, server::Limits};
 use nbd_proto::{
     BlockSizes, Phase, Step, TransmissionFlags,
     meta::{Allocation, Extent},

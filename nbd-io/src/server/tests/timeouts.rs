@@ -7,7 +7,7 @@ use crate::{
     server::{CloseReason, NegotiationError, Peer, Server},
     transport::Transport,
 };
-use nbd_proto::{ExportName, Limits};
+use nbd_proto::{ExportName, server::Limits};
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut, Read},

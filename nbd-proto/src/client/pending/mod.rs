@@ -7,8 +7,9 @@ pub use export_name::PendingExportName;
 
 use super::{Config, Options, Transmission, Upgrade};
 use crate::{
-    ContextName, Error, ExportInfo, ExportName, HeaderStyle, Limits, MAX_STRING, NameError,
-    OptionError, Phase, Step, Text, TransmissionFlags,
+    ContextName, Error, ExportInfo, ExportName, HeaderStyle, MAX_STRING, NameError, OptionError,
+    Phase, Step, Text, TransmissionFlags,
+    client::Limits,
     gather::Gather,
     wire::{ExportBlock, OptionCode, OptionReplyCode, OptionReplyHeader},
 };

@@ -8,8 +8,9 @@ use super::{
     GoOutcome, ListEntry, MetaContextEntry, Outstanding, Settled, TlsOutcome, checked, sealed,
 };
 use crate::{
-    BlockSizes, ContextName, Error, ExportInfo, ExportName, HeaderStyle, Limits, MAX_STRING,
-    NameError, OptionError, Text,
+    BlockSizes, ContextName, Error, ExportInfo, ExportName, HeaderStyle, MAX_STRING, NameError,
+    OptionError, Text,
+    client::Limits,
     wire::{
         ExportBlock, Info as WireInfo, MetaContextReply, OptionCode, OptionReplyCode, ServerReply,
     },

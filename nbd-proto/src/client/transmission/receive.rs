@@ -454,7 +454,8 @@ impl Transmission {
     }
 }
 
-/// A length that is limited by [`Limits`](crate::Limits) or by a read that a buffer exists for.
+/// A length that is limited by [`Limits`](crate::client::Limits) or by a read that a buffer exists
+/// for.
 pub(super) fn buffer_index(len: u64) -> usize {
     usize::try_from(len).expect("lengths of buffers fit into memory")
 }

@@ -202,7 +202,7 @@ impl Transmission {
     }
 
     /// The longest range that one request may have, in bytes: a multiple of the minimum block
-    /// size, and 0 if the [limits](crate::Limits::payload) are below a single block.
+    /// size, and 0 if the [limits](crate::client::Limits::payload) are below a single block.
     ///
     /// Reads and writes are limited by their payload; with chunks a server may be asked for more
     /// than its maximum at once, but need not answer. The others are limited by their length

@@ -26,8 +26,8 @@ impl Cookie {
     }
 
     /// A small number that no other request in flight has, less than
-    /// [`Limits::in_flight`](crate::Limits::in_flight): an index for what a driver keeps of each
-    /// request.
+    /// [`Limits::in_flight`](crate::client::Limits::in_flight): an index for what a driver keeps of
+    /// each request.
     #[inline]
     #[must_use]
     pub const fn slot(self) -> usize {

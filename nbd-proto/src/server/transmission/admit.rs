@@ -302,7 +302,10 @@ pub(super) fn filter(base: Base, payload: &[u8], agreed: &Agreed) -> Result<Requ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockSizes, ExportInfo, Limits, server::export::Offer};
+    use crate::{
+        BlockSizes, ExportInfo,
+        server::{Limits, export::Offer},
+    };
 
     /// No flag or one of them, and where a request is.
     fn combinations(ends: &[u64]) -> impl Iterator<Item = (u16, u64, u64)> {

@@ -2,7 +2,8 @@
 
 use super::Transmission;
 use crate::{
-    BlockSizes, ContextName, HeaderStyle, Limits, TransmissionFlags, server::export::Offer,
+    BlockSizes, ContextName, HeaderStyle, TransmissionFlags,
+    server::{Limits, export::Offer},
 };
 use alloc::sync::Arc;
 

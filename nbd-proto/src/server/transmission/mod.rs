@@ -46,7 +46,7 @@ const MAX_REQUEST: usize = 32;
 ///
 /// Every request is answered by exactly one final [`Reply`], whose [`Receipt`] is to be given to
 /// [`retire`](Self::retire) once the reply is written. As long as as many as
-/// [`Limits::accepted`](crate::Limits::accepted) are not, no further request is read.
+/// [`Limits::accepted`](crate::server::Limits::accepted) are not, no further request is read.
 #[derive(Debug)]
 pub struct Transmission {
     agreed: Agreed,

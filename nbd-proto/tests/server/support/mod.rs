@@ -9,9 +9,9 @@ pub(crate) use script::*;
 
 use bytes::Buf;
 use nbd_proto::{
-    BlockSizes, ExportInfo, ExportName, Limits, TransmissionFlags,
+    BlockSizes, ExportInfo, ExportName, TransmissionFlags,
     meta::Extent,
-    server::{Config, Part, Receipt, Refusal, Reply, Request, Tls},
+    server::{Config, Limits, Part, Receipt, Refusal, Reply, Request, Tls},
 };
 
 /// An export of the server under test.

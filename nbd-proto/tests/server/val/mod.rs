@@ -5,7 +5,7 @@
 
 mod transmission;
 
-use nbd_proto::Limits;
+use nbd_proto::server::Limits;
 use std::collections::BTreeSet;
 use transmission::transmission;
 

@@ -1,7 +1,7 @@
 //! The server's bytes in transmission.
 
 use super::{Bytes, HeaderStyle, State, string};
-use nbd_proto::Limits;
+use nbd_proto::server::Limits;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use super::IN_FLIGHT;
 use bytes::BytesMut;
 use nbd_proto::{
-    ExportName, Limits, Phase, Step,
-    client::{Config, Go, GoOutcome, Greeted, Handshake, Transmission},
+    ExportName, Phase, Step,
+    client::{Config, Go, GoOutcome, Greeted, Handshake, Limits, Transmission},
 };
 
 /// Bytes of an export of 64 MiB that can be flushed and trimmed, and its flags.

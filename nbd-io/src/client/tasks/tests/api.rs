@@ -15,7 +15,8 @@ use crate::{
 use bytes::BytesMut;
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportName, Failure, HeaderStyle,
-    Limits, Misuse, Uri, client::Go,
+    Misuse, Uri,
+    client::{Go, Limits},
 };
 use std::{
     io,

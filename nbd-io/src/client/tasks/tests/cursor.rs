@@ -13,7 +13,7 @@ use crate::{
     client::{ConnectOptions, Error, tasks::Cursor},
     runtime::Runtime,
 };
-use nbd_proto::{BlockSizes, Command, Errno, Limits};
+use nbd_proto::{BlockSizes, Command, Errno, client::Limits};
 use proptest::prelude::*;
 use std::{
     future::poll_fn,

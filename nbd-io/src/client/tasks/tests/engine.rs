@@ -16,7 +16,10 @@ use crate::{
     runtime::{Runtime, Tasks},
 };
 use bytes::{Bytes, BytesMut};
-use nbd_proto::{CommandFlags, ContextName, ExportName, HeaderStyle, Limits, client::Outcome};
+use nbd_proto::{
+    CommandFlags, ContextName, ExportName, HeaderStyle,
+    client::{Limits, Outcome},
+};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},

@@ -9,7 +9,7 @@ use crate::{
     Export, Memory, NamedExports,
     client::{ConnectOptions, StatusRun, StatusRuns, tasks::Client},
 };
-use nbd_proto::{BlockSizes, ContextName, Errno, Failure, Limits, meta::Extent};
+use nbd_proto::{BlockSizes, ContextName, Errno, Failure, client::Limits, meta::Extent};
 use std::{
     ops::ControlFlow,
     sync::{
