@@ -12,6 +12,8 @@ mod stream;
 pub use cursor::Cursor;
 pub use listener::Listener;
 #[doc(inline)]
+pub use nbd_io::client::tasks::ReadIntoError;
+#[doc(inline)]
 pub use nbd_io::client::{
     ClientEvent, ConnectionState, Error, Lost, Reconnect, StatusRun, TlsPolicy,
 };

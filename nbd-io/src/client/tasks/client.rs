@@ -1,6 +1,8 @@
 //! An export that any number of tasks use.
 
-use super::{extents::Extents, link::Request, pool::Pool, range_guard::SharedRangeLocks};
+use super::{
+    ReadIntoError, extents::Extents, link::Request, pool::Pool, range_guard::SharedRangeLocks,
+};
 use crate::{
     client::{ConnectionState, Error, Lost, Negotiated, Piece, index, length},
     runtime::Network,
@@ -180,7 +182,8 @@ impl<R: Network> Client<R> {
         let range = self.negotiated().range(Command::Read, offset, len as u64)?;
         let whole = self.negotiated().around(&range);
         let buffer = BytesMut::zeroed(length(&whole));
-        let data = self.read_whole(whole.start, buffer).await?.freeze();
+        let read = self.read_whole(whole.start, buffer).await;
+        let data = read.into_read()?.freeze();
         let start = index(offset - whole.start);
         Ok(data.slice(start..start + len))
     }
@@ -190,23 +193,38 @@ impl<R: Network> Client<R> {
     ///
     /// # Errors
     ///
-    /// Like [`read`](Client::read). The buffer is dropped then.
-    pub async fn read_into(&self, mut buffer: BytesMut, offset: u64) -> Result<BytesMut, Error> {
+    /// Like [`read`](Client::read). The [`ReadIntoError`] has the buffer, and `?` makes an [`Error`]
+    /// of it.
+    pub async fn read_into(
+        &self,
+        mut buffer: BytesMut,
+        offset: u64,
+    ) -> Result<BytesMut, ReadIntoError> {
         let len = buffer.len();
-        let range = self.negotiated().range(Command::Read, offset, len as u64)?;
+        let range = match self.negotiated().range(Command::Read, offset, len as u64) {
+            Ok(range) => range,
+            Err(misuse) => return Err(ReadIntoError::new(misuse.into(), buffer, len)),
+        };
         let whole = self.negotiated().around(&range);
         if length(&whole) == len {
-            return match self.single_read(offset, buffer) {
-                Ok(call) => call.await.into_read(),
+            let done = match self.single_read(offset, buffer) {
+                Ok(call) => call.await,
                 Err(buffer) => self.read_whole(offset, buffer).await,
             };
+            return match done.result {
+                Ok(_) => Ok(done.sink),
+                Err(error) => Err(ReadIntoError::new(error, done.sink, len)),
+            };
         }
-        let data = self
-            .read_whole(whole.start, BytesMut::zeroed(length(&whole)))
-            .await?;
-        let start = index(offset - whole.start);
-        buffer.copy_from_slice(&data[start..start + len]);
-        Ok(buffer)
+        let read = self.read_whole(whole.start, BytesMut::zeroed(length(&whole)));
+        match read.await.into_read() {
+            Ok(data) => {
+                let start = index(offset - whole.start);
+                buffer.copy_from_slice(&data[start..start + len]);
+                Ok(buffer)
+            }
+            Err(error) => Err(ReadIntoError::new(error, buffer, len)),
+        }
     }
 
     /// Reads in one request with these flags; nothing is split or aligned. Flags:
@@ -229,8 +247,8 @@ impl<R: Network> Client<R> {
         // What is too long for one request is refused, and needs no memory.
         let is_sent = len as u64 <= self.negotiated().max_read;
         let buffer = BytesMut::zeroed(if is_sent { len } else { 0 });
-        let (_, buffer) = self.perform(request, buffer).await?;
-        Ok(buffer.freeze())
+        let read = self.perform(request, buffer).await;
+        Ok(read.into_read()?.freeze())
     }
 
     /// Writes. The data is on stable storage after a [`flush`](Client::flush).

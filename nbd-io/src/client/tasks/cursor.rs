@@ -193,7 +193,7 @@ impl<R: Network> Cursor<R> {
         let (client, offset) = (self.client.clone(), self.position);
         let mut buffer = mem::take(&mut self.buffer);
         buffer.resize(len, 0);
-        Box::pin(async move { client.read_into(buffer, offset).await })
+        Box::pin(async move { Ok(client.read_into(buffer, offset).await?) })
     }
 
     fn write(&self, data: Bytes) -> Operation<()> {

@@ -15,6 +15,7 @@ mod link;
 mod pool;
 mod range_guard;
 mod ranges;
+mod read_into_error;
 mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -24,3 +25,4 @@ mod window;
 pub use client::Client;
 pub use cursor::Cursor;
 pub use extents::Extents;
+pub use read_into_error::ReadIntoError;

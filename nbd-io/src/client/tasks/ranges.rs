@@ -36,32 +36,32 @@ impl<R: Network> Client<R> {
         }
     }
 
-    pub(super) async fn read_whole(
-        &self,
-        offset: u64,
-        buffer: BytesMut,
-    ) -> Result<BytesMut, Error> {
+    /// Fills a buffer from whole blocks. What is left of it comes back with an error, too.
+    pub(super) async fn read_whole(&self, offset: u64, buffer: BytesMut) -> Done {
         let mut buffer = match self.single_read(offset, buffer) {
-            Ok(call) => return call.await.into_read(),
+            Ok(call) => return call.await,
             Err(buffer) => buffer,
         };
         let max = self.negotiated().max_payload;
         let len = buffer.len() as u64;
         if len == 0 {
-            return Ok(buffer);
+            return Done::new(Ok(Outcome::Done), buffer);
         }
         let read = |piece, buffer| self.perform(read_request(piece), buffer);
         if len <= max {
-            return Ok(read(Piece { offset, len }, buffer).await?.1);
+            return read(Piece { offset, len }, buffer).await;
         }
         let mut parts = Parts::default();
         let start = |piece: Piece| {
             let part = read(piece, buffer.split_to(index(piece.len)));
-            async move { Ok((piece.offset, part.await?.1)) }
+            async move { Ok((piece.offset, part.await.into_read()?)) }
         };
         let take = |(offset, part)| parts.add(offset, part);
-        self.pieces(offset, len, max, start, take).await?;
-        Ok(parts.whole())
+        match self.pieces(offset, len, max, start, take).await {
+            Ok(()) => Done::new(Ok(Outcome::Done), parts.whole()),
+            // Without the parts, what is left is all that uses the memory, and can have all of it.
+            Err(error) => Done::new(Err(error), buffer),
+        }
     }
 
     pub(super) async fn write_whole(
@@ -105,7 +105,7 @@ impl<R: Network> Client<R> {
         // Others that change the block come before this one reads it, or after it has written.
         let guard = self.lock_range(Command::Write, block.clone()).await?;
         let buffer = BytesMut::zeroed(length(&block));
-        let mut buffer = self.read_whole(block.start, buffer).await?;
+        let mut buffer = self.read_whole(block.start, buffer).await.into_read()?;
         buffer[place].copy_from_slice(&data);
         let request = Request::Write {
             offset: block.start,
@@ -113,7 +113,7 @@ impl<R: Network> Client<R> {
             flags,
         };
         let done = self.perform_in_turn(request, BytesMut::new(), Some(guard));
-        done.await.map(drop)
+        done.await.result.map(drop)
     }
 
     /// A command with a range and without payload. Servers may find a range too long that others
@@ -157,7 +157,7 @@ impl<R: Network> Client<R> {
             flags,
             ids,
         };
-        Ok(match self.perform(request, BytesMut::new()).await?.0 {
+        Ok(match self.perform(request, BytesMut::new()).await.result? {
             Outcome::Extents(extents) => extents,
             Outcome::Done | Outcome::Failed(_) => Vec::new(),
         })
@@ -180,7 +180,11 @@ impl<R: Network> Client<R> {
     pub(super) async fn done(&self, request: Request) -> Result<(), Error> {
         match self.straight(&request) {
             Some(link) => link.call(request, BytesMut::new()).await.result.map(drop),
-            None => self.perform(request, BytesMut::new()).await.map(drop),
+            None => self
+                .perform(request, BytesMut::new())
+                .await
+                .result
+                .map(drop),
         }
     }
 
@@ -192,16 +196,15 @@ impl<R: Network> Client<R> {
     }
 
     /// Has a single request carried out, on another connection if the first is lost.
-    pub(super) async fn perform(
-        &self,
-        request: Request,
-        sink: BytesMut,
-    ) -> Result<(Outcome, BytesMut), Error> {
+    pub(super) async fn perform(&self, request: Request, sink: BytesMut) -> Done {
         let observer = &self.shared.pool.common.observer;
         let _watched = observer.watch(request.command(), request.range());
         let guard = match request.change() {
             Some(range) if self.locks_ranges() => {
-                Some(self.lock_range(request.command(), range).await?)
+                match self.lock_range(request.command(), range).await {
+                    Ok(guard) => Some(guard),
+                    Err(error) => return Done::new(Err(error), sink),
+                }
             }
             _ => None,
         };
@@ -219,7 +222,7 @@ impl<R: Network> Client<R> {
         mut request: Request,
         sink: BytesMut,
         guard: Option<Arc<RangeGuard>>,
-    ) -> Result<(Outcome, BytesMut), Error> {
+    ) -> Done {
         let pool = &*self.shared.pool;
         let Some(log) = &pool.common.log else {
             let link;
@@ -227,12 +230,14 @@ impl<R: Network> Client<R> {
                 Some(only) => only,
                 None => {
                     let mut watch = pool.watch();
-                    link = poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await?;
+                    link = match poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await {
+                        Ok(link) => link,
+                        Err(error) => return Done::new(Err(error), sink),
+                    };
                     &link
                 }
             };
-            let Done { result, sink } = link.call_with(request, sink, Held::new(None, guard)).await;
-            return Ok((result?, sink));
+            return link.call_with(request, sink, Held::new(None, guard)).await;
         };
         let admission = if request.changes() {
             log.admit(request.weight(), 1)
@@ -250,14 +255,16 @@ impl<R: Network> Client<R> {
         guard.iter().for_each(|guard| guard.outlast_answer());
         loop {
             let epoch = log.lock().epoch();
-            let (outcome, sink) = self
-                .retry(&request, BytesMut::new(), guard.clone(), None)
-                .await?;
-            let flush = self.retry(&Request::Flush, BytesMut::new(), None, None);
-            flush.await?;
+            let changed = self.retry(&request, BytesMut::new(), guard.clone(), None);
+            let changed = changed.await;
+            if changed.result.is_err() {
+                return changed;
+            }
+            let flushed = self.retry(&Request::Flush, BytesMut::new(), None, None);
+            let flushed = flushed.await;
             // A flush of after a loss covers nothing of before.
-            if log.lock().epoch() == epoch {
-                return Ok((outcome, sink));
+            if flushed.result.is_err() || log.lock().epoch() == epoch {
+                return flushed;
             }
         }
     }
@@ -269,12 +276,15 @@ impl<R: Network> Client<R> {
         mut sink: BytesMut,
         guard: Option<Arc<RangeGuard>>,
         kept: Option<&Kept>,
-    ) -> Result<(Outcome, BytesMut), Error> {
+    ) -> Done {
         let pool = &*self.shared.pool;
         let command = request.command();
         let mut late = None;
         loop {
-            let link = self.link(command, &mut late).await?;
+            let link = match self.link(command, &mut late).await {
+                Ok(link) => link,
+                Err(error) => return Done::new(Err(error), sink),
+            };
             let record = link.log().and_then(|log| match command {
                 Command::Flush => Some(log.flush()),
                 _ if request.changes() => {
@@ -285,10 +295,10 @@ impl<R: Network> Client<R> {
             let guard = guard.clone();
             let call = link.call_with(request.clone(), sink, Held::new(record, guard));
             let done = call.await;
-            sink = done.sink;
             if is_answer(&done.result) || pool.is_closing() {
-                return Ok((done.result?, sink));
+                return done;
             }
+            sink = done.sink;
         }
     }
 

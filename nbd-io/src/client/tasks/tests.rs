@@ -1,4 +1,5 @@
 mod api;
+mod buffers;
 mod cursor;
 mod dropping;
 mod early;

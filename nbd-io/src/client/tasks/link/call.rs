@@ -39,6 +39,10 @@ pub(crate) struct Done {
 }
 
 impl Done {
+    pub(crate) const fn new(result: Result<Outcome, Error>, sink: BytesMut) -> Self {
+        Self { result, sink }
+    }
+
     /// What came of a read.
     pub(crate) fn into_read(self) -> Result<BytesMut, Error> {
         self.result.map(|_| self.sink)
