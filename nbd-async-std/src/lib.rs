@@ -19,7 +19,9 @@ pub use nbd_io::client::{
 };
 #[cfg(feature = "tls-base")]
 #[doc(inline)]
-pub use nbd_io::tls::{ClientTls, ServerTls, TlsError};
+pub use nbd_io::tls::{ClientTls, PeerNames, ServerTls, TlsError};
+#[doc(inline)]
+pub use nbd_io::transport::TlsSession;
 #[doc(inline)]
 pub use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, Errno, ExportInfo, ExportName, HeaderStyle,

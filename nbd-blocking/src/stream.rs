@@ -5,7 +5,7 @@ use crate::dial_clock::DialClock;
 use crate::tls::TlsStream;
 use nbd_io::transport::Transport;
 #[cfg(feature = "tls-base")]
-use nbd_io::{client::NegotiationError, tls::ClientTls};
+use nbd_io::{client::NegotiationError, tls::ClientTls, transport::TlsSession};
 use nbd_socket::Socket;
 use std::{
     fmt,
@@ -252,6 +252,14 @@ impl Transport for Negotiating {
         self.deadline = self.deadline.map(|deadline| deadline.min(disconnect_by));
         self.deadline.get_or_insert(disconnect_by);
         Poll::Ready(Ok(()))
+    }
+
+    #[cfg(feature = "tls-base")]
+    fn tls_session(&self) -> Option<TlsSession> {
+        match &self.stream {
+            Stream::Tls(tls) => tls.session(),
+            _ => None,
+        }
     }
 
     fn fail_instead_of_waiting(&mut self) {

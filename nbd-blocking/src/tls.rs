@@ -1,9 +1,12 @@
 //! TLS over a socket that two threads use, one in each direction.
 
 use crate::dial_clock::DialClock;
-use nbd_io::tls::{
-    Received, SEND_BUFFER, TlsError,
-    rustls::{self, ClientConfig, ClientConnection, Connection, pki_types::ServerName},
+use nbd_io::{
+    tls::{
+        Received, SEND_BUFFER, TlsError,
+        rustls::{self, ClientConfig, ClientConnection, Connection, pki_types::ServerName},
+    },
+    transport::TlsSession,
 };
 use nbd_socket::Socket;
 use std::{
@@ -60,6 +63,11 @@ impl TlsStream {
             },
             Failure::Tls(source) => TlsError::handshake(name, source),
         })
+    }
+
+    /// What was agreed on.
+    pub(crate) fn session(&self) -> Option<TlsSession> {
+        TlsSession::of(&lock(&self.connection))
     }
 
     async fn handshake(

@@ -5,8 +5,8 @@ use crate::server::Peer;
 use crate::{
     client::NegotiationError,
     tls::{
-        TlsTransport,
-        rustls::{ClientConfig, pki_types::ServerName},
+        PeerNames, TlsError, TlsTransport,
+        rustls::{ClientConfig, Connection, ProtocolVersion, pki_types::ServerName},
     },
 };
 use bytes::{Buf, BytesMut};
@@ -93,6 +93,11 @@ pub trait Transport {
         None
     }
 
+    /// The TLS session, if this is inside one.
+    fn tls_session(&self) -> Option<TlsSession> {
+        None
+    }
+
     /// Who is at the other end, for the events of a server that
     /// [serves](crate::server::Server::serve_over) this stream alone.
     fn peer(&self) -> Peer {
@@ -147,6 +152,10 @@ macro_rules! forward {
                 (**self).peer_certificate()
             }
 
+            fn tls_session(&self) -> Option<TlsSession> {
+                (**self).tls_session()
+            }
+
             fn peer(&self) -> Peer {
                 (**self).peer()
             }
@@ -156,6 +165,50 @@ macro_rules! forward {
 
 forward!(&mut T);
 forward!(Box<T>);
+
+/// What two peers have agreed on for TLS, and how the other one has proven who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsSession {
+    /// The version of the protocol: `TLS 1.3`, or `TLS 1.2`.
+    pub version: &'static str,
+    /// The cipher suite, by its registered name.
+    pub cipher_suite: &'static str,
+    /// The chain of certificates that the peer has shown, in DER, its own first.
+    pub peer_certificates: Vec<Vec<u8>>,
+}
+
+#[cfg(feature = "tls")]
+impl TlsSession {
+    /// What was agreed on; `None` before the handshake is done.
+    #[must_use]
+    pub fn of(connection: &Connection) -> Option<Self> {
+        let certificates = connection.peer_certificates().unwrap_or_default();
+        Some(Self {
+            version: match connection.protocol_version()? {
+                ProtocolVersion::TLSv1_3 => "TLS 1.3",
+                ProtocolVersion::TLSv1_2 => "TLS 1.2",
+                _ => "TLS",
+            },
+            cipher_suite: connection
+                .negotiated_cipher_suite()?
+                .suite()
+                .as_str()
+                .unwrap_or("unknown"),
+            peer_certificates: certificates.iter().map(|der| der.to_vec()).collect(),
+        })
+    }
+
+    /// The names in the peer's certificate; `None` if it has shown none.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be understood.
+    pub fn peer_names(&self) -> Result<Option<PeerNames>, TlsError> {
+        let own = self.peer_certificates.first();
+        own.map(|der| PeerNames::of(der)).transpose()
+    }
+}
 
 /// A transport in the clear, or TLS over it.
 #[derive(Debug)]
@@ -282,6 +335,14 @@ impl<T: Transport> Transport for Layered<T> {
             Self::Plain(transport) => transport.peer_certificate(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.peer_certificate(),
+        }
+    }
+
+    fn tls_session(&self) -> Option<TlsSession> {
+        match self {
+            Self::Plain(transport) => transport.tls_session(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.tls_session(),
         }
     }
 }

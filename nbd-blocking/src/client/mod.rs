@@ -6,7 +6,10 @@ mod retry;
 pub(crate) use retry::ends;
 
 use crate::{Error, Extents, Queue, link::Call, pool::Pool};
-use nbd_io::client::{ConnectionState, Negotiated, Piece, Request, length};
+use nbd_io::{
+    client::{ConnectionState, Negotiated, Piece, Request, length},
+    transport::TlsSession,
+};
 use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, ExportInfo, HeaderStyle,
     client::{Context, ContextExtents},
@@ -90,6 +93,12 @@ impl Client {
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         self.negotiated().encrypted
+    }
+
+    /// The TLS session of the first connection, with the server's certificates; `None` without TLS.
+    #[must_use]
+    pub fn tls_session(&self) -> Option<&TlsSession> {
+        self.negotiated().tls.as_deref()
     }
 
     /// The meta contexts that were selected.

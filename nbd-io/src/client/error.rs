@@ -10,7 +10,7 @@ mod advice;
 mod tests;
 
 use super::NegotiationError;
-use nbd_proto::{Command, Errno, Failure, Misuse, UriError, uri::Address};
+use nbd_proto::{Command, Errno, Failure, Misuse, OptionError, UriError, uri::Address};
 use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Why a connection could not be made, or a command was not carried out.
@@ -124,6 +124,18 @@ impl Error {
     pub const fn errno(&self) -> Option<Errno> {
         match self {
             Self::Failed { source, .. } => Some(source.errno),
+            _ => None,
+        }
+    }
+
+    /// What the server said, if it refused an option, so that the negotiation goes on.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&OptionError> {
+        match self {
+            Self::Negotiation { source, .. } => match &**source {
+                NegotiationError::Refused(refusal) => Some(refusal),
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -1,7 +1,9 @@
 //! What was agreed on with a server, and whether another connection agrees.
 
 use super::{Connected, Reconnect, longest};
+use crate::transport::{TlsSession, Transport};
 use nbd_proto::{BlockSizes, Command, ContextName, ExportInfo, HeaderStyle, client::Context};
+use std::sync::Arc;
 
 /// What does not change during transmission, and is the same on all connections of a client.
 #[derive(Clone, Debug)]
@@ -17,6 +19,8 @@ pub struct Negotiated {
     pub blocks: BlockSizes,
     /// Whether there is TLS.
     pub encrypted: bool,
+    /// The TLS session of the first connection, if the transport knows it.
+    pub tls: Option<Arc<TlsSession>>,
     /// The longest read in one request, in bytes.
     pub max_read: u64,
     /// The longest payload of one request, in bytes.
@@ -30,7 +34,7 @@ pub struct Negotiated {
 impl Negotiated {
     /// What holds on a connection.
     #[must_use]
-    pub fn new<T>(connected: &Connected<T>) -> Self {
+    pub fn new<T: Transport>(connected: &Connected<T>) -> Self {
         let transmission = &connected.transmission;
         Self {
             export: transmission.export().clone(),
@@ -38,6 +42,7 @@ impl Negotiated {
             contexts: transmission.contexts().to_vec(),
             blocks: transmission.block_sizes(),
             encrypted: connected.encrypted,
+            tls: connected.transport.tls_session().map(Arc::new),
             max_read: transmission.max_len(Command::Read),
             max_payload: transmission.max_len(Command::Write),
             max_zeroes: longest(transmission, Command::WriteZeroes),

@@ -1,7 +1,7 @@
 //! TLS over any transport.
 
 use super::{Received, SEND_BUFFER, TlsError};
-use crate::transport::Transport;
+use crate::transport::{TlsSession, Transport};
 use rustls::{
     ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
     pki_types::{CertificateDer, ServerName},
@@ -252,6 +252,10 @@ impl<T: Transport> Transport for TlsTransport<T> {
     fn peer_certificate(&self) -> Option<&[u8]> {
         let own = self.peer_certificates()?.first()?;
         Some(own)
+    }
+
+    fn tls_session(&self) -> Option<TlsSession> {
+        TlsSession::of(&self.connection)
     }
 
     fn fail_instead_of_waiting(&mut self) {

@@ -27,6 +27,12 @@ impl OptionError {
             message: message.into(),
         }
     }
+
+    /// Whether the server does not know the option, as older ones do not.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        self.code == OptionReplyCode::ErrUnsup
+    }
 }
 
 impl fmt::Display for OptionError {

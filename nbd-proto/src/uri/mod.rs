@@ -52,6 +52,7 @@ mod display;
 mod error;
 mod parse;
 mod piece;
+mod qemu;
 mod query;
 mod tls;
 
@@ -104,6 +105,23 @@ impl Uri {
     /// [`UriError`] says what was expected and where.
     pub fn parse_with(uri: &str, permissions: Permissions) -> Result<Self, UriError> {
         parse::parse(uri, permissions)
+    }
+
+    /// Parses what QEMU took before it took URIs, and still does: `nbd:HOST:PORT` or
+    /// `nbd:unix:PATH`, each perhaps with `:exportname=NAME` after it.
+    ///
+    /// ```
+    /// # use nbd_proto::uri::Uri;
+    /// let uri = Uri::parse_qemu("nbd:localhost:10809:exportname=disk")?;
+    /// assert_eq!(uri, Uri::parse("nbd://localhost/disk")?);
+    /// # Ok::<(), nbd_proto::uri::UriError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`UriError`] says what was expected and where.
+    pub fn parse_qemu(text: &str) -> Result<Self, UriError> {
+        qemu::parse(text)
     }
 
     /// The default export of the server at `host` and `port` ([`DEFAULT_PORT`] as a rule), without

@@ -12,6 +12,7 @@ pub(super) fn negotiated(size: u64, minimum: u32) -> Negotiated {
         contexts: Vec::new(),
         blocks,
         encrypted: false,
+        tls: None,
         max_read: 32 << 20,
         max_payload: 1 << 20,
         max_zeroes: 1 << 40,

@@ -6,6 +6,7 @@ use super::{
 use crate::{
     client::{ConnectionState, Error, Lost, Negotiated, Piece, index, length},
     runtime::Network,
+    transport::TlsSession,
 };
 use bytes::{Bytes, BytesMut};
 use nbd_proto::{
@@ -120,6 +121,12 @@ impl<R: Network> Client<R> {
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         self.negotiated().encrypted
+    }
+
+    /// The TLS session of the first connection, with the server's certificates; `None` without TLS.
+    #[must_use]
+    pub fn tls_session(&self) -> Option<&TlsSession> {
+        self.negotiated().tls.as_deref()
     }
 
     /// The meta contexts that were selected.

@@ -1,6 +1,9 @@
 //! A deadline for a stream that negotiates.
 
-use crate::{runtime::Runtime, transport::Transport};
+use crate::{
+    runtime::Runtime,
+    transport::{TlsSession, Transport},
+};
 use std::{
     fmt,
     io::{self, IoSlice, IoSliceMut},
@@ -66,6 +69,10 @@ impl<R: Runtime> Transport for Timed<R> {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = self.stream.poll_shutdown(cx);
         self.in_time(cx, polled)
+    }
+
+    fn tls_session(&self) -> Option<TlsSession> {
+        self.stream.tls_session()
     }
 
     fn fail_instead_of_waiting(&mut self) {

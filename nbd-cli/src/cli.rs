@@ -1,0 +1,85 @@
+//! The command line as a whole.
+
+use crate::{
+    info, list,
+    outcome::{Error, Result},
+};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use std::io;
+use tracing_subscriber::EnvFilter;
+
+/// Looks at, copies, compares, serves and measures disks over NBD.
+///
+/// Where a URI is expected, `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH` and
+/// `nbds://` for TLS will do, and QEMU's `nbd:HOST:PORT:exportname=EXPORT`. Anything else is a file or
+/// a block device. Without one, a server in this process has a small disk to try things with.
+///
+/// Exit codes: 0 for yes, the same, done; 1 for no, different; 2 for an error; 130 after Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(name = "nbd", version = version(), propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Info(info::Info),
+    List(list::List),
+}
+
+/// What all commands have.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Say on standard error what happens: connections, requests with -vv, messages with -vvv.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Say nothing but results and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result {
+        let Self { common, command } = self;
+        log(&common)?;
+        match command {
+            Command::Info(info) => info.run(),
+            Command::List(list) => list.run(),
+        }
+    }
+}
+
+/// Logs to standard error as much as was asked for, or as the variable `NBD_LOG` says.
+fn log(common: &Common) -> Result<()> {
+    let level = match common.verbose {
+        0 => "off",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = match std::env::var("NBD_LOG") {
+        Ok(filter) if common.verbose == 0 => EnvFilter::try_new(&filter)
+            .map_err(|error| Error::new(format!("NBD_LOG=\"{filter}\": {error}")))?,
+        _ => EnvFilter::new(level),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// The version with the features of this build.
+fn version() -> &'static str {
+    if cfg!(feature = "tls") {
+        concat!(env!("CARGO_PKG_VERSION"), " (TLS by rustls with aws-lc-rs)")
+    } else if cfg!(feature = "tls-ring") {
+        concat!(env!("CARGO_PKG_VERSION"), " (TLS by rustls with ring)")
+    } else {
+        concat!(env!("CARGO_PKG_VERSION"), " (without TLS)")
+    }
+}

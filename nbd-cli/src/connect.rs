@@ -1,0 +1,143 @@
+//! Options by which commands connect.
+
+use crate::{
+    embedded::Embedded,
+    outcome::{Context, Error, Result},
+    target::Target,
+};
+use clap::{Args, ValueEnum};
+use nbd_tokio::{
+    TlsPolicy, Uri,
+    nbd_io::client::{ConnectOptions, Driver},
+};
+use std::{path::PathBuf, time::Duration};
+
+/// How to connect to servers.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connecting")]
+pub(crate) struct Connect {
+    /// When to start TLS with servers whose URI does not demand it.
+    #[arg(long, value_name = "WHEN", default_value = "never")]
+    tls: Tls,
+    /// Trust these authorities (PEM) instead of the system's.
+    #[arg(long, value_name = "FILE", env = "NBD_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// Show this certificate (PEM) to servers that ask for one.
+    #[arg(long, value_name = "FILE", requires = "tls_key", env = "NBD_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// The key (PEM) of that certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "NBD_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// The name that the server's certificate must have, instead of the URI's host.
+    #[arg(long, value_name = "NAME")]
+    tls_hostname: Option<String>,
+    /// Take any certificate, so that anybody may pretend to be the server.
+    #[arg(long)]
+    tls_insecure: bool,
+    /// Give up connecting after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    connect_timeout: Duration,
+    /// Give up a request after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    request_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tls {
+    Never,
+    IfOffered,
+    Always,
+}
+
+/// What an argument has led to: a URI, and the server in this process if it is there.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Where to connect to.
+    pub(crate) uri: Uri,
+    /// Keeps the server.
+    pub(crate) embedded: Option<Embedded>,
+}
+
+impl Connect {
+    /// Options for any runtime.
+    pub(crate) fn options<D: Driver + Default>(&self) -> Result<ConnectOptions<D>> {
+        let options = ConnectOptions::new()
+            .local_files(true)
+            .connect_timeout(Some(self.connect_timeout))
+            .request_timeout(Some(self.request_timeout))
+            .tls_policy(self.policy());
+        self.trust(options)
+    }
+
+    /// Whether TLS is to be started where the URI does not demand it.
+    pub(crate) fn policy(&self) -> TlsPolicy {
+        match self.tls {
+            Tls::Never => TlsPolicy::Never,
+            Tls::IfOffered => TlsPolicy::IfOffered,
+            Tls::Always => TlsPolicy::Always,
+        }
+    }
+
+    #[cfg(feature = "tls-base")]
+    fn trust<D: Driver>(&self, options: ConnectOptions<D>) -> Result<ConnectOptions<D>> {
+        let mut tls = nbd_tokio::ClientTls::new();
+        if let Some(file) = &self.tls_ca {
+            tls = tls.roots_file(file).step(|| "--tls-ca")?;
+        }
+        if let (Some(chain), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            let identity = tls.identity_files(chain, key);
+            tls = identity.step(|| "--tls-cert and --tls-key")?;
+        }
+        if let Some(name) = &self.tls_hostname {
+            tls = tls.server_name(name);
+        }
+        if self.tls_insecure {
+            tls = tls.dangerous_accept_any_certificate();
+        }
+        Ok(options.tls(tls))
+    }
+
+    #[cfg(not(feature = "tls-base"))]
+    fn trust<D: Driver>(&self, options: ConnectOptions<D>) -> Result<ConnectOptions<D>> {
+        let asked = self.tls_ca.is_some() || self.tls_cert.is_some() || self.tls_key.is_some();
+        if asked || self.tls_hostname.is_some() || self.tls_insecure || self.tls != Tls::Never {
+            return Err(Error::new("this build of nbd has no TLS"));
+        }
+        Ok(options)
+    }
+
+    /// Makes a server of what is none: a file is served read-only by this process, and without an
+    /// argument there is a disk to try things with.
+    pub(crate) fn open(target: Option<&Target>) -> Result<Opened> {
+        let embedded = match target {
+            Some(Target::Server(uri)) => {
+                return Ok(Opened {
+                    uri: uri.clone(),
+                    embedded: None,
+                });
+            }
+            Some(Target::Path(path)) => Embedded::file(path, false)?,
+            Some(Target::Stdio) => {
+                return Err(Error::new(
+                    "expected a URI, a file or a block device, got \"-\" for standard input",
+                ));
+            }
+            None => Embedded::sample()?,
+        };
+        Ok(Opened {
+            uri: embedded.uri().clone(),
+            embedded: Some(embedded),
+        })
+    }
+}
+
+/// A duration in seconds, which may have a fraction.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| "expected a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(number) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("expected a positive number of seconds".to_owned()),
+    }
+}

@@ -1,0 +1,97 @@
+//! A server in this process, for files and for those who only want to try a command.
+
+use crate::outcome::{Context, Result};
+use nbd_blocking::{
+    Listener, Server,
+    exports::{Export, File, Memory},
+    server::Stopper,
+};
+use nbd_tokio::Uri;
+use std::{
+    io,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+use tempfile::TempDir;
+
+/// The size of the disk that commands are tried with.
+const SIZE: u64 = 64 << 20;
+
+/// Serves an export at a Unix socket that only this user can reach, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    uri: Uri,
+    stopper: Stopper,
+    serving: Option<JoinHandle<io::Result<()>>>,
+    /// Where the socket is.
+    _directory: TempDir,
+}
+
+impl Embedded {
+    /// Serves an export.
+    pub(crate) fn new(export: Arc<dyn Export>) -> Result<Self> {
+        let started = || -> io::Result<Self> {
+            let directory = tempfile::Builder::new().prefix("nbd-").tempdir()?;
+            let path = directory.path().join("s");
+            let uri = Uri::unix(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+            let listener = Listener::bind_unix(&path)?;
+            let server = Server::single(export);
+            let stopper = server.stopper();
+            let serving = thread::Builder::new()
+                .name("server".into())
+                .spawn(move || server.serve(listener))?;
+            Ok(Self {
+                uri,
+                stopper,
+                serving: Some(serving),
+                _directory: directory,
+            })
+        };
+        started().step(|| "cannot start a server in this process")
+    }
+
+    /// A disk in memory with a little in it.
+    pub(crate) fn sample() -> Result<Self> {
+        let disk = Memory::new(SIZE).with_description("a disk in memory to try commands with");
+        for (at, len) in [
+            (0, 4096),
+            (1 << 20, 5 << 20),
+            (24 << 20, 2 << 20),
+            (SIZE - 65536, 65536),
+        ] {
+            let line = b"This disk is in the memory of this process, and ends with it. ..";
+            let data = line.repeat(len / line.len());
+            let _ = disk.write(at, &data, false);
+        }
+        Self::new(Arc::new(disk))
+    }
+
+    /// A file or a block device.
+    pub(crate) fn file(path: &Path, writable: bool) -> Result<Self> {
+        let opened = if writable {
+            File::open(path)
+        } else {
+            File::open_read_only(path)
+        };
+        Self::new(Arc::new(
+            opened.step(|| format!("cannot open {}", path.display()))?,
+        ))
+    }
+
+    /// Where to connect to.
+    pub(crate) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(serving) = self.serving.take() {
+            // Its connections are over, so that there is nothing left to lose.
+            let _ = serving.join();
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The command `nbd`.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod connect;
+mod content;
+mod embedded;
+mod info;
+mod list;
+mod outcome;
+mod output;
+mod report;
+mod runtime;
+mod session;
+mod size;
+mod target;
+mod text;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    outcome::report(cli.run())
+}

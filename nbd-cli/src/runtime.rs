@@ -1,0 +1,12 @@
+//! Where asynchronous commands run.
+
+use crate::outcome::{Context, Result};
+
+/// Runs a command on this thread.
+pub(crate) fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .step(|| "cannot start the runtime")?;
+    runtime.block_on(command)
+}
