@@ -1,8 +1,9 @@
 //! The command line as a whole.
 
 use crate::{
-    info, list,
+    dump, info, list, map,
     outcome::{Error, Result},
+    ping,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::io;
@@ -28,6 +29,9 @@ pub(crate) struct Cli {
 enum Command {
     Info(info::Info),
     List(list::List),
+    Map(map::Map),
+    Dump(dump::Dump),
+    Ping(ping::Ping),
 }
 
 /// What all commands have.
@@ -48,6 +52,9 @@ impl Cli {
         match command {
             Command::Info(info) => info.run(),
             Command::List(list) => list.run(),
+            Command::Map(map) => map.run(),
+            Command::Dump(dump) => dump.run(),
+            Command::Ping(ping) => ping.run(),
         }
     }
 }
@@ -68,9 +75,15 @@ fn log(common: &Common) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(colours())
         .with_target(false)
         .init();
     Ok(())
+}
+
+/// Whether standard error takes colours.
+fn colours() -> bool {
+    anstream::stderr().current_choice() != anstream::ColorChoice::Never
 }
 
 /// The version with the features of this build.

@@ -61,7 +61,8 @@ impl Embedded {
             (24 << 20, 2 << 20),
             (SIZE - 65536, 65536),
         ] {
-            let line = b"This disk is in the memory of this process, and ends with it. ..";
+            // As long as a line of a dump.
+            let line = b"nbd sample disk\n";
             let data = line.repeat(len / line.len());
             let _ = disk.write(at, &data, false);
         }

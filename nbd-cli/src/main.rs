@@ -5,11 +5,15 @@
 mod cli;
 mod connect;
 mod content;
+mod dump;
 mod embedded;
 mod info;
 mod list;
+mod map;
 mod outcome;
 mod output;
+mod ping;
+mod range;
 mod report;
 mod runtime;
 mod session;

@@ -118,12 +118,6 @@ fn complain(error: &Error) {
     }
 }
 
-/// Something to print on standard error beside errors, one line at a time.
-pub(crate) fn say(line: fmt::Arguments<'_>) {
-    // In one piece, so that lines of threads do not get mixed up.
-    let _ = anstream::stderr().write_all(format!("{}\n", printable(&line)).as_bytes());
-}
-
 struct Said<'a>(&'a Error);
 
 impl fmt::Display for Said<'_> {

@@ -2,16 +2,19 @@
 
 use crate::outcome::{Error, Result};
 use serde::Serialize;
-use std::io::Write;
+use std::{
+    fmt,
+    io::{BufWriter, Write},
+};
 
 /// The version of the JSON documents. It grows when a key changes its meaning or goes away.
 pub(crate) const SCHEMA: u32 = 1;
 
-/// Prints text, a whole command's at once, so that a closed pipe shows at one place.
+/// Prints text.
 pub(crate) fn print(text: &str) -> Result<()> {
-    let mut stdout = anstream::stdout().lock();
-    let printed = stdout.write_all(text.as_bytes());
-    printed.and_then(|()| stdout.flush()).map_err(Error::Output)
+    let mut stdout = Lines::new();
+    stdout.put(format_args!("{text}"))?;
+    stdout.finish()
 }
 
 /// Prints a JSON document.
@@ -19,4 +22,26 @@ pub(crate) fn json(document: &impl Serialize) -> Result<()> {
     let text =
         serde_json::to_string_pretty(document).map_err(|error| Error::Output(error.into()))?;
     print(&format!("{text}\n"))
+}
+
+/// Text that is printed as it comes, for commands that may have much to say.
+pub(crate) struct Lines(BufWriter<anstream::AutoStream<std::io::StdoutLock<'static>>>);
+
+impl Lines {
+    pub(crate) fn new() -> Self {
+        Self(BufWriter::with_capacity(
+            64 << 10,
+            anstream::stdout().lock(),
+        ))
+    }
+
+    /// Prints more.
+    pub(crate) fn put(&mut self, text: fmt::Arguments<'_>) -> Result<()> {
+        self.0.write_fmt(text).map_err(Error::Output)
+    }
+
+    /// Prints what is still held back.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.0.flush().map_err(Error::Output)
+    }
 }

@@ -66,7 +66,8 @@ impl Session {
         Ok(session)
     }
 
-    async fn agree(&mut self) -> Result<()> {
+    /// Agrees on the best header style that the server has.
+    pub(crate) async fn agree(&mut self) -> Result<()> {
         fixed!(self, negotiation => {
             if !granted(negotiation.extended_headers().await)? {
                 granted(negotiation.structured_reply().await)?;
