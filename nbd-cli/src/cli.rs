@@ -3,7 +3,7 @@
 use crate::{
     dump, info, list, map,
     outcome::{Error, Result},
-    ping,
+    ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::io;
@@ -32,6 +32,7 @@ enum Command {
     Map(map::Map),
     Dump(dump::Dump),
     Ping(ping::Ping),
+    Serve(serve::Serve),
 }
 
 /// What all commands have.
@@ -55,6 +56,7 @@ impl Cli {
             Command::Map(map) => map.run(),
             Command::Dump(dump) => dump.run(),
             Command::Ping(ping) => ping.run(),
+            Command::Serve(serve) => serve.run(common.quiet),
         }
     }
 }

@@ -16,6 +16,7 @@ mod ping;
 mod range;
 mod report;
 mod runtime;
+mod serve;
 mod session;
 mod size;
 mod target;

@@ -15,6 +15,8 @@ pub(crate) enum Answer {
     Yes,
     /// No, different.
     No,
+    /// What a command said that was run for the user: its exit code.
+    Code(u8),
 }
 
 impl From<bool> for Answer {
@@ -91,6 +93,7 @@ pub(crate) fn report(result: Result) -> ExitCode {
     match result {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
+        Ok(Answer::Code(code)) => ExitCode::from(code),
         Err(error) => {
             if !error.is_quiet() {
                 complain(&error);
@@ -116,6 +119,12 @@ fn complain(error: &Error) {
         }
         source = cause.source();
     }
+}
+
+/// Something to print on standard error beside errors, one line at a time. It may have no reader.
+pub(crate) fn say(line: fmt::Arguments<'_>) {
+    // In one piece, so that lines of threads do not get mixed up.
+    let _ = anstream::stderr().write_all(format!("{}\n", printable(&line)).as_bytes());
 }
 
 struct Said<'a>(&'a Error);

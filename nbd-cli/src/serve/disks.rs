@@ -1,0 +1,249 @@
+//! What is served.
+
+use super::{
+    named::{Named, export_name},
+    overlays::Overlays,
+};
+use crate::outcome::{Context, Error, Result};
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
+use nbd_blocking::exports::{
+    Directory, Export, ExportName, Exports, File, Listing, Memory, NamedExports, Offer, Unavailable,
+};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Disks and their names.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Disks")]
+pub(super) struct Disks {
+    /// Files and block devices, named as they are called. The first disk is the default export.
+    #[arg(value_name = "[NAME=]PATH", value_parser = path_parser())]
+    paths: Vec<Named<OsString>>,
+    /// A disk in memory of this size, such as 64M.
+    #[arg(long, value_name = "[NAME=]SIZE", value_parser = Named::size)]
+    memory: Vec<Named<u64>>,
+    /// All files of a directory, under their names, and whatever comes into it later.
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// A text for people; the first one is for the first disk, and so on.
+    #[arg(long, value_name = "TEXT")]
+    description: Vec<String>,
+    /// Refuse all writes.
+    #[arg(short, long)]
+    read_only: bool,
+    /// Keep changes apart, in memory or unnamed files of DIR, and leave the disks as they are.
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
+    #[arg(conflicts_with = "read_only")]
+    overlay: Option<Option<PathBuf>>,
+    /// Serve this disk to clients with TLS only.
+    #[arg(long, value_name = "NAME", value_parser = export_name)]
+    tls_only: Vec<ExportName>,
+}
+
+fn path_parser() -> impl TypedValueParser<Value = Named<OsString>> {
+    OsStringValueParser::new().try_map(|text| Named::path(&text))
+}
+
+/// The disks, opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) exports: Arc<dyn Exports>,
+    /// The name of the disk, if there is a single one.
+    pub(super) only: Option<ExportName>,
+    pub(super) overlays: Option<Arc<Overlays>>,
+}
+
+impl Disks {
+    /// Opens everything. The disks under overlays are opened for reading, unless `commits`.
+    pub(super) fn open(&self, commits: bool) -> Result<Opened> {
+        let overlays = self.overlay.as_ref();
+        let overlays = overlays.map(|place| Arc::new(Overlays::new(place.clone())));
+        let read_only = self.read_only || overlays.is_some() && !commits;
+        let mut descriptions = self.description.iter();
+        let mut describe = || descriptions.next().map_or("", String::as_str);
+        let mut named: Vec<(ExportName, Arc<dyn Export>)> = Vec::new();
+        for Named { name, what } in &self.paths {
+            let path = Path::new(what);
+            let name = name.clone().map_or_else(|| file_name(path), Ok)?;
+            let file = open_file(path, read_only)?.with_description(describe());
+            named.push((name, Arc::new(file)));
+        }
+        for Named { name, what } in &self.memory {
+            let disk = Memory::new(*what).with_description(describe());
+            let name = name.clone().unwrap_or_default();
+            named.push(if self.read_only {
+                (name, Arc::new(disk.read_only()))
+            } else {
+                (name, Arc::new(disk))
+            });
+        }
+        let directory = self.directory.as_ref();
+        let directory = directory
+            .map(|path| {
+                let opened = Directory::open(path);
+                opened.step(|| format!("cannot serve the directory {}", path.display()))
+            })
+            .transpose()?
+            .map(|directory| directory.with_description(describe()))
+            .map(|directory| {
+                if read_only {
+                    directory.read_only()
+                } else {
+                    directory
+                }
+            });
+        if descriptions.next().is_some() {
+            let (texts, disks) = (self.description.len(), named.len());
+            return Err(Error::new(format!(
+                "there are {texts} descriptions for {disks} disks"
+            )));
+        }
+        if named.is_empty() && directory.is_none() {
+            return Err(Error::new(
+                "there is nothing to serve: give a PATH, --memory SIZE or --directory DIR",
+            ));
+        }
+        let only = match &named[..] {
+            [(name, _)] if directory.is_none() => Some(name.clone()),
+            _ => None,
+        };
+        let served = Served {
+            named: self.named(named, overlays.as_ref())?,
+            directory,
+            tls_only: self.tls_only.iter().cloned().collect(),
+            overlays: overlays.clone(),
+        };
+        Ok(Opened {
+            exports: Arc::new(served),
+            only,
+            overlays,
+        })
+    }
+
+    /// Gives each disk its name, and its overlay.
+    fn named(
+        &self,
+        disks: Vec<(ExportName, Arc<dyn Export>)>,
+        overlays: Option<&Arc<Overlays>>,
+    ) -> Result<NamedExports> {
+        let mut exports = NamedExports::new();
+        if let Some((first, _)) = disks.first() {
+            exports = exports.with_default(first.clone());
+        }
+        let mut taken = BTreeSet::new();
+        for (name, disk) in disks {
+            if !taken.insert(name.clone()) {
+                return Err(Error::new(format!(
+                    "there are two disks of the name \"{name}\": give NAME=PATH"
+                )));
+            }
+            let disk = match overlays {
+                Some(overlays) => {
+                    let over = overlays.keep(&name, disk);
+                    over.step(|| format!("cannot lay changes over \"{name}\""))?
+                }
+                None => disk,
+            };
+            exports = exports.with(name, disk);
+        }
+        let unknown = self.tls_only.iter().find(|name| !taken.contains(*name));
+        match unknown {
+            Some(name) if self.directory.is_none() => Err(Error::new(format!(
+                "--tls-only \"{name}\": there is no disk of this name"
+            ))),
+            _ => Ok(exports),
+        }
+    }
+}
+
+/// The name of a file as that of an export.
+fn file_name(path: &Path) -> Result<ExportName> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.and_then(|name| ExportName::new(name).ok());
+    name.ok_or_else(|| {
+        Error::new(format!(
+            "expected a file name that can be that of an export, got {}: give NAME=PATH",
+            path.display()
+        ))
+    })
+}
+
+fn open_file(path: &Path, read_only: bool) -> Result<File> {
+    if read_only {
+        return File::open_read_only(path).step(|| format!("cannot open {}", path.display()));
+    }
+    File::open(path).step(|| {
+        let readable = File::open_read_only(path).is_ok();
+        let remedy = if readable {
+            "; -r serves it read-only"
+        } else {
+            ""
+        };
+        format!("cannot open {} for writing{remedy}", path.display())
+    })
+}
+
+/// Disks by name, and the files of a directory where there is no disk of that name.
+#[derive(Debug)]
+struct Served {
+    named: NamedExports,
+    directory: Option<Directory>,
+    tls_only: BTreeSet<ExportName>,
+    overlays: Option<Arc<Overlays>>,
+}
+
+impl Served {
+    fn is_tls_only(&self, name: &ExportName) -> bool {
+        self.tls_only.contains(name)
+    }
+
+    fn find_file(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+        let directory = self.directory.as_ref().ok_or_else(Unavailable::unknown)?;
+        match &self.overlays {
+            Some(overlays) => overlays.find(name, || directory.find(name)),
+            None => directory.find(name),
+        }
+    }
+}
+
+impl Exports for Served {
+    fn lookup(&self, name: &ExportName) -> Option<Offer> {
+        self.find(name).ok()
+    }
+
+    fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+        let offer = match self.named.lookup(name) {
+            Some(offer) => offer,
+            None => self.find_file(name)?,
+        };
+        let canonical = offer.name.as_ref().unwrap_or(name);
+        Ok(if self.is_tls_only(canonical) {
+            offer.tls_only()
+        } else {
+            offer
+        })
+    }
+
+    fn list(&self) -> Vec<Listing> {
+        let mut listed = self.named.list();
+        if let Some(directory) = &self.directory {
+            let files = directory.list().into_iter();
+            listed.extend(files.filter(|file| self.named.lookup(&file.name).is_none()));
+        }
+        for listing in &mut listed {
+            listing.tls_only = self.is_tls_only(&listing.name);
+        }
+        listed
+    }
+
+    fn may_block(&self) -> bool {
+        self.directory.is_some() || self.named.may_block()
+    }
+}

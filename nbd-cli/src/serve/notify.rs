@@ -1,0 +1,95 @@
+//! Telling others that the server is ready.
+
+use crate::outcome::{Context, Result};
+use clap::Args;
+use nbd_tokio::Uri;
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::{ffi::OsStrExt, net::UnixDatagram},
+    path::PathBuf,
+    process,
+};
+
+/// Whom to tell.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Running")]
+pub(super) struct Notify {
+    /// Write a line to this descriptor once clients can connect, as systemd is told anyway.
+    #[arg(long, value_name = "FD")]
+    ready_fd: Option<u32>,
+    /// Write the number of this process to a file, which is removed in the end.
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+}
+
+/// What is to be undone in the end.
+#[derive(Debug)]
+pub(super) struct Told {
+    pid_file: Option<PathBuf>,
+}
+
+impl Notify {
+    /// Tells that clients can connect.
+    pub(super) fn ready(&self) -> Result<Told> {
+        let told = Told {
+            pid_file: self.pid_file.clone(),
+        };
+        if let Some(path) = &self.pid_file {
+            let written = fs::write(path, format!("{}\n", process::id()));
+            written.step(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Some(fd) = self.ready_fd {
+            // Opened anew, because a number is no proof that the descriptor is ours to close.
+            let opened = OpenOptions::new()
+                .append(true)
+                .open(format!("/dev/fd/{fd}"));
+            let written = opened.and_then(|mut ready| ready.write_all(b"\n"));
+            written.step(|| format!("cannot write to descriptor {fd} of --ready-fd"))?;
+        }
+        tell_manager(&format!("READY=1\nMAINPID={}", process::id()));
+        Ok(told)
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if let Some(path) = &self.pid_file {
+            // No caller is left to report it to.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Tells systemd, or another manager of services, what is going on (`sd_notify`). It may be gone.
+pub(super) fn tell_manager(state: &str) {
+    if let Some(socket) = env::var_os("NOTIFY_SOCKET")
+        && let Err(error) = send(&socket, state)
+    {
+        tracing::warn!("NOTIFY_SOCKET does not take messages: {error}");
+    }
+}
+
+fn send(socket: &OsStr, state: &str) -> io::Result<()> {
+    let sender = UnixDatagram::unbound()?;
+    // A full queue must not hold the server up.
+    sender.set_nonblocking(true)?;
+    #[cfg(target_os = "linux")]
+    if let Some(name) = socket.as_bytes().strip_prefix(b"@") {
+        use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr};
+        let address = SocketAddr::from_abstract_name(name)?;
+        return sender.send_to_addr(state.as_bytes(), &address).map(drop);
+    }
+    sender.send_to(state.as_bytes(), socket).map(drop)
+}
+
+/// Prints where clients can connect, for people and scripts. The server goes on without readers.
+pub(super) fn print(uris: &[Uri]) {
+    let mut stdout = io::stdout().lock();
+    for uri in uris {
+        let _ = writeln!(stdout, "{uri}");
+    }
+    let _ = stdout.flush();
+}

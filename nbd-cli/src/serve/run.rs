@@ -1,0 +1,172 @@
+//! The server while it runs.
+
+use super::{
+    Runtime, Serve,
+    child::Child,
+    disks::Opened,
+    listen::Sockets,
+    notify::{self, Told},
+    signals::{Controlled, Signals, Watching},
+};
+use crate::outcome::{Answer, Context, Error, Result};
+use nbd_blocking::{
+    Stdio, Threads,
+    nbd_io::{runtime::Tasks, server::Server},
+    nbd_socket,
+    server::{CloseReason, Stopper},
+};
+use nbd_tokio::{Tokio, Uri};
+use std::{io, sync::Arc};
+
+impl Serve {
+    pub(crate) fn run(self, is_quiet: bool) -> Result {
+        // What arrives from now on is obeyed as soon as there is a server.
+        let signals = Signals::new()?;
+        let disks = self.disks.open(self.commit.is_some())?;
+        let running = Running {
+            serve: &self,
+            is_quiet,
+            disks: &disks,
+        };
+        let answer = if self.listen.stdio {
+            running.stdio(signals)
+        } else {
+            running.sockets(signals)
+        }?;
+        match &disks.overlays {
+            Some(overlays) if self.commits_in_the_end() && !overlays.commit() => {
+                Err(Error::new("not all changes are committed"))
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    fn server<R: Tasks>(&self, runtime: R, disks: &Opened) -> Result<Server<R>> {
+        let server = Server::on_runtime(runtime, Arc::clone(&disks.exports));
+        Ok(server)
+    }
+}
+
+/// What it takes to run a server.
+struct Running<'a> {
+    serve: &'a Serve,
+    is_quiet: bool,
+    disks: &'a Opened,
+}
+
+impl Running<'_> {
+    /// Serves one client on standard input and output, by a thread.
+    fn stdio(&self, signals: Signals) -> Result {
+        let server = self.serve.server(Threads::default(), self.disks)?;
+        let _signals = signals.obey(self.controlled(server.stopper(), None))?;
+        let _told = self.serve.notify.ready()?;
+        match server
+            .serve_over(Stdio)
+            .step(|| "cannot serve on standard input and output")?
+        {
+            CloseReason::Io(error) => Err(error).step(|| "the connection broke"),
+            ending if ending.is_clean() => Ok(Answer::Yes),
+            ending => Err(Error::new(ending.to_string())),
+        }
+    }
+
+    /// Serves all clients that connect, on the runtime that was chosen.
+    fn sockets(&self, signals: Signals) -> Result {
+        let Sockets {
+            listeners,
+            uris,
+            directory: _directory,
+        } = self.serve.listen.bind(!self.serve.command.is_empty())?;
+        let unusable = || "cannot use a socket";
+        match self.serve.runtime {
+            Runtime::Blocking => {
+                let listeners = each(listeners, nbd_blocking::Listener::new).step(unusable)?;
+                let server = self.serve.server(Threads::default(), self.disks)?;
+                let begun = self.begin(server.stopper(), uris, signals)?;
+                begun.end(server.serve(listeners))
+            }
+            Runtime::Tokio => {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .enable_all()
+                    .build();
+                runtime
+                    .step(|| "cannot start the runtime")?
+                    .block_on(async {
+                        let listeners = each(listeners, nbd_tokio::Listener::new).step(unusable)?;
+                        let server = self.serve.server(Tokio::current(), self.disks)?;
+                        let begun = self.begin(server.stopper(), uris, signals)?;
+                        begun.end(server.serve(listeners).await)
+                    })
+            }
+            #[cfg(feature = "async-std")]
+            Runtime::AsyncStd => async_std::task::block_on(async {
+                let listeners = each(listeners, nbd_async_std::Listener::new).step(unusable)?;
+                let server = self.serve.server(nbd_async_std::AsyncStd, self.disks)?;
+                let begun = self.begin(server.stopper(), uris, signals)?;
+                begun.end(server.serve(listeners).await)
+            }),
+        }
+    }
+
+    /// Tells that clients can connect, and starts the command.
+    fn begin(&self, stopper: Stopper, uris: Vec<Uri>, signals: Signals) -> Result<Begun> {
+        let uris: Vec<_> = uris.into_iter().map(|uri| self.complete(uri)).collect();
+        let told = self.serve.notify.ready()?;
+        let child = Child::start(&self.serve.command, uris.first(), stopper.clone())?;
+        if child.is_none() && !self.is_quiet {
+            notify::print(&uris);
+        }
+        let signals = signals.obey(self.controlled(stopper, child.clone()))?;
+        Ok(Begun {
+            child,
+            _signals: signals,
+            _told: told,
+        })
+    }
+
+    /// The URI of the only disk there is, or of the server.
+    fn complete(&self, uri: Uri) -> Uri {
+        match &self.disks.only {
+            Some(name) => uri.with_export(name.clone()),
+            None => uri,
+        }
+    }
+
+    fn controlled(&self, stopper: Stopper, child: Option<Arc<Child>>) -> Controlled {
+        let overlays = self.disks.overlays.clone();
+        Controlled {
+            stopper,
+            child,
+            overlays: overlays.filter(|_| self.serve.commit.is_some()),
+        }
+    }
+}
+
+/// What goes on beside the server.
+struct Begun {
+    child: Option<Arc<Child>>,
+    _signals: Watching,
+    _told: Told,
+}
+
+impl Begun {
+    /// The server has ended.
+    fn end(self, served: io::Result<()>) -> Result {
+        let served = served.step(|| "the server cannot accept clients any more");
+        let Some(child) = self.child else {
+            return served.map(|()| Answer::Yes);
+        };
+        if served.is_err() {
+            child.terminate();
+        }
+        let answer = child.wait()?;
+        served.map(|()| answer)
+    }
+}
+
+fn each<L>(
+    listeners: Vec<nbd_socket::Listener>,
+    adopt: impl FnMut(nbd_socket::Listener) -> io::Result<L>,
+) -> io::Result<Vec<L>> {
+    listeners.into_iter().map(adopt).collect()
+}

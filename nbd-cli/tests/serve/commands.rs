@@ -1,0 +1,94 @@
+//! How the server ends, and the command for which it runs.
+
+use crate::support::{Serving, run_nbd};
+use interop::{MIB, run};
+use nbd_blocking::Errno;
+use rustix::process::Signal;
+use std::{process::Stdio, thread};
+
+/// As many as a server takes at once.
+const REQUESTS: u64 = 32;
+
+#[test]
+fn the_server_ends_with_its_command_and_exits_as_it_does() {
+    run(|| {
+        for (script, code) in [("exit 7", 7), ("true", 0), ("kill -9 $$", 137)] {
+            let output = run_nbd(["serve", "--memory", "1M", "--", "sh", "-c", script]);
+            assert_eq!(output.status.code(), Some(code), "{script}");
+        }
+        let info = format!(
+            "exec {} info --size \"$NBD_URI\"",
+            env!("CARGO_BIN_EXE_nbd")
+        );
+        let output = run_nbd(["serve", "--memory", "a/b=2M", "--", "sh", "-c", &info]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "2097152\n");
+    });
+}
+
+#[test]
+fn a_command_ends_with_the_server() {
+    run(|| {
+        let script = "echo started; exec sleep 1000";
+        let mut serving = Serving::prepared(
+            |_| {},
+            |command, _| {
+                command.args(["--memory", "1M", "--", "sh", "-c", script]);
+            },
+        );
+        assert_eq!(serving.line(), "started");
+        serving.signal(Signal::TERM);
+        assert_eq!(serving.wait().0.code(), Some(128 + 15));
+    });
+}
+
+#[test]
+fn no_reply_is_lost_when_the_server_stops() {
+    run(|| {
+        let serving = Serving::new("--memory 64M").ready();
+        let client = nbd_blocking::connect(&serving.uri("")).unwrap();
+        let mut queue = client.queue();
+        for number in 0..REQUESTS {
+            queue.read(vec![0; 1 << 20], number * MIB).unwrap();
+        }
+        queue.send().unwrap();
+        serving.signal(Signal::TERM);
+        let mut replies = 0;
+        while let Some(completion) = queue.complete().unwrap() {
+            match completion.into_buffer() {
+                Ok(buffer) => assert_eq!(buffer.len(), 1 << 20),
+                Err(error) => assert_eq!(error.errno(), Some(Errno::Shutdown), "{error}"),
+            }
+            replies += 1;
+        }
+        assert_eq!(replies, REQUESTS);
+        let (status, said) = serving.wait();
+        assert_eq!(status.code(), Some(0), "{said}");
+    });
+}
+
+#[test]
+fn a_second_signal_ends_the_server_at_once() {
+    run(|| {
+        // A command that is not impressed, until its standard input ends.
+        let script = "trap '' TERM; echo started; exec cat";
+        let mut serving = Serving::prepared(
+            |_| {},
+            |command, dir| {
+                command
+                    .args(["--memory", "1M", "--unix"])
+                    .arg(dir.join("socket"));
+                command
+                    .args(["--", "sh", "-c", script])
+                    .stdin(Stdio::piped());
+            },
+        );
+        assert_eq!(serving.line(), "started");
+        serving.signal(Signal::TERM);
+        let socket = serving.path("socket");
+        while socket.exists() {
+            thread::yield_now();
+        }
+        serving.signal(Signal::TERM);
+        assert_eq!(serving.ended().code(), Some(130));
+    });
+}

@@ -1,0 +1,12 @@
+//! `nbd serve`, as its users have it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+
+mod addresses;
+mod commands;
+mod disks;
+mod peers;
+mod support;
