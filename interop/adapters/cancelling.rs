@@ -26,7 +26,10 @@ fn operations<R: Network>(client: &Client<R>, offset: u64, len: u64) -> Vec<Oper
     let (to_write, to_secure, count) = (data.clone(), data, buffer.len());
     vec![
         Box::pin(async move { client.read(offset, count).await.map(drop) }),
-        Box::pin(async move { Ok(drop(client.read_into(buffer, offset).await?)) }),
+        Box::pin(async move {
+            client.read_into(buffer, offset).await?;
+            Ok(())
+        }),
         Box::pin(client.write(to_write, offset)),
         Box::pin(client.write_with(to_secure, offset, CommandFlags::FUA)),
         Box::pin(client.flush()),
