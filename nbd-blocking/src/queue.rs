@@ -67,8 +67,8 @@ pub struct Queue {
 /// What is to be done when a request has been carried out.
 #[derive(Clone, Copy, Debug)]
 enum Afterwards {
-    /// It was a flush: tell of what was lost before.
-    TellLoss,
+    /// It was a flush: see whether writes were lost before.
+    CheckLosses,
     /// It was a change that is not kept: put it on stable storage.
     Flush,
 }
@@ -195,8 +195,8 @@ impl Queue {
     }
 
     /// Asks that what was answered before is on stable storage. Writes of this queue that are in
-    /// flight are not covered. With [`Reconnect`](crate::Reconnect), its completion tells once of
-    /// writes that may have been lost before, like [`Client::flush`].
+    /// flight are not covered. It fails like [`Client::flush`] after writes were lost, until there
+    /// is a queue of a client of a [new epoch](Client::new_epoch).
     ///
     /// # Errors
     ///
@@ -204,7 +204,7 @@ impl Queue {
     pub fn flush(&mut self) -> Result<Cookie, Error> {
         let cookie = self.submit_flush()?;
         self.outstanding += 1;
-        self.afterwards.insert(cookie, Afterwards::TellLoss);
+        self.afterwards.insert(cookie, Afterwards::CheckLosses);
         Ok(cookie)
     }
 
@@ -384,8 +384,8 @@ impl Queue {
                 self.cover();
                 return;
             }
-            Some(Afterwards::TellLoss) if done.result.is_ok() => {
-                done.result = self.client.report_loss().map(|()| Outcome::Done);
+            Some(Afterwards::CheckLosses) if done.result.is_ok() => {
+                done.result = self.client.check_losses().map(|()| Outcome::Done);
             }
             _ => {}
         }

@@ -15,6 +15,9 @@ use std::ops::ControlFlow;
 /// and what it does not answer in time, or with a lost connection, fails with [`Errno::Io`]. A client
 /// that [reconnects](crate::ConnectOptions::reconnect) hides that for a while.
 ///
+/// After unflushed writes were lost, every flush fails, until the proxy is made of a client of a
+/// [new epoch](crate::Client::new_epoch).
+///
 /// All connections to the proxy share the client, whose flush covers them all. So they may be used
 /// together ([`CAN_MULTI_CONN`](TransmissionFlags::CAN_MULTI_CONN)) even if the other server does not
 /// offer that.

@@ -16,10 +16,7 @@ use nbd_proto::{
 };
 use std::{
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -41,27 +38,18 @@ use std::{
 /// [`disconnect`](Client::disconnect).
 ///
 /// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) pool: Arc<Pool>,
-    /// How many losses of unflushed writes this clone has reported.
-    reported_losses: AtomicU64,
-}
-
-impl Clone for Client {
-    fn clone(&self) -> Self {
-        Self {
-            pool: self.pool.clone(),
-            reported_losses: AtomicU64::new(self.reported_losses.load(Ordering::Relaxed)),
-        }
-    }
+    /// How often unflushed writes had been lost when the epoch of this handle began.
+    losses: u64,
 }
 
 impl Client {
     pub(crate) fn new(pool: Pool) -> Self {
         Self {
             pool: Arc::new(pool),
-            reported_losses: AtomicU64::new(0),
+            losses: 0,
         }
     }
 
@@ -320,14 +308,54 @@ impl Client {
     ///
     /// Without [`ExportInfo::can_flush`] the server cannot be asked.
     ///
+    /// With [`Reconnect`](crate::Reconnect), writes may be lost before they are flushed. This is
+    /// [`Error::Unflushed`] then, and so is every later flush of this handle, its clones and their
+    /// queues, as a file whose `fsync` has failed cannot promise anything any more. Handles of a
+    /// [new epoch](Client::new_epoch) can.
+    ///
     /// # Errors
     ///
-    /// When the server does not offer it or fails it, the connection is over, or, with
-    /// [`Reconnect`](crate::Reconnect), writes before this one may have been lost.
+    /// When the server does not offer it or fails it, the connection is over, or writes before this
+    /// one may have been lost.
     pub fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.flush_once()?;
-        self.report_loss()
+        self.check_losses()
+    }
+
+    /// A handle to the same client that leaves behind writes that were lost: its
+    /// [`flush`](Client::flush) covers what is answered from now on. It is for a program that has
+    /// met [`Error::Unflushed`] and writes again.
+    ///
+    /// ```no_run
+    /// use nbd_blocking::{ConnectOptions, Error, Reconnect};
+    ///
+    /// let mut disk = ConnectOptions::new()
+    ///     .reconnect(Some(Reconnect::new()))
+    ///     .connect("nbd://localhost/disk")?;
+    /// loop {
+    ///     disk.write_all_at(b"hello", 4096)?;
+    ///     match disk.flush() {
+    ///         Err(Error::Unflushed) => disk = disk.new_epoch(),
+    ///         flushed => break flushed?,
+    ///     }
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn new_epoch(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            losses: self.pool.write_losses(),
+        }
+    }
+
+    /// Whether no writes were lost in the epoch of this handle.
+    pub(crate) fn check_losses(&self) -> Result<(), Error> {
+        match self.pool.write_losses() {
+            losses if losses == self.losses => Ok(()),
+            _ => Err(Error::Unflushed),
+        }
     }
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].

@@ -12,11 +12,7 @@ use nbd_proto::{
     Command, CommandFlags, Errno,
     client::{Cookie, Outcome},
 };
-use std::{
-    cell::RefCell,
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 
 /// What is cut into pieces.
 #[derive(Clone, Copy)]
@@ -218,18 +214,6 @@ impl Client {
 
     pub(super) fn flush_once(&self) -> Result<Outcome, Error> {
         self.single(Command::Flush, &mut [], || Call::Owned(Request::Flush))
-    }
-
-    /// Whether all that was answered before a flush has been covered by it. A loss is reported
-    /// once.
-    pub(crate) fn report_loss(&self) -> Result<(), Error> {
-        if let Some(reconnecting) = self.pool.reconnecting() {
-            let losses = reconnecting.log.lock().losses();
-            if self.reported_losses.fetch_max(losses, Ordering::Relaxed) < losses {
-                return Err(Error::Unflushed);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -120,6 +120,12 @@ impl Pool {
         }
     }
 
+    /// How often writes may have been lost that were answered and not flushed.
+    pub(crate) fn write_losses(&self) -> u64 {
+        let reconnecting = self.reconnecting();
+        reconnecting.map_or(0, |reconnecting| reconnecting.log.lock().losses())
+    }
+
     fn fixed(&self) -> &[Arc<Link>] {
         match &self.links {
             Links::One(only) => std::slice::from_ref(only),

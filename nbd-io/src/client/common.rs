@@ -64,6 +64,12 @@ impl<D> Common<D> {
         policy.filter(|_| self.reconnects())
     }
 
+    /// How often writes may have been lost that were answered and not flushed.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.lock().losses())
+    }
+
     /// Whether connections that are lost are replaced.
     #[must_use]
     pub const fn reconnects(&self) -> bool {

@@ -66,7 +66,8 @@ pub enum Error {
         after: Duration,
     },
     /// The flush was carried out, but writes that were answered before a connection was lost may be
-    /// gone for good. It is reported once, by the next flush after that.
+    /// gone for good. Every flush fails so from then on, except through a handle of a
+    /// [new epoch](super::tasks::Client::new_epoch).
     #[error("writes that were not flushed may have been lost with an earlier connection")]
     Unflushed,
     /// The connection is over, for every command that was in flight and every later one.

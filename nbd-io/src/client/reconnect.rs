@@ -35,10 +35,10 @@ use std::{
 /// * What was [flushed](super::tasks::Client::flush), or written with
 ///   [`FUA`](nbd_proto::CommandFlags::FUA), is on stable storage.
 /// * Writes that were answered and not flushed may be gone if the server crashed, as those of any
-///   disk. If there were any when a connection was lost, the next flush of each clone of the client
-///   fails with [`Error::Unflushed`](crate::client::Error::Unflushed), once; so a task that wants to
-///   know of a loss has a clone of its own. With [`keep_unflushed`](Reconnect::keep_unflushed)
-///   they are written again instead.
+///   disk. If there were any when a connection was lost, every flush from then on fails with
+///   [`Error::Unflushed`](crate::client::Error::Unflushed), until the program goes on with a handle
+///   of a [new epoch](super::tasks::Client::new_epoch). With
+///   [`keep_unflushed`](Reconnect::keep_unflushed) they are written again instead.
 /// * Requests that follow each other, because one was begun after the other was answered, stay in
 ///   that order.
 /// * Writes, trims and zeroes of the same bytes are carried out in the order in which they were

@@ -13,15 +13,7 @@ use nbd_proto::{
     BlockSizes, Command, CommandFlags, ContextName, ExportInfo, HeaderStyle,
     client::{Context, ContextExtents},
 };
-use std::{
-    fmt,
-    future::poll_fn,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fmt, future::poll_fn, ops::Range, sync::Arc};
 
 /// An export that was entered.
 ///
@@ -51,8 +43,8 @@ use std::{
 /// may come even after that, until [`disconnect`](Client::disconnect).
 pub struct Client<R: Network> {
     pub(super) shared: Arc<Shared<R>>,
-    /// How many losses of unflushed writes this clone has reported.
-    reported_losses: AtomicU64,
+    /// How often unflushed writes had been lost when the epoch of this handle began.
+    losses: u64,
 }
 
 pub(super) struct Shared<R: Network> {
@@ -65,7 +57,7 @@ impl<R: Network> Clone for Client<R> {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
-            reported_losses: AtomicU64::new(self.reported_losses.load(Ordering::Relaxed)),
+            losses: self.losses,
         }
     }
 }
@@ -85,7 +77,7 @@ impl<R: Network> Client<R> {
                 pool,
                 range_locks: Arc::default(),
             }),
-            reported_losses: AtomicU64::new(0),
+            losses: 0,
         }
     }
 
@@ -307,25 +299,33 @@ impl<R: Network> Client<R> {
     ///
     /// Without [`ExportInfo::can_flush`] the server cannot be asked.
     ///
+    /// With [`Reconnect`](crate::client::Reconnect), writes may be lost before they are flushed. This
+    /// is [`Error::Unflushed`] then, and so is every later flush of this handle and its clones, as a
+    /// file whose `fsync` has failed cannot promise anything any more. Handles of a
+    /// [new epoch](Client::new_epoch) can.
+    ///
     /// # Errors
     ///
-    /// When the server does not offer it or fails it, the connection is over, or, with
-    /// [`Reconnect`](crate::client::Reconnect), writes before this one may have been lost.
+    /// When the server does not offer it or fails it, the connection is over, or writes before this
+    /// one may have been lost.
     pub async fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.done(Request::Flush).await?;
-        self.report_loss()
+        match self.shared.pool.common.losses() {
+            losses if losses == self.losses => Ok(()),
+            _ => Err(Error::Unflushed),
+        }
     }
 
-    /// Whether all that was answered before a flush has been covered by it. A loss is reported
-    /// once.
-    pub(super) fn report_loss(&self) -> Result<(), Error> {
-        let log = self.shared.pool.common.log.as_ref();
-        let losses = log.map_or(0, |log| log.lock().losses());
-        if self.reported_losses.fetch_max(losses, Ordering::Relaxed) < losses {
-            return Err(Error::Unflushed);
+    /// A handle to the same client that leaves behind writes that were lost: its
+    /// [`flush`](Client::flush) covers what is answered from now on. It is for a program that has
+    /// met [`Error::Unflushed`] and writes again.
+    #[must_use]
+    pub fn new_epoch(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            losses: self.shared.pool.common.losses(),
         }
-        Ok(())
     }
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].

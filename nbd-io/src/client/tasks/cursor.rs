@@ -1,6 +1,6 @@
 //! An export as a stream of bytes with a position, below the traits of every runtime.
 
-use super::{client::Client, link::Request};
+use super::client::Client;
 use crate::{
     client::{Error, Lost},
     runtime::Network,
@@ -158,13 +158,11 @@ impl<R: Network> Cursor<R> {
         let client = &self.client;
         let flushing = self.flushing.get_or_insert_with(|| {
             let client = client.clone();
-            // A clone would report a loss in the place of this one.
-            Box::pin(async move { client.done(Request::Flush).await })
+            Box::pin(async move { client.flush().await })
         });
         let flushed = ready!(flushing.as_mut().poll(cx));
         self.flushing = None;
-        flushed?;
-        Poll::Ready(Ok(self.client.report_loss()?))
+        Poll::Ready(Ok(flushed?))
     }
 
     /// Changes the position, which may then be behind the end of the export.

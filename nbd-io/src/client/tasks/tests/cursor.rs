@@ -340,7 +340,7 @@ fn a_failed_write_is_reported_once_by_the_next_call() {
 }
 
 #[test]
-fn a_loss_is_reported_by_one_flush() {
+fn after_a_loss_a_cursor_of_a_new_epoch_can_flush() {
     let sim = Sim::new(1);
     let machine = Machine::start(&sim, false);
     sim.run(async {
@@ -355,6 +355,8 @@ fn a_loss_is_reported_by_one_flush() {
             read(&mut cursor, 10).await.unwrap();
             let error = flush(&mut cursor).await.unwrap_err();
             assert!(error.to_string().contains("flushed"), "{error}");
+            flush(&mut cursor).await.unwrap_err();
+            cursor = Cursor::new(cursor.client().new_epoch());
             flush(&mut cursor).await.unwrap();
         }
     });

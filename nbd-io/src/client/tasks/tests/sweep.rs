@@ -68,6 +68,8 @@ const BLOCK: usize = 16;
 /// The replies that a client got, and the contents that it may find because of them.
 struct Model<'a> {
     client: &'a Client<Sim>,
+    /// The handle of the present epoch.
+    epoch: Mutex<Client<Sim>>,
     cut: Cut,
     /// The possible contents of each block; the last one was written last.
     may: Mutex<[Vec<u8>; 3]>,
@@ -114,7 +116,8 @@ impl Model<'_> {
     /// Flushes. Whether every block is as it was written.
     async fn flush(&self) -> bool {
         let cut = self.cut;
-        match self.client.flush().await {
+        let client = self.epoch.lock().unwrap().clone();
+        match client.flush().await {
             Ok(()) => {
                 let lost = self.lost.load(Ordering::Relaxed);
                 assert_eq!(lost, 0, "{cut:?}: lost, and not reported");
@@ -125,6 +128,7 @@ impl Model<'_> {
             }
             Err(Error::Unflushed) => {
                 assert!(!cut.keep, "{cut:?}: it was kept");
+                *self.epoch.lock().unwrap() = client.new_epoch();
                 // The flush was carried out, so that the present contents stay.
                 for block in 0..3 {
                     let found = self.check(block).await;
@@ -178,6 +182,7 @@ fn sweep(cut: Cut) -> usize {
             };
             let model = Model {
                 client: &client,
+                epoch: Mutex::new(client.clone()),
                 cut,
                 may: Mutex::new([(); 3].map(|()| vec![0])),
                 lost: AtomicUsize::new(0),
