@@ -13,6 +13,7 @@ use std::{
     fmt,
     future::poll_fn,
     io::{self, IoSlice, IoSliceMut, Write},
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -108,7 +109,9 @@ impl TlsStream {
         &self.socket
     }
 
-    pub(crate) fn recv(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
+    /// Receives into `bufs` in order. With `block` it may wait, but only once: the next part of a
+    /// record may take as long again.
+    pub(crate) fn recv(&self, bufs: &mut [IoSliceMut<'_>], mut block: bool) -> io::Result<usize> {
         let mut received = lock(&self.received);
         loop {
             let mut connection = lock(&self.connection);
@@ -123,7 +126,7 @@ impl TlsStream {
             if let Some(n) = read? {
                 return Ok(n);
             }
-            if self.receive(&mut received, block)? == 0 {
+            if self.receive(&mut received, mem::take(&mut block))? == 0 {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
                     "the peer ended the connection without ending TLS",
@@ -204,5 +207,57 @@ impl fmt::Debug for TlsStream {
         f.debug_struct("TlsStream")
             .field("socket", &self.socket)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, any(feature = "tls", feature = "tls-ring")))]
+mod tests {
+    use super::*;
+    use nbd_io::{
+        tls::{ClientTls, ServerTls, rustls::ServerConnection},
+        transport::block_on_ready,
+    };
+    use rcgen::{CertificateParams, KeyPair};
+    use std::{os::unix::net::UnixStream, thread};
+
+    #[test]
+    fn a_receive_waits_for_one_part_of_a_record_alone() {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["disks.example".to_owned()]).unwrap();
+        let cert = params.self_signed(&key).unwrap().pem();
+        let server = ServerTls::from_pem(cert.as_bytes(), key.serialize_pem().as_bytes());
+        let mut server = ServerConnection::new(server.unwrap().server().unwrap()).unwrap();
+        let client = ClientTls::new().roots_pem(cert.as_bytes()).unwrap();
+        let (config, name) = client.client(Some("disks.example")).unwrap();
+
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || {
+            while server.is_handshaking() {
+                server.complete_io(&mut theirs).unwrap();
+            }
+            (server, theirs)
+        });
+        let socket = Socket::from_std(ours).unwrap();
+        let clock = DialClock::default();
+        let connecting = TlsStream::connect(socket, config, &name, None, &clock);
+        let Ok(client) = block_on_ready(connecting) else {
+            panic!("no handshake");
+        };
+        let (mut server, mut theirs) = server.join().unwrap();
+
+        server.writer().write_all(b"disk").unwrap();
+        let mut record = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut record).unwrap();
+        }
+        let (first, rest) = record.split_at(record.len() - 1);
+        let mut buf = [0; 16];
+        let mut receive = || client.recv(&mut [IoSliceMut::new(&mut buf)], true);
+        theirs.write_all(first).unwrap();
+        let waits = receive().unwrap_err();
+        assert_eq!(waits.kind(), io::ErrorKind::WouldBlock);
+        theirs.write_all(rest).unwrap();
+        assert_eq!(receive().unwrap(), 4);
+        assert_eq!(&buf[..4], b"disk");
     }
 }
