@@ -118,7 +118,8 @@ impl<R: Runtime> Future for ConnectionTask<R> {
         }
         let mut tired = drives && state.drive(&link.waker, None) == Stop::Tired;
 
-        if state.engine.is_closing() && state.engine.lost().is_none() {
+        // Once the stream is shut down, it lets reads wait only a while by itself.
+        if state.engine.is_closing() && state.engine.lost().is_none() && !state.shut_down {
             let disconnect =
                 Self::timer(&mut this.disconnect, &this.runtime, DISCONNECT_TIMEOUT, cx);
             if disconnect.is_ready() {
