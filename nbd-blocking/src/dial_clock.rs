@@ -36,6 +36,11 @@ impl DialClock {
         Self(Some(Arc::new(Mutex::new(Step { until, gaps }))))
     }
 
+    /// Whether futures pend.
+    pub(crate) const fn suspends(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn lock(&self) -> Option<MutexGuard<'_, Step>> {
         let step = self.0.as_ref()?;
         Some(step.lock().unwrap_or_else(PoisonError::into_inner))

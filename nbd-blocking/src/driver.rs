@@ -34,16 +34,8 @@ impl Blocking {
         Self { clock }
     }
 
-    fn negotiating(&self, stream: stream::Stream) -> Negotiating {
-        Negotiating {
-            stream,
-            deadline: None,
-            clock: self.clock.clone(),
-        }
-    }
-
-    fn negotiating_over(&self, socket: Socket) -> Negotiating {
-        self.negotiating(stream::Stream::Socket(socket))
+    fn negotiating_over(&self, socket: Socket) -> io::Result<Negotiating> {
+        Negotiating::new(stream::Stream::Socket(socket), self.clock.clone())
     }
 }
 
@@ -62,11 +54,11 @@ impl Driver for Blocking {
 
     async fn dial(&self, address: &Address, options: &DialOptions) -> io::Result<Negotiating> {
         let socket = nbd_socket::connect(&self.clock, address, options).await?;
-        Ok(self.negotiating_over(socket.blocking()?))
+        self.negotiating_over(socket.blocking()?)
     }
 
     fn launch(&self, server: ServerProcess<'_>) -> io::Result<Negotiating> {
-        Ok(self.negotiating_over(Socket::launch(server)?))
+        self.negotiating_over(Socket::launch(server)?)
     }
 
     fn set_deadline(&self, stream: &mut Negotiating, deadline: Option<Duration>) {
@@ -104,19 +96,19 @@ impl Driver for Blocking {
 
 impl Adopt<TcpStream> for Blocking {
     fn adopt(&self, stream: TcpStream, _: &mut Config) -> io::Result<Negotiating> {
-        Ok(self.negotiating_over(Socket::from_std(stream)?))
+        self.negotiating_over(Socket::from_std(stream)?)
     }
 }
 
 impl Adopt<Socket> for Blocking {
     fn adopt(&self, socket: Socket, _: &mut Config) -> io::Result<Negotiating> {
-        Ok(self.negotiating_over(socket.blocking()?))
+        self.negotiating_over(socket.blocking()?)
     }
 }
 
 impl Adopt<UnixStream> for Blocking {
     fn adopt(&self, stream: UnixStream, _: &mut Config) -> io::Result<Negotiating> {
-        Ok(self.negotiating_over(Socket::from_std(stream)?))
+        self.negotiating_over(Socket::from_std(stream)?)
     }
 }
 
@@ -145,7 +137,7 @@ impl<S: Read + Write + Send + 'static> Stream<S> {
 impl<S: Read + Write + Send + 'static> Adopt<Stream<S>> for Blocking {
     fn adopt(&self, stream: Stream<S>, config: &mut Config) -> io::Result<Negotiating> {
         config.negotiation.protocol.limits.in_flight = 1;
-        Ok(self.negotiating(stream::Stream::any(stream.0)))
+        Negotiating::new(stream::Stream::any(stream.0), self.clock.clone())
     }
 }
 

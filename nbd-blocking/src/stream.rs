@@ -15,6 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a thread waits in the system for something to read before it looks at the clock.
+pub(crate) const READ_IN_SYSTEM: Duration = Duration::from_secs(1);
+
+/// How long a thread waits in the system to write before it looks whether there are replies to
+/// take.
+const WRITE_IN_SYSTEM: Duration = Duration::from_millis(100);
+
 /// A stream that a program brings.
 pub(crate) trait ReadWrite: Read + Write + Send {}
 impl<S: Read + Write + Send> ReadWrite for S {}
@@ -33,7 +40,8 @@ impl Stream {
         Self::Any(Mutex::new(Box::new(stream)))
     }
 
-    /// Reads into `bufs` in order; see [`Socket::recv`] for `block`.
+    /// Reads into `bufs` in order. With `block` it may wait, but not much longer than
+    /// [`READ_IN_SYSTEM`].
     #[inline]
     pub(crate) fn read(&self, bufs: &mut [IoSliceMut<'_>], block: bool) -> io::Result<usize> {
         match self {
@@ -52,8 +60,8 @@ impl Stream {
         }
     }
 
-    /// Writes from `bufs` in order. With `block` it may wait, as long as
-    /// [`Socket::set_timeouts`] says; no other thread may have to write meanwhile.
+    /// Writes from `bufs` in order. With `block` it may wait, but not much longer than
+    /// [`WRITE_IN_SYSTEM`]; no other thread may have to write meanwhile.
     #[inline]
     pub(crate) fn write(&self, bufs: &[IoSlice<'_>], block: bool) -> io::Result<usize> {
         match self {
@@ -95,16 +103,6 @@ impl Stream {
             Some(socket) => socket.wait(read, write, deadline),
             None => Ok(()),
         }
-    }
-
-    /// How long a blocking read or write waits before it fails with `WouldBlock`.
-    pub(crate) fn set_timeouts(
-        &self,
-        recv: Option<Duration>,
-        send: Option<Duration>,
-    ) -> io::Result<()> {
-        self.socket()
-            .map_or(Ok(()), |socket| socket.set_timeouts(recv, send))
     }
 
     /// Whether a read that waits keeps others from writing.
@@ -180,13 +178,35 @@ pub struct Negotiating {
 }
 
 impl Negotiating {
+    pub(crate) fn new(stream: Stream, clock: DialClock) -> io::Result<Self> {
+        if let Some(socket) = stream.socket() {
+            socket.set_timeouts(Some(READ_IN_SYSTEM), Some(WRITE_IN_SYSTEM))?;
+        }
+        Ok(Self {
+            stream,
+            deadline: None,
+            clock,
+        })
+    }
+
+    /// Whether a read may wait in the system, which takes one call instead of three but knows no
+    /// deadline.
+    fn reads_in_system(&self) -> bool {
+        let soon = || Instant::now() + READ_IN_SYSTEM;
+        !self.clock.suspends() && self.deadline.is_none_or(|deadline| soon() <= deadline)
+    }
+
+    /// Does something until it need not wait, or until the deadline. `attempt` may wait in the system
+    /// if it is said so.
     fn by_deadline<R>(
         &self,
         read: bool,
-        mut attempt: impl FnMut(&Stream) -> io::Result<R>,
+        mut attempt: impl FnMut(&Stream, bool) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         loop {
-            match attempt(&self.stream) {
+            let in_system = read && self.reads_in_system();
+            match attempt(&self.stream, in_system) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && in_system => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Some(socket) = self.stream.socket() {
                         ready!(self.clock.poll(socket, read, !read, self.deadline))?;
@@ -232,15 +252,15 @@ impl Transport for Negotiating {
         _: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.by_deadline(true, |stream| stream.read(bufs, false))
+        self.by_deadline(true, |stream, block| stream.read(bufs, block))
     }
 
     fn poll_write(&mut self, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.by_deadline(false, |stream| stream.write(bufs, false))
+        self.by_deadline(false, |stream, _| stream.write(bufs, false))
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.by_deadline(false, Stream::flush)
+        self.by_deadline(false, |stream, _| stream.flush())
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -36,7 +36,11 @@ mod reading;
 mod table;
 mod writing;
 
-use crate::{Error, Lost, range_guard::LeftGuard, stream::Stream};
+use crate::{
+    Error, Lost,
+    range_guard::LeftGuard,
+    stream::{READ_IN_SYSTEM, Stream},
+};
 pub(crate) use call::Call;
 pub(crate) use disconnect::disconnect_deadline;
 use nbd_io::client::{
@@ -60,13 +64,6 @@ use table::{CLOSED, State, WaitFor, is_past, wait_until};
 
 /// No request is given less time than this, because to a socket no time means for ever.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
-
-/// How long a thread waits in the system for something to read before it looks at the clock.
-const READ_IN_SYSTEM: Duration = Duration::from_secs(1);
-
-/// How long a thread waits in the system to write before it looks whether there are replies to
-/// take.
-const WRITE_IN_SYSTEM: Duration = Duration::from_millis(100);
 
 /// A request that is complete.
 pub(crate) type Done = engine::Done<Vec<u8>>;
@@ -104,13 +101,9 @@ impl Link {
         timeout: Option<Duration>,
         lose_when_silent: bool,
         log: Option<LinkLog>,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
-        let in_system = timeout.map(|_| READ_IN_SYSTEM);
-        stream
-            .set_timeouts(in_system, Some(WRITE_IN_SYSTEM))
-            .map_err(Error::lost)?;
-        Ok(Self {
+        Self {
             stream,
             state: Mutex::new(State::new(Engine::new(
                 transmission,
@@ -122,7 +115,7 @@ impl Link {
             timeout,
             start: Instant::now(),
             log,
-        })
+        }
     }
 
     /// The log of changes, if the client has one.

@@ -121,7 +121,7 @@ impl Link {
             if state.engine.lost().is_some() || state.serves(until, place) {
                 break Stop::Served;
             }
-            let mut in_system = until == WaitFor::Done;
+            let mut in_system = matches!(until, WaitFor::Done | WaitFor::End);
             if !until.is_now()
                 && let Some(limit) = limit
             {

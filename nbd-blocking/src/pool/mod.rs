@@ -59,7 +59,7 @@ impl Pool {
     ) -> impl Future<Output = Result<Self, Error>> + Send {
         // The future is small without it.
         let first = link(&common, first);
-        async { Self::with_others(common, first?).await }
+        async { Self::with_others(common, first).await }
     }
 
     async fn with_others(common: Common<Blocking>, first: Arc<Link>) -> Result<Self, Error> {
@@ -272,17 +272,16 @@ async fn another(
     let connected = common.connector.connect(driver, within).await?;
     let compared = common.compare(&connected);
     // One that is of no use is closed by NBD_CMD_DISC.
-    let link = link(common, connected)?;
+    let link = link(common, connected);
     compared.map(|()| link)
 }
 
-fn link(common: &Common<Blocking>, connected: Connected<Negotiating>) -> Result<Arc<Link>, Error> {
-    let link = Link::new(
+fn link(common: &Common<Blocking>, connected: Connected<Negotiating>) -> Arc<Link> {
+    Arc::new(Link::new(
         connected.transport.stream,
         *connected.transmission,
         common.connector.config.request_timeout,
         common.loses_when_silent(),
         common.log.clone().map(LinkLog::new),
-    )?;
-    Ok(Arc::new(link))
+    ))
 }
