@@ -43,7 +43,7 @@ pub(super) struct Disks {
     #[arg(conflicts_with = "read_only")]
     overlay: Option<Option<PathBuf>>,
     /// Serve this disk to clients with TLS only.
-    #[arg(long, value_name = "NAME", value_parser = export_name)]
+    #[arg(long, value_name = "NAME", value_parser = export_name, help_heading = "TLS")]
     tls_only: Vec<ExportName>,
 }
 
@@ -61,6 +61,11 @@ pub(super) struct Opened {
 }
 
 impl Disks {
+    /// Whether some disks are for clients with TLS only.
+    pub(super) fn has_secrets(&self) -> bool {
+        !self.tls_only.is_empty()
+    }
+
     /// Opens everything. The disks under overlays are opened for reading, unless `commits`.
     pub(super) fn open(&self, commits: bool) -> Result<Opened> {
         let overlays = self.overlay.as_ref();

@@ -2,6 +2,7 @@
 
 mod child;
 mod disks;
+mod limits;
 mod listen;
 mod named;
 mod notify;
@@ -9,8 +10,9 @@ mod overlays;
 mod owner;
 mod run;
 mod signals;
+mod tls;
 
-use self::{disks::Disks, listen::Listen, notify::Notify};
+use self::{disks::Disks, limits::Limits, listen::Listen, notify::Notify, tls::Tls};
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 
@@ -26,6 +28,10 @@ pub(crate) struct Serve {
     disks: Disks,
     #[command(flatten)]
     listen: Listen,
+    #[command(flatten)]
+    tls: Tls,
+    #[command(flatten)]
+    limits: Limits,
     #[command(flatten)]
     notify: Notify,
     /// Write the changes of overlays to the disks: at the `end`, or on SIGUSR1 only (`signal`).

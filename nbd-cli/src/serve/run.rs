@@ -15,7 +15,7 @@ use nbd_blocking::{
     nbd_socket,
     server::{CloseReason, Stopper},
 };
-use nbd_tokio::{Tokio, Uri};
+use nbd_tokio::{Tokio, Uri, nbd_proto::uri};
 use std::{io, sync::Arc};
 
 impl Serve {
@@ -43,7 +43,8 @@ impl Serve {
 
     fn server<R: Tasks>(&self, runtime: R, disks: &Opened) -> Result<Server<R>> {
         let server = Server::on_runtime(runtime, Arc::clone(&disks.exports));
-        Ok(server)
+        self.tls
+            .apply(self.limits.apply(server), self.disks.has_secrets())
     }
 }
 
@@ -126,9 +127,14 @@ impl Running<'_> {
 
     /// The URI of the only disk there is, or of the server.
     fn complete(&self, uri: Uri) -> Uri {
-        match &self.disks.only {
+        let uri = match &self.disks.only {
             Some(name) => uri.with_export(name.clone()),
             None => uri,
+        };
+        if self.serve.tls.is_required(self.serve.disks.has_secrets()) {
+            uri.with_tls(uri::Tls::new())
+        } else {
+            uri
         }
     }
 

@@ -8,5 +8,7 @@
 mod addresses;
 mod commands;
 mod disks;
+mod limits;
 mod peers;
 mod support;
+mod tls;
