@@ -169,7 +169,7 @@ impl<'a> Work<'a> {
             };
             if let Some(place) = self.done.borrow_mut().get_mut(at) {
                 *place = Some(Export {
-                    description: Some(entry.description.to_string()),
+                    description: Some(entry.description.as_str().to_owned()),
                     ..export
                 });
             }

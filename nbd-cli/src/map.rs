@@ -209,7 +209,7 @@ pub(crate) fn words(context: &ContextName, status: u64) -> String {
     }
     if *context == ContextName::allocation_depth() {
         return match AllocationDepth::new(status).depth() {
-            0 => "unallocated".to_owned(),
+            0 => "absent".to_owned(),
             1 => "local".to_owned(),
             depth => format!("backing depth {depth}"),
         };
@@ -383,7 +383,7 @@ mod tests {
         let depth = ContextName::allocation_depth();
         assert_eq!(
             [0, 1, 3].map(|status| words(&depth, status)),
-            ["unallocated", "local", "backing depth 3"]
+            ["absent", "local", "backing depth 3"]
         );
         assert_eq!(words(&ContextName::dirty_bitmap("b0").unwrap(), 1), "dirty");
         assert_eq!(words(&ContextName::new("x-other:thing").unwrap(), 7), "7");

@@ -1,6 +1,9 @@
 //! Standard output: text, or one JSON document.
 
-use crate::outcome::{Error, Result};
+use crate::{
+    outcome::{Error, Result},
+    text,
+};
 use serde::Serialize;
 use std::{
     fmt,
@@ -21,7 +24,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 pub(crate) fn json(document: &impl Serialize) -> Result<()> {
     let text =
         serde_json::to_string_pretty(document).map_err(|error| Error::Output(error.into()))?;
-    print(&format!("{text}\n"))
+    print(&format!("{}\n", text::json(&text)))
 }
 
 /// Text that is printed as it comes, for commands that may have much to say.

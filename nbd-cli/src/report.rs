@@ -169,11 +169,17 @@ impl Export {
     pub(crate) fn new(uri: &Uri, info: &ExportInfo, contexts: &[ContextName]) -> Self {
         let blocks = info.block_sizes;
         Self {
-            name: uri.export().to_string(),
-            description: info.description.as_ref().map(ToString::to_string),
+            name: uri.export().as_str().to_owned(),
+            description: info
+                .description
+                .as_ref()
+                .map(|text| text.as_str().to_owned()),
             content: None,
             uri: uri.redacted().to_string(),
-            contexts: contexts.iter().map(ToString::to_string).collect(),
+            contexts: contexts
+                .iter()
+                .map(|name| name.as_str().to_owned())
+                .collect(),
             is_rotational: info.is_rotational(),
             is_read_only: info.is_read_only(),
             can_block_status_payload: info.can_filter_block_status(),
@@ -197,7 +203,7 @@ impl Export {
     /// One that could not be asked about.
     pub(crate) fn unknown(uri: &Uri, why: String) -> Self {
         Self {
-            name: uri.export().to_string(),
+            name: uri.export().as_str().to_owned(),
             uri: uri.redacted().to_string(),
             error: Some(why),
             ..Self::default()

@@ -11,6 +11,21 @@ pub(crate) fn printable(text: &impl Display) -> String {
     safe.0
 }
 
+/// A JSON document with the same characters written as JSON has it. They stand in strings only, but
+/// for the ends of lines.
+pub(crate) fn json(document: &str) -> String {
+    let mut safe = String::with_capacity(document.len());
+    for c in document.chars() {
+        if c == '\n' || is_harmless(c) {
+            safe.push(c);
+        } else {
+            // A string takes everything, and each of these characters is one unit of UTF-16.
+            let _ = write!(safe, "\\u{:04x}", u32::from(c));
+        }
+    }
+    safe
+}
+
 struct Printable(String);
 
 impl Write for Printable {
@@ -35,6 +50,15 @@ fn is_harmless(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_stays_what_it_was() {
+        let text = "a\u{9b}31m\u{202e}\u{1b} Ü\n\"";
+        let document = serde_json::to_string_pretty(&[text]).unwrap();
+        let safe = json(&document);
+        assert!(safe.chars().all(|c| c == '\n' || is_harmless(c)), "{safe}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&safe).unwrap(), [text]);
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {

@@ -1,0 +1,59 @@
+//! Running the command `nbd`.
+
+use serde_json::Value;
+use std::{
+    ffi::OsStr,
+    process::{Command, Stdio},
+};
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What was run.
+    pub command: String,
+    /// The exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What was printed on standard output.
+    pub stdout: String,
+    /// What was printed on standard error.
+    pub stderr: String,
+}
+
+/// The command, to be run.
+pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nbd"));
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .env_remove("NBD_LOG");
+    command
+}
+
+/// Runs the command to its end.
+pub fn nbd<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ended {
+    let mut command = command(args);
+    let output = command.output().expect("the command can be started");
+    let text = |bytes| String::from_utf8(bytes).expect("the command prints UTF-8");
+    Ended {
+        command: format!("{command:?}"),
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+impl Ended {
+    /// What it has printed, if it ended with this exit code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self.stdout
+    }
+
+    /// The JSON document that it has printed, if it succeeded.
+    #[track_caller]
+    pub fn json(self) -> Value {
+        let said = self.expect(0);
+        serde_json::from_str(&said).expect("--json prints JSON")
+    }
+}
