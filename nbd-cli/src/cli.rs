@@ -1,13 +1,13 @@
 //! The command line as a whole.
 
 use crate::{
-    dump, info, list, map,
+    bench, dump, info, list, map,
     outcome::{Error, Result},
     ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::io;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Looks at, copies, compares, serves and measures disks over NBD.
 ///
@@ -33,6 +33,7 @@ enum Command {
     Dump(dump::Dump),
     Ping(ping::Ping),
     Serve(serve::Serve),
+    Bench(bench::Bench),
 }
 
 /// What all commands have.
@@ -57,6 +58,7 @@ impl Cli {
             Command::Dump(dump) => dump.run(),
             Command::Ping(ping) => ping.run(),
             Command::Serve(serve) => serve.run(common.quiet),
+            Command::Bench(bench) => bench.run(),
         }
     }
 }
@@ -64,18 +66,21 @@ impl Cli {
 /// Logs to standard error as much as was asked for, or as the variable `NBD_LOG` says.
 fn log(common: &Common) -> Result<()> {
     let level = match common.verbose {
-        0 => "off",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
+        0 => LevelFilter::OFF,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
     let filter = match std::env::var("NBD_LOG") {
-        Ok(filter) if common.verbose == 0 => EnvFilter::try_new(&filter)
-            .map_err(|error| Error::new(format!("NBD_LOG=\"{filter}\": {error}")))?,
-        _ => EnvFilter::new(level),
+        Ok(filter) if common.verbose == 0 => filter.parse().map_err(|_| {
+            Error::new(format!(
+                "expected NBD_LOG to be off, error, warn, info, debug or trace, got \"{filter}\""
+            ))
+        })?,
+        _ => level,
     };
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(filter)
         .with_writer(io::stderr)
         .with_ansi(colours())
         .with_target(false)

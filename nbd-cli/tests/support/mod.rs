@@ -6,21 +6,22 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// A command that has ended.
+/// A command that has ended, as a failed test shows it.
 #[derive(Debug)]
-pub struct Ended {
+#[expect(dead_code, reason = "what only `Debug` reads")]
+pub(crate) struct Ended {
     /// What was run.
-    pub command: String,
+    pub(crate) command: String,
     /// The exit code; `None` if a signal ended it.
-    pub code: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// What was printed on standard output.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// What was printed on standard error.
-    pub stderr: String,
+    pub(crate) stderr: String,
 }
 
 /// The command, to be run.
-pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nbd"));
     command
         .args(args)
@@ -30,7 +31,7 @@ pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
 }
 
 /// Runs the command to its end.
-pub fn nbd<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ended {
+pub(crate) fn nbd<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ended {
     let mut command = command(args);
     let output = command.output().expect("the command can be started");
     let text = |bytes| String::from_utf8(bytes).expect("the command prints UTF-8");
@@ -45,14 +46,14 @@ pub fn nbd<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ended {
 impl Ended {
     /// What it has printed, if it ended with this exit code.
     #[track_caller]
-    pub fn expect(self, code: i32) -> String {
+    pub(crate) fn expect(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:#?}");
         self.stdout
     }
 
     /// The JSON document that it has printed, if it succeeded.
     #[track_caller]
-    pub fn json(self) -> Value {
+    pub(crate) fn json(self) -> Value {
         let said = self.expect(0);
         serde_json::from_str(&said).expect("--json prints JSON")
     }

@@ -1,0 +1,246 @@
+//! `nbd bench`: how fast a server, a network and this machine are.
+
+mod blocking;
+mod offsets;
+mod results;
+mod tasks;
+
+use crate::{
+    connect::{Connect, Opened, seconds},
+    embedded::Embedded,
+    outcome::{Answer, Context, Error, Result},
+    size,
+    target::Target,
+};
+use clap::{Args, ValueEnum};
+use nbd_blocking::exports::{Export, Memory};
+use results::{Results, Row};
+use std::{sync::Arc, time::Duration};
+
+/// The disk in this process that is measured without a URI, in bytes.
+const SIZE: u64 = 256 << 20;
+
+/// Measure how fast an export can be used.
+///
+/// Without --op some usual workloads are measured one after the other: only reads, unless the disk's
+/// contents may be destroyed. Without a URI this machine is measured, by a server in this process.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nbd bench --time 0.1
+  nbd bench nbd://localhost/disk
+  nbd bench --op read --pattern random --bs 4K --depth 64 --connections 4 URI
+  nbd bench --op mix --reads 70 --destroy-data --json URI")]
+pub(crate) struct Bench {
+    /// A URI, a file or a block device.
+    target: Option<Target>,
+    /// Measure this one operation.
+    #[arg(long, value_enum)]
+    op: Option<Op>,
+    /// Where requests are: one after the other, or anywhere.
+    #[arg(long, value_enum, default_value = "random")]
+    pattern: Pattern,
+    /// Bytes of each request.
+    #[arg(long, alias = "block-size", value_name = "BYTES", default_value = "4K", value_parser = size::parse)]
+    bs: u64,
+    /// Requests in flight on each connection.
+    #[arg(long, alias = "qd", value_name = "NUMBER", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    depth: u32,
+    /// Connections, each with a thread or a task of its own.
+    #[arg(long, alias = "conns", value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    connections: u32,
+    /// Of a mix, so many of a hundred requests are reads.
+    #[arg(long, value_name = "PERCENT", default_value_t = 70, value_parser = clap::value_parser!(u8).range(0..=100))]
+    reads: u8,
+    /// Use only so much of the disk, from its start.
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    span: Option<u64>,
+    /// Measure each workload for so long.
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    time: Duration,
+    /// Measure until so many bytes were moved instead.
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, conflicts_with = "time")]
+    bytes: Option<u64>,
+    /// Measure until so many requests or connections were made instead.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["time", "bytes"])]
+    ops: Option<u64>,
+    /// Let writes destroy what the disk holds.
+    #[arg(long)]
+    destroy_data: bool,
+    /// Print a JSON document for each workload, one a line.
+    #[arg(long)]
+    json: bool,
+    /// Which of this project's clients to measure.
+    #[arg(long, value_enum, default_value = "blocking", hide = true)]
+    runtime: Runtime,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Op {
+    Read,
+    Write,
+    /// Reads and writes.
+    Mix,
+    /// To connect, enter the export and disconnect.
+    Connect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pattern {
+    #[value(name = "sequential", alias = "seq")]
+    Sequential,
+    #[value(name = "random", alias = "rand")]
+    Random,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Runtime {
+    /// A thread for each connection.
+    Blocking,
+    /// Tokio with one thread for all.
+    Tokio,
+    /// Tokio with a thread for each processor.
+    TokioMulti,
+}
+
+/// One thing to be measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    pub(crate) op: Op,
+    pub(crate) pattern: Pattern,
+    pub(crate) bs: u64,
+    pub(crate) depth: u32,
+    pub(crate) connections: u32,
+    pub(crate) reads: u8,
+    pub(crate) span: Option<u64>,
+    pub(crate) limit: Limit,
+}
+
+/// When a workload ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    Time(Duration),
+    /// Requests of all connections together.
+    Requests(u64),
+}
+
+impl Workload {
+    /// The length of a request for memory.
+    pub(crate) fn len(&self) -> usize {
+        usize::try_from(self.bs).unwrap_or(usize::MAX)
+    }
+
+    /// How many requests one connection makes; `None` if time ends it.
+    pub(crate) fn share(&self) -> Option<u64> {
+        match self.limit {
+            Limit::Requests(all) => Some(all / u64::from(self.connections)),
+            Limit::Time(_) => None,
+        }
+    }
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result {
+        let Opened { uri, embedded } = match &self.target {
+            Some(target) => Connect::open(Some(target))?,
+            None => scratch()?,
+        };
+        let may_write = self.destroy_data || self.target.is_none();
+        if !may_write && matches!(self.op, Some(Op::Write | Op::Mix)) {
+            return Err(Error::new(
+                "writing destroys what the disk holds: give --destroy-data if that may be",
+            ));
+        }
+        if self.bs == 0 || self.bs > 64 << 20 {
+            return Err(Error::new(format!(
+                "expected --bs from 1 to 64M, got {}",
+                self.bs
+            )));
+        }
+        let mut results = Results::new(self.json);
+        for workload in self.workloads(may_write) {
+            let row: Row = match self.runtime {
+                Runtime::Blocking => blocking::measure(self.connect.options()?, &uri, &workload)?,
+                Runtime::Tokio | Runtime::TokioMulti => {
+                    let mut builder = match self.runtime {
+                        Runtime::Tokio => tokio::runtime::Builder::new_current_thread(),
+                        _ => tokio::runtime::Builder::new_multi_thread(),
+                    };
+                    let runtime = builder
+                        .enable_all()
+                        .build()
+                        .step(|| "cannot start the runtime")?;
+                    let one = self.runtime == Runtime::Tokio;
+                    runtime.block_on(async {
+                        let options: nbd_tokio::ConnectOptions = self.connect.options()?;
+                        tasks::measure(options, &uri, &workload, one).await
+                    })?
+                }
+            };
+            results.add(&workload, row)?;
+        }
+        drop(embedded);
+        Ok(Answer::Yes)
+    }
+
+    fn workloads(&self, may_write: bool) -> Vec<Workload> {
+        let limit = match (self.bytes, self.ops) {
+            (Some(bytes), _) => Limit::Requests((bytes / self.bs).max(1)),
+            (None, Some(ops)) => Limit::Requests(ops),
+            (None, None) => Limit::Time(self.time),
+        };
+        let own = |op| Workload {
+            op,
+            pattern: self.pattern,
+            bs: self.bs,
+            depth: self.depth,
+            connections: self.connections,
+            reads: self.reads,
+            span: self.span,
+            limit,
+        };
+        if let Some(op) = self.op {
+            return vec![own(op)];
+        }
+        let usual = |op, pattern, bs, depth| Workload {
+            pattern,
+            bs,
+            depth,
+            ..own(op)
+        };
+        let mut all = Vec::new();
+        let ops = if may_write {
+            [Op::Read, Op::Write].as_slice()
+        } else {
+            &[Op::Read]
+        };
+        for op in ops {
+            all.extend([
+                usual(*op, Pattern::Random, 4 << 10, 1),
+                usual(*op, Pattern::Random, 4 << 10, 32),
+                usual(*op, Pattern::Sequential, 256 << 10, 1),
+                usual(*op, Pattern::Sequential, 256 << 10, 8),
+            ]);
+        }
+        all.push(usual(Op::Connect, Pattern::Random, 4 << 10, 1));
+        all
+    }
+}
+
+/// A disk of this process with data all over, so that reads are of data.
+fn scratch() -> Result<Opened> {
+    let disk = Memory::new(SIZE).with_description("a disk in memory to be measured");
+    let piece = vec![0x5a; 1 << 20];
+    for at in (0..SIZE).step_by(piece.len()) {
+        disk.write(at, &piece, false)
+            .step(|| "cannot fill a disk in memory")?;
+    }
+    let embedded = Embedded::new(Arc::new(disk))?;
+    Ok(Opened {
+        uri: embedded.uri().clone(),
+        embedded: Some(embedded),
+    })
+}

@@ -1,0 +1,113 @@
+//! Where the requests of a connection are, and of which kind.
+
+use super::{Op, Pattern, Workload};
+
+/// The requests of one connection.
+pub(super) struct Offsets {
+    blocks: u64,
+    next: u64,
+    seed: u64,
+    workload: Workload,
+    /// How many are left; `None` if time ends them.
+    left: Option<u64>,
+}
+
+/// A request to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Next {
+    pub(super) offset: u64,
+    pub(super) writes: bool,
+}
+
+impl Offsets {
+    /// For one of several connections to an export of `size` bytes.
+    pub(super) fn new(workload: &Workload, size: u64, index: u32) -> Self {
+        let span = workload.span.map_or(size, |span| span.min(size));
+        let blocks = (span / workload.bs).max(1);
+        let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(u64::from(index) + 1);
+        Self {
+            blocks,
+            next: blocks / u64::from(workload.connections) * u64::from(index),
+            seed,
+            workload: *workload,
+            left: workload.share(),
+        }
+    }
+
+    /// A random number, by xorshift.
+    const fn random(&mut self) -> u64 {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        self.seed
+    }
+
+    /// Ends them.
+    pub(super) const fn end(&mut self) {
+        self.left = Some(0);
+    }
+
+    /// The next one; `None` when all were made.
+    pub(super) fn next(&mut self) -> Option<Next> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1)?;
+        }
+        let writes = match self.workload.op {
+            Op::Write => true,
+            Op::Read | Op::Connect => false,
+            Op::Mix => self.random() % 100 >= u64::from(self.workload.reads),
+        };
+        let block = match self.workload.pattern {
+            Pattern::Random => self.random() % self.blocks,
+            Pattern::Sequential => {
+                self.next += 1;
+                (self.next - 1) % self.blocks
+            }
+        };
+        Some(Next {
+            offset: block * self.workload.bs,
+            writes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Limit;
+
+    fn workload(op: Op, pattern: Pattern) -> Workload {
+        Workload {
+            op,
+            pattern,
+            bs: 512,
+            depth: 1,
+            connections: 2,
+            reads: 70,
+            span: None,
+            limit: Limit::Requests(2000),
+        }
+    }
+
+    #[test]
+    fn requests_are_within_the_disk_and_as_many_as_asked_for() {
+        for pattern in [Pattern::Random, Pattern::Sequential] {
+            let mut offsets = Offsets::new(&workload(Op::Read, pattern), 100 * 512 + 511, 1);
+            let made: Vec<Next> = std::iter::from_fn(|| offsets.next()).collect();
+            assert_eq!(made.len(), 1000);
+            assert!(
+                made.iter()
+                    .all(|next| next.offset < 100 * 512 && next.offset % 512 == 0)
+            );
+        }
+    }
+
+    #[test]
+    fn a_mix_has_the_share_of_reads_that_was_asked_for() {
+        let mut offsets = Offsets::new(&workload(Op::Mix, Pattern::Random), 1 << 20, 0);
+        let writes = std::iter::from_fn(|| offsets.next())
+            .filter(|next| next.writes)
+            .count();
+        assert!((240..360).contains(&writes), "{writes}");
+    }
+}
