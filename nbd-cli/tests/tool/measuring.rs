@@ -1,11 +1,9 @@
 //! `nbd bench`.
 
-mod support;
-
+use crate::support::nbd;
 use interop::{Nbdkit, deadline};
 use serde_json::Value;
 use std::time::Duration;
-use support::nbd;
 
 const LIMIT: Duration = Duration::from_secs(120);
 

@@ -1,13 +1,11 @@
 //! `nbd info`, `list`, `map`, `dump` and `ping`, beside what nbdinfo says of the same servers.
 
-mod support;
-
+use crate::support::{command, nbd};
 use interop::{
     Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, deadline, require,
 };
 use serde_json::{Value, json};
 use std::{fs, process::Stdio, time::Duration};
-use support::{command, nbd};
 
 /// How long a test may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
