@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::{
-    bench, dump, info, list, map,
+    bench, dump, generate, info, list, map,
     outcome::{Error, Result},
     ping, serve,
 };
@@ -9,15 +9,27 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use std::io;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Looks at, copies, compares, serves and measures disks over NBD.
-///
-/// Where a URI is expected, `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH` and
-/// `nbds://` for TLS will do, and QEMU's `nbd:HOST:PORT:exportname=EXPORT`. Anything else is a file or
-/// a block device. Without one, a server in this process has a small disk to try things with.
-///
-/// Exit codes: 0 for yes, the same, done; 1 for no, different; 2 for an error; 130 after Ctrl-C.
+/// Look at, copy, compare, serve and measure disks over NBD.
 #[derive(Debug, Parser)]
-#[command(name = "nbd", version = version(), propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "nbd",
+    version = version(),
+    propagate_version = true,
+    max_term_width = 100,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    after_help = "\
+A disk is named by a URI: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or, with TLS,
+nbds://HOST/EXPORT; QEMU's nbd:HOST:PORT:exportname=EXPORT will do as well. Anything else is a file or
+a block device. Without a name, a server in this process has a small disk to try things with.
+
+Exit codes: 0 for yes, the same, done; 1 for no, different; 2 for an error; 130 after Ctrl-C.
+
+Examples:
+  nbd info                         a disk in this process, to try it
+  nbd map nbd://localhost/disk
+  nbd info --help"
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     common: Common,
@@ -34,6 +46,7 @@ enum Command {
     Ping(ping::Ping),
     Serve(serve::Serve),
     Bench(bench::Bench),
+    Generate(generate::Generate),
 }
 
 /// What all commands have.
@@ -45,6 +58,9 @@ pub(crate) struct Common {
     /// Say nothing but results and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
+    /// Print help.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 impl Cli {
@@ -59,6 +75,7 @@ impl Cli {
             Command::Ping(ping) => ping.run(),
             Command::Serve(serve) => serve.run(common.quiet),
             Command::Bench(bench) => bench.run(),
+            Command::Generate(generate) => generate.run(),
         }
     }
 }

@@ -8,6 +8,7 @@ mod connect;
 mod content;
 mod dump;
 mod embedded;
+mod generate;
 mod info;
 mod list;
 mod map;

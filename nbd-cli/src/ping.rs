@@ -14,10 +14,10 @@ use nbd_tokio::{Client, Uri, nbd_proto::uri::Address};
 use std::time::{Duration, Instant};
 
 /// Reach a server and use an export of it, step by step, with times.
-///
-/// The step that fails is named with its cause, and what to try.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+The step that fails is named with its cause, and what to try.
+
 Examples:
   nbd ping
   nbd ping -c 10 nbd://localhost/disk

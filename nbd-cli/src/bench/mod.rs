@@ -21,11 +21,11 @@ use std::{sync::Arc, time::Duration};
 const SIZE: u64 = 256 << 20;
 
 /// Measure how fast an export can be used.
-///
-/// Without --op some usual workloads are measured one after the other: only reads, unless the disk's
-/// contents may be destroyed. Without a URI this machine is measured, by a server in this process.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Without --op some usual workloads are measured one after the other: only reads, unless the disk's
+contents may be destroyed. Without a URI this machine is measured, by a server in this process.
+
 Examples:
   nbd bench --time 0.1
   nbd bench nbd://localhost/disk

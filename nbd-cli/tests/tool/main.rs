@@ -1,5 +1,6 @@
 //! The commands that look at disks and measure them.
 
+mod help;
 mod looking;
 mod measuring;
 mod support;

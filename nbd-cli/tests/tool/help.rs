@@ -1,0 +1,145 @@
+//! `--help`, manual pages and completions.
+
+use crate::support::{command, nbd};
+use interop::{Nbdkit, deadline};
+use std::{fs, path::Path, process::Command, time::Duration};
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The commands that `nbd --help` lists.
+fn commands() -> Vec<String> {
+    let help = nbd(["--help"]).expect(0);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let listed = listed.take_while(|line| !line.is_empty());
+    let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = names.filter_map(|line| line.split_whitespace().next());
+    names
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The lines below "Examples:".
+fn examples(name: &str) -> Vec<String> {
+    let help = nbd([name, "--help"]).expect(0);
+    let examples = help.lines().skip_while(|line| *line != "Examples:").skip(1);
+    examples
+        .map(|line| line.trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+#[test]
+fn the_help_of_each_command_is_short() {
+    for name in commands() {
+        let help = nbd([name.as_str(), "--help"]).expect(0);
+        assert!(
+            help.lines().count() <= 66,
+            "{name}: {} lines",
+            help.lines().count()
+        );
+        assert!(
+            help.lines().all(|line| line.chars().count() <= 100),
+            "{help}"
+        );
+        assert!(!examples(&name).is_empty(), "{help}");
+    }
+    assert_eq!(nbd(["--version"]).expect(0).split(' ').next(), Some("nbd"));
+}
+
+/// Runs a line of help as a shell would, with a server and files that exist for the names in it.
+fn try_out(line: &str, uri: &str, dir: &Path) {
+    let mut line = line.split("      ").next().unwrap_or(line).to_owned();
+    for (from, to) in [
+        ("nbd://localhost/disk", uri),
+        ("nbd+unix:///?socket=/tmp/nbd.sock", uri),
+        ("nbd://localhost", uri),
+        (" URI", &format!(" '{uri}'")),
+        ("/etc/bash_completion.d/nbd", "completions"),
+        ("/usr/local/share/man/man1", "."),
+    ] {
+        line = line.replace(from, to);
+    }
+    let nbd = command::<&str>([]).get_program().to_owned();
+    let bin = Path::new(&nbd)
+        .parent()
+        .expect("a program is in a directory");
+    let path = format!(
+        "{}:{}",
+        bin.display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let shell = Command::new("bash")
+        .args(["-e", "-c", &line])
+        .current_dir(dir)
+        .env("PATH", path)
+        .output();
+    let ended = shell.expect("bash can be started");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{line}: {}: {said}", ended.status);
+}
+
+#[test]
+fn examples_do_what_they_say() {
+    deadline(LIMIT, || {
+        let Some(server) = Nbdkit::new("memory").param("size=8M").start() else {
+            return;
+        };
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        fs::write(dir.path().join("disk.img"), vec![7; 2 << 20]).expect("a file can be written");
+        // Others need more than a server, and have tests of their own.
+        let alone = ["info", "list", "dump", "ping", "bench", "generate"];
+        for name in commands()
+            .iter()
+            .filter(|name| alone.contains(&name.as_str()))
+        {
+            for line in examples(name) {
+                // These need a server with TLS.
+                if !line.contains("nbds://") {
+                    try_out(&line, &format!("'{}'", server.uri("")), dir.path());
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn each_command_has_a_manual_page_that_can_be_shown() {
+    deadline(LIMIT, || {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        nbd(["generate".as_ref(), "man".as_ref(), dir.path().as_os_str()]).expect(0);
+        for name in commands() {
+            let path = dir.path().join(format!("nbd-{name}.1"));
+            let page = fs::read_to_string(&path).expect("each command has a page");
+            assert!(
+                page.contains(".SH SYNOPSIS") && page.contains(".SH OPTIONS"),
+                "{page}"
+            );
+        }
+        let main = fs::read_to_string(dir.path().join("nbd.1")).expect("there is a page for all");
+        assert!(
+            commands().iter().all(|name| main.contains(name.as_str())),
+            "{main}"
+        );
+    });
+}
+
+#[test]
+fn completions_are_scripts_that_the_shell_takes() {
+    deadline(LIMIT, || {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        for shell in ["bash", "zsh", "fish"] {
+            let script = nbd(["generate", "completions", shell]).expect(0);
+            assert!(
+                commands().iter().all(|name| script.contains(name.as_str())),
+                "{shell}"
+            );
+            if shell == "bash" {
+                let path = dir.path().join("nbd");
+                fs::write(&path, script).expect("a file can be written");
+                let checked = Command::new("bash").arg("-n").arg(&path).status();
+                assert!(checked.expect("bash can be started").success());
+            }
+        }
+    });
+}
