@@ -119,7 +119,7 @@ pub mod server {
     //! What a server tells the program that it is part of, and how it is stopped.
 
     #[doc(inline)]
-    pub use nbd_io::server::{ClientIdentity, CloseReason, Event, Outcome, Peer, Stopper};
+    pub use nbd_io::server::{ClientIdentity, CloseReason, Event, Outcome, Peer, Rate, Stopper};
     #[doc(inline)]
     pub use nbd_proto::server::Limits;
 }

@@ -12,6 +12,7 @@ mod lookups;
 mod many_clients;
 #[cfg(feature = "tls-base")]
 pub(crate) mod programs;
+mod rates;
 mod sparse;
 mod stalls;
 pub(crate) mod support;

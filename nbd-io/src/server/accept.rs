@@ -102,7 +102,8 @@ impl<R: Tasks> Server<R> {
     }
 
     fn enter(&self, peer: &Peer) -> Result<Registration, Refused> {
-        let entered = self.registry.enter(self.settings.room, self.runtime.now());
+        let now = self.runtime.now();
+        let entered = self.registry.enter(self.settings.room, peer, now);
         if entered.is_err() {
             self.settings.notify(&Event::Refused { peer });
         }

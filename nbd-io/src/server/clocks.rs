@@ -15,6 +15,8 @@ pub(super) struct Clocks<S> {
     pub(super) idle_shrink: Option<Clock<S>>,
     /// Until a request is refused for which there is no memory.
     pub(super) shortage: Option<Clock<S>>,
+    /// Until another request may be taken, of a client that has had more than its rate allows.
+    pub(super) debt: Option<S>,
     /// While the server stops: until the client is taken to have no more requests.
     pub(super) quiet: Option<Clock<S>>,
     /// While the server stops: until it is done in any case.
@@ -30,6 +32,7 @@ impl<S> Clocks<S> {
             idle: None,
             idle_shrink: None,
             shortage: None,
+            debt: None,
             quiet: None,
             stop_deadline: None,
             disconnect: None,
@@ -121,7 +124,10 @@ fn poll_clock<R: Runtime>(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::registry::Room, *};
+    use super::{
+        super::{Peer, registry::Room},
+        *,
+    };
     use crate::server::registry::Registry;
     use std::{
         sync::{
@@ -181,9 +187,10 @@ mod tests {
     fn a_timer_is_asked_when_it_is_set_and_when_one_has_ended() {
         let room = Room {
             most: 1,
+            most_of_client: usize::MAX,
             idle: None,
         };
-        let place = Arc::new(Registry::default()).enter(room, Duration::ZERO);
+        let place = Arc::new(Registry::default()).enter(room, &Peer::Unix, Duration::ZERO);
         let place = place.unwrap();
         let runtime = Counting::default();
         let polls = || runtime.polls.load(Ordering::Relaxed);

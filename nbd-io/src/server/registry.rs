@@ -1,5 +1,6 @@
 //! The connections of a server, and how they are stopped.
 
+use super::{Peer, rate::Client};
 use crate::watchers::{self, Watchers};
 use std::{
     collections::HashMap,
@@ -42,6 +43,8 @@ struct Entry {
     displaced: AtomicBool,
     /// A [`Stage`], and since when in milliseconds.
     stage: AtomicU64,
+    /// Whose it is, if others may be the same client's.
+    client: Option<Client>,
 }
 
 /// What a connection is at. Where its place is needed, the first of these goes first.
@@ -56,8 +59,9 @@ enum Stage {
 }
 
 impl Entry {
-    fn new(now: Duration) -> Self {
+    fn new(client: Option<Client>, now: Duration) -> Self {
         let entry = Self {
+            client,
             waker: Mutex::new(None),
             rang: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -124,6 +128,7 @@ impl Wake for Entry {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) most: usize,
+    pub(super) most_of_client: usize,
     /// How long a connection has to be idle for another one to take its place when there is no
     /// other; `None` keeps it for as long as it lasts.
     pub(super) idle: Option<Duration>,
@@ -153,11 +158,16 @@ impl Registry {
     pub(super) fn enter(
         self: &Arc<Self>,
         room: Room,
+        peer: &Peer,
         now: Duration,
     ) -> Result<Registration, Refused> {
+        let client = Client::of(peer);
         let mut state = lock(&self.state);
         if self.is_stopping() {
             return Err(Refused::Stopping);
+        }
+        if room.most_of_client < usize::MAX && state.of_client(client) >= room.most_of_client {
+            return Err(Refused::Full);
         }
         let mut waker = None;
         if state.connections.len() - state.leaving >= room.most {
@@ -165,7 +175,7 @@ impl Registry {
         }
         state.last += 1;
         let id = state.last;
-        let entry = Arc::new(Entry::new(now));
+        let entry = Arc::new(Entry::new(client, now));
         state.connections.insert(id, Arc::clone(&entry));
         drop(state);
         if let Some(waker) = waker {
@@ -236,6 +246,13 @@ impl Drop for Watch<'_> {
 }
 
 impl State {
+    /// How many connections are of the same client.
+    fn of_client(&self, client: Option<Client>) -> usize {
+        let Some(client) = client else { return 0 };
+        let entries = self.connections.values();
+        entries.filter(|entry| entry.client == Some(client)).count()
+    }
+
     /// Tells a connection to end whose place is used least. `None` if every place is in use, or too
     /// many are on their way out already.
     fn displace(&mut self, room: Room, now: Duration) -> Option<Option<Waker>> {
@@ -359,23 +376,47 @@ mod tests {
     }
 
     const fn room(most: usize) -> Room {
-        Room { most, idle: None }
+        Room {
+            most,
+            most_of_client: usize::MAX,
+            idle: None,
+        }
     }
 
     #[test]
     fn places_are_counted_and_given_back() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter(room(2), seconds(0)).unwrap();
-        let second = registry.enter(room(2), seconds(0)).unwrap();
+        let first = registry.enter(room(2), &Peer::Unix, seconds(0)).unwrap();
+        let second = registry.enter(room(2), &Peer::Unix, seconds(0)).unwrap();
         assert!(first.id() != second.id() && registry.len() == 2);
         let later = seconds(1 << 30);
-        assert!(matches!(registry.enter(room(2), later), Err(Refused::Full)));
+        assert!(matches!(
+            registry.enter(room(2), &Peer::Unix, later),
+            Err(Refused::Full)
+        ));
         drop(first);
-        let third = registry.enter(room(2), seconds(0)).unwrap();
+        let third = registry.enter(room(2), &Peer::Unix, seconds(0)).unwrap();
         assert!(third.id() > second.id());
         registry.stop();
-        let late = registry.enter(room(9), seconds(0));
+        let late = registry.enter(room(9), &Peer::Unix, seconds(0));
         assert!(matches!(late, Err(Refused::Stopping)));
+    }
+
+    #[test]
+    fn one_client_does_not_take_the_places_of_others() {
+        let registry = Arc::new(Registry::default());
+        let room = Room {
+            most_of_client: 1,
+            ..room(9)
+        };
+        let enter = |peer: &Peer| registry.enter(room, peer, seconds(0));
+        let host = |last| Peer::Tcp(([192, 0, 2, last], 1).into());
+        let first = enter(&host(1)).unwrap();
+        assert!(matches!(enter(&host(1)), Err(Refused::Full)));
+        let others = [&host(2), &Peer::Unix, &Peer::Unix].map(|peer| enter(peer).unwrap());
+        drop(first);
+        assert!(enter(&host(1)).is_ok());
+        drop(others);
     }
 
     #[test]
@@ -383,9 +424,10 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let room = Room {
             most: 5,
+            most_of_client: usize::MAX,
             idle: Some(seconds(60)),
         };
-        let enter = |now| registry.enter(room, seconds(now));
+        let enter = |now| registry.enter(room, &Peer::Unix, seconds(now));
         let [busy, idle, idler, silent, half_open] = [(); 5].map(|()| enter(0).unwrap());
         busy.busy();
         idle.idle(seconds(2));
@@ -425,7 +467,7 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let cx = &mut Context::from_waker(&waker);
         let registry = Arc::new(Registry::default());
-        let place = registry.enter(room(1), seconds(0)).unwrap();
+        let place = registry.enter(room(1), &Peer::Unix, seconds(0)).unwrap();
         let mut watch = registry.watch();
         assert!(watch.poll_stopping(cx).is_pending() && place.poll_stopping(cx).is_pending());
         registry.stop();

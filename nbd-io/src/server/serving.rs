@@ -7,6 +7,7 @@ use super::{
     authorizer::{Authorize, ClientIdentity},
     budget::Budget,
     buffers::Buffers,
+    rate::{Rate, Rates},
     registry::{Registry, Room},
     report::{OnRequest, Outcome},
     stopper::Stopper,
@@ -52,6 +53,7 @@ pub(super) struct Settings {
     on_event: Option<OnEvent>,
     pub(super) on_request: Option<OnRequest>,
     pub(super) budget: Arc<Budget>,
+    pub(super) rates: Arc<Rates>,
     pub(super) buffers: Arc<Buffers>,
 }
 
@@ -105,6 +107,7 @@ impl<R: Tasks> Server<R> {
                 idle_timeout: None,
                 room: Room {
                     most: 256,
+                    most_of_client: usize::MAX,
                     idle: Some(Duration::from_secs(300)),
                 },
                 concurrency: 16,
@@ -114,6 +117,7 @@ impl<R: Tasks> Server<R> {
                 on_event: None,
                 on_request: None,
                 budget: Budget::new(256 << 20),
+                rates: Arc::default(),
                 buffers: Arc::default(),
             },
             registry: Arc::default(),
@@ -230,6 +234,15 @@ impl<R: Tasks> Server<R> {
         self
     }
 
+    /// How many connections each client may have at once, which is a host or a virtual machine; of Unix
+    /// sockets and other streams, each connection is a client. One more is closed at once. By default
+    /// any number.
+    #[must_use]
+    pub fn max_connections_per_client(mut self, max: usize) -> Self {
+        self.settings.room.most_of_client = max;
+        self
+    }
+
     /// When there are [as many connections as may be](Self::max_connections), one that has been idle
     /// for so long is closed for the sake of one more: of those that have not entered an export
     /// before those that have sent no request, and of these before others, the one that has been
@@ -272,6 +285,25 @@ impl<R: Tasks> Server<R> {
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.settings.budget = Budget::new(bytes);
+        self
+    }
+
+    /// How many requests and bytes per second all connections together may have. By default any number.
+    ///
+    /// A request is carried out whole. A connection that has had more than the rate allows takes the
+    /// next one when the rest is paid for by time, and so leaves the client waiting.
+    #[must_use]
+    pub fn rate(mut self, rate: Rate) -> Self {
+        self.settings.rates = Arc::new(self.settings.rates.with_server(rate));
+        self
+    }
+
+    /// How many requests and bytes per second each client may have: all connections of a host or of a
+    /// virtual machine together; of Unix sockets and other streams, each connection is a client. By
+    /// default any number.
+    #[must_use]
+    pub fn client_rate(mut self, rate: Rate) -> Self {
+        self.settings.rates = Arc::new(self.settings.rates.with_client(rate));
         self
     }
 

@@ -2,6 +2,8 @@
 
 mod ending;
 
+pub(super) use ending::is_end;
+
 use super::{
     CloseReason, Peer, Replies, Settings,
     budget::Share,
@@ -11,6 +13,7 @@ use super::{
     intake::{Coming, Intake},
     jobs::{Jobs, Panicked, carry_out, carry_out_now, carry_out_zeroes, guard},
     negotiation::Entered,
+    rate::Toll,
     registry::Registration,
     replies::no_memory,
     report::{Report, payload_len},
@@ -71,6 +74,8 @@ pub(super) struct Session<'a, T, R: Runtime> {
     jobs: Jobs<R>,
     report: Report,
     share: Share,
+    /// What requests cost, if there is a limit of their rate.
+    toll: Option<Toll>,
     /// A read for which there is no memory yet.
     held: Option<Request>,
     /// Whether the read that is held was found not to be all zero, for which memory is needed.
@@ -120,6 +125,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             jobs,
             report,
             share: Share::new(Arc::clone(&settings.budget)),
+            toll: settings.rates.enter(peer, runtime),
             held: None,
             looked: false,
             short: false,
@@ -195,7 +201,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             }
             return Ok(any);
         }
-        let is_ready = self.held.is_none() && !self.jobs.is_looking();
+        let is_ready = self.held.is_none() && !self.is_in_debt() && !self.jobs.is_looking();
         let coming = if is_ready && self.has_room() {
             self.intake.coming()
         } else {
@@ -246,31 +252,6 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         self.jobs.running() == 0 && self.ending.is_none() && self.clocks.stop_deadline.is_none()
     }
 
-    /// No more requests are taken. Those that were are answered, as far as they can be.
-    fn end(&mut self, ending: CloseReason) -> bool {
-        self.ending.get_or_insert(ending);
-        true
-    }
-
-    /// The client closed its side.
-    fn end_of_requests(&mut self) {
-        self.ending = Some(if self.place.is_stopping() {
-            CloseReason::Stopped
-        } else if self.intake.transmission.is_idle() {
-            CloseReason::Left
-        } else {
-            CloseReason::Truncated
-        });
-    }
-
-    fn broken(&self, error: io::Error) -> CloseReason {
-        if self.place.is_stopping() && is_end(&error) {
-            CloseReason::Stopped
-        } else {
-            CloseReason::Io(error)
-        }
-    }
-
     /// Whether one more request may be taken: the limit may be exceeded by one.
     fn has_room(&self) -> bool {
         self.used() < self.settings.in_flight
@@ -315,6 +296,22 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         }
     }
 
+    /// Whether the client has to wait, because it has done more than its rate allows.
+    const fn is_in_debt(&self) -> bool {
+        self.clocks.debt.is_some()
+    }
+
+    /// What the client wants next, and is made to pay for.
+    #[inline]
+    fn take_next(&mut self) -> Result<Option<Event>, Error> {
+        let event = self.intake.next()?;
+        if let (Some(toll), Some(Event::Request(request))) = (&self.toll, &event) {
+            let debt = toll.pay(request, self.runtime);
+            self.clocks.debt = debt.map(|debt| self.runtime.sleep(debt));
+        }
+        Ok(event)
+    }
+
     /// Takes the requests that have come, as far as their replies may wait to be sent. Returns
     /// whether there were any.
     fn consume(&mut self, cx: &Context<'_>) -> Result<bool, Error> {
@@ -323,6 +320,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             self.intake.transmission.shut_down();
         }
         while self.replies.len() < REPLIES_AT_ONCE && self.has_room() && !self.jobs.is_looking() {
+            if self.is_in_debt() && self.held.is_none() {
+                break;
+            }
             if self.intake.is_parked() {
                 if !self.has_payload_room(cx) {
                     break;
@@ -336,7 +336,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             };
             let event = match held {
                 Some(request) => Some(Event::Request(request)),
-                None => self.intake.next()?,
+                None => self.take_next()?,
             };
             let request = match event {
                 Some(Event::Request(request)) => request,
@@ -480,15 +480,4 @@ fn is_short(request: &Request) -> bool {
 /// Whether a request that moved `len` bytes and took so long waited for nothing.
 pub(super) fn is_quick(took: Duration, len: u64) -> bool {
     took <= QUICK.saturating_add(Duration::from_nanos(len))
-}
-
-/// Whether an error says just that the client is gone.
-pub(super) fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-    )
 }

@@ -8,6 +8,7 @@ use crate::{
 };
 use std::{
     future::poll_fn,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -56,6 +57,31 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         .await;
     }
 
+    /// No more requests are taken. Those that were are answered, as far as they can be.
+    pub(super) fn end(&mut self, ending: CloseReason) -> bool {
+        self.ending.get_or_insert(ending);
+        true
+    }
+
+    /// The client closed its side.
+    pub(super) fn end_of_requests(&mut self) {
+        self.ending = Some(if self.place.is_stopping() {
+            CloseReason::Stopped
+        } else if self.intake.transmission.is_idle() {
+            CloseReason::Left
+        } else {
+            CloseReason::Truncated
+        });
+    }
+
+    pub(super) fn broken(&self, error: io::Error) -> CloseReason {
+        if self.place.is_stopping() && is_end(&error) {
+            CloseReason::Stopped
+        } else {
+            CloseReason::Io(error)
+        }
+    }
+
     /// Looks at the clocks when nothing else is to be done. Ready when there is, or this is the
     /// end.
     pub(super) fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
@@ -64,6 +90,12 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
         clocks.timer_waker.set_waker::<R>(self.place, cx);
+        if let Some(debt) = &mut clocks.debt
+            && (self.place.is_stopping() || Pin::new(debt).poll(cx).is_ready())
+        {
+            clocks.debt = None;
+            return Poll::Ready(None);
+        }
         if self.ending.is_some() {
             // What is being carried out is waited for, who does not take replies is not.
             if elapsed(
@@ -98,6 +130,8 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
                 self.moved,
             )
             && self.jobs.running() == 0
+            // A client that is made to wait is not idle.
+            && clocks.debt.is_none()
         {
             return Poll::Ready(Some(CloseReason::Idle));
         }
@@ -145,4 +179,15 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         }
         Poll::Pending
     }
+}
+
+/// Whether an error says just that the client is gone.
+pub(in crate::server) fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+    )
 }
