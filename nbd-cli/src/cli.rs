@@ -44,7 +44,7 @@ enum Command {
     Map(map::Map),
     Dump(dump::Dump),
     Ping(ping::Ping),
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Bench(bench::Bench),
     Generate(generate::Generate),
 }

@@ -1,8 +1,11 @@
 //! How much clients may take.
 
 use crate::{connect::seconds, size};
-use clap::Args;
-use nbd_blocking::nbd_io::{runtime::Tasks, server::Server};
+use clap::{Args, builder::RangedU64ValueParser};
+use nbd_blocking::nbd_io::{
+    runtime::Tasks,
+    server::{Rate, Server},
+};
 use std::time::Duration;
 
 /// Limits of the server and of each of its clients.
@@ -12,12 +15,27 @@ pub(super) struct Limits {
     /// Connections at once; one more takes the place of one that was idle for five minutes.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_connections: usize,
+    /// Connections of one host or virtual machine.
+    #[arg(long, value_name = "N")]
+    client_connections: Option<usize>,
     /// Memory for the data of all requests.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
     max_memory: u64,
     /// Memory for the data of one connection.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = size::parse)]
     client_memory: u64,
+    /// Bytes that are read and written per second.
+    #[arg(long, value_name = "SIZE", value_parser = positive_size)]
+    max_rate: Option<u64>,
+    /// The same of one host or virtual machine, or connection of a Unix socket.
+    #[arg(long, value_name = "SIZE", value_parser = positive_size)]
+    client_rate: Option<u64>,
+    /// Requests per second.
+    #[arg(long, value_name = "N", value_parser = positive())]
+    max_requests: Option<u64>,
+    /// The same of one host or virtual machine, or connection of a Unix socket.
+    #[arg(long, value_name = "N", value_parser = positive())]
+    client_requests: Option<u64>,
     /// Seconds that a client may take for each step until it uses a disk.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     handshake_timeout: Duration,
@@ -34,5 +52,25 @@ impl Limits {
             .in_flight(self.client_memory)
             .handshake_timeout(Some(self.handshake_timeout))
             .idle_timeout(self.idle_timeout)
+            .max_connections_per_client(self.client_connections.unwrap_or(usize::MAX))
+            .rate(rate(self.max_rate, self.max_requests))
+            .client_rate(rate(self.client_rate, self.client_requests))
+    }
+}
+
+fn rate(bytes: Option<u64>, requests: Option<u64>) -> Rate {
+    let rate = Rate::new();
+    let rate = bytes.map_or(rate, |bytes| rate.bytes(bytes));
+    requests.map_or(rate, |requests| rate.requests(requests))
+}
+
+fn positive() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn positive_size(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        0 => Err("expected at least one byte".into()),
+        bytes => Ok(bytes),
     }
 }

@@ -2,9 +2,11 @@
 
 use crate::support::{Serving, failed, run_nbd};
 use interop::run;
+use nbd_blocking::Client;
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
+    time::{Duration, Instant},
 };
 
 #[test]
@@ -37,5 +39,42 @@ fn silent_clients_are_left() {
         idle.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0")
             .unwrap();
         assert_eq!(received(&idle), GREETING + 10);
+    });
+}
+
+/// How long so many reads take, many at a time.
+fn read(client: &Client, times: usize, len: usize) -> Duration {
+    let start = Instant::now();
+    let mut queue = client.queue();
+    for _ in 0..times {
+        queue.read(vec![0; len], 0).unwrap();
+    }
+    while let Some(completion) = queue.complete().unwrap() {
+        completion.into_buffer().unwrap();
+    }
+    start.elapsed()
+}
+
+#[test]
+fn rates_hold_within_a_fifth() {
+    run(|| {
+        for (option, times, len) in [
+            ("--max-requests 500", 500, 512),
+            ("--client-requests 500", 500, 512),
+            ("--max-rate 16M", 64, 256 << 10),
+            ("--client-rate 16M", 64, 256 << 10),
+        ] {
+            let serving = Serving::new(&format!("--memory 1M {option}")).ready();
+            let client = nbd_blocking::connect(&serving.uri("")).unwrap();
+            // What was saved up.
+            read(&client, times / 4, len);
+            // A thread may be held up, and then it takes longer.
+            let is_right = (0..10).any(|_| {
+                let took = read(&client, times, len);
+                assert!(took >= Duration::from_millis(800), "{option}: {took:?}");
+                took <= Duration::from_millis(1200)
+            });
+            assert!(is_right, "{option}: it always takes longer");
+        }
     });
 }
