@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::{
-    bench, dump, generate, info, list, map,
+    bench, compare, copy, dump, generate, info, list, map,
     outcome::{Error, Result},
     ping, serve,
 };
@@ -43,6 +43,8 @@ enum Command {
     List(list::List),
     Map(map::Map),
     Dump(dump::Dump),
+    Copy(copy::Copy),
+    Compare(compare::Compare),
     Ping(ping::Ping),
     Serve(Box<serve::Serve>),
     Bench(bench::Bench),
@@ -72,6 +74,8 @@ impl Cli {
             Command::List(list) => list.run(),
             Command::Map(map) => map.run(),
             Command::Dump(dump) => dump.run(),
+            Command::Copy(copy) => copy.run(&common),
+            Command::Compare(compare) => compare.run(&common),
             Command::Ping(ping) => ping.run(),
             Command::Serve(serve) => serve.run(common.quiet),
             Command::Bench(bench) => bench.run(),

@@ -2,10 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+mod attend;
 mod bench;
 mod cli;
+mod compare;
 mod connect;
 mod content;
+mod copy;
+mod disk;
 mod dump;
 mod embedded;
 mod generate;
@@ -15,7 +19,9 @@ mod map;
 mod outcome;
 mod output;
 mod ping;
+mod progress;
 mod range;
+mod ranges;
 mod report;
 mod runtime;
 mod serve;
@@ -23,6 +29,8 @@ mod session;
 mod size;
 mod target;
 mod text;
+mod work;
+mod zeroes;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -8,5 +8,8 @@ pub(crate) fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T>
         .enable_all()
         .build()
         .step(|| "cannot start the runtime")?;
-    runtime.block_on(command)
+    let done = runtime.block_on(command);
+    // A thread may still wait for somebody who takes what it writes.
+    runtime.shutdown_background();
+    done
 }

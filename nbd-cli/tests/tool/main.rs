@@ -1,5 +1,6 @@
-//! The commands that look at disks and measure them.
+//! The commands that look at disks, copy and measure them.
 
+mod copy;
 mod help;
 mod looking;
 mod measuring;

@@ -6,11 +6,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// A command that has ended, as a failed test shows it.
+/// A command that has ended.
 #[derive(Debug)]
-#[expect(dead_code, reason = "what only `Debug` reads")]
 pub(crate) struct Ended {
-    /// What was run.
+    /// What was run, as a failed test shows it.
+    #[expect(dead_code, reason = "what only `Debug` reads")]
     pub(crate) command: String,
     /// The exit code; `None` if a signal ended it.
     pub(crate) code: Option<i32>,

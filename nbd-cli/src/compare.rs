@@ -1,0 +1,295 @@
+//! `nbd compare`: whether two disks are the same.
+
+use crate::{
+    attend::attend,
+    cli::Common,
+    connect::Connect,
+    copy::Flight,
+    disk::{Access, Disk, Run},
+    outcome::Result,
+    output,
+    progress::{Mode, Progress},
+    ranges::Ranges,
+    runtime,
+    size::exact,
+    target::Target,
+    work::{Work, cut},
+    zeroes::is_zero,
+};
+use clap::Args;
+use futures_util::{TryStreamExt, future::try_join};
+use nbd_tokio::{ContextName, bytes::BytesMut};
+use serde::Serialize;
+use std::{cell::RefCell, ops::Range, pin::pin};
+
+/// `nbd compare`.
+#[derive(Args, Debug)]
+#[command(
+    about = "\
+Compare two disks, byte by byte, and skip what both know to be zero.
+
+A longer one is the same if the rest of it is zero. Exit codes: 0 for the same, 1 for different,
+2 for an error.",
+    after_help = "\
+Examples:
+  nbd compare nbd://host/disk disk.img
+  nbd compare --first --json a.img b.img
+  nbd compare -q disk.img nbd://host/disk || echo 'not the same'"
+)]
+pub(crate) struct Compare {
+    /// A URI, a file or a block device.
+    a: Target,
+    /// Another one.
+    b: Target,
+    /// Disks of different sizes are different.
+    #[arg(long)]
+    strict: bool,
+    /// Stop at the first difference, and count nothing.
+    #[arg(long)]
+    first: bool,
+    /// Print a JSON document.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flight: Flight,
+    /// How to show what is done.
+    #[arg(long, value_name = "HOW")]
+    progress: Option<Mode>,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// How to compare.
+#[derive(Clone, Debug)]
+pub(crate) struct How {
+    pub(crate) requests: usize,
+    pub(crate) request_size: u64,
+    /// Whether to stop at the first difference.
+    pub(crate) first: bool,
+    /// Compare only what this context of the first disk marks.
+    pub(crate) only: Option<ContextName>,
+}
+
+/// What differs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Difference {
+    /// The first byte that does.
+    pub(crate) first: Option<u64>,
+    /// How many do.
+    pub(crate) bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report {
+    schema: u32,
+    identical: bool,
+    sizes: [u64; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_difference: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    different_bytes: Option<u64>,
+}
+
+impl Compare {
+    pub(crate) fn run(self, common: &Common) -> Result {
+        let progress = Progress::new(self.progress, common.quiet);
+        runtime::block_on(self.compare(&progress, common.quiet))
+    }
+
+    async fn compare(self, progress: &Progress, quiet: bool) -> Result {
+        let access = Access {
+            connect: self.connect.clone(),
+            connections: self.flight.connections(1),
+            may_be_fewer: self.flight.is_default(),
+            reconnect: None,
+            only: None,
+        };
+        let opened = try_join(Disk::open(&self.a, &access), Disk::open(&self.b, &access));
+        let (a, b) = opened.await?;
+        let sizes = [a.size(), b.size()];
+        let difference = if self.strict && sizes[0] != sizes[1] {
+            None
+        } else {
+            let how = How {
+                requests: self.flight.requests(),
+                request_size: self.flight.request_size(),
+                first: self.first,
+                only: None,
+            };
+            let all = Ranges::from(0..sizes[0].max(sizes[1]));
+            let work = Work::new(&all, 1);
+            progress.begin("compare", Some(all.len()));
+            let differences = differences(&work, progress, [&a, &b], &how);
+            let found = attend(&work, progress, differences).await;
+            progress.clear();
+            Some(found?)
+        };
+        a.close().await;
+        b.close().await;
+        let identical = difference.is_some_and(|difference| difference.first.is_none());
+        let first_difference = difference.and_then(|difference| difference.first);
+        let counted = difference.filter(|_| !self.first);
+        if self.json {
+            output::json(&Report {
+                schema: output::SCHEMA,
+                identical,
+                sizes,
+                first_difference,
+                different_bytes: counted.map(|difference| difference.bytes),
+            })?;
+        } else if !quiet {
+            output::print(&format!(
+                "{}\n",
+                described(sizes, first_difference, counted)
+            ))?;
+        }
+        Ok(identical.into())
+    }
+}
+
+fn described(sizes: [u64; 2], first: Option<u64>, counted: Option<Difference>) -> String {
+    match (first, counted) {
+        (Some(first), Some(Difference { bytes, .. })) => {
+            format!("different: {bytes} bytes, the first at {first}")
+        }
+        (Some(first), None) => format!("different: the first byte at {first}"),
+        (None, None) if sizes[0] != sizes[1] => {
+            let [a, b] = sizes;
+            format!(
+                "different: of {a} and of {b} bytes ({}, {})",
+                exact(a),
+                exact(b)
+            )
+        }
+        _ => "identical".to_owned(),
+    }
+}
+
+/// A part of both disks, and which of them are known to be zero there or have ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    range: Range<u64>,
+    zero: [bool; 2],
+}
+
+/// Compares what `work` has of two disks.
+pub(crate) async fn differences(
+    work: &Work,
+    progress: &Progress,
+    disks: [&Disk; 2],
+    how: &How,
+) -> Result<Difference> {
+    let buffers = RefCell::new(Vec::new());
+    let plan = async |stretch: Range<u64>| {
+        let [a, b] = disks;
+        let (a, b) = try_join(
+            known(a, stretch.clone(), how.only.as_ref()),
+            known(b, stretch.clone(), None),
+        )
+        .await?;
+        let all = stretch.end - stretch.start;
+        let parts: Vec<_> = parts(&a, &b, how.request_size).collect();
+        let left: u64 = parts
+            .iter()
+            .map(|part| part.range.end - part.range.start)
+            .sum();
+        progress.add(all - left);
+        Ok(parts)
+    };
+    let compared = work
+        .pieces(plan)
+        .map_ok(|part| compare_part(disks, part, how.first, &buffers))
+        .try_buffered(how.requests);
+    let mut compared = pin!(compared);
+    let mut all = Difference::default();
+    while let Some((len, found)) = compared.try_next().await? {
+        progress.add(len);
+        all.first = all.first.or(found.first);
+        all.bytes += found.bytes;
+        if how.first && all.first.is_some() {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+/// What is known of a range of a disk, which may have ended before.
+async fn known(disk: &Disk, range: Range<u64>, only: Option<&ContextName>) -> Result<Vec<Run>> {
+    let Range { start, end } = range;
+    let reached = end.min(disk.size()).max(start);
+    let mut runs = match start == reached {
+        true => Vec::new(),
+        false => disk.runs(start..reached, only).await?,
+    };
+    if reached < end {
+        runs.push(Run {
+            range: reached..end,
+            zero: true,
+            marked: true,
+        });
+    }
+    Ok(runs)
+}
+
+/// What has to be read of two disks of which so much is known.
+fn parts(a: &[Run], b: &[Run], len: u64) -> impl Iterator<Item = Part> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut at = a.peek().map_or(0, |run| run.range.start);
+    let pairs = std::iter::from_fn(move || {
+        let (one, other) = ((*a.peek()?).clone(), (*b.peek()?).clone());
+        let range = at..one.range.end.min(other.range.end);
+        at = range.end;
+        a.next_if(|run| run.range.end == at);
+        b.next_if(|run| run.range.end == at);
+        Some((range, one.marked, [one.zero, other.zero]))
+    });
+    pairs
+        .filter(|(_, marked, zero)| *marked && *zero != [true; 2])
+        .flat_map(move |(range, _, zero)| cut(range, len).map(move |range| Part { range, zero }))
+}
+
+async fn compare_part(
+    disks: [&Disk; 2],
+    part: Part,
+    first: bool,
+    buffers: &RefCell<Vec<BytesMut>>,
+) -> Result<(u64, Difference)> {
+    let Part { range, zero } = part;
+    let len = range.end - range.start;
+    let read = async |side: usize| {
+        if zero[side] {
+            return Ok(None);
+        }
+        let mut buffer = buffers.borrow_mut().pop().unwrap_or_default();
+        buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        disks[side].read(buffer, range.start).await.map(Some)
+    };
+    let (a, b) = try_join(read(0), read(1)).await?;
+    let found = match (&a, &b) {
+        (Some(a), Some(b)) if a == b => None,
+        (Some(a), Some(b)) => Some(count(a.iter().zip(b.iter()).map(|(a, b)| a != b), first)),
+        (Some(one), None) | (None, Some(one)) if is_zero(one) => None,
+        (Some(one), None) | (None, Some(one)) => {
+            Some(count(one.iter().map(|byte| *byte != 0), first))
+        }
+        (None, None) => None,
+    };
+    buffers.borrow_mut().extend([a, b].into_iter().flatten());
+    let difference = found.map_or_else(Difference::default, |(first, bytes)| Difference {
+        first: Some(range.start + first),
+        bytes,
+    });
+    Ok((len, difference))
+}
+
+/// Where the first difference is, and how many there are.
+fn count(differs: impl Iterator<Item = bool> + Clone, first: bool) -> (u64, u64) {
+    let at = differs.clone().position(|differs| differs).unwrap_or(0) as u64;
+    let all = if first {
+        1
+    } else {
+        differs.filter(|differs| *differs).count()
+    };
+    (at, all as u64)
+}

@@ -1,0 +1,358 @@
+//! A disk that is read or written from one end to the other: an export of a server, or a file.
+//!
+//! Files are read and written in place, on the thread that asks: the system reads ahead and writes
+//! behind, so that there is nothing to gain by waiting elsewhere.
+
+use crate::{
+    connect::Connect,
+    outcome::{Context, Error, Result},
+    target::Target,
+};
+use nbd_tokio::{
+    Client, CommandFlags, ConnectOptions, ContextName, ExportInfo, Tokio,
+    bytes::{Bytes, BytesMut},
+    exports::{Errno, Export, Failure, File, ZeroMode},
+    meta::Allocation,
+    nbd_io::client::Reconnect,
+};
+use std::{error::Error as StdError, ops::Range, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use tokio::task::consume_budget;
+
+/// Zeroes for servers that do not make them.
+static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
+
+/// Why a step failed.
+type Cause = Box<dyn StdError + Send + Sync>;
+
+/// How to reach a disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    pub(crate) connect: Connect,
+    /// The number of connections, of servers that allow several.
+    pub(crate) connections: usize,
+    /// Whether one will do where so many cannot be had.
+    pub(crate) may_be_fewer: bool,
+    /// How a lost connection is replaced.
+    pub(crate) reconnect: Option<Reconnect>,
+    /// A context that says what is to be copied.
+    pub(crate) only: Option<ContextName>,
+}
+
+/// A disk, as one thread has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    name: String,
+    back: Back,
+}
+
+#[derive(Clone, Debug)]
+enum Back {
+    Server(Client),
+    File(Arc<File>),
+}
+
+/// A part of a disk of which all is alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) range: Range<u64>,
+    /// Known to read as zeroes.
+    pub(crate) zero: bool,
+    /// Whether the context that says what is to be copied marks it. True without one.
+    pub(crate) marked: bool,
+}
+
+impl Disk {
+    /// Opens a disk for reading.
+    pub(crate) async fn open(target: &Target, access: &Access) -> Result<Self> {
+        match target {
+            Target::Server(_) => Self::connect(target, access).await,
+            Target::Path(path) => {
+                let file = File::open_read_only(path);
+                let file = file.step(|| format!("cannot open {}", path.display()))?;
+                Ok(Self::file(path.display().to_string(), file))
+            }
+            Target::Stdio => Err(Error::new("expected a disk, got \"-\"")),
+        }
+    }
+
+    /// Connects to a server.
+    pub(crate) async fn connect(target: &Target, access: &Access) -> Result<Self> {
+        let Target::Server(uri) = target else {
+            return Err(Error::new(format!("expected a URI, got {target}")));
+        };
+        let mut options: ConnectOptions = access.connect.options::<Tokio>()?;
+        options = options
+            .context(ContextName::base_allocation())
+            .connections(access.connections)
+            .reconnect(access.reconnect.clone());
+        if let Some(only) = &access.only {
+            options = options.require_context(only.clone());
+        }
+        let client = match options.connect_uri(uri).await {
+            // It can be reached, and may be one that serves only so many.
+            Err(nbd_tokio::Error::Negotiation { .. }) if access.may_be_fewer => {
+                options.connections(1).connect_uri(uri).await?
+            }
+            connected => connected?,
+        };
+        let name = target.to_string();
+        let (size, reach) = (client.export().size, client.size());
+        if reach < size {
+            return Err(Error::new(format!(
+                "{name} ends in the middle of a block: of its {size} bytes only {reach} can be reached"
+            )));
+        }
+        Ok(Self {
+            name,
+            back: Back::Server(client),
+        })
+    }
+
+    /// The same for another thread: over connections of its own, if it is a server's.
+    pub(crate) async fn again(&self, target: &Target, access: &Access) -> Result<Self> {
+        match self.back {
+            Back::Server(_) => Self::connect(target, access).await,
+            Back::File(_) => Ok(self.clone()),
+        }
+    }
+
+    /// Takes note of a file that has grown.
+    pub(crate) fn refresh(&self) {
+        if let Back::File(file) = &self.back {
+            file.refresh();
+        }
+    }
+
+    /// Whether it says that all of it is zero.
+    pub(crate) async fn is_known_to_be_zero(&self) -> Result<bool> {
+        let Back::Server(client) = &self.back else {
+            return Ok(false);
+        };
+        if client.contexts().is_empty() {
+            return Ok(false);
+        }
+        let mut extents = client.extents(0..client.size());
+        while let Some(run) = extents.next().await {
+            let run = run.map_err(|error| self.failed("see what there is of", 0, error.into()))?;
+            if !run.allocation().is_some_and(Allocation::is_zero) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A file that is open.
+    pub(crate) fn file(name: String, file: File) -> Self {
+        Self {
+            name,
+            back: Back::File(Arc::new(file)),
+        }
+    }
+
+    /// Its URI or path.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        match &self.back {
+            Back::Server(client) => client.size(),
+            Back::File(file) => file.size(),
+        }
+    }
+
+    /// The export, unless it is a file.
+    pub(crate) fn export(&self) -> Option<&ExportInfo> {
+        match &self.back {
+            Back::Server(client) => Some(client.export()),
+            Back::File(_) => None,
+        }
+    }
+
+    /// Whether several threads may use it, each with a connection of its own.
+    pub(crate) fn is_shareable(&self) -> bool {
+        self.export().is_none_or(ExportInfo::can_multi_conn)
+    }
+
+    /// Blocks of which only the whole can be written without being read.
+    pub(crate) fn block(&self) -> u64 {
+        match &self.back {
+            Back::Server(client) => client.block_sizes().minimum().into(),
+            Back::File(_) => 1,
+        }
+    }
+
+    /// Fills a buffer.
+    pub(crate) async fn read(&self, mut buffer: BytesMut, offset: u64) -> Result<BytesMut> {
+        let read = match &self.back {
+            Back::Server(client) => {
+                let read = client.read_into(buffer, offset).await;
+                read.map_err(|failed| nbd_tokio::Error::from(failed).into())
+            }
+            Back::File(file) => {
+                // The other side and signals want their turn.
+                consume_budget().await;
+                let read = file.read(offset, &mut buffer);
+                read.map(|()| buffer).map_err(Cause::from)
+            }
+        };
+        read.map_err(|cause| self.failed("read", offset, cause))
+    }
+
+    /// Writes data.
+    pub(crate) async fn write(&self, data: Bytes, offset: u64) -> Result<()> {
+        let written = match &self.back {
+            Back::Server(client) => client.write(data, offset).await.map_err(Cause::from),
+            Back::File(file) => {
+                consume_budget().await;
+                file.write(offset, &data, false).map_err(Cause::from)
+            }
+        };
+        written.map_err(|cause| {
+            let full = if is_full(&cause) { ": it is full" } else { "" };
+            Error::Step {
+                what: format!("cannot write {} at {offset}{full}", self.name),
+                source: cause,
+            }
+        })
+    }
+
+    /// Makes zeroes in the cheapest way: with space for later writes if `allocate`, without if not.
+    pub(crate) async fn zero(&self, range: Range<u64>, allocate: bool) -> Result<()> {
+        let (offset, len) = (range.start, range.end - range.start);
+        let zeroed = match &self.back {
+            Back::Server(client) if client.export().can_write_zeroes() => {
+                let flags = if allocate {
+                    CommandFlags::NO_HOLE
+                } else {
+                    CommandFlags::NONE
+                };
+                client
+                    .write_zeroes(offset, len, flags)
+                    .await
+                    .map_err(Cause::from)
+            }
+            Back::Server(_) => return self.write_zeroes(range).await,
+            Back::File(file) => {
+                consume_budget().await;
+                let mode = ZeroMode {
+                    no_hole: allocate,
+                    ..ZeroMode::default()
+                };
+                file.write_zeroes(offset, len, mode).map_err(Cause::from)
+            }
+        };
+        zeroed.map_err(|cause| self.failed("write zeroes to", offset, cause))
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> Result<()> {
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = (range.end - offset).min(ZEROES.len() as u64);
+            let zeroes = Bytes::from_static(&ZEROES[..usize::try_from(len).unwrap_or(0)]);
+            self.write(zeroes, offset).await?;
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// Puts everything that was written by this thread on stable storage, as far as the server can.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let flushed = match &self.back {
+            Back::Server(client) if !client.export().can_flush() => Ok(()),
+            Back::Server(client) => client.flush().await.map_err(Cause::from),
+            Back::File(file) => file.flush().map_err(Cause::from),
+        };
+        flushed.map_err(|source| Error::Step {
+            what: format!("cannot flush {}", self.name),
+            source,
+        })
+    }
+
+    /// Ends the session with a server, where there is something to be said.
+    pub(crate) async fn close(&self) {
+        if let Back::Server(client) = &self.back {
+            // All of it has been answered.
+            let _ = client.disconnect().await;
+        }
+    }
+
+    /// What is known of a range, to its end and without gaps.
+    pub(crate) async fn runs(
+        &self,
+        range: Range<u64>,
+        only: Option<&ContextName>,
+    ) -> Result<Vec<Run>> {
+        let runs = match &self.back {
+            Back::Server(client) => client_runs(client, range.clone(), only).await,
+            Back::File(file) => file_runs(file, range.clone()),
+        };
+        runs.map_err(|cause| self.failed("see what there is of", range.start, cause))
+    }
+
+    fn failed(&self, what: &str, offset: u64, source: Cause) -> Error {
+        Error::Step {
+            what: format!("cannot {what} {} at {offset}", self.name),
+            source,
+        }
+    }
+}
+
+/// Whether there is no room for what was written.
+fn is_full(cause: &Cause) -> bool {
+    let answered = cause.downcast_ref::<nbd_tokio::Error>();
+    let answered = answered.and_then(nbd_tokio::Error::errno);
+    let failed = cause.downcast_ref::<Failure>();
+    let errno = answered.or_else(|| failed.map(|failure| failure.errno));
+    errno.is_some_and(|errno| errno.normalized() == Errno::NoSpc)
+}
+
+async fn client_runs(
+    client: &Client,
+    range: Range<u64>,
+    only: Option<&ContextName>,
+) -> Result<Vec<Run>, Cause> {
+    if client.contexts().is_empty() {
+        return Ok(vec![Run {
+            range,
+            zero: false,
+            marked: true,
+        }]);
+    }
+    let mut runs = Vec::new();
+    let mut extents = client.extents(range);
+    while let Some(run) = extents.next().await {
+        let run = run?;
+        runs.push(Run {
+            range: run.offset..run.offset + run.len,
+            zero: run.allocation().is_some_and(Allocation::is_zero),
+            marked: only.is_none_or(|only| run.status_of(only).is_some_and(|status| status != 0)),
+        });
+    }
+    Ok(runs)
+}
+
+fn file_runs(file: &File, range: Range<u64>) -> Result<Vec<Run>, Cause> {
+    let mut runs = Vec::new();
+    let mut offset = range.start;
+    while offset < range.end {
+        let extent = file.allocation(offset, range.end - offset)?;
+        let end = offset + extent.len;
+        runs.push(Run {
+            range: offset..end,
+            zero: Allocation::new(extent.status).is_zero(),
+            marked: true,
+        });
+        offset = end;
+    }
+    Ok(runs)
+}
+
+/// Whether two paths are of the same file, so that one cannot be copied to the other.
+pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    identity(a).is_some_and(|identity_of_a| identity(b) == Some(identity_of_a))
+}

@@ -1,0 +1,177 @@
+//! Copies that cannot be carried out, which never end in success.
+
+use super::*;
+use interop::{MIB, pattern, run};
+
+const SIZE: u64 = 8 * MIB;
+
+fn image() -> Image {
+    raw(SIZE, &[(0, &pattern(1, SIZE))])
+}
+
+#[test]
+fn a_read_that_fails_is_an_error() {
+    run(|| {
+        let directory = directory();
+        let Some(server) = Nbdkit::file(image())
+            .filter("error")
+            .param("error-pread=EIO")
+            .param("error-pread-rate=20%")
+            .start()
+        else {
+            return;
+        };
+        let ended = copy(&[&server.uri(""), text(&target(&directory))]);
+        let error = error(&ended);
+        assert!(error.contains("cannot read nbd+unix:"), "{error}");
+        assert!(ended.stderr.contains("failed when"), "{ended:#?}");
+        ended.expect(2);
+    });
+}
+
+#[test]
+fn extents_that_cannot_be_had_are_an_error() {
+    run(|| {
+        let directory = directory();
+        let Some(server) = Nbdkit::file(image())
+            .filter("error")
+            .param("error-extents=EIO")
+            .param("error-extents-rate=100%")
+            .start()
+        else {
+            return;
+        };
+        copy(&[&server.uri(""), text(&target(&directory))]).expect(2);
+    });
+}
+
+#[test]
+fn a_destination_that_is_full_is_an_error() {
+    run(|| {
+        let image = image();
+        let Some(server) = Nbdkit::new("memory")
+            .param(SIZE.to_string())
+            .filter("error")
+            .param("error-pwrite=ENOSPC")
+            .param("error-pwrite-rate=20%")
+            .start()
+        else {
+            return;
+        };
+        let ended = copy(&[text(&image.path()), &server.uri("")]);
+        assert!(
+            error(&ended).contains("cannot write nbd+unix:"),
+            "{ended:#?}"
+        );
+        assert!(error(&ended).ends_with(": it is full"), "{ended:#?}");
+        ended.expect(2);
+    });
+}
+
+#[test]
+fn a_flush_that_fails_is_an_error() {
+    run(|| {
+        let image = image();
+        let Some(server) = Nbdkit::new("eval")
+            .param(format!("get_size=echo {SIZE}"))
+            .param("pwrite=cat >/dev/null")
+            .param("pread=head -c $3 /dev/zero")
+            .param("can_write=exit 0")
+            .param("can_flush=exit 0")
+            .param("flush=echo EIO the disk is broken >&2; exit 1")
+            .start()
+        else {
+            return;
+        };
+        let ended = copy(&[text(&image.path()), &server.uri("")]);
+        assert!(error(&ended).contains("cannot flush"), "{ended:#?}");
+        ended.expect(2);
+        copy(&["--no-flush", text(&image.path()), &server.uri("")]).expect(0);
+    });
+}
+
+#[test]
+fn a_stream_that_is_full_is_an_error() {
+    if !Path::new("/dev/full").exists() {
+        return;
+    }
+    let image = image();
+    let ended = copy(&[text(&image.path()), "/dev/full"]);
+    assert!(error(&ended).contains("/dev/full"), "{ended:#?}");
+    ended.expect(2);
+}
+
+#[test]
+fn a_server_that_is_read_only_is_not_written_to() {
+    run(|| {
+        let image = image();
+        let Some(server) = Nbdkit::file(image.clone()).read_only().start() else {
+            return;
+        };
+        let other = Image::raw(SIZE);
+        let ended = copy(&[text(&other.path()), &server.uri("")]);
+        assert!(error(&ended).contains("is read-only"), "{ended:#?}");
+        ended.expect(2);
+    });
+}
+
+/// A server that takes some seconds for what it has.
+fn slow(image: Image) -> Option<Server> {
+    Nbdkit::file(image)
+        .filter("rate")
+        .param("rate=32M")
+        .param("burstiness=0.05")
+        .start()
+}
+
+#[test]
+fn a_server_that_is_killed_is_an_error() {
+    run(|| {
+        let directory = directory();
+        let Some(server) = slow(image()) else {
+            return;
+        };
+        let mut copy = Running::start(&[&server.uri(""), text(&target(&directory))]);
+        copy.wait_for(1);
+        server.kill();
+        let ended = copy.end();
+        assert!(
+            error(&ended).contains("cannot read nbd+unix:"),
+            "{ended:#?}"
+        );
+        ended.expect(2);
+    });
+}
+
+#[test]
+fn a_source_that_comes_back_is_read_on() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let Some(mut server) = slow(image.clone()) else {
+            return;
+        };
+        let target = target(&directory);
+        let mut copy = Running::start(&["--retries=50", &server.uri(""), text(&target)]);
+        copy.wait_for(1);
+        server.restart();
+        copy.end().expect(0);
+        interop::assert_same(&fs::read(target).unwrap(), &pattern(1, SIZE), 0);
+    });
+}
+
+#[test]
+fn a_destination_that_comes_back_has_everything() {
+    run(|| {
+        let (image, disk) = (image(), Image::raw(SIZE));
+        let Some(mut server) = slow(disk.clone()) else {
+            return;
+        };
+        let source = image.path();
+        let mut copy = Running::start(&["--retries=50", text(&source), &server.uri("")]);
+        copy.wait_for(1);
+        server.restart();
+        copy.end().expect(0);
+        drop(server);
+        interop::assert_same(&fs::read(disk.path()).unwrap(), &pattern(1, SIZE), 0);
+    });
+}

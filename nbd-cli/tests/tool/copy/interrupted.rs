@@ -1,0 +1,131 @@
+//! Copies that are stopped, and go on later.
+
+use super::*;
+use interop::{MIB, pattern, run};
+use std::{thread, time::Duration};
+
+const SIZE: u64 = 24 * MIB;
+
+/// A source of which each MiB takes a tenth of a second.
+fn limited<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--limit-rate=10M", "--request-size=64K"];
+    args.extend(more);
+    args
+}
+
+fn image() -> Image {
+    raw(SIZE, &[(0, &pattern(1, SIZE - MIB))])
+}
+
+#[test]
+fn a_copy_that_is_interrupted_says_how_far_it_came_and_is_resumed() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let Some(server) = memory(SIZE) else {
+            return;
+        };
+        let (path, uri) = (image.path(), server.uri(""));
+        let state = directory.path().join("state");
+        let resume = format!("--resume={}", state.display());
+        for signal in ["INT", "TERM"] {
+            let mut copy = Running::start(&limited(&[&resume, text(&path), &uri]));
+            copy.wait_for(MIB);
+            copy.signal(signal);
+            let ended = copy.end();
+            assert_eq!(ended.code, Some(130), "{ended:#?}");
+            assert!(ended.stderr.contains("stopped when "), "{ended:#?}");
+            assert!(state.exists());
+        }
+        // What was copied is not read again.
+        let mut copy = Running::start(&limited(&[&resume, text(&path), &uri]));
+        copy.wait_for(2 * MIB);
+        let first = copy.said.lines().next().unwrap();
+        let first: serde_json::Value = serde_json::from_str(first).unwrap();
+        assert!(first["bytes"].as_u64() >= Some(2 * MIB), "{first}");
+        copy.end().expect(0);
+        assert!(!state.exists());
+        assert_identical("raw", &uri, text(&path));
+    });
+}
+
+#[test]
+fn a_copy_that_is_killed_is_resumed() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let (path, target) = (image.path(), target(&directory));
+        let state = directory.path().join("state");
+        let resume = format!("--resume={}", state.display());
+        let args = [&*resume, "--limit-rate=4M", text(&path), text(&target)];
+        let mut killed = Running::start(&args);
+        while !state.exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        killed.child.kill().unwrap();
+        assert_eq!(killed.end().code, None);
+        // What nothing is known of may be anything.
+        let written = fs::metadata(&target).unwrap().len();
+        assert_eq!(written, SIZE);
+        copy(&[&resume, text(&path), text(&target)]).expect(0);
+        nbd(["compare", text(&path), text(&target)]).expect(0);
+        assert!(!state.exists());
+    });
+}
+
+#[test]
+fn a_state_of_another_copy_is_refused() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let (path, target) = (image.path(), target(&directory));
+        let state = directory.path().join("state");
+        let resume = format!("--resume={}", state.display());
+        let mut copy_one = Running::start(&limited(&[&resume, text(&path), text(&target)]));
+        copy_one.wait_for(MIB);
+        copy_one.signal("INT");
+        assert_eq!(copy_one.end().code, Some(130));
+
+        let other = raw(SIZE, &[]);
+        let ended = copy(&[&resume, text(&other.path()), text(&target)]);
+        let said = error(&ended);
+        assert!(said.contains("is about another copy"), "{said}");
+        assert!(
+            said.contains(text(&path)) && said.contains(text(&other.path())),
+            "{said}"
+        );
+        ended.expect(2);
+
+        // The source has changed.
+        fs::write(&path, pattern(2, SIZE)).unwrap();
+        let ended = copy(&[&resume, text(&path), text(&target)]);
+        assert!(error(&ended).contains("was changed since"), "{ended:#?}");
+        ended.expect(2);
+
+        fs::write(&state, "{}").unwrap();
+        let ended = copy(&[&resume, text(&path), text(&target)]);
+        assert!(error(&ended).contains("is not about a copy"), "{ended:#?}");
+        ended.expect(2);
+    });
+}
+
+#[test]
+fn a_second_signal_is_not_waited_for() {
+    run(|| {
+        let directory = directory();
+        // Requests take longer than the test.
+        let Some(server) = Nbdkit::file(image())
+            .filter("delay")
+            .param("delay-read=100")
+            .start()
+        else {
+            return;
+        };
+        let mut copy = Running::start(&[&server.uri(""), text(&target(&directory))]);
+        copy.wait_for(0);
+        copy.signal("INT");
+        while !copy.said.contains("once more stops at once") {
+            let read = copy.progress.read_line(&mut copy.said);
+            assert_ne!(read.unwrap(), 0, "{}", copy.said);
+        }
+        copy.signal("INT");
+        assert_eq!(copy.end().code, Some(130));
+    });
+}
