@@ -57,6 +57,8 @@ pub(super) struct Opened {
     pub(super) exports: Arc<dyn Exports>,
     /// The name of the disk, if there is a single one.
     pub(super) only: Option<ExportName>,
+    /// The name of the default export.
+    pub(super) default: Option<ExportName>,
     pub(super) overlays: Option<Arc<Overlays>>,
 }
 
@@ -119,6 +121,7 @@ impl Disks {
             [(name, _)] if directory.is_none() => Some(name.clone()),
             _ => None,
         };
+        let default = named.first().map(|(name, _)| name.clone());
         let served = Served {
             named: self.named(named, overlays.as_ref())?,
             directory,
@@ -128,6 +131,7 @@ impl Disks {
         Ok(Opened {
             exports: Arc::new(served),
             only,
+            default,
             overlays,
         })
     }

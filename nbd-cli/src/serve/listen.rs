@@ -138,10 +138,7 @@ impl Listen {
 
 impl Sockets {
     fn tcp(&mut self, address: &TcpAddress) -> Result<()> {
-        let bound = address.bind();
-        for listener in
-            bound.step(|| format!("cannot listen at {}:{}", address.host, address.port))?
-        {
+        for listener in address.bind()? {
             self.uris.extend(listener.local_addr().ok().and_then(uri));
             self.listeners.push(listener);
         }
@@ -161,7 +158,7 @@ fn uri(address: SocketAddr) -> Option<Uri> {
 
 /// A host and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct TcpAddress {
+pub(super) struct TcpAddress {
     host: String,
     port: u16,
 }
@@ -174,7 +171,12 @@ impl TcpAddress {
         }
     }
 
-    fn bind(&self) -> io::Result<Vec<Listener>> {
+    pub(super) fn bind(&self) -> Result<Vec<Listener>> {
+        self.bind_all()
+            .step(|| format!("cannot listen at {}:{}", self.host, self.port))
+    }
+
+    fn bind_all(&self) -> io::Result<Vec<Listener>> {
         if self.host != "*" {
             return Listener::bind_tcp((&*self.host, self.port));
         }

@@ -4,6 +4,7 @@ mod child;
 mod disks;
 mod limits;
 mod listen;
+mod metrics;
 mod named;
 mod notify;
 mod overlays;
@@ -12,9 +13,16 @@ mod run;
 mod signals;
 mod tls;
 
-use self::{disks::Disks, limits::Limits, listen::Listen, notify::Notify, tls::Tls};
+use self::{
+    disks::Disks,
+    limits::Limits,
+    listen::{Listen, TcpAddress},
+    notify::Notify,
+    tls::Tls,
+};
+use crate::connect::seconds;
 use clap::{Args, ValueEnum};
-use std::ffi::OsString;
+use std::{ffi::OsString, time::Duration};
 
 /// Serve files, block devices, directories and disks in memory.
 #[derive(Debug, Args)]
@@ -45,6 +53,12 @@ pub(crate) struct Serve {
     /// A command that gets the variable NBD_URI. The server ends with it, and exits as it does.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+    /// Answer Prometheus at this TCP address, as --listen has it, under /metrics.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<TcpAddress>,
+    /// Seconds that requests in progress may take when the server stops.
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
+    grace: Duration,
     #[arg(long, hide = true, default_value = "blocking")]
     runtime: Runtime,
 }

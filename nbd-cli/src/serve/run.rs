@@ -5,10 +5,11 @@ use super::{
     child::Child,
     disks::Opened,
     listen::Sockets,
+    metrics::{Endpoint, Metrics},
     notify::{self, Told},
     signals::{Controlled, Signals, Watching},
 };
-use crate::outcome::{Answer, Context, Error, Result};
+use crate::outcome::{Answer, Context, Error, Result, say};
 use nbd_blocking::{
     Stdio, Threads,
     nbd_io::{runtime::Tasks, server::Server},
@@ -40,12 +41,6 @@ impl Serve {
             _ => Ok(answer),
         }
     }
-
-    fn server<R: Tasks>(&self, runtime: R, disks: &Opened) -> Result<Server<R>> {
-        let server = Server::on_runtime(runtime, Arc::clone(&disks.exports));
-        self.tls
-            .apply(self.limits.apply(server), self.disks.has_secrets())
-    }
 }
 
 /// What it takes to run a server.
@@ -56,9 +51,40 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
+    /// Numbers that Prometheus is answered from now on.
+    fn metrics(&self) -> Result<Option<Arc<Metrics>>> {
+        let Some(address) = &self.serve.metrics else {
+            return Ok(None);
+        };
+        let endpoint = Endpoint::new(&address.bind()?)?;
+        let addresses: Vec<_> = endpoint.addresses().collect();
+        let metrics = Arc::new(Metrics::new(self.disks.default.clone()));
+        endpoint.serve(Arc::clone(&metrics))?;
+        for address in addresses.iter().filter(|_| !self.is_quiet) {
+            say(format_args!("metrics at http://{address}/metrics"));
+        }
+        Ok(Some(metrics))
+    }
+
+    fn server<R: Tasks>(&self, runtime: R) -> Result<Server<R>> {
+        let server = Server::on_runtime(runtime, Arc::clone(&self.disks.exports));
+        let server = self.serve.limits.apply(server).grace(self.serve.grace);
+        let server = match self.metrics()? {
+            Some(metrics) => {
+                let events = Arc::clone(&metrics);
+                server
+                    .on_event(move |event| events.note(event))
+                    .on_request(move |outcome| metrics.count(outcome))
+            }
+            None => server,
+        };
+        let has_secrets = self.serve.disks.has_secrets();
+        self.serve.tls.apply(server, has_secrets)
+    }
+
     /// Serves one client on standard input and output, by a thread.
     fn stdio(&self, signals: Signals) -> Result {
-        let server = self.serve.server(Threads::default(), self.disks)?;
+        let server = self.server(Threads::default())?;
         let _signals = signals.obey(self.controlled(server.stopper(), None))?;
         let _told = self.serve.notify.ready()?;
         match server
@@ -82,7 +108,7 @@ impl Running<'_> {
         match self.serve.runtime {
             Runtime::Blocking => {
                 let listeners = each(listeners, nbd_blocking::Listener::new).step(unusable)?;
-                let server = self.serve.server(Threads::default(), self.disks)?;
+                let server = self.server(Threads::default())?;
                 let begun = self.begin(server.stopper(), uris, signals)?;
                 begun.end(server.serve(listeners))
             }
@@ -94,7 +120,7 @@ impl Running<'_> {
                     .step(|| "cannot start the runtime")?
                     .block_on(async {
                         let listeners = each(listeners, nbd_tokio::Listener::new).step(unusable)?;
-                        let server = self.serve.server(Tokio::current(), self.disks)?;
+                        let server = self.server(Tokio::current())?;
                         let begun = self.begin(server.stopper(), uris, signals)?;
                         begun.end(server.serve(listeners).await)
                     })
@@ -102,7 +128,7 @@ impl Running<'_> {
             #[cfg(feature = "async-std")]
             Runtime::AsyncStd => async_std::task::block_on(async {
                 let listeners = each(listeners, nbd_async_std::Listener::new).step(unusable)?;
-                let server = self.serve.server(nbd_async_std::AsyncStd, self.disks)?;
+                let server = self.server(nbd_async_std::AsyncStd)?;
                 let begun = self.begin(server.stopper(), uris, signals)?;
                 begun.end(server.serve(listeners).await)
             }),

@@ -9,6 +9,7 @@ mod addresses;
 mod commands;
 mod disks;
 mod limits;
+mod metrics;
 mod peers;
 mod support;
 mod tls;
