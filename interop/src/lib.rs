@@ -62,3 +62,29 @@ pub use tap::{Recording, Tap};
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct FrontPage;
+
+/// The examples of the guide, which are run.
+#[cfg(doctest)]
+pub mod guide {
+    macro_rules! pages {
+        ($($name:ident $path:literal),*) => {
+            $(
+                #[doc = include_str!(concat!("../../docs/guide/src/", $path))]
+                pub struct $name;
+            )*
+        };
+    }
+
+    pages!(
+        Nbd "nbd.md",
+        Crates "crates.md",
+        Client "client.md",
+        Server "server.md",
+        Durability "durability.md",
+        Throughput "throughput.md",
+        Tls "tls.md",
+        Exports "exports.md",
+        Observing "observing.md",
+        Core "core.md"
+    );
+}
