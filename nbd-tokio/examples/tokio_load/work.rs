@@ -10,7 +10,7 @@ use nbd_io::{
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// The alignment of buffers, in bytes: large ones of other programs, and blocks of disks, start
@@ -23,13 +23,12 @@ pub(crate) async fn load<R: Network>(
     runtime: R,
     options: Options,
 ) -> Result<(), Failure> {
-    let start = Instant::now();
     let options = Arc::new(options);
-    let (ops, mut latencies) = match options.op {
+    let (ops, elapsed, mut latencies) = match options.op {
         Op::Connect => connect_again_and_again(runtime, &options).await?,
         Op::Read | Op::Write => move_bytes(runtime, &options).await?,
     };
-    report(tool, &options, start.elapsed(), ops, &mut latencies);
+    report(tool, &options, elapsed, ops, &mut latencies);
     Ok(())
 }
 
@@ -48,22 +47,26 @@ fn connecting<R: Network>(runtime: &R, options: &Options) -> Result<ConnectOptio
     Ok(connect)
 }
 
+/// How many requests or connections, how long all took, and each if that is asked for.
+type Measured = (u64, Duration, Vec<f32>);
+
 async fn connect_again_and_again<R: Network>(
     runtime: R,
     options: &Arc<Options>,
-) -> Result<(u64, Vec<f32>), Failure> {
+) -> Result<Measured, Failure> {
     let options = options.clone();
     let (connect, uri) = (connecting(&runtime, &options)?, options.uri()?);
     spawned(&runtime, async move {
         let mut latencies = Vec::new();
+        let all = Instant::now();
         for _ in 0..options.ops {
             let start = Instant::now();
-            drop(connect.connect_uri(&uri).await?);
+            connect.connect_uri(&uri).await?.disconnect().await?;
             if options.lat {
                 latencies.push(start.elapsed().as_secs_f32());
             }
         }
-        Ok((options.ops, latencies))
+        Ok((options.ops, all.elapsed(), latencies))
     })
     .await
 }
@@ -78,22 +81,23 @@ fn spawned<R: Network, T: Send + 'static>(
     result
 }
 
-async fn move_bytes<R: Network>(
-    runtime: R,
-    options: &Arc<Options>,
-) -> Result<(u64, Vec<f32>), Failure> {
+async fn move_bytes<R: Network>(runtime: R, options: &Arc<Options>) -> Result<Measured, Failure> {
     let each = options.bytes / options.bs / u64::from(options.conns.max(1));
     let (connect, uri) = (connecting(&runtime, options)?, options.uri()?);
     let mut clients = Vec::new();
     for _ in 0..options.conns {
         clients.push(connect.connect_uri(&uri).await?);
     }
+    // The time to connect is another operation's.
+    let start = Instant::now();
     let tasks: FuturesUnordered<_> = clients
         .into_iter()
         .enumerate()
         .map(|(index, client)| spawned(&runtime, work(options.clone(), client, index, each)))
         .collect();
-    Ok((each * u64::from(options.conns), tasks.try_concat().await?))
+    let latencies = tasks.try_concat().await?;
+    let ops = each * u64::from(options.conns);
+    Ok((ops, start.elapsed(), latencies))
 }
 
 /// The requests that one connection has yet to make.
