@@ -1,13 +1,9 @@
 //! The command line as a whole.
 
 use crate::{
-    bench, compare, copy, dump, generate, info, list, map,
-    outcome::{Error, Result},
-    ping, serve,
+    bench, compare, copy, dump, generate, info, list, log, map, outcome::Result, ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
-use std::io;
-use tracing_subscriber::filter::LevelFilter;
 
 /// Look at, copy, compare, serve and measure disks over NBD.
 #[derive(Debug, Parser)]
@@ -68,7 +64,11 @@ pub(crate) struct Common {
 impl Cli {
     pub(crate) fn run(self) -> Result {
         let Self { common, command } = self;
-        log(&common)?;
+        let server = match &command {
+            Command::Serve(serve) => Some(serve.logging()),
+            _ => None,
+        };
+        let _logging = log::start(&common, server)?;
         match command {
             Command::Info(info) => info.run(),
             Command::List(list) => list.run(),
@@ -82,36 +82,6 @@ impl Cli {
             Command::Generate(generate) => generate.run(),
         }
     }
-}
-
-/// Logs to standard error as much as was asked for, or as the variable `NBD_LOG` says.
-fn log(common: &Common) -> Result<()> {
-    let level = match common.verbose {
-        0 => LevelFilter::OFF,
-        1 => LevelFilter::INFO,
-        2 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    let filter = match std::env::var("NBD_LOG") {
-        Ok(filter) if common.verbose == 0 => filter.parse().map_err(|_| {
-            Error::new(format!(
-                "expected NBD_LOG to be off, error, warn, info, debug or trace, got \"{filter}\""
-            ))
-        })?,
-        _ => level,
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(filter)
-        .with_writer(io::stderr)
-        .with_ansi(colours())
-        .with_target(false)
-        .init();
-    Ok(())
-}
-
-/// Whether standard error takes colours.
-fn colours() -> bool {
-    anstream::stderr().current_choice() != anstream::ColorChoice::Never
 }
 
 /// The version with the features of this build.

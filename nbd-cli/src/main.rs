@@ -15,6 +15,7 @@ mod embedded;
 mod generate;
 mod info;
 mod list;
+mod log;
 mod map;
 mod outcome;
 mod output;

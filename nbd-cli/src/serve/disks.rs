@@ -23,26 +23,26 @@ use std::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Disks")]
 pub(super) struct Disks {
-    /// Files and block devices, named as they are called. The first disk is the default export.
+    /// Files and block devices; the first one is the default export, too.
     #[arg(value_name = "[NAME=]PATH", value_parser = path_parser())]
     paths: Vec<Named<OsString>>,
     /// A disk in memory of this size, such as 64M.
     #[arg(long, value_name = "[NAME=]SIZE", value_parser = Named::size)]
     memory: Vec<Named<u64>>,
-    /// All files of a directory, under their names, and whatever comes into it later.
+    /// All files of a directory, also those that come later.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// A text for people; the first one is for the first disk, and so on.
+    /// A text for people: the first one for the first disk, and so on.
     #[arg(long, value_name = "TEXT")]
     description: Vec<String>,
     /// Refuse all writes.
     #[arg(short, long)]
     read_only: bool,
-    /// Keep changes apart, in memory or unnamed files of DIR, and leave the disks as they are.
+    /// Keep changes in memory, or in unnamed files of DIR, and off the disks.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with = "read_only")]
     overlay: Option<Option<PathBuf>>,
-    /// Serve this disk to clients with TLS only.
+    /// Serve this disk with TLS only.
     #[arg(long, value_name = "NAME", value_parser = export_name, help_heading = "TLS")]
     tls_only: Vec<ExportName>,
 }

@@ -12,35 +12,35 @@ use std::time::Duration;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
-    /// Connections at once; one more takes the place of one that was idle for five minutes.
+    /// Connections; one more displaces one idle for 5 min.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_connections: usize,
-    /// Connections of one host or virtual machine.
+    /// Connections of one host or virtual machine (a client).
     #[arg(long, value_name = "N")]
     client_connections: Option<usize>,
-    /// Memory for the data of all requests.
+    /// Memory for data.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
     max_memory: u64,
-    /// Memory for the data of one connection.
+    /// Memory for the data of each connection.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = size::parse)]
     client_memory: u64,
-    /// Bytes that are read and written per second.
+    /// Bytes per second, read and written.
     #[arg(long, value_name = "SIZE", value_parser = positive_size)]
     max_rate: Option<u64>,
-    /// The same of one host or virtual machine, or connection of a Unix socket.
+    /// The same for each client.
     #[arg(long, value_name = "SIZE", value_parser = positive_size)]
     client_rate: Option<u64>,
     /// Requests per second.
     #[arg(long, value_name = "N", value_parser = positive())]
     max_requests: Option<u64>,
-    /// The same of one host or virtual machine, or connection of a Unix socket.
+    /// The same for each client.
     #[arg(long, value_name = "N", value_parser = positive())]
     client_requests: Option<u64>,
-    /// Seconds that a client may take for each step until it uses a disk.
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    /// Seconds for each step of negotiation.
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     handshake_timeout: Duration,
-    /// Leave clients that were idle for so many seconds; without this they may stay.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    /// Seconds until idle clients have to leave.
+    #[arg(long, value_name = "S", value_parser = seconds)]
     idle_timeout: Option<Duration>,
 }
 

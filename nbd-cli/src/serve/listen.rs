@@ -26,12 +26,12 @@ const LOCAL_CID: u32 = 1;
 
 /// Where to listen.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Where to listen (at localhost unless something is given)")]
+#[command(next_help_heading = "Where to listen, at localhost by default")]
 pub(super) struct Listen {
-    /// TCP: HOST, PORT or HOST:PORT, * for all addresses, port 0 for a free one.
+    /// TCP at HOST, PORT or HOST:PORT; * is all addresses, port 0 a free one.
     #[arg(long, value_name = "ADDR", group = "address")]
     listen: Vec<TcpAddress>,
-    /// A Unix socket, in place of one that a dead server left behind.
+    /// A Unix socket; that of a dead server is replaced.
     #[arg(long, value_name = "PATH", group = "address")]
     unix: Vec<PathBuf>,
     /// The permissions of Unix sockets, such as 660.
@@ -40,7 +40,7 @@ pub(super) struct Listen {
     /// The owner of Unix sockets: USER, USER:GROUP or :GROUP.
     #[arg(long, value_name = "OWNER", requires = "unix")]
     unix_owner: Option<Owner>,
-    /// A port of the sockets between virtual machines and their host.
+    /// A port for virtual machines, and for this one.
     #[arg(long, value_name = "PORT", group = "address")]
     vsock: Vec<u32>,
     /// One client on standard input and output.

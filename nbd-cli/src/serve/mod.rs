@@ -20,17 +20,22 @@ use self::{
     notify::Notify,
     tls::Tls,
 };
-use crate::connect::seconds;
+use crate::{
+    connect::seconds,
+    log::{Format, OfServer},
+};
 use clap::{Args, ValueEnum};
 use std::{ffi::OsString, time::Duration};
+use tracing_subscriber::filter::LevelFilter;
 
 /// Serve files, block devices, directories and disks in memory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nbd serve disk.img                          at localhost, until Ctrl-C
-  nbd serve -r --unix /tmp/nbd.sock a=disk1 b=disk2
-  nbd serve --overlay disk.img -- qemu-system-x86_64 -drive 'file=$NBD_URI'")]
+  nbd serve -r --unix /tmp/nbd.sock a=disk1.img b=disk2.img
+  nbd serve --directory images --tls-dir /etc/nbd --allow-name CN=backup --metrics :9100
+  nbd serve --overlay disk.img -- sh -c 'qemu-img info \"$NBD_URI\"'")]
 pub(crate) struct Serve {
     #[command(flatten)]
     disks: Disks,
@@ -42,21 +47,26 @@ pub(crate) struct Serve {
     limits: Limits,
     #[command(flatten)]
     notify: Notify,
-    /// Write the changes of overlays to the disks: at the `end`, or on SIGUSR1 only (`signal`).
+    /// Write overlays' changes to the disks on SIGUSR1, and at the `end` unless `signal`.
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
     #[arg(
         requires = "overlay",
+        help_heading = "Disks",
         default_missing_value = "end",
         hide_possible_values = true
     )]
     commit: Option<Commit>,
-    /// A command that gets the variable NBD_URI. The server ends with it, and exits as it does.
+    /// What gets the variable NBD_URI, and ends the server with its exit code.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Answer Prometheus at this TCP address, as --listen has it, under /metrics.
+    /// How to log: `text`, or `json` for programs.
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(default_value = "text", hide_default_value = true)]
+    log: Format,
+    /// Answer Prometheus at this TCP address, such as :9100.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<TcpAddress>,
-    /// Seconds that requests in progress may take when the server stops.
+    /// Seconds that connections in use may take to end.
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     grace: Duration,
     #[arg(long, hide = true, default_value = "blocking")]
@@ -82,6 +92,19 @@ enum Commit {
 }
 
 impl Serve {
+    /// What is logged without being asked for. With a command, the terminal is that one's, which says
+    /// itself what goes wrong with its connections.
+    pub(crate) fn logging(&self) -> OfServer {
+        OfServer {
+            level: if self.command.is_empty() {
+                LevelFilter::WARN
+            } else {
+                LevelFilter::ERROR
+            },
+            format: self.log,
+        }
+    }
+
     fn commits_in_the_end(&self) -> bool {
         self.commit == Some(Commit::End)
     }

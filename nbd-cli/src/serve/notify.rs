@@ -17,10 +17,10 @@ use std::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Running")]
 pub(super) struct Notify {
-    /// Write a line to this descriptor once clients can connect, as systemd is told anyway.
+    /// Write a line there once clients can connect (systemd is told anyway).
     #[arg(long, value_name = "FD")]
     ready_fd: Option<u32>,
-    /// Write the number of this process to a file, which is removed in the end.
+    /// Write the number of this process there.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
 }

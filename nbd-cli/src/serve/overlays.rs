@@ -1,6 +1,6 @@
 //! Changes that are kept apart from the disks.
 
-use crate::{outcome::say, size::Size};
+use crate::{size::Size, text::printable};
 use nbd_blocking::{
     exports::{Export, ExportName, File, Offer, Overlay, Unavailable},
     nbd_proto::server::Refusal,
@@ -92,11 +92,12 @@ impl Overlays {
         for (name, overlay) in overlays {
             match overlay.commit() {
                 Ok(0) => {}
-                Ok(bytes) => say(format_args!("committed {} to \"{name}\"", Size(bytes))),
+                Ok(bytes) => {
+                    tracing::info!("committed {} to \"{}\"", Size(bytes), printable(&name))
+                }
                 Err(failure) => {
-                    say(format_args!(
-                        "cannot commit the changes of \"{name}\": {failure}"
-                    ));
+                    let name = printable(&name);
+                    tracing::error!("cannot commit the changes of \"{name}\": {failure}");
                     all = false;
                 }
             }

@@ -9,7 +9,7 @@ use super::{
     notify::{self, Told},
     signals::{Controlled, Signals, Watching},
 };
-use crate::outcome::{Answer, Context, Error, Result, say};
+use crate::outcome::{Answer, Context, Error, Result};
 use nbd_blocking::{
     Stdio, Threads,
     nbd_io::{runtime::Tasks, server::Server},
@@ -60,8 +60,8 @@ impl Running<'_> {
         let addresses: Vec<_> = endpoint.addresses().collect();
         let metrics = Arc::new(Metrics::new(self.disks.default.clone()));
         endpoint.serve(Arc::clone(&metrics))?;
-        for address in addresses.iter().filter(|_| !self.is_quiet) {
-            say(format_args!("metrics at http://{address}/metrics"));
+        for address in addresses {
+            tracing::info!("metrics at http://{address}/metrics");
         }
         Ok(Some(metrics))
     }

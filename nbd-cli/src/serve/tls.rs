@@ -9,25 +9,25 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct Tls {
-    /// `required` of all clients, `offered`, or `off`; without this what the other options are for.
+    /// `required` as soon as there is a certificate, `offered`, or `off`.
     #[arg(long, value_name = "WHEN", hide_possible_values = true)]
     tls: Option<When>,
-    /// The server's certificate and those that lead to its authority (PEM).
+    /// The server's certificate and its chain (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The key (PEM) of that certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Both from server-cert.pem and server-key.pem, and ca-cert.pem for clients' certificates.
+    /// Take server-cert.pem, server-key.pem and ca-cert.pem from there.
     #[arg(long, value_name = "DIR", conflicts_with = "tls_cert")]
     tls_dir: Option<PathBuf>,
-    /// Check the certificates that clients show against these authorities (PEM).
+    /// Check clients' certificates against these authorities (PEM).
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
-    /// Let in only clients that show a certificate.
+    /// Let in clients with a certificate only.
     #[arg(long)]
     tls_verify_clients: bool,
-    /// Let in only clients whose certificate has one of these names: a host, CN=..., mail, URI.
+    /// Let in clients with this name only: a host, CN=…, an address, a URI.
     #[arg(long, value_name = "NAME")]
     allow_name: Vec<String>,
 }

@@ -1,10 +1,14 @@
 //! How the server ends, and the command for which it runs.
 
-use crate::support::{Serving, run_nbd};
-use interop::{MIB, run};
+use crate::support::{Serving, image, run_nbd, succeeded};
+use interop::{Certificates, MIB, Peer, require, run};
 use nbd_blocking::Errno;
 use rustix::process::Signal;
-use std::{process::Stdio, thread};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+};
 
 /// As many as a server takes at once.
 const REQUESTS: u64 = 32;
@@ -90,5 +94,38 @@ fn a_second_signal_ends_the_server_at_once() {
         }
         serving.signal(Signal::TERM);
         assert_eq!(serving.ended().code(), Some(130));
+    });
+}
+
+#[test]
+fn examples_of_the_help_do_what_they_say() {
+    run(|| {
+        let help = succeeded(&run_nbd(["serve", "--help"]));
+        let (_, examples) = help.split_once("Examples:\n").unwrap();
+        assert_eq!(examples.lines().count(), 4);
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["disk.img", "disk1.img", "disk2.img"] {
+            image(dir.path(), file, 1, MIB);
+        }
+        fs::create_dir(dir.path().join("images")).unwrap();
+        let certificates = Certificates::new();
+        for line in examples.lines() {
+            // What is explained stands apart.
+            let example = line.trim().split("      ").next().unwrap();
+            let mut line = example
+                .replace("/tmp/nbd.sock", "nbd.sock")
+                .replace(":9100", ":0");
+            line = line.replace("/etc/nbd", certificates.dir().to_str().unwrap());
+            if !line.contains(" -- ") {
+                // A server without an end is no test.
+                line.push_str(" -- true");
+            } else if require(Peer::QemuImg).is_none() {
+                continue;
+            }
+            let line = line.replacen("nbd ", "\"$0\" ", 1);
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &line, env!("CARGO_BIN_EXE_nbd")]);
+            succeeded(&shell.current_dir(dir.path()).output().unwrap());
+        }
     });
 }

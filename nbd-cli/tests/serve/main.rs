@@ -9,6 +9,7 @@ mod addresses;
 mod commands;
 mod disks;
 mod limits;
+mod logs;
 mod metrics;
 mod peers;
 mod support;

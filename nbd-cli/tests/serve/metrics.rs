@@ -14,7 +14,7 @@ fn serve(args: &str) -> (Serving, String) {
     let serving = Serving::new(&format!("{args} --metrics 127.0.0.1:0"));
     let mut serving = serving.ready();
     let said = serving.said();
-    let address = said.strip_prefix("metrics at http://").unwrap();
+    let (_, address) = said.split_once("metrics at http://").unwrap();
     let address = address.strip_suffix("/metrics").unwrap().to_owned();
     (serving, address)
 }

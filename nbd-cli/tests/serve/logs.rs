@@ -1,0 +1,104 @@
+//! What the server says, and where it cannot.
+
+use crate::support::{Serving, nbd, run_nbd};
+use interop::run;
+use rustix::process::Signal;
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    process::Stdio,
+    thread,
+};
+
+/// What is no greeting of a client.
+fn be_rude(serving: &Serving) {
+    let socket = serving.path("socket");
+    // A quiet server does not say when it listens.
+    let mut stream = loop {
+        if let Ok(stream) = UnixStream::connect(&socket) {
+            break stream;
+        }
+        thread::yield_now();
+    };
+    stream.write_all(&[b'x'; 64]).unwrap();
+    // The server may close the connection with bytes that it has not read.
+    let _ = io::copy(&mut stream, &mut io::sink());
+}
+
+#[test]
+fn connections_that_go_wrong_are_logged_and_others_on_request() {
+    run(|| {
+        let serving = Serving::new("--memory 1M").ready();
+        run_nbd(["info", &serving.uri("")]);
+        be_rude(&serving);
+        let said = serving.stop();
+        assert!(said.contains("WARN") && !said.contains("INFO"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+
+        let serving = Serving::new("--memory 1M -v").ready();
+        run_nbd(["info", &serving.uri("")]);
+        let said = serving.stop();
+        assert!(
+            said.contains("INFO") && said.contains("a client connected"),
+            "{said}"
+        );
+
+        let serving = Serving::new("--memory 1M -q");
+        be_rude(&serving);
+        assert_eq!(serving.stop(), "");
+    });
+}
+
+#[test]
+fn logs_for_programs_are_json() {
+    run(|| {
+        let serving = Serving::new("--memory 1M --log json").ready();
+        be_rude(&serving);
+        let said = serving.stop();
+        let line: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
+        assert_eq!(line["level"], "WARN");
+        assert!(
+            line["message"]
+                .as_str()
+                .unwrap()
+                .starts_with("a connection is closed")
+        );
+        assert_eq!(line["connection"], 1);
+    });
+}
+
+#[test]
+fn standard_error_that_cannot_be_written_stops_nothing() {
+    run(|| {
+        let (reader, full) = io::pipe().unwrap();
+        let (closed_reader, closed) = io::pipe().unwrap();
+        drop(closed_reader);
+        // The first is full soon and is never read.
+        for stderr in [full, closed] {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("socket");
+            let mut command = nbd();
+            command
+                .args(["serve", "--memory", "1M", "-vvv", "--unix"])
+                .arg(&socket);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(stderr);
+            let mut child = command.spawn().unwrap();
+            drop(command);
+            let mut uri = String::new();
+            let mut stdout = BufReader::new(child.stdout.take().unwrap());
+            stdout.read_line(&mut uri).unwrap();
+            let client = nbd_blocking::connect(uri.trim()).unwrap();
+            for _ in 0..1_000 {
+                client.read_at(&mut [0; 512], 0).unwrap();
+            }
+            client.disconnect().unwrap();
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, Signal::TERM).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+        }
+        drop(reader);
+    });
+}
