@@ -199,6 +199,16 @@ pub trait Export: Send + Sync {
         true
     }
 
+    /// Whether [`refresh`](Self::refresh) may wait so, or a method that describes the export: one
+    /// without arguments.
+    ///
+    /// Where they never do, an asynchronous server lets a client enter the export without another
+    /// thread, though its requests may need one. Like [`may_block`](Self::may_block), unless it is
+    /// implemented.
+    fn refresh_may_block(&self) -> bool {
+        self.may_block()
+    }
+
     /// Writes `data` at `offset`; with `fua`, returns only when it is on stable storage.
     ///
     /// # Errors

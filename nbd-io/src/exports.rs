@@ -41,7 +41,7 @@ pub trait Exports: Send + Sync {
     /// Where nothing does, an asynchronous server calls it in place; otherwise on a thread that may
     /// wait, so that no other client does. True, unless it is implemented.
     ///
-    /// [may]: Export::may_block
+    /// [may]: Export::refresh_may_block
     fn may_block(&self) -> bool {
         true
     }
@@ -229,7 +229,7 @@ impl NamedExports {
 
     fn with_offer(mut self, name: ExportName, offer: Offer) -> Self {
         // Once and for all, because it is asked for at every option of every client.
-        self.may_block |= offer.export.may_block();
+        self.may_block |= offer.export.refresh_may_block();
         self.offers.insert(name, offer);
         self
     }
@@ -429,10 +429,14 @@ mod tests {
         assert!(exports.list().is_empty());
     }
 
-    /// An export that may wait.
-    struct Slow;
+    /// An export that may wait; when it is described, if it says so.
+    struct Slow(bool);
 
     impl Export for Slow {
+        fn refresh_may_block(&self) -> bool {
+            self.0
+        }
+
         fn size(&self) -> u64 {
             1
         }
@@ -446,11 +450,15 @@ mod tests {
     fn exports_that_wait_for_nothing_are_asked_for_in_place() {
         let offer = |_: &ExportName| Some(Offer::new(memory(1)));
         let one = NamedExports::single(memory(1));
-        let other = one.clone().with(name("slow"), Arc::new(Slow));
-        let secret = one.clone().with_tls_only(name("slow"), Arc::new(Slow));
+        let described = one.clone().with(name("slow"), Arc::new(Slow(false)));
+        let other = one.clone().with(name("slow"), Arc::new(Slow(true)));
+        let secret = one
+            .clone()
+            .with_tls_only(name("slow"), Arc::new(Slow(true)));
         for (exports, may_block) in [
             (&NamedExports::new() as &dyn Exports, false),
             (&one, false),
+            (&described, false),
             (&other, true),
             (&secret, true),
             // There is no telling of a function.

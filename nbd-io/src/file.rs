@@ -92,8 +92,7 @@ pub struct File {
     reach: AtomicU64,
     read_only: bool,
     rotational: bool,
-    /// There is no disk to be waited for.
-    in_memory: bool,
+    storage: host::Storage,
     block_sizes: BlockSizes,
     description: String,
     /// Holes are punched and zeroes made in whole blocks of so many bytes.
@@ -166,7 +165,7 @@ impl File {
         let read_only = opened_read_only || device.read_only;
         let syncs = Syncs::new(file.try_clone()?, read_only);
         Ok(Self {
-            in_memory: regular && host::is_memory(&file),
+            storage: host::storage(&file, regular),
             file,
             size: AtomicU64::new(size),
             reach: AtomicU64::new(size),
@@ -361,14 +360,18 @@ impl Export for File {
     }
 
     fn may_block(&self) -> bool {
-        !self.in_memory
+        self.storage != host::Storage::Memory
+    }
+
+    fn refresh_may_block(&self) -> bool {
+        self.storage == host::Storage::Other
     }
 
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
         if let Err(failure) = self.check_range(offset, buf.len() as u64, Errno::Inval) {
             return Some(Err(failure));
         }
-        if self.in_memory {
+        if self.storage == host::Storage::Memory {
             // Which is where such a call is not to be had.
             return Some(self.read(offset, buf));
         }

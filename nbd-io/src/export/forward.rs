@@ -134,6 +134,12 @@ macro_rules! forward_export {
                 $crate::Export::may_block($export)
             }
         );
+        $crate::forward_export!(@refresh_may_block [$($($own)+)?]
+            fn refresh_may_block(&self) -> bool {
+                let $this = self;
+                $crate::Export::refresh_may_block($export)
+            }
+        );
         $crate::forward_export!(@write [$($($own)+)?]
             fn write(
                 &self,
@@ -246,6 +252,7 @@ macro_rules! forward_export {
     (@block_sizes [block_sizes $($_:ident)*] $($method:tt)*) => {};
     (@description [description $($_:ident)*] $($method:tt)*) => {};
     (@may_block [may_block $($_:ident)*] $($method:tt)*) => {};
+    (@refresh_may_block [refresh_may_block $($_:ident)*] $($method:tt)*) => {};
     (@write [write $($_:ident)*] $($method:tt)*) => {};
     (@write_zeroes [write_zeroes $($_:ident)*] $($method:tt)*) => {};
     (@trim [trim $($_:ident)*] $($method:tt)*) => {};
@@ -308,12 +315,16 @@ mod tests {
             fn refresh(&self) {
                 self.0.fetch_add(512, Ordering::Relaxed);
             }
+            fn refresh_may_block(&self) -> bool {
+                false
+            }
             fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Failure> {
                 Ok(())
             }
         }
         let growing = Arc::new(Growing(512.into()));
         let pointer: &dyn Export = &growing;
+        assert!(pointer.may_block() && !pointer.refresh_may_block());
         pointer.refresh();
         assert_eq!((pointer.size(), growing.size()), (1024, 1024));
     }

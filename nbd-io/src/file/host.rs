@@ -14,11 +14,22 @@ pub(super) struct Device {
     pub(super) makes_zeroes: bool,
 }
 
+/// What is behind a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    /// Nothing but memory.
+    Memory,
+    /// A file system of this machine's disks, which has in memory what it tells of open files.
+    Local,
+    /// Anything, such as a network.
+    Other,
+}
+
 pub(super) use system::*;
 
 #[cfg(target_os = "linux")]
 mod system {
-    use super::{Device, File, Range, io};
+    use super::{Device, File, Range, Storage, io};
     use rustix::{
         fs::{FallocateFlags, OFlags, fallocate, ioctl_blksszget, major, minor},
         io::{IoSlice, IoSliceMut, ReadWriteFlags, preadv2, pwritev2, retry_on_intr},
@@ -52,14 +63,30 @@ mod system {
         }
     }
 
-    /// Whether nothing but memory is behind a file.
-    pub(in super::super) fn is_memory(file: &File) -> bool {
-        const TMPFS: u32 = 0x0102_1994;
-        const RAMFS: u32 = 0x8584_58f6;
-        rustix::fs::fstatfs(file)
-            .ok()
-            .and_then(|system| u32::try_from(system.f_type).ok())
-            .is_some_and(|kind| kind == TMPFS || kind == RAMFS)
+    impl Storage {
+        /// What is behind a regular file or a device, by the magic number of its file system.
+        pub(in super::super) const fn of(magic: u32, regular: bool) -> Self {
+            const TMPFS: u32 = 0x0102_1994;
+            const RAMFS: u32 = 0x8584_58f6;
+            const EXT4: u32 = 0xef53;
+            const XFS: u32 = 0x5846_5342;
+            const BTRFS: u32 = 0x9123_683e;
+            const F2FS: u32 = 0xf2f5_2010;
+            const ZFS: u32 = 0x2fc1_2fc1;
+            match magic {
+                TMPFS | RAMFS if regular => Self::Memory,
+                // What names a device is in memory, and the device is not.
+                TMPFS | RAMFS | EXT4 | XFS | BTRFS | F2FS | ZFS => Self::Local,
+                _ => Self::Other,
+            }
+        }
+    }
+
+    /// What is behind a regular file or a device.
+    pub(in super::super) fn storage(file: &File, regular: bool) -> Storage {
+        let system = rustix::fs::fstatfs(file).ok();
+        let magic = system.and_then(|system| u32::try_from(system.f_type).ok());
+        magic.map_or(Storage::Other, |magic| Storage::of(magic, regular))
     }
 
     /// Opens a file for reading and writing again, wherever it is now.
@@ -119,7 +146,7 @@ mod system {
 
 #[cfg(not(target_os = "linux"))]
 mod system {
-    use super::{Device, File, Range, io};
+    use super::{Device, File, Range, Storage, io};
     use rustix::fs::OFlags;
 
     pub(in super::super) const DIRECT: OFlags = OFlags::empty();
@@ -135,8 +162,8 @@ mod system {
         }
     }
 
-    pub(in super::super) fn is_memory(_: &File) -> bool {
-        false
+    pub(in super::super) fn storage(_: &File, _: bool) -> Storage {
+        Storage::Other
     }
 
     pub(in super::super) fn reopen(_: &File) -> io::Result<File> {

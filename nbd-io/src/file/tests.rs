@@ -300,10 +300,29 @@ fn a_file_in_memory_is_not_waited_for() {
     }
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
     let export = File::open(full(&directory, 4096)).unwrap();
-    assert!(!export.may_block());
+    assert!(!export.may_block() && !export.refresh_may_block());
     let mut buf = [0; 4096];
     assert_eq!(export.read_now(0, &mut buf), Some(Ok(())));
     assert!(buf == [7; 4096]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_of_a_local_disk_is_described_without_waiting() {
+    let (ext4, nfs, tmpfs) = (0xef53, 0x6969, 0x0102_1994);
+    for (magic, regular, may_block, refresh_may_block) in [
+        (ext4, true, true, false),
+        (nfs, true, true, true),
+        (tmpfs, true, false, false),
+        // A device.
+        (tmpfs, false, true, false),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut export = File::open(full(&directory, 4096)).unwrap();
+        export.storage = host::Storage::of(magic, regular);
+        assert_eq!(export.may_block(), may_block, "{magic:x}");
+        assert_eq!(export.refresh_may_block(), refresh_may_block, "{magic:x}");
+    }
 }
 
 #[test]
