@@ -85,6 +85,7 @@ pub mod guide {
         Tls "tls.md",
         Exports "exports.md",
         Observing "observing.md",
-        Core "core.md"
+        Core "core.md",
+        Backup "backup.md"
     );
 }

@@ -124,7 +124,7 @@ impl Results {
             _ => format!(
                 "{} {} {} x{}",
                 line.op,
-                line.pattern,
+                format!("{:?}", workload.pattern).to_lowercase(),
                 Size(line.bs),
                 line.qd
             ),

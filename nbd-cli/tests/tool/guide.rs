@@ -6,7 +6,7 @@
 //! on until the page ends, and the session goes on once it has printed something.
 
 use crate::support::command;
-use interop::deadline;
+use interop::{Peer, deadline, require};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -51,7 +51,8 @@ fn steps(page: &str) -> Vec<Step> {
 fn script(steps: &[Step], kept: &Path) -> String {
     let kept = kept.display();
     let mut script =
-        "exec < /dev/null\ntrap 'kill $(jobs -p) 2> /dev/null; wait' EXIT\n".to_owned();
+        "exec < /dev/null\ntrap 'kill $(jobs -p) $(cat *.pid) 2> /dev/null; wait' EXIT\n"
+            .to_owned();
     for (at, Step { command, .. }) in steps.iter().enumerate() {
         let out = format!("{kept}/{at}");
         script += &match command.strip_suffix(" &") {
@@ -98,7 +99,7 @@ fn are_lines(expected: &[String], lines: &[&str]) -> bool {
 /// Runs the session of a page.
 fn run(page: &Path) {
     let steps = steps(&fs::read_to_string(page).expect("the page can be read"));
-    if steps.is_empty() {
+    if steps.is_empty() || !steps.iter().all(|step| is_possible(&step.command)) {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory can be made");
@@ -112,9 +113,15 @@ fn run(page: &Path) {
         bin.display(),
         std::env::var("PATH").unwrap_or_default()
     );
-    let mut bash = Command::new("bash");
-    bash.args(["-c", &script(&steps, kept.path())])
-        .current_dir(dir.path());
+    let mut bash = Command::new("timeout");
+    bash.args([
+        "--kill-after=5",
+        "60",
+        "bash",
+        "-c",
+        &script(&steps, kept.path()),
+    ])
+    .current_dir(dir.path());
     bash.env("PATH", path)
         .env("LC_ALL", "C.UTF-8")
         .env_remove("NBD_LOG")
@@ -146,6 +153,18 @@ fn run(page: &Path) {
             expected.join("\n")
         );
     }
+}
+
+/// Whether the foreign programs of a command are there.
+fn is_possible(command: &str) -> bool {
+    let peers = [
+        ("qemu-nbd", Peer::QemuNbd),
+        ("qemu-img", Peer::QemuImg),
+        ("qemu-io", Peer::QemuIo),
+    ];
+    peers
+        .iter()
+        .all(|(name, peer)| !command.contains(name) || require(*peer).is_some())
 }
 
 fn repository() -> PathBuf {
