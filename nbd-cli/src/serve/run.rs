@@ -17,7 +17,11 @@ use nbd_blocking::{
     server::{CloseReason, Stopper},
 };
 use nbd_tokio::{Tokio, Uri, nbd_proto::uri};
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
 
 impl Serve {
     pub(crate) fn run(self, is_quiet: bool) -> Result {
@@ -82,18 +86,30 @@ impl Running<'_> {
         self.serve.tls.apply(server, has_secrets)
     }
 
-    /// Serves one client on standard input and output, by a thread.
+    /// Serves one client on standard input and output.
     fn stdio(&self, signals: Signals) -> Result {
         let server = self.server(Threads::default())?;
-        let _signals = signals.obey(self.controlled(server.stopper(), None))?;
+        let (ended, end) = mpsc::channel();
+        let stopping = ended.clone();
+        let mut controlled = self.controlled(server.stopper(), None);
+        controlled.on_stop = Some(Box::new(move || drop(stopping.send(None))));
+        let _signals = signals.obey(controlled)?;
         let _told = self.serve.notify.ready()?;
-        match server
-            .serve_over(Stdio)
+        // In a thread of its own, because it would wait for a pipe also when it is to stop.
+        let serve = move || drop(ended.send(Some(server.serve_over(Stdio))));
+        let thread = thread::Builder::new().name("stdio".into()).spawn(serve);
+        thread.step(|| "cannot serve on standard input and output")?;
+        let mut ending = end.recv().ok().flatten();
+        if ending.is_none() {
+            ending = end.recv_timeout(self.serve.grace).ok().flatten();
+        }
+        match ending
+            .transpose()
             .step(|| "cannot serve on standard input and output")?
         {
-            CloseReason::Io(error) => Err(error).step(|| "the connection broke"),
-            ending if ending.is_clean() => Ok(Answer::Yes),
-            ending => Err(Error::new(ending.to_string())),
+            Some(CloseReason::Io(error)) => Err(error).step(|| "the connection broke"),
+            Some(ending) if !ending.is_clean() => Err(Error::new(ending.to_string())),
+            _ => Ok(Answer::Yes),
         }
     }
 
@@ -169,6 +185,7 @@ impl Running<'_> {
         Controlled {
             stopper,
             child,
+            on_stop: None,
             overlays: overlays.filter(|_| self.serve.commit.is_some()),
         }
     }

@@ -19,6 +19,8 @@ pub(super) struct Signals(Arriving);
 pub(super) struct Controlled {
     pub(super) stopper: Stopper,
     pub(super) child: Option<Arc<Child>>,
+    /// What else ends when the server is stopped.
+    pub(super) on_stop: Option<Box<dyn Fn() + Send>>,
     /// Overlays that are to be committed.
     pub(super) overlays: Option<Arc<Overlays>>,
 }
@@ -59,6 +61,9 @@ impl Controlled {
         self.stopper.stop();
         if let Some(child) = &self.child {
             child.terminate();
+        }
+        if let Some(on_stop) = &self.on_stop {
+            on_stop();
         }
     }
 

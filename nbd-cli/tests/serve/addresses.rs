@@ -115,6 +115,37 @@ fn one_client_is_served_on_standard_input_and_output() {
     });
 }
 
+#[test]
+fn a_server_on_pipes_ends_with_them_or_by_a_signal() {
+    run(|| {
+        let start = || {
+            let mut command = nbd();
+            command.args(["serve", "--stdio", "--memory", "1M", "--grace", "0.1"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // The greeting, after which it waits for the client.
+            let mut stdout = child.stdout.take().unwrap();
+            stdout.read_exact(&mut [0; 18]).unwrap();
+            (child, stdout)
+        };
+        let (mut child, _stdout) = start();
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let (mut child, _stdout) = start();
+        let _stdin = child.stdin.take();
+        terminate(&child);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    });
+}
+
+#[test]
+fn vsock_without_a_port_that_can_be_is_an_error() {
+    run(|| {
+        let said = failed(&run_nbd(["serve", "--memory", "1M", "--vsock", "0"]));
+        assert!(said.contains("cannot listen at port 0 of vsock"), "{said}");
+    });
+}
+
 /// A shell starts `nbd serve` with a socket as its descriptor 3, as systemd does.
 fn activate(socket: impl AsFd, args: &str) -> Command {
     let mut command = Command::new("sh");

@@ -30,6 +30,18 @@ fn the_server_ends_with_its_command_and_exits_as_it_does() {
 }
 
 #[test]
+fn another_runtime_serves_as_well() {
+    run(|| {
+        let serving = Serving::new("--runtime tokio --memory 1M --max-requests 1000").ready();
+        assert_eq!(
+            succeeded(&run_nbd(["info", "--size", &serving.uri("")])),
+            "1048576\n"
+        );
+        assert_eq!(serving.stop(), "");
+    });
+}
+
+#[test]
 fn a_command_ends_with_the_server() {
     run(|| {
         let script = "echo started; exec sleep 1000";

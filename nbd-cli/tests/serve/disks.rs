@@ -115,6 +115,32 @@ fn changes_are_committed_by_a_signal_and_in_the_end() {
 }
 
 #[test]
+fn changes_that_no_signal_commits_are_gone_in_the_end() {
+    run(|| {
+        let prepare = |dir: &Path| {
+            fs::create_dir(dir.join("images")).unwrap();
+            image(dir, "images/disk.img", 1, SIZE);
+        };
+        let args = "--overlay=. --commit=signal --directory images";
+        let mut serving = Serving::with(prepare, args).ready();
+        let uri = serving.uri("disk.img");
+        assert!(write(&uri, 7));
+        serving.signal(Signal::USR1);
+        let said = serving.said();
+        assert!(
+            said.ends_with("INFO committed 64K to \"disk.img\""),
+            "{said}"
+        );
+        assert!(write(&uri, 8));
+        let mut file = fs::File::open(serving.path("images/disk.img")).unwrap();
+        assert_eq!(serving.stop(), "");
+        let mut contents = Vec::new();
+        file.read_to_end(&mut contents).unwrap();
+        assert_eq!(beginning(&contents, 1), (7, true));
+    });
+}
+
+#[test]
 fn thousands_of_files_of_a_directory_are_listed() {
     run(|| {
         const FILES: usize = 5_000;
