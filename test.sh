@@ -203,7 +203,7 @@ tests() {
 # The packages as they would be published, taken out of the repository: all that they have is
 # compiled, and their doctests are run.
 packages() {
-    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std)
+    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std nbd-cli)
     local directory=$target/unpacked crate file version
     rm -rf "$directory" "$target"/package/nbd-*.crate
     mkdir -p "$directory"
@@ -234,7 +234,13 @@ doctests() {
     cargo test --locked --no-fail-fast --doc --package nbd-interop --package nbd-fuzz-oracles
 }
 
-documentation() { RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps; }
+documentation() {
+    RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
+    # Its pages are Markdown, and their examples are run with or without the program.
+    if command -v mdbook >/dev/null; then
+        mdbook build docs/guide --dest-dir "$target/guide"
+    fi
+}
 
 # The dependencies of a crate with their features, one per line; all of them, or to a depth.
 dependencies() {
