@@ -119,7 +119,7 @@ impl Compare {
             };
             let all = Ranges::from(0..sizes[0].max(sizes[1]));
             let work = Work::new(&all, 1);
-            progress.begin("compare", Some(all.len()));
+            progress.begin("compare", Some(all.len()), 0);
             let differences = differences(&work, progress, [&a, &b], &how);
             let found = attend(&work, progress, differences).await;
             progress.clear();

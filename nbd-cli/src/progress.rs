@@ -27,8 +27,18 @@ pub(crate) struct Progress {
     mode: Mode,
     quiet: bool,
     bar: OnceLock<ProgressBar>,
-    what: Mutex<(&'static str, Option<u64>, Instant)>,
+    phase: Mutex<Phase>,
     done: AtomicU64,
+}
+
+/// What goes on.
+#[derive(Clone, Copy, Debug)]
+struct Phase {
+    name: &'static str,
+    total: Option<u64>,
+    /// What was done already when it began.
+    before: u64,
+    began: Instant,
 }
 
 #[derive(Serialize)]
@@ -57,16 +67,26 @@ impl Progress {
             mode,
             quiet,
             bar: OnceLock::new(),
-            what: Mutex::new(("", None, Instant::now())),
+            phase: Mutex::new(Phase {
+                name: "",
+                total: None,
+                before: 0,
+                began: Instant::now(),
+            }),
             done: AtomicU64::new(0),
         }
     }
 
-    /// Begins something of so many bytes, where that is known.
-    pub(crate) fn begin(&self, phase: &'static str, total: Option<u64>) {
+    /// Begins something of so many bytes, where that is known, of which some were done before.
+    pub(crate) fn begin(&self, name: &'static str, total: Option<u64>, before: u64) {
         self.clear();
-        *self.what() = (phase, total, Instant::now());
-        self.done.store(0, Ordering::Relaxed);
+        *self.phase() = Phase {
+            name,
+            total,
+            before,
+            began: Instant::now(),
+        };
+        self.done.store(before, Ordering::Relaxed);
         if self.mode == Mode::Bar {
             let bar = self
                 .bar
@@ -80,9 +100,11 @@ impl Progress {
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar.set_message(phase);
+            bar.set_message(name);
             bar.set_length(total.unwrap_or(0));
             bar.reset();
+            bar.set_position(before);
+            bar.reset_eta();
         }
     }
 
@@ -95,7 +117,7 @@ impl Progress {
     }
 
     pub(crate) fn total(&self) -> Option<u64> {
-        self.what().1
+        self.phase().total
     }
 
     /// How often to show it.
@@ -151,10 +173,16 @@ impl Progress {
     }
 
     fn line(&self, event: &'static str) {
-        let (phase, size, began) = *self.what();
+        let Phase {
+            name: phase,
+            total: size,
+            before,
+            began,
+        } = *self.phase();
         let bytes = self.done();
         let elapsed = began.elapsed().as_millis().max(1);
-        let rate = u64::try_from(u128::from(bytes) * 1000 / elapsed).unwrap_or(u64::MAX);
+        let rate = u64::try_from(u128::from(bytes.saturating_sub(before)) * 1000 / elapsed)
+            .unwrap_or(u64::MAX);
         let left = size.map(|size| size.saturating_sub(bytes));
         let line = Line {
             schema: crate::output::SCHEMA,
@@ -171,7 +199,7 @@ impl Progress {
     }
 
     // Complete after every statement.
-    fn what(&self) -> MutexGuard<'_, (&'static str, Option<u64>, Instant)> {
-        self.what.lock().unwrap_or_else(PoisonError::into_inner)
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,11 @@
 //! `nbd copy`: a disk from one place to another.
 
+mod digest;
 mod ends;
 mod pace;
 mod record;
 mod stream;
+mod verify;
 mod worker;
 
 use crate::{
@@ -161,6 +163,9 @@ impl Copy {
     }
 
     async fn copy(self, progress: Arc<Progress>) -> Result {
+        if self.verify && self.destination.is_stream() {
+            return Err(Error::new("--verify needs a destination that can be read"));
+        }
         let single = self.hash || self.source.is_stream() || self.destination.is_stream();
         let threads = if single { 1 } else { self.flight.threads() };
         let found = self
@@ -178,8 +183,7 @@ impl Copy {
         let record = Record::new(&self, &source, &sink, found)?;
         let size = source.size();
         let left = record.left(size.unwrap_or(0));
-        progress.begin("copy", size);
-        progress.add(size.unwrap_or(0) - left.len());
+        progress.begin("copy", size, size.unwrap_or(0) - left.len());
         let job = Arc::new(Job {
             settings: Settings {
                 requests: self.flight.requests(),
@@ -196,7 +200,8 @@ impl Copy {
             progress,
             record,
         });
-        let worker = Worker::new(&job, source, sink, self.hash);
+        let digest = self.hash || self.verify && self.source.is_stream();
+        let worker = Worker::new(&job, source, sink, digest);
         let copied = attend(
             &job.work,
             &job.progress,
@@ -208,11 +213,12 @@ impl Copy {
             return Err(error);
         }
         if self.verify {
-            worker.verify().await?;
+            let (source, sink) = worker.ends();
+            verify::verify(&job, &source, &sink, worker.digest().as_deref()).await?;
         }
         worker.close().await;
         job.record.finish()?;
-        if let Some(digest) = worker.digest() {
+        if let Some(digest) = worker.digest().filter(|_| self.hash) {
             let line = format!("{digest}  {}\n", self.source);
             if self.destination.is_stream() {
                 say(format_args!("{}", line.trim_end()));

@@ -1,13 +1,12 @@
 //! What one thread does: it reads pieces in order, so many at once, and writes them as they come.
 
 use super::{
+    digest::{Digest, ZEROES, zeroes_of},
     ends::{Sink, Source},
     pace::Pace,
     record::Record,
 };
 use crate::{
-    attend::attend,
-    compare::{How, differences},
     disk::Disk,
     outcome::{Error, Result},
     progress::Progress,
@@ -25,15 +24,11 @@ use nbd_tokio::{
     ContextName,
     bytes::{Bytes, BytesMut},
 };
-use sha2::{Digest, Sha256};
-use std::{cell::RefCell, fmt::Write, ops::Range, sync::Arc, time::Duration};
+use std::{cell::RefCell, ops::Range, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 /// How often what is copied is put on stable storage and recorded.
 const RECORD_INTERVAL: Duration = Duration::from_secs(2);
-
-/// What is hashed where nothing was read.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What all threads share.
 #[derive(Debug)]
@@ -85,18 +80,18 @@ pub(super) struct Worker {
     buffers: RefCell<Vec<BytesMut>>,
     /// What is copied, and perhaps not on stable storage.
     copied: RefCell<Ranges>,
-    hash: Option<RefCell<Sha256>>,
+    digest: Option<RefCell<Digest>>,
 }
 
 impl Worker {
-    pub(super) fn new(job: &Arc<Job>, source: Source, sink: Sink, hash: bool) -> Self {
+    pub(super) fn new(job: &Arc<Job>, source: Source, sink: Sink, digest: bool) -> Self {
         Self {
             job: job.clone(),
             source,
             sink,
             buffers: RefCell::default(),
             copied: RefCell::default(),
-            hash: hash.then(RefCell::default),
+            digest: digest.then(RefCell::default),
         }
     }
 
@@ -127,19 +122,19 @@ impl Worker {
         }
     }
 
-    /// The digest of the data in hexadecimal digits, if it was asked for.
+    /// The digest of the data, if it was asked for.
     pub(super) fn digest(&self) -> Option<String> {
-        let digest = self.hash.as_ref()?.borrow().clone().finalize();
-        Some(digest.iter().fold(String::new(), |mut text, byte| {
-            // A string takes everything.
-            let _ = write!(text, "{byte:02x}");
-            text
-        }))
+        Some(self.digest.as_ref()?.borrow().hex())
     }
 
     async fn copy(&self) -> Result<()> {
         let chunks = self.chunks().map_ok(|chunk| {
-            self.digest_chunk(&chunk);
+            if let Some(digest) = &self.digest {
+                match &chunk.data {
+                    Some(data) => digest.borrow_mut().add(data),
+                    None => digest.borrow_mut().add_zeroes(&chunk.range),
+                }
+            }
             chunk
         });
         let Sink::Stream(writer) = &self.sink else {
@@ -246,21 +241,6 @@ impl Worker {
             Some(disk.read(buffer, range.start).await?.freeze())
         };
         Ok(Some(Chunk { range, data }))
-    }
-
-    fn digest_chunk(&self, chunk: &Chunk) {
-        let Some(hash) = &self.hash else {
-            return;
-        };
-        let mut hash = hash.borrow_mut();
-        match &chunk.data {
-            Some(data) => hash.update(data),
-            None => {
-                for piece in cut(chunk.range.clone(), ZEROES.len() as u64) {
-                    hash.update(zeroes_of(&piece));
-                }
-            }
-        }
     }
 
     /// Writes a chunk.
@@ -428,41 +408,6 @@ impl Worker {
         }
         self.job.record.add(copied)
     }
-
-    /// Reads both sides again and compares what was copied.
-    pub(super) async fn verify(&self) -> Result<()> {
-        let (Source::Disk(source), Sink::Disk(sink)) = (&self.source, &self.sink) else {
-            return Err(Error::new(
-                "--verify reads both sides again, which streams cannot be",
-            ));
-        };
-        let Job {
-            settings, progress, ..
-        } = &*self.job;
-        let how = How {
-            requests: settings.requests,
-            request_size: settings.request_size,
-            first: true,
-            only: settings.only.clone(),
-        };
-        let size = source.size();
-        let work = Work::new(&(0..size).into(), 1);
-        progress.begin("verify", Some(size));
-        let differences = differences(&work, progress, [source, sink], &how);
-        match attend(&work, progress, differences).await?.first {
-            None => Ok(()),
-            Some(first) => Err(Error::new(format!(
-                "the copy is wrong: at {first}, {} does not have what {} has",
-                sink.name(),
-                source.name()
-            ))),
-        }
-    }
-}
-
-/// Zeroes of the length of a range, which is not longer than there are.
-fn zeroes_of(range: &Range<u64>) -> &'static [u8] {
-    &ZEROES[..length(range)]
 }
 
 /// The length of a range that fits into memory.

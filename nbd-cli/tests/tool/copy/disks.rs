@@ -133,9 +133,11 @@ fn streams_are_copied_in_both_directions() {
         let uri = server.uri("");
         for destination in [&uri, text(&target(&directory))] {
             let input = fs::File::open(image.path()).unwrap();
-            let status = command(["copy", "-", destination]).stdin(input).status();
+            let mut command = command(["copy", "--verify", "-", destination]);
+            let status = command.stdin(input).status();
             assert!(status.unwrap().success());
-            let output = command(["copy", destination, "-"]).output().unwrap();
+            let output = crate::support::command(["copy", destination, "-"]).output();
+            let output = output.unwrap();
             assert!(output.status.success());
             assert_same(&output.stdout, &contents(), 0);
         }

@@ -68,19 +68,46 @@ fn a_destination_that_is_full_is_an_error() {
     });
 }
 
+/// A server that takes everything and keeps nothing.
+fn forgetful() -> Nbdkit {
+    Nbdkit::new("eval")
+        .param(format!("get_size=echo {SIZE}"))
+        .param("can_write=exit 0")
+        .param("pwrite=cat >/dev/null")
+        .param("pread=head -c $3 /dev/zero")
+}
+
+#[test]
+fn what_is_not_there_is_found_by_verifying() {
+    run(|| {
+        let image = image();
+        let Some(server) = forgetful().start() else {
+            return;
+        };
+        let uri = server.uri("");
+        copy(&[text(&image.path()), &uri]).expect(0);
+        let ended = copy(&["--verify", text(&image.path()), &uri]);
+        assert!(
+            error(&ended).contains("is not what was copied"),
+            "{ended:#?}"
+        );
+        ended.expect(2);
+
+        let input = fs::File::open(image.path()).unwrap();
+        let mut command = command(["copy", "--verify", "-", &uri]);
+        let output = command.stdin(input).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("SHA-256"), "{said}");
+    });
+}
+
 #[test]
 fn a_flush_that_fails_is_an_error() {
     run(|| {
         let image = image();
-        let Some(server) = Nbdkit::new("eval")
-            .param(format!("get_size=echo {SIZE}"))
-            .param("pwrite=cat >/dev/null")
-            .param("pread=head -c $3 /dev/zero")
-            .param("can_write=exit 0")
-            .param("can_flush=exit 0")
-            .param("flush=echo EIO the disk is broken >&2; exit 1")
-            .start()
-        else {
+        let flush = "flush=echo EIO the disk is broken >&2; exit 1";
+        let Some(server) = forgetful().param("can_flush=exit 0").param(flush).start() else {
             return;
         };
         let ended = copy(&[text(&image.path()), &server.uri("")]);

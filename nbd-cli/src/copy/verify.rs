@@ -1,0 +1,98 @@
+//! Whether what was copied is there.
+
+use super::{
+    digest::Digest,
+    ends::{Sink, Source},
+    worker::{Job, Settings},
+};
+use crate::{
+    attend::attend,
+    compare::{How, differences},
+    disk::Disk,
+    outcome::{Error, Result},
+    work::{Work, cut},
+};
+use futures_util::TryStreamExt;
+use nbd_tokio::bytes::BytesMut;
+use std::pin::pin;
+
+/// Reads both sides again, and compares what was copied. Of a source that can be read but once,
+/// `digest` is what counts.
+pub(super) async fn verify(
+    job: &Job,
+    source: &Source,
+    sink: &Sink,
+    digest: Option<&str>,
+) -> Result<()> {
+    let Some(sink) = sink.disk() else {
+        return Err(Error::new("--verify needs a destination that can be read"));
+    };
+    let wrong = match source {
+        Source::Disk(source) => is_wrong(job, source, sink).await?,
+        Source::Stream(_) => {
+            let there = digest_of(job, sink).await?;
+            digest
+                .filter(|digest| *digest != there)
+                .map(|digest| format!("its SHA-256 is {there} and has to be {digest}"))
+        }
+    };
+    match wrong {
+        None => Ok(()),
+        Some(wrong) => Err(Error::new(format!(
+            "{} is not what was copied to it: {wrong}",
+            sink.name()
+        ))),
+    }
+}
+
+/// What the destination has that the source has not.
+async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String>> {
+    let Job {
+        settings, progress, ..
+    } = job;
+    let how = How {
+        requests: settings.requests,
+        request_size: settings.request_size,
+        first: true,
+        only: settings.only.clone(),
+    };
+    let size = source.size();
+    let work = Work::new(&(0..size).into(), 1);
+    progress.begin("verify", Some(size), 0);
+    let differences = differences(&work, progress, [source, sink], &how);
+    let found = attend(&work, progress, differences).await?;
+    let at = |first| format!("it differs from {} at {first}", source.name());
+    Ok(found.first.map(at))
+}
+
+/// The digest of as much of a disk as was copied.
+async fn digest_of(job: &Job, disk: &Disk) -> Result<String> {
+    let Job {
+        settings:
+            Settings {
+                requests,
+                request_size,
+                ..
+            },
+        progress,
+        ..
+    } = job;
+    let size = progress.done();
+    let work = Work::new(&(0..size).into(), 1);
+    progress.begin("verify", Some(size), 0);
+    let read = async {
+        let pieces = work.pieces(async |stretch| Ok(cut(stretch, *request_size).collect()));
+        let data = pieces.map_ok(async |range| {
+            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            disk.read(BytesMut::zeroed(len), range.start).await
+        });
+        let mut data = pin!(data.try_buffered(*requests));
+        let mut digest = Digest::default();
+        while let Some(data) = data.try_next().await? {
+            progress.add(data.len() as u64);
+            digest.add(&data);
+        }
+        Ok(digest.hex())
+    };
+    attend(&work, progress, read).await
+}
