@@ -46,7 +46,7 @@ impl Negotiated {
             max_read: transmission.max_len(Command::Read),
             max_payload: transmission.max_len(Command::Write),
             max_zeroes: longest(transmission, Command::WriteZeroes),
-            max_range: transmission.max_len(Command::Trim),
+            max_range: longest(transmission, Command::BlockStatus),
         }
     }
 

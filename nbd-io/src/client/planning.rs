@@ -171,15 +171,23 @@ impl Negotiated {
     }
 }
 
+/// Longer ranges than this are made of whole ones.
+const ALIGNED: u64 = 64 << 10;
+
 /// The longest range that a server in use can be trusted with, in bytes.
 ///
 /// nbd-server, which tells no block sizes, acknowledges longer zeroes than 64 MiB and leaves what is
-/// behind the first 64 MiB as it was.
+/// behind the first 64 MiB as it was. nbdkit 1.32 ends if a client asks for the status of 2^32 - 1
+/// bytes, which is the most that the field takes, and the extent is longer.
 #[must_use]
 pub fn longest(transmission: &Transmission, command: Command) -> u64 {
-    match (command, transmission.export().block_sizes) {
+    let max = match (command, transmission.export().block_sizes) {
         (Command::WriteZeroes, None) => transmission.max_len(Command::Write),
         _ => transmission.max_len(command),
+    };
+    match max - max % ALIGNED {
+        0 => max,
+        whole => whole,
     }
 }
 

@@ -124,6 +124,17 @@ fn zeroes_are_looked_for_unless_space_is_to_be_allocated() {
 }
 
 #[test]
+fn disks_whose_extents_are_longer_than_a_request_are_copied() {
+    run(|| {
+        let (Some(source), Some(destination)) = (memory(5 << 30), memory(5 << 30)) else {
+            return;
+        };
+        copy(&[&source.uri(""), &destination.uri("")]).expect(0);
+        nbd(["map", &source.uri("")]).expect(0);
+    });
+}
+
+#[test]
 fn streams_are_copied_in_both_directions() {
     run(|| {
         let (image, directory) = (image(), directory());
