@@ -39,8 +39,8 @@ fn an_export_is_copied_to_another_one_byte_by_byte() {
             // QEMU's server in the middle, if there is one: to it and on from it.
             places.splice(1..1, qemu.iter().map(|(_, uri)| uri.clone()));
             for pair in places.windows(2) {
-                let from = Cursor::new(options.connect(&pair[0]).await.unwrap());
-                let mut to = Cursor::new(options.connect(&pair[1]).await.unwrap());
+                let from = Cursor::new(options.connect(&pair[0]).await.unwrap().into());
+                let mut to = Cursor::new(options.connect(&pair[1]).await.unwrap().into());
                 assert_eq!(copy(from, &mut to).await.unwrap(), LEN as u64);
                 close(&mut to).await.unwrap();
                 to.client().disconnect().await.unwrap();
@@ -65,7 +65,7 @@ fn a_cursor_ends_before_an_incomplete_block() {
         let Some(server) = server.start() else { return };
         on_runtime(async |network| {
             let options = ConnectOptions::with_runtime(network);
-            let mut cursor = Cursor::new(options.connect(&server.uri("")).await.unwrap());
+            let mut cursor = Cursor::new(options.connect(&server.uri("")).await.unwrap().into());
             assert_eq!(cursor.seek(SeekFrom::End(-100)).await.unwrap(), SIZE - 100);
             let error = cursor.write_all(&[7; 200]).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::WriteZero);
@@ -89,7 +89,7 @@ fn a_cursor_is_a_file_of_fixed_length() {
         on_runtime(async |network| {
             let options = options(&network, &certificates);
             for disk in &disks {
-                let mut cursor = Cursor::new(options.connect(&disk.uri).await.unwrap());
+                let mut cursor = Cursor::new(options.connect(&disk.uri).await.unwrap().into());
                 cursor.write_all(b"start").await.unwrap();
                 assert_eq!(cursor.position(), 5);
                 let place = cursor.seek(SeekFrom::End(-3)).await.unwrap();
@@ -127,7 +127,7 @@ fn futures_of_a_cursor_can_be_dropped_at_any_time() {
         on_runtime(async |network| {
             let options = options(&network, &certificates);
             for disk in &disks {
-                let mut cursor = Cursor::new(options.connect(&disk.uri).await.unwrap());
+                let mut cursor = Cursor::new(options.connect(&disk.uri).await.unwrap().into());
                 let mut polls = (0..5).cycle();
                 let mut at = 0;
                 while at < LEN {

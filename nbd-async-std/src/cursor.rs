@@ -48,25 +48,31 @@ use std::{
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Cursor(tasks::Cursor<AsyncStd>);
+pub struct Cursor {
+    inner: tasks::Cursor<AsyncStd>,
+    client: Client,
+}
 
 impl Cursor {
     /// Starts at the beginning of the export.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self(tasks::Cursor::new(client))
+        Self {
+            inner: tasks::Cursor::new(client.clone().into()),
+            client,
+        }
     }
 
     /// The export.
     #[must_use]
     pub const fn client(&self) -> &Client {
-        self.0.client()
+        &self.client
     }
 
     /// Where the next read or write starts, in bytes.
     #[must_use]
     pub const fn position(&self) -> u64 {
-        self.0.position()
+        self.inner.position()
     }
 }
 
@@ -76,7 +82,7 @@ impl AsyncRead for Cursor {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let bytes = ready!(self.0.poll_read(cx, buf.len()))?;
+        let bytes = ready!(self.inner.poll_read(cx, buf.len()))?;
         buf[..bytes.len()].copy_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -88,15 +94,15 @@ impl AsyncWrite for Cursor {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, buf)
+        self.inner.poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_flush(cx)
+        self.inner.poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_flush(cx)
+        self.inner.poll_flush(cx)
     }
 }
 
@@ -106,6 +112,6 @@ impl AsyncSeek for Cursor {
         _: &mut Context<'_>,
         to: SeekFrom,
     ) -> Poll<io::Result<u64>> {
-        Poll::Ready(self.0.seek(to))
+        Poll::Ready(self.inner.seek(to))
     }
 }

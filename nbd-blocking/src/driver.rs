@@ -6,20 +6,12 @@ use crate::{
     pool::Pool,
     stream::{self, Negotiating},
 };
+use nbd_io::client::{Common, Connected, Connector, DialOptions, Driver, ServerProcess};
 #[cfg(feature = "tls-base")]
 use nbd_io::{client::NegotiationError, tls::ClientTls};
-use nbd_io::{
-    client::{Adopt, Common, Config, Connected, Connector, DialOptions, Driver, ServerProcess},
-    transport::block_on_ready,
-};
 use nbd_proto::uri::Address;
 use nbd_socket::Socket;
-use std::{
-    io::{self, Read, Write},
-    net::TcpStream,
-    os::unix::net::UnixStream,
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 /// Waits in place: the methods of [`ConnectOptions`](crate::ConnectOptions) and
 /// [`Negotiation`](crate::negotiation::Negotiation) return what has come of them.
@@ -34,19 +26,18 @@ impl Blocking {
         Self { clock }
     }
 
+    pub(crate) fn negotiating(&self, stream: stream::Stream) -> io::Result<Negotiating> {
+        Negotiating::new(stream, self.clock.clone())
+    }
+
     fn negotiating_over(&self, socket: Socket) -> io::Result<Negotiating> {
-        Negotiating::new(stream::Stream::Socket(socket), self.clock.clone())
+        self.negotiating(stream::Stream::Socket(socket))
     }
 }
 
 impl Driver for Blocking {
-    type Call<'a, T: 'a> = T;
     type Stream = Negotiating;
     type Client = Client;
-
-    fn call<'a, T: 'a>(future: impl Future<Output = T> + Send + 'a) -> T {
-        block_on_ready(future)
-    }
 
     fn now(&self) -> Duration {
         self.clock.now().saturating_duration_since(*START)
@@ -91,53 +82,6 @@ impl Driver for Blocking {
         let common = Common::new(connector, &first);
         let opening = Pool::open(common, first);
         async { opening.await.map(Client::new) }
-    }
-}
-
-impl Adopt<TcpStream> for Blocking {
-    fn adopt(&self, stream: TcpStream, _: &mut Config) -> io::Result<Negotiating> {
-        self.negotiating_over(Socket::from_std(stream)?)
-    }
-}
-
-impl Adopt<Socket> for Blocking {
-    fn adopt(&self, socket: Socket, _: &mut Config) -> io::Result<Negotiating> {
-        self.negotiating_over(socket.blocking()?)
-    }
-}
-
-impl Adopt<UnixStream> for Blocking {
-    fn adopt(&self, stream: UnixStream, _: &mut Config) -> io::Result<Negotiating> {
-        self.negotiating_over(Socket::from_std(stream)?)
-    }
-}
-
-/// Any stream, such as a pipe in memory or a tunnel, for
-/// [`connect_over`](crate::ConnectOptions::connect_over) and
-/// [`serve_over`](crate::Server::serve_over).
-///
-/// It is used by one thread at a time with one request in flight, because nothing is known of it but
-/// that it reads and writes. It has to be blocking. Deadlines cannot be kept on it, and TLS cannot be
-/// started; both are the stream's own business.
-#[derive(Debug)]
-pub struct Stream<S>(S);
-
-impl<S: Read + Write + Send + 'static> Stream<S> {
-    /// Takes over a stream.
-    pub const fn new(stream: S) -> Self {
-        Self(stream)
-    }
-
-    /// Gives the stream back.
-    pub fn into_inner(self) -> S {
-        self.0
-    }
-}
-
-impl<S: Read + Write + Send + 'static> Adopt<Stream<S>> for Blocking {
-    fn adopt(&self, stream: Stream<S>, config: &mut Config) -> io::Result<Negotiating> {
-        config.negotiation.protocol.limits.in_flight = 1;
-        Negotiating::new(stream::Stream::any(stream.0), self.clock.clone())
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) const READ_IN_SYSTEM: Duration = Duration::from_secs(1);
 const WRITE_IN_SYSTEM: Duration = Duration::from_millis(100);
 
 /// A stream that a program brings.
-pub(crate) trait ReadWrite: Read + Write + Send {}
+pub trait ReadWrite: Read + Write + Send {}
 impl<S: Read + Write + Send> ReadWrite for S {}
 
 pub(crate) enum Stream {

@@ -59,14 +59,14 @@ pub(crate) struct Opened {
 }
 
 impl Connect {
-    /// Options for any runtime.
-    pub(crate) fn options<D: Driver + Default>(&self) -> Result<ConnectOptions<D>> {
+    /// Options of either driver.
+    pub(crate) fn options<D: Driver + Default, O: From<ConnectOptions<D>>>(&self) -> Result<O> {
         let options = ConnectOptions::new()
             .local_files(true)
             .connect_timeout(Some(self.connect_timeout))
             .request_timeout(Some(self.request_timeout))
             .tls_policy(self.policy());
-        self.trust(options)
+        self.trust(options).map(O::from)
     }
 
     /// Whether TLS is to be started where the URI does not demand it.

@@ -80,7 +80,7 @@ impl Disk {
         let Target::Server(uri) = target else {
             return Err(Error::new(format!("expected a URI, got {target}")));
         };
-        let mut options: ConnectOptions = access.connect.options::<Tokio>()?;
+        let mut options: ConnectOptions = access.connect.options::<Tokio, _>()?;
         options = options
             .context(ContextName::base_allocation())
             .connections(access.connections)

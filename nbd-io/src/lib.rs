@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod api;
 pub mod client;
 #[cfg(unix)]
 mod directory;
@@ -38,3 +39,5 @@ pub use nbd_proto;
 pub use overlay::{Overlay, OverlayError};
 pub use read_only::ReadOnly;
 pub use slice::{Slice, SliceError};
+#[doc(hidden)]
+pub use {bytes, futures_core};

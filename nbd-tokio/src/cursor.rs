@@ -48,25 +48,31 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Cursor(tasks::Cursor<Tokio>);
+pub struct Cursor {
+    inner: tasks::Cursor<Tokio>,
+    client: Client,
+}
 
 impl Cursor {
     /// Starts at the beginning of the export.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self(tasks::Cursor::new(client))
+        Self {
+            inner: tasks::Cursor::new(client.clone().into()),
+            client,
+        }
     }
 
     /// The export.
     #[must_use]
     pub const fn client(&self) -> &Client {
-        self.0.client()
+        &self.client
     }
 
     /// Where the next read or write starts, in bytes.
     #[must_use]
     pub const fn position(&self) -> u64 {
-        self.0.position()
+        self.inner.position()
     }
 }
 
@@ -76,7 +82,7 @@ impl AsyncRead for Cursor {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let bytes = ready!(self.0.poll_read(cx, buf.remaining()))?;
+        let bytes = ready!(self.inner.poll_read(cx, buf.remaining()))?;
         buf.put_slice(bytes);
         Poll::Ready(Ok(()))
     }
@@ -88,21 +94,21 @@ impl AsyncWrite for Cursor {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, buf)
+        self.inner.poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_flush(cx)
+        self.inner.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_flush(cx)
+        self.inner.poll_flush(cx)
     }
 }
 
 impl AsyncSeek for Cursor {
     fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
-        self.0.seek(to).map(drop)
+        self.inner.seek(to).map(drop)
     }
 
     fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {

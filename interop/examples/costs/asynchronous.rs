@@ -35,9 +35,9 @@ pub(crate) fn async_std_client(work: &Work) -> Result<()> {
 }
 
 pub(crate) fn tokio_server(work: &Work, listener: UnixListener) -> Result<()> {
-    use nbd_tokio::{Listener, Server, Socket};
+    use nbd_tokio::{Listener, Socket, Tokio};
     one_thread()?.block_on(async {
-        let server = Server::single(data(work)?);
+        let server = Server::<Tokio>::single(data(work)?);
         if work.operation == Operation::Connect {
             let listener = Listener::from_std(listener)?;
             return all(server, work, listener).await;
@@ -50,8 +50,8 @@ pub(crate) fn tokio_server(work: &Work, listener: UnixListener) -> Result<()> {
 }
 
 pub(crate) fn async_std_server(work: &Work, listener: UnixListener) -> Result<()> {
-    use nbd_async_std::{Listener, Server, Socket};
-    let server = Server::single(data(work)?);
+    use nbd_async_std::{AsyncStd, Listener, Socket};
+    let server = Server::<AsyncStd>::single(data(work)?);
     let work = work.clone();
     async_std::task::block_on(async_std::task::spawn(async move {
         if work.operation == Operation::Connect {

@@ -4,7 +4,7 @@ use crate::{
     BLOCK, Operation, Result, Work,
     asynchronous::{data, stops_after, uri},
 };
-use nbd_blocking::{Client, CommandFlags, ConnectOptions, Server};
+use nbd_blocking::{Client, CommandFlags, ConnectOptions, Server, Threads};
 use std::os::unix::net::UnixListener;
 
 pub(crate) fn client(work: &Work) -> Result<()> {
@@ -57,12 +57,12 @@ fn several(work: &Work, client: &Client) -> Result<()> {
 }
 
 pub(crate) fn server(work: &Work, listener: UnixListener) -> Result<()> {
-    let server = Server::single(data(work)?);
+    let server = nbd_io::server::Server::<Threads>::single(data(work)?);
     if work.operation == Operation::Connect {
-        return Ok(
-            stops_after(server, work.count).serve(nbd_blocking::Listener::from_std(listener)?)?
-        );
+        let server = Server::from(stops_after(server, work.count));
+        return Ok(server.serve(nbd_blocking::Listener::from_std(listener)?)?);
     }
+    let server = Server::from(server);
     let (stream, _) = listener.accept()?;
     server.serve_over(stream)?;
     Ok(())

@@ -50,6 +50,7 @@ impl Host for Plain {
     }
 
     fn serve(self, server: Server<Self::Runtime>, listener: Listener) -> io::Result<()> {
+        let server = nbd_blocking::Server::from(server);
         server.serve(nbd_blocking::Listener::new(listener)?)?;
         drop((self, server));
         let start = Instant::now();

@@ -9,7 +9,7 @@ mod arguments;
 
 use arguments::{Arguments, exit};
 use clap::Parser;
-use nbd_blocking::{Listener, Stdio, Threads, server::CloseReason};
+use nbd_blocking::{Listener, Server, Stdio, Threads, server::CloseReason};
 use std::{error::Error, process::ExitCode};
 
 /// Serves a disk until a signal stops it.
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 
 fn serve(Command { arguments, stdio }: &Command) -> Result<(), Box<dyn Error>> {
     if *stdio {
-        let server = arguments.server(Threads::default())?;
+        let server = Server::from(arguments.server(Threads::default())?);
         return match server.serve_over(Stdio)? {
             CloseReason::Io(error) => Err(error.into()),
             ending if ending.is_clean() => Ok(()),
@@ -39,6 +39,6 @@ fn serve(Command { arguments, stdio }: &Command) -> Result<(), Box<dyn Error>> {
     }
     let listeners = arguments.listeners()?.into_iter().map(Listener::new);
     let listeners: Vec<Listener> = listeners.collect::<Result<_, _>>()?;
-    let server = arguments.server(Threads::default())?;
+    let server = Server::from(arguments.server(Threads::default())?);
     Ok(server.serve(listeners)?)
 }

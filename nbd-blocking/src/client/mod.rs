@@ -6,14 +6,8 @@ mod retry;
 pub(crate) use retry::ends;
 
 use crate::{Error, Extents, Queue, link::Call, pool::Pool};
-use nbd_io::{
-    client::{ConnectionState, Negotiated, Piece, Request, length},
-    transport::TlsSession,
-};
-use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, ExportInfo, HeaderStyle,
-    client::{Context, ContextExtents},
-};
+use nbd_io::client::{ConnectionState, Negotiated, Piece, Request, length};
+use nbd_proto::{Command, CommandFlags, client::ContextExtents};
 use std::{
     ops::Range,
     sync::Arc,
@@ -55,95 +49,6 @@ impl Client {
 
     pub(crate) fn negotiated(&self) -> &Negotiated {
         &self.pool.negotiated
-    }
-
-    /// The export as the server described it.
-    #[must_use]
-    pub fn export(&self) -> &ExportInfo {
-        &self.negotiated().export
-    }
-
-    /// The size in bytes of what can be read and written: the export's, without what its end has of
-    /// an incomplete block of the minimum size. Servers should not have one, but if this is less than
-    /// [`export().size`](ExportInfo::size), the rest is out of every client's reach.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.negotiated().size()
-    }
-
-    /// Which headers the connections use.
-    #[must_use]
-    pub fn mode(&self) -> HeaderStyle {
-        self.negotiated().mode
-    }
-
-    /// Whether the connections are encrypted.
-    #[must_use]
-    pub fn is_encrypted(&self) -> bool {
-        self.negotiated().encrypted
-    }
-
-    /// The TLS session of the first connection, with the server's certificates; `None` without TLS.
-    #[must_use]
-    pub fn tls_session(&self) -> Option<&TlsSession> {
-        self.negotiated().tls.as_deref()
-    }
-
-    /// The meta contexts that were selected.
-    #[must_use]
-    pub fn contexts(&self) -> &[Context] {
-        &self.negotiated().contexts
-    }
-
-    /// Whether a meta context was selected.
-    ///
-    /// ```no_run
-    /// use nbd_blocking::{ConnectOptions, ContextName};
-    ///
-    /// let bitmap = ContextName::dirty_bitmap("backup-0")?;
-    /// let disk = ConnectOptions::new()
-    ///     .require_context(ContextName::base_allocation())
-    ///     .context(bitmap.clone())
-    ///     .connect("nbd://localhost/disk")?;
-    /// // Without the bitmap everything has changed.
-    /// let is_complete = !disk.has_context(&bitmap);
-    /// for run in disk.extents(0..disk.size()) {
-    ///     let run = run?;
-    ///     if is_complete || run.status_of(&bitmap) == Some(1) {
-    ///         println!("{} bytes at {}", run.len, run.offset);
-    ///     }
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn has_context(&self, name: &ContextName) -> bool {
-        self.context_id(name).is_some()
-    }
-
-    /// The number of a meta context, which names it in [`ContextExtents`] and in
-    /// [`block_status_of`](Self::block_status_of); `None` if it was not selected.
-    ///
-    /// ```no_run
-    /// use nbd_blocking::{CommandFlags, ConnectOptions, ContextName};
-    ///
-    /// let depth = ContextName::allocation_depth();
-    /// let disk = ConnectOptions::new()
-    ///     .require_context(depth.clone())
-    ///     .connect("nbd://localhost/disk")?;
-    /// let id = disk.context_id(&depth).ok_or("it was selected")?;
-    /// let answers = disk.block_status_of(&[id], 0, 1 << 30, CommandFlags::NONE)?;
-    /// println!("{:?}", answers[0].extents);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn context_id(&self, name: &ContextName) -> Option<u32> {
-        self.negotiated().context_id(name)
-    }
-
-    /// The block sizes that hold, in bytes; the usual ones if the server sent none.
-    #[must_use]
-    pub fn block_sizes(&self) -> BlockSizes {
-        self.negotiated().blocks
     }
 
     /// How many connections there are at present.
@@ -306,7 +211,7 @@ impl Client {
     /// Puts everything that was answered before this call on stable storage, over whichever
     /// connection it was written.
     ///
-    /// Without [`ExportInfo::can_flush`] the server cannot be asked.
+    /// Without [`ExportInfo::can_flush`](crate::ExportInfo::can_flush) the server cannot be asked.
     ///
     /// With [`Reconnect`](crate::Reconnect), writes may be lost before they are flushed. This is
     /// [`Error::Unflushed`] then, and so is every later flush of this handle, its clones and their

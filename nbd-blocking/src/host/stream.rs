@@ -33,11 +33,11 @@ enum Kind {
 }
 
 impl Connection {
-    pub(super) fn any(stream: impl Read + Write + Send + 'static) -> Self {
+    pub(crate) fn any(stream: impl Read + Write + Send + 'static) -> Self {
         Self(Kind::Any(Stream::any(stream)))
     }
 
-    pub(super) fn socket(socket: Socket) -> io::Result<Self> {
+    pub(crate) fn socket(socket: Socket) -> io::Result<Self> {
         let socket = socket.blocking()?;
         socket.set_timeouts(Some(WAIT_IN_SYSTEM), Some(WAIT_IN_SYSTEM))?;
         Ok(Self(Kind::Socket {

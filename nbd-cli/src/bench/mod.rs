@@ -175,7 +175,7 @@ impl Bench {
                         .step(|| "cannot start the runtime")?;
                     let one = self.runtime == Runtime::Tokio;
                     runtime.block_on(async {
-                        let options: nbd_tokio::ConnectOptions = self.connect.options()?;
+                        let options = self.connect.options::<nbd_tokio::Tokio, _>()?;
                         tasks::measure(options, &uri, &workload, one).await
                     })?
                 }

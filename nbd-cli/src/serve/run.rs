@@ -88,7 +88,7 @@ impl Running<'_> {
 
     /// Serves one client on standard input and output.
     fn stdio(&self, signals: Signals) -> Result {
-        let server = self.server(Threads::default())?;
+        let server = nbd_blocking::Server::from(self.server(Threads::default())?);
         let (ended, end) = mpsc::channel();
         let stopping = ended.clone();
         let mut controlled = self.controlled(server.stopper(), None);
@@ -124,7 +124,7 @@ impl Running<'_> {
         match self.serve.runtime {
             Runtime::Blocking => {
                 let listeners = each(listeners, nbd_blocking::Listener::new).step(unusable)?;
-                let server = self.server(Threads::default())?;
+                let server = nbd_blocking::Server::from(self.server(Threads::default())?);
                 let begun = self.begin(server.stopper(), uris, signals)?;
                 begun.end(server.serve(listeners))
             }

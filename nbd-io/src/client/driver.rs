@@ -1,19 +1,17 @@
 //! What differs between the clients: how one waits, and what becomes of a connection.
 
-use super::{Config, Connected, Connector, DialOptions, Error, ServerProcess};
+use super::{Connected, Connector, DialOptions, Error, ServerProcess};
 use crate::transport::Transport;
 #[cfg(feature = "tls")]
 use crate::{client::NegotiationError, tls::ClientTls};
 use nbd_proto::uri::Address;
 use std::{io, time::Duration};
 
-/// How a client waits for its connections to be made.
+/// How the connections of a client are made.
 ///
 /// Everything on the way to a client is written once, as futures: [`ConnectOptions`], the order of
-/// options, [`Negotiation`] step by step, deadlines and errors. A driver says what a call of that is
-/// for its users ([`Call`](Driver::Call)): a client for tasks hands them the future, and one that waits
-/// in place polls it once and hands them what has come of it, since its streams wait instead of
-/// pending.
+/// options, [`Negotiation`] step by step, deadlines and errors. A driver for tasks has its users
+/// await them. One that waits in place polls them once, since its streams wait instead of pending.
 ///
 /// Each [`Network`](crate::runtime::Network) is the driver of the client in
 /// [`tasks`](super::tasks).
@@ -21,17 +19,11 @@ use std::{io, time::Duration};
 /// [`ConnectOptions`]: super::ConnectOptions
 /// [`Negotiation`]: super::Negotiation
 pub trait Driver: Clone + Send + Sync + 'static {
-    /// What a method returns that may have to wait for a `T`: the `T`, or a future of it.
-    type Call<'a, T: 'a>;
-
     /// A connection that negotiates. What would have to be waited for past its deadline fails.
     type Stream: Transport + Send + 'static;
 
     /// What uses an export.
     type Client: 'static;
-
-    /// Makes a call of a future.
-    fn call<'a, T: 'a>(future: impl Future<Output = T> + Send + 'a) -> Self::Call<'a, T>;
 
     /// What a clock shows that only goes forward, from any start.
     fn now(&self) -> Duration;
@@ -103,14 +95,4 @@ pub trait Driver: Clone + Send + Sync + 'static {
         connector: Connector<Self>,
         first: Connected<Self::Stream>,
     ) -> impl Future<Output = Result<Self::Client, Error>> + Send;
-}
-
-/// A driver that can use streams of the type `S`, which a program brings.
-pub trait Adopt<S>: Driver {
-    /// Takes over a stream, and changes of the configuration what it cannot do.
-    ///
-    /// # Errors
-    ///
-    /// When the system refuses.
-    fn adopt(&self, stream: S, config: &mut Config) -> io::Result<Self::Stream>;
 }

@@ -27,30 +27,22 @@ impl ServerProcess<'_> {
 }
 
 impl<D: Driver> ConnectOptions<D> {
-    /// Starts a server that serves one connection on its standard input and output, such as
-    /// `nbdkit -s`, and enters its export. The end of the connection ends the server,
-    /// and killed if it does not within 5 s of the last use.
-    ///
-    /// # Errors
-    ///
-    /// When the program cannot be started, or the export cannot be entered; or with
-    /// [`reconnect`](Self::reconnect) or more than one of [`connections`](Self::connections).
-    pub fn connect_command(&self, command: Command) -> D::Call<'_, Result<D::Client, Error>> {
-        D::call(self.launch(ServerProcess::Inetd(command)))
+    /// Starts a server that serves one connection on its standard input and output, such as `nbdkit
+    /// -s`, and enters its export.
+    pub fn connect_command(
+        &self,
+        command: Command,
+    ) -> impl Future<Output = Result<D::Client, Error>> + Send {
+        self.launch(ServerProcess::Inetd(command))
     }
 
     /// Starts a server that takes a listening socket from its parent by the environment variables
     /// `LISTEN_FDS` and `LISTEN_PID`, such as `qemu-nbd` and `nbdkit` do, and enters its export.
-    /// After the last use it gets SIGTERM, and SIGKILL if it has not ended within 5 s.
-    ///
-    /// # Errors
-    ///
-    /// Like [`connect_command`](Self::connect_command).
     pub fn connect_activated<'a>(
         &'a self,
         command: &'a Command,
-    ) -> D::Call<'a, Result<D::Client, Error>> {
-        D::call(self.launch(ServerProcess::Activated(command)))
+    ) -> impl Future<Output = Result<D::Client, Error>> + Send {
+        self.launch(ServerProcess::Activated(command))
     }
 
     async fn launch(&self, process: ServerProcess<'_>) -> Result<D::Client, Error> {

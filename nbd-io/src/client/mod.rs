@@ -31,7 +31,7 @@ pub use common::Common;
 pub use config::{Config, DialOptions, NegotiationConfig, TlsPolicy};
 #[doc(hidden)]
 pub use connector::Connector;
-pub use driver::{Adopt, Driver};
+pub use driver::Driver;
 pub(crate) use error::causes;
 pub use error::{Error, Lost, is_refusal, server_name};
 pub use events::{ClientEvent, Observer, Watched};

@@ -67,22 +67,16 @@ pub struct Newstyle<D: Driver> {
 
 impl<D: Driver> Newstyle<D> {
     /// Enters an export.
-    ///
-    /// # Errors
-    ///
-    /// When the connection fails or is closed, which is how such a server refuses.
-    pub fn export_name(self, name: &ExportName) -> D::Call<'_, Result<D::Client, Error>> {
-        D::call(async move {
-            let Self {
-                connector,
-                stream,
-                newstyle,
-            } = self;
-            match exchange::enter_newstyle(stream, newstyle, name).await {
-                Ok(entered) => D::enter(connector, entered).await,
-                Err(error) => Err(connector.entering(name, error)),
-            }
-        })
+    pub async fn export_name(self, name: &ExportName) -> Result<D::Client, Error> {
+        let Self {
+            connector,
+            stream,
+            newstyle,
+        } = self;
+        match exchange::enter_newstyle(stream, newstyle, name).await {
+            Ok(entered) => D::enter(connector, entered).await,
+            Err(error) => Err(connector.entering(name, error)),
+        }
     }
 }
 
@@ -94,24 +88,20 @@ pub struct Oldstyle<D: Driver> {
 }
 
 impl<D: Driver> Oldstyle<D> {
-    /// The export as the server described it. To refuse it, drop this value.
+    /// The export as the server described it.
     #[must_use]
     pub const fn export(&self) -> &ExportInfo {
         self.oldstyle.export()
     }
 
     /// Goes on to transmission.
-    ///
-    /// # Errors
-    ///
-    /// When the connection cannot be used.
-    pub fn accept(self) -> D::Call<'static, Result<D::Client, Error>> {
+    pub fn accept(self) -> impl Future<Output = Result<D::Client, Error>> + Send {
         let entered = Connected {
             transport: self.stream,
             transmission: Box::new(self.oldstyle.accept()),
             encrypted: false,
         };
-        D::call(D::enter(self.connector, entered))
+        D::enter(self.connector, entered)
     }
 }
 
@@ -149,11 +139,19 @@ pub enum StepOutcome<T, H> {
 }
 
 impl<T, H> StepOutcome<T, H> {
+    /// The same with what is made of either part.
+    pub fn map<U, G>(
+        self,
+        done: impl FnOnce(T) -> U,
+        handle: impl FnOnce(H) -> G,
+    ) -> StepOutcome<U, G> {
+        match self {
+            Self::Done(value) => StepOutcome::Done(done(value)),
+            Self::Refused(refused) => StepOutcome::Refused(refused.map(handle)),
+        }
+    }
+
     /// The outcome as a result, for `?` and the methods of [`Result`].
-    ///
-    /// # Errors
-    ///
-    /// When the server refused the step.
     pub fn into_result(self) -> Result<T, Refused<H>> {
         match self {
             Self::Done(done) => Ok(done),
@@ -183,195 +181,150 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
         self.exchange.mode()
     }
 
-    /// Lists exports with their descriptions. A server may keep some of them to itself.
-    ///
-    /// # Errors
-    ///
-    /// When the server refuses, or the connection fails.
-    pub fn list(&mut self) -> D::Call<'_, Result<Vec<ListEntry>, Error>> {
+    /// Lists exports with their descriptions.
+    pub fn list(&mut self) -> impl Future<Output = Result<Vec<ListEntry>, Error>> + Send {
         let Self {
             connector,
             exchange,
         } = self;
-        D::call(async {
+        async {
             let listed = exchange.list().await;
             listed.map_err(|error| connector.failed("list the exports of", error))
-        })
+        }
     }
 
     /// Asks what an export is like, without entering it.
-    ///
-    /// # Errors
-    ///
-    /// When the server refuses, or the connection fails.
-    pub fn info(&mut self, request: Go) -> D::Call<'_, Result<ExportInfo, Error>> {
+    pub fn info(&mut self, request: Go) -> impl Future<Output = Result<ExportInfo, Error>> + Send {
         let Self {
             connector,
             exchange,
         } = self;
-        D::call(async {
+        async {
             let name = request.name.clone();
             let info = exchange.info(request).await;
             info.map_err(|error| {
                 connector.failed(format_args!("ask about {} of", Named(&name)), error)
             })
-        })
+        }
     }
 
     /// Asks for structured replies.
-    ///
-    /// # Errors
-    ///
-    /// When they were agreed on before, the server refuses, or the connection fails.
-    pub fn structured_reply(&mut self) -> D::Call<'_, Result<(), Error>> {
+    pub fn structured_reply(&mut self) -> impl Future<Output = Result<(), Error>> + Send {
         let Self {
             connector,
             exchange,
         } = self;
-        D::call(async {
+        async {
             let agreed = exchange.structured_reply().await;
             agreed.map_err(|error| connector.failed("agree on structured replies with", error))
-        })
+        }
     }
 
     /// Asks for extended headers.
-    ///
-    /// # Errors
-    ///
-    /// When they were agreed on before, the server refuses, or the connection fails.
-    pub fn extended_headers(&mut self) -> D::Call<'_, Result<(), Error>> {
+    pub fn extended_headers(&mut self) -> impl Future<Output = Result<(), Error>> + Send {
         let Self {
             connector,
             exchange,
         } = self;
-        D::call(async {
+        async {
             let agreed = exchange.extended_headers().await;
             agreed.map_err(|error| connector.failed("agree on extended headers with", error))
-        })
+        }
     }
 
     /// Lists the meta contexts of an export that match the queries; all without a query.
-    ///
-    /// # Errors
-    ///
-    /// When the server refuses, or the connection fails.
     pub fn list_meta_context<'a>(
         &'a mut self,
         export: &'a ExportName,
         queries: &'a [ContextName],
-    ) -> D::Call<'a, Result<Vec<MetaContextEntry>, Error>> {
+    ) -> impl Future<Output = Result<Vec<MetaContextEntry>, Error>> + Send {
         let Self {
             connector,
             exchange,
         } = self;
-        D::call(async {
+        async {
             let listed = exchange.list_meta_context(export, queries).await;
             listed.map_err(|error| {
                 let step = format_args!("list the meta contexts of {} of", Named(export));
                 connector.failed(step, error)
             })
-        })
+        }
     }
 
     /// Selects the meta contexts that block status is to report of an export.
-    ///
-    /// # Errors
-    ///
-    /// When no structured replies were agreed on, the server refuses, or the connection fails.
     pub fn set_meta_context<'a>(
         &'a mut self,
         export: &'a ExportName,
         queries: &'a [ContextName],
-    ) -> D::Call<'a, Result<Vec<Context>, Error>> {
+    ) -> impl Future<Output = Result<Vec<Context>, Error>> + Send {
         let Self {
             connector,
             exchange,
         } = self;
-        D::call(async {
+        async {
             let selected = exchange.set_meta_context(export, queries).await;
             selected.map_err(|error| {
                 let step = format_args!("select meta contexts of {} of", Named(export));
                 connector.failed(step, error)
             })
-        })
+        }
     }
 
     /// Enters an export.
-    ///
-    /// # Errors
-    ///
-    /// When the connection fails. A refusal by the server is an [outcome](StepOutcome), with the
-    /// negotiation to go on with.
-    pub fn go(self, request: Go) -> D::Call<'static, Result<StepOutcome<D::Client, Self>, Error>> {
-        D::call(async move {
-            let Self {
+    pub async fn go(self, request: Go) -> Result<StepOutcome<D::Client, Self>, Error> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        let name = request.name.clone();
+        match exchange.go(request).await {
+            Ok(Ok(entered)) => D::enter(connector, entered).await.map(StepOutcome::Done),
+            Ok(Err(refused)) => Ok(StepOutcome::Refused(refused.map(|exchange| Self {
                 connector,
                 exchange,
-            } = self;
-            let name = request.name.clone();
-            match exchange.go(request).await {
-                Ok(Ok(entered)) => D::enter(connector, entered).await.map(StepOutcome::Done),
-                Ok(Err(refused)) => Ok(StepOutcome::Refused(refused.map(|exchange| Self {
-                    connector,
-                    exchange,
-                }))),
-                Err(error) => Err(connector.entering(&name, error)),
-            }
-        })
+            }))),
+            Err(error) => Err(connector.entering(&name, error)),
+        }
     }
 
     /// Enters an export by the option that servers without `NBD_OPT_GO` know.
-    ///
-    /// # Errors
-    ///
-    /// When extended headers were agreed on; or when the connection fails, which is how a server
-    /// refuses this option.
-    pub fn export_name(self, name: &ExportName) -> D::Call<'_, Result<D::Client, Error>> {
-        D::call(async move {
-            let Self {
-                connector,
-                exchange,
-            } = self;
-            match exchange.export_name(name).await {
-                Ok(entered) => D::enter(connector, entered).await,
-                Err(error) => Err(connector.entering(name, error)),
-            }
-        })
+    pub async fn export_name(self, name: &ExportName) -> Result<D::Client, Error> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        match exchange.export_name(name).await {
+            Ok(entered) => D::enter(connector, entered).await,
+            Err(error) => Err(connector.entering(name, error)),
+        }
     }
 
     /// Ends the session as the protocol asks for, and waits a short while for the server to answer
     /// or to close.
-    pub fn abort(self) -> D::Call<'static, ()> {
-        D::call(self.exchange.abort())
+    pub fn abort(self) -> impl Future<Output = ()> + Send {
+        self.exchange.abort()
     }
 }
 
 impl<D: Driver> Negotiation<D, Plain> {
-    /// Starts TLS, by `ConnectOptions::tls`. Nothing that was agreed on before holds inside it.
-    ///
-    /// # Errors
-    ///
-    /// When the TLS handshake or the connection fails. A refusal by the server is an
-    /// [outcome](StepOutcome), with the negotiation to go on with in the clear.
-    pub fn start_tls(self) -> D::Call<'static, Result<TlsOutcome<D>, Error>> {
-        D::call(async move {
-            let Self {
+    /// Starts TLS, by `ConnectOptions::tls`.
+    pub async fn start_tls(self) -> Result<TlsOutcome<D>, Error> {
+        let Self {
+            connector,
+            exchange,
+        } = self;
+        let upgrade = |stream| connector.upgrade(&connector.driver, stream);
+        match exchange.start_tls(upgrade).await {
+            Ok(Ok(exchange)) => Ok(StepOutcome::Done(Negotiation {
                 connector,
                 exchange,
-            } = self;
-            let upgrade = |stream| connector.upgrade(&connector.driver, stream);
-            match exchange.start_tls(upgrade).await {
-                Ok(Ok(exchange)) => Ok(StepOutcome::Done(Negotiation {
-                    connector,
-                    exchange,
-                })),
-                Ok(Err(refused)) => Ok(StepOutcome::Refused(refused.map(|exchange| Self {
-                    connector,
-                    exchange,
-                }))),
-                Err(error) => Err(connector.failed("start TLS with", error)),
-            }
-        })
+            })),
+            Ok(Err(refused)) => Ok(StepOutcome::Refused(refused.map(|exchange| Self {
+                connector,
+                exchange,
+            }))),
+            Err(error) => Err(connector.failed("start TLS with", error)),
+        }
     }
 }
 

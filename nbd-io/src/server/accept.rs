@@ -85,11 +85,7 @@ impl<R: Tasks> Server<R> {
     }
 
     /// See [`serve_over`](Self::serve_over).
-    pub(super) async fn serve_one<T: Transport>(
-        &self,
-        stream: T,
-        peer: Peer,
-    ) -> io::Result<CloseReason> {
+    pub async fn serve_one<T: Transport>(&self, stream: T, peer: Peer) -> io::Result<CloseReason> {
         let place = self.enter(&peer).map_err(|refused| match refused {
             Refused::Full => io::Error::from(io::ErrorKind::ResourceBusy),
             Refused::Stopping => io::ErrorKind::ConnectionAborted.into(),

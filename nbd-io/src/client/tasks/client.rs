@@ -15,32 +15,9 @@ use nbd_proto::{
 };
 use std::{fmt, future::poll_fn, ops::Range, sync::Arc};
 
-/// An export that was entered.
+/// An export that was entered, on any runtime.
 ///
-/// All methods take `&self`, and clones are cheap and share the connections: any number of tasks
-/// can have requests in flight at once, and replies come in any order. A task that waits for its
-/// reply moves the connection on for all of them.
-///
-/// Requests may have any length. What is longer than the server allows is split, and the pieces
-/// are in flight together. If one of them fails, the others may or may not have been carried out.
-///
-/// Requests that overlap and are in flight at once are carried out in any order. After the
-/// connection is over, every call returns the reason, unless there is a policy by which to make a
-/// new one: see [`Reconnect`](crate::client::Reconnect).
-///
-/// Dropping the last clone sends `NBD_CMD_DISC` in the background; see
-/// [`disconnect`](Client::disconnect). If the runtime ends before that, the connection is just
-/// closed.
-///
-/// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
-///
-/// # Cancel safety
-///
-/// Every future can be dropped at any time: the connection and all other requests go on. Whether a
-/// request whose future was dropped is carried out is not known, and it may be carried out later.
-/// After a write was dropped, what is at its place is therefore only known when another write there
-/// has been answered. If the server works on several requests of a client at once, the dropped one
-/// may come even after that, until [`disconnect`](Client::disconnect).
+/// Each driver has a `Client` of its own, made of this one, whose pages say all of each method.
 pub struct Client<R: Network> {
     pub(super) shared: Arc<Shared<R>>,
     /// How often unflushed writes had been lost when the epoch of this handle began.
@@ -85,7 +62,9 @@ impl<R: Network> Client<R> {
         self.shared.pool.common.runtime()
     }
 
-    pub(super) fn negotiated(&self) -> &Negotiated {
+    /// What was agreed on with the server.
+    #[must_use]
+    pub fn negotiated(&self) -> &Negotiated {
         &self.shared.pool.common.negotiated
     }
 
@@ -96,8 +75,7 @@ impl<R: Network> Client<R> {
     }
 
     /// The size in bytes of what can be read and written: the export's, without what its end has of
-    /// an incomplete block of the minimum size. Servers should not have one, but if this is less than
-    /// [`export().size`](ExportInfo::size), the rest is out of every client's reach.
+    /// an incomplete block of the minimum size.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.negotiated().size()
@@ -158,25 +136,14 @@ impl<R: Network> Client<R> {
         self.shared.pool.status()
     }
 
-    /// Waits until the state is another one than `known`. States between may be left out. There is
-    /// no other one after [`ConnectionState::Over`], so that this then waits for ever.
-    ///
-    /// # Cancel safety
-    ///
-    /// A future that is dropped loses nothing.
+    /// Waits until the state is another one than `known`.
     pub async fn state_changed(&self, known: &ConnectionState) -> ConnectionState {
         let pool = &*self.shared.pool;
         let mut watch = pool.watch();
         poll_fn(|cx| pool.poll_status(known, &mut watch.place, cx)).await
     }
 
-    /// Reads `len` bytes. Where the server has a minimum block size, the rest of the first and the
-    /// last block is read too and thrown away.
-    ///
-    /// # Errors
-    ///
-    /// When the range is not inside the export, the server fails the command, or the connection is
-    /// over.
+    /// Reads `len` bytes.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
         let range = self.negotiated().range(Command::Read, offset, len as u64)?;
         let whole = self.negotiated().around(&range);
@@ -187,13 +154,7 @@ impl<R: Network> Client<R> {
         Ok(data.slice(start..start + len))
     }
 
-    /// Fills a buffer, of the length that it has, and gives it back. With a buffer that is used
-    /// again and again no memory is allocated.
-    ///
-    /// # Errors
-    ///
-    /// Like [`read`](Client::read). The [`ReadIntoError`] has the buffer, and `?` makes an [`Error`]
-    /// of it.
+    /// Fills a buffer, of the length that it has, and gives it back.
     pub async fn read_into(
         &self,
         mut buffer: BytesMut,
@@ -226,12 +187,7 @@ impl<R: Network> Client<R> {
         }
     }
 
-    /// Reads in one request with these flags; nothing is split or aligned. Flags:
-    /// [`CommandFlags::DF`].
-    ///
-    /// # Errors
-    ///
-    /// When the request makes no sense here, the server fails it, or the connection is over.
+    /// Reads in one request with these flags; nothing is split or aligned.
     pub async fn read_with(
         &self,
         offset: u64,
@@ -250,30 +206,13 @@ impl<R: Network> Client<R> {
         Ok(read.into_read()?.freeze())
     }
 
-    /// Writes. The data is on stable storage after a [`flush`](Client::flush).
-    ///
-    /// Where the server has a minimum block size, a part of a block is written by reading,
-    /// changing and writing the block, which this client and its clones keep apart from their other
-    /// writes, but other clients cannot know of.
-    ///
-    /// The data's owner, if it is one of [`Bytes::from_owner`], is dropped while the connection is
-    /// locked, by the task that sends it: its `Drop` must not use the client or wait for a task
-    /// that does.
-    ///
-    /// # Errors
-    ///
-    /// When the range is not inside the export, the server fails the command, or the connection is
-    /// over. How much was written is not known then.
+    /// Writes.
     pub async fn write(&self, data: impl Into<Bytes>, offset: u64) -> Result<(), Error> {
         self.write_with(data, offset, CommandFlags::NONE).await
     }
 
     /// Writes with these flags: [`CommandFlags::FUA`] to have the data on stable storage before
     /// this is done.
-    ///
-    /// # Errors
-    ///
-    /// Like [`write`](Client::write), and when the server does not offer the flag.
     pub async fn write_with(
         &self,
         data: impl Into<Bytes>,
@@ -296,18 +235,6 @@ impl<R: Network> Client<R> {
 
     /// Puts everything that was answered before this call on stable storage, over whichever
     /// connection it was written.
-    ///
-    /// Without [`ExportInfo::can_flush`] the server cannot be asked.
-    ///
-    /// With [`Reconnect`](crate::client::Reconnect), writes may be lost before they are flushed. This
-    /// is [`Error::Unflushed`] then, and so is every later flush of this handle and its clones, as a
-    /// file whose `fsync` has failed cannot promise anything any more. Handles of a
-    /// [new epoch](Client::new_epoch) can.
-    ///
-    /// # Errors
-    ///
-    /// When the server does not offer it or fails it, the connection is over, or writes before this
-    /// one may have been lost.
     pub async fn flush(&self) -> Result<(), Error> {
         // C-191, C-192: what was answered has been, and the server keeps connections consistent.
         self.done(Request::Flush).await?;
@@ -318,8 +245,7 @@ impl<R: Network> Client<R> {
     }
 
     /// A handle to the same client that leaves behind writes that were lost: its
-    /// [`flush`](Client::flush) covers what is answered from now on. It is for a program that has
-    /// met [`Error::Unflushed`] and writes again.
+    /// [`flush`](Client::flush) covers what is answered from now on.
     #[must_use]
     pub fn new_epoch(&self) -> Self {
         Self {
@@ -328,35 +254,19 @@ impl<R: Network> Client<R> {
         }
     }
 
-    /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
-    ///
-    /// # Errors
-    ///
-    /// When the range or the flags make no sense here, the server fails the command, or the
-    /// connection is over.
+    /// Tells that the contents of a range are not needed any more.
     pub async fn trim(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
         let request = |Piece { offset, len }| Request::Trim { offset, len, flags };
         self.range(Command::Trim, offset, len, request).await
     }
 
-    /// Tells that a range will be read soon. Neither success nor failure means anything for later
-    /// reads.
-    ///
-    /// # Errors
-    ///
-    /// Like [`trim`](Client::trim).
+    /// Tells that a range will be read soon.
     pub async fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
         let request = |Piece { offset, len }| Request::Cache { offset, len };
         self.range(Command::Cache, offset, len, request).await
     }
 
-    /// Writes zeroes. Flags: [`CommandFlags::FUA`], [`CommandFlags::NO_HOLE`],
-    /// [`CommandFlags::FAST_ZERO`].
-    ///
-    /// # Errors
-    ///
-    /// Like [`trim`](Client::trim); with `FAST_ZERO`, [`Errno::NotSup`](nbd_proto::Errno::NotSup) says that writing would be
-    /// no slower.
+    /// Writes zeroes.
     pub async fn write_zeroes(
         &self,
         offset: u64,
@@ -367,14 +277,7 @@ impl<R: Network> Client<R> {
         self.range(Command::WriteZeroes, offset, len, request).await
     }
 
-    /// Asks once what the selected meta contexts say of a range. The answer may cover less than
-    /// the range, differently for each context; [`extents`](Client::extents) goes on until the
-    /// end. Flags: [`CommandFlags::REQ_ONE`].
-    ///
-    /// # Errors
-    ///
-    /// When no context was selected, the range makes no sense, the server fails the command, or
-    /// the connection is over.
+    /// Asks once what the selected meta contexts say of a range.
     pub async fn block_status(
         &self,
         offset: u64,
@@ -385,11 +288,6 @@ impl<R: Network> Client<R> {
     }
 
     /// Asks once what some of the selected meta contexts say of a range.
-    ///
-    /// # Errors
-    ///
-    /// Like [`block_status`](Client::block_status), and when the server cannot be asked for some
-    /// contexts only or `ids` are not selected ones, once each.
     pub async fn block_status_of(
         &self,
         ids: &[u32],
@@ -406,28 +304,13 @@ impl<R: Network> Client<R> {
         Extents::new(self.clone(), range)
     }
 
-    /// Gives up all connections and makes new ones, without the pause that the policy has next. For a
-    /// program that knows better: the network has changed, or the server is no longer the right one.
-    /// Requests in flight are made again on the new connections. Nothing is waited for.
-    ///
-    /// # Errors
-    ///
-    /// When there is no policy to [`reconnect`](crate::client::ConnectOptions::reconnect), or the client is
-    /// over.
+    /// Gives up all connections and makes new ones, without the pause that the policy has next.
     pub fn reconnect_now(&self) -> Result<(), Error> {
         self.shared.pool.redial()
     }
 
     /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for the server
-    /// to close, all together up to 5 s. Clones cannot be used afterwards.
-    ///
-    /// # Errors
-    ///
-    /// When a connection was over before, there was none at that time, or this was called before.
-    ///
-    /// # Cancel safety
-    ///
-    /// A future that is dropped leaves the rest to the background.
+    /// to close, all together up to 5 s.
     pub async fn disconnect(&self) -> Result<(), Error> {
         let over = self.state();
         let Some(links) = self.shared.pool.close() else {

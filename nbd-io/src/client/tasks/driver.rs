@@ -5,24 +5,17 @@ use super::{Client, pool::Pool, timed::Timed};
 use crate::{client::NegotiationError, tls::ClientTls};
 use crate::{
     client::{
-        Adopt, Common, Config, ConnectOptions, Connected, Connector, DialOptions, Driver, Error,
-        ServerProcess,
+        Common, ConnectOptions, Connected, Connector, DialOptions, Driver, Error, ServerProcess,
     },
     runtime::{Network, Runtime},
     transport::{Layered, Transport},
 };
 use nbd_proto::uri::Address;
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 impl<R: Network> Driver for R {
-    /// A future, which is in a box so that those of the program's are small.
-    type Call<'a, T: 'a> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
     type Stream = Layered<Timed<R>>;
     type Client = Client<R>;
-
-    fn call<'a, T: 'a>(future: impl Future<Output = T> + Send + 'a) -> Self::Call<'a, T> {
-        Box::pin(future)
-    }
 
     fn now(&self) -> Duration {
         Runtime::now(self)
@@ -74,12 +67,6 @@ impl<R: Network> Driver for R {
     }
 }
 
-impl<R: Network, T: Transport + Send + 'static> Adopt<T> for R {
-    fn adopt(&self, stream: T, _: &mut Config) -> io::Result<Self::Stream> {
-        Ok(Layered::Plain(Timed::new(stream)))
-    }
-}
-
 impl<R: Network> ConnectOptions<R> {
     /// Like [`new`](ConnectOptions::new), on this runtime.
     #[must_use]
@@ -96,11 +83,16 @@ impl<R: Network> ConnectOptions<R> {
         &self.driver
     }
 
-    /// How many bytes of payload, of reads and writes together, may be in flight on each
-    /// connection. A single request may always be. 128 MiB by default.
-    #[must_use]
-    pub fn bytes_in_flight(mut self, bytes: u64) -> Self {
-        self.config_mut().bytes_in_flight = bytes;
-        self
+    /// Enters the export over a stream that the program brings.
+    ///
+    /// # Errors
+    ///
+    /// Like [`enter_over`](Self::enter_over).
+    pub fn connect_over<T: Transport + Send + 'static>(
+        &self,
+        stream: T,
+        host: Option<&str>,
+    ) -> impl Future<Output = Result<Client<R>, Error>> + Send {
+        self.enter_over(Ok(Layered::Plain(Timed::new(stream))), host)
     }
 }
