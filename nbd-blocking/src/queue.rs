@@ -1,4 +1,6 @@
 //! Many requests in flight from one thread.
+//!
+//! The file has more than 500 lines because of the documentation of its methods.
 
 use crate::{
     Client, Error,
@@ -160,12 +162,30 @@ impl Queue {
     }
 
     /// How many requests were submitted whose completions were not taken.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// while queue.outstanding() < 64 {
+    ///     queue.read(vec![0; 4096], 0)?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub const fn outstanding(&self) -> usize {
         self.outstanding
     }
 
     /// Reads as many bytes at `offset` as the buffer has.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// let cookie = queue.read(vec![0; 4096], 8192)?;
+    /// if let Some(completion) = queue.complete()? {
+    ///     assert_eq!(completion.cookie, cookie);
+    ///     println!("{:?}", completion.into_buffer()?);
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -176,6 +196,14 @@ impl Queue {
     }
 
     /// Writes a payload at `offset`. Flags: [`CommandFlags::FUA`].
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// queue.write(&b"hello"[..], 4096, CommandFlags::FUA)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -198,6 +226,12 @@ impl Queue {
     /// flight are not covered. It fails like [`Client::flush`] after writes were lost, until there
     /// is a queue of a client of a [new epoch](Client::new_epoch).
     ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// queue.flush()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Like [`read`](Queue::read).
@@ -210,6 +244,14 @@ impl Queue {
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
     ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// queue.trim(0, 1 << 20, CommandFlags::NONE)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Like [`read`](Queue::read).
@@ -218,6 +260,12 @@ impl Queue {
     }
 
     /// Tells that a range will be read soon.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// queue.cache(0, 1 << 20)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -230,6 +278,14 @@ impl Queue {
     ///
     /// A server that sent no block sizes is not asked for more than a write may have, because some
     /// acknowledge longer zeroes and do not write them all.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// queue.write_zeroes(0, 1 << 20, CommandFlags::NO_HOLE)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -248,6 +304,17 @@ impl Queue {
     }
 
     /// Asks what the selected meta contexts say of a range. Flags: [`CommandFlags::REQ_ONE`].
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// queue.block_status(0, 1 << 20, CommandFlags::NONE)?;
+    /// if let Some(completion) = queue.complete()? {
+    ///     println!("{:?}", completion.extents);
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -269,6 +336,14 @@ impl Queue {
 
     /// Sends what was submitted, without waiting for a completion.
     ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// queue.read(vec![0; 4096], 8192)?;
+    /// queue.send()?; // and do something else
+    /// let completion = queue.complete()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When the connection is over.
@@ -278,6 +353,15 @@ impl Queue {
     }
 
     /// Waits for the next completion; `None` when nothing is outstanding.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// queue.flush()?;
+    /// while let Some(completion) = queue.complete()? {
+    ///     completion.result?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -298,6 +382,14 @@ impl Queue {
     }
 
     /// The next completion if it is there without waiting.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// while let Some(completion) = queue.try_complete()? {
+    ///     completion.result?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///

@@ -50,6 +50,13 @@ impl Listener {
     /// Takes over a listening socket of [`nbd_socket`], or the client that the process was
     /// [started with](Self::inherited).
     ///
+    /// ```no_run
+    /// use nbd_tokio::{Listener, nbd_socket};
+    ///
+    /// let listener = Listener::new(nbd_socket::Listener::bind_unix("/run/nbd.sock")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// When the system refuses.
@@ -68,7 +75,9 @@ impl Listener {
     }
 }
 
-nbd_socket::driver_listener!();
+nbd_socket::driver_listener! {
+    examples: "# use nbd_tokio::Listener; fn example() -> std::io::Result<()> {", "# Ok(()) }",
+}
 
 impl nbd_io::server::Listener for Listener {
     type Stream = Socket;

@@ -1,4 +1,6 @@
 //! An export that is used from any number of threads.
+//!
+//! The file has more than 500 lines because of the documentation of its methods.
 
 mod ranges;
 mod retry;
@@ -52,12 +54,28 @@ impl Client {
     }
 
     /// How many connections there are at present.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// println!("{} connections", disk.connections());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn connections(&self) -> usize {
         self.pool.count()
     }
 
     /// How the connections are. There is no thread that looks at them, so this does.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::ConnectionState;
+    ///
+    /// if let ConnectionState::Reconnecting { attempt, .. } = disk.state() {
+    ///     println!("attempt {attempt}");
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn state(&self) -> ConnectionState {
         self.pool.status()
@@ -91,6 +109,14 @@ impl Client {
     /// Reads up to the end of the buffer or of the export. Returns the number of bytes read, which
     /// is less than the buffer's length only at the end of the export.
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// let mut block = [0; 4096];
+    /// let len = disk.read_at(&mut block, disk.size() - 512)?;
+    /// assert_eq!(len, 512);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When the server fails the command, or the connection is over. The buffer's contents are
@@ -103,6 +129,13 @@ impl Client {
 
     /// Reads all of the buffer. Where the server has a minimum block size, the rest of the first
     /// and the last block is read too and thrown away.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// let mut block = [0; 4096];
+    /// disk.read_exact_at(&mut block, 8192)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -131,6 +164,15 @@ impl Client {
     /// Reads all of the buffer in one request with these flags; nothing is split or aligned. Flags:
     /// [`CommandFlags::DF`].
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// let mut block = [0; 4096];
+    /// disk.read_exact_at_with(&mut block, 8192, CommandFlags::DF)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When the request makes no sense here, the server fails it, or the connection is over.
@@ -152,6 +194,13 @@ impl Client {
     /// Writes up to the end of the buffer or of the export. Returns the number of bytes written,
     /// which is less than the buffer's length only at the end of the export.
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// let len = disk.write_at(b"hello", disk.size() - 2)?;
+    /// assert_eq!(len, 2);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When the server fails the command, or the connection is over. How much was written is not
@@ -169,6 +218,13 @@ impl Client {
     /// their other changes, but other clients cannot know of. They wait for each other, and also for
     /// one that took too long and may still be carried out, up to the time that a request may take.
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// disk.write_all_at(b"hello", 4096)?;
+    /// disk.flush()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Like [`write_at`](Client::write_at), and when the range is not inside the export.
@@ -178,6 +234,14 @@ impl Client {
 
     /// Writes all of the buffer with these flags: [`CommandFlags::FUA`] to have it on stable
     /// storage before this returns.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// disk.write_all_at_with(b"hello", 4096, CommandFlags::FUA)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -217,6 +281,13 @@ impl Client {
     /// [`Error::Unflushed`] then, and so is every later flush of this handle, its clones and their
     /// queues, as a file whose `fsync` has failed cannot promise anything any more. Handles of a
     /// [new epoch](Client::new_epoch) can.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// disk.write_all_at(b"hello", 4096)?;
+    /// disk.flush()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -265,6 +336,14 @@ impl Client {
 
     /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// disk.trim(0, 1 << 20, CommandFlags::NONE)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When the range or the flags make no sense here, the server fails the command, or the
@@ -279,6 +358,12 @@ impl Client {
     /// Tells that a range will be read soon. Neither success nor failure means anything for later
     /// reads.
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// disk.cache(0, 1 << 20)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Like [`trim`](Client::trim).
@@ -291,6 +376,14 @@ impl Client {
 
     /// Writes zeroes. Flags: [`CommandFlags::FUA`], [`CommandFlags::NO_HOLE`],
     /// [`CommandFlags::FAST_ZERO`].
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// disk.write_zeroes(0, 1 << 20, CommandFlags::NO_HOLE)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -307,6 +400,18 @@ impl Client {
     /// the range, differently for each context; [`extents`](Client::extents) goes on until the
     /// end. Flags: [`CommandFlags::REQ_ONE`].
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::{CommandFlags, ConnectOptions, ContextName};
+    ///
+    /// let disk = ConnectOptions::new()
+    ///     .require_context(ContextName::base_allocation())
+    ///     .connect("nbd://localhost/disk")?;
+    /// let answers = disk.block_status(0, 1 << 20, CommandFlags::REQ_ONE)?;
+    /// println!("{:?}", answers[0].extents);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When no context was selected, the range makes no sense, the server fails the command, or
@@ -321,6 +426,15 @@ impl Client {
     }
 
     /// Asks once what some of the selected meta contexts say of a range.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::CommandFlags;
+    ///
+    /// let ids: Vec<u32> = disk.contexts().iter().map(|context| context.id).collect();
+    /// let answers = disk.block_status_of(&ids, 0, 1 << 20, CommandFlags::NONE)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -337,6 +451,19 @@ impl Client {
     }
 
     /// Walks the extents of a range to its end, with equal neighbours merged.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// use nbd_blocking::{ConnectOptions, ContextName};
+    ///
+    /// let disk = ConnectOptions::new()
+    ///     .require_context(ContextName::base_allocation())
+    ///     .connect("nbd://localhost/disk")?;
+    /// for run in disk.extents(0..disk.size()) {
+    ///     println!("{:?}", run?);
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn extents(&self, range: Range<u64>) -> Extents {
         Extents::new(self.clone(), range)
@@ -344,6 +471,18 @@ impl Client {
 
     /// A queue of requests, for one thread that has many of them in flight. It stays on one
     /// connection, which has the least to do now.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// let mut queue = disk.queue();
+    /// for block in 0..16 {
+    ///     queue.read(vec![0; 4096], block * 4096)?;
+    /// }
+    /// while let Some(completion) = queue.complete()? {
+    ///     println!("{} bytes", completion.into_buffer()?.len());
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn queue(&self) -> Queue {
         Queue::new(self)
@@ -352,6 +491,12 @@ impl Client {
     /// Gives up all connections and makes new ones, without the pause that the policy has next. For a
     /// program that knows better: the network has changed, or the server is no longer the right one.
     /// Requests in flight are made again on the new connections. Nothing is waited for.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// disk.reconnect_now()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -364,6 +509,12 @@ impl Client {
     /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for the server
     /// to close, all together up to 5 s. Clones and queues cannot be used afterwards.
     ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// disk.disconnect()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// When a connection was over before, or is lost before what is in flight is done, there was none
@@ -373,6 +524,14 @@ impl Client {
     }
 
     /// Whether there is no connection any more, and none will be made.
+    ///
+    /// ```no_run
+    /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
+    /// if disk.is_lost() {
+    ///     println!("{:?}", disk.state());
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_lost(&self) -> bool {
         matches!(self.state(), ConnectionState::Over(_))
