@@ -2,7 +2,7 @@
 
 use crate::{
     embedded::Embedded,
-    outcome::{Context, Error, Result},
+    outcome::{Error, Result},
     target::Target,
 };
 use clap::{Args, ValueEnum};
@@ -80,6 +80,7 @@ impl Connect {
 
     #[cfg(feature = "tls-base")]
     fn trust<D: Driver>(&self, options: ConnectOptions<D>) -> Result<ConnectOptions<D>> {
+        use crate::outcome::Context;
         let mut tls = nbd_tokio::ClientTls::new();
         if let Some(file) = &self.tls_ca {
             tls = tls.roots_file(file).step(|| "--tls-ca")?;

@@ -9,7 +9,7 @@ use crate::{
     target::Target,
 };
 use clap::Args;
-use nbd_tokio::Client;
+use nbd_tokio::{Client, TlsSession};
 
 /// Show everything that is known of an export.
 #[derive(Debug, Args)]
@@ -111,17 +111,25 @@ async fn guess(client: &Client) -> Result<&'static str> {
 
 fn tls(client: &Client) -> Option<report::Tls> {
     let session = client.tls_session()?;
-    let names = session.peer_names().ok().flatten();
     Some(report::Tls {
         version: session.version.to_owned(),
         cipher_suite: session.cipher_suite.to_owned(),
-        certificate: names.map(|names| report::Certificate {
-            names: names
-                .dns
-                .into_iter()
-                .chain(names.ip.iter().map(ToString::to_string))
-                .collect(),
-            subject: names.subject,
-        }),
+        certificate: certificate(session),
     })
+}
+
+#[cfg(feature = "tls-base")]
+fn certificate(session: &TlsSession) -> Option<report::Certificate> {
+    let names = session.peer_names().ok().flatten()?;
+    let addresses = names.ip.iter().map(ToString::to_string);
+    Some(report::Certificate {
+        names: names.dns.into_iter().chain(addresses).collect(),
+        subject: names.subject,
+    })
+}
+
+/// There is no session.
+#[cfg(not(feature = "tls-base"))]
+const fn certificate(_: &TlsSession) -> Option<report::Certificate> {
+    None
 }
