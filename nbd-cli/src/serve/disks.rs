@@ -4,7 +4,10 @@ use super::{
     named::{Named, export_name},
     overlays::Overlays,
 };
-use crate::outcome::{Context, Error, Result};
+use crate::{
+    outcome::{Context, Error, Result},
+    size,
+};
 use clap::{
     Args,
     builder::{OsStringValueParser, TypedValueParser},
@@ -42,6 +45,9 @@ pub(super) struct Disks {
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with = "read_only")]
     overlay: Option<Option<PathBuf>>,
+    /// How much of each disk can be changed, such as 1G.
+    #[arg(long, value_name = "SIZE", requires = "overlay", value_parser = size::parse)]
+    overlay_limit: Option<u64>,
     /// Serve this disk with TLS only.
     #[arg(long, value_name = "NAME", value_parser = export_name, help_heading = "TLS")]
     tls_only: Vec<ExportName>,
@@ -70,8 +76,9 @@ impl Disks {
 
     /// Opens everything. The disks under overlays are opened for reading, unless `commits`.
     pub(super) fn open(&self, commits: bool) -> Result<Opened> {
+        let limit = self.overlay_limit.unwrap_or(u64::MAX);
         let overlays = self.overlay.as_ref();
-        let overlays = overlays.map(|place| Arc::new(Overlays::new(place.clone())));
+        let overlays = overlays.map(|place| Arc::new(Overlays::new(place.clone(), limit)));
         let read_only = self.read_only || overlays.is_some() && !commits;
         let mut descriptions = self.description.iter();
         let mut describe = || descriptions.next().map_or("", String::as_str);

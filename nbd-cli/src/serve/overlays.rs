@@ -17,13 +17,16 @@ use std::{
 pub(super) struct Overlays {
     /// The directory of the files with the changes; `None` keeps these in memory.
     place: Option<PathBuf>,
+    /// How many bytes of each disk can be changed.
+    limit: u64,
     made: Mutex<BTreeMap<ExportName, Arc<Overlay>>>,
 }
 
 impl Overlays {
-    pub(super) fn new(place: Option<PathBuf>) -> Self {
+    pub(super) fn new(place: Option<PathBuf>, limit: u64) -> Self {
         Self {
             place,
+            limit,
             made: Mutex::default(),
         }
     }
@@ -34,14 +37,14 @@ impl Overlays {
 
     fn over(&self, disk: Arc<dyn Export>) -> io::Result<Arc<Overlay>> {
         let Some(place) = &self.place else {
-            return Ok(Arc::new(Overlay::in_memory(disk)));
+            return Ok(Arc::new(Overlay::in_memory(disk).with_limit(self.limit)));
         };
         // Without a name it is gone with this process, as the changes in it are.
         let file = tempfile::tempfile_in(place)?;
         file.set_len(disk.size())?;
         let layer = Arc::new(File::from_std(file)?);
         let overlay = Overlay::new(disk, layer).map_err(io::Error::other)?;
-        Ok(Arc::new(overlay))
+        Ok(Arc::new(overlay.with_limit(self.limit)))
     }
 
     /// Lays changes over a disk, for as long as this is there.

@@ -2,6 +2,7 @@
 
 use crate::support::{Serving, failed, image, nbd, run_nbd, succeeded};
 use interop::{MIB, Peer, pattern, require, run};
+use nbd_blocking::Errno;
 use rustix::process::Signal;
 use std::{fs, io::Read, path::Path, process::Stdio};
 
@@ -82,6 +83,19 @@ fn overlays_leave_disks_as_they_are() {
             );
             serving.stop();
         }
+    });
+}
+
+#[test]
+fn no_more_of_a_disk_is_changed_than_allowed() {
+    run(|| {
+        let serving = Serving::new("--overlay --overlay-limit 128K --memory 1M").ready();
+        let client = nbd_blocking::connect(&serving.uri("")).unwrap();
+        for block in [0, 5, 0] {
+            client.write_at(&[1; 512], block << 16).unwrap();
+        }
+        let error = client.write_at(&[1; 512], 9 << 16).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NoSpc), "{error}");
     });
 }
 
