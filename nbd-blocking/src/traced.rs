@@ -79,13 +79,33 @@ fn spans_and_events_tell_of_connections_on_both_sides() {
         let client = ConnectOptions::new()
             .connect_over(ours, None)
             .expect("entered");
+        client
+            .read_exact_at(&mut [0; 512], 1024)
+            .expect("the server reads");
         client.disconnect().expect("the session ends well");
     });
     let lines = log.lines.lock().expect("no panics").clone();
-    assert_eq!(lines[0], "nbd_client server=the server export=\"\"");
-    assert!(lines[1].contains("entered size=4096"), "{lines:?}");
-    assert_eq!(lines[2], "INFO message=connected (connections: 1)");
-    assert_eq!(lines.len(), 3, "{lines:?}");
+    let has = |text: &str| lines.iter().any(|line| line.contains(text));
+    assert!(
+        has("DEBUG message=the server has greeted handshake=fixed newstyle"),
+        "{lines:?}"
+    );
+    for option in ["NBD_OPT_EXTENDED_HEADERS", "NBD_OPT_GO"] {
+        assert!(
+            has(&format!(
+                "DEBUG message=the server has answered option={option}"
+            )),
+            "{lines:?}"
+        );
+    }
+    assert!(has("nbd_client server=the server export=\"\""), "{lines:?}");
+    assert!(has("entered size=4096"), "{lines:?}");
+    assert!(has("INFO message=connected (connections: 1)"), "{lines:?}");
+    for event in ["submitted", "over"] {
+        let event =
+            format!("TRACE message=a request is {event} command=NBD_CMD_READ offset=1024 len=512");
+        assert!(has(&event), "{lines:?}");
+    }
     let lines = server.join().expect("no panics");
     let lines = lines.lock().expect("no panics").clone();
     let span = format!("nbd_connection connection=1 peer={}", Peer::Unix);

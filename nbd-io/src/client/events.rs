@@ -283,21 +283,50 @@ impl Observer {
     #[inline]
     #[must_use]
     pub fn measures(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        if self.traces() {
+            return true;
+        }
         self.program
             .as_ref()
             .is_some_and(|shared| shared.slow.is_some())
     }
 
-    /// Measures a request until the result is dropped. `None` unless slow requests are reported.
+    /// Whether each request is an event for `tracing`.
+    #[cfg(feature = "tracing")]
+    #[inline]
+    fn traces(&self) -> bool {
+        tracing::enabled!(tracing::Level::TRACE) && self.span.is_some()
+    }
+
+    /// An event of a request for `tracing`.
+    #[cfg(feature = "tracing")]
+    fn trace(&self, what: &str, command: Command, range: &Range<u64>) {
+        if let Some(span) = self.span.as_ref().filter(|_| self.traces()) {
+            let (offset, len) = (range.start, range.end - range.start);
+            span.in_scope(|| tracing::trace!(%command, offset, len, "{what}"));
+        }
+    }
+
+    /// Measures a request until the result is dropped. `None` unless slow requests are reported, or
+    /// all of them traced.
     #[inline]
     #[must_use]
     pub fn watch(&self, command: Command, range: Range<u64>) -> Option<Watched> {
-        let slow = self.program.as_ref()?.slow.as_ref()?;
+        let slow = self
+            .program
+            .as_ref()
+            .and_then(|program| program.slow.as_ref());
+        if !self.measures() {
+            return None;
+        }
+        #[cfg(feature = "tracing")]
+        self.trace("a request is submitted", command, &range);
         Some(Watched {
             observer: self.clone(),
             command,
             range,
-            start: (slow.clock)(),
+            start: slow.map_or(Duration::ZERO, |slow| (slow.clock)()),
         })
     }
 }
@@ -321,6 +350,16 @@ pub struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
+        #[cfg(feature = "tracing")]
+        {
+            let Self {
+                observer,
+                command,
+                range,
+                ..
+            } = &self;
+            observer.trace("a request is over", *command, range);
+        }
         let shared = self.observer.program.as_ref();
         let Some(slow) = shared.and_then(|shared| shared.slow.as_ref()) else {
             return;

@@ -291,6 +291,10 @@ impl<T: Transport, S> OptionExchange<T, S> {
         P: Phase<Next = Settled<S, R>>,
     {
         let Settled { options, result } = self.drive(option, &mut *transport, pending).await?;
+        #[cfg(feature = "tracing")]
+        if let Err(refusal) = &result {
+            tracing::debug!("{refusal}");
+        }
         self.usable = Some(Usable { transport, options });
         result.map_err(NegotiationError::Refused)
     }
@@ -302,7 +306,13 @@ impl<T: Transport, S> OptionExchange<T, S> {
         pending: P,
     ) -> Result<P::Next, NegotiationError> {
         let unproven = mem::take(&mut self.tls_unproven);
+        #[cfg(feature = "tracing")]
+        tracing::debug!(%option, bytes = self.buffer.len(), "an option is sent");
         let answered = self.answered(option, transport, pending).await;
+        #[cfg(feature = "tracing")]
+        if answered.is_ok() {
+            tracing::debug!(%option, "the server has answered");
+        }
         answered.map_err(|error| {
             let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
             let error = NegotiationError::during(option, error);

@@ -41,6 +41,8 @@ pub async fn greet<T: Transport>(
     let greeted = drive_before(&mut transport, &mut out, client::Handshake::new(config))
         .await
         .map_err(failed)?;
+    #[cfg(feature = "tracing")]
+    tracing::debug!(handshake = %style(&greeted), "the server has greeted");
     Ok(match greeted {
         client::Greeted::FixedNewstyle(options) => {
             let mut exchange = OptionExchange::new(transport, options);
@@ -55,6 +57,16 @@ pub async fn greet<T: Transport>(
         }
         client::Greeted::Oldstyle(oldstyle) => Greeted::Oldstyle(transport, oldstyle),
     })
+}
+
+/// How a server began.
+#[cfg(feature = "tracing")]
+const fn style(greeted: &client::Greeted) -> &'static str {
+    match greeted {
+        client::Greeted::FixedNewstyle(_) => "fixed newstyle",
+        client::Greeted::Newstyle(_) => "newstyle",
+        client::Greeted::Oldstyle(_) => "oldstyle",
+    }
 }
 
 /// Waits for a server to greet with which nothing is exchanged in the clear but the wish for TLS.

@@ -59,7 +59,8 @@ impl<R: Network> Pool<R> {
         let policy = common.policy().cloned();
         let reconnects = policy.is_some();
         let pool = Arc::new(Self {
-            only: (common.connections() == 1 && !reconnects).then(|| first.clone()),
+            only: (common.connections() == 1 && !reconnects && !common.observer.measures())
+                .then(|| first.clone()),
             state: Mutex::new(State {
                 members: Membership::new(policy, &common.negotiated.export)
                     .observed(common.observer.clone()),
@@ -275,7 +276,8 @@ impl<R> Pool<R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection of a client that never has another one. It may be over.
+    /// The connection of a client that never has another one, and whose requests are not measured.
+    /// It may be over.
     pub(super) fn only(&self) -> Option<&Link> {
         self.only.as_deref()
     }

@@ -190,8 +190,7 @@ impl<R: Network> Client<R> {
 
     /// The connection of a request that waits for no other request and for no other connection.
     fn straight(&self, request: &Request) -> Option<&Link> {
-        let pool = &*self.shared.pool;
-        let only = pool.only().filter(|_| !pool.common.observer.measures())?;
+        let only = self.shared.pool.only()?;
         (!request.changes() || !self.locks_ranges()).then_some(only)
     }
 
