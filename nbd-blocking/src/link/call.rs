@@ -54,6 +54,18 @@ impl<'a> Call<'a> {
         offset..offset.saturating_add(len as u64)
     }
 
+    /// Its payload, in either direction, in bytes.
+    #[inline]
+    pub(crate) fn weight(&self) -> u64 {
+        let len = match self {
+            Self::Read { into, .. } => into.len(),
+            Self::Fill { buffer, .. } => buffer.len(),
+            Self::Write { payload, .. } => payload.len(),
+            Self::Owned(request) => return request.weight(),
+        };
+        len as u64
+    }
+
     /// Whether its frame cannot wait in the outbox, because its payload is the caller's.
     #[inline]
     pub(super) const fn has_own_frame(&self) -> bool {

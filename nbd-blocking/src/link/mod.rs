@@ -68,6 +68,16 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 /// A request that is complete.
 pub(crate) type Done = engine::Done<Vec<u8>>;
 
+/// What bounds the requests of a connection.
+pub(crate) struct LinkLimits {
+    /// How long each may take.
+    pub(crate) timeout: Option<Duration>,
+    /// How many bytes of payload may be in flight; a single request may always be.
+    pub(crate) bytes_in_flight: u64,
+    /// Whether a late request ends the connection if nothing was received since it was sent.
+    pub(crate) lose_when_silent: bool,
+}
+
 /// A connection in transmission.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -98,18 +108,21 @@ impl Link {
     pub(crate) fn new(
         stream: Stream,
         transmission: Transmission,
-        timeout: Option<Duration>,
-        lose_when_silent: bool,
+        limits: LinkLimits,
         log: Option<LinkLog>,
     ) -> Self {
+        let LinkLimits {
+            timeout,
+            bytes_in_flight,
+            lose_when_silent,
+        } = limits;
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
         Self {
             stream,
-            state: Mutex::new(State::new(Engine::new(
-                transmission,
-                timeout,
-                lose_when_silent,
-            ))),
+            state: Mutex::new(State::new(
+                Engine::new(transmission, timeout, lose_when_silent),
+                bytes_in_flight,
+            )),
             may_write: Condvar::new(),
             load: AtomicUsize::new(0),
             timeout,
@@ -225,8 +238,9 @@ impl Link {
         alone: bool,
     ) -> Result<(MutexGuard<'a, State>, Cookie), Error> {
         let mut state = state;
-        if !state.engine.takes_requests() || !state.engine.has_room() {
-            state = self.room(state, call.command(), place, dest)?;
+        let weight = call.weight();
+        if !state.engine.takes_requests() || !state.has_room(place, weight) {
+            state = self.room(state, (call.command(), weight), place, dest)?;
         }
         // The time of a frame that waits in the outbox begins when that is written.
         let now = (alone || call.has_own_frame()).then(|| self.now());
@@ -264,28 +278,34 @@ impl Link {
         Ok((state, cookie))
     }
 
-    /// Waits until one more request may be in flight.
+    /// Waits until one more request may be in flight, with this payload.
     #[cold]
     fn room<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        command: Command,
+        (command, weight): (Command, u64),
         place: usize,
         dest: &mut [u8],
     ) -> Result<MutexGuard<'a, State>, Error> {
         let deadline = self.deadline();
         let mut waited = false;
-        while state.engine.takes_requests() && !state.engine.has_room() {
+        while state.engine.takes_requests() && !state.has_room(place, weight) {
             if let Some(after) = self.timeout
                 && waited
                 && is_past(deadline)
             {
+                state.forget_heavy(place);
+                state.wake_for_room();
                 state.pass_on();
                 return Err(Error::Timeout { command, after });
             }
+            if weight > 0 && state.engine.has_room() && !state.heavy.contains(&place) {
+                state.heavy.push_back(place);
+            }
             waited = true;
-            state = self.step(state, place, dest, WaitFor::Room, deadline)?;
+            state = self.step(state, place, dest, WaitFor::Room { weight }, deadline)?;
         }
+        state.forget_heavy(place);
         if waited {
             // This caller may have been woken up to read and does not know when it will.
             state.pass_on();

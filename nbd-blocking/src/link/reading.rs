@@ -93,14 +93,14 @@ impl Link {
         let for_others = usize::from(matches!(until, WaitFor::Answer(_)));
         state.callers[place].waits = Some(until);
         state.waiting += 1;
-        state.wait_for_room += usize::from(until == WaitFor::Room);
+        state.wait_for_room += usize::from(matches!(until, WaitFor::Room { .. }));
         state.wait_for_others += for_others;
         state = wait_until(&wake, state, limit.and_then(|limit| self.at(limit)));
         state.wait_for_others -= for_others;
         // Unless it was woken because there is room.
         if let Some(waited) = state.callers[place].waits.take() {
             state.waiting -= 1;
-            state.wait_for_room -= usize::from(waited == WaitFor::Room);
+            state.wait_for_room -= usize::from(matches!(waited, WaitFor::Room { .. }));
         }
         state
     }
@@ -225,7 +225,9 @@ impl State {
     fn serves(&self, until: WaitFor, place: usize) -> bool {
         match until {
             WaitFor::Done => self.engine.is_done(place) || self.engine.in_flight() == 0,
-            WaitFor::Room => !self.engine.takes_requests() || self.engine.has_room(),
+            WaitFor::Room { weight } => {
+                !self.engine.takes_requests() || self.has_room(place, weight)
+            }
             WaitFor::Answer(cookie) => self.engine.is_answered(cookie),
             WaitFor::Idle | WaitFor::Nothing => self.engine.in_flight() == 0,
             WaitFor::End | WaitFor::IdleCheck => false,

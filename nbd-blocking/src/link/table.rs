@@ -41,6 +41,10 @@ pub(super) struct State {
     pub(super) wait_for_room: usize,
     /// How many callers wait for the answer to a request that is not theirs.
     pub(super) wait_for_others: usize,
+    /// How many bytes of payload may be in flight; a single request may always be.
+    pub(super) max_weight: u64,
+    /// Callers that wait until their payload may be in flight, in order.
+    pub(super) heavy: VecDeque<usize>,
     /// `None` while a thread reads.
     pub(super) inbox: Option<Inbox>,
     /// The only caller that may read on, because the payload is for its own buffer.
@@ -65,7 +69,10 @@ pub(super) enum WaitFor {
     /// Something that it waits for is complete.
     Done,
     /// One more request may be in flight.
-    Room,
+    Room {
+        /// Its payload, in bytes.
+        weight: u64,
+    },
     /// This request is answered, also if another thread made it.
     Answer(Cookie),
     /// No request is in flight.
@@ -96,13 +103,15 @@ pub(super) struct Caller {
 }
 
 impl State {
-    pub(super) fn new(engine: Engine<Vec<u8>, Held>) -> Self {
+    pub(super) fn new(engine: Engine<Vec<u8>, Held>, max_weight: u64) -> Self {
         Self {
             engine,
             callers: Vec::new(),
             waiting: 0,
             wait_for_room: 0,
             wait_for_others: 0,
+            max_weight,
+            heavy: VecDeque::new(),
             inbox: Some(Inbox::default()),
             reader: None,
             spare: None,
@@ -125,6 +134,7 @@ impl State {
     #[inline]
     pub(super) fn leave(&mut self, place: usize) {
         self.engine.leave(place);
+        self.forget_heavy(place);
         let caller = &mut self.callers[place];
         caller.waits = None;
         caller.since = None;
@@ -132,6 +142,28 @@ impl State {
             self.reader = None;
         }
         self.pass_on();
+    }
+
+    /// Whether one more request may be in flight, with this payload of this caller. Requests with
+    /// payload do not overtake those of others that are too heavy now, or these would wait for ever.
+    #[inline]
+    pub(super) fn has_room(&self, place: usize, weight: u64) -> bool {
+        self.engine.has_room() && (weight == 0 || self.bears(place, weight))
+    }
+
+    #[inline]
+    fn bears(&self, place: usize, weight: u64) -> bool {
+        let before = self.engine.weight();
+        let fits = before == 0 || before.saturating_add(weight) <= self.max_weight;
+        fits && self.heavy.front().is_none_or(|first| *first == place)
+    }
+
+    /// A caller does not wait for room any more.
+    #[inline]
+    pub(super) fn forget_heavy(&mut self, place: usize) {
+        if !self.heavy.is_empty() {
+            self.heavy.retain(|heavy| *heavy != place);
+        }
     }
 
     /// The next completed request of a caller; an error when the connection is over.
@@ -208,13 +240,15 @@ impl State {
 
     /// Wakes a caller that waits until one more request may be in flight. It wakes the next one.
     pub(super) fn wake_for_room(&mut self) {
-        if self.wait_for_room > 0
-            && self.engine.has_room()
-            && let Some(caller) = self
-                .callers
-                .iter_mut()
-                .find(|caller| caller.waits == Some(WaitFor::Room))
-        {
+        if self.wait_for_room == 0 || !self.engine.has_room() {
+            return;
+        }
+        let may_go = |place: &usize| match self.callers[*place].waits {
+            Some(WaitFor::Room { weight }) => self.has_room(*place, weight),
+            _ => false,
+        };
+        if let Some(place) = (0..self.callers.len()).find(may_go) {
+            let caller = &mut self.callers[place];
             // The next one to be woken is another one.
             caller.waits = None;
             self.waiting -= 1;

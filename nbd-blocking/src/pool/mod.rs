@@ -8,7 +8,7 @@ pub(crate) use reconnecting::ReconnectingPool;
 
 use crate::{
     Blocking, Error, Lost,
-    link::{Link, disconnect_deadline},
+    link::{Link, LinkLimits, disconnect_deadline},
     range_guard::SharedRangeLocks,
     stream::Negotiating,
 };
@@ -277,11 +277,15 @@ async fn another(
 }
 
 fn link(common: &Common<Blocking>, connected: Connected<Negotiating>) -> Arc<Link> {
+    let config = &common.connector.config;
     Arc::new(Link::new(
         connected.transport.stream,
         *connected.transmission,
-        common.connector.config.request_timeout,
-        common.loses_when_silent(),
+        LinkLimits {
+            timeout: config.request_timeout,
+            bytes_in_flight: config.bytes_in_flight,
+            lose_when_silent: common.loses_when_silent(),
+        },
         common.log.clone().map(LinkLog::new),
     ))
 }

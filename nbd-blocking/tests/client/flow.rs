@@ -284,6 +284,54 @@ fn a_free_place_in_flight_is_taken_while_another_thread_reads() {
 }
 
 #[test]
+fn a_request_that_is_too_heavy_now_waits_and_lighter_ones_do_not_overtake_it() {
+    within(10, || {
+        let options = ConnectOptions::new().bytes_in_flight(8192);
+        let (sender, receiver) = mpsc::channel();
+        let (client, server) = session(Negotiation::simple(), &options, move |peer| {
+            let first = peer.request();
+            receiver.recv().expect("the others wait");
+            reply(peer, first);
+            let heavy = peer.request();
+            assert_eq!(heavy.len, 100_000, "alone, any request may be in flight");
+            reply(peer, heavy);
+            let light = peer.request();
+            assert_eq!(light.len, 512);
+            reply(peer, light);
+        });
+        let read = |len: usize| {
+            let client = client.clone();
+            spawn(move || {
+                let mut data = vec![0; len];
+                client.read_exact_at(&mut data, 7).expect("read");
+                assert_eq!(data, content(7, len));
+            })
+        };
+        let waiting = |count: usize| {
+            let text = format!("{client:?}");
+            let list = text.split("heavy: [").nth(1)?.split(']').next()?;
+            (list.split(',').filter(|place| !place.is_empty()).count() == count).then_some(())
+        };
+        let until = |done: &dyn Fn() -> bool| {
+            while !done() {
+                std::thread::yield_now();
+            }
+        };
+        let first = read(4096);
+        until(&|| format!("{client:?}").contains("weight: 4096"));
+        let heavy = read(100_000);
+        until(&|| waiting(1).is_some());
+        let light = read(512);
+        until(&|| waiting(2).is_some());
+        sender.send(()).expect("the server waits");
+        for thread in [first, heavy, light] {
+            thread.join().expect("every thread is served");
+        }
+        server.join().expect("the script ends");
+    });
+}
+
+#[test]
 fn a_request_of_a_queue_times_out_as_a_completion() {
     within(10, || {
         let (client, server) = session(Negotiation::structured(), &with_timeout(), |peer| {

@@ -156,6 +156,18 @@ fn four_in_flight_are_enough_for_many_threads() {
 }
 
 #[test]
+fn few_bytes_in_flight_are_enough_for_many_threads() {
+    within(20, || {
+        let (stream, disk) = Model::new(16 * MIB).unix();
+        let client = ConnectOptions::new()
+            .bytes_in_flight(64 << 10)
+            .connect_over(stream, None)
+            .expect("entered");
+        hammer(&client, &disk, 16, 16, MIB / 2);
+    });
+}
+
+#[test]
 fn the_baton_goes_round_among_many_readers() {
     for seed in 0..4 {
         within(20, move || {
