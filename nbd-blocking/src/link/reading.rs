@@ -14,8 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A deadline that is so far away is not missed by a caller that has just made its request, however
-/// long the system has taken to send that.
+/// A caller that has just made its request and whose deadline is so far away reads without another
+/// look at the clock. If the process was stopped in between, the deadline may pass while it waits in
+/// the system: it is then noticed up to [`READ_IN_SYSTEM`] late, and a reply that has come by then
+/// counts. A timer of the system's would be exact, and costs a system call for each request.
 const FAR: Duration = Duration::from_secs(10);
 
 /// Why a reader stops.
