@@ -9,6 +9,7 @@
 
 mod census;
 mod clients;
+mod device;
 #[path = "../server/exports.rs"]
 mod exports;
 mod runtimes;
