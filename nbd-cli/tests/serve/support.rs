@@ -141,6 +141,8 @@ impl Serving {
 
     /// Waits for the end of the process itself, while its standard error may still be open elsewhere.
     pub(crate) fn ended(&mut self) -> ExitStatus {
+        // To wait would close it before, which ends commands that read it.
+        let _stdin = self.child.stdin.take();
         self.child.wait().unwrap()
     }
 
