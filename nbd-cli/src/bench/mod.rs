@@ -13,7 +13,10 @@ use crate::{
     target::Target,
 };
 use clap::{Args, ValueEnum};
-use nbd_blocking::exports::{Export, Memory};
+use nbd_blocking::{
+    Uri,
+    exports::{Export, Memory},
+};
 use results::{Results, Row};
 use std::{sync::Arc, time::Duration};
 
@@ -104,6 +107,8 @@ enum Runtime {
     Tokio,
     /// Tokio with a thread for each processor.
     TokioMulti,
+    #[cfg(feature = "async-std")]
+    AsyncStd,
 }
 
 /// One thing to be measured.
@@ -162,28 +167,33 @@ impl Bench {
         }
         let mut results = Results::new(self.json);
         for workload in self.workloads(may_write) {
-            let row: Row = match self.runtime {
-                Runtime::Blocking => blocking::measure(self.connect.options()?, &uri, &workload)?,
-                Runtime::Tokio | Runtime::TokioMulti => {
-                    let mut builder = match self.runtime {
-                        Runtime::Tokio => tokio::runtime::Builder::new_current_thread(),
-                        _ => tokio::runtime::Builder::new_multi_thread(),
-                    };
-                    let runtime = builder
-                        .enable_all()
-                        .build()
-                        .step(|| "cannot start the runtime")?;
-                    let one = self.runtime == Runtime::Tokio;
-                    runtime.block_on(async {
-                        let options = self.connect.options::<nbd_tokio::Tokio, _>()?;
-                        tasks::measure(options, &uri, &workload, one).await
-                    })?
-                }
-            };
+            let row = self.measure(&uri, &workload)?;
             results.add(&workload, row)?;
         }
         drop(embedded);
         Ok(Answer::Yes)
+    }
+
+    fn measure(&self, uri: &Uri, workload: &Workload) -> Result<Row> {
+        let mut tokio = match self.runtime {
+            Runtime::Blocking => {
+                return blocking::measure(self.connect.options()?, uri, workload);
+            }
+            #[cfg(feature = "async-std")]
+            Runtime::AsyncStd => {
+                let options = self.connect.options::<nbd_async_std::AsyncStd, _>()?;
+                return async_std::task::block_on(tasks::measure(options, uri, workload, false));
+            }
+            Runtime::Tokio => tokio::runtime::Builder::new_current_thread(),
+            Runtime::TokioMulti => tokio::runtime::Builder::new_multi_thread(),
+        };
+        let runtime = tokio.enable_all().build();
+        runtime
+            .step(|| "cannot start the runtime")?
+            .block_on(async {
+                let options = self.connect.options::<nbd_tokio::Tokio, _>()?;
+                tasks::measure(options, uri, workload, self.runtime == Runtime::Tokio).await
+            })
     }
 
     fn workloads(&self, may_write: bool) -> Vec<Workload> {
