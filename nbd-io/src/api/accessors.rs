@@ -91,7 +91,7 @@ macro_rules! driver_accessors {
             /// ```no_run
             #[doc = $begin]
             /// let bitmap = ContextName::dirty_bitmap("backup-0")?;
-            #[doc = concat!(" let disk = options.context(bitmap.clone()).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.context(bitmap.clone()).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             /// if !disk.has_context(&bitmap) {
             ///     println!("everything has to be copied");
             /// }
@@ -109,9 +109,9 @@ macro_rules! driver_accessors {
             /// ```no_run
             #[doc = $begin]
             /// let depth = ContextName::allocation_depth();
-            #[doc = concat!(" let disk = options.require_context(depth.clone()).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.require_context(depth.clone()).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             /// let id = disk.context_id(&depth).ok_or("it was required")?;
-            #[doc = concat!(" let answers = disk.block_status_of(&[id], 0, 1 << 30, CommandFlags::NONE)", $dot_await, "?;")]
+            #[doc = concat!("let answers = disk.block_status_of(&[id], 0, 1 << 30, CommandFlags::NONE)", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             #[must_use]

@@ -49,7 +49,7 @@ macro_rules! driver_connect_options {
             ///
             /// ```no_run
             #[doc = $begin]
-            #[doc = concat!(" let disk = ConnectOptions::new().connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = ConnectOptions::new().connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             #[must_use]
@@ -78,7 +78,7 @@ macro_rules! driver_connect_options {
             #[doc = $begin]
             /// let bitmap = ContextName::dirty_bitmap("backup-0")?;
             /// let options = options.context(bitmap.clone());
-            #[doc = concat!(" let disk = options.connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             /// println!("{}", disk.has_context(&bitmap));
             #[doc = $end]
             /// ```
@@ -104,9 +104,7 @@ macro_rules! driver_connect_options {
             ///
             /// ```no_run
             #[doc = $begin]
-            /// use nbd_proto::client::InfoSet;
-            ///
-            /// let options = options.infos(InfoSet::NONE);
+            /// let options = options.infos(negotiation::InfoSet::NONE);
             #[doc = $end]
             /// ```
             #[must_use]
@@ -257,7 +255,7 @@ macro_rules! driver_connect_options {
             ///
             /// ```no_run
             #[doc = $begin]
-            #[doc = concat!(" let disk = options.connections(4).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.connections(4).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             /// println!("{} connections", disk.connections());
             #[doc = $end]
             /// ```
@@ -286,7 +284,7 @@ macro_rules! driver_connect_options {
             /// ```no_run
             #[doc = $begin]
             /// let policy = Reconnect::new().keep_unflushed(64 << 20);
-            #[doc = concat!(" let disk = options.reconnect(Some(policy)).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.reconnect(Some(policy)).connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             #[must_use]
@@ -358,7 +356,7 @@ macro_rules! driver_connect_options {
             /// ```no_run
             #[doc = $begin]
             /// let uri = "nbds://localhost/disk?tls-certificates=/etc/pki/nbd";
-            #[doc = concat!(" let disk = options.local_files(true).connect(uri)", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.local_files(true).connect(uri)", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             #[must_use]
@@ -372,7 +370,7 @@ macro_rules! driver_connect_options {
             /// ```no_run
             #[doc = $begin]
             /// let tls = ClientTls::new().roots_file("authority.pem")?;
-            #[doc = concat!(" let disk = options.tls(tls).connect(\"nbds://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.tls(tls).connect(\"nbds://localhost/disk\")", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             #[cfg(feature = "tls-base")]
@@ -398,7 +396,7 @@ macro_rules! driver_connect_options {
             ///
             /// ```no_run
             #[doc = $begin]
-            #[doc = concat!(" let disk = options.connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
             /// println!("{} bytes", disk.size());
             #[doc = $end]
             /// ```
@@ -416,7 +414,7 @@ macro_rules! driver_connect_options {
             /// ```no_run
             #[doc = $begin]
             /// let uri = Uri::tcp("localhost", 10809)?.with_export("disk".parse()?);
-            #[doc = concat!(" let disk = options.connect_uri(&uri)", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.connect_uri(&uri)", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             ///
@@ -439,9 +437,9 @@ macro_rules! driver_connect_options {
             ///
             /// ```no_run
             #[doc = $begin]
-            #[doc = concat!(" let greeted = options.start(&\"nbd://localhost\".parse()?)", $dot_await, "?;")]
+            #[doc = concat!("let greeted = options.start(&\"nbd://localhost\".parse()?)", $dot_await, "?;")]
             /// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
-            #[doc = concat!(" println!(\"{:?}\", negotiation.list()", $dot_await, "?);")]
+            #[doc = concat!("println!(\"{:?}\", negotiation.list()", $dot_await, "?);")]
             #[doc = $end]
             /// ```
             ///
@@ -462,8 +460,8 @@ macro_rules! driver_connect_options {
             ///
             /// ```no_run
             #[doc = $begin]
-            #[doc = concat!(" let mut negotiation = options.start_secure(&\"nbds://localhost\".parse()?)", $dot_await, "?;")]
-            #[doc = concat!(" println!(\"{:?}\", negotiation.list()", $dot_await, "?);")]
+            #[doc = concat!("let mut negotiation = options.start_secure(&\"nbds://localhost\".parse()?)", $dot_await, "?;")]
+            #[doc = concat!("println!(\"{:?}\", negotiation.list()", $dot_await, "?);")]
             #[doc = $end]
             /// ```
             ///
@@ -489,7 +487,7 @@ macro_rules! driver_connect_options {
             #[doc = $begin]
             /// let mut nbdkit = std::process::Command::new("nbdkit");
             /// nbdkit.args(["-s", "memory", "1G"]);
-            #[doc = concat!(" let disk = options.connect_command(nbdkit)", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.connect_command(nbdkit)", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             ///
@@ -514,7 +512,7 @@ macro_rules! driver_connect_options {
             #[doc = $begin]
             /// let mut qemu = std::process::Command::new("qemu-nbd");
             /// qemu.args(["--format=qcow2", "disk.qcow2"]);
-            #[doc = concat!(" let disk = options.connect_activated(&qemu)", $dot_await, "?;")]
+            #[doc = concat!("let disk = options.connect_activated(&qemu)", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             ///

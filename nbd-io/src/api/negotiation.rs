@@ -23,10 +23,10 @@ macro_rules! driver_negotiation {
         #[doc = $begin]
         /// use negotiation::Greeted;
         ///
-        #[doc = concat!(" let disk = match options.start(&\"nbd://localhost\".parse()?)", $dot_await, "? {")]
-        #[doc = concat!("     Greeted::FixedNewstyle(negotiation) => negotiation.export_name(&\"disk\".parse()?)", $dot_await, "?,")]
-        #[doc = concat!("     Greeted::Newstyle(newstyle) => newstyle.export_name(&\"disk\".parse()?)", $dot_await, "?,")]
-        #[doc = concat!("     Greeted::Oldstyle(oldstyle) => oldstyle.accept()", $dot_await, "?,")]
+        #[doc = concat!("let disk = match options.start(&\"nbd://localhost\".parse()?)", $dot_await, "? {")]
+        #[doc = concat!("    Greeted::FixedNewstyle(negotiation) => negotiation.export_name(&\"disk\".parse()?)", $dot_await, "?,")]
+        #[doc = concat!("    Greeted::Newstyle(newstyle) => newstyle.export_name(&\"disk\".parse()?)", $dot_await, "?,")]
+        #[doc = concat!("    Greeted::Oldstyle(oldstyle) => oldstyle.accept()", $dot_await, "?,")]
         /// };
         #[doc = $end]
         /// ```
@@ -110,12 +110,12 @@ macro_rules! driver_negotiation {
         ///
         /// ```no_run
         #[doc = $begin]
-        #[doc = concat!(" let greeted = options.start(&\"nbd://localhost\".parse()?)", $dot_await, "?;")]
+        #[doc = concat!("let greeted = options.start(&\"nbd://localhost\".parse()?)", $dot_await, "?;")]
         /// let mut negotiation = greeted.negotiation().ok_or("the server is an old one")?;
-        #[doc = concat!(" for entry in negotiation.list()", $dot_await, "? {")]
+        #[doc = concat!("for entry in negotiation.list()", $dot_await, "? {")]
         ///     println!("{:?}: {}", entry.name, entry.description);
         /// }
-        #[doc = concat!(" negotiation.abort()", $dot_await, ";")]
+        #[doc = concat!("negotiation.abort()", $dot_await, ";")]
         #[doc = $end]
         /// ```
         ///

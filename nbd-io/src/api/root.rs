@@ -30,7 +30,7 @@ macro_rules! driver_root {
         };
         #[cfg(feature = "tls-base")]
         #[doc(inline)]
-        pub use $crate::tls::{ClientTls, PeerNames, ServerTls, TlsError};
+        pub use $crate::tls::{ClientTls, NoPin, PeerNames, Pin, ServerTls, TlsError};
         #[doc(inline)]
         pub use $crate::transport::TlsSession;
 
@@ -53,7 +53,7 @@ macro_rules! driver_root {
         ///
         /// ```no_run
         #[doc = $begin]
-        #[doc = concat!(" let disk = connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
+        #[doc = concat!("let disk = connect(\"nbd://localhost/disk\")", $dot_await, "?;")]
         #[doc = $end]
         /// ```
         ///
@@ -76,11 +76,11 @@ macro_rules! driver_root {
         }
 
         /// Storage for a [`Server`](crate::Server) to serve: disks in files and in memory, wrappers
-        /// around other exports, and the traits [`Export`] and [`Exports`] for anything else that a
+        /// around other exports, and the traits [`Export`](exports::Export) and [`Exports`](exports::Exports) for anything else that a
         /// program has.
         ///
         /// ```
-        #[doc = concat!(" use ", $name, "::{Server, exports::{Export, Failure}};")]
+        #[doc = concat!("use ", $name, "::{Server, exports::{Export, Failure}};")]
         /// use std::sync::Arc;
         ///
         /// /// A disk of which every byte is 42.

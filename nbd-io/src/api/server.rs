@@ -430,7 +430,7 @@ macro_rules! driver_server {
             /// ```no_run
             #[doc = $begin]
             /// let server = Server::single(Arc::new(Memory::new(1 << 30)));
-            #[doc = concat!(" server.serve(Listener::bind_tcp(\"localhost:10809\")?)", $dot_await, "?;")]
+            #[doc = concat!("server.serve(Listener::bind_tcp(\"localhost:10809\")?)", $dot_await, "?;")]
             #[doc = $end]
             /// ```
             ///

@@ -28,13 +28,19 @@ mod write_log;
 
 #[doc(hidden)]
 pub use common::Common;
-pub use config::{Config, DialOptions, NegotiationConfig, TlsPolicy};
+#[doc(hidden)]
+pub use config::Config;
+pub use config::{DialOptions, NegotiationConfig, TlsPolicy};
 #[doc(hidden)]
 pub use connector::Connector;
 pub use driver::Driver;
 pub(crate) use error::causes;
-pub use error::{Error, Lost, is_refusal, server_name};
-pub use events::{ClientEvent, Observer, Watched};
+pub use error::{Error, Lost};
+#[doc(hidden)]
+pub use error::{is_refusal, server_name};
+pub use events::ClientEvent;
+#[doc(hidden)]
+pub use events::{Observer, Watched};
 pub use exchange::Refused;
 pub use launch::ServerProcess;
 #[doc(hidden)]
