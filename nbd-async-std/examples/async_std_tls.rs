@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let options = ConnectOptions::new().tls(tls);
         let disk = options.connect(&format!("nbds://localhost:{port}")).await?;
         disk.write(&b"secret"[..], 0).await?;
-        println!(
+        eprintln!(
             "{:?}, encrypted: {}",
             disk.read(0, 6).await?,
             disk.is_encrypted()

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     disk.write_all_at(b"secret", 0)?;
     let mut data = [0; 6];
     disk.read_exact_at(&mut data, 0)?;
-    println!(
+    eprintln!(
         "{}, encrypted: {}",
         data.escape_ascii(),
         disk.is_encrypted()

@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let options = ConnectOptions::new().tls(tls);
     let disk = options.connect(&format!("nbds://localhost:{port}")).await?;
     disk.write(&b"secret"[..], 0).await?;
-    println!(
+    eprintln!(
         "{:?}, encrypted: {}",
         disk.read(0, 6).await?,
         disk.is_encrypted()
