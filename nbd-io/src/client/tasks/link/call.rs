@@ -83,40 +83,36 @@ impl Future for Call<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         let link = self.link;
         let mut state = link.lock();
-        let leaves = matches!(self.stage, Stage::New(..)) && state.others_come();
+        let is_new = matches!(self.stage, Stage::New(..));
+        let leaves = is_new && state.others_come();
         let key = self.begin(&mut state);
-        let mut stop = None;
-        let mut calls_driver = false;
-        let mut old = [None, None, None];
+        // Whether the task comes again at once: to do the rest, or as the driver whom others, who
+        // are still to come, leave their requests to.
+        let mut comes_again = false;
         if !state.is_done(key) {
-            if leaves && state.poller_comes() {
-                old[0] = state.set_waker(key, cx.waker());
+            if leaves {
+                comes_again = state.wait(key);
+            } else if is_new || state.may_lead(key, cx.waker()) {
+                state.lead(key);
+                comes_again = state.drive(cx.waker(), Some(key)) == Stop::Tired;
             } else {
-                old[0] = state.lead(key, cx.waker());
-                calls_driver = leaves;
-            }
-            if !leaves {
-                stop = Some(state.drive(&link.waker, Some(key)));
+                state.list(key);
             }
         }
         let done = state.take(key);
-        if done.is_some() {
+        let old = if done.is_some() {
             self.stage = Stage::Over;
-            old[1] = state.release(key);
-            if state.driver == Some(key) {
-                old[2] = state.pass_on();
-            }
-        }
+            state.release(key)
+        } else {
+            state.set_waker(key, cx.waker())
+        };
         link.unlock(state);
         drop(old);
-        if calls_driver {
-            link.waker.wake_by_ref();
-        }
         match done {
             Some(done) => Poll::Ready(done),
             None => {
-                if stop == Some(Stop::Tired) {
-                    link.waker.wake_by_ref();
+                if comes_again {
+                    cx.waker().wake_by_ref();
                 }
                 Poll::Pending
             }

@@ -1,16 +1,16 @@
 //! The task behind a connection.
 
-use super::{Link, State, Stop, TICK};
+use super::{Link, State, Stop, TICK, table::replace};
 use crate::{client::Lost, runtime::Runtime};
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-/// How long a driver that was woken may stay away while others wait, at most twice.
+/// How long a driver may stay away while others wait, at most twice.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long disconnecting may take.
@@ -24,8 +24,8 @@ pub(crate) struct ConnectionTask<R: Runtime> {
     runtime: R,
     tick: Option<R::Sleep>,
     watch: Option<R::Sleep>,
-    /// What [`State::drives`](super::State) was when the driver was last found to be late.
-    late: Option<u64>,
+    /// What [`State::drives`](super::State) was at the last look.
+    drives: Option<u64>,
     disconnect: Option<R::Sleep>,
     /// When the first request may be late.
     deadline: Option<(Duration, R::Sleep)>,
@@ -38,7 +38,7 @@ impl<R: Runtime> ConnectionTask<R> {
             runtime,
             tick: None,
             watch: None,
-            late: None,
+            drives: None,
             disconnect: None,
             deadline: None,
         }
@@ -91,32 +91,28 @@ impl<R: Runtime> Future for ConnectionTask<R> {
         let this = self.get_mut();
         let link = this.link.clone();
         let mut state = link.lock();
-        let old = link.signal.renew_keeper(cx.waker());
-        let mut drives = state.driver.is_none() || state.engine.is_closing();
-
+        let old = replace(&mut state.connection_task, cx.waker());
+        let mut looks = false;
         while state.ticking && Self::timer(&mut this.tick, &this.runtime, TICK, cx).is_ready() {
-            state.ticking = std::mem::take(&mut state.busy) || state.engine.in_flight() > 0;
-            // The end of the stream would not be noticed if no call has read since.
-            drives = true;
+            state.ticking = mem::take(&mut state.busy) || state.engine.in_flight() > 0;
+            looks = true;
         }
         this.expire(&mut state, cx);
         while state.watching
             && Self::timer(&mut this.watch, &this.runtime, WATCH_INTERVAL, cx).is_ready()
         {
             state.watching = state.live() > 1 || state.engine.has_output();
-            let now = Some(state.drives);
-            let fired = link.signal.has_fired();
-            if fired && this.late == now {
-                state.clear_poller();
-                drives = true;
-            }
-            this.late = now.filter(|_| fired);
+            looks = true;
         }
-
+        if looks && this.drives.replace(state.drives) == Some(state.drives) {
+            // Either the stream had nothing to wake the driver for, or it does not come. The end of
+            // the stream has to be noticed all the same.
+            state.clear_driver();
+        }
         if state.engine.is_closing() {
             state.take_lead();
         }
-        let mut tired = drives && state.drive(&link.waker, None) == Stop::Tired;
+        let mut tired = state.driver.is_none() && state.drive(cx.waker(), None) == Stop::Tired;
 
         // Once the stream is shut down, it lets reads wait only a while by itself.
         if state.engine.is_closing() && state.engine.lost().is_none() && !state.shut_down {
@@ -126,7 +122,7 @@ impl<R: Runtime> Future for ConnectionTask<R> {
                 let why = state.engine.end_of_session();
                 state.lose(why);
             } else if state.engine.has_output() {
-                tired |= state.drive(&link.waker, None) == Stop::Tired;
+                tired |= state.drive(cx.waker(), None) == Stop::Tired;
             }
         }
         let lost = state.engine.lost().cloned();
@@ -136,7 +132,7 @@ impl<R: Runtime> Future for ConnectionTask<R> {
             Some(lost) => Poll::Ready(lost),
             None => {
                 if tired {
-                    link.waker.wake_by_ref();
+                    cx.waker().wake_by_ref();
                 }
                 Poll::Pending
             }

@@ -15,17 +15,17 @@ const TURNS: usize = 32;
 pub(super) enum Stop {
     /// The call that drives is done, or the connection is over.
     Served,
-    /// Nothing more can be done; the stream will wake the driver.
+    /// Nothing more can be done; the stream will wake the task.
     Quiet,
     /// There is more to do, after others had their turn.
     Tired,
 }
 
 impl State {
-    /// Writes and reads until `current` is done or nothing more can be done without waiting.
-    /// `waker` is the signal.
+    /// Writes and reads until `current` is done or nothing more can be done without waiting. The
+    /// stream wakes the task with this waker from now on.
     pub(super) fn drive(&mut self, waker: &Waker, current: Option<usize>) -> Stop {
-        self.signal.answer();
+        self.called = false;
         self.begin_time();
         self.drives = self.drives.wrapping_add(1);
         self.current = current;

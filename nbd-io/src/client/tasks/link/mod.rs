@@ -2,15 +2,15 @@
 //!
 //! ```text
 //!  Call ── begin ──▶ queue ── pump ──▶ Outbox ──▶ ┐
-//!                                                 │ drive ◀──▶ stream ── Signal ──▶ the driver
+//!                                                 │ drive ◀──▶ stream
 //!  Call ◀─ take ──── calls ◀───────── Inbox ◀──── ┘
 //! ```
 //!
 //! **Driving.** A [`Call`] that is polled and has no reply yet moves the connection on by itself:
 //! it writes what everybody left in the outbox and takes in replies for everybody. There is no
-//! hand-over to another task, and a lone caller wakes no task. The stream is polled with one waker,
-//! the [`Signal`], which wakes the call that drove last. When that call has its reply or is
-//! dropped, the role goes to another one that waits.
+//! hand-over to another task, and a lone caller wakes no task. The stream wakes the task that has
+//! polled it last: that of the driver. When the driver has its reply or is dropped, the role goes to
+//! another call that waits, which is woken to poll the stream itself.
 //!
 //! Where others are about to begin requests too, a new call leaves its own in the outbox, and the
 //! driver is called, who comes after them: so they are written by one system call.
@@ -18,8 +18,8 @@
 //! **The connection task** is the one task behind a connection. It drives when no call does: what dropped
 //! calls have left half sent, replies that no call waits for, the end of the stream, NBD_CMD_DISC.
 //! It also keeps time, in coarse ticks and only while there is something to do, so that no request
-//! needs a timer of its own. And if a call was woken and does not come, because its task waits for
-//! something else, the connection task takes the role from it.
+//! needs a timer of its own. And if the driver does not come for a while, perhaps because its task
+//! waits for something else, the connection task takes the role from it.
 //!
 //! **Dropping** a call at any time is safe, because nothing here is borrowed from it: payloads are
 //! owned by the outbox, and reads go to buffers that are owned by the table of calls.
@@ -30,7 +30,6 @@
 mod call;
 mod connection_task;
 mod drive;
-mod signal;
 mod table;
 
 use super::{
@@ -50,7 +49,6 @@ use nbd_proto::{
     Errno,
     client::{Outcome, Transmission},
 };
-use signal::Signal;
 use std::{
     collections::VecDeque,
     fmt, mem,
@@ -89,9 +87,6 @@ pub(crate) struct LinkLimits {
 /// A connection in transmission.
 pub(crate) struct Link {
     state: Mutex<State>,
-    signal: Arc<Signal>,
-    /// The signal as the stream knows it.
-    waker: Waker,
     /// What [`load`](Link::load) tells, as of when the lock was last released: the poller may
     /// hold it for long.
     load: AtomicUsize,
@@ -122,13 +117,16 @@ struct State {
     max_weight: u64,
     /// Calls that wait and can take the role of the driver. Some may be gone.
     waiting: VecDeque<usize>,
-    signal: Arc<Signal>,
-    /// The call that the signal wakes; the connection task if there is none.
+    /// The call that the stream wakes, or that was called to poll it; the connection task if there is
+    /// none.
     driver: Option<usize>,
+    /// The driver was woken by others than the stream, and has not come yet.
+    called: bool,
     /// The call that is driving right now and need not be woken.
     current: Option<usize>,
-    /// How often a call came to poll the stream.
+    /// How often a task came to poll the stream.
     drives: u64,
+    connection_task: Option<Waker>,
     clock: Clock,
     /// When the connection task's timer for late requests goes off.
     armed: Duration,
@@ -136,7 +134,7 @@ struct State {
     ticking: bool,
     /// There were requests since the last tick.
     busy: bool,
-    /// The connection task sees to it that drivers come when they are called.
+    /// The connection task sees to it that drivers come, since others wait for them.
     watching: bool,
     /// The connection task knows that the session is about to end.
     closing_noted: bool,
@@ -159,9 +157,9 @@ pub(crate) type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 #[derive(Debug, Default)]
 struct Entry {
     stage: Stage,
-    /// The task that is to be woken when the call is done, unless the signal has it.
+    /// The task that waits.
     waker: Option<Waker>,
-    /// It was woken to drive and did not come.
+    /// It was the driver and did not come.
     absent: bool,
     /// Its place is among those that wait.
     listed: bool,
@@ -250,7 +248,6 @@ impl Link {
             clock,
         } = limits;
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
-        let signal = Arc::<Signal>::default();
         Self {
             state: Mutex::new(State {
                 stream: Some(stream),
@@ -265,10 +262,11 @@ impl Link {
                 begun: 0,
                 max_weight: bytes_in_flight,
                 waiting: VecDeque::new(),
-                signal: signal.clone(),
                 driver: None,
+                called: false,
                 current: None,
                 drives: 0,
+                connection_task: None,
                 clock,
                 armed: Duration::MAX,
                 ticking: false,
@@ -281,8 +279,6 @@ impl Link {
                 ready: Vec::new(),
                 released: Vec::new(),
             }),
-            waker: Waker::from(signal.clone()),
-            signal,
             load: AtomicUsize::new(0),
             log,
         }

@@ -1,6 +1,6 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
-use super::{Done, Entry, Held, Queued, Request, Stage, State, signal::replace};
+use super::{Done, Entry, Held, Queued, Request, Stage, State};
 use crate::client::{
     Error, Lost,
     engine::{Inbox, Sink, Submission},
@@ -183,19 +183,17 @@ impl State {
         self.ready.push(key);
     }
 
-    /// Takes note of the task of a call that waits while another one drives.
+    /// Takes note of the task of a call that waits.
     #[inline]
     #[must_use]
     pub(super) fn set_waker(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
         let entry = &mut self.calls[key];
         entry.absent = false;
-        let old = replace(&mut entry.waker, waker);
-        self.list(key);
-        old
+        replace(&mut entry.waker, waker)
     }
 
     /// Puts a call among those that can take the role of the driver.
-    fn list(&mut self, key: usize) {
+    pub(super) fn list(&mut self, key: usize) {
         if !mem::replace(&mut self.calls[key].listed, true) {
             self.waiting.push_back(key);
         }
@@ -207,50 +205,64 @@ impl State {
         self.live > 0 && self.begun > 0 || self.live > self.engine.in_flight() + self.queued()
     }
 
-    /// Whether the driver was called and has not come yet.
-    pub(super) fn poller_comes(&self) -> bool {
-        self.driver.is_some() && self.signal.has_fired()
+    /// Leaves a request in the outbox to the driver, if that was called. Otherwise this call is the
+    /// driver, and returns that it has to be called.
+    pub(super) fn wait(&mut self, key: usize) -> bool {
+        if self.driver.is_some() && self.called {
+            self.list(key);
+            return false;
+        }
+        self.lead(key);
+        self.called = true;
+        true
     }
 
-    /// Makes a call the one that the stream wakes.
+    /// Whether a call that waits may drive: it is the driver, there is none, or that is of the same
+    /// task. Two tasks must not take the role from each other, since there are streams that wake the
+    /// one that waited when the other one begins to. When the session ends, the connection task
+    /// drives.
     #[inline]
-    #[must_use]
-    pub(super) fn lead(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
-        let entry = &mut self.calls[key];
-        entry.absent = false;
-        if self.driver == Some(key) {
-            return self.signal.renew_driver(waker);
-        }
-        let old = replace(&mut entry.waker, waker);
-        let before = self.signal.set_driver(entry.waker.take());
-        if let Some(driver) = self.driver.replace(key) {
-            self.calls[driver].waker = before;
-            self.list(driver);
-        }
-        old
+    pub(super) fn may_lead(&self, key: usize, waker: &Waker) -> bool {
+        let may_lead = self.driver.is_none_or(|driver| {
+            let kept = &self.calls[driver].waker;
+            driver == key || kept.as_ref().is_some_and(|kept| kept.will_wake(waker))
+        });
+        may_lead && !self.engine.is_closing()
     }
 
-    /// Gives the role of the driver to another call that waits, which is woken, else to the connection task.
-    /// Returns the waker of the former driver.
-    #[must_use]
-    pub(super) fn pass_on(&mut self) -> Option<Waker> {
+    /// Makes a call the driver.
+    #[inline]
+    pub(super) fn lead(&mut self, key: usize) {
+        if self.driver != Some(key)
+            && let Some(former) = self.driver.replace(key)
+        {
+            self.list(former);
+        }
+    }
+
+    /// Gives the role of the driver to another call that waits, which is woken, else to the
+    /// connection task.
+    fn pass_on(&mut self) {
         self.driver = self.next_waiting();
-        let Some(next) = self.driver else {
-            if self.has_work() {
-                self.wake_connection_task();
-            }
-            return self.signal.set_driver(None);
-        };
-        let waker = self.calls[next].waker.take();
-        self.signal.call();
-        self.wakes.extend(waker.clone());
-        self.signal.set_driver(waker)
+        if self.driver.is_some() {
+            self.call_driver();
+        } else if self.has_work() {
+            self.wake_connection_task();
+        }
+    }
+
+    /// Wakes the driver.
+    fn call_driver(&mut self) {
+        if let Some(driver) = self.driver {
+            self.called = true;
+            let waker = &self.calls[driver].waker;
+            self.wakes.extend(waker.clone());
+        }
     }
 
     /// Takes the role of the driver from a call, which goes on waiting.
     pub(super) fn take_lead(&mut self) -> Option<usize> {
         let driver = self.driver.take()?;
-        self.calls[driver].waker = self.signal.set_driver(None);
         self.list(driver);
         Some(driver)
     }
@@ -268,8 +280,8 @@ impl State {
         None
     }
 
-    /// Takes the role of the driver from a call that was woken and did not come.
-    pub(super) fn clear_poller(&mut self) {
+    /// Takes the role of the driver from a call that does not come.
+    pub(super) fn clear_driver(&mut self) {
         if let Some(driver) = self.take_lead() {
             self.calls[driver].absent = true;
         }
@@ -284,7 +296,8 @@ impl State {
     }
 
     pub(super) fn wake_connection_task(&mut self) {
-        self.wakes.extend(self.signal.connection_task());
+        let waker = &self.connection_task;
+        self.wakes.extend(waker.clone());
     }
 
     #[inline]
@@ -315,7 +328,7 @@ impl State {
         })
     }
 
-    /// Frees the place of a call.
+    /// Frees the place of a call, which is the driver no more.
     #[inline]
     #[must_use]
     pub(super) fn release(&mut self, key: usize) -> Option<Waker> {
@@ -329,6 +342,9 @@ impl State {
         }
         self.live -= 1;
         self.engine.leave(key);
+        if self.driver == Some(key) {
+            self.pass_on();
+        }
         waker
     }
 
@@ -349,22 +365,17 @@ impl State {
 
     /// A call was dropped.
     #[must_use]
-    pub(super) fn drop_call(&mut self, key: usize) -> [Option<Waker>; 2] {
+    pub(super) fn drop_call(&mut self, key: usize) -> Option<Waker> {
+        let was_driver = self.driver == Some(key);
         let waker = self.release(key);
         self.pump();
-        if self.driver == Some(key) {
-            return [waker, self.pass_on()];
-        }
         // What was left in the outbox may have no other task that sends it.
         match self.driver {
-            Some(_) if self.engine.has_output() => {
-                self.signal.call();
-                self.wakes.extend(self.signal.driver());
-            }
+            Some(_) if !was_driver && self.engine.has_output() => self.call_driver(),
             None if self.has_work() => self.wake_connection_task(),
             _ => {}
         }
-        [waker, None]
+        waker
     }
 
     /// No call is late before this time.
@@ -437,13 +448,20 @@ impl State {
         while let Some(key) = self.ready.pop().or_else(|| self.engine.next_ready()) {
             self.begun = 0;
             if self.current != Some(key) {
-                let waker = if self.driver == Some(key) {
-                    self.signal.driver()
-                } else {
-                    self.calls.get_mut(key).and_then(|entry| entry.waker.take())
-                };
-                self.wakes.extend(waker);
+                let entry = self.calls.get_mut(key);
+                self.wakes
+                    .extend(entry.and_then(|entry| entry.waker.take()));
             }
         }
+    }
+}
+
+/// Keeps a waker, and returns the one that was kept before if it was another one.
+#[inline]
+#[must_use]
+pub(super) fn replace(kept: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
+    match kept {
+        Some(old) if old.will_wake(waker) => None,
+        _ => kept.replace(waker.clone()),
     }
 }

@@ -102,6 +102,15 @@ fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
     way.lock().unwrap()
 }
 
+/// Has this task woken, and the one that waited before as well: some event loops do that, so that a
+/// task which has moved its stream to another one does not wait for ever.
+fn wait(place: &mut Option<Waker>, cx: &Context<'_>) {
+    match place.replace(cx.waker().clone()) {
+        Some(before) if !before.will_wake(cx.waker()) => before.wake(),
+        _ => {}
+    }
+}
+
 /// Ends a stream from outside.
 #[derive(Clone, Debug)]
 pub(crate) struct Scissors(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
@@ -187,7 +196,7 @@ impl Transport for Pipe {
         }
         let mut from = lock(&self.from);
         if from.bytes.is_empty() && !from.closed {
-            from.reader = Some(cx.waker().clone());
+            wait(&mut from.reader, cx);
             return Poll::Pending;
         }
         from.bytes.make_contiguous();
@@ -216,7 +225,7 @@ impl Transport for Pipe {
         let portion = portion.min(self.capacity.saturating_sub(to.bytes.len()));
         let portion = portion.min(to.left());
         if portion == 0 {
-            to.writer = Some(cx.waker().clone());
+            wait(&mut to.writer, cx);
             return Poll::Pending;
         }
         let mut n = 0;

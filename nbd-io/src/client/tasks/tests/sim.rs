@@ -73,6 +73,9 @@ impl Chance {
 /// The task that [`Sim::run`] waits for.
 const MAIN: usize = usize::MAX;
 
+/// More polls than any test needs before time has to pass.
+const MOST_POLLS: u64 = 1_000_000;
+
 struct Wakes {
     inner: Arc<Mutex<Inner>>,
     task: usize,
@@ -129,6 +132,9 @@ impl Sim {
     /// Runs everything until `main` is done. Time passes only when nothing else can be done.
     pub(crate) fn run<T>(&self, main: impl Future<Output = T>) -> T {
         let mut main = pin!(main);
+        // Those of one task are the same, as they are on real runtimes.
+        let mut wakers = BTreeMap::new();
+        let mut before = self.polls();
         self.lock().ready.push(MAIN);
         loop {
             let (ready, timer) = {
@@ -136,19 +142,22 @@ impl Sim {
                 let count = inner.ready.len();
                 if count > 0 {
                     inner.polls += 1;
+                    let polls = inner.polls - before;
+                    assert!(polls < MOST_POLLS, "tasks wake each other for ever");
                     let at = self.chance.below(count);
                     (Some(inner.ready.swap_remove(at)), None)
                 } else {
                     let timer = inner.timers.pop_first();
                     let ((at, _), waker) = timer.expect("a lost wake-up");
                     inner.now = at;
+                    before = inner.polls;
                     (None, Some(waker))
                 }
             };
             timer.into_iter().for_each(Waker::wake);
             let Some(id) = ready else { continue };
-            let waker = self.waker(id);
-            let mut context = Context::from_waker(&waker);
+            let waker = wakers.entry(id).or_insert_with(|| self.waker(id));
+            let mut context = Context::from_waker(waker);
             if id == MAIN {
                 if let Poll::Ready(done) = main.as_mut().poll(&mut context) {
                     return done;
