@@ -27,6 +27,17 @@ use std::{
 ///
 /// A read and a write may pend at the same time: each wakes the task that polled it last.
 pub trait Transport {
+    /// Pends if the transport knows that a read would, and wakes the task as that does; otherwise a
+    /// read is worth an attempt. So a reader need not prepare for what it has to wait for.
+    ///
+    /// # Errors
+    ///
+    /// Like [`poll_read`](Transport::poll_read).
+    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let _ = cx;
+        Poll::Ready(Ok(()))
+    }
+
     /// Reads into `bufs` in order. 0 bytes are the end of the stream.
     ///
     /// # Errors
@@ -108,6 +119,10 @@ pub trait Transport {
 macro_rules! forward {
     ($pointer:ty) => {
         impl<T: Transport + ?Sized> Transport for $pointer {
+            fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                (**self).poll_read_ready(cx)
+            }
+
             fn poll_read(
                 &mut self,
                 cx: &mut Context<'_>,
@@ -257,6 +272,15 @@ impl<T: Transport> Layered<T> {
 }
 
 impl<T: Transport> Transport for Layered<T> {
+    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(transport) => transport.poll_read_ready(cx),
+            // What TLS has to say by itself is sent by reads.
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,

@@ -5,15 +5,13 @@ use nbd_io::{runtime::ShutdownTimeout, server::Peer, transport::Transport};
 use nbd_socket::Family;
 use std::{
     io::{self, IoSlice, IoSliceMut},
+    mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::OnceLock,
     task::{Context, Poll, ready},
     time::Instant,
 };
-use tokio::io::{
-    Interest,
-    unix::{AsyncFd, AsyncFdReadyGuard},
-};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// What is no longer than this, in bytes, is sent without asking first whether there is room.
 const SHORT: usize = 16 << 10;
@@ -32,6 +30,8 @@ pub struct Socket {
     /// that: twice for a request. Other sockets tell of room only after there was none.
     room: OnceLock<AsyncFd<OwnedFd>>,
     fd: AsyncFd<nbd_socket::Socket>,
+    /// The event loop was asked whether there is something to read since the last read.
+    read_asked: bool,
     family: Family,
     runtime: Tokio,
     after_shutdown: ShutdownTimeout<Tokio>,
@@ -57,6 +57,7 @@ impl Socket {
         Ok(Self {
             room: OnceLock::new(),
             fd: register(socket.nonblocking()?, interest)?,
+            read_asked: false,
             family,
             after_shutdown: ShutdownTimeout::new(runtime.clone()),
             runtime,
@@ -125,42 +126,70 @@ impl Socket {
         loop {
             let mut guard = ready!(watched.poll_write_ready(cx))?;
             if let Ok(done) = guard.try_io(|_| send()) {
-                self.note(guard, &done, || len);
+                if matches!(done, Ok(n) if self.is_last(n, len)) {
+                    guard.clear_ready();
+                }
                 return Poll::Ready(done);
             }
         }
     }
 
+    /// Asks the event loop before each read, which counts towards what a task may do before others
+    /// have their turn. A task that has been woken for the answer does not ask again.
+    fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if mem::replace(&mut self.read_asked, true) {
+            return Poll::Ready(Ok(()));
+        }
+        self.fd.poll_read_ready(cx).map_ok(drop)
+    }
+
     fn poll_recv(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            if let Ok(done) = guard.try_io(|fd| fd.get_ref().recv(bufs, false)) {
-                let room = || bufs.iter().map(|buf| buf.len()).sum();
-                self.note(guard, &done, room);
-                return Poll::Ready(done);
+            ready!(self.poll_ask(cx))?;
+            self.read_asked = false;
+            if let Some(received) = self.try_recv(bufs) {
+                return Poll::Ready(received);
             }
         }
     }
 
-    /// Takes note of how many of the bytes were moved that there was room for.
-    fn note<T: AsRawFd>(
-        &self,
-        mut guard: AsyncFdReadyGuard<'_, T>,
-        done: &io::Result<usize>,
-        room: impl FnOnce() -> usize,
-    ) {
-        // The next attempt would be in vain. Nothing at all is the end, which stays.
-        if self.family.moves_all() && matches!(*done, Ok(n) if n > 0 && n < room()) {
-            guard.clear_ready();
+    /// Receives if the event loop knows of something.
+    fn try_recv(&self, bufs: &mut [IoSliceMut<'_>]) -> Option<io::Result<usize>> {
+        let mut received = None;
+        let left = self.fd.try_io(Interest::READABLE, |fd| {
+            let n = fd.recv(bufs, false)?;
+            received = Some(n);
+            let room: usize = bufs.iter().map(|buf| buf.len()).sum();
+            match self.is_last(n, room) {
+                // This has the event loop forget what it knew.
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => Ok(n),
+            }
+        });
+        match (received, left) {
+            (Some(n), _) => Some(Ok(n)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => None,
+            (None, left) => Some(left),
         }
+    }
+
+    /// Whether another attempt to move bytes would be in vain, after so many that there was room for
+    /// have been moved. None at all are the end, which stays.
+    fn is_last(&self, n: usize, room: usize) -> bool {
+        self.family.moves_all() && n > 0 && n < room
     }
 }
 
 impl Transport for Socket {
+    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let asked = self.poll_ask(cx);
+        self.after_shutdown.limit(cx, asked)
+    }
+
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,

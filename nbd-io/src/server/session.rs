@@ -202,11 +202,15 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             return Ok(any);
         }
         let is_ready = self.held.is_none() && !self.is_in_debt() && !self.jobs.is_looking();
-        let coming = if is_ready && self.has_room() {
-            self.intake.coming()
-        } else {
-            Coming::Nothing
-        };
+        if !is_ready || !self.has_room() || self.intake.has_bytes() {
+            return Ok(any);
+        }
+        if self.transport.poll_read_ready(cx).is_pending() {
+            // Whatever can still happen wakes this task, except for what a job that was begun just
+            // now has done: only the next turn has that tell.
+            return Ok(any && self.jobs.running() > 0);
+        }
+        let coming = self.intake.coming();
         let may_come = match coming {
             Coming::Nothing => false,
             Coming::Payload(Range { start: 0, .. }, len) => self.covers(len as u64, cx),
@@ -222,8 +226,6 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 ..
             } = self;
             let read = match intake.poll_read(cx, transport, buffers, coming) {
-                // Whatever can still happen wakes this task, except for what a job that was begun
-                // just now has done: only the next turn has that tell.
                 Poll::Pending => return Ok(any && self.jobs.running() > 0),
                 Poll::Ready(read) => read,
             };

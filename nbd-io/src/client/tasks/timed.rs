@@ -43,6 +43,11 @@ impl<R: Runtime> Timed<R> {
 }
 
 impl<R: Runtime> Transport for Timed<R> {
+    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.stream.poll_read_ready(cx);
+        self.in_time(cx, polled)
+    }
+
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,

@@ -89,6 +89,10 @@ impl State {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(());
         };
+        if let Err(error) = ready!(stream.poll_read_ready(cx)) {
+            self.engine.ended(Some(error));
+            return Poll::Ready(());
+        }
         let plan = self.engine.plan_read(no_reader().0);
         let beside = self.engine.beside();
         let (front, staged) = self.inbox.space(beside).split_at_mut(plan.front());
