@@ -271,9 +271,10 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     /// The time of those that were submitted without one begins.
     pub fn begin_time(&mut self, now: Duration) {
         let due = self.due(now);
-        for slot in self.untimed.drain(..) {
-            self.in_flight[slot].due = due;
+        for slot in &self.untimed {
+            self.in_flight[*slot].due = due;
         }
+        self.untimed.clear();
         self.first_due = self.first_due.min(due);
     }
 

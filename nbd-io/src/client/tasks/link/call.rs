@@ -7,7 +7,7 @@ use nbd_proto::client::Outcome;
 use std::{
     mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 /// One request and its reply.
@@ -64,16 +64,21 @@ impl<'a> Call<'a> {
     }
 
     #[inline]
-    fn begin(&mut self, state: &mut State) -> usize {
-        if let Stage::Begun(key) = self.stage {
-            return key;
-        }
+    fn begin(&mut self, state: &mut State, waker: &Waker) -> (usize, Stop) {
         let Stage::New(request, sink) = mem::replace(&mut self.stage, Stage::Over) else {
             panic!("a call is not polled after its end");
         };
+        let others_come = state.others_come();
         let key = state.begin(request, sink, &mut self.held);
         self.stage = Stage::Begun(key);
-        key
+        let stop = if state.is_done(key) {
+            Stop::Served
+        } else if others_come {
+            state.leave_to_driver(key)
+        } else {
+            state.drive_for(key, waker)
+        };
+        (key, stop)
     }
 }
 
@@ -83,40 +88,26 @@ impl Future for Call<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         let link = self.link;
         let mut state = link.lock();
-        let is_new = matches!(self.stage, Stage::New(..));
-        let leaves = is_new && state.others_come();
-        let key = self.begin(&mut state);
-        // Whether the task comes again at once: to do the rest, or as the driver whom others, who
-        // are still to come, leave their requests to.
-        let mut comes_again = false;
-        if !state.is_done(key) {
-            if leaves {
-                comes_again = state.wait(key);
-            } else if is_new || state.may_lead(key, cx.waker()) {
-                state.lead(key);
-                comes_again = state.drive(cx.waker(), Some(key)) == Stop::Tired;
-            } else {
-                state.list(key);
-            }
-        }
-        let done = state.take(key);
-        let old = if done.is_some() {
-            self.stage = Stage::Over;
-            state.release(key)
-        } else {
-            state.set_waker(key, cx.waker())
+        let (key, stop) = match self.stage {
+            Stage::Begun(key) => (key, state.resume(key, cx.waker())),
+            Stage::New(..) | Stage::Over => self.begin(&mut state, cx.waker()),
         };
+        if stop == Stop::Served
+            && let Some(done) = state.take(key)
+        {
+            self.stage = Stage::Over;
+            let old = state.release(key);
+            link.unlock(state);
+            drop(old);
+            return Poll::Ready(done);
+        }
+        let old = state.set_waker(key, cx.waker());
         link.unlock(state);
         drop(old);
-        match done {
-            Some(done) => Poll::Ready(done),
-            None => {
-                if comes_again {
-                    cx.waker().wake_by_ref();
-                }
-                Poll::Pending
-            }
+        if stop == Stop::Tired {
+            cx.waker().wake_by_ref();
         }
+        Poll::Pending
     }
 }
 

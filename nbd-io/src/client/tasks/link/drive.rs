@@ -10,14 +10,14 @@ use std::{
 /// How often a task reads before it lets others run.
 const TURNS: usize = 32;
 
-/// Why driving stopped.
+/// How it is with a call that was polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// The call that drives is done, or the connection is over.
+    /// It is done, or the connection is over.
     Served,
-    /// Nothing more can be done; the stream will wake the task.
+    /// Nothing more can be done; the stream or another call will wake the task.
     Quiet,
-    /// There is more to do, after others had their turn.
+    /// There is more to do, after others had their turn: the task comes again at once.
     Tired,
 }
 
@@ -36,17 +36,9 @@ impl State {
     }
 
     fn steps(&mut self, cx: &mut Context<'_>, current: Option<usize>) -> Stop {
-        let mut writable = true;
+        let mut writable = self.write(cx);
         for _ in 0..TURNS {
-            if writable {
-                match self.write(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => self.engine.ended(Some(error)),
-                    Poll::Pending => writable = false,
-                }
-            }
-            self.settle();
-            if self.stream.is_none() || current.is_some_and(|key| self.is_done(key)) {
+            if self.stream.is_none() {
                 return Stop::Served;
             }
             if self.read(cx).is_pending() {
@@ -54,13 +46,34 @@ impl State {
             }
             self.settle();
             self.pump();
+            writable = writable && self.write(cx);
+            if current.is_some_and(|key| self.is_done(key)) {
+                return Stop::Served;
+            }
         }
         Stop::Tired
     }
 
+    /// Writes what there is to write. Returns whether the stream takes more.
+    #[inline(always)]
+    fn write(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.engine.has_output() && !self.unflushed {
+            return true;
+        }
+        match self.poll_write(cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(error)) => {
+                self.engine.ended(Some(error));
+                self.settle();
+                false
+            }
+            Poll::Pending => false,
+        }
+    }
+
     /// Writes all that is in the outbox, and the end of the stream after NBD_CMD_DISC: at once,
     /// because the server may close its side as soon as it has read that.
-    fn write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Ok(()));
         };
@@ -73,14 +86,12 @@ impl State {
             outbox.advance(n);
             self.unflushed = true;
         }
-        if self.unflushed {
-            ready!(stream.poll_flush(cx))?;
-            self.unflushed = false;
-        }
+        ready!(stream.poll_flush(cx))?;
         if self.engine.is_disconnecting() && !self.shut_down {
             ready!(stream.poll_shutdown(cx))?;
             self.shut_down = true;
         }
+        self.unflushed = false;
         Poll::Ready(Ok(()))
     }
 

@@ -102,7 +102,7 @@ struct State {
     stream: Option<Stream>,
     engine: Engine<BytesMut, Held>,
     inbox: Inbox,
-    /// The stream may hold back what was written.
+    /// The stream may hold back what was written, or is still to be shut down for writing.
     unflushed: bool,
     /// What is kept of each owner of the engine's.
     calls: Vec<Entry>,
@@ -364,12 +364,10 @@ impl Link {
     }
 
     /// Releases the lock, and only then wakes whom that concerns.
-    #[inline]
+    #[inline(always)]
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
-        state.settle();
+        let load = if state.settle() { state.live() } else { CLOSED };
         state.notify();
-        let open = state.engine.takes_requests();
-        let load = if open { state.live() } else { CLOSED };
         self.load.store(load, Ordering::Relaxed);
         if !state.wakes.is_empty()
             || !state.released.is_empty()

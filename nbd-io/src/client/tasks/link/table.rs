@@ -1,6 +1,6 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
-use super::{Done, Entry, Held, Queued, Request, Stage, State};
+use super::{Done, Entry, Held, Queued, Request, Stage, State, Stop};
 use crate::client::{
     Error, Lost,
     engine::{Inbox, Sink, Submission},
@@ -193,7 +193,7 @@ impl State {
     }
 
     /// Puts a call among those that can take the role of the driver.
-    pub(super) fn list(&mut self, key: usize) {
+    fn list(&mut self, key: usize) {
         if !mem::replace(&mut self.calls[key].listed, true) {
             self.waiting.push_back(key);
         }
@@ -205,16 +205,29 @@ impl State {
         self.live > 0 && self.begun > 0 || self.live > self.engine.in_flight() + self.queued()
     }
 
-    /// Leaves a request in the outbox to the driver, if that was called. Otherwise this call is the
-    /// driver, and returns that it has to be called.
-    pub(super) fn wait(&mut self, key: usize) -> bool {
+    /// Leaves a request in the outbox to the driver, which comes after all that are left so. If none
+    /// was called, it is this call.
+    pub(super) fn leave_to_driver(&mut self, key: usize) -> Stop {
         if self.driver.is_some() && self.called {
             self.list(key);
-            return false;
+            return Stop::Quiet;
         }
         self.lead(key);
         self.called = true;
-        true
+        Stop::Tired
+    }
+
+    /// A call that waits is polled again.
+    #[inline]
+    pub(super) fn resume(&mut self, key: usize, waker: &Waker) -> Stop {
+        if self.is_done(key) {
+            return Stop::Served;
+        }
+        if self.may_lead(key, waker) {
+            return self.drive_for(key, waker);
+        }
+        self.list(key);
+        Stop::Quiet
     }
 
     /// Whether a call that waits may drive: it is the driver, there is none, or that is of the same
@@ -222,7 +235,7 @@ impl State {
     /// one that waited when the other one begins to. When the session ends, the connection task
     /// drives.
     #[inline]
-    pub(super) fn may_lead(&self, key: usize, waker: &Waker) -> bool {
+    fn may_lead(&self, key: usize, waker: &Waker) -> bool {
         let may_lead = self.driver.is_none_or(|driver| {
             let kept = &self.calls[driver].waker;
             driver == key || kept.as_ref().is_some_and(|kept| kept.will_wake(waker))
@@ -230,9 +243,16 @@ impl State {
         may_lead && !self.engine.is_closing()
     }
 
+    /// Has this call move the connection on.
+    #[inline]
+    pub(super) fn drive_for(&mut self, key: usize, waker: &Waker) -> Stop {
+        self.lead(key);
+        self.drive(waker, Some(key))
+    }
+
     /// Makes a call the driver.
     #[inline]
-    pub(super) fn lead(&mut self, key: usize) {
+    fn lead(&mut self, key: usize) {
         if self.driver != Some(key)
             && let Some(former) = self.driver.replace(key)
         {
@@ -414,12 +434,15 @@ impl State {
         self.settle();
     }
 
-    /// Does what follows when the connection is about to end, or has ended.
+    /// Does what follows when the connection is about to end, or has ended. Returns whether it takes
+    /// requests.
     #[inline]
-    pub(super) fn settle(&mut self) {
-        if !self.engine.takes_requests() {
+    pub(super) fn settle(&mut self) -> bool {
+        let is_open = self.engine.takes_requests();
+        if !is_open {
             self.settle_end();
         }
+        is_open
     }
 
     fn settle_end(&mut self) {
