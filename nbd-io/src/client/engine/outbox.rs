@@ -111,12 +111,17 @@ impl Outbox {
     }
 
     /// Takes note of `n` written bytes. Returns how many of them were of `last`.
-    pub fn advance(&mut self, mut n: usize) -> usize {
-        if self.payloads.is_empty() {
-            let now = n.min(self.inline.len() - self.written);
-            self.written += now;
-            return n - now;
+    #[inline]
+    pub fn advance(&mut self, n: usize) -> usize {
+        if !self.payloads.is_empty() {
+            return self.advance_among_payloads(n);
         }
+        let now = n.min(self.inline.len() - self.written);
+        self.written += now;
+        n - now
+    }
+
+    fn advance_among_payloads(&mut self, mut n: usize) -> usize {
         while n > 0 {
             match self.payloads.front_mut() {
                 Some((position, payload)) if *position == self.written => {

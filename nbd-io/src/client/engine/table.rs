@@ -274,16 +274,21 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         result: Result<Outcome, Error>,
         sink: Sink<B>,
     ) {
-        let index = owner;
-        let owner = &mut self.owners[index];
-        owner.outstanding -= 1;
-        owner.done.push_back(Done {
+        let entry = &mut self.owners[owner];
+        entry.outstanding -= 1;
+        entry.done.push_back(Done {
             cookie,
             result,
             sink,
         });
-        if !mem::replace(&mut owner.ready, true) {
-            self.ready.push(index);
+        self.set_ready(owner);
+    }
+
+    /// There is something new for an owner.
+    #[inline]
+    pub fn set_ready(&mut self, owner: usize) {
+        if !mem::replace(&mut self.owners[owner].ready, true) {
+            self.ready.push(owner);
         }
     }
 

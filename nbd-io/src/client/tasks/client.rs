@@ -165,8 +165,7 @@ impl<R: Network> Client<R> {
             Ok(range) => range,
             Err(misuse) => return Err(ReadIntoError::new(misuse.into(), buffer, len)),
         };
-        let whole = self.negotiated().around(&range);
-        if length(&whole) == len {
+        if self.negotiated().is_whole(&range) {
             let done = match self.single_read(offset, buffer) {
                 Ok(call) => call.await,
                 Err(buffer) => self.read_whole(offset, buffer).await,
@@ -176,6 +175,7 @@ impl<R: Network> Client<R> {
                 Err(error) => Err(ReadIntoError::new(error, done.sink, len)),
             };
         }
+        let whole = self.negotiated().around(&range);
         let read = self.read_whole(whole.start, BytesMut::zeroed(length(&whole)));
         match read.await.into_read() {
             Ok(data) => {

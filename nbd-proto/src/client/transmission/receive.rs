@@ -86,6 +86,7 @@ impl Transmission {
     /// read so many, and then straight into the read's buffer, if it finds out by
     /// [`announced`](Transmission::announced) whether it was right. `None` in the middle of any
     /// reply, or if a part of this read has been answered, which would be overwritten.
+    #[inline]
     #[must_use]
     pub fn before_payload(&self, cookie: Cookie) -> Option<usize> {
         let cookie = self.slots.find(cookie.as_u64())?;

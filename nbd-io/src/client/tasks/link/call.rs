@@ -112,12 +112,10 @@ impl Future for Call<'_> {
 }
 
 impl Drop for Call<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Stage::Begun(key) = self.stage {
-            let mut state = self.link.lock();
-            let old = state.drop_call(key);
-            self.link.unlock(state);
-            drop(old);
+            self.link.drop_call(key);
         }
     }
 }

@@ -106,6 +106,8 @@ struct State {
     unflushed: bool,
     /// What is kept of each owner of the engine's.
     calls: Vec<Entry>,
+    /// The requests of those calls that have not sent them. They are apart, because most have.
+    unsent: Vec<Unsent>,
     live: usize,
     /// Calls whose requests wait until they may be in flight, in order, with their numbers. Those
     /// that were dropped meanwhile are `stale`.
@@ -144,10 +146,6 @@ struct State {
     close_waiters: Watchers,
     /// Tasks to be woken when the lock is released.
     wakes: Vec<Waker>,
-    /// Calls that have failed before their requests were sent, to be woken then, too.
-    ready: Vec<usize>,
-    /// What requests have that were not sent, to be dropped then.
-    released: Vec<Held>,
 }
 
 /// A clock that only goes forward.
@@ -156,7 +154,8 @@ pub(crate) type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 /// A call that was begun and whose result was not taken.
 #[derive(Debug, Default)]
 struct Entry {
-    stage: Stage,
+    /// Its request was sent.
+    is_sent: bool,
     /// The task that waits.
     waker: Option<Waker>,
     /// It was the driver and did not come.
@@ -166,11 +165,10 @@ struct Entry {
 }
 
 #[derive(Debug, Default)]
-enum Stage {
+enum Unsent {
     #[default]
-    Free,
+    Nothing,
     Queued(Queued),
-    Sent,
     Failed(Error, BytesMut),
 }
 
@@ -255,6 +253,7 @@ impl Link {
                 inbox: Inbox::default(),
                 unflushed: false,
                 calls: Vec::new(),
+                unsent: Vec::new(),
                 live: 0,
                 queue: VecDeque::new(),
                 stale: 0,
@@ -276,8 +275,6 @@ impl Link {
                 shut_down: false,
                 close_waiters: Watchers::default(),
                 wakes: Vec::new(),
-                ready: Vec::new(),
-                released: Vec::new(),
             }),
             load: AtomicUsize::new(0),
             log,
@@ -359,6 +356,15 @@ impl Link {
         .await
     }
 
+    /// A call was dropped before its end.
+    fn drop_call(&self, key: usize) {
+        let mut state = self.lock();
+        let old = state.drop_call(key);
+        self.unlock(state);
+        drop(old);
+    }
+
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -369,22 +375,16 @@ impl Link {
         let load = if state.settle() { state.live() } else { CLOSED };
         state.notify();
         self.load.store(load, Ordering::Relaxed);
-        if !state.wakes.is_empty()
-            || !state.released.is_empty()
-            || !state.engine.released().is_empty()
-        {
+        if !state.wakes.is_empty() || !state.engine.released().is_empty() {
             self.unlock_and_wake(state);
         }
     }
 
     fn unlock_and_wake(&self, mut state: MutexGuard<'_, State>) {
-        let turns = (
-            mem::take(state.engine.released()),
-            mem::take(&mut state.released),
-        );
+        let released = mem::take(state.engine.released());
         let mut wakes = mem::take(&mut state.wakes);
         drop(state);
-        drop(turns);
+        drop(released);
         wakes.drain(..).for_each(Waker::wake);
         // The list's memory is used again, if no other task needs the lock.
         if let Ok(mut state) = self.state.try_lock()

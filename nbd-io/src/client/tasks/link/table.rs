@@ -1,6 +1,6 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
-use super::{Done, Entry, Held, Queued, Request, Stage, State, Stop};
+use super::{Done, Entry, Held, Queued, Request, State, Stop, Unsent};
 use crate::client::{
     Error, Lost,
     engine::{Inbox, Sink, Submission},
@@ -30,11 +30,12 @@ impl State {
         let key = self.engine.enter();
         if key == self.calls.len() {
             self.calls.push(Entry::default());
+            self.unsent.push(Unsent::default());
         }
         self.live += 1;
         if !self.engine.takes_requests() {
-            self.released.extend(held.take());
-            self.calls[key].stage = Stage::Failed(self.engine.over(), sink);
+            self.engine.released().extend(held.take());
+            self.unsent[key] = Unsent::Failed(self.engine.over(), sink);
             return key;
         }
         let mut due = Duration::MAX;
@@ -45,7 +46,7 @@ impl State {
             self.begun_calls += 1;
             let number = self.begun_calls;
             self.queue.push_back((key, number));
-            self.calls[key].stage = Stage::Queued(Queued {
+            self.unsent[key] = Unsent::Queued(Queued {
                 number,
                 request,
                 sink,
@@ -108,7 +109,7 @@ impl State {
             });
         match sent {
             Ok(cookie) => {
-                self.calls[key].stage = Stage::Sent;
+                self.calls[key].is_sent = true;
                 if held.is_some()
                     && let Some(ticket) = self.engine.ticket(cookie)
                 {
@@ -116,9 +117,9 @@ impl State {
                 }
             }
             Err(misuse) => {
-                self.released.extend(held.take());
-                self.ready.push(key);
-                self.calls[key].stage = Stage::Failed(misuse.into(), BytesMut::new());
+                self.engine.released().extend(held.take());
+                self.engine.set_ready(key);
+                self.unsent[key] = Unsent::Failed(misuse.into(), BytesMut::new());
             }
         }
     }
@@ -155,32 +156,32 @@ impl State {
     fn first_queued(&mut self) -> Option<&Queued> {
         loop {
             let (key, number) = *self.queue.front()?;
-            if matches!(&self.calls[key].stage, Stage::Queued(queued) if queued.number == number) {
+            if matches!(&self.unsent[key], Unsent::Queued(queued) if queued.number == number) {
                 break;
             }
             self.queue.pop_front();
             self.stale -= 1;
         }
-        match &self.calls[self.queue.front()?.0].stage {
-            Stage::Queued(queued) => Some(queued),
-            Stage::Free | Stage::Sent | Stage::Failed(..) => None,
+        match &self.unsent[self.queue.front()?.0] {
+            Unsent::Queued(queued) => Some(queued),
+            Unsent::Nothing | Unsent::Failed(..) => None,
         }
     }
 
     fn pop_queued(&mut self) -> Option<(usize, Queued)> {
         self.first_queued()?;
         let (key, _) = self.queue.pop_front()?;
-        match mem::take(&mut self.calls[key].stage) {
-            Stage::Queued(queued) => Some((key, queued)),
-            Stage::Free | Stage::Sent | Stage::Failed(..) => None,
+        match mem::take(&mut self.unsent[key]) {
+            Unsent::Queued(queued) => Some((key, queued)),
+            Unsent::Nothing | Unsent::Failed(..) => None,
         }
     }
 
     /// Fails a call whose request was not sent.
     fn fail(&mut self, key: usize, queued: Queued, error: Error) {
-        self.released.extend(queued.held);
-        self.calls[key].stage = Stage::Failed(error, queued.sink);
-        self.ready.push(key);
+        self.engine.released().extend(queued.held);
+        self.engine.set_ready(key);
+        self.unsent[key] = Unsent::Failed(error, queued.sink);
     }
 
     /// Takes note of the task of a call that waits.
@@ -262,6 +263,7 @@ impl State {
 
     /// Gives the role of the driver to another call that waits, which is woken, else to the
     /// connection task.
+    #[inline]
     fn pass_on(&mut self) {
         self.driver = self.next_waiting();
         if self.driver.is_some() {
@@ -322,30 +324,27 @@ impl State {
 
     #[inline]
     pub(super) fn is_done(&self, key: usize) -> bool {
-        match self.calls[key].stage {
-            Stage::Free | Stage::Queued(_) => false,
-            Stage::Failed(..) => true,
-            Stage::Sent => self.engine.is_done(key),
+        match self.calls[key].is_sent {
+            true => self.engine.is_done(key),
+            false => matches!(self.unsent[key], Unsent::Failed(..)),
         }
     }
 
     /// What came of a call, which is then to be [released](State::release).
     #[inline]
     pub(super) fn take(&mut self, key: usize) -> Option<Done> {
-        if !matches!(self.calls[key].stage, Stage::Failed(..)) {
+        if self.calls[key].is_sent {
             let done = self.engine.take(key)?;
-            return Some(Done {
-                result: done.result,
-                sink: done.sink.into_owned().unwrap_or_default(),
-            });
+            let sink = done.sink.into_owned().unwrap_or_default();
+            return Some(Done::new(done.result, sink));
         }
-        let Stage::Failed(error, sink) = mem::take(&mut self.calls[key].stage) else {
-            return None;
-        };
-        Some(Done {
-            result: Err(error),
-            sink,
-        })
+        match mem::take(&mut self.unsent[key]) {
+            Unsent::Failed(error, sink) => Some(Done::new(Err(error), sink)),
+            unsent => {
+                self.unsent[key] = unsent;
+                None
+            }
+        }
     }
 
     /// Frees the place of a call, which is the driver no more.
@@ -355,9 +354,7 @@ impl State {
         let entry = &mut self.calls[key];
         entry.absent = false;
         let waker = entry.waker.take();
-        if matches!(entry.stage, Stage::Sent) {
-            entry.stage = Stage::Free;
-        } else {
+        if !mem::take(&mut entry.is_sent) {
             self.unqueue(key);
         }
         self.live -= 1;
@@ -370,13 +367,13 @@ impl State {
 
     /// Forgets a request that waits, if this is one.
     fn unqueue(&mut self, key: usize) {
-        if let Stage::Queued(queued) = mem::take(&mut self.calls[key].stage) {
-            self.released.extend(queued.held);
+        if let Unsent::Queued(queued) = mem::take(&mut self.unsent[key]) {
+            self.engine.released().extend(queued.held);
             self.stale += 1;
             if 2 * self.stale > self.queue.len().max(64) {
-                let calls = &self.calls;
+                let unsent = &self.unsent;
                 self.queue.retain(|(key, number)| {
-                    matches!(&calls[*key].stage, Stage::Queued(queued) if queued.number == *number)
+                    matches!(&unsent[*key], Unsent::Queued(queued) if queued.number == *number)
                 });
                 self.stale = 0;
             }
@@ -468,7 +465,7 @@ impl State {
     /// Collects whom to wake.
     #[inline]
     pub(super) fn notify(&mut self) {
-        while let Some(key) = self.ready.pop().or_else(|| self.engine.next_ready()) {
+        while let Some(key) = self.engine.next_ready() {
             self.begun = 0;
             if self.current != Some(key) {
                 let entry = self.calls.get_mut(key);
