@@ -7,7 +7,7 @@ use nbd_proto::{
     meta::Extent,
     server::{Receipt, Reply, Transmission},
 };
-use std::{collections::VecDeque, fmt, io::IoSlice, iter, sync::Arc};
+use std::{collections::VecDeque, fmt, io::IoSlice, sync::Arc};
 
 /// The longest header of a message with data, in bytes.
 const HEADER: usize = 40;
@@ -86,15 +86,13 @@ impl Payload {
         }
     }
 
-    fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        let block = match self {
+    /// Its first bytes, in one piece.
+    fn piece(&self) -> &[u8] {
+        match self {
             Self::Buffer { buffer, start, end } => &buffer[*start..*end],
             Self::Bytes(bytes) => bytes,
-            Self::Zeroes(_) => &ZEROES[..],
-        };
-        let len = self.len();
-        let starts = (0..len).step_by(block.len().max(1));
-        starts.map(move |start| &block[..block.len().min(len - start)])
+            Self::Zeroes(len) => &ZEROES[..ZEROES.len().min(*len)],
+        }
     }
 }
 
@@ -273,27 +271,30 @@ impl Replies {
     /// The next slices to write. Returns how many there are: 0 if there is nothing to write.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;
-        let mut at = self.start;
-        let tail = (self.end, None);
-        let payloads = self
-            .payloads
-            .iter()
-            .map(|(at, payload)| (*at, Some(payload)));
-        for (position, payload) in payloads.chain([tail]) {
-            let between = &self.inline[at..position];
-            at = position;
-            let payload = payload.into_iter().flat_map(Payload::slices);
-            for slice in iter::once(between).chain(payload) {
-                if slice.is_empty() {
-                    continue;
-                }
-                if count == slices.len() {
-                    return count;
-                }
+        let mut add = |slice: &'a [u8]| {
+            if !slice.is_empty() && count < slices.len() {
                 slices[count] = IoSlice::new(slice);
                 count += 1;
             }
+            count < slices.len()
+        };
+        let mut at = self.start;
+        for (position, payload) in &self.payloads {
+            let mut goes_on = add(&self.inline[at..*position]);
+            at = *position;
+            let piece = payload.piece();
+            let mut left = payload.len();
+            // Zeroes are longer than the one piece that there is of them.
+            while goes_on && left > 0 {
+                let piece = &piece[..piece.len().min(left)];
+                left -= piece.len();
+                goes_on = add(piece);
+            }
+            if !goes_on {
+                return count;
+            }
         }
+        add(&self.inline[at..self.end]);
         count
     }
 
