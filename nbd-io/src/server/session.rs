@@ -303,15 +303,13 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         self.clocks.debt.is_some()
     }
 
-    /// What the client wants next, and is made to pay for.
+    /// Has the client pay for a request, if there is a limit of its rate.
     #[inline]
-    fn take_next(&mut self) -> Result<Option<Event>, Error> {
-        let event = self.intake.next()?;
-        if let (Some(toll), Some(Event::Request(request))) = (&self.toll, &event) {
+    fn charge(&mut self, request: &Request) {
+        if let Some(toll) = &self.toll {
             let debt = toll.pay(request, self.runtime);
             self.clocks.debt = debt.map(|debt| self.runtime.sleep(debt));
         }
-        Ok(event)
     }
 
     /// Takes the requests that have come, as far as their replies may wait to be sent. Returns
@@ -331,14 +329,11 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 }
                 self.intake.unpark(&self.buffers);
             }
-            let held = if self.held.is_some() {
-                self.held.take()
-            } else {
-                None
-            };
+            let is_new = self.held.is_none();
+            let held = if is_new { None } else { self.held.take() };
             let event = match held {
                 Some(request) => Some(Event::Request(request)),
-                None => self.take_next()?,
+                None => self.intake.next()?,
             };
             let request = match event {
                 Some(Event::Request(request)) => request,
@@ -356,6 +351,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 None if self.intake.is_parked() => continue,
                 None => break,
             };
+            if is_new {
+                self.charge(&request);
+            }
             if self.intake.lacks_payload() {
                 self.refuse(request);
                 any = true;
@@ -408,6 +406,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 if !is_quick(now.saturating_sub(before), moves) {
                     self.jobs.distrust();
                 }
+            }
+            // A lone request need not be looked behind.
+            if !self.intake.has_bytes() {
+                break;
             }
         }
         Ok(any)
