@@ -22,6 +22,9 @@ use nbd_tokio::{ContextName, bytes::BytesMut};
 use serde::Serialize;
 use std::{cell::RefCell, ops::Range, pin::pin};
 
+/// How much of each disk is read at once.
+const REQUESTS: usize = 4;
+
 /// `nbd compare`.
 #[derive(Args, Debug)]
 #[command(
@@ -32,9 +35,9 @@ A longer one is the same if the rest of it is zero. Exit codes: 0 for the same, 
 2 for an error.",
     after_help = "\
 Examples:
-  nbd compare nbd://host/disk disk.img
-  nbd compare --first --json a.img b.img
-  nbd compare -q disk.img nbd://host/disk || echo 'not the same'"
+  nbd compare nbd://localhost/disk disk.img
+  nbd compare --first --json disk.img nbd://localhost/disk
+  nbd compare -q disk.img nbd://localhost/disk || echo 'not the same'"
 )]
 pub(crate) struct Compare {
     /// A URI, a file or a block device.
@@ -112,7 +115,7 @@ impl Compare {
             None
         } else {
             let how = How {
-                requests: self.flight.requests(),
+                requests: self.flight.requests().unwrap_or(REQUESTS),
                 request_size: self.flight.request_size(),
                 first: self.first,
                 only: None,

@@ -6,6 +6,7 @@ mod pace;
 mod record;
 mod stream;
 mod verify;
+mod window;
 mod worker;
 
 use crate::{
@@ -45,11 +46,11 @@ Holes stay holes, and zeroes become holes. A file is created, or emptied first, 
 is copied; everything else has to be large enough. Ctrl-C stops once what was begun is written.",
     after_help = "\
 Examples:
-  nbd copy nbd://host/disk disk.img
-  nbd copy --verify disk.img nbd+unix:///disk?socket=/tmp/nbd.sock
-  nbd copy --resume disk.state --retries 10 nbds://host/disk disk.img
-  nbd copy --only qemu:dirty-bitmap:b0 nbd://host/disk backup.img
-  nbd copy nbd://host/disk - | gzip > disk.gz"
+  nbd copy nbd://localhost/disk copy.img
+  nbd copy --verify disk.img nbd+unix:///?socket=/tmp/nbd.sock
+  nbd copy --resume disk.state --retries 10 nbds://localhost/disk disk.img
+  nbd copy --only qemu:dirty-bitmap:b0 nbds://localhost/disk backup.img
+  nbd copy nbd://localhost/disk - | gzip > disk.gz"
 )]
 pub(crate) struct Copy {
     /// A URI, a file, a block device, or - for standard input.
@@ -79,7 +80,7 @@ pub(crate) struct Copy {
     /// Leave it to the destination when it puts data on stable storage.
     #[arg(long, conflicts_with = "resume")]
     no_flush: bool,
-    /// Look for zeroes in blocks of this size; 0 takes data as it is.
+    /// Look for zeroes in blocks of this size, or with 0 not at all.
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = size::parse)]
     sparse: u64,
     /// Have space allocated for zeroes, too.
@@ -106,11 +107,11 @@ pub(crate) struct Flight {
     /// The connections to each server that allows several [default: 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: Option<u16>,
-    /// The requests in flight on each side.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    requests: u16,
+    /// The requests in flight [default: as few as are fast].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    requests: Option<u16>,
     /// The length of a request.
-    #[arg(long, value_name = "SIZE", default_value = "256K", value_parser = request_size)]
+    #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = request_size)]
     request_size: u64,
 }
 
@@ -131,8 +132,9 @@ impl Flight {
         self.connections.is_none()
     }
 
-    pub(crate) fn requests(&self) -> usize {
-        self.requests.into()
+    /// How many requests are under way at once, if that was said.
+    pub(crate) fn requests(&self) -> Option<usize> {
+        self.requests.map(usize::from)
     }
 
     pub(crate) fn request_size(&self) -> u64 {

@@ -3,7 +3,7 @@
 use super::{
     digest::Digest,
     ends::{Sink, Source},
-    worker::{Job, Settings},
+    worker::Job,
 };
 use crate::{
     attend::attend,
@@ -51,7 +51,7 @@ async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String
         settings, progress, ..
     } = job;
     let how = How {
-        requests: settings.requests,
+        requests: settings.most(),
         request_size: settings.request_size,
         first: true,
         only: settings.only.clone(),
@@ -68,25 +68,18 @@ async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String
 /// The digest of as much of a disk as was copied.
 async fn digest_of(job: &Job, disk: &Disk) -> Result<String> {
     let Job {
-        settings:
-            Settings {
-                requests,
-                request_size,
-                ..
-            },
-        progress,
-        ..
+        settings, progress, ..
     } = job;
     let size = progress.done();
     let work = Work::new(&(0..size).into(), 1);
     progress.begin("verify", Some(size), 0);
     let read = async {
-        let pieces = work.pieces(async |stretch| Ok(cut(stretch, *request_size).collect()));
+        let pieces = work.pieces(async |stretch| Ok(cut(stretch, settings.request_size).collect()));
         let data = pieces.map_ok(async |range| {
             let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
             disk.read(BytesMut::zeroed(len), range.start).await
         });
-        let mut data = pin!(data.try_buffered(*requests));
+        let mut data = pin!(data.try_buffered(settings.most()));
         let mut digest = Digest::default();
         while let Some(data) = data.try_next().await? {
             progress.add(data.len() as u64);

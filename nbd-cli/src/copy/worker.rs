@@ -5,6 +5,7 @@ use super::{
     ends::{Sink, Source},
     pace::Pace,
     record::Record,
+    window::{self, Window},
 };
 use crate::{
     disk::Disk,
@@ -42,8 +43,8 @@ pub(super) struct Job {
 
 #[derive(Debug)]
 pub(super) struct Settings {
-    /// How many pieces are read at once, and how many are written.
-    pub(super) requests: usize,
+    /// How many pieces are under way at once; `None` to find that out.
+    pub(super) requests: Option<usize>,
     pub(super) request_size: u64,
     /// The size of blocks that are looked at for zeroes; 0 for none.
     pub(super) sparse: u64,
@@ -53,6 +54,13 @@ pub(super) struct Settings {
     pub(super) changed_only: bool,
     pub(super) only: Option<ContextName>,
     pub(super) flush: bool,
+}
+
+impl Settings {
+    /// The most pieces that may ever be under way at once.
+    pub(super) fn most(&self) -> usize {
+        self.requests.unwrap_or(window::MOST)
+    }
 }
 
 /// A part of a disk that one request is about.
@@ -81,6 +89,7 @@ pub(super) struct Worker {
     /// What is copied, and perhaps not on stable storage.
     copied: RefCell<Ranges>,
     digest: Option<RefCell<Digest>>,
+    window: Window,
 }
 
 impl Worker {
@@ -92,6 +101,7 @@ impl Worker {
             buffers: RefCell::default(),
             copied: RefCell::default(),
             digest: digest.then(RefCell::default),
+            window: Window::new(job.settings.requests),
         }
     }
 
@@ -139,7 +149,7 @@ impl Worker {
         });
         let Sink::Stream(writer) = &self.sink else {
             let stored = chunks.map_ok(|chunk| self.store(chunk));
-            let stored = stored.try_buffer_unordered(self.job.settings.requests);
+            let stored = stored.try_buffer_unordered(self.job.settings.most());
             return stored.try_for_each(|()| ready(Ok(()))).await;
         };
         let mut chunks = std::pin::pin!(chunks);
@@ -154,6 +164,7 @@ impl Worker {
                 }
             }
             self.note(range);
+            self.window.leave();
         }
         Ok(())
     }
@@ -168,7 +179,7 @@ impl Worker {
                     .pieces(async |stretch| self.plan(stretch).await);
                 let paced = pieces.and_then(|piece| self.wait_for_turn(piece));
                 let fetched = paced.map_ok(|piece| self.fetch(piece));
-                let fetched = fetched.try_buffered(self.job.settings.requests);
+                let fetched = fetched.try_buffered(self.job.settings.most());
                 fetched
                     .try_filter_map(|chunk| ready(Ok(chunk)))
                     .boxed_local()
@@ -221,6 +232,7 @@ impl Worker {
     }
 
     async fn wait_for_turn(&self, piece: Piece) -> Result<Piece> {
+        self.window.enter().await;
         if let (Some(pace), false) = (&self.job.pace, piece.zero) {
             let len = piece.range.end - piece.range.start;
             pace.wait(len, &self.job.work).await;
@@ -270,6 +282,7 @@ impl Worker {
             }
         }
         self.note(range);
+        self.window.leave();
         Ok(())
     }
 

@@ -87,7 +87,9 @@ fn examples_do_what_they_say() {
         let dir = tempfile::tempdir().expect("a directory can be made");
         fs::write(dir.path().join("disk.img"), vec![7; 2 << 20]).expect("a file can be written");
         // Others need more than a server, and have tests of their own.
-        let alone = ["info", "list", "dump", "ping", "bench", "generate"];
+        let alone = [
+            "info", "list", "dump", "copy", "compare", "ping", "bench", "generate",
+        ];
         for name in commands()
             .iter()
             .filter(|name| alone.contains(&name.as_str()))

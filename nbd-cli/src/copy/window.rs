@@ -1,0 +1,160 @@
+//! How many pieces are under way at once: as few as give the rate that more would give.
+//!
+//! A few buffers that are used again and again stay in the processor's cache, which makes copying on
+//! one machine a third cheaper. A server that takes long to answer needs many.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+
+/// Where it begins.
+const LEAST: usize = 2;
+
+/// Where it ends. With 512 KiB for each, that is 6 MiB.
+pub(super) const MOST: usize = 12;
+
+/// How many pieces, times the window, make a rate.
+const ROUND: usize = 8;
+
+/// By how much a larger window has to be faster, in percent.
+const GAIN: u32 = 15;
+
+/// After how many rounds a larger window is tried again.
+const PATIENCE: u32 = 32;
+
+/// The pieces of one thread that are under way.
+#[derive(Debug)]
+pub(super) struct Window {
+    under_way: Cell<usize>,
+    size: Cell<usize>,
+    room: Notify,
+    probe: Option<Cell<Probe>>,
+}
+
+/// Finds the size.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    round_began: Instant,
+    /// How many pieces are missing from the round.
+    missing: usize,
+    /// The window before this one, if this one is tried, and how long a piece took with that.
+    before: Option<(usize, Duration)>,
+    /// How many rounds it is until a larger window is tried.
+    rest: u32,
+}
+
+impl Window {
+    /// Of this size, or of one that is found.
+    pub(super) fn new(size: Option<usize>) -> Self {
+        let first = size.unwrap_or(LEAST);
+        Self {
+            under_way: Cell::new(0),
+            size: Cell::new(first),
+            room: Notify::new(),
+            probe: size.is_none().then(|| {
+                Cell::new(Probe {
+                    round_began: Instant::now(),
+                    missing: first * ROUND,
+                    before: None,
+                    rest: 0,
+                })
+            }),
+        }
+    }
+
+    /// Waits until one more piece may be under way. One waits at a time.
+    pub(super) async fn enter(&self) {
+        while self.under_way.get() >= self.size.get() {
+            self.room.notified().await;
+        }
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    /// A piece is done.
+    pub(super) fn leave(&self) {
+        self.under_way.set(self.under_way.get().saturating_sub(1));
+        if let Some(probe) = &self.probe {
+            let mut next = probe.get();
+            self.size.set(next.count(self.size.get(), Instant::now));
+            probe.set(next);
+        }
+        self.room.notify_one();
+    }
+}
+
+impl Probe {
+    /// Counts a piece, and says how large the window is from now on.
+    fn count(&mut self, size: usize, now: impl FnOnce() -> Instant) -> usize {
+        self.missing -= 1;
+        if self.missing > 0 {
+            return size;
+        }
+        let now = now();
+        let pieces = u32::try_from(size * ROUND).unwrap_or(u32::MAX);
+        let each = (now - self.round_began) / pieces;
+        let next = self.round(size, each);
+        self.round_began = now;
+        self.missing = next * ROUND;
+        next
+    }
+
+    /// The size after a round in which a piece took so long.
+    fn round(&mut self, size: usize, each: Duration) -> usize {
+        let larger = (2 * size).min(MOST);
+        match self.before.take() {
+            Some((smaller, before)) if each * (100 + GAIN) > before * 100 => {
+                self.rest = PATIENCE;
+                smaller
+            }
+            _ if self.rest > 0 => {
+                self.rest -= 1;
+                size
+            }
+            _ if larger > size => {
+                self.before = Some((size, each));
+                larger
+            }
+            _ => size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size after some rounds with a server that answers after `latency` and needs `work` for
+    /// each piece.
+    fn settled(latency: u64, work: u64) -> usize {
+        let mut probe = Probe {
+            round_began: Instant::now(),
+            missing: LEAST * ROUND,
+            before: None,
+            rest: 0,
+        };
+        (0..PATIENCE).fold(LEAST, |size, _| {
+            let each = (latency / size as u64).max(work);
+            probe.round(size, Duration::from_micros(each))
+        })
+    }
+
+    #[test]
+    fn a_server_that_is_busy_gets_few_pieces_and_one_that_is_far_many() {
+        assert_eq!(settled(300, 200), LEAST);
+        assert_eq!(settled(50_000, 200), MOST);
+        assert_eq!(settled(1500, 200), 8);
+    }
+
+    #[test]
+    fn a_round_counts_its_pieces() {
+        let window = Window::new(None);
+        for _ in 0..LEAST * ROUND - 1 {
+            window.leave();
+            assert_eq!(window.size.get(), LEAST);
+        }
+        window.leave();
+        assert_eq!(window.size.get(), 2 * LEAST);
+    }
+}
