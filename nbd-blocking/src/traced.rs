@@ -4,6 +4,7 @@ use crate::{ConnectOptions, Server};
 use nbd_io::{Memory, server::Peer};
 use std::{
     fmt::{self, Write as _},
+    io::{Read, Write},
     os::unix::net::UnixStream,
     sync::{
         Arc, Mutex,
@@ -117,4 +118,68 @@ fn spans_and_events_tell_of_connections_on_both_sides() {
     );
     let closed = "a connection is closed: the client disconnected";
     assert!(lines.iter().any(|line| line.contains(closed)), "{lines:?}");
+}
+
+#[test]
+fn a_deviation_that_is_overlooked_is_an_event_once() {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+    let server = thread::spawn(move || {
+        theirs.write_all(b"NBDMAGICIHAVEOPT\0\x03").expect("sent");
+        theirs.read_exact(&mut [0; 4]).expect("flags");
+        let mut header = [0; 16];
+        while header[11] != 7 {
+            theirs.read_exact(&mut header).expect("an option");
+            let mut data = vec![0; usize::from(header[15])];
+            theirs.read_exact(&mut data).expect("its data");
+            let reply = |kind: u8, data: &[u8]| {
+                let magic = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+                let len = u8::try_from(data.len()).expect("short");
+                [
+                    &magic[..],
+                    &header[8..12],
+                    &[0, 0, 0, kind, 0, 0, 0, len],
+                    data,
+                ]
+                .concat()
+            };
+            let mut answer = Vec::new();
+            if header[11] == 7 {
+                // NBD_INFO_EXPORT: 4096 bytes, NBD_FLAG_HAS_FLAGS.
+                answer = reply(3, &[0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 1]);
+            }
+            answer.extend(reply(1, &[]));
+            theirs.write_all(&answer).expect("sent");
+        }
+        for _ in 0..2 {
+            let mut request = [0; 28];
+            theirs.read_exact(&mut request).expect("a read");
+            // An error of simple replies, although structured ones were agreed on.
+            let reply = [
+                &0x6744_6698_u32.to_be_bytes()[..],
+                &[0, 0, 0, 5],
+                &request[8..16],
+            ];
+            theirs.write_all(&reply.concat()).expect("sent");
+        }
+        theirs
+    });
+    let log = Log::default();
+    tracing::subscriber::with_default(log.clone(), || {
+        let client = ConnectOptions::new()
+            .extended_headers(false)
+            .connect_over(ours, None)
+            .expect("entered");
+        for _ in 0..2 {
+            client
+                .read_exact_at(&mut [0; 512], 0)
+                .expect_err("it fails");
+        }
+        drop(client);
+    });
+    drop(server.join().expect("no panics"));
+    let lines = log.lines.lock().expect("no panics").clone();
+    let text =
+        "WARN message=a deviation of the server is overlooked deviation=\"simple_error_to_read\"";
+    let count = lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(count, 1, "{lines:?}");
 }

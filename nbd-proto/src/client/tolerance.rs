@@ -62,6 +62,36 @@ impl Tolerance {
         invalid_block_sizes: true,
         no_flags: true,
     };
+
+    /// The names of the switches that are on.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        let Self {
+            simple_error_to_read,
+            oversized_chunk,
+            missing_context,
+            surplus_extents,
+            unasked_context,
+            malformed_error_text,
+            error_zero,
+            error_offset_outside,
+            invalid_block_sizes,
+            no_flags,
+        } = *self;
+        [
+            (simple_error_to_read, "simple_error_to_read"),
+            (oversized_chunk, "oversized_chunk"),
+            (missing_context, "missing_context"),
+            (surplus_extents, "surplus_extents"),
+            (unasked_context, "unasked_context"),
+            (malformed_error_text, "malformed_error_text"),
+            (error_zero, "error_zero"),
+            (error_offset_outside, "error_offset_outside"),
+            (invalid_block_sizes, "invalid_block_sizes"),
+            (no_flags, "no_flags"),
+        ]
+        .into_iter()
+        .filter_map(|(is_on, name)| is_on.then_some(name))
+    }
 }
 
 impl Default for Tolerance {

@@ -20,6 +20,8 @@ pub use spill::Spill;
 pub use table::{Done, Sink, Submission, Ticket};
 
 use super::{Error, Lost};
+#[cfg(feature = "tracing")]
+use nbd_proto::client::Tolerance;
 use nbd_proto::client::{Cookie, Transmission};
 use std::{mem, sync::Arc, time::Duration};
 use table::{InFlight, Owner};
@@ -59,6 +61,9 @@ pub struct Engine<B, T> {
     lose_when_silent: bool,
     /// Payload of all requests in flight, in bytes.
     weight: u64,
+    /// The deviations of the server's that were reported.
+    #[cfg(feature = "tracing")]
+    tolerated: Tolerance,
     /// Reads in flight whose payload is worth a system call of its own.
     large: usize,
     /// The slot of the request that was submitted last.
@@ -97,6 +102,8 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             receipts: 0,
             lose_when_silent,
             weight: 0,
+            #[cfg(feature = "tracing")]
+            tolerated: Tolerance::STRICT,
             large: 0,
             latest: 0,
             is_split: false,

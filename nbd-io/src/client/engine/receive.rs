@@ -207,10 +207,27 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         if staged == inbox.bytes.len() && staged < INBOX {
             inbox.bytes.resize(2 * staged, 0);
         }
+        #[cfg(feature = "tracing")]
+        self.trace_tolerated();
         if let Err(violation) = done {
             self.lose(violation.into());
         }
         self.lost.is_none()
+    }
+
+    /// Reports deviations of the server's that were overlooked, each once.
+    #[cfg(feature = "tracing")]
+    fn trace_tolerated(&mut self) {
+        let now = self.transmission.tolerated();
+        if now != self.tolerated {
+            let before = std::mem::replace(&mut self.tolerated, now);
+            for deviation in now
+                .names()
+                .filter(|name| !before.names().any(|old| old == *name))
+            {
+                tracing::warn!(deviation, "a deviation of the server is overlooked");
+            }
+        }
     }
 
     /// Takes in what was read as if it was the payload of a read, with a header in front.

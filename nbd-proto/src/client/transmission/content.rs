@@ -181,8 +181,11 @@ impl Transmission {
                 }
                 let surplus = covered >= requested || one && covered > 0;
                 let too_long = one && len > requested;
-                if strict && (surplus || too_long) {
-                    return Err(Error::SurplusExtents);
+                if surplus || too_long {
+                    if strict {
+                        return Err(Error::SurplusExtents);
+                    }
+                    self.tolerated.surplus_extents = true;
                 }
                 if surplus {
                     continue;
@@ -227,6 +230,7 @@ impl Transmission {
             Some(chunk) if chunk.message.len() <= MAX_STRING => chunk,
             _ if tolerance.malformed_error_text => {
                 let error = Fields(payload).u32().ok_or(bad)?;
+                self.tolerated.malformed_error_text = true;
                 ErrorChunk {
                     error,
                     message: &[],
@@ -235,8 +239,11 @@ impl Transmission {
             }
             _ => return Err(bad),
         };
-        if chunk.error == 0 && !tolerance.error_zero {
-            return Err(Error::ErrorZero);
+        if chunk.error == 0 {
+            if !tolerance.error_zero {
+                return Err(Error::ErrorZero);
+            }
+            self.tolerated.error_zero = true;
         }
         let errno = if chunk.error == 0 {
             Errno::Inval
@@ -256,7 +263,10 @@ impl Transmission {
             let inside = at.checked_sub(slot.offset).filter(|at| *at < slot.len);
             match inside {
                 Some(at) => slot.coverage.error_at(at),
-                None if tolerance.error_offset_outside => failure.offset = None,
+                None if tolerance.error_offset_outside => {
+                    self.tolerated.error_offset_outside = true;
+                    failure.offset = None;
+                }
                 None => return Err(Error::OutsideRequest { offset: at, len: 0 }),
             }
         }
@@ -326,6 +336,7 @@ impl Transmission {
                     if !self.config.tolerance.missing_context {
                         return Err(Error::MissingContext { id: *id });
                     }
+                    self.tolerated.missing_context = true;
                     let message = alloc::format!("no extents came of meta context {id}");
                     return Ok(Outcome::Failed(Failure {
                         errno: Errno::Inval,

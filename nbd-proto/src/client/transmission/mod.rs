@@ -20,7 +20,7 @@ mod whole;
 pub use slots::{ContextExtents, Cookie};
 pub use whole::WholeReply;
 
-use super::{Config, Context};
+use super::{Config, Context, Tolerance};
 use crate::{BlockSizes, Error, ExportInfo, Failure, HeaderStyle, gather::Gather};
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -47,6 +47,8 @@ pub struct Transmission {
     contexts: Vec<Context>,
     blocks: BlockSizes,
     config: Config,
+    /// The deviations that were overlooked.
+    tolerated: Tolerance,
     slots: Slots,
     state: State,
     gather: Gather,
@@ -136,8 +138,13 @@ impl Transmission {
         contexts: Vec<Context>,
         config: Config,
     ) -> Self {
+        let tolerated = Tolerance {
+            unasked_context: contexts.iter().any(|context| context.name.is_none()),
+            ..Tolerance::STRICT
+        };
         Self {
             blocks: info.block_sizes.unwrap_or(BlockSizes::UNKNOWN),
+            tolerated,
             info,
             mode,
             contexts,
@@ -167,6 +174,13 @@ impl Transmission {
     #[must_use]
     pub fn contexts(&self) -> &[Context] {
         &self.contexts
+    }
+
+    /// The deviations of the server's that were overlooked so far. Those of the export's flags and
+    /// block sizes, which come before transmission, are not among them.
+    #[must_use]
+    pub const fn tolerated(&self) -> Tolerance {
+        self.tolerated
     }
 
     /// The block sizes that every command obeys.

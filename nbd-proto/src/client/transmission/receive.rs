@@ -337,7 +337,8 @@ impl Transmission {
             (Command::Read, _) if chunks && !self.config.tolerance.simple_error_to_read => {
                 Err(Error::SimpleError)
             }
-            (_, error) => {
+            (command, error) => {
+                self.tolerated.simple_error_to_read |= command == Command::Read && chunks;
                 self.fail(cookie, Failure::new(Errno::from(error)));
                 self.end_of_chunk(cookie, true)
             }
@@ -444,12 +445,20 @@ impl Transmission {
     }
 
     /// Holds a server to the maximum payload that it sent, if it did.
-    fn check_advertised(&self, reply: ReplyType, fixed: u64, variable: u64) -> Result<(), Error> {
+    fn check_advertised(
+        &mut self,
+        reply: ReplyType,
+        fixed: u64,
+        variable: u64,
+    ) -> Result<(), Error> {
         let advertised = self.info.block_sizes.map(BlockSizes::maximum);
         let limit = fixed + u64::from(advertised.unwrap_or(u32::MAX));
         let len = fixed + variable;
-        if len > limit && !self.config.tolerance.oversized_chunk {
-            return Err(Error::ChunkTooLong { reply, len, limit });
+        if len > limit {
+            if !self.config.tolerance.oversized_chunk {
+                return Err(Error::ChunkTooLong { reply, len, limit });
+            }
+            self.tolerated.oversized_chunk = true;
         }
         Ok(())
     }
