@@ -15,11 +15,17 @@ use nbd_tokio::{
     meta::Allocation,
     nbd_io::client::Reconnect,
 };
-use std::{error::Error as StdError, ops::Range, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    error::Error as StdError,
+    ops::Range,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 use tokio::task::consume_budget;
 
 /// Zeroes for servers that do not make them.
-static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
+static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 256 << 10]);
 
 /// Why a step failed.
 type Cause = Box<dyn StdError + Send + Sync>;

@@ -22,12 +22,16 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use syncs::Syncs;
 
-/// What is written where zeroes cannot be had otherwise, one piece after the other.
-static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
+/// What is written where zeroes cannot be had otherwise, one piece after the other. In memory, since
+/// it would be a large part of a small program.
+static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 256 << 10]);
 
 /// The length of the blocks that `st_blocks` counts.
 const STAT_BLOCK: u64 = 512;
