@@ -5,8 +5,7 @@ use nbd_io::client::{ExtentStep, StatusRun, StatusRuns};
 use nbd_proto::CommandFlags;
 use std::{ops::Range, time::Instant};
 
-/// What the selected meta contexts say of a range, as an iterator that asks the server as often as
-/// it takes.
+/// The extents of a range, as an iterator that asks the server as often as it takes.
 ///
 /// The items are runs on which no context changes, in order and without gaps. They are inside
 /// the range. An error ends the iteration.

@@ -14,7 +14,7 @@ use std::{fmt, ops::ControlFlow};
 /// How often the provided [`Export::block_status`] asks [`Export::allocation`] before it stops.
 const MAX_QUERIES: usize = 4096;
 
-/// What [`Export::read_unless_zero`] has found.
+/// The finding of [`Export::read_unless_zero`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// The bytes are in the buffer.

@@ -4,7 +4,7 @@ use crate::{Export, export_info};
 use nbd_proto::{ExportName, Text, server::Refusal};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-/// What a server serves: finds an export by its name.
+/// The exports of a server: finds one by its name.
 ///
 /// [`NamedExports`] is a fixed set, [`ExportsByName`] a function. A set that changes while it is
 /// served implements this itself, behind a lock of its own: a client that has been given an export
@@ -75,7 +75,7 @@ impl fmt::Debug for dyn Exports {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unavailable {
-    /// What the client's program understands.
+    /// The text that the client's program gets.
     pub refusal: Refusal,
     /// A text for people; words of the server's own if it is empty.
     pub message: Text,
@@ -108,7 +108,7 @@ impl From<Refusal> for Unavailable {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Offer {
-    /// What is served.
+    /// The export.
     pub export: Arc<dyn Export>,
     /// The canonical name to tell the client, if it is not the one that was asked for.
     pub name: Option<ExportName>,

@@ -51,7 +51,7 @@ impl Faulty {
     }
 }
 
-/// What goes wrong, and when.
+/// A fault: its kind, and when it occurs.
 ///
 /// Every call meets it, unless it is restricted to some.
 #[derive(Clone, Debug)]

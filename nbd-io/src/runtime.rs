@@ -16,7 +16,7 @@ use crate::{
 use nbd_proto::uri::Address;
 use std::{io, time::Duration};
 
-/// What the shared code wants of a runtime. It is cheap to clone.
+/// A runtime, as far as the shared code needs it. It is cheap to clone.
 pub trait Runtime: Clone + Send + Sync + 'static {
     /// A timer. It need not be polled before its time has come, nor after it is of no interest.
     type Sleep: Future<Output = ()> + Send + Unpin + 'static;

@@ -88,7 +88,7 @@ impl Slice {
         Ok(self.offset + offset)
     }
 
-    /// What the export failed with, as seen from the part.
+    /// The export's failure, as seen from the part.
     fn unshift<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         result.map_err(|failure| {
             let offset = failure.offset.and_then(|at| at.checked_sub(self.offset));

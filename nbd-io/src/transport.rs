@@ -181,7 +181,7 @@ macro_rules! forward {
 forward!(&mut T);
 forward!(Box<T>);
 
-/// What two peers have agreed on for TLS, and how the other one has proven who it is.
+/// The agreement of two peers on TLS, and the certificates of the other one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsSession {
@@ -195,7 +195,7 @@ pub struct TlsSession {
 
 #[cfg(feature = "tls")]
 impl TlsSession {
-    /// What was agreed on; `None` before the handshake is done.
+    /// The session; `None` before the handshake is done.
     #[must_use]
     pub fn of(connection: &Connection) -> Option<Self> {
         let certificates = connection.peer_certificates().unwrap_or_default();

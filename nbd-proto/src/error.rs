@@ -42,9 +42,9 @@ pub enum Error {
     /// The client set flags that were not offered.
     #[error("the client set flags {got:#x} where {offered:#x} were offered")]
     ClientFlags {
-        /// What the client sent.
+        /// The client's value.
         got: u32,
-        /// What it could have sent.
+        /// The values that it could have sent.
         offered: u32,
     },
 
@@ -52,7 +52,7 @@ pub enum Error {
     /// An option does not start with its magic number.
     #[error("expected the magic number of an option, got {got:#018x}")]
     OptionMagic {
-        /// What came instead.
+        /// The actual value.
         got: u64,
     },
     /// An option other than `NBD_OPT_EXPORT_NAME` without fixed newstyle.
@@ -86,7 +86,7 @@ pub enum Error {
     /// An option reply does not start with its magic number.
     #[error("expected the magic number of an option reply, got {got:#018x}")]
     OptionReplyMagic {
-        /// What came instead.
+        /// The actual value.
         got: u64,
     },
     /// A reply to another option than the outstanding one.
@@ -190,7 +190,7 @@ pub enum Error {
     RequestMagic {
         /// The magic number of this connection's requests.
         expected: u32,
-        /// What came instead.
+        /// The actual value.
         got: u32,
     },
     /// A payload that is too long to be skipped.
@@ -208,7 +208,7 @@ pub enum Error {
     /// A reply does not start with a magic number of the agreed layout.
     #[error("{got:#010x} cannot start a reply on this connection")]
     ReplyMagic {
-        /// What came.
+        /// The actual value.
         got: u32,
     },
     /// A reply to a request that is not in flight.

@@ -98,7 +98,7 @@ pub struct ExportInfo {
     /// Its size in bytes, as the server sent it. May exceed `i64::MAX`, and a client may not be
     /// able to [reach](Self::reachable) all of it.
     pub size: u64,
-    /// What it can do.
+    /// Its capabilities.
     pub flags: TransmissionFlags,
     /// Its canonical name, if that was sent.
     pub name: Option<ExportName>,

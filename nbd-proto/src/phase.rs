@@ -14,7 +14,7 @@ use bytes::BytesMut;
 /// The space never reaches past the message being read, so nothing of what follows (a TLS
 /// handshake, the first reply) is taken from it by accident.
 pub trait Phase: Sized {
-    /// What this part of the negotiation ends in.
+    /// The end of this part of the negotiation.
     type Next;
 
     /// Where the peer's next bytes go. Never empty.
@@ -60,7 +60,7 @@ pub trait Phase: Sized {
     }
 }
 
-/// What became of a [`Phase`].
+/// The outcome of a step of a [`Phase`].
 #[derive(Debug)]
 #[must_use]
 pub enum Step<M, N> {

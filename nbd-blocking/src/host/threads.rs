@@ -33,7 +33,7 @@ const STACK: usize = 512 << 10;
 /// process if there is none for what it sets up first in a new thread.
 const MARGIN: u64 = 2 << 20;
 
-/// What a server on plain threads runs on. Clones share its threads, which end with the last clone:
+/// The threads that a server runs on. Clones share them; they end with the last clone:
 /// with the server, if that is not in use.
 ///
 /// A client for which no thread can be started is turned away, which is an

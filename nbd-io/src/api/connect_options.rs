@@ -150,7 +150,7 @@ macro_rules! driver_connect_options {
                 Self(self.0.limits(limits))
             }
 
-            /// Which deviations of the server's are overlooked.
+            /// The deviations of the server's that are overlooked.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -364,8 +364,8 @@ macro_rules! driver_connect_options {
                 Self(self.0.local_files(allow))
             }
 
-            /// Whom to trust on TLS connections and what to show. It does not switch TLS on; see
-            /// [`tls_policy`](Self::tls_policy).
+            /// The trusted authorities of TLS connections, and the client's own certificate. It
+            /// does not switch TLS on; see [`tls_policy`](Self::tls_policy).
             ///
             /// ```no_run
             #[doc = $begin]

@@ -17,7 +17,7 @@ macro_rules! driver_negotiation {
             Context, Encrypted, Go, InfoSet, ListEntry, MetaContextEntry, Plain,
         };
 
-        /// What a server turned out to speak, to go on step by step.
+        /// The kind of handshake that a server speaks, to go on step by step.
         ///
         /// ```no_run
         #[doc = $begin]

@@ -9,16 +9,16 @@ use super::{
 pub struct Common<D> {
     /// Makes them.
     pub connector: Connector<D>,
-    /// What was agreed on.
+    /// The result of the negotiation.
     pub negotiated: Negotiated,
-    /// What was changed and may not be on stable storage, if lost connections are replaced.
+    /// Changes that may not be on stable storage, if lost connections are replaced.
     pub log: Option<SharedLog>,
     /// Where events of this client go.
     pub observer: Observer,
 }
 
 impl<D: Driver> Common<D> {
-    /// What holds for a client with this first connection.
+    /// The common part of a client with this first connection.
     #[must_use]
     pub fn new(connector: Connector<D>, first: &Connected<D::Stream>) -> Self {
         let negotiated = Negotiated::new(first);

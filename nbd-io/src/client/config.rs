@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// What to negotiate.
+    /// The options to negotiate.
     pub negotiation: NegotiationConfig,
     /// How a server is reached. Its timeout is that of connecting as a whole.
     pub dial: DialOptions,
@@ -36,7 +36,7 @@ pub struct Config {
     pub slow_request: Option<Duration>,
     /// Whether a URI may name files of this machine.
     pub local_files: bool,
-    /// Whom to trust and what to show.
+    /// The trusted authorities, and the client's own certificate.
     #[cfg(feature = "tls")]
     pub tls: ClientTls,
 }
@@ -61,7 +61,7 @@ impl Default for Config {
     }
 }
 
-/// What to negotiate.
+/// The options to negotiate.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NegotiationConfig {
@@ -73,7 +73,7 @@ pub struct NegotiationConfig {
     pub contexts: Vec<ContextName>,
     /// Those of them without which the export is not entered.
     pub required_contexts: Vec<ContextName>,
-    /// What to ask for beside the export's size, flags and block sizes.
+    /// The information to ask for beside the export's size, flags and block sizes.
     pub infos: InfoSet,
     /// Whether to ask for structured replies. Without them no context can be selected.
     pub structured_replies: bool,

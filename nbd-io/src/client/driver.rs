@@ -22,10 +22,10 @@ pub trait Driver: Clone + Send + Sync + 'static {
     /// A connection that negotiates. What would have to be waited for past its deadline fails.
     type Stream: Transport + Send + 'static;
 
-    /// What uses an export.
+    /// The client that uses an export.
     type Client: 'static;
 
-    /// What a clock shows that only goes forward, from any start.
+    /// The time of a clock that only goes forward, from any start.
     fn now(&self) -> Duration;
 
     /// Connects to what an address names.

@@ -20,7 +20,7 @@ pub enum Error {
     /// The URI cannot be used.
     #[error(transparent)]
     Uri(Arc<UriError>),
-    /// What was asked for is not in this build or not on this system.
+    /// The call needs something that is not in this build or not on this system.
     #[error("{what}")]
     Unsupported {
         /// What, and why not.
@@ -37,7 +37,7 @@ pub enum Error {
     /// The export cannot be entered, or a step on the way to it failed.
     #[error("cannot {step}: {}{}", causes(&**source), advice::on_negotiation(source))]
     Negotiation {
-        /// What was to be done, and with which server: `enter export "disk" of localhost:10809`.
+        /// The step that failed, and with which server: `enter export "disk" of localhost:10809`.
         step: String,
         /// Why it was not.
         source: Arc<NegotiationError>,
@@ -54,7 +54,7 @@ pub enum Error {
     Failed {
         /// The command.
         command: Command,
-        /// What the server said.
+        /// The server's answer.
         source: Failure,
     },
     /// No reply came in time. What became of the command is not known. The connection goes on.
@@ -100,7 +100,7 @@ pub enum Lost {
     /// Another connection was made, and the export is not the same any more.
     #[error("on another connection the export differs: {what}")]
     Changed {
-        /// What differs.
+        /// The property that differs.
         what: &'static str,
     },
     /// Another connection of the same client was lost, and all of them are made anew.

@@ -31,12 +31,12 @@ const ANSWER: usize = 512;
 /// Reads after NBD_OPT_ABORT. The answer is 20 bytes and a short text.
 const LAST_READS: usize = 32;
 
-/// What is left of a step that the server refused: the handle, to go on with, and its reason.
+/// A step that the server refused: the handle to go on with, and the reason.
 #[derive(Debug)]
 pub struct Refused<H> {
     /// The handle as it was before.
     pub handle: H,
-    /// What the server said.
+    /// The server's reason.
     pub error: OptionError,
 }
 
@@ -101,7 +101,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
         exchange
     }
 
-    /// Which headers transmission would use if it started now.
+    /// The headers that transmission would use if it started now.
     #[must_use]
     pub fn mode(&self) -> HeaderStyle {
         self.usable

@@ -59,7 +59,7 @@ pub struct DialId {
     number: u64,
 }
 
-/// What a driver is to do next.
+/// The next step of a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Dial, and [`join`](Membership::join) the connection or report that it
@@ -76,7 +76,7 @@ pub enum Next {
     Over,
 }
 
-/// What a new connection needs before requests may use it.
+/// The work that a new connection needs before requests may use it.
 #[derive(Debug)]
 #[must_use]
 pub enum Join<L> {
@@ -93,7 +93,7 @@ pub enum Join<L> {
     Unwanted,
 }
 
-/// What follows from a loss.
+/// The consequences of a loss.
 #[derive(Debug)]
 #[must_use]
 pub struct Loss<L> {

@@ -5,13 +5,13 @@ use crate::transport::{TlsSession, Transport};
 use nbd_proto::{BlockSizes, Command, ContextName, ExportInfo, HeaderStyle, client::Context};
 use std::sync::Arc;
 
-/// What does not change during transmission, and is the same on all connections of a client.
+/// The result of a negotiation: the same on all connections of a client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Negotiated {
     /// The export as the server described it.
     pub export: ExportInfo,
-    /// Which headers are used.
+    /// The headers that are used.
     pub mode: HeaderStyle,
     /// The meta contexts that were selected.
     pub contexts: Vec<Context>,
@@ -32,7 +32,7 @@ pub struct Negotiated {
 }
 
 impl Negotiated {
-    /// What holds on a connection.
+    /// The result of the negotiation of this connection.
     #[must_use]
     pub fn new<T: Transport>(connected: &Connected<T>) -> Self {
         let transmission = &connected.transmission;

@@ -11,7 +11,7 @@ use nbd_proto::{
 };
 use std::{fmt, time::Duration};
 
-/// What a server turned out to speak.
+/// The kind of handshake that a server speaks.
 #[derive(Debug)]
 pub enum Greeted<D: Driver> {
     /// Fixed newstyle: the whole protocol.
@@ -175,7 +175,7 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
         }
     }
 
-    /// Which headers transmission would use if it started now.
+    /// The headers that transmission would use if it started now.
     #[must_use]
     pub fn mode(&self) -> HeaderStyle {
         self.exchange.mode()

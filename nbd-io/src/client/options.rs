@@ -79,7 +79,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// Which information to ask for beside size, flags and block sizes.
+    /// The information to ask for beside size, flags and block sizes.
     #[must_use]
     pub fn infos(mut self, infos: InfoSet) -> Self {
         self.config_mut().negotiation.infos = infos;
@@ -107,7 +107,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// Which deviations of the server's are overlooked.
+    /// The deviations of the server's that are overlooked.
     #[must_use]
     pub fn tolerance(mut self, tolerance: Tolerance) -> Self {
         self.config_mut().negotiation.protocol.tolerance = tolerance;
@@ -212,7 +212,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// Whom to trust on TLS connections and what to show.
+    /// The trusted authorities of TLS connections, and the client's own certificate.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, tls: ClientTls) -> Self {

@@ -25,7 +25,7 @@ pub enum Request {
     Write {
         /// Where it starts, in bytes.
         offset: u64,
-        /// What is written.
+        /// The data.
         payload: Bytes,
         /// [`CommandFlags::FUA`].
         flags: CommandFlags,

@@ -4,7 +4,7 @@
 
 use std::{fs::File, io, ops::Range};
 
-/// What is known of a block device.
+/// The known properties of a block device.
 pub(super) struct Device {
     /// Bytes in a block, a power of two.
     pub(super) block: u64,

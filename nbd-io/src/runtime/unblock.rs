@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-/// What a thread leaves behind for the task that waits for it.
+/// The result that a thread leaves behind for the task that waits for it.
 struct Promise<T>(Mutex<State<T>>);
 
 struct State<T> {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// What keeps a connection from being accepted.
+/// The reason why a connection is not accepted.
 pub(super) enum AcceptErrorKind {
     /// It was gone before it was accepted, or the like.
     Passing,

@@ -16,7 +16,7 @@ use nbd_proto::{
 /// having been refused.
 const USUAL_MINIMUM: u32 = 512;
 
-/// What an option led to.
+/// The outcome of an option.
 pub(super) enum Answer<S> {
     /// Others may follow.
     Options(Options<S>),

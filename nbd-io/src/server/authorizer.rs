@@ -21,7 +21,7 @@ use std::{
     },
 };
 
-/// Who wants to use an export, for a program to decide whether they may.
+/// A client that wants to use an export, for a program to decide whether it may.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct ClientIdentity<'a> {

@@ -13,7 +13,7 @@ pub enum Event<'a> {
     Connected {
         /// The number of the connection, which no other one of this server has.
         connection: u64,
-        /// Who it is.
+        /// The client.
         peer: &'a Peer,
     },
     /// A client has entered an export.
@@ -22,7 +22,7 @@ pub enum Event<'a> {
         connection: u64,
         /// The name by which it asked for the export.
         export: &'a ExportName,
-        /// Which headers are used.
+        /// The headers that are used.
         mode: HeaderStyle,
         /// Whether TLS is up.
         encrypted: bool,
@@ -36,7 +36,7 @@ pub enum Event<'a> {
     },
     /// There were too many connections in use for one more, or the server is stopping.
     Refused {
-        /// Who it was.
+        /// The client.
         peer: &'a Peer,
     },
     /// A connection could not be accepted, or no thread be started for it. The server goes on.

@@ -9,14 +9,14 @@ use std::{
 
 /// A listening socket of some runtime.
 pub trait Listener {
-    /// What a connection is.
+    /// A connection.
     type Stream: Transport + Send + 'static;
 
     /// The next connection, and who is at its other end. TCP connections have `TCP_NODELAY` set.
     ///
     /// # Errors
     ///
-    /// What the system said, unaltered: a server tells by its number whether to go on.
+    /// The system's error, unaltered: a server sees by its number whether to go on.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Stream, Peer)>>;
 
     /// Whether no connection will come any more, so that a server ends with those that it has.

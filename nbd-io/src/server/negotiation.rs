@@ -22,12 +22,12 @@ use std::{
     },
 };
 
-/// What a server offers to every client.
+/// The offer of a server to every client.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ServerOptions {
-    /// What may be negotiated, and how much a client may ask for. [`Config::tls`] counts for
-    /// nothing: [`tls`](Self::tls) does.
+    /// The options that may be negotiated, and how much a client may ask for. [`Config::tls`] counts
+    /// for nothing: [`tls`](Self::tls) does.
     pub config: Config,
     /// Whether there is TLS.
     pub tls: TlsMode,
@@ -56,7 +56,7 @@ pub struct Entered<T> {
     pub transport: T,
     /// The protocol's side of it.
     pub transmission: Transmission,
-    /// What carries out the requests.
+    /// The export that carries out the requests.
     pub export: Arc<dyn Export>,
     /// The name under which the client asked for it.
     pub name: ExportName,
@@ -215,7 +215,7 @@ async fn close_on_error<T: Transport, R>(
     result
 }
 
-/// What the options of a connection led to.
+/// The outcome of the options of a connection.
 #[expect(
     clippy::large_enum_variant,
     reason = "there is one for each connection, and it is taken apart at once"

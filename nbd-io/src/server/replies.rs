@@ -21,7 +21,7 @@ const INLINE_ELSEWHERE: usize = 8 << 10;
 /// Payloads that come as [`Bytes`] are copied up to this length, in bytes.
 const COPIED: usize = 4 << 10;
 
-/// What is sent where all is zero, which need not be written anywhere before.
+/// Zeroes to send where all is zero, which need not be written anywhere before.
 static ZEROES: [u8; 16 << 10] = [0; 16 << 10];
 
 /// Fewer zeroes than this are copied, in bytes.

@@ -112,10 +112,10 @@ impl fmt::Debug for Report {
     }
 }
 
-/// What the extents of a block status reply may take up, in bytes.
+/// The room for the extents of a block status reply, in bytes.
 const LONG_STATUS: u64 = 2 << 20;
 
-/// What a request is about.
+/// The subject of a request.
 #[derive(Clone, Copy, Debug)]
 struct RequestInfo {
     command: Command,

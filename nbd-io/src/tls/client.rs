@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-/// Whom a client trusts, and whom it says it is.
+/// The authorities that a client trusts, and its own certificate.
 ///
 /// Certificates are read once. All connections by this and its clones share a configuration, so
 /// that those to a server that was connected to before resume its TLS session.

@@ -12,7 +12,7 @@ pub enum TlsError {
     /// A certificate or a key cannot be read or understood.
     #[error("cannot take {what} from {place}: {}", causes(source))]
     Source {
-        /// What was to be found there.
+        /// The kind of thing that was expected there.
         what: &'static str,
         /// The file, or memory.
         place: String,
@@ -22,7 +22,7 @@ pub enum TlsError {
     /// There is nothing of the kind in the input.
     #[error("expected {what} in {place}, found {found}")]
     Missing {
-        /// What was to be found.
+        /// The kind of thing that was expected.
         what: &'static str,
         /// The file, or memory.
         place: String,

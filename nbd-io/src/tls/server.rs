@@ -4,7 +4,7 @@ use super::{Pin, TlsError, identity::Identity, source::Source, verify::Trust, wa
 use rustls::ServerConfig;
 use std::{fmt, path::Path, sync::Arc};
 
-/// Who a server says it is, and whom it lets in.
+/// The certificate of a server, and the clients that it lets in.
 ///
 /// ```
 /// # fn f() -> Result<(), nbd_io::tls::TlsError> {

@@ -24,7 +24,7 @@ use x509_cert::{
     ext::pkix::SubjectAltName,
 };
 
-/// What a program says about the certificates that it trusts.
+/// The certificates that a program trusts, as it has set them up.
 #[derive(Clone, Default)]
 pub(super) struct Trust {
     pub(super) roots: Vec<CertificateDer<'static>>,

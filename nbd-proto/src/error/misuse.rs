@@ -6,7 +6,7 @@ use crate::{
     wire::{Command, CommandFlags, OptionCode},
 };
 
-/// What was asked of this side makes no sense here, and not a byte of it was sent.
+/// A call that makes no sense here; not a byte of it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Misuse {
@@ -67,7 +67,7 @@ pub enum Misuse {
         offset: u64,
         /// How much, in bytes.
         len: u64,
-        /// What can be reached, in bytes from the start of the export.
+        /// The end of the reachable part, in bytes from the start of the export.
         reachable: u64,
         /// The export's size in bytes.
         size: u64,

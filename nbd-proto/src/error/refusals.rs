@@ -14,7 +14,7 @@ pub struct OptionError {
     pub option: OptionCode,
     /// The kind of refusal, one of the `Err...` codes.
     pub code: OptionReplyCode,
-    /// What the server says about it; may be empty.
+    /// The server's text about it; may be empty.
     pub message: Text,
 }
 
@@ -52,7 +52,7 @@ impl core::error::Error for OptionError {}
 pub struct Failure {
     /// Why.
     pub errno: Errno,
-    /// What the server says about it; may be empty.
+    /// The server's text about it; may be empty.
     pub message: Text,
     /// Where it happened, in bytes from the start of the export, if the server said so.
     pub offset: Option<u64>,

@@ -3,7 +3,7 @@
 use super::Tls;
 use crate::{server::Limits, wire::HandshakeFlags};
 
-/// What a server offers while negotiation, the same for every export.
+/// The offer of a server in negotiation, the same for every export.
 ///
 /// ```
 /// use nbd_proto::server::{Config, Tls};

@@ -95,7 +95,7 @@ impl Security for Encrypted {
     const SECURE: bool = true;
 }
 
-/// What was agreed while negotiation, and is forgotten when TLS starts.
+/// The agreement so far, which is forgotten when TLS starts.
 #[derive(Debug, Default)]
 pub(super) struct Negotiated {
     pub(super) mode: HeaderStyle,
@@ -126,7 +126,7 @@ pub struct Options<S> {
     reader: Reader,
 }
 
-/// What a client asks for while negotiation.
+/// A request of a client in negotiation.
 ///
 /// The list is complete: an option that is not here was answered already. Inside TLS there is no
 /// request to start it:
@@ -212,7 +212,7 @@ impl<S> Options<S> {
         self.negotiated.mode
     }
 
-    /// What the server offers.
+    /// The server's offer.
     #[must_use]
     pub const fn config(&self) -> &Config {
         &self.connection.config

@@ -28,7 +28,7 @@ pub enum Refusal {
     Unknown,
     /// It would be possible, but the configuration forbids it.
     Policy,
-    /// What the client asked for makes no sense.
+    /// The request makes no sense.
     Invalid,
     /// This build or platform cannot do it.
     Platform,

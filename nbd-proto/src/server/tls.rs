@@ -49,7 +49,7 @@ pub struct TlsRequired {
     reader: Reader,
 }
 
-/// What a client that has to start TLS asks for.
+/// A request of a client that has to start TLS.
 #[derive(Debug)]
 #[must_use = "the client waits for an answer"]
 pub enum ForcedRequested {
@@ -150,7 +150,7 @@ impl StartTls {
         Self(connection)
     }
 
-    /// What the server offers.
+    /// The server's offer.
     #[must_use]
     pub const fn config(&self) -> &Config {
         &self.0.config

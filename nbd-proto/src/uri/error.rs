@@ -137,7 +137,7 @@ pub enum UriError {
         part: Part,
         /// Where its value stands.
         at: usize,
-        /// What is wrong with it, once it is percent-decoded.
+        /// The mistake in it, once it is percent-decoded.
         reason: ValueError,
     },
 }
@@ -146,17 +146,17 @@ pub enum UriError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
-    /// What stands between the authority and the `?`.
+    /// The text between the authority and the `?`.
     Export,
-    /// What a URI connects to: a name, an address, or a CID.
+    /// The host: a name, an address, or a CID.
     Host,
     /// The value of a parameter.
     Parameter(&'static str),
     /// The name of a parameter.
     ParameterName,
-    /// What stands after the host.
+    /// The text after the host.
     Port,
-    /// What stands before an `@`.
+    /// The text before an `@`.
     User,
 }
 
@@ -228,13 +228,13 @@ pub enum ValueError {
     /// Not a type of TLS authentication.
     #[error("expected `anon`, `psk` or `x509`, got `{}`", Quoted(got))]
     TlsType {
-        /// What came.
+        /// The actual value.
         got: String,
     },
     /// Neither 0 nor 1.
     #[error("expected `0` or `1`, got `{}`", Quoted(got))]
     VerifyPeer {
-        /// What came.
+        /// The actual value.
         got: String,
     },
 }

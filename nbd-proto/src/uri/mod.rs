@@ -211,13 +211,13 @@ impl Uri {
         &self.address
     }
 
-    /// Which export is wanted; the empty name is the server's default.
+    /// The export that is wanted; the empty name is the server's default.
     #[must_use]
     pub fn export(&self) -> &ExportName {
         &self.export
     }
 
-    /// What TLS must prove, if the URI requires TLS.
+    /// The demands on TLS, if the URI requires TLS.
     ///
     /// With a value here (`nbds`) the connection MUST be encrypted or fail. Without one (`nbd`) it
     /// may be plaintext, and whether TLS is tried is the program's decision.
@@ -261,7 +261,8 @@ impl TryFrom<&str> for Uri {
     }
 }
 
-/// What a URI may make the program do beyond connecting to a server; nothing by default.
+/// The permissions of a URI to make the program do things beyond connecting to a server; nothing
+/// by default.
 ///
 /// A URI often comes from elsewhere: an argument, a configuration, a web page. Grant these only
 /// to a source that may choose files to be read on this machine, or may waive authentication.

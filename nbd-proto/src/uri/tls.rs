@@ -7,7 +7,7 @@ use super::{
     error::{ValueError, check_bytes},
 };
 
-/// What TLS must prove, for a URI that requires TLS.
+/// The demands on TLS, for a URI that requires TLS.
 ///
 /// Spec: [TLS parameters][NBD URI]. Carrying this out, or refusing what its TLS implementation
 /// cannot do, is the adapter's part; it must fail rather than skip a verification that is asked

@@ -65,7 +65,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// What a client asks for while negotiation.
+    /// A request of a client in negotiation.
     ///
     /// Spec: [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
     pub enum OptionCode(u32) {
@@ -147,7 +147,7 @@ impl InfoType {
 }
 
 codes! {
-    /// What a client asks for during transmission.
+    /// A request of a client during transmission.
     ///
     /// Spec: [Request types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-types).
     pub enum Command(u16) {
@@ -169,7 +169,7 @@ impl Command {
 }
 
 codes! {
-    /// What a chunk of a structured or extended reply carries.
+    /// The kind of a chunk of a structured or extended reply.
     ///
     /// Spec: [Structured reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types).
     pub enum ReplyType(u16) {

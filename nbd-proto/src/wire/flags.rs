@@ -88,7 +88,7 @@ macro_rules! flags {
 }
 
 flags! {
-    /// What a server offers in its greeting.
+    /// The offer of a server in its greeting.
     ///
     /// Spec: [Handshake flags](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#handshake-flags).
     /// They travel in the clear and can be changed by a man in the middle: nothing that matters
@@ -100,7 +100,7 @@ flags! {
 }
 
 flags! {
-    /// What a client takes up of the server's offer.
+    /// The part of the server's offer that a client takes up.
     ///
     /// Spec: [Client flags](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#client-flags).
     pub struct ClientFlags(u32) {
@@ -110,7 +110,7 @@ flags! {
 }
 
 flags! {
-    /// What an export can do.
+    /// The capabilities of an export.
     ///
     /// Spec: [Transmission flags](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#transmission-flags).
     pub struct TransmissionFlags(u16) {

@@ -51,12 +51,12 @@ impl Greeting {
     }
 }
 
-/// What stands before the data of an option.
+/// The header of an option.
 ///
 /// Spec: [Newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#newstyle-negotiation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionRequestHeader {
-    /// What is asked for.
+    /// The option.
     pub option: OptionCode,
     /// Length of the data in bytes.
     pub len: u32,
@@ -90,7 +90,7 @@ impl OptionRequestHeader {
     }
 }
 
-/// What stands before the data of an option reply.
+/// The header of an option reply.
 ///
 /// Spec: [Fixed newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#fixed-newstyle-negotiation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl OptionReplyHeader {
 pub struct ExportBlock {
     /// Size of the export in bytes.
     pub size: u64,
-    /// What it can do.
+    /// Its capabilities.
     pub flags: TransmissionFlags,
 }
 
@@ -222,7 +222,7 @@ impl<'a> InfoRequest<'a> {
 pub struct WireBlockSizes {
     /// Every offset and length is to be a multiple of this, in bytes.
     pub minimum: u32,
-    /// What is fastest, in bytes.
+    /// The fastest size, in bytes.
     pub preferred: u32,
     /// The longest payload of a request, in bytes.
     pub maximum: u32,

@@ -8,7 +8,7 @@ use bytes::BufMut;
 /// length of a hole.
 pub const MAX_HEADER: usize = 44;
 
-/// Which headers a connection uses, fixed when transmission starts.
+/// The headers that a connection uses, fixed when transmission starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HeaderStyle {
     /// Compact requests, simple replies only.
@@ -44,7 +44,7 @@ impl HeaderStyle {
 pub struct RequestHeader {
     /// How to carry it out.
     pub flags: CommandFlags,
-    /// What to do.
+    /// The command.
     pub command: Command,
     /// The client's number for the request, echoed in every reply.
     pub cookie: u64,
@@ -124,7 +124,7 @@ pub enum ReplyHeader {
 pub struct ChunkHeader {
     /// Whether it is the last one.
     pub flags: ReplyFlags,
-    /// What it carries.
+    /// Its kind.
     pub reply: ReplyType,
     /// The request that is answered.
     pub cookie: u64,
@@ -226,7 +226,7 @@ impl ReplyHeader {
 pub struct Descriptor {
     /// Length in bytes; never 0.
     pub len: u64,
-    /// What the context says about it.
+    /// Its status in the context.
     pub status: u64,
 }
 

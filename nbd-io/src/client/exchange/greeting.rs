@@ -12,7 +12,7 @@ use nbd_proto::{
 /// How errors name the first step.
 pub(in super::super) const GREETING: &str = "the greeting";
 
-/// What a server turned out to speak, and the transport to it.
+/// The kind of handshake that a server speaks, and the transport to it.
 #[derive(Debug)]
 pub enum Greeted<T: Transport> {
     /// Fixed newstyle: the whole protocol.

@@ -27,7 +27,7 @@ pub struct StatusRun {
     pub offset: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// What each context says, in the order in which they were selected less the hidden ones.
+    /// The status of each context, in the order in which they were selected less the hidden ones.
     /// Contexts that the server does not have are not among them: [`status_of`](Self::status_of)
     /// finds one by its name.
     pub status: Vec<u64>,
@@ -36,14 +36,14 @@ pub struct StatusRun {
 }
 
 impl StatusRun {
-    /// What a context says; `None` if it was not selected.
+    /// The status of a context; `None` if it was not selected.
     #[must_use]
     pub fn status_of(&self, context: &ContextName) -> Option<u64> {
         let place = self.contexts.iter().position(|name| name == context)?;
         self.status.get(place).copied()
     }
 
-    /// What `base:allocation` says; `None` if it was not selected.
+    /// The status of `base:allocation`; `None` if it was not selected.
     #[must_use]
     pub fn allocation(&self) -> Option<Allocation> {
         let status = self.status_of(&ContextName::base_allocation())?;
@@ -55,7 +55,7 @@ impl StatusRun {
     }
 }
 
-/// What a walk along the extents of a range needs next.
+/// The next step of a walk along the extents of a range.
 #[derive(Debug)]
 pub enum ExtentStep {
     /// A run is known, or there will be none any more because of an error.

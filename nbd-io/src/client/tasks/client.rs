@@ -62,7 +62,7 @@ impl<R: Network> Client<R> {
         self.shared.pool.common.runtime()
     }
 
-    /// What was agreed on with the server.
+    /// The result of the negotiation.
     #[must_use]
     pub fn negotiated(&self) -> &Negotiated {
         &self.shared.pool.common.negotiated
@@ -81,7 +81,7 @@ impl<R: Network> Client<R> {
         self.negotiated().size()
     }
 
-    /// Which headers the connections use.
+    /// The headers that the connections use.
     #[must_use]
     pub fn mode(&self) -> HeaderStyle {
         self.negotiated().mode

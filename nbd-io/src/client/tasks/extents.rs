@@ -17,8 +17,7 @@ use std::{
 
 type Answer = Result<Vec<ContextExtents>, Error>;
 
-/// What the selected meta contexts say of a range, as a stream that asks the server as often as it
-/// takes.
+/// The extents of a range, as a stream that asks the server as often as it takes.
 ///
 /// The items are runs on which no context changes, in order and without gaps. They are inside
 /// the range. An error ends the stream.

@@ -86,7 +86,7 @@ pub struct Payload {
     pub range: Range<usize>,
 }
 
-/// What was made of bytes that were fed.
+/// The outcome of bytes that were fed.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Fed {
@@ -95,7 +95,7 @@ pub struct Fed {
     /// The last of the used bytes are payload, and are to be copied to this place. There are as many
     /// as its range is long.
     pub payload: Option<Payload>,
-    /// What they brought about.
+    /// The event that they have completed.
     pub event: Option<Event>,
 }
 
@@ -115,7 +115,7 @@ pub enum Event {
     Complete {
         /// The request.
         cookie: Cookie,
-        /// What came of it.
+        /// Its outcome.
         outcome: Outcome,
     },
 }

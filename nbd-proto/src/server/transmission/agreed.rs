@@ -35,7 +35,7 @@ impl Context {
     }
 }
 
-/// What every request is held to.
+/// The bounds of every request.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Agreed {
     pub(in crate::server) contexts: Arc<[Context]>,

@@ -82,7 +82,7 @@ pub enum Fill<'a> {
     /// Into the buffer of the write that is being received, which is `len` bytes long: at most to
     /// the end of `range`, and from its start. Never empty; starts at 0 when a new write begins.
     Payload {
-        /// What is missing of the payload.
+        /// The rest of the payload.
         range: Range<usize>,
         /// The length of the whole payload in bytes.
         len: usize,
@@ -95,7 +95,7 @@ pub enum Fill<'a> {
     Finished,
 }
 
-/// What came of the client's bytes.
+/// The outcome of the client's bytes.
 #[derive(Debug)]
 #[must_use = "the client waits for an answer"]
 pub enum Event {
@@ -119,7 +119,7 @@ pub struct Fed {
     /// If the used bytes are payload of the write that is being received: where in its buffer
     /// they are to be copied. Starts at 0 when a new write begins.
     pub payload: Option<Range<usize>>,
-    /// What came of them.
+    /// Their outcome.
     pub event: Option<Event>,
 }
 
@@ -391,7 +391,7 @@ impl Transmission {
         self.shutdown = true;
     }
 
-    /// Which headers the connection uses.
+    /// The headers that the connection uses.
     #[must_use]
     pub const fn mode(&self) -> HeaderStyle {
         self.agreed.mode

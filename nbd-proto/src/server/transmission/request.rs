@@ -82,7 +82,7 @@ pub enum Request {
         /// Answers it.
         ticket: Ticket,
     },
-    /// What the meta contexts say.
+    /// The status of the meta contexts.
     BlockStatus {
         /// From where on, in bytes.
         offset: u64,
@@ -148,7 +148,7 @@ impl Request {
         }
     }
 
-    /// What is to be done.
+    /// The command.
     #[must_use]
     pub const fn command(&self) -> Command {
         match self {

@@ -26,7 +26,7 @@ const DF_MUST_WORK: u64 = 65_536;
 /// Send the frame, then give the receipt to [`Transmission::retire`](super::Transmission::retire).
 #[must_use = "the client waits for this message"]
 pub struct Reply<P> {
-    /// What is to be sent.
+    /// The bytes to be sent.
     pub frame: Frame<P>,
     /// The proof that the request is answered.
     pub receipt: Receipt,
@@ -57,7 +57,7 @@ pub struct Receipt(pub(super) ());
 pub enum Part<P, T> {
     /// More are to follow.
     More {
-        /// What is to be sent. Nothing has to be sent right behind it but whole messages.
+        /// The bytes to be sent. Nothing has to be sent right behind it but whole messages.
         frame: Frame<P>,
         /// Makes the messages that follow.
         rest: T,
