@@ -224,15 +224,19 @@ impl Link {
 
 impl State {
     /// Whether a caller has what it reads for, or cannot get it by reading.
+    #[inline]
     fn serves(&self, until: WaitFor, place: usize) -> bool {
         match until {
             WaitFor::Done => self.engine.is_done(place) || self.engine.in_flight() == 0,
-            WaitFor::Room { weight } => {
-                !self.engine.takes_requests() || self.has_room(place, weight)
-            }
+            WaitFor::Room { weight } => self.serves_room(place, weight),
             WaitFor::Answer(cookie) => self.engine.is_answered(cookie),
             WaitFor::Idle | WaitFor::Nothing => self.engine.in_flight() == 0,
             WaitFor::End | WaitFor::IdleCheck => false,
         }
+    }
+
+    #[cold]
+    fn serves_room(&self, place: usize, weight: u64) -> bool {
+        !self.engine.takes_requests() || self.has_room(place, weight)
     }
 }

@@ -148,22 +148,33 @@ impl State {
     /// payload do not overtake those of others that are too heavy now, or these would wait for ever.
     #[inline]
     pub(super) fn has_room(&self, place: usize, weight: u64) -> bool {
-        self.engine.has_room() && (weight == 0 || self.bears(place, weight))
+        let is_lone = self.engine.weight() == 0 && self.heavy.is_empty();
+        self.engine.has_room() && (is_lone || weight == 0 || self.bears(place, weight))
     }
 
     #[inline]
     fn bears(&self, place: usize, weight: u64) -> bool {
         let before = self.engine.weight();
         let fits = before == 0 || before.saturating_add(weight) <= self.max_weight;
-        fits && self.heavy.front().is_none_or(|first| *first == place)
+        fits && (self.heavy.is_empty() || self.is_first_of_heavy(place))
+    }
+
+    #[cold]
+    fn is_first_of_heavy(&self, place: usize) -> bool {
+        self.heavy.front() == Some(&place)
     }
 
     /// A caller does not wait for room any more.
     #[inline]
     pub(super) fn forget_heavy(&mut self, place: usize) {
         if !self.heavy.is_empty() {
-            self.heavy.retain(|heavy| *heavy != place);
+            self.remove_heavy(place);
         }
+    }
+
+    #[cold]
+    fn remove_heavy(&mut self, place: usize) {
+        self.heavy.retain(|heavy| *heavy != place);
     }
 
     /// The next completed request of a caller; an error when the connection is over.
@@ -239,10 +250,15 @@ impl State {
     }
 
     /// Wakes a caller that waits until one more request may be in flight. It wakes the next one.
+    #[inline]
     pub(super) fn wake_for_room(&mut self) {
-        if self.wait_for_room == 0 || !self.engine.has_room() {
-            return;
+        if self.wait_for_room > 0 && self.engine.has_room() {
+            self.wake_first_for_room();
         }
+    }
+
+    #[cold]
+    fn wake_first_for_room(&mut self) {
         let may_go = |place: &usize| match self.callers[*place].waits {
             Some(WaitFor::Room { weight }) => self.has_room(*place, weight),
             _ => false,
