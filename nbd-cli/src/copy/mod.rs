@@ -110,16 +110,22 @@ pub(crate) struct Flight {
     /// The requests in flight [default: as few as are fast].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     requests: Option<u16>,
+    /// The threads, by default half as many as there are processors, but no more than 2.
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: Option<u16>,
     /// The length of a request.
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = request_size)]
     request_size: u64,
 }
 
 impl Flight {
-    /// Threads share the connections of both sides.
+    /// Threads share the connections of both sides, and leave processors to servers.
     pub(crate) fn threads(&self) -> usize {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        processors.min(self.connections(1)).min(THREADS)
+        let threads = self
+            .threads
+            .map_or((processors / 2).min(THREADS), usize::from);
+        threads.clamp(1, self.connections(1))
     }
 
     /// How many connections each thread has.

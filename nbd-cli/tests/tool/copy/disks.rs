@@ -37,7 +37,7 @@ fn a_sparse_image_of_qemu_becomes_a_file_that_is_as_sparse() {
         let directory = directory();
         let (ours, theirs) = (target(&directory), directory.path().join("theirs"));
         let uri = server.uri("");
-        copy(&[&uri, text(&ours)]).expect(0);
+        copy(&["--threads=2", &uri, text(&ours)]).expect(0);
         assert_identical("qcow2", text(&image.path()), text(&ours));
         let Some(nbdcopy) = require(Peer::NbdCopy) else {
             return;
@@ -56,7 +56,7 @@ fn a_file_is_copied_into_nbdkit_and_back_and_verified() {
             return;
         };
         let uri = server.uri("");
-        copy(&["--verify", text(&image.path()), &uri]).expect(0);
+        copy(&["--verify", "--threads=2", text(&image.path()), &uri]).expect(0);
         assert_identical("raw", &uri, text(&image.path()));
         copy(&[&uri, text(&target(&directory))]).expect(0);
         assert_same(&fs::read(target(&directory)).unwrap(), &contents(), 0);

@@ -8,7 +8,7 @@ const SIZE: u64 = 24 * MIB;
 
 /// A source of which each MiB takes a tenth of a second.
 fn limited<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["--limit-rate=10M", "--request-size=64K"];
+    let mut args = vec!["--limit-rate=10M", "--request-size=64K", "--threads=2"];
     args.extend(more);
     args
 }
