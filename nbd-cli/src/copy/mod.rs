@@ -122,9 +122,8 @@ impl Flight {
     /// Threads share the connections of both sides, and leave processors to servers.
     pub(crate) fn threads(&self) -> usize {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let threads = self
-            .threads
-            .map_or((processors / 2).min(THREADS), usize::from);
+        let fitting = (processors / 2).min(THREADS);
+        let threads = self.threads.map_or(fitting, usize::from);
         threads.clamp(1, self.connections(1))
     }
 
