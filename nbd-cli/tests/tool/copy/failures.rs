@@ -16,7 +16,7 @@ fn a_read_that_fails_is_an_error() {
         let Some(server) = Nbdkit::file(image())
             .filter("error")
             .param("error-pread=EIO")
-            .param("error-pread-rate=20%")
+            .param("error-pread-rate=100%")
             .start()
         else {
             return;
@@ -53,7 +53,7 @@ fn a_destination_that_is_full_is_an_error() {
             .param(SIZE.to_string())
             .filter("error")
             .param("error-pwrite=ENOSPC")
-            .param("error-pwrite-rate=20%")
+            .param("error-pwrite-rate=100%")
             .start()
         else {
             return;
