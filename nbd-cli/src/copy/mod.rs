@@ -119,10 +119,11 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// Threads share the connections of both sides, and leave processors to servers.
-    pub(crate) fn threads(&self) -> usize {
+    /// Threads share the connections of both sides. Between two servers they leave processors to
+    /// these; a file is read or written by the threads themselves.
+    pub(crate) fn threads(&self, has_file: bool) -> usize {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let fitting = (processors / 2).min(THREADS);
+        let fitting = if has_file { processors } else { processors / 2 }.min(THREADS);
         let threads = self.threads.map_or(fitting, usize::from);
         threads.clamp(1, self.connections(1))
     }
@@ -174,7 +175,13 @@ impl Copy {
             return Err(Error::new("--verify needs a destination that can be read"));
         }
         let single = self.hash || self.source.is_stream() || self.destination.is_stream();
-        let threads = if single { 1 } else { self.flight.threads() };
+        let sides = [&self.source, &self.destination];
+        let has_file = sides.iter().any(|side| matches!(side, Target::Path(_)));
+        let threads = if single {
+            1
+        } else {
+            self.flight.threads(has_file)
+        };
         let found = self
             .resume
             .as_deref()
