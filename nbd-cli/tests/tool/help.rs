@@ -1,6 +1,6 @@
 //! `--help`, manual pages and completions.
 
-use crate::support::{command, nbd};
+use crate::support::{nbd, search_path};
 use interop::{Nbdkit, deadline};
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -59,19 +59,10 @@ fn try_out(line: &str, uri: &str, dir: &Path) {
     ] {
         line = line.replace(from, to);
     }
-    let nbd = command::<&str>([]).get_program().to_owned();
-    let bin = Path::new(&nbd)
-        .parent()
-        .expect("a program is in a directory");
-    let path = format!(
-        "{}:{}",
-        bin.display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
     let shell = Command::new("bash")
         .args(["-e", "-c", &line])
         .current_dir(dir)
-        .env("PATH", path)
+        .env("PATH", search_path())
         .output();
     let ended = shell.expect("bash can be started");
     let said = String::from_utf8_lossy(&ended.stderr);

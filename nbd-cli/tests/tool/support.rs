@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::{
     ffi::OsStr,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -28,6 +29,13 @@ pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Com
         .stdin(Stdio::null())
         .env_remove("NBD_LOG");
     command
+}
+
+/// Where a shell finds the command, before all others.
+pub(crate) fn search_path() -> String {
+    let bin = Path::new(env!("CARGO_BIN_EXE_nbd")).parent();
+    let bin = bin.expect("a program is in a directory").display();
+    format!("{bin}:{}", std::env::var("PATH").unwrap_or_default())
 }
 
 /// Runs the command to its end.
