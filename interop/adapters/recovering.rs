@@ -1,4 +1,4 @@
-//! How an asynchronous client uses a server that crashes and restarts.
+//! Asynchronous clients of a server that crashes and restarts.
 
 use super::{
     on_runtime,

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{Peer, require};
 
-/// How an image is stored.
+/// Format of an image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {

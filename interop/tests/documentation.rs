@@ -1,4 +1,4 @@
-//! What the documentation of the drivers must have.
+//! Requirements that the documentation of the drivers has to meet.
 
 use std::{
     fs,

@@ -19,7 +19,7 @@ pub use stream::Stream;
 pub use {bytes, nbd_io, nbd_proto, nbd_socket};
 
 nbd_io::driver_root! {
-    /// How to reach an export, and what to ask for: by default everything that makes a connection better.
+    /// Address of an export, and features to ask for: by default all that make a connection better.
     ///
     /// ```no_run
     /// use nbd_async_std::{ConnectOptions, ContextName};

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the clock counts from.
+/// Zero of the clock.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The async-std runtime, of which each process has one. It needs no context: everything can be

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a server may take to end before it is killed.
+/// Time in which a server has to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A server that this side started. It is ended when the value is dropped, which has to happen

@@ -26,11 +26,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long to wait for room in the queue of a listening Unix socket. The system does not tell when
-/// there is some.
+/// Interval between two attempts while the queue of a listening Unix socket is full. The system
+/// does not report when it has room.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How a driver waits while it connects.
+/// A driver's way to wait while it connects.
 pub trait Reactor: Sync {
     /// A socket as the driver uses it.
     type Socket: AsFd + Send + Sync;
@@ -113,7 +113,7 @@ pub(crate) fn unsupported() -> io::Error {
     )
 }
 
-/// What all attempts have in common.
+/// The part that all attempts share.
 struct Dialer<'a, R> {
     reactor: &'a R,
     options: &'a DialOptions,
@@ -217,7 +217,7 @@ fn new_socket(domain: Domain) -> io::Result<socket2::Socket> {
 
 /// Has the system notice that the other side is gone, as far as it can.
 fn watch(socket: &socket2::Socket, options: &DialOptions) {
-    // What cannot be set only makes it take longer, as on systems that do not have it at all.
+    // An option that cannot be set costs time and nothing else, as on systems that lack it.
     if let Some(idle) = options.tcp_keepalive {
         let _ = socket.set_tcp_keepalive(&keepalive(idle));
     }
@@ -244,7 +244,7 @@ fn keepalive(idle: Duration) -> TcpKeepalive {
     keepalive
 }
 
-/// How an attempt has ended, if it has.
+/// The result of an attempt, if it has ended.
 fn outcome(socket: &impl AsFd) -> io::Result<Option<io::Result<()>>> {
     if !wait::any_writable(&[socket], Some(Instant::now()))? {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What the listeners of all drivers have in common.
+//! The part that the listeners of all drivers share.
 
 /// The methods of a driver's `Listener`, with examples that begin with `$begin`. It has a `new`,
 /// which takes over a [`Listener`] of this crate, and a `socket`, which lends that unless it is a

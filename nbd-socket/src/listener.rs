@@ -35,7 +35,7 @@ const PROBES: u32 = 6;
 /// `VMADDR_CID_ANY`, and `VMADDR_PORT_ANY` as well.
 const ANY: u32 = u32::MAX;
 
-/// How many connections may wait to be accepted, as with the listeners of the standard library.
+/// Limit of connections that wait to be accepted, as with the listeners of the standard library.
 const BACKLOG: i32 = 4096;
 
 /// A listening stream socket that does not wait, for an event loop; or the only client that there
@@ -224,7 +224,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What the system says, unaltered; of the kind [`io::ErrorKind::WouldBlock`] if there is no
+    /// The system's error, unaltered; of the kind [`io::ErrorKind::WouldBlock`] if there is no
     /// connection.
     pub fn accept(&self) -> io::Result<(Socket, Peer)> {
         let (socket, address) = self.socket.accept()?;
@@ -442,7 +442,7 @@ mod tests {
             assert!(known.contains(address));
             TcpStream::connect(address).unwrap();
         }
-        // Whatever of them the machine has.
+        // Every one of them that the machine has.
         for missing in known.iter().filter(|known| !addresses.contains(known)) {
             assert!(is_missing(
                 &TcpListener::bind((missing.ip(), 0)).unwrap_err()

@@ -66,7 +66,7 @@ impl Family {
     }
 
     /// Whether a call that moves fewer bytes than it could has moved all that can be moved now, so
-    /// that there is no need to try again before the system tells that there is more. True of TCP
+    /// that there is no need to try again before the system reports that there is more. True of TCP
     /// and of Unix sockets, but not of every kind of vsock.
     #[must_use]
     pub const fn moves_all(self) -> bool {
@@ -99,7 +99,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Who is at the other end. A process at the other end of a pair of sockets is
+    /// The peer at the other end. A process at the other end of a pair of sockets is
     /// [`Peer::Unix`], too.
     #[must_use]
     pub fn peer(&self) -> Peer {
@@ -278,7 +278,7 @@ impl Socket {
         events.set(PollFlags::IN, read);
         events.set(PollFlags::OUT, write);
         loop {
-            // What is there already is no matter of time.
+            // A zero timeout still finds what is there already.
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut [PollFd::new(&self.fd, events)], timeout.as_ref()) {
@@ -292,7 +292,7 @@ impl Socket {
         }
     }
 
-    /// How long a blocking receive and a blocking send wait. `None` is for ever.
+    /// Limits the time of a blocking receive and of a blocking send. `None` is for ever.
     ///
     /// # Errors
     ///
@@ -329,7 +329,7 @@ pub(crate) fn make_room(socket: &socket2::Socket) {
     let _ = socket.set_send_buffer_size(UNIX_ROOM);
 }
 
-/// Who has an address.
+/// The peer that has an address.
 pub(crate) fn peer(address: &socket2::SockAddr) -> Peer {
     match address.as_socket() {
         Some(address) => Peer::Tcp(address),

@@ -1,4 +1,4 @@
-//! What only Linux has: sockets between a virtual machine and its host.
+//! Sockets between a virtual machine and its host, which only Linux has.
 
 use nbd_io::server::Peer;
 use socket2::SockAddr;
@@ -18,7 +18,7 @@ pub(crate) fn address(_: u32, _: u32) -> io::Result<SockAddr> {
     Err(crate::connect::unsupported())
 }
 
-/// Who it is, if it is a virtual machine or the host of some.
+/// The peer with this address, if it is a virtual machine or a host.
 #[cfg(target_os = "linux")]
 pub(crate) fn peer(address: &SockAddr) -> Option<Peer> {
     let (cid, port) = address.as_vsock_address()?;

@@ -16,15 +16,15 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 /// To copy, `tokio::io::copy_buf` from a `BufReader` of 1 MiB is about as fast as reading and
 /// writing by hand, and larger buffers are not faster; `tokio::io::copy` moves only 8 KiB at a time.
 ///
-/// A write takes the data and is carried out in the background, one at a time, and what goes wrong
-/// with it is reported by the next write, flush or shutdown. What others may rely on is there only
-/// after a flush. [`flush`](AsyncWrite::poll_flush) and [`shutdown`](AsyncWrite::poll_shutdown) put
-/// what was written on stable storage, if the server offers that; nothing is closed by the latter.
-/// When a cursor is dropped, an error of its last write is not reported.
+/// A write takes the data and is carried out in the background, one at a time. The next write,
+/// flush or shutdown reports its error. Others may rely on written data only after a flush:
+/// [`flush`](AsyncWrite::poll_flush) and [`shutdown`](AsyncWrite::poll_shutdown) put it on stable
+/// storage, if the server offers that; `shutdown` closes nothing. When a cursor is dropped, an
+/// error of its last write is not reported.
 ///
 /// At the end of the export nothing is read or written, so that `write_all` fails there with
-/// [`WriteZero`](io::ErrorKind::WriteZero). What the client fails with, an
-/// [`Error`](crate::Error), is inside the [`io::Error`].
+/// [`WriteZero`](io::ErrorKind::WriteZero). The [`io::Error`] of a failure contains the client's
+/// [`Error`](crate::Error).
 ///
 /// # Cancel safety
 ///

@@ -13,13 +13,13 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-/// What the clock counts from.
+/// Zero of the clock.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A Tokio runtime. Its I/O and its time have to be enabled.
 ///
 /// The default is the runtime that a future is polled on, so that a server or a client can be made
-/// before there is any. What is polled elsewhere may panic then.
+/// before there is any. A future that is polled elsewhere may panic then.
 #[derive(Clone, Debug, Default)]
 pub struct Tokio(Option<Handle>);
 

@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// What is no longer than this, in bytes, is sent without asking first whether there is room.
+/// Longest send, in bytes, that is tried without asking first whether there is room.
 const SHORT: usize = 16 << 10;
 
 /// A connected stream socket of any family. One system call reads into several buffers, or writes
@@ -27,7 +27,7 @@ const SHORT: usize = 16 << 10;
 pub struct Socket {
     /// A Unix socket once more, watched for room, since a first send has found none. The event loop
     /// would be woken whenever the peer has taken something if every Unix socket was watched for
-    /// that: twice for a request. Other sockets tell of room only after there was none.
+    /// that: twice for a request. Other sockets report room only after there was none.
     room: OnceLock<AsyncFd<OwnedFd>>,
     fd: AsyncFd<nbd_socket::Socket>,
     /// The event loop was asked whether there is something to read since the last read.
@@ -106,7 +106,7 @@ impl Socket {
         Ok(self.room.get_or_init(|| room))
     }
 
-    /// Sends when there is room, as `watched` tells.
+    /// Sends when there is room; `watched` reports when that is.
     fn poll_send<T: AsRawFd>(
         &self,
         watched: &AsyncFd<T>,
@@ -115,8 +115,8 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         let send = || self.fd.get_ref().send(bufs, false);
         let len = bufs.iter().map(|buf| buf.len()).sum();
-        // What is short has room most of the time. What is not may be sent in part, and then nothing
-        // more is to be tried.
+        // Mostly there is room for a short send. A longer one may be accepted in part, and then
+        // nothing more is to be tried.
         if len <= SHORT {
             match watched.try_io(Interest::WRITABLE, |_| send()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,4 +1,4 @@
-//! How connections begin and end.
+//! Beginnings and ends of connections.
 //!
 //! It is longer than 500 lines because it goes from the first byte of a connection to its last.
 

@@ -409,9 +409,9 @@ fn greedy_clients_neither_end_a_server_nor_keep_out_the_modest() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(env!("CARGO_PKG_NAME"), &directory);
     soon(move || {
-        // In KiB of address space, where reserved memory counts as well. How much of it glibc takes
-        // for arenas depends on how busy the machine is: with all 16 there may be no room for a
-        // thread, and clients are turned away. Operators can bound that, and so does this test.
+        // In KiB of address space, where reserved memory counts as well. glibc takes more of it for
+        // arenas on a busy machine: with all 16 there may be no room for a thread, and clients are
+        // turned away. Operators can bound that, and so does this test.
         let limit = "-v 1048576; export MALLOC_ARENA_MAX=2";
         let limited = limited(&program, &directory, limit);
         let mut serving = Program::start(&limited, &directory, &["--quiet"]);

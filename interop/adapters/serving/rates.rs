@@ -36,7 +36,8 @@ fn read(clients: &[Client], times: u64, len: usize) -> Duration {
     start.elapsed()
 }
 
-/// What was not used before may be made up for: a tenth of a second, and a little for clocks.
+/// Least time for work that a rate limits to `seconds`: a limiter that was idle has saved up a
+/// tenth of a second, and clocks differ a little.
 fn at_least(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds - 0.15)
 }

@@ -15,7 +15,7 @@ use std::{
 const DEVICE: &str = "/dev/nbd0";
 const LEN: u64 = 1 << 20;
 
-/// What the kernel says that the device can do; 0 is nothing.
+/// Limit in bytes that the kernel gives for a command of the device; 0 if the device lacks it.
 fn limit(of: &str) -> u64 {
     let limit = fs::read_to_string(format!("/sys/block/nbd0/queue/{of}_max_bytes"));
     limit.unwrap().trim().parse().unwrap()

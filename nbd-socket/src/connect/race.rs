@@ -5,17 +5,17 @@
 use super::{Attempt, Awaited, Dialer, Reactor, no_answer, outcome};
 use std::{fmt, io, iter, mem, net::SocketAddr, time::Duration};
 
-/// How long an attempt may be silent before the next one begins beside it: the Connection Attempt
-/// Delay.
+/// Time for which an attempt may be silent before the next one begins beside it: the Connection
+/// Attempt Delay.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// The shortest delay, where many addresses share little time.
 const MIN_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 
-/// How many addresses of a host are tried. A name server can name thousands.
+/// Limit of addresses of a host that are tried. A name server can name thousands.
 const MAX_ADDRESSES: usize = 64;
 
-/// Why no address of a host could be connected to.
+/// An error for a host of which no address could be connected to.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Unreachable {
@@ -38,7 +38,7 @@ impl fmt::Display for Unreachable {
 
 impl std::error::Error for Unreachable {}
 
-/// What became of an address.
+/// State of the attempt at an address.
 enum Runner<S> {
     Waiting,
     Begun(S),
@@ -106,7 +106,7 @@ impl<R: Reactor> Dialer<'_, R> {
         }
     }
 
-    /// How long to wait between two attempts. The last address is to have half of the time.
+    /// Delay between the beginnings of two attempts. The last address is to have half of the time.
     fn delay(&self, addresses: usize) -> Duration {
         let addresses = u32::try_from(addresses).unwrap_or(u32::MAX).max(1);
         let share = self.options.timeout.map(|time| time / 2 / addresses);
@@ -143,7 +143,7 @@ fn none_answers<S>(runners: Vec<(SocketAddr, Runner<S>)>) -> io::Error {
             Runner::Failed(error) => error,
         };
         kind = match (kind, error.kind()) {
-            // What is out of reach says less than what is there and refuses.
+            // A refusal says more than an address out of reach.
             (io::ErrorKind::NotFound, other) | (_, other @ io::ErrorKind::TimedOut) => other,
             (
                 io::ErrorKind::NetworkUnreachable

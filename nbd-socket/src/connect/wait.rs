@@ -1,4 +1,4 @@
-//! What connecting waits for.
+//! Events that connecting waits for.
 
 use crate::Lookup;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What is waited for while a connection is made.
+/// An event that connecting waits for.
 #[derive(Debug)]
 pub enum Awaited<'a, S> {
     /// A host whose addresses are not known yet.
@@ -75,7 +75,7 @@ pub(super) fn any_writable<S: AsFd>(sockets: &[&S], until: Option<Instant>) -> i
     let watch = |socket| PollFd::new(socket, PollFlags::OUT);
     let mut watched: Vec<_> = sockets.iter().copied().map(watch).collect();
     loop {
-        // What is there already is no matter of time.
+        // A zero timeout still finds what is there already.
         let left = until.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut watched, timeout.as_ref()) {

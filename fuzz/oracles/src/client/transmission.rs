@@ -28,7 +28,7 @@ struct Request {
     ask: Ask,
     /// Of a read.
     buffer: Vec<u8>,
-    /// Which bytes of the buffer have come.
+    /// Per byte of the buffer, whether it has come.
     come: Vec<bool>,
 }
 
