@@ -80,7 +80,7 @@ pub enum Error {
     /// `NBD_OPT_EXPORT_NAME` could not be granted, and has no other way to be refused.
     #[error("NBD_OPT_EXPORT_NAME was refused: {why}")]
     ExportNameRefused {
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
     /// An option reply does not start with its magic number.
@@ -266,7 +266,7 @@ pub enum Error {
     /// Data, a hole or an error at a place that was not asked for.
     #[error("a chunk at {offset} of {len} bytes lies outside its request")]
     OutsideRequest {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
         /// Its length in bytes; 0 for the place of an error.
         len: u64,
@@ -274,7 +274,7 @@ pub enum Error {
     /// Data or a hole at a place that was answered before.
     #[error("a chunk at {offset} of {len} bytes overlaps what was answered before")]
     Overlap {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
         /// Its length in bytes.
         len: u64,
@@ -282,7 +282,7 @@ pub enum Error {
     /// A hole of no bytes.
     #[error("a hole at {offset} has no length")]
     EmptyHole {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
     },
     /// A successful read that left bytes unanswered.
@@ -290,7 +290,7 @@ pub enum Error {
     ShortRead {
         /// The length of the read in bytes.
         len: u64,
-        /// How many never came.
+        /// Number of bytes that never came.
         missing: u64,
     },
     /// A read that was to be answered in one piece was not.

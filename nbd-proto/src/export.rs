@@ -1,4 +1,4 @@
-//! What is known of an export.
+//! A client's knowledge of an export.
 
 use crate::{
     Error, ExportName, Misuse, Text,
@@ -17,7 +17,7 @@ pub struct BlockSizes {
 }
 
 impl BlockSizes {
-    /// What holds where a server says nothing: any offset and length, 4 KiB preferred, and a
+    /// The block sizes of a server that sends none: any offset and length, 4 KiB preferred, and a
     /// payload of at most 32 MiB.
     pub const UNKNOWN: Self = Self {
         minimum: 1,
@@ -128,8 +128,8 @@ impl ExportInfo {
         self.block_sizes.unwrap_or(BlockSizes::UNKNOWN)
     }
 
-    /// How many bytes from the start on a client can reach: the size, without what the end has of
-    /// an incomplete block. Servers should not have one, but some do.
+    /// Number of bytes from the start on that a client can reach: the size, without an incomplete
+    /// block at the end. Servers should not have one, but some do.
     ///
     /// Spec: [Size constraints](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#size-constraints).
     #[inline]

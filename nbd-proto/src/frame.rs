@@ -1,4 +1,4 @@
-//! What goes out during transmission: a small header on the stack and the payload as it was given.
+//! The output of transmission: a small header on the stack and the payload as it was given.
 
 use crate::wire::MAX_HEADER;
 use bytes::{Buf, BufMut, Bytes};
@@ -89,7 +89,7 @@ impl<P> Frame<P> {
         }
     }
 
-    /// What of the header has not been sent.
+    /// The part of the header that has not been sent.
     #[inline]
     #[must_use]
     pub fn header(&self) -> &[u8] {

@@ -5,8 +5,7 @@ use alloc::vec::Vec;
 /// Memory taken ahead of the bytes that fill it.
 const STEP: usize = 4096;
 
-/// Messages of no more bytes are kept in place: all headers, and what most of them announce in a
-/// negotiation.
+/// Messages of no more bytes are kept in place: all headers, and most messages of a negotiation.
 const SHORT: usize = 32;
 
 /// Takes in a known number of bytes, and either keeps or drops them.
@@ -107,7 +106,7 @@ impl Gather {
         self.filled == 0
     }
 
-    /// What has arrived.
+    /// The bytes that have arrived.
     pub(crate) fn bytes(&self) -> &[u8] {
         let bytes = if self.is_short() {
             &self.short[..]
@@ -117,7 +116,7 @@ impl Gather {
         &bytes[..self.filled]
     }
 
-    /// What has arrived, if it is exactly `N` bytes.
+    /// The bytes that have arrived, if they are exactly `N`.
     pub(crate) fn array<const N: usize>(&self) -> Option<&[u8; N]> {
         self.bytes().try_into().ok()
     }

@@ -1,4 +1,4 @@
-//! What the well-known meta contexts say of an extent.
+//! The status of an extent in the well-known meta contexts.
 //!
 //! Spec: [Metadata querying](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#metadata-querying).
 
@@ -7,9 +7,9 @@ use core::fmt;
 /// A run of the export about which a context says one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Extent {
-    /// Its length in bytes; never 0 in what a server sent.
+    /// Its length in bytes; never 0 if a server sent it.
     pub len: u64,
-    /// What the context says; see [`Allocation`], [`DirtyBitmap`] and [`AllocationDepth`].
+    /// The status in this context; see [`Allocation`], [`DirtyBitmap`] and [`AllocationDepth`].
     pub status: u64,
 }
 

@@ -11,10 +11,10 @@ use core::{fmt, str};
 /// The longest string that the protocol allows, in bytes.
 pub const MAX_STRING: usize = 4096;
 
-/// How much of a peer's text is repeated in this library's own messages, in characters.
+/// Length in characters to which a peer's text is cut in this library's own messages.
 const MAX_QUOTED: usize = 80;
 
-/// Why bytes are not a legal NBD string.
+/// Reasons for which bytes are not a legal NBD string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
@@ -27,13 +27,13 @@ pub enum NameError {
     /// A NUL byte inside the string.
     #[error("a string must not contain NUL, this one does at byte {at}")]
     Nul {
-        /// Where the first one stands, in bytes.
+        /// Position of the first one in bytes.
         at: usize,
     },
     /// Not UTF-8.
     #[error("a string must be UTF-8, this one is not from byte {at} on")]
     NotUtf8 {
-        /// Where the first wrong byte stands.
+        /// Position of the first wrong byte.
         at: usize,
     },
     /// A meta context name without the form `namespace:leaf`.
@@ -156,13 +156,13 @@ impl ContextName {
         }
     }
 
-    /// `base:allocation`, the context that tells holes and zeroes from data.
+    /// `base:allocation`, the context that distinguishes holes, zeroes and data.
     #[must_use]
     pub fn base_allocation() -> Self {
         Self("base:allocation".to_owned())
     }
 
-    /// `qemu:dirty-bitmap:NAME`, the context of QEMU's that tells what was written since the bitmap
+    /// `qemu:dirty-bitmap:NAME`, the context of QEMU's that marks bytes written since the bitmap
     /// was started; see [`DirtyBitmap`](crate::meta::DirtyBitmap).
     ///
     /// ```
@@ -180,8 +180,8 @@ impl ContextName {
         Self::new(format!("qemu:dirty-bitmap:{name}"))
     }
 
-    /// `qemu:allocation-depth`, the context of QEMU's that tells in which layer of an image data is;
-    /// see [`AllocationDepth`](crate::meta::AllocationDepth).
+    /// `qemu:allocation-depth`, the context of QEMU's that gives the layer of an image in which
+    /// data is; see [`AllocationDepth`](crate::meta::AllocationDepth).
     #[must_use]
     pub fn allocation_depth() -> Self {
         Self("qemu:allocation-depth".to_owned())
@@ -193,7 +193,7 @@ impl ContextName {
         &self.0
     }
 
-    /// What stands before the colon.
+    /// The part before the colon.
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.0
@@ -201,7 +201,7 @@ impl ContextName {
             .map_or("", |(namespace, _)| namespace)
     }
 
-    /// What stands after the first colon; empty in a wildcard query.
+    /// The part after the first colon; empty in a wildcard query.
     #[must_use]
     pub fn leaf(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, leaf)| leaf)
@@ -247,8 +247,8 @@ impl fmt::Debug for ContextName {
 /// Text that a peer sent for people to read: a description or an error message.
 ///
 /// It is never parsed. [`fmt::Display`] escapes control characters and the invisible characters
-/// that reorder text, so that it is safe to show; [`Text::as_str`] is what came, with invalid
-/// UTF-8 replaced.
+/// that reorder text, so that it is safe to show; [`Text::as_str`] is the text as it came, with
+/// invalid UTF-8 replaced.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Text(String);
 

@@ -1,4 +1,4 @@
-//! How negotiation moves forward.
+//! The steps of negotiation, which a driver moves from one to the next.
 
 use crate::Error;
 use bytes::BytesMut;
@@ -11,8 +11,8 @@ use bytes::BytesMut;
 /// 2. read into [`space`](Phase::space), at most that many bytes,
 /// 3. hand the number of bytes read to [`filled`](Phase::filled).
 ///
-/// The space never reaches past the message being read, so nothing of what follows (a TLS
-/// handshake, the first reply) is taken from it by accident.
+/// The space never reaches past the message being read, so no later byte (of a TLS handshake or the
+/// first reply) is taken by accident.
 pub trait Phase: Sized {
     /// The end of this part of the negotiation.
     type Next;

@@ -60,8 +60,8 @@ pub trait Reactor: Sync {
     ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// Connects to what an address names. All addresses of a host are tried side by side, those of IPv6
-/// and IPv4 by turns, and the first one that answers is used.
+/// Connects to an address. All addresses of a host are tried side by side, those of IPv6 and IPv4
+/// by turns, and the first one that answers is used.
 ///
 /// # Errors
 ///

@@ -238,7 +238,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Has the event loop watch a descriptor, for what is of interest.
+/// Has the event loop watch a descriptor for some of its events.
 #[expect(
     deprecated,
     reason = "what replaces it is unsafe code; each caller's type owns its descriptor and keeps it"

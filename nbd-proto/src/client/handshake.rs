@@ -26,7 +26,7 @@ pub struct Handshake(Reader);
 #[derive(Debug)]
 pub struct SecureHandshake(Reader);
 
-/// What a server turned out to speak.
+/// The style of negotiation that a server's greeting announces, with the next phase.
 #[derive(Debug)]
 pub enum Greeted {
     /// Fixed newstyle: the whole protocol.
@@ -137,7 +137,8 @@ struct Reader {
 impl Reader {
     const fn new(config: Config) -> Self {
         Self {
-            // Every greeting is at least so long. What is wrong is noticed as soon as it is there.
+            // Every greeting is at least so long. An error in it is reported as soon as its bytes
+            // are there.
             gather: Gather::new(GREETING_LEN),
             config,
         }

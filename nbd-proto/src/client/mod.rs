@@ -14,9 +14,9 @@
 //!                                                     Options<Encrypted> ───────┘
 //! ```
 //!
-//! A phase is a value. What ends it consumes it, so a handle that exists can be used, and a step
-//! that the protocol forbids does not compile. A client that starts with a [`SecureHandshake`]
-//! has no way to a [`Transmission`] that is not encrypted.
+//! A phase is a value. The call that ends it consumes it, so a handle that exists can be used, and
+//! a step that the protocol forbids does not compile. A client that starts with a
+//! [`SecureHandshake`] has no way to a [`Transmission`] that is not encrypted.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -43,7 +43,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What must not happen does not compile. An option after the export was entered:
+//! Steps that must not happen do not compile. An option after the export was entered:
 //!
 //! ```compile_fail,E0382
 //! # use nbd_proto::{ExportName, client::{Go, Options, Plain}};
@@ -123,11 +123,11 @@ pub use transmission::{
     ContextExtents, Cookie, Event, Fed, Fill, Outcome, Payload, Transmission, WholeReply,
 };
 
-/// What a client lets a server do.
+/// The options of a client that bound what a server may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// How much the server may send.
+    /// Limits of what the server may send.
     pub limits: Limits,
-    /// Which deviations from the specification are overlooked.
+    /// Deviations from the specification that are overlooked.
     pub tolerance: Tolerance,
 }

@@ -20,7 +20,7 @@ pub enum Plain {}
 #[derive(Debug)]
 pub enum Encrypted {}
 
-/// What has been agreed on so far.
+/// Results of the options so far, which transmission starts with.
 #[derive(Debug)]
 pub(super) struct Negotiated {
     pub(super) config: Config,
@@ -143,12 +143,12 @@ impl core::fmt::Debug for InfoSet {
     }
 }
 
-/// Which export to enter or to describe, and what to tell of it.
+/// The export to enter or to describe, and the information to ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Go {
     /// The export's name.
     pub name: ExportName,
-    /// What to ask for beside size and flags.
+    /// Information to ask for beside size and flags.
     pub infos: InfoSet,
 }
 
@@ -174,7 +174,7 @@ impl Go {
 pub struct Rejected<S> {
     /// The handle, unchanged. Nothing was sent.
     pub options: Options<S>,
-    /// Why.
+    /// The reason.
     pub misuse: Misuse,
 }
 
@@ -216,7 +216,7 @@ impl<S> Options<S> {
         }
     }
 
-    /// Which headers transmission would use if it started now.
+    /// The style of headers that transmission would have if it started now.
     #[must_use]
     pub fn mode(&self) -> HeaderStyle {
         self.negotiated.mode
@@ -327,8 +327,8 @@ impl<S> Options<S> {
         })
     }
 
-    /// Selects the meta contexts of an export that block status reports from then on. What was
-    /// selected before is given up, also when the server refuses.
+    /// Selects the meta contexts of an export that block status reports from then on. An earlier
+    /// selection is given up, also when the server refuses.
     ///
     /// # Errors
     ///
@@ -362,13 +362,13 @@ impl<S> Options<S> {
     }
 
     /// Ends the session. The driver sends `out`, ends TLS if it is up, may wait a short while for
-    /// the server to answer or to close, and closes the transport. Whatever the server answers
-    /// does not matter.
+    /// the server to answer or to close, and closes the transport. The server's answer does not
+    /// matter.
     pub fn abort(self, out: &mut BytesMut) {
         put_option(OptionCode::Abort, out, |_| ());
     }
 
-    /// What a transmission of `export` would start with.
+    /// The state in which a transmission of `export` would start.
     pub(super) fn into_transmission(
         mut self,
         export: &ExportName,

@@ -1,4 +1,4 @@
-//! Which deviations of a server are overlooked.
+//! Deviations of a server that can be overlooked.
 
 /// Deviations from the specification that do not end the connection.
 ///

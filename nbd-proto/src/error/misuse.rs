@@ -18,7 +18,7 @@ pub enum Misuse {
     Option {
         /// The option.
         option: OptionCode,
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
     /// The export cannot be written to.
@@ -48,9 +48,9 @@ pub enum Misuse {
     OutOfBounds {
         /// The command.
         command: Command,
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// The export's size in bytes.
         size: u64,
@@ -63,9 +63,9 @@ pub enum Misuse {
     Unreachable {
         /// The command.
         command: Command,
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// The end of the reachable part, in bytes from the start of the export.
         reachable: u64,
@@ -82,9 +82,9 @@ pub enum Misuse {
     Unaligned {
         /// The command.
         command: Command,
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// The minimum block size in bytes.
         minimum: u32,
@@ -102,7 +102,7 @@ pub enum Misuse {
     TooLong {
         /// The command.
         command: Command,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// The limit in bytes.
         max: u64,

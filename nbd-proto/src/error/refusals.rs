@@ -1,4 +1,4 @@
-//! What a server refuses or fails.
+//! A server's refusals of options and failures of commands.
 
 use crate::{
     Text,
@@ -50,7 +50,7 @@ impl core::error::Error for OptionError {}
 /// A server failed a command; the connection goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Why.
+    /// The error.
     pub errno: Errno,
     /// The server's text about it; may be empty.
     pub message: Text,

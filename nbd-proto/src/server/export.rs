@@ -30,7 +30,8 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    /// What can be offered in `mode`; `contexts` tells whether any are selected for the export.
+    /// An offer for headers of the style `mode`, with block status payloads only if `contexts` are
+    /// selected.
     pub(super) fn new(
         info: &ExportInfo,
         mode: HeaderStyle,
@@ -61,7 +62,7 @@ pub(super) fn within(sizes: BlockSizes, limits: &Limits) -> BlockSizes {
         .expect("the maximum is at least the preferred size")
 }
 
-/// Which kinds of information were asked for, beside the size and the flags.
+/// Kinds of information that were asked for, beside the size and the flags.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Infos {
     name: bool,
@@ -116,7 +117,7 @@ impl Parsed {
     }
 }
 
-/// What `NBD_OPT_INFO` and `NBD_OPT_GO` have in common.
+/// The common part of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 #[derive(Debug)]
 struct Inquiry<S> {
     options: Options<S>,

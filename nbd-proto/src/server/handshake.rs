@@ -1,4 +1,4 @@
-//! The greeting, and what the client takes up of it.
+//! The greeting, and the client's answer to it.
 
 use super::{
     Config, Options, Plain, TlsRequired,
@@ -28,7 +28,7 @@ impl Handshake {
 
     /// Greets a client that has to start TLS before anything else (`FORCEDTLS`).
     ///
-    /// What comes of it leads to transmission through [`Upgrade`](super::Upgrade) only.
+    /// The handshake leads to transmission through [`Upgrade`](super::Upgrade) only.
     pub fn forced_tls(config: Config, out: &mut BytesMut) -> ForcedHandshake {
         // TLS cannot be started without fixed newstyle.
         let config = Config {

@@ -124,8 +124,8 @@ impl<S: Security> ListMetaContextRequest<S> {
         self.queries.none
     }
 
-    /// What the client asks for, each query once. A query that ends in a colon stands for
-    /// everything that starts with it.
+    /// The client's queries, each once. A query that ends in a colon stands for everything that
+    /// starts with it.
     pub fn queries(&self) -> impl ExactSizeIterator<Item = &ContextName> {
         self.queries.queries.iter()
     }
@@ -177,8 +177,8 @@ impl<S: Security> ListMetaContextRequest<S> {
 
 /// The client selects meta contexts of an export.
 ///
-/// Whatever it selected before is forgotten already. The selection holds if the client goes on to
-/// use the same export.
+/// Its earlier selection is forgotten already. The selection holds if the client goes on to use the
+/// same export.
 ///
 /// Spec: `NBD_OPT_SET_META_CONTEXT` in [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 #[derive(Debug)]

@@ -24,9 +24,9 @@
 //!       Event::Disconnect, and finished once all is retired
 //! ```
 //!
-//! Every phase is a value that moves on: what is not possible in a phase has no method there. The
-//! client's wishes arrive as questions ([`Requested`]), each of which is consumed by its answer.
-//! What is malformed, out of place or out of bounds is answered without a question.
+//! Every phase is a value that moves on: an action that is impossible in a phase has no method
+//! there. The client's wishes arrive as questions ([`Requested`]), each of which is consumed by its
+//! answer. A malformed, misplaced or excessive message is answered without a question.
 //!
 //! # Example
 //!

@@ -106,8 +106,8 @@ pub(super) struct Negotiated {
 ///
 /// Spec: [Fixed newstyle negotiation](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#fixed-newstyle-negotiation).
 ///
-/// What is unknown, malformed or out of place is answered without a question, and so are
-/// `NBD_OPT_STRUCTURED_REPLY` and `NBD_OPT_EXTENDED_HEADERS`. The rest becomes [`Requested`].
+/// An option that is unknown, malformed or out of place is answered without a question, and so are
+/// `NBD_OPT_STRUCTURED_REPLY` and `NBD_OPT_EXTENDED_HEADERS`. Each other one becomes [`Requested`].
 ///
 /// ```compile_fail,E0382
 /// # use nbd_proto::{Phase, server::{GoRequest, Options, Plain, Refusal}};
@@ -346,7 +346,7 @@ impl<S: Security> Options<S> {
         Ok(Requested::ExportName(ExportNameRequest::new(self, name)))
     }
 
-    /// What becomes of the mode when `option` asks for another one.
+    /// The style of headers after `option`, which asks for another one.
     fn switch(&self, option: OptionCode) -> Result<HeaderStyle, Ruling> {
         let Config {
             structured,

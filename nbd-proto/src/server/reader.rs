@@ -1,4 +1,4 @@
-//! Reading options, one at a time, whatever they announce.
+//! Reading options, one at a time, without trust in the lengths that they announce.
 
 use super::Config;
 use crate::{
@@ -7,18 +7,18 @@ use crate::{
     wire::{ClientFlags, OptionCode, OptionRequestHeader},
 };
 
-/// Options that a client may send for each export that it was shown: programs that tell of all
-/// exports ask two to four questions about each.
+/// Options that a client may send for each export that it was shown: programs that list all exports
+/// ask two to four questions about each.
 const OPTIONS_PER_EXPORT: u32 = 8;
 
-/// What holds for a connection from its greeting on, and is not forgotten when TLS starts.
+/// State of a connection from its greeting on, which outlasts the start of TLS.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) config: Config,
     pub(super) no_zeroes: bool,
     pub(super) shutdown: bool,
     fixed_newstyle: bool,
-    /// Options that have come, and what lists have cost beyond that.
+    /// Options that have come, and the cost of lists beyond that.
     options: u32,
     /// The longest list of exports that the client was shown.
     listed: u32,
@@ -90,7 +90,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// `keeps_data` tells whether data matters to options that have data.
+    /// `keeps_data` is whether the data of an option matters.
     pub(super) const fn new(keeps_data: bool) -> Self {
         Self {
             gather: Gather::new(OptionRequestHeader::LEN),

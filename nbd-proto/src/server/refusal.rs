@@ -1,4 +1,4 @@
-//! How options are answered, and above all refused.
+//! Answers to options, above all refusals.
 
 use super::{
     Options, Security,
@@ -15,7 +15,7 @@ use bytes::{BufMut, BytesMut};
 /// The longest text that goes with a refusal, in bytes.
 const MAX_TEXT: usize = 256;
 
-/// Why a server does not grant an option.
+/// Reasons for which a server does not grant an option.
 ///
 /// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
 ///
@@ -48,13 +48,13 @@ pub enum Refusal {
     ExtendedHeadersRequired,
 }
 
-/// What is being refused.
+/// The option that is refused, with what decides which refusals are legal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Question<'a> {
     pub(super) option: OptionCode,
     /// The export in question, if there is one.
     pub(super) export: Option<&'a ExportName>,
-    /// What of an export was asked for, if that was asked.
+    /// Information on the export that was asked for, if any.
     pub(super) infos: Infos,
     /// The queries were all for contexts of `base:`.
     pub(super) only_base: bool,

@@ -163,8 +163,8 @@ impl Host {
     }
 }
 
-/// Refuses what cannot be a name of a host or of a network interface, and what another reader of
-/// this host could take for the end of it.
+/// Refuses text that cannot be a name of a host or of a network interface, or that another reader
+/// of this host could take for the end of it.
 fn check_host(name: &str) -> Result<(), ValueError> {
     check_bytes(name.as_bytes())?;
     let wrong = |c: char| c.is_whitespace() || c.is_control() || "/?#[]@\\%:".contains(c);

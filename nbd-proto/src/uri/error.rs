@@ -1,4 +1,4 @@
-//! What can be wrong with a URI.
+//! Errors in URIs.
 
 use alloc::{borrow::ToOwned, string::String};
 use core::fmt;
@@ -6,7 +6,7 @@ use core::fmt;
 use super::address::MAX_SOCKET;
 use crate::{NameError, names::Quoted};
 
-/// Why text is not an NBD URI, or not one that may be used.
+/// Reasons for which text is not an NBD URI, or not one that may be used.
 ///
 /// Positions (`at`) count bytes from the start of the URI, beginning with 0. No message repeats the
 /// user name, nor a password that stands after it.
@@ -173,7 +173,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why a part of a URI cannot have some value.
+/// Reasons for which a part of a URI cannot have some value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ValueError {
@@ -200,13 +200,13 @@ pub enum ValueError {
     /// Not UTF-8.
     #[error("expected UTF-8, got a wrong byte after {offset} bytes")]
     NotUtf8 {
-        /// How many decoded bytes precede the wrong one.
+        /// Number of decoded bytes before the wrong one.
         offset: usize,
     },
     /// A NUL byte.
     #[error("expected no NUL, got one after {offset} bytes")]
     Nul {
-        /// How many decoded bytes precede it.
+        /// Number of decoded bytes before it.
         offset: usize,
     },
     /// A number that is too small or too large.
@@ -249,7 +249,7 @@ impl ValueError {
     }
 }
 
-/// Checks for what no user, path or host may be.
+/// Checks for bytes that no user, path or host may contain.
 pub(super) fn check_bytes(value: &[u8]) -> Result<(), ValueError> {
     if value.is_empty() {
         return Err(ValueError::Empty);

@@ -1,4 +1,4 @@
-//! Where a server is and which export is wanted, in one line of text.
+//! The server and the export that a client wants, in one line of text.
 //!
 //! Spec: [NBD URI]. The form is
 //!
@@ -24,8 +24,8 @@
 //!
 //! A URI is split first and each part is percent-decoded once, so `%2F`, `%3F` and `%26` are data
 //! wherever they stand. `+` is a plus sign, `;` separates nothing, and an export is free text:
-//! exactly one leading `/` is dropped and `..` means nothing. Whatever is unknown, repeated or
-//! misplaced is an error, because a misspelt `tls-hostname` must not pass in silence.
+//! exactly one leading `/` is dropped and `..` means nothing. An unknown, repeated or misplaced
+//! part is an error, because a misspelt `tls-hostname` must not pass in silence.
 //!
 //! ```
 //! use nbd_proto::uri::{Address, Uri, UriError};
@@ -74,8 +74,8 @@ pub use self::{
 /// Spec: [NBD URI]. A value is always legal, and [`fmt::Display`] writes it as a canonical URI
 /// that parses back to the same value (given the [`Permissions`] its parameters need).
 ///
-/// That URI is complete: it contains the user name. [`fmt::Debug`] and [`Uri::redacted`] hide it
-/// and are what logs and error messages should use.
+/// That URI is complete: it contains the user name. [`fmt::Debug`] and [`Uri::redacted`] hide it;
+/// logs and error messages should use those.
 ///
 /// [NBD URI]: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -282,7 +282,7 @@ impl Permissions {
         }
     }
 
-    /// Also permits `tls-type=anon`: encryption that anyone in between can undo.
+    /// Also permits `tls-type=anon`: encryption that an attacker in between can undo.
     #[must_use]
     pub fn anonymous_tls(self) -> Self {
         Self {

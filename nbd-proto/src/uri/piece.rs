@@ -8,12 +8,12 @@ use super::{Part, UriError, ValueError};
 #[derive(Clone, Copy)]
 pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
-    /// How many bytes of the URI precede it.
+    /// Number of bytes of the URI before it.
     pub(super) at: usize,
 }
 
 impl<'a> Piece<'a> {
-    /// What precedes the first `delimiter`, and what follows it if there is one.
+    /// The part before the first `delimiter`, and the part behind it if there is one.
     pub(super) fn split(self, delimiter: char) -> (Self, Option<Self>) {
         match self.text.split_once(delimiter) {
             None => (self, None),
@@ -98,7 +98,7 @@ pub(super) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// What RFC 3986, section 3.2, lets stand in a host's name, and in a user's up to the colon.
+/// Characters that RFC 3986, section 3.2, allows in a host's name, and in a user's up to the colon.
 pub(super) fn is_reg_name(byte: u8) -> bool {
     is_unreserved(byte) || b"!$&'()*+,;=".contains(&byte)
 }

@@ -8,7 +8,7 @@ use super::{
     piece::{Piece, is_query},
 };
 
-/// What the parameters have said so far.
+/// Values of the parameters that have been read.
 pub(super) struct Query {
     takes_socket: bool,
     requires_tls: bool,
@@ -110,7 +110,7 @@ impl Query {
         Ok(())
     }
 
-    /// The server, if a parameter names it, and what TLS must prove, if it is required.
+    /// The server, if a parameter names it, and the proofs that TLS must give, if it is required.
     pub(super) fn finish(self) -> (Option<Address>, Option<Tls>) {
         (self.socket, self.requires_tls.then_some(self.tls))
     }

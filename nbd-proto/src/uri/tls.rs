@@ -1,4 +1,4 @@
-//! What a URI says about TLS.
+//! TLS settings of a URI.
 
 use bytes::Bytes;
 
@@ -132,7 +132,7 @@ fn local_path(path: &[u8]) -> Result<Bytes, ValueError> {
     Ok(Bytes::copy_from_slice(path))
 }
 
-/// How the peers of a TLS connection authenticate.
+/// The way in which the peers of a TLS connection authenticate.
 ///
 /// Spec: `tls-type` in [NBD URI].
 ///

@@ -89,7 +89,7 @@ impl OptionCode {
 }
 
 codes! {
-    /// How a server answers an option.
+    /// A server's kind of answer to an option.
     ///
     /// Spec: [Option reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-reply-types).
     pub enum OptionReplyCode(u32) {
@@ -195,7 +195,7 @@ impl ReplyType {
 }
 
 codes! {
-    /// Why a server could not carry out a command.
+    /// The error for which a server could not carry out a command.
     ///
     /// Spec: [Error values](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#error-values).
     /// A number outside the list is kept, and is to be treated like [`Errno::Inval`]

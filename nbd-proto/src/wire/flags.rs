@@ -134,7 +134,7 @@ flags! {
 }
 
 flags! {
-    /// How a command is to be carried out.
+    /// Flags of a command.
     ///
     /// Spec: [Command flags](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#command-flags).
     pub struct CommandFlags(u16) {

@@ -9,7 +9,7 @@ use bytes::{BufMut, BytesMut};
 /// Length of a newstyle greeting in bytes.
 pub const GREETING_LEN: usize = 18;
 
-/// What an oldstyle greeting has behind its second magic number, in bytes.
+/// Length in bytes of an oldstyle greeting behind its second magic number.
 pub const OLDSTYLE_REST: usize = 8 + 4 + ZEROES;
 
 /// Reserved bytes behind an oldstyle greeting and, without `NBD_FLAG_C_NO_ZEROES`, behind the
@@ -234,7 +234,7 @@ pub struct WireBlockSizes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Info {
-    /// Size in bytes, and what the export can do.
+    /// Size in bytes, and the export's abilities.
     Export(ExportBlock),
     /// The canonical name.
     Name(Result<ExportName, NameError>),
@@ -384,7 +384,7 @@ impl<'a> Iterator for MetaQueries<'a> {
 }
 
 impl MetaQueries<'_> {
-    /// How many are left.
+    /// Number of queries that are left.
     #[must_use]
     pub const fn count_left(&self) -> u32 {
         self.left

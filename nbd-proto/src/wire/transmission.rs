@@ -42,15 +42,15 @@ impl HeaderStyle {
 /// Spec: [Request message](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#request-message).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHeader {
-    /// How to carry it out.
+    /// Flags of the command.
     pub flags: CommandFlags,
     /// The command.
     pub command: Command,
     /// The client's number for the request, echoed in every reply.
     pub cookie: u64,
-    /// Where, in bytes.
+    /// Offset in bytes.
     pub offset: u64,
-    /// How much, in bytes: of the export, or of payload with [`CommandFlags::PAYLOAD_LEN`].
+    /// Length in bytes: of the export, or of payload with [`CommandFlags::PAYLOAD_LEN`].
     pub len: u64,
 }
 
@@ -296,7 +296,7 @@ impl<'a> ErrorChunk<'a> {
         Self::FIXED + self.cut().len() + if self.offset.is_some() { 8 } else { 0 }
     }
 
-    /// Appends the payload. What of the message is longer than [`MAX_STRING`] is cut off.
+    /// Appends the payload. A message longer than [`MAX_STRING`] is cut off there.
     pub fn encode(&self, out: &mut impl BufMut) {
         out.put_u32(self.error);
         let message = self.cut();
@@ -368,7 +368,7 @@ mod tests {
 /// payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockStatusFilter<'a> {
-    /// How much of the export is asked for, in bytes.
+    /// Length in bytes of the part of the export that is asked for.
     pub len: u64,
     /// The contexts' numbers, four bytes each.
     ids: &'a [u8],

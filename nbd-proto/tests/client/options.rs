@@ -147,7 +147,7 @@ fn a_granted_option_is_not_asked_for_again_and_stays_granted() {
     assert_eq!(mode, HeaderStyle::Extended);
 }
 
-/// How `NBD_OPT_STRUCTURED_REPLY` takes an answer that ends the session.
+/// The error for an answer to `NBD_OPT_STRUCTURED_REPLY` that ends the session.
 fn refused(answer: &[u8]) -> Error {
     negotiate(|wire, options| {
         let pending = options.structured_reply(&mut wire.out).expect("asked once");

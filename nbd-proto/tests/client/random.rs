@@ -22,7 +22,7 @@ struct Read {
     len: usize,
     /// The places where the answer is cut into pieces.
     cuts: Vec<Index>,
-    /// Which of the pieces are holes, by their number modulo 16.
+    /// The pieces that are holes, by their number modulo 16.
     holes: u16,
     /// The order of the pieces.
     order: Vec<Index>,

@@ -1,5 +1,4 @@
-//! How requests are taken from a client in transmission: their layout, their payload, their number
-//! and their end.
+//! Requests of a client in transmission: their layout, their payload, their number and their end.
 
 use crate::support::*;
 use nbd_proto::{

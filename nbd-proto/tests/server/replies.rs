@@ -1,4 +1,4 @@
-//! How reads and the rest are answered.
+//! Answers to reads and to every other command.
 //!
 //! It is longer than 500 lines because each kind of reply is written out in bytes.
 

@@ -1,4 +1,4 @@
-//! Which requests are carried out, and which are refused without an event.
+//! Requests that are carried out, and those that are refused without an event.
 
 use crate::support::*;
 

@@ -1,4 +1,4 @@
-//! How block status is answered.
+//! Answers to block status requests.
 
 use crate::support::*;
 use nbd_proto::{

@@ -24,9 +24,9 @@ pub struct Pending<O> {
     option: O,
     gather: Gather,
     header: Option<OptionReplyHeader>,
-    /// How many replies that do not end the option have come.
+    /// Number of replies so far that do not end the option.
     replies: u32,
-    /// How long their data is together, in bytes.
+    /// Total length of their data in bytes.
     total: u64,
 }
 
@@ -183,10 +183,10 @@ impl<O: Outstanding> Phase for Pending<O> {
     }
 }
 
-/// What a [`Pending`] option is and what its answer leads to. Implemented by the types of
-/// [`outstanding`] and by nothing else.
+/// The answer that a [`Pending`] option expects, and the phase after it. Implemented by the types
+/// of [`outstanding`] and by nothing else.
 pub trait Outstanding: sealed::Sealed {
-    /// Where the answer leads.
+    /// The phase that the answer leads to.
     type Outcome;
 
     /// The option.
@@ -216,16 +216,16 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A handle that negotiates on, and what came of the option.
+/// A handle that negotiates on, and the outcome of the option.
 #[derive(Debug)]
 pub struct Settled<S, T> {
     /// The handle.
     pub options: Options<S>,
-    /// What the server answered, or why it refused.
+    /// The server's answer, or its refusal.
     pub result: Result<T, OptionError>,
 }
 
-/// What came of `NBD_OPT_STARTTLS`.
+/// The outcome of `NBD_OPT_STARTTLS`.
 #[derive(Debug)]
 pub enum TlsOutcome<O> {
     /// The TLS handshake begins.
@@ -234,7 +234,7 @@ pub enum TlsOutcome<O> {
     Refused(O, OptionError),
 }
 
-/// What came of `NBD_OPT_GO`.
+/// The outcome of `NBD_OPT_GO`.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -250,7 +250,7 @@ pub enum GoOutcome<S> {
 /// One export of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListEntry {
-    /// Its name, or what is wrong with it.
+    /// Its name, or the error in it.
     pub name: Result<ExportName, NameError>,
     /// Text for people; may be empty.
     pub description: Text,
@@ -259,7 +259,7 @@ pub struct ListEntry {
 /// One meta context of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaContextEntry {
-    /// Its name or a pattern that stands for several, or what is wrong with it.
+    /// Its name or a pattern that stands for several, or the error in it.
     pub name: Result<ContextName, NameError>,
 }
 

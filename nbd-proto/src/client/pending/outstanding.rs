@@ -221,7 +221,7 @@ impl<S> Outstanding for Go<S> {
     }
 }
 
-/// `NBD_OPT_STARTTLS`; `O` is what a refusal gives back.
+/// `NBD_OPT_STARTTLS`; a refusal gives `O` back.
 #[derive(Debug)]
 pub struct StartTls<O> {
     pub(in super::super) config: Config,

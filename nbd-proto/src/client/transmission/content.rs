@@ -1,4 +1,4 @@
-//! What is in a reply, and what comes of it: data, holes, extents and errors.
+//! The content of replies and its events: data, holes, extents and errors.
 
 use super::{
     super::Context,
@@ -307,7 +307,7 @@ impl Transmission {
         Ok(Some(Event::Complete { cookie, outcome }))
     }
 
-    /// What came of a request whose reply is complete.
+    /// The outcome of a request whose reply is complete.
     fn outcome(&mut self, cookie: Cookie) -> Result<Outcome, Error> {
         let slot = self.slots.get(cookie);
         if let Some(failure) = slot.failure.take() {

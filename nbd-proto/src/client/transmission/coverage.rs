@@ -1,4 +1,4 @@
-//! Which bytes of a read have been answered.
+//! The bytes of a read that have been answered.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
@@ -94,7 +94,7 @@ impl Coverage {
         self.prefix == len
     }
 
-    /// How many of the first `len` bytes are not answered.
+    /// Number of bytes among the first `len` that are not answered.
     #[inline]
     pub(super) const fn missing(&self, len: u64) -> u64 {
         len - self.prefix - self.in_islands

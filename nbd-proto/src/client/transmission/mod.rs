@@ -31,8 +31,8 @@ use slots::Slots;
 ///
 /// Spec: [Transmission phase](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#transmission-phase).
 ///
-/// Commands are methods that give a [`Cookie`] and a [`Frame`](crate::Frame) to send. What comes
-/// back is taken in by one of two ways that may be mixed at any byte:
+/// Commands are methods that give a [`Cookie`] and a [`Frame`](crate::Frame) to send. Replies are
+/// taken in by one of two ways that may be mixed at any byte:
 ///
 /// * [`fill`](Transmission::fill) names the place of the next bytes, and
 ///   [`filled`](Transmission::filled) takes note of them. Payload goes straight to its buffer.
@@ -56,7 +56,7 @@ pub struct Transmission {
     ending: Option<Closing>,
 }
 
-/// Why no more commands can be sent.
+/// The reason for which no more commands can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Closing {
     /// The server answered with `NBD_ESHUTDOWN`.
@@ -90,7 +90,7 @@ pub struct Payload {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Fed {
-    /// How many bytes were used.
+    /// Number of bytes that were used.
     pub used: usize,
     /// The last of the used bytes are payload, and are to be copied to this place. There are as many
     /// as its range is long.
@@ -120,7 +120,7 @@ pub enum Event {
     },
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Success. All bytes of a read are in place.
@@ -164,7 +164,7 @@ impl Transmission {
         &self.info
     }
 
-    /// Which headers this connection uses.
+    /// The style of headers on this connection.
     #[must_use]
     pub const fn mode(&self) -> HeaderStyle {
         self.mode
@@ -189,7 +189,7 @@ impl Transmission {
         self.blocks
     }
 
-    /// How many requests have not been answered completely.
+    /// Number of requests that have not been answered completely.
     #[inline]
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -220,7 +220,7 @@ impl Transmission {
             && self.at_boundary()
     }
 
-    /// How the server broke the protocol, if it did.
+    /// The server's violation of the protocol, if there was one.
     #[must_use]
     pub const fn error(&self) -> Option<Error> {
         self.dead

@@ -6,7 +6,7 @@ use crate::{
     wire::{ChunkHeader, Fields, ReplyFlags, ReplyHeader, ReplyType},
 };
 
-/// What the next bytes are.
+/// The part of a reply to which the next bytes belong.
 #[derive(Debug)]
 pub(super) enum State {
     /// The header of a reply, gathered.
@@ -82,8 +82,8 @@ impl Transmission {
         }
     }
 
-    /// How many bytes come before the payload if all of a read's is what comes next. A driver can
-    /// read so many, and then straight into the read's buffer, if it finds out by
+    /// Number of bytes before the payload if the next reply answers this read in one piece. A
+    /// driver can read so many, and then straight into the read's buffer, if it finds out by
     /// [`announced`](Transmission::announced) whether it was right. `None` in the middle of any
     /// reply, or if a part of this read has been answered, which would be overwritten.
     #[inline]
@@ -155,7 +155,7 @@ impl Transmission {
     }
 
     /// Takes bytes that are already there. Stops at the first event, so it is to be called again
-    /// with what was not used.
+    /// with the unused bytes.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl Transmission {
         matches!(self.state, State::Header) && self.gather.is_empty()
     }
 
-    // What a data chunk passes through is inlined here, because that is what most bytes are.
+    // The path of a data chunk is inlined here, because most bytes take it.
     #[inline(always)]
     fn take(&mut self, bytes: &[u8]) -> Result<Fed, Error> {
         let mut rest = Fields(bytes);
@@ -291,7 +291,7 @@ impl Transmission {
         self.end_of_chunk(run.cookie, run.done)
     }
 
-    /// A header has come. What there is of the bytes `behind` it may be taken, too.
+    /// A header has come. The bytes `behind` it may be taken, too, as far as they are there.
     #[inline(always)]
     fn header(
         &mut self,

@@ -26,8 +26,8 @@ impl Cookie {
     }
 
     /// A small number that no other request in flight has, less than
-    /// [`Limits::in_flight`](crate::client::Limits::in_flight): an index for what a driver keeps of
-    /// each request.
+    /// [`Limits::in_flight`](crate::client::Limits::in_flight): an index for a driver's own table
+    /// of requests.
     #[inline]
     #[must_use]
     pub const fn slot(self) -> usize {
@@ -46,12 +46,12 @@ impl fmt::Debug for Cookie {
 pub struct ContextExtents {
     /// The context's number; see [`Transmission::contexts`](super::Transmission::contexts).
     pub id: u32,
-    /// What it says, from the start of the request on without gaps. The extents may end before
-    /// the request does, and the last one may end behind it, but not behind the export.
+    /// The runs of equal status, from the start of the request on without gaps. The extents may end
+    /// before the request does, and the last one may end behind it, but not behind the export.
     pub extents: Vec<Extent>,
 }
 
-/// A request in flight and what of its reply has come.
+/// A request in flight and the part of its reply that has come.
 #[derive(Debug)]
 pub(super) struct Slot {
     generation: u32,

@@ -23,8 +23,9 @@ impl Transmission {
     /// have come, the first of which are `bytes`; the others may be somewhere else, if the header is in
     /// `bytes`. `only` is for a driver that knows what to do with the reply to one request.
     ///
-    /// `None` if that is not what comes next. Then nothing was taken in, and
-    /// [`feed`](Transmission::feed) says what it is. That would say the same of what this takes.
+    /// `None` if no such reply comes next. Then nothing was taken in, and
+    /// [`feed`](Transmission::feed) takes the bytes. Where this takes a reply, `feed` would return
+    /// the same event.
     // Inlined, because a driver has one or two places for it, and needs no result in memory there.
     #[inline(always)]
     pub fn whole_reply(

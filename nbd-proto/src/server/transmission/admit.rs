@@ -1,4 +1,4 @@
-//! Which requests are carried out, and what the others are answered.
+//! The choice of requests that are carried out, and the answers to all others.
 
 use super::{
     agreed::Agreed,
@@ -12,7 +12,7 @@ use crate::{
 use alloc::vec::Vec;
 use bytes::Bytes;
 
-/// What becomes of a request.
+/// The decision on a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Admission {
     /// It is complete and to be carried out.
@@ -29,7 +29,7 @@ pub(super) enum Admission {
     Disconnect,
 }
 
-/// Why a request is not carried out.
+/// The error and the text for a request that is not carried out.
 type Refusal = (Errno, &'static str);
 
 /// Whether it is one of the requests that there are by far the most of: a read or a write that is
@@ -83,7 +83,7 @@ pub(super) fn admit(
     })
 }
 
-/// How many bytes follow the header, whatever is thought of the request.
+/// Length in bytes of the payload behind the header, also if the request is refused.
 fn payload_len(header: &RequestHeader, agreed: &Agreed) -> Result<usize, Error> {
     let follows = match agreed.mode {
         HeaderStyle::Simple | HeaderStyle::Structured => header.command == Command::Write,
@@ -241,7 +241,7 @@ fn check_range(base: &Base, agreed: &Agreed) -> Result<(), Refusal> {
             "the request is no multiple of the minimum block size",
         ));
     }
-    // What is long in the export but short on the wire is no burden.
+    // A command that is long in the export but short on the wire is no burden.
     let travels = matches!(command, Command::Read | Command::Write);
     if travels && base.too_long {
         let errno = if command == Command::Read && agreed.mode.has_chunks() {
@@ -269,7 +269,7 @@ fn check_filter_len(payload: usize, agreed: &Agreed) -> Result<(), Refusal> {
     }
 }
 
-/// What becomes of a block status request with its filter.
+/// A block status request with its filter, or the answer to a wrong filter.
 pub(super) fn filter(base: Base, payload: &[u8], agreed: &Agreed) -> Result<Request, Reply<Bytes>> {
     let refuse =
         |(errno, text): Refusal| base.error(errno, Bytes::from_static(text.as_bytes()), None);

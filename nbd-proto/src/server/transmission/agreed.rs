@@ -1,4 +1,4 @@
-//! What a client and a server agreed on before transmission.
+//! The agreement between a client and a server that transmission starts with.
 
 use super::Transmission;
 use crate::{

@@ -104,16 +104,16 @@ pub enum Event {
     /// A request that was answered at once: refused, or one that does nothing. The reply is to be
     /// sent and retired like any other. It is boxed because it is longer than a request, and rare.
     Answered(Box<Reply<Bytes>>),
-    /// The client has disconnected. What it still waits for is to be answered, then the transport
-    /// is to be closed, TLS first if it is up.
+    /// The client has disconnected. The requests that it still waits for are to be answered, then
+    /// the transport is to be closed, TLS first if it is up.
     Disconnect,
 }
 
-/// What [`Transmission::feed`] did with bytes.
+/// The use that [`Transmission::feed`] made of bytes.
 #[derive(Debug)]
 #[must_use = "bytes that were not used are to be fed again"]
 pub struct Fed {
-    /// How many were used. 0 if nothing can be used now, see [`Fill::Blocked`] and
+    /// Number of bytes that were used. 0 if nothing can be used now, see [`Fill::Blocked`] and
     /// [`Fill::Finished`].
     pub used: usize,
     /// If the used bytes are payload of the write that is being received: where in its buffer

@@ -70,7 +70,7 @@ impl ReadTicket {
     /// # Errors
     ///
     /// With simple replies, and where the client wants the answer in one piece, the ticket comes
-    /// back: [`data`](Self::data) and [`hole`](Self::hole) are what is left.
+    /// back: [`data`](Self::data) and [`hole`](Self::hole) are still possible.
     #[inline]
     pub fn into_sparse(self) -> Result<SparseRead, Self> {
         if self.0.mode.has_chunks() && !self.0.flags.contains(CommandFlags::DF) {
@@ -129,7 +129,7 @@ impl SparseRead {
         self.base.offset.saturating_add(self.done)
     }
 
-    /// How much is not answered, in bytes. Never 0.
+    /// Number of bytes that are not answered. Never 0.
     #[must_use]
     pub const fn missing(&self) -> u64 {
         self.base.len - self.done
@@ -163,8 +163,8 @@ impl SparseRead {
         self.base.error(errno, text(message.into()), None)
     }
 
-    /// The read failed at `offset` in the export, and what was answered for other places holds;
-    /// see [`Ticket::fail_at`](super::Ticket::fail_at).
+    /// The read failed at `offset` in the export, and answers for other places hold; see
+    /// [`Ticket::fail_at`](super::Ticket::fail_at).
     pub fn fail_at(
         self,
         errno: Errno,

@@ -22,18 +22,18 @@ use bytes::Bytes;
 pub enum Request {
     /// To read.
     Read {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes; at most the maximum payload.
+        /// Length in bytes; at most the maximum payload.
         len: u32,
         /// Answers it.
         ticket: ReadTicket,
     },
     /// To write the payload that has come.
     Write {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes; the length of the payload.
+        /// Length in bytes, which is that of the payload.
         len: u32,
         /// Whether to answer only when the data is on stable storage.
         fua: bool,
@@ -48,9 +48,9 @@ pub enum Request {
     },
     /// To forget data that is not needed any more. It may be done in part or not at all.
     Trim {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// Whether to answer only when this is on stable storage.
         fua: bool,
@@ -59,18 +59,18 @@ pub enum Request {
     },
     /// To prepare for reads that will follow.
     Cache {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// Answers it.
         ticket: Ticket,
     },
     /// To write zeroes.
     WriteZeroes {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// How much, in bytes.
+        /// Length in bytes.
         len: u64,
         /// Whether to answer only when they are on stable storage.
         fua: bool,
@@ -86,7 +86,7 @@ pub enum Request {
     BlockStatus {
         /// From where on, in bytes.
         offset: u64,
-        /// How much, in bytes. The answer may be about less.
+        /// Length in bytes. The answer may be about less.
         len: u64,
         /// Whether one extent for each context is enough.
         one: bool,

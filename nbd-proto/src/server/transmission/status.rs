@@ -87,13 +87,13 @@ impl StatusTicket {
         self.0.contexts[self.0.next..].iter()
     }
 
-    /// Answers for one [`context`](Self::context) with what is at the start of the request, and
-    /// what follows.
+    /// Answers for one [`context`](Self::context) with the extents from the start of the request
+    /// on.
     ///
-    /// No more extents are taken than are needed, and whatever the client must not see is put
-    /// right: equal neighbours become one, what is empty is skipped, what goes past the end of the
-    /// export (or of the request, where the client wants one extent only) is cut off. They need not
-    /// reach the end of the request. Where block sizes were agreed on, extents should end at
+    /// No more extents are taken than are needed, and any part that the client must not see is put
+    /// right: equal neighbours become one, empty extents are skipped, and extents are cut off at
+    /// the end of the export (or of the request, where the client wants one extent only). They need
+    /// not reach the end of the request. Where block sizes were agreed on, extents should end at
     /// multiples of the minimum block size: the list is cut off before a block of which this is not
     /// true, and if it is the first, that block alone is said to have status 0. Without any extent
     /// the status is 0, which is always safe.

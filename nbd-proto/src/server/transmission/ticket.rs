@@ -1,4 +1,4 @@
-//! How a request is answered, away from its connection.
+//! Answers to requests, made away from their connection.
 
 use super::agreed::Agreed;
 use crate::{
@@ -79,7 +79,7 @@ impl<P: Buf, T: fmt::Debug> fmt::Debug for Part<P, T> {
     }
 }
 
-/// What a reply needs of its request.
+/// The part of a request that its reply needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Base {
     pub(super) mode: HeaderStyle,
@@ -154,7 +154,7 @@ impl Base {
         .encode(self.mode)
     }
 
-    /// Success with nothing to tell.
+    /// Success without data.
     #[inline]
     pub(super) fn success(&self) -> Reply<Bytes> {
         let header = match (self.mode, self.command) {

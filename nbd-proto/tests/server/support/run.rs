@@ -36,7 +36,7 @@ pub(crate) enum End {
     Dead(Error),
 }
 
-/// How bytes get to the server.
+/// The way in which bytes get to the server.
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
     pub(crate) feed: bool,
