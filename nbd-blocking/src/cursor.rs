@@ -9,8 +9,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 /// [`Write::flush`] puts what was written on stable storage, if the server offers that.
 ///
 /// At the end of the export nothing is read or written, so that `write_all` fails there with
-/// [`WriteZero`](io::ErrorKind::WriteZero). What the client fails with, an
-/// [`Error`](crate::Error), is inside the [`io::Error`].
+/// [`WriteZero`](io::ErrorKind::WriteZero). The [`io::Error`] of a failure contains the client's
+/// [`Error`](crate::Error).
 #[derive(Clone, Debug)]
 pub struct Cursor {
     client: Client,
@@ -33,7 +33,7 @@ impl Cursor {
         &self.client
     }
 
-    /// Where the next read or write starts, in bytes.
+    /// Offset of the next read or write in bytes.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.position

@@ -1,4 +1,4 @@
-//! How long is waited at a time for a connection that is being made.
+//! Limits of the time for which a call moves on a connection that is being made.
 
 use nbd_socket::{Awaited, Reactor, Socket};
 use std::{
@@ -9,16 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the clocks of clients and servers count from.
+/// Zero of the clocks of clients and servers.
 pub(crate) static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A gap between two steps of a dial that is longer does not count, because no call was there to
 /// move it on.
 const LONGEST_GAP: Duration = Duration::from_secs(1);
 
-/// How long a dial may be waited for in place. After that its future pends, and is to be polled
-/// again when a call has time for it; nothing wakes it. By default it is waited for until the deadline
-/// of each step of the way, and never pends.
+/// Time for which a dial may be waited for in place. After that its future pends, and is to be
+/// polled again when a call has time for it; nothing wakes it. By default it is waited for until
+/// the deadline of each step of the way, and never pends.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DialClock(Option<Arc<Mutex<Step>>>);
 
@@ -87,7 +87,7 @@ impl DialClock {
         now.checked_sub(gaps).unwrap_or(now)
     }
 
-    /// Waits for what connecting waits for, until [`now`](DialClock::now) is `until`. Pends if only
+    /// Waits for an event of connecting, until [`now`](DialClock::now) is `until`. Pends if only
     /// this step is over.
     pub(crate) fn poll_for(
         &self,

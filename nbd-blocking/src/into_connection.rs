@@ -152,7 +152,7 @@ impl Server {
     /// # Errors
     ///
     /// When the server has as many connections as it may, is stopping, or the stream cannot be used.
-    /// How the connection ended is no error of the server's.
+    /// The end of the connection is no error of the server's.
     pub fn serve_over(&self, stream: impl IntoConnection) -> io::Result<CloseReason> {
         let (connection, peer) = match stream.bring()? {
             Brought::Socket(socket) => {

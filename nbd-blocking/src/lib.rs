@@ -35,7 +35,7 @@ pub use stream::Negotiating;
 pub use {bytes, nbd_io, nbd_proto, nbd_socket};
 
 nbd_io::driver_root! {
-    /// How to reach an export, and what to ask for: by default everything that makes a connection better.
+    /// Address of an export, and features to ask for: by default all that make a connection better.
     ///
     /// ```no_run
     /// use nbd_blocking::{ConnectOptions, ContextName};
@@ -51,10 +51,10 @@ nbd_io::driver_root! {
     /// There is no thread behind a client. With
     /// [`reconnect`](Self::reconnect), a loss is noticed by the next call,
     /// whichever connection that uses, and calls make the new connection: attempts go on only while there
-    /// are calls, and the first that comes late is made all the same. A call that has no connection to use
-    /// waits for one as long as a request may take. One that has dials for the sake of others, for 1 ms at
-    /// most, and all of them together for no more than a tenth of the time. A [`Queue`] ends with its
-    /// connection.
+    /// are calls, and the first that comes late is made all the same. A call without a usable
+    /// connection waits for one as long as a request may take. A call that has one gives at most
+    /// 1 ms to the connections that are missing, and all such calls together no more than a tenth of
+    /// the time. A [`Queue`] ends with its connection.
     ConnectOptions: Blocking,
     /// Serves exports to any number of clients.
     ///

@@ -37,8 +37,8 @@ use std::{
 /// # Ok(()) }
 /// ```
 ///
-/// Where the server has a minimum block size, submitting a change also waits for those of the same
-/// bytes that are not this queue's, such as parts of a block.
+/// Where the server has a minimum block size, submitting a change also waits for changes of the
+/// same bytes by other queues and calls, such as parts of a block.
 ///
 /// A queue stays on its connection. When that is lost, everything fails that has no completion yet,
 /// and the queue is over, even if the client makes a new connection: then a new queue uses that.
@@ -50,9 +50,10 @@ pub struct Queue {
     /// The connection, or why there is none.
     connected: Result<Connected, Error>,
     outstanding: usize,
-    /// Where changes of the same bytes have to be kept apart from those of others.
+    /// The queue as an owner of range locks, if changes of the same bytes have to wait for each
+    /// other.
     owner: Option<Owner>,
-    /// What is to be done when these have been carried out.
+    /// Next steps of these requests, for when they have been carried out.
     afterwards: HashMap<Cookie, Afterwards>,
     /// Changes that count when a flush has covered them.
     unflushed: VecDeque<Done>,
@@ -60,13 +61,13 @@ pub struct Queue {
     flushing: Option<(Cookie, usize)>,
     /// Requests that are measured, if slow ones are reported.
     watched: HashMap<Cookie, Watched>,
-    /// What the connection has handed over.
+    /// Completions that the connection has handed over.
     received: VecDeque<Done>,
-    /// What is complete.
+    /// Completions for the user to take.
     ready: VecDeque<Done>,
 }
 
-/// What is to be done when a request has been carried out.
+/// The next step after a request has been carried out.
 #[derive(Clone, Copy, Debug)]
 enum Afterwards {
     /// It was a flush: see whether writes were lost before.
@@ -93,7 +94,7 @@ impl Drop for Connected {
 #[derive(Debug)]
 #[must_use]
 pub struct Completion {
-    /// What [`Queue`]'s methods returned for the request.
+    /// The cookie that [`Queue`]'s methods returned for the request.
     pub cookie: Cookie,
     /// Whether it was carried out.
     pub result: Result<(), Error>,
@@ -161,7 +162,7 @@ impl Queue {
         }
     }
 
-    /// How many requests were submitted whose completions were not taken.
+    /// Number of submitted requests whose completions were not taken.
     ///
     /// ```no_run
     /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
@@ -453,7 +454,7 @@ impl Queue {
         }
     }
 
-    /// Takes in what came of a request.
+    /// Takes in a reply, and does what follows from it.
     fn take(&mut self, mut done: Done) {
         if !self.watched.is_empty() {
             self.watched.remove(&done.cookie);
@@ -496,7 +497,7 @@ impl Queue {
         }
     }
 
-    /// The first of the changes that wait for a flush are complete, whatever came of it.
+    /// The first of the changes that wait for a flush are complete, whether it succeeded or not.
     fn covered(&mut self, count: usize, flushed: &Result<(), Error>) {
         for mut done in self.unflushed.drain(..count) {
             if let Err(error) = flushed {

@@ -17,7 +17,7 @@ use std::{
 #[derive(Debug, Default)]
 pub(crate) struct SharedRangeLocks(Mutex<RangeLocks<Holder>>);
 
-/// Who has a claim.
+/// The owner of a claim.
 #[derive(Debug)]
 struct Holder {
     /// A thread has the lock of a range, or waits for it.

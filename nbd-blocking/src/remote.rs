@@ -11,9 +11,10 @@ use std::ops::ControlFlow;
 /// An export of another server, to be served again: what a proxy is made of.
 ///
 /// Everything is passed on: commands and their flags, block sizes, the description, and the meta
-/// contexts that the client has selected. What the other server refuses is refused with its words,
-/// and what it does not answer in time, or with a lost connection, fails with [`Errno::Io`]. A client
-/// that [reconnects](crate::ConnectOptions::reconnect) hides that for a while.
+/// contexts that the client has selected. A refusal of the other server is passed on with its text,
+/// and a request that it does not answer in time, or whose connection is lost, fails with
+/// [`Errno::Io`]. A client that [reconnects](crate::ConnectOptions::reconnect) hides that for a
+/// while.
 ///
 /// After unflushed writes were lost, every flush fails, until the proxy is made of a client of a
 /// [new epoch](crate::Client::new_epoch).
@@ -22,9 +23,9 @@ use std::ops::ControlFlow;
 /// together ([`CAN_MULTI_CONN`](TransmissionFlags::CAN_MULTI_CONN)) even if the other server does not
 /// offer that.
 ///
-/// A meta context that the client has not selected is not there, which is true of `base:allocation`,
-/// too. A read is always sent on, and never answered by what is known of holes. The size is what the client
-/// was sent when it connected.
+/// A meta context that the client has not selected is absent, `base:allocation` included. A read is
+/// always sent on, even if its range is known to be a hole. The size is the one that the server
+/// sent when the client connected.
 ///
 /// An asynchronous server can serve this, too, as it waits on a thread that may.
 ///
@@ -66,7 +67,8 @@ impl Remote {
         &self.client
     }
 
-    /// What a context says from `offset` on: one answer of the server's, which may be about less.
+    /// The status in a context from `offset` on: one answer of the server's, which may be about
+    /// less.
     fn ask(&self, context: &ContextName, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
         let Some(id) = self.client.context_id(context) else {
             return Err(Failure {

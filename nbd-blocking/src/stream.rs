@@ -1,4 +1,4 @@
-//! The byte stream under a connection: a socket, TLS over one, or whatever a program brings.
+//! The byte stream under a connection: a socket, TLS over one, or a stream of a program's own.
 
 use crate::dial_clock::DialClock;
 #[cfg(feature = "tls-base")]
@@ -15,11 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a thread waits in the system for something to read before it looks at the clock.
+/// Longest wait in the system for something to read before a thread looks at the clock.
 pub(crate) const READ_IN_SYSTEM: Duration = Duration::from_secs(1);
 
-/// How long a thread waits in the system to write before it looks whether there are replies to
-/// take.
+/// Longest wait in the system to write before a thread looks whether there are replies to take.
 const WRITE_IN_SYSTEM: Duration = Duration::from_millis(100);
 
 /// A stream that a program brings.
@@ -165,7 +164,7 @@ impl fmt::Debug for Stream {
     }
 }
 
-/// How long the peer may take to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
+/// Time in which the peer has to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream that negotiates until a deadline. As a [`Transport`] it pends only where a dial is

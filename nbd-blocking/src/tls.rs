@@ -29,7 +29,7 @@ pub(crate) struct TlsStream {
     received: Mutex<Received>,
 }
 
-/// Why there was no handshake.
+/// The reason for which a handshake failed.
 enum Failure {
     Io(io::Error),
     Tls(rustls::Error),
@@ -66,7 +66,7 @@ impl TlsStream {
         })
     }
 
-    /// What was agreed on.
+    /// The results of the handshake.
     pub(crate) fn session(&self) -> Option<TlsSession> {
         TlsSession::of(&lock(&self.connection))
     }
@@ -88,7 +88,7 @@ impl TlsStream {
             if !lock(&stream.connection).is_handshaking() {
                 return Ok(stream);
             }
-            // What came at once need not be taken at once.
+            // Bytes that came with earlier ones are taken first.
             let is_empty = lock(&stream.received).is_empty();
             if is_empty {
                 poll_fn(|_| clock.poll(&stream.socket, true, false, deadline)).await?;
@@ -98,7 +98,7 @@ impl TlsStream {
             }
             let decrypted = lock(&stream.received).decrypt(&mut lock(&stream.connection))?;
             if let Err(error) = decrypted {
-                // The alert tells the peer why.
+                // The alert carries the reason to the peer.
                 let _ = stream.flush_by(deadline, clock).await;
                 return Err(Failure::Tls(error));
             }
@@ -117,8 +117,9 @@ impl TlsStream {
             let mut connection = lock(&self.connection);
             let sending = connection.wants_write();
             let read = received.read(&mut connection, bufs);
-            // What TLS itself has to say, unless a writer left something behind and will send both.
-            // If that fails, it is for the next writer to see: this one has what it wants.
+            // Sends alerts and other records of TLS itself, unless a writer left something behind
+            // and will send both. A failure is left to the next writer to report: this reader has
+            // its bytes.
             if !sending {
                 let _ = self.send_ready(&mut connection);
             }

@@ -1,4 +1,4 @@
-//! What clients and servers send to `tracing`.
+//! Events and spans of clients and servers for `tracing`.
 
 use crate::{ConnectOptions, Server};
 use nbd_io::{Memory, server::Peer};

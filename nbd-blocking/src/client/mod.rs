@@ -22,7 +22,7 @@ use std::{
 /// can have requests in flight at once, and replies come in any order. There is no thread behind
 /// it; callers that wait serve each other.
 ///
-/// Requests may have any length. What is longer than the server allows is split, and the pieces
+/// Requests may have any length. A request longer than the server allows is split, and its pieces
 /// are in flight together. If one of them fails, the others may or may not have been carried out.
 ///
 /// Requests that overlap and are in flight at once are carried out in any order. After the
@@ -37,7 +37,7 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) pool: Arc<Pool>,
-    /// How often unflushed writes had been lost when the epoch of this handle began.
+    /// Losses of unflushed writes before the epoch of this handle began.
     losses: u64,
 }
 
@@ -53,7 +53,7 @@ impl Client {
         &self.pool.negotiated
     }
 
-    /// How many connections there are at present.
+    /// Number of connections at present.
     ///
     /// ```no_run
     /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
@@ -65,7 +65,7 @@ impl Client {
         self.pool.count()
     }
 
-    /// How the connections are. There is no thread that looks at them, so this does.
+    /// State of the connections. There is no thread that looks at them, so this does.
     ///
     /// ```no_run
     /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
@@ -203,8 +203,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When the server fails the command, or the connection is over. How much was written is not
-    /// known then.
+    /// When the server fails the command, or the connection is over. The number of written bytes is
+    /// not known then.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
         let len = self.negotiated().until_end(offset, buf.len());
         self.write_all_at(&buf[..len], offset)?;
@@ -506,8 +506,8 @@ impl Client {
         self.pool.redial()
     }
 
-    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for the server
-    /// to close, all together up to 5 s. Clones and queues cannot be used afterwards.
+    /// Ends the session: waits for requests in flight, sends `NBD_CMD_DISC` and waits for the
+    /// server to close, all together up to 5 s. Clones and queues cannot be used afterwards.
     ///
     /// ```no_run
     /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {

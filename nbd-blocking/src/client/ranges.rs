@@ -16,7 +16,7 @@ use std::{ops::Range, sync::Arc, time::Instant};
 
 impl Client {
     /// Whether changes of the same bytes wait for each other: parts of a block must not be written
-    /// over by others, and what is sent again could change places.
+    /// over by others, and replayed writes could change places.
     pub(crate) fn locks_ranges(&self) -> bool {
         self.negotiated().blocks.minimum() > 1 || self.pool.reconnecting().is_some()
     }

@@ -14,7 +14,7 @@ use nbd_proto::{
 };
 use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 
-/// What is cut into pieces.
+/// A request to be cut into pieces.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) command: Command,
@@ -23,7 +23,7 @@ pub(super) struct Job<'a> {
     /// The longest that a piece may be, in bytes.
     pub(super) max: u64,
     pub(super) flags: CommandFlags,
-    /// What a piece keeps that is not answered in time.
+    /// Held on for a piece that is not answered in time, since the server may still carry it out.
     pub(super) guard: Option<&'a RangeGuard>,
     /// A piece of a change in a form that can be kept, with a payload of its own.
     pub(super) kept: Option<&'a dyn Fn(Piece) -> Request>,

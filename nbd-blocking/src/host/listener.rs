@@ -87,7 +87,8 @@ impl nbd_io::server::Listener for Listener {
             }
         };
         let accepted = listener.accept().and_then(|(socket, peer)| {
-            // What cannot be set any more is the end of this connection, not of the listener.
+            // A socket on which options cannot be set any more is a connection that has ended. The
+            // listener goes on.
             let connection = Connection::socket(socket);
             Ok((connection.map_err(|_| Errno::CONNABORTED)?, peer))
         });

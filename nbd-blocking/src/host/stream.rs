@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-/// How long a thread that has nothing else to do waits in the call that moves bytes, rather than
-/// in one that waits for everything.
+/// Longest wait of an otherwise idle thread in the call that moves bytes. It saves the call that
+/// waits for every event, but nothing can wake it.
 const WAIT_IN_SYSTEM: Duration = Duration::from_millis(50);
 
 /// A connection to a client.

@@ -22,7 +22,7 @@ use std::{
 /// each of 256 has by default, so that an export that hangs takes none away from others.
 const MOST_WORKERS: usize = 4096;
 
-/// How long a thread without anything to do is kept.
+/// Time for which a thread without work is kept.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// The stack of a thread, in bytes. Its address space is taken up whether it is used or not, and a
@@ -30,7 +30,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const STACK: usize = 512 << 10;
 
 /// Address space that is left when a thread is started, in bytes. The standard library ends the
-/// process if there is none for what it sets up first in a new thread.
+/// process if a new thread finds none for its first allocations.
 const MARGIN: u64 = 2 << 20;
 
 /// The threads that a server runs on. Clones share them; they end with the last clone:
@@ -286,7 +286,7 @@ fn may_grow(bytes: u64) -> bool {
     let Some(most) = getrlimit(Resource::As).current else {
         return true;
     };
-    // In pages, which is what the file begins with.
+    // In pages; the total size comes first in the file.
     let sizes = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = sizes.split(' ').next().and_then(|pages| pages.parse().ok());
     let size = u64::try_from(page_size()).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! A thread that waits in the system for whatever its task waits for.
+//! A thread that waits in the system for the descriptors and the deadline of its task.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -14,10 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a thread that has no descriptor to be woken by looks whether it was.
+/// Interval at which a thread without a descriptor to wake it looks whether it was woken.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What a task waits for, besides being woken.
+/// Events, besides a wake-up, for which a task is polled again.
 #[derive(Default)]
 struct Interest {
     fds: Vec<(Arc<dyn AsFd + Send + Sync>, PollFlags)>,
@@ -61,7 +61,7 @@ pub(super) fn block_on<F: Future>(task: F) -> io::Result<F::Output> {
             interest.seldom = false;
         });
         if let Poll::Ready(output) = task.as_mut().poll(cx) {
-            // What the thread does next may be another task.
+            // The thread may run another task next.
             INTEREST.take();
             return Ok(output);
         }
@@ -87,7 +87,7 @@ const AWAKE: u8 = 0;
 const WAITING: u8 = 1;
 const RUNG: u8 = 2;
 
-/// What threads share that are hardly ever woken, while there are any.
+/// Descriptor for threads that are seldom woken, while there are any.
 static SHARED: Mutex<Weak<WakeupFd>> = Mutex::new(Weak::new());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,7 +104,7 @@ fn shared_fd() -> Option<Arc<WakeupFd>> {
     })
 }
 
-/// Wakes everybody who shares it. It can be read from ever after, so others share another one.
+/// Wakes all threads that share it. It stays readable from then on, so the next ones share another.
 fn wake_shared(fd: &Arc<WakeupFd>) {
     let mut shared = lock(&SHARED);
     if shared.as_ptr() == Arc::as_ptr(fd) {
@@ -115,7 +115,7 @@ fn wake_shared(fd: &Arc<WakeupFd>) {
 }
 
 impl Wakeup {
-    /// Waits until the wake-up is rung, or something of interest has happened; perhaps less long.
+    /// Waits for a wake-up or for an event of interest; may return early.
     fn wait(&self, interest: &Interest) -> io::Result<()> {
         let own = if interest.seldom { None } else { self.own_fd() };
         let shared = if own.is_none() { shared_fd() } else { None };
@@ -123,8 +123,8 @@ impl Wakeup {
         let exchanged =
             self.state
                 .compare_exchange(AWAKE, WAITING, Ordering::SeqCst, Ordering::SeqCst);
-        // A wake-up may come after the thread has woken by itself: what counts is what it sees
-        // then.
+        // A wake-up may come after the thread has woken by itself. It is not lost: the state is
+        // read anew before the next wait.
         let heard = match exchanged {
             Ok(_) => wait_in_system(interest, own.or(shared.as_deref())),
             Err(_) => Ok(true),
@@ -208,7 +208,7 @@ impl WakeupFd {
     }
 
     fn wake(&self) {
-        // It fails only if it has been rung very often already.
+        // It fails only if many wake-ups are pending already.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
@@ -242,7 +242,7 @@ impl WakeupFd {
 
     fn wake(&self) {
         use std::io::Write;
-        // It fails only if it has been rung very often already.
+        // It fails only if many wake-ups are pending already.
         let _ = (&self.there).write(&[1]);
     }
 

@@ -1,4 +1,4 @@
-//! What a caller wants of the server, with what it lends for that.
+//! A caller's request, with the buffers that it lends.
 
 use super::table::Held;
 use nbd_io::client::{
@@ -18,7 +18,7 @@ pub(crate) enum Call<'a> {
     },
     /// A read into a buffer that is handed over.
     Fill { offset: u64, buffer: Vec<u8> },
-    /// A write of what is the caller's.
+    /// A write of a payload that the caller lends.
     Write {
         offset: u64,
         payload: &'a [u8],

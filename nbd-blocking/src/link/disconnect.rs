@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a disconnect may take.
+/// Time limit of a disconnect.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// When a disconnect that begins now has taken too long.
@@ -22,7 +22,7 @@ pub(crate) fn disconnect_deadline() -> Option<Instant> {
 }
 
 impl Link {
-    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC`, and waits for the
+    /// Ends the session: waits for requests in flight, sends `NBD_CMD_DISC`, and waits for the
     /// server to close, all together until the deadline.
     pub(crate) fn disconnect(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let place = self.place();
@@ -59,7 +59,7 @@ impl Link {
         Ok(())
     }
 
-    /// How the connection ended, or why it takes no more requests.
+    /// The end of the connection, or the reason for which it takes no more requests.
     pub(crate) fn ended(&self) -> Option<Arc<Lost>> {
         let state = self.lock();
         let leaving = || state.leaves().then(|| Arc::new(Lost::ShutsDown));

@@ -5,15 +5,15 @@
 //!  caller ◀── done ──── engine ◀── the reading thread serves all ── inbox ◀── stream
 //! ```
 //!
-//! What is in flight, whose payload goes where and what is late is decided by the
-//! [`Engine`]; this module decides which thread reads, writes or waits.
+//! The [`Engine`] decides which requests are in flight and late, and whose payload goes where; this
+//! module decides which thread reads, writes or waits.
 //!
 //! **Reading.** The inbox is a baton: a caller that waits for a reply takes it, reads from the
-//! stream and hands out whatever comes, until its own reply is complete; then it passes the baton
-//! to another caller that waits. Payload that is longer than what the inbox holds goes straight
-//! from the stream to its buffer. If that buffer is lent by another thread, the baton goes to
-//! that thread, because no other may touch it; what is in the inbox already is left with the
-//! reply for its owner to copy.
+//! stream and hands out all replies, until its own reply is complete; then it passes the baton to
+//! another caller that waits. Payload beyond the bytes in the inbox goes straight from the stream
+//! to its buffer. If that buffer is lent by another thread, the baton goes to that thread, because
+//! no other may touch it; its bytes that are in the inbox already are left with the reply for its
+//! owner to copy.
 //!
 //! **Writing.** Frames are put into the outbox. A caller that finds no other writing swaps the
 //! outbox for an empty one and writes it; the others leave their frames to it. A large payload
@@ -68,11 +68,11 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 /// A request that is complete.
 pub(crate) type Done = engine::Done<Vec<u8>>;
 
-/// What bounds the requests of a connection.
+/// Limits for the requests of a connection.
 pub(crate) struct LinkLimits {
-    /// How long each may take.
+    /// Time limit of a request.
     pub(crate) timeout: Option<Duration>,
-    /// How many bytes of payload may be in flight; a single request may always be.
+    /// Limit of payload in flight, in bytes; a single request may always be.
     pub(crate) bytes_in_flight: u64,
     /// Whether a late request ends the connection if nothing was received since it was sent.
     pub(crate) lose_when_silent: bool,
@@ -86,9 +86,9 @@ pub(crate) struct Link {
     /// Wakes callers whose payload is too large to be left to another writer.
     may_write: Condvar,
     load: AtomicUsize,
-    /// How long a request may take.
+    /// Time limit of a request.
     timeout: Option<Duration>,
-    /// What the engine's time counts from.
+    /// Zero of the engine's time.
     start: Instant,
     /// The log of changes, if the client has one.
     log: Option<LinkLog>,
@@ -101,7 +101,7 @@ pub(crate) struct CallerId<'a> {
     index: usize,
 }
 
-/// What came of a request; if it was in flight, with its cookie.
+/// The outcome of a request, or an error, with the request's cookie if it was in flight.
 pub(crate) type Answer = Result<Outcome, (Error, Option<Cookie>)>;
 
 impl Link {
@@ -136,7 +136,7 @@ impl Link {
         self.log.as_ref()
     }
 
-    /// How many requests are in flight; `None` if none is taken any more.
+    /// Number of requests in flight; `None` if no more are taken.
     pub(crate) fn load(&self) -> Option<usize> {
         let load = self.load.load(Ordering::Relaxed);
         (load != CLOSED).then_some(load)
@@ -391,8 +391,8 @@ impl Link {
         }
     }
 
-    /// Takes in what has come while nothing is in flight, which is the end if anything. Nothing is
-    /// waited for.
+    /// Takes in bytes that have come while nothing is in flight: if any, the end of the stream.
+    /// Does not wait.
     pub(crate) fn check_idle(&self) {
         if self.stream.is_half_duplex() || self.load() != Some(0) {
             return;
@@ -458,13 +458,13 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the connection for everybody.
+    /// Ends the connection for all callers.
     fn lose(&self, state: &mut State, why: Lost) {
         state.engine.lose(why);
         self.settle(state);
     }
 
-    /// Does what follows from what the engine has taken in: callers are woken, and a connection
+    /// Acts on the engine's state after bytes were taken in: callers are woken, and a connection
     /// that is over is closed.
     #[inline]
     fn settle(&self, state: &mut State) {

@@ -1,4 +1,4 @@
-//! Taking the baton: reading for everybody.
+//! Taking the baton: reading on behalf of all callers.
 
 use super::{
     Link, READ_IN_SYSTEM,
@@ -20,10 +20,10 @@ use std::{
 /// counts. A timer of the system's would be exact, and costs a system call for each request.
 const FAR: Duration = Duration::from_secs(10);
 
-/// Why a reader stops.
+/// The reason for which a reader stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// It has what it reads for, or the connection is over.
+    /// The event that it reads for has happened, or the connection is over.
     Served,
     /// The rest of a payload is for another caller's buffer.
     HandOver(usize),
@@ -107,7 +107,7 @@ impl Link {
         state
     }
 
-    /// Reads for everybody; then puts the inbox back and passes the baton.
+    /// Reads on behalf of all callers; then puts the inbox back and passes the baton.
     pub(super) fn read<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -223,7 +223,8 @@ impl Link {
 }
 
 impl State {
-    /// Whether a caller has what it reads for, or cannot get it by reading.
+    /// Whether the event that a caller reads for has happened, or cannot be brought about by
+    /// reading.
     #[inline]
     fn serves(&self, until: WaitFor, place: usize) -> bool {
         match until {

@@ -1,4 +1,4 @@
-//! Who waits for what.
+//! The state of a connection: its engine, and the callers that wait.
 
 use super::Done;
 use crate::{Error, Lost, range_guard::LeftGuard};
@@ -13,10 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a request has until it is answered, or cannot be any more.
+/// State of a request until it is answered or given up.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// What its answer does to the log of changes.
+    /// Its entry for the log of changes, to be made when the answer comes.
     pub(super) record: Option<Record>,
     /// The guard of a change that no thread has.
     pub(super) guard: Option<LeftGuard>,
@@ -33,15 +33,15 @@ impl Ticket for Held {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) engine: Engine<Vec<u8>, Held>,
-    /// What is kept of each owner of the engine's.
+    /// State per owner in the engine.
     pub(super) callers: Vec<Caller>,
-    /// How many callers wait.
+    /// Number of callers that wait.
     pub(super) waiting: usize,
-    /// How many callers wait until one more request may be in flight.
+    /// Number of callers that wait until one more request may be in flight.
     pub(super) wait_for_room: usize,
-    /// How many callers wait for the answer to a request that is not theirs.
+    /// Number of callers that wait for the answer to a request of another caller.
     pub(super) wait_for_others: usize,
-    /// How many bytes of payload may be in flight; a single request may always be.
+    /// Limit of payload in flight, in bytes; a single request may always be.
     pub(super) max_weight: u64,
     /// Callers that wait until their payload may be in flight, in order.
     pub(super) heavy: VecDeque<usize>,
@@ -52,7 +52,7 @@ pub(super) struct State {
     /// An empty outbox to swap for a full one. The thread that writes has it.
     pub(super) spare: Option<Box<Outbox>>,
     pub(super) writing: bool,
-    /// How many callers wait until they may write.
+    /// Number of callers that wait until they may write.
     pub(super) wait_to_write: usize,
     /// A caller ends the session.
     pub(super) ending: bool,
@@ -63,7 +63,7 @@ pub(super) struct State {
 /// The load of a connection on which no request is taken any more.
 pub(super) const CLOSED: usize = usize::MAX;
 
-/// What a caller reads for.
+/// The event for which a caller reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitFor {
     /// Something that it waits for is complete.
@@ -79,7 +79,7 @@ pub(super) enum WaitFor {
     Idle,
     /// The server has ended the stream.
     End,
-    /// What is there has been taken in. This does not wait.
+    /// The bytes that are there have been taken in. This does not wait.
     Nothing,
     /// Like [`Nothing`](WaitFor::Nothing), while nothing is in flight.
     IdleCheck,
@@ -96,7 +96,7 @@ impl WaitFor {
 #[derive(Debug, Default)]
 pub(super) struct Caller {
     pub(super) wake: Arc<Condvar>,
-    /// What it waits for, if it does.
+    /// The event that it waits for, if it does.
     pub(super) waits: Option<WaitFor>,
     /// When it has made its request, if it has not waited for anything since.
     pub(super) since: Option<Duration>,
@@ -242,7 +242,7 @@ impl State {
         }
     }
 
-    /// Wakes everybody.
+    /// Wakes all callers.
     pub(super) fn notify_all(&self) {
         self.callers.iter().for_each(Caller::notify);
     }

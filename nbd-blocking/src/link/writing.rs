@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a writer that cannot go on leaves the reading to another caller before it looks again.
+/// Time for which a writer that cannot go on leaves the reading to another caller.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(32);
 

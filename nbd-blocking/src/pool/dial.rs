@@ -40,16 +40,16 @@ type Connecting = Pin<Box<dyn Future<Output = Result<Arc<Link>, Error>> + Send>>
 struct Asked {
     link: Arc<Link>,
     place: usize,
-    /// Under which cookie it is in flight, or why it is not.
+    /// The cookie under which it is in flight, or the error for which it is not.
     sent: Result<Cookie, Error>,
     purpose: Purpose,
 }
 
 enum Purpose {
-    /// To write again what may be lost; this is what comes after it, and the epoch that is enough
-    /// for.
+    /// Writes again changes that may be lost: those that come after the one in flight, and the
+    /// epoch that will have been replayed then.
     Replay(VecDeque<Request>, Epoch),
-    /// To show that a member still talks to the server.
+    /// Shows whether a member still talks to the server.
     Probe,
 }
 
@@ -110,7 +110,7 @@ impl Dial {
                     Purpose::Probe => match answer {
                         Err(error) if ends(&error) => pool.lost(&waiting.link),
                         Err(error @ Error::Timeout { .. }) => return Poll::Ready(Err(error)),
-                        // Whatever it says, it says it.
+                        // Any answer shows that the server answers.
                         _ => pool.lock().members.probed(self.id, &waiting.link),
                     },
                 }

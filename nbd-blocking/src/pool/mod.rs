@@ -32,13 +32,13 @@ pub(crate) struct Pool {
     pub(crate) negotiated: Negotiated,
     /// Changes of the same bytes, where they have to be kept apart.
     pub(crate) range_locks: Arc<SharedRangeLocks>,
-    /// How long a request may take.
+    /// Time limit of a request.
     pub(crate) timeout: Option<Duration>,
-    /// Where events go.
+    /// Receiver of events.
     observer: Observer,
     /// Whether that takes slow requests.
     measures: bool,
-    /// How many losses were reported, of connections that are not replaced.
+    /// Number of reported losses of connections that are not replaced.
     losses: AtomicUsize,
     links: Links,
 }
@@ -99,8 +99,8 @@ impl Pool {
         })
     }
 
-    /// The connection that has the least to do; if all are over, one of those, which knows how.
-    /// Where they are made anew, who does that.
+    /// The connection with the fewest requests in flight; if all are over, one of those, which
+    /// knows how. If lost ones are made anew, the pool that does that.
     pub(crate) fn link(&self) -> Result<&Arc<Link>, &ReconnectingPool> {
         match &self.links {
             Links::One(only) => Ok(only),
@@ -112,7 +112,7 @@ impl Pool {
         }
     }
 
-    /// What makes connections anew, if the client has a policy.
+    /// The connections, if the client has a policy to make lost ones anew.
     pub(crate) const fn reconnecting(&self) -> Option<&ReconnectingPool> {
         match &self.links {
             Links::One(_) | Links::Several(_) => None,
@@ -120,7 +120,7 @@ impl Pool {
         }
     }
 
-    /// How often writes may have been lost that were answered and not flushed.
+    /// Number of times that answered writes may have been lost before a flush covered them.
     pub(crate) fn write_losses(&self) -> u64 {
         let reconnecting = self.reconnecting();
         reconnecting.map_or(0, |reconnecting| reconnecting.log.lock().losses())
@@ -186,7 +186,7 @@ impl Pool {
         }
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     pub(crate) fn count(&self) -> usize {
         if let Links::ReconnectingPool(reconnecting) = &self.links {
             return reconnecting.count();
@@ -221,7 +221,8 @@ impl Pool {
             if !state.is_same(known) || left.is_some_and(|left| left.is_zero()) {
                 return state;
             }
-            // No thread need read meanwhile, so that only looking at the sockets tells.
+            // No thread reads meanwhile unless a call needs it, so that a loss is noticed only by
+            // looking at the sockets.
             thread::sleep(left.map_or(LOOK, |left| left.min(LOOK)));
         }
     }
@@ -247,7 +248,7 @@ impl Pool {
     }
 }
 
-/// How a connection ended, if it has, also if no call has noticed.
+/// The end of a connection, if it has ended, also if no call has noticed.
 fn ended(link: &Link) -> Option<Arc<Lost>> {
     link.check_idle();
     link.ended()

@@ -3,13 +3,12 @@
 //! There is no thread behind them: [`Membership`] decides, and calls carry it out, each for a time
 //! that depends on whether it has to.
 //!
-//! * A call that finds no connection to use moves on what is being dialed until there is one, in
-//!   slices, so that it notices what other calls have reached. What it leaves undone when its time
-//!   is over is taken on by the next.
-//! * A call that has a connection to use dials for the sake of others. It looks whether there is
-//!   something to go on with, for [`SHARE`] at most, and all such calls together wait no more than
-//!   a tenth of the time. A server that does not answer a dial therefore costs those next to
-//!   nothing that another one serves.
+//! * A call that finds no connection to use moves on the dials until there is one, in slices, so
+//!   that it notices the results of other calls. If its time is over first, the next call goes on
+//!   with the dial.
+//! * A call that has a connection to use also moves a dial on, for [`SHARE`] at most, and all such
+//!   calls together wait no more than a tenth of the time. A server that does not answer a dial
+//!   therefore costs next to nothing to callers that another one serves.
 //! * Once in [`SWEEP`] a call looks whether connections that have nothing to do are still there.
 //!
 //! A loss ends an [`Epoch`] of the log of changes: a connection that was given up may lead to a server
@@ -29,29 +28,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a call that has no connection to use moves one dial on before it looks around.
+/// Time for which a call that has no connection to use moves one dial on before it looks around.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// How long a call that has a connection to use may wait for a dial.
+/// Longest wait for a dial of a call that has a connection to use.
 const SHARE: Duration = Duration::from_millis(1);
 
-/// After a call has waited for the sake of others, none does for so many times as long.
+/// Times as long as a dial has just taken from a call that did not need it, for which no such call
+/// gives time to a dial.
 const REST: u32 = 9;
 
-/// How often connections are looked at that have nothing to do.
+/// Interval at which idle connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// How often they are looked at for a call that waits for a change.
+/// Interval at which they are looked at for a call that waits for a change of state.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
-/// How long a server that shuts down may take to answer what it holds.
+/// Time in which a server that shuts down has to answer the requests that it holds.
 const LEAVING: Duration = Duration::from_secs(5);
 
 /// The connections of a client that come back.
 #[derive(Debug)]
 pub(crate) struct ReconnectingPool {
     common: Arc<Common<Blocking>>,
-    /// What was changed and may not be on stable storage.
+    /// Changes that may not be on stable storage.
     pub(crate) log: SharedLog,
     start: Instant,
     state: Mutex<State>,
@@ -65,7 +65,7 @@ pub(super) struct State {
     dials: VecDeque<Dial>,
     /// Connections to servers that shut down, and when they are cut at the latest.
     leaving: Vec<(Arc<Link>, Duration)>,
-    /// When a call may wait for the sake of others again.
+    /// Earliest time for the next call to give time to a dial that it does not need.
     next_share: Duration,
     next_sweep: Duration,
 }
@@ -157,7 +157,7 @@ impl ReconnectingPool {
                 && let now = Instant::now()
                 && *late.get_or_insert(now.checked_add(after).unwrap_or(now)) <= now
             {
-                // Another call has more time for what is left.
+                // Another call may have more time for the dial.
                 self.notify(state);
                 return Err(Error::Timeout { command, after });
             }
@@ -192,7 +192,7 @@ impl ReconnectingPool {
     /// A dial to be moved on, or when there is the next one.
     fn next_dial(&self, state: &mut State, now: Duration) -> Result<Dial, Option<Duration>> {
         let State { members, dials, .. } = state;
-        // What is due comes first, because what was begun before has not got far.
+        // A dial that is due comes first, because those already begun have not got far.
         let due = match members.next(now) {
             Next::Dial { dial, by } => {
                 return Ok(Dial::new(dial, &self.common, by.map(|by| self.start + by)));
@@ -239,7 +239,8 @@ impl ReconnectingPool {
         state
     }
 
-    /// Does something for the sake of others, which takes next to no time.
+    /// Work for other calls, which takes next to no time: closes connections that had their time to
+    /// end, looks at idle ones, and moves a dial on.
     fn help<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let now = self.now();
         let overdue = |(link, by): &mut (Arc<Link>, Duration)| *by <= now || link.lost().is_some();
@@ -319,8 +320,8 @@ impl ReconnectingPool {
         self.changed.notify_all();
     }
 
-    /// What a new connection has to do before it is a member, and what is to be replayed if it has
-    /// to do that. `replayed` is the epoch for which it has done so.
+    /// The next step of a new connection on the way to membership, and the writes to replay if that
+    /// is a replay. `replayed` is the epoch whose writes it has replayed.
     pub(super) fn join(
         &self,
         dial: DialId,
@@ -381,8 +382,8 @@ impl ReconnectingPool {
         state
     }
 
-    /// Waits until the state is another one than `known`, or until a time, and moves on what is
-    /// being dialed meanwhile.
+    /// Waits until the state is another one than `known`, or until a time, and moves dials on
+    /// meanwhile.
     pub(super) fn state_changed(
         &self,
         known: &ConnectionState,
@@ -447,7 +448,7 @@ impl State {
         best.map(|(_, link)| link.clone())
     }
 
-    /// Whether nothing is to be done for the sake of others, as far as can be said without a clock.
+    /// Whether no work for other calls is due, as far as can be known without a clock.
     fn is_quiet(&self) -> bool {
         self.members.is_complete() && self.leaving.is_empty() && self.members.count() == 1
     }

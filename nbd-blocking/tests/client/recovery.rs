@@ -310,7 +310,7 @@ fn a_queue_ends_with_its_connection_and_a_new_one_works() {
             let done = queue.complete().expect("answered").expect("one");
             let found = done.into_buffer().expect("read");
             assert_eq!(found, vec![u8::from(keeps); 512]);
-            // What was lost is not on stable storage, for a new queue neither.
+            // Lost writes are not on stable storage, for a new queue neither.
             for (mut queue, promises) in [(queue, keeps), (client.new_epoch().queue(), true)] {
                 queue.flush().expect("submitted");
                 let done = queue.complete().expect("answered").expect("one");

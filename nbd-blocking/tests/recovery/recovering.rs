@@ -1,4 +1,4 @@
-//! How the blocking client uses a server that crashes and restarts: each task is a thread.
+//! The blocking client of a server that crashes and restarts: each task is a thread.
 
 use super::recovery::{Session, Storage};
 use nbd_blocking::{Client, CommandFlags, ConnectOptions, ConnectionState, Error};

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// How much slower than expected a machine may be. A deadline is there to find hangs.
+/// Factor by which a machine may be slower than expected. A deadline is there to find hangs.
 const SLACK: u64 = 6;
 
 /// Runs a test that should not take longer than this, in seconds.
