@@ -1,6 +1,7 @@
-//! What was agreed on with a server, in the words of every `Client`.
+//! The results of negotiation, in the same methods on every `Client`.
 
-/// Defines the methods of a driver's `Client` that say what was agreed on. It has a `negotiated`.
+/// Defines the methods of a driver's `Client` that return the results of negotiation. It has a
+/// `negotiated`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! driver_accessors {
@@ -18,9 +19,9 @@ macro_rules! driver_accessors {
                 &self.negotiated().export
             }
 
-            /// The size in bytes of what can be read and written: the export's, without what its
-            /// end has of an incomplete block of the minimum size. Servers should not have one, but
-            /// if this is less than [`export().size`](crate::ExportInfo::size), the rest is out of
+            /// Number of bytes that can be read and written: the export's size, without an
+            /// incomplete block of the minimum size at its end. Servers should not have one, but if
+            /// this is less than [`export().size`](crate::ExportInfo::size), the rest is out of
             /// every client's reach.
             ///
             /// ```no_run

@@ -1,4 +1,4 @@
-//! How tasks use an export.
+//! The `Client` of drivers for tasks.
 
 /// Defines the `Client` of a driver for tasks.
 #[doc(hidden)]
@@ -15,7 +15,7 @@ macro_rules! driver_client {
         /// tasks can have requests in flight at once, and replies come in any order. A task that
         /// waits for its reply moves the connection on for all of them.
         ///
-        /// Requests may have any length. What is longer than the server allows is split, and the
+        /// Requests may have any length. A request longer than the server allows is split, and its
         /// pieces are in flight together. If one of them fails, the others may or may not have been
         /// carried out.
         ///
@@ -60,7 +60,7 @@ macro_rules! driver_client {
                 self.0.negotiated()
             }
 
-            /// How many connections there are at present.
+            /// Number of connections at present.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -72,7 +72,7 @@ macro_rules! driver_client {
                 self.0.connections()
             }
 
-            /// How the connections are.
+            /// State of the connections.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -342,9 +342,10 @@ macro_rules! driver_client {
                 self.0.write_zeroes(offset, len, flags)
             }
 
-            /// Asks once what the selected meta contexts say of a range. The answer may cover less
-            /// than the range, differently for each context; [`extents`](Client::extents) goes on
-            /// until the end. Flags: [`CommandFlags::REQ_ONE`].
+            /// Asks once for the status of a range in the selected meta contexts. The answer may
+            /// cover less than the range, differently for each context;
+            /// [`extents`](Client::extents) goes on until the end. Flags:
+            /// [`CommandFlags::REQ_ONE`].
             ///
             /// ```no_run
             #[doc = $begin]
@@ -370,7 +371,7 @@ macro_rules! driver_client {
                 self.0.block_status(offset, len, flags).await
             }
 
-            /// Asks once what some of the selected meta contexts say of a range.
+            /// Asks once for the status of a range in some of the selected meta contexts.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -431,7 +432,7 @@ macro_rules! driver_client {
                 self.0.reconnect_now()
             }
 
-            /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for
+            /// Ends the session: waits for requests in flight, sends `NBD_CMD_DISC` and waits for
             /// the server to close, all together up to 5 s. Clones cannot be used afterwards.
             ///
             /// ```no_run

@@ -1,4 +1,4 @@
-//! How each driver connects.
+//! The `ConnectOptions` of each driver.
 //!
 //! The file has more than 500 lines, because all that is to be said of each option is here.
 
@@ -23,10 +23,11 @@ macro_rules! driver_connect_options {
         /// | [`negotiation_timeout`](Self::negotiation_timeout) | of that, TLS and the negotiation | 30 s |
         /// | [`request_timeout`](Self::request_timeout) | later, each request | 60 s |
         ///
-        /// So [`connect`](Self::connect) ends after the `connect_timeout`, whatever the server
-        /// does. Each further connection that is made for [`connections`](Self::connections) has as
-        /// long. A policy by which to [`reconnect`](Self::reconnect) counts attempts that end so,
-        /// and has a time of its own for all of them.
+        /// So [`connect`](Self::connect) ends after the `connect_timeout`, even if the server is
+        /// silent or slow. Each further connection that is made for
+        /// [`connections`](Self::connections) has as long. A policy by which to
+        /// [`reconnect`](Self::reconnect) counts attempts that end so, and has a time of its own
+        /// for all of them.
         #[derive(Clone, Debug, Default)]
         pub struct ConnectOptions($crate::client::ConnectOptions<$driver>);
 
@@ -72,7 +73,7 @@ macro_rules! driver_connect_options {
             }
 
             /// Selects one more meta context. One that the server does not have is left out; the
-            /// client's `has_context` tells whether it has one.
+            /// client's `has_context` says whether it has one.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -137,8 +138,7 @@ macro_rules! driver_connect_options {
                 Self(self.0.structured_replies(ask))
             }
 
-            /// How much the server may send, and how many requests may be in flight on each
-            /// connection.
+            /// Limits of what the server may send, and of requests in flight on each connection.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -162,10 +162,9 @@ macro_rules! driver_connect_options {
                 Self(self.0.tolerance(tolerance))
             }
 
-            /// How long connecting may take as a whole: the lookup of a host, its addresses, which
-            /// are tried side by side, TLS and the negotiation. 30 s by default; `None` waits as
-            /// long as the system does. Step by step, it is until the server has greeted, or TLS is
-            /// up.
+            /// Time limit of connecting as a whole: the lookup of a host, its addresses, which are
+            /// tried side by side, TLS and the negotiation. 30 s by default; `None` waits as long
+            /// as the system does. Step by step, it is until the server has greeted, or TLS is up.
             ///
             /// Hosts are looked up by a thread of their own, because the system's resolver knows no
             /// deadlines. It ends with the lookup, which may be later than the call.
@@ -180,9 +179,9 @@ macro_rules! driver_connect_options {
                 Self(self.0.connect_timeout(timeout))
             }
 
-            /// How much of the [`connect_timeout`](Self::connect_timeout) TLS and the negotiation
-            /// may take, together and from when the server is reached. 30 s by default; `None` is
-            /// all of it. Step by step, it is for all steps together, and the
+            /// Time limit of TLS and the negotiation together, as a part of the
+            /// [`connect_timeout`](Self::connect_timeout), from when the server is reached. 30 s by
+            /// default; `None` is all of it. Step by step, it is for all steps together, and the
             /// [`connect_timeout`](Self::connect_timeout) does not count any more.
             ///
             /// ```no_run
@@ -210,11 +209,11 @@ macro_rules! driver_connect_options {
                 Self(self.0.tcp_keepalive(idle))
             }
 
-            /// For how long the server's system may take in nothing of what was sent over TCP until
-            /// the connection is lost (`TCP_USER_TIMEOUT`), on systems that have that. That is also
-            /// so if the server reads nothing for that long, so it has to be longer than a request
-            /// may take. 90 s by default; `None` leaves it to the system, and may be a quarter of
-            /// an hour.
+            /// Time for which the server's system may acknowledge no sent data over TCP until the
+            /// connection is lost (`TCP_USER_TIMEOUT`), on systems that have that. That is also so
+            /// if the server reads nothing for that long, so it has to be longer than a request may
+            /// take. 90 s by default; `None` leaves it to the system, and may be a quarter of an
+            /// hour.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -226,7 +225,7 @@ macro_rules! driver_connect_options {
                 Self(self.0.tcp_user_timeout(timeout))
             }
 
-            /// How long each request may take, from when its connection begins to send it until its
+            /// Time limit of each request, from when its connection begins to send it until its
             /// reply is there. It may wait as long again until there is room for it, as long again
             /// for others that change the same bytes, and as long again for a new connection. Each
             /// piece of a long read or write is a request of its own. 60 s by default; `None` waits
@@ -245,11 +244,11 @@ macro_rules! driver_connect_options {
                 Self(self.0.request_timeout(timeout))
             }
 
-            /// How many connections to share the requests between, if the server says that it keeps
+            /// Number of connections that share the requests, if the server says that it keeps
             /// several of one client's consistent ([`can_multi_conn`]); otherwise there is one. 1
             /// by default; 0 counts as 1. Only [`connect`](Self::connect) and
-            /// [`connect_uri`](Self::connect_uri) make more than one. A request uses the one that
-            /// has the least to do.
+            /// [`connect_uri`](Self::connect_uri) make more than one. A request uses the one with
+            /// the fewest requests in flight.
             ///
             /// [`can_multi_conn`]: crate::ExportInfo::can_multi_conn
             ///
@@ -264,8 +263,8 @@ macro_rules! driver_connect_options {
                 Self(self.0.connections(connections))
             }
 
-            /// How many bytes of payload, of reads and writes together, may be in flight on each
-            /// connection. A single request may always be. 128 MiB by default.
+            /// Limit of payload in flight on each connection, in bytes, of reads and writes
+            /// together. A single request may always be. 128 MiB by default.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -392,7 +391,7 @@ macro_rules! driver_connect_options {
                 Self(self.0.tls_policy(policy))
             }
 
-            /// Connects to what a URI names and enters its export.
+            /// Connects to the server of a URI and enters its export.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -409,7 +408,7 @@ macro_rules! driver_connect_options {
                 $wait(self.0.connect(uri)) $($await)*.map(Client::from)
             }
 
-            /// Connects to what a parsed URI names and enters its export.
+            /// Connects to the server of a parsed URI and enters its export.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -428,12 +427,12 @@ macro_rules! driver_connect_options {
                 $wait(self.0.connect_uri(uri)) $($await)*.map(Client::from)
             }
 
-            /// Connects to what a URI names and stops before any option is sent, to go on step by
-            /// step. Not for URIs that demand TLS: see [`start_secure`](Self::start_secure).
+            /// Connects to the server of a URI and stops before any option is sent, to go on step
+            /// by step. Not for URIs that demand TLS: see [`start_secure`](Self::start_secure).
             ///
-            /// What these options would have asked for, such as meta contexts, is then the caller's
-            /// to ask for. The client that comes of it has one connection: the steps are not known
-            /// here, so that no other one can be made like it.
+            /// The caller then asks for everything that these options would have asked for, such as
+            /// meta contexts. The client has one connection: the steps are not known here, so that
+            /// no other one can be made like it.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -455,7 +454,7 @@ macro_rules! driver_connect_options {
                 $wait(self.0.start(uri)) $($await)*.map(Into::into)
             }
 
-            /// Connects to what a URI names and starts TLS, to go on step by step as after
+            /// Connects to the server of a URI and starts TLS, to go on step by step as after
             /// [`start`](Self::start).
             ///
             /// ```no_run

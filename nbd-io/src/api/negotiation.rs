@@ -1,4 +1,4 @@
-//! How each driver negotiates option by option.
+//! The step-by-step negotiation of each driver.
 
 /// Defines the types of a driver's module `negotiation`, which wait as `$wait` and `$await` say.
 #[doc(hidden)]

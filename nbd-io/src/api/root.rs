@@ -1,8 +1,7 @@
 //! The root of each driver crate.
 
-/// Defines all that the drivers' crates have in common: what they re-export, their modules, and the
-/// types of the other macros. What is left for a crate is its runtime, `Client`, `Listener`,
-/// `Cursor` and streams.
+/// Defines the common part of the drivers' crates: their re-exports, their modules, and the types
+/// of the other macros. A crate adds its runtime, `Client`, `Listener`, `Cursor` and streams.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! driver_root {
@@ -48,7 +47,7 @@ macro_rules! driver_root {
             examples: $begin, $dot_await, $end,
         }
 
-        /// Connects to what a URI names and enters its export, with [default
+        /// Connects to the server of a URI and enters its export, with [default
         /// options](ConnectOptions::new).
         ///
         /// ```no_run
@@ -65,7 +64,7 @@ macro_rules! driver_root {
             ConnectOptions::new().connect(uri) $($await)*
         }
 
-        /// Events of a [`Server`](crate::Server), who its clients are, and how it is stopped.
+        /// Events of a [`Server`](crate::Server), its clients, and the way to stop it.
         pub mod server {
             #[doc(inline)]
             pub use $crate::nbd_proto::server::Limits;

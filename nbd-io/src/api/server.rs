@@ -1,4 +1,4 @@
-//! How each driver serves.
+//! The `Server` of each driver.
 
 /// Defines the `Server` of a driver: one that waits as `$wait` and `$await` say.
 #[doc(hidden)]
@@ -131,7 +131,7 @@ macro_rules! driver_server {
             }
 
             /// Asks `authorize` whether a client may know of and use an export, by its canonical
-            /// name. What it may not use is not there for it.
+            /// name. To the client, an export that it may not use does not exist.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -157,8 +157,8 @@ macro_rules! driver_server {
                 Self(self.0.authorize(authorize))
             }
 
-            /// How much a client may ask for. By default the [usual limits](server::Limits), but 64
-            /// requests at once, whose memory [`in_flight`](Self::in_flight) bounds.
+            /// Limits of what a client may ask for. By default the [usual limits](server::Limits),
+            /// but 64 requests at once, whose memory [`in_flight`](Self::in_flight) bounds.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -208,9 +208,9 @@ macro_rules! driver_server {
                 Self(self.0.listing(grant))
             }
 
-            /// How long a client may take for TLS, and for the next option; it may be twice as long
-            /// before it is noticed. Altogether the negotiation takes no more than 180 times as
-            /// long. 10 s by default; `None` waits for ever.
+            /// Time limit of TLS, and of the wait for a client's next option; it may be twice as
+            /// long before it is noticed. Altogether the negotiation takes no more than 180 times
+            /// as long. 10 s by default; `None` waits for ever.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -222,10 +222,11 @@ macro_rules! driver_server {
                 Self(self.0.handshake_timeout(timeout))
             }
 
-            /// How long a client that uses an export may neither send anything nor take what it is
-            /// sent; it may be twice as long before it is noticed. While requests are carried out
-            /// it does not count. By default `None`, which waits for ever: an idle disk is nothing
-            /// unusual, and where it is in the way of others, it [has to go](Self::displace_idle).
+            /// Time for which a client that uses an export may neither send anything nor take the
+            /// replies sent to it; it may be twice as long before it is noticed. While requests are
+            /// carried out it does not count. By default `None`, which waits for ever: an idle disk
+            /// is nothing unusual, and where it takes the place of another client, it is
+            /// [closed](Self::displace_idle).
             ///
             /// ```no_run
             #[doc = $begin]
@@ -237,8 +238,8 @@ macro_rules! driver_server {
                 Self(self.0.idle_timeout(timeout))
             }
 
-            /// How many connections there may be at once. Default 256. One more takes the place of
-            /// one that [is idle](Self::displace_idle), or else is closed at once.
+            /// Limit of connections at once. Default 256. One more takes the place of one that [is
+            /// idle](Self::displace_idle), or else is closed at once.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -251,7 +252,7 @@ macro_rules! driver_server {
             }
 
             /// When there are [as many connections as may be](Self::max_connections), one that has
-            /// been idle for so long is closed for the sake of one more: of those that have not
+            /// been idle for so long is closed to make room for one more: of those that have not
             /// entered an export before those that have sent no request, and of these before
             /// others, the one that has been idle the longest. After two seconds, or after this
             /// time if it is shorter, a connection that has sent no request is idle. So clients
@@ -271,9 +272,9 @@ macro_rules! driver_server {
                 Self(self.0.displace_idle(after))
             }
 
-            /// How many connections each client may have at once, which is a host or a virtual
-            /// machine; of Unix sockets and other streams, each connection is a client. One more is
-            /// closed at once. By default any number.
+            /// Limit of connections at once of each client, which is a host or a virtual machine;
+            /// of Unix sockets and other streams, each connection is a client. One more is closed
+            /// at once. By default any number.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -285,8 +286,8 @@ macro_rules! driver_server {
                 Self(self.0.max_connections_per_client(max))
             }
 
-            /// How many requests and bytes per second all connections together may have. By default
-            /// any number.
+            /// Limit of requests and bytes per second of all connections together. By default any
+            /// number.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -302,9 +303,9 @@ macro_rules! driver_server {
                 Self(self.0.rate(rate))
             }
 
-            /// How many requests and bytes per second each client may have: all connections of a
-            /// host or of a virtual machine together; of Unix sockets and other streams, each
-            /// connection is a client. By default any number.
+            /// Limit of requests and bytes per second of each client: all connections of a host or
+            /// of a virtual machine together; of Unix sockets and other streams, each connection is
+            /// a client. By default any number.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -316,8 +317,8 @@ macro_rules! driver_server {
                 Self(self.0.client_rate(rate))
             }
 
-            /// How many requests of one connection may be carried out at once, where the export may
-            /// wait. Default 16; 0 counts as 1.
+            /// Limit of requests of one connection that are carried out at once, where the export
+            /// may wait. Default 16; 0 counts as 1.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -329,9 +330,9 @@ macro_rules! driver_server {
                 Self(self.0.concurrency(most))
             }
 
-            /// How much payload one connection may have in memory, in bytes: of writes that are
-            /// carried out, of reads, and of replies that the client has not taken. No more
-            /// requests are taken beyond that, except that one may always be. Default 32 MiB.
+            /// Limit of payload of one connection in memory, in bytes: of writes that are carried
+            /// out, of reads, and of replies that the client has not taken. No more requests are
+            /// taken beyond that, except that one may always be. Default 32 MiB.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -343,8 +344,8 @@ macro_rules! driver_server {
                 Self(self.0.in_flight(bytes))
             }
 
-            /// How much payload all connections together may have in memory, in bytes, beside 1 MiB
-            /// that each has in any case. Default 256 MiB.
+            /// Limit of payload of all connections together in memory, in bytes, beside 1 MiB that
+            /// each has in any case. Default 256 MiB.
             ///
             /// ```no_run
             #[doc = $begin]
@@ -361,7 +362,7 @@ macro_rules! driver_server {
                 Self(self.0.memory(bytes))
             }
 
-            /// How long a connection in use has to come to an end when the server
+            /// Time that a connection in use has to come to an end when the server
             /// [stops](server::Stopper::stop). Default 5 s.
             ///
             /// ```no_run

@@ -1,4 +1,5 @@
-//! What drivers have that are for tasks: extents as a stream, and streams of the program's.
+//! The part of a driver that only those for tasks have: extents as a stream, and streams of the
+//! program's.
 
 /// Defines the `Extents` of a driver for tasks, and the methods that only such a driver has.
 #[doc(hidden)]

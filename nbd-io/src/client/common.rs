@@ -1,10 +1,10 @@
-//! What the connections of a client have in common.
+//! The part that the connections of a client share.
 
 use super::{
     Connected, Connector, Driver, Error, Lost, Negotiated, Observer, Reconnect, SharedLog,
 };
 
-/// How a client's connections are made, and what holds on all of them.
+/// The way in which a client's connections are made, and the state that they share.
 #[derive(Debug)]
 pub struct Common<D> {
     /// Makes them.
@@ -13,7 +13,7 @@ pub struct Common<D> {
     pub negotiated: Negotiated,
     /// Changes that may not be on stable storage, if lost connections are replaced.
     pub log: Option<SharedLog>,
-    /// Where events of this client go.
+    /// Receiver of events of this client.
     pub observer: Observer,
 }
 
@@ -64,7 +64,7 @@ impl<D> Common<D> {
         policy.filter(|_| self.reconnects())
     }
 
-    /// How often writes may have been lost that were answered and not flushed.
+    /// Number of times that answered writes may have been lost before a flush covered them.
     #[must_use]
     pub fn losses(&self) -> u64 {
         self.log.as_ref().map_or(0, |log| log.lock().losses())
@@ -83,7 +83,7 @@ impl<D> Common<D> {
         said.unwrap_or_else(|| self.reconnects())
     }
 
-    /// How many connections there are to be.
+    /// Number of connections that are wanted.
     #[must_use]
     pub fn connections(&self) -> usize {
         // C-189

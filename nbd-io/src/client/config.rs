@@ -1,4 +1,4 @@
-//! How a client's connections are made and used, as plain data.
+//! Settings by which a client's connections are made and used, as plain data.
 
 use super::{Observer, Reconnect};
 #[cfg(feature = "tls")]
@@ -16,21 +16,21 @@ use std::time::Duration;
 pub struct Config {
     /// The options to negotiate.
     pub negotiation: NegotiationConfig,
-    /// How a server is reached. Its timeout is that of connecting as a whole.
+    /// Settings for reaching a server. Their timeout is that of connecting as a whole.
     pub dial: DialOptions,
-    /// How much of that TLS and the negotiation may take.
+    /// The part of that time for TLS and the negotiation.
     pub negotiation_timeout: Option<Duration>,
-    /// How long each request may take.
+    /// Time limit of each request.
     pub request_timeout: Option<Duration>,
-    /// How many bytes of payload of one connection may be in memory, for clients that hold any.
+    /// Limit of payload of one connection in memory, in bytes, for clients that hold any.
     pub bytes_in_flight: u64,
-    /// How many connections there are to be.
+    /// Number of connections that are wanted.
     pub connections: usize,
     /// Whether and how a lost connection is replaced.
     pub reconnect: Option<Reconnect>,
     /// Whether silence ends a connection. By default, if it is replaced then.
     pub lose_when_silent: Option<bool>,
-    /// Where events of the client's go.
+    /// Receiver of events of the client.
     pub observer: Observer,
     /// Requests that take at least so long are reported.
     pub slow_request: Option<Duration>,
@@ -116,20 +116,20 @@ pub enum TlsPolicy {
     Always,
 }
 
-/// How a server is to be reached.
+/// Settings for reaching a server.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct DialOptions {
-    /// How long it may take, looking up the host and trying all of its addresses included. `None`
+    /// Time limit, including the lookup of the host and attempts at all of its addresses. `None`
     /// waits as long as the system does.
     pub timeout: Option<Duration>,
     /// For how long a TCP connection may be quiet until the system asks whether the server is still
     /// there (`SO_KEEPALIVE`). One that does not answer for three times that time is lost. `None`
     /// does not ask.
     pub tcp_keepalive: Option<Duration>,
-    /// For how long the server's system may take in nothing of what was sent over TCP, or answer no
-    /// question of `tcp_keepalive`, until the connection is lost (`TCP_USER_TIMEOUT`). `None` leaves
-    /// that to the system, and then it may be a quarter of an hour.
+    /// Time for which the server's system may acknowledge no sent data over TCP, or answer no probe
+    /// of `tcp_keepalive`, until the connection is lost (`TCP_USER_TIMEOUT`). `None` leaves that to
+    /// the system, and then it may be a quarter of an hour.
     pub tcp_user_timeout: Option<Duration>,
 }
 

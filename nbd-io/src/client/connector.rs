@@ -7,19 +7,19 @@ use super::{
 use nbd_proto::{ExportName, Uri, uri::Address};
 use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
 
-/// How the connections of a client are made: to where, by what options, and how that is waited for.
+/// A maker of a client's connections: their address, their options, and the driver's way to wait.
 #[derive(Clone)]
 pub struct Connector<D> {
-    /// How a connection is waited for.
+    /// The driver, which waits.
     pub driver: D,
-    /// The options, and what the URI says.
+    /// The options, with the settings of the URI.
     pub config: Arc<Config>,
     server: Server,
     /// The first connection was, or is to be, the only one.
     only: bool,
 }
 
-/// Where a server is, as errors name it.
+/// The address of a server, in the words of errors.
 #[derive(Clone)]
 pub(super) enum Server {
     /// New connections can be made.
@@ -48,7 +48,7 @@ impl<D> Connector<D> {
         !self.only && matches!(self.server, Server::Address(_))
     }
 
-    /// Where the server is.
+    /// The address of the server.
     #[cfg(feature = "tracing")]
     pub(super) const fn server(&self) -> &Server {
         &self.server
@@ -71,7 +71,7 @@ impl<D: Driver> Connector<D> {
         }
     }
 
-    /// How to connect to what a URI names. That may name files, which are read here.
+    /// A connector to the server of a URI. That may name files, which are read here.
     pub(super) async fn to(driver: D, mut config: Arc<Config>, uri: &Uri) -> Result<Self, Error> {
         if config.negotiation.export != *uri.export() {
             Arc::make_mut(&mut config).negotiation.export = uri.export().clone();
@@ -79,7 +79,7 @@ impl<D: Driver> Connector<D> {
         if let Some(tls) = uri.tls() {
             let config = Arc::make_mut(&mut config);
             config.negotiation.tls = TlsPolicy::Always;
-            // In a box, so that futures have no room for what most connections do not have.
+            // In a box, so that futures have no room for TLS, which most connections do not have.
             Box::pin(trust(&driver, config, tls)).await?;
         }
         let server = Server::Address(uri.address().clone());
@@ -173,7 +173,7 @@ impl<D: Driver> Connector<D> {
         }
     }
 
-    /// The failure of a step, which is to be named by a verb and what it is about.
+    /// The error of a failed step; `step` is a verb with its object.
     pub(super) fn failed(&self, step: impl fmt::Display, error: NegotiationError) -> Error {
         Error::negotiation(format!("{step} {}", self.server), error)
     }

@@ -1,4 +1,4 @@
-//! What differs between the clients: how one waits, and what becomes of a connection.
+//! The part that differs between the clients: their way to wait, and the use of a connection.
 
 use super::{Connected, Connector, DialOptions, Error, ServerProcess};
 use crate::transport::Transport;
@@ -7,7 +7,7 @@ use crate::{client::NegotiationError, tls::ClientTls};
 use nbd_proto::uri::Address;
 use std::{io, time::Duration};
 
-/// How the connections of a client are made.
+/// A client's way to wait while a connection is made, and its use of the connection.
 ///
 /// Everything on the way to a client is written once, as futures: [`ConnectOptions`], the order of
 /// options, [`Negotiation`] step by step, deadlines and errors. A driver for tasks has its users
@@ -19,7 +19,7 @@ use std::{io, time::Duration};
 /// [`ConnectOptions`]: super::ConnectOptions
 /// [`Negotiation`]: super::Negotiation
 pub trait Driver: Clone + Send + Sync + 'static {
-    /// A connection that negotiates. What would have to be waited for past its deadline fails.
+    /// A connection that negotiates. An operation that would have to wait past its deadline fails.
     type Stream: Transport + Send + 'static;
 
     /// The client that uses an export.
@@ -28,7 +28,7 @@ pub trait Driver: Clone + Send + Sync + 'static {
     /// The time of a clock that only goes forward, from any start.
     fn now(&self) -> Duration;
 
-    /// Connects to what an address names.
+    /// Connects to an address.
     ///
     /// # Errors
     ///
@@ -49,8 +49,8 @@ pub trait Driver: Clone + Send + Sync + 'static {
     /// Sets until when a connection may be waited for, by [`now`](Driver::now).
     fn set_deadline(&self, stream: &mut Self::Stream, deadline: Option<Duration>);
 
-    /// What a URI says of TLS in addition. It may name files, which are read here. Without a body,
-    /// this and `start_tls` fail: a program may build this crate with TLS for another driver.
+    /// Adds the TLS settings of a URI. It may name files, which are read here. Without a body, this
+    /// and `start_tls` fail: a program may build this crate with TLS for another driver.
     ///
     /// # Errors
     ///

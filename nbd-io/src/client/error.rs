@@ -1,9 +1,9 @@
-//! What can go wrong, sorted by what a program can do about it.
+//! Errors, sorted by what a program can do about them.
 //!
 //! The text of an error says all in one line: the step, with which server, the cause down to its root,
-//! and what to try, because many programs print an error by `{}` and nothing else. `source()` leads to
-//! the causes as values. Their texts are part of the error's own; a program that prints the whole chain
-//! repeats them.
+//! and advice, because many programs print an error by `{}` and nothing else. `source()` leads to
+//! the causes as values. Their texts are part of the error's own; a program that prints the whole
+//! chain repeats them.
 
 mod advice;
 #[cfg(test)]
@@ -13,7 +13,7 @@ use super::NegotiationError;
 use nbd_proto::{Command, Errno, Failure, Misuse, OptionError, UriError, uri::Address};
 use std::{fmt, io, sync::Arc, time::Duration};
 
-/// Why a connection could not be made, or a command was not carried out.
+/// Reasons for which a connection could not be made, or a command was not carried out.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -23,15 +23,15 @@ pub enum Error {
     /// The call needs something that is not in this build or not on this system.
     #[error("{what}")]
     Unsupported {
-        /// What, and why not.
+        /// The missing thing, and the reason.
         what: &'static str,
     },
     /// The server cannot be reached.
     #[error("cannot connect to {to}: {}{}", causes(&**source), advice::on_connecting(source))]
     Connect {
-        /// Where.
+        /// The address.
         to: String,
-        /// Why not: of several addresses, how each of them failed.
+        /// The reason: of several addresses, the error of each.
         source: Arc<io::Error>,
     },
     /// The export cannot be entered, or a step on the way to it failed.
@@ -39,7 +39,7 @@ pub enum Error {
     Negotiation {
         /// The step that failed, and with which server: `enter export "disk" of localhost:10809`.
         step: String,
-        /// Why it was not.
+        /// The reason.
         source: Arc<NegotiationError>,
     },
     /// TLS cannot be set up.
@@ -57,12 +57,13 @@ pub enum Error {
         /// The server's answer.
         source: Failure,
     },
-    /// No reply came in time. What became of the command is not known. The connection goes on.
+    /// No reply came in time. The server may or may not have carried out the command. The
+    /// connection goes on.
     #[error("{command} was not answered within {after:?}")]
     Timeout {
         /// The command.
         command: Command,
-        /// How long was waited.
+        /// The time that was waited.
         after: Duration,
     },
     /// The flush was carried out, but writes that were answered before a connection was lost may be
@@ -75,7 +76,7 @@ pub enum Error {
     Lost(#[source] Arc<Lost>),
 }
 
-/// Why a connection is over.
+/// Reasons for which a connection is over.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Lost {
@@ -94,7 +95,7 @@ pub enum Lost {
     /// A request took too long, and the server has sent nothing at all since it was sent.
     #[error("the server has sent nothing for {after:?}, although it owes replies")]
     Silent {
-        /// How long a request may take.
+        /// Time limit of a request.
         after: Duration,
     },
     /// Another connection was made, and the export is not the same any more.
@@ -109,9 +110,9 @@ pub enum Lost {
     /// The connection was lost, and no new one could be made.
     #[error("the connection was lost and not restored (attempts: {attempts}): {source}")]
     NotRestored {
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
-        /// Why the last attempt failed, or how the connection was lost if there was none.
+        /// The error of the last attempt, or the loss of the connection if there was none.
         source: Arc<Error>,
     },
     /// This side disconnected.
@@ -129,7 +130,7 @@ impl Error {
         }
     }
 
-    /// What the server said, if it refused an option, so that the negotiation goes on.
+    /// The server's refusal, if it refused an option, so that the negotiation goes on.
     #[must_use]
     pub fn refusal(&self) -> Option<&OptionError> {
         match self {
@@ -172,7 +173,7 @@ impl Error {
     }
 }
 
-/// Whether an answer to what is written again says that it will never be taken.
+/// Whether an answer to a replayed change means that the server will never take it.
 #[must_use]
 pub fn is_refusal(error: &Error) -> bool {
     match error {
@@ -198,7 +199,7 @@ pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// How errors name an address.
+/// The name of an address in errors.
 #[must_use]
 pub fn server_name(address: &Address) -> String {
     match address {
@@ -226,8 +227,8 @@ impl From<crate::tls::TlsError> for Error {
     }
 }
 
-/// What an export over a client tells its own clients: what the server said, or why it could not be
-/// asked.
+/// The failure that an export over a client passes on to its own clients: the other server's, or
+/// [`Errno::Io`] if that could not be asked.
 ///
 /// ```
 /// use nbd_io::client::Error;

@@ -1,4 +1,4 @@
-//! What a client reports to the program that uses it.
+//! Events of a client, reported to the program that uses it.
 
 #[cfg(test)]
 mod tests;
@@ -25,30 +25,30 @@ use std::{
 pub enum ClientEvent {
     /// A connection is in use: the first, a further one, or one in place of one that was lost.
     Connected {
-        /// How many connections there are now.
+        /// Number of connections now.
         connections: usize,
-        /// How many attempts it took since one was lost; 0 if none was.
+        /// Number of attempts since one was lost; 0 if none was.
         attempts: u32,
     },
     /// A connection was lost.
     Lost {
-        /// Why.
+        /// The reason.
         cause: Arc<Lost>,
-        /// How many connections are left. All of a writable export are replaced when one is lost.
+        /// Number of connections left. All of a writable export are replaced when one is lost.
         connections: usize,
     },
     /// An attempt to replace a lost connection failed.
     AttemptFailed {
         /// Its number since the connection was lost, from 1.
         attempt: u32,
-        /// Why it failed.
+        /// The reason.
         cause: Error,
         /// The backoff before the next attempt. `None` if there is none.
         retry_after: Option<Duration>,
     },
     /// There is no connection, and no attempt is left: every request fails from now on.
     GaveUp {
-        /// Why.
+        /// The reason.
         cause: Arc<Lost>,
     },
     /// A request took at least as long as the threshold of
@@ -58,7 +58,7 @@ pub enum ClientEvent {
         command: Command,
         /// The first byte that it is about; 0 for a flush.
         offset: u64,
-        /// How many bytes it is about; 0 for a flush.
+        /// Length in bytes; 0 for a flush.
         len: u64,
         /// The time from when it was submitted until its reply was read or it was given up.
         took: Duration,
@@ -123,7 +123,7 @@ impl ClientEvent {
 /// the program where none is held. Clones are one.
 #[derive(Clone, Default)]
 pub struct Observer {
-    /// What the program wants to be called with, if it does.
+    /// The program's callback, if it has one.
     program: Option<Arc<Shared>>,
     /// The client's.
     #[cfg(feature = "tracing")]
@@ -138,7 +138,7 @@ struct Shared {
     slow: Option<Slow>,
 }
 
-/// How slow requests are found.
+/// Detection of slow requests.
 struct Slow {
     threshold: Duration,
     clock: Box<dyn Fn() -> Duration + Send + Sync>,

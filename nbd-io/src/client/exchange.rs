@@ -25,7 +25,7 @@ use std::{
     task::{self, Waker},
 };
 
-/// How much of an answer is read at once, in bytes. Most are shorter, and so are most options.
+/// Limit of bytes of an answer that are read at once. Most are shorter, and so are most options.
 const ANSWER: usize = 512;
 
 /// Reads after NBD_OPT_ABORT. The answer is 20 bytes and a short text.
@@ -41,7 +41,7 @@ pub struct Refused<H> {
 }
 
 impl<H> Refused<H> {
-    /// The same with what is made of the handle.
+    /// The same with another handle, made of this one.
     pub(super) fn map<U>(self, make: impl FnOnce(H) -> U) -> Refused<U> {
         Refused {
             handle: make(self.handle),
@@ -66,7 +66,7 @@ impl<H> Refused<H> {
 pub struct OptionExchange<T: Transport, S> {
     /// `None` after a fatal error, a dropped future, or when the handle was given away.
     usable: Option<Usable<T, S>>,
-    /// What is sent, and then what is answered.
+    /// Bytes to be sent, and then bytes of the answer.
     buffer: BytesMut,
     encrypted: bool,
     /// TLS has started, and the server has said nothing inside it.
@@ -324,8 +324,8 @@ impl<T: Transport, S> OptionExchange<T, S> {
         })
     }
 
-    /// What the answer to an option leads to. Behind its last reply nothing may come, so that it is
-    /// read without regard to where messages end.
+    /// The phase after the answer to an option. Behind its last reply nothing may come, so that it
+    /// is read without regard to where messages end.
     async fn answered<P: Phase>(
         &mut self,
         option: OptionCode,

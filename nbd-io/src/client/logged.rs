@@ -17,7 +17,7 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct SharedLog(Arc<Mutex<WriteLog>>);
 
-/// What becomes of a change when it has been answered.
+/// The consequence of an answer to a change for the log.
 #[derive(Clone, Debug)]
 pub enum Admission {
     /// Nothing: no copies are kept.
@@ -28,7 +28,7 @@ pub enum Admission {
     WriteThrough,
 }
 
-/// Room for copies in a log. What is left of it is given back when it is dropped.
+/// Room for copies in a log. The unused rest is given back when it is dropped.
 #[derive(Debug)]
 pub struct Room {
     log: SharedLog,
@@ -147,9 +147,9 @@ impl LinkLog {
     }
 }
 
-/// What a request in flight does to the log as soon as its reply is read: before the next reply of the
-/// connection, and before its caller or the next change of the same bytes learns of it. One that is
-/// dropped before leaves the log as it is.
+/// The entry that a request in flight makes in the log as soon as its reply is read: before the
+/// next reply of the connection, and before its caller or the next change of the same bytes learns
+/// of it. One that is dropped before leaves the log as it is.
 #[derive(Debug)]
 pub struct Record {
     log: SharedLog,

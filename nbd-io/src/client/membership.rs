@@ -1,4 +1,4 @@
-//! Which connections a client has, wants and trusts.
+//! The connections of a client: those that it has, wants and trusts.
 //!
 //! ```text
 //!             next: Dial                   join: Joined
@@ -12,15 +12,15 @@
 //!
 //! This machine decides and does nothing: it has no socket, no lock, no task and no clock. Its
 //! driver dials when [`next`](Membership::next) says so, does what [`join`](Membership::join) asks
-//! for, and reports what became of it. Time is what a clock of the driver's shows; only
-//! differences matter.
+//! for, and reports the outcome. Time is read from a clock of the driver's; only differences
+//! matter.
 //!
 //! **Trust.** If the server has crashed, all connections lead to the server of before, even if some
 //! of them do not know it yet. So all of them are given up when one is lost, unless the export is
-//! read-only. A new connection replays what was answered and not flushed before anything else. If
-//! others are open by then, one of these has to answer a probe first: it may lead to the server of
-//! before the crash while the new connection leads to the one after it, and a flush of the new one
-//! must not be taken to cover what was written over the other.
+//! read-only. A new connection replays unflushed changes before anything else. If others are open
+//! by then, one of these has to answer a probe first: it may lead to the server of before the crash
+//! while the new connection leads to the one after it, and a flush of the new one must not be taken
+//! to cover writes over the other.
 
 mod member;
 #[cfg(test)]
@@ -31,8 +31,8 @@ use super::{ClientEvent, ConnectionState, Error, Lost, Observer, Reconnect, is_r
 use nbd_proto::ExportInfo;
 use std::{mem, sync::Arc, time::Duration};
 
-/// How long each attempt may take, even if the time of the policy is over before. A part of the
-/// last attempt is made in that time.
+/// Least time for each attempt, even if the time of the policy is over before. A part of the last
+/// attempt is made in that time.
 const SHORTEST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// The connections of a client. `L` is a connection of the driver's.
@@ -45,7 +45,7 @@ pub struct Membership<L> {
     members: Vec<Member<L>>,
     state: ConnectionState,
     closing: bool,
-    /// How many dials were begun.
+    /// Number of dials begun.
     dials: u64,
     /// The dial that replays unflushed writes.
     replaying: Option<DialId>,
@@ -99,7 +99,8 @@ pub enum Join<L> {
 pub struct Loss<L> {
     /// Connections that are no members any more, and have to be ended.
     pub given_up: Vec<Arc<L>>,
-    /// What was answered before may be lost, and no later answer over a connection of before counts.
+    /// Changes answered before may be lost, and later answers over connections of before do not
+    /// count.
     pub ends_epoch: bool,
 }
 
@@ -180,7 +181,7 @@ impl<L> Membership<L> {
         self.open().any(|open| Arc::ptr_eq(open, link))
     }
 
-    /// How many connections are wanted.
+    /// Number of connections that are wanted.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.members.len()
@@ -193,7 +194,7 @@ impl<L> Membership<L> {
         self.members.iter().all(is_open)
     }
 
-    /// How the connections are.
+    /// State of the connections.
     #[must_use]
     pub const fn state(&self) -> &ConnectionState {
         &self.state
@@ -217,7 +218,7 @@ impl<L> Membership<L> {
         self.policy.is_some()
     }
 
-    /// What to do next. A dial that is given has begun.
+    /// The next action. A dial that is returned has begun.
     pub fn next(&mut self, now: Duration) -> Next {
         if self.closing || self.is_over() {
             return Next::Over;
@@ -261,7 +262,7 @@ impl<L> Membership<L> {
             && !self.is_over()
     }
 
-    /// Makes a new connection a member, or says what has to be done before. `needs_replay` is
+    /// Makes a new connection a member, or returns the step that comes before. `needs_replay` is
     /// whether there are unflushed writes that the server may have lost.
     pub fn join(
         &mut self,
@@ -329,7 +330,7 @@ impl<L> Membership<L> {
         }
     }
 
-    /// A dial has failed, or what had to be done before the connection could join.
+    /// A dial has failed, or a step before the connection could join.
     pub fn failed(&mut self, dial: DialId, error: Error, now: Duration) {
         let replayed = self.replaying.take_if(|replaying| *replaying == dial);
         if !self.is_wanted(dial) {

@@ -1,7 +1,8 @@
 //! The client's side: negotiation, step by step or all at once, and the planning of requests; in
 //! [`tasks`] all of a client.
 //!
-//! What is hidden from the documentation is for the drivers of this project, and may change at any time.
+//! Items that are hidden from the documentation are for the drivers of this project, and may change
+//! at any time.
 
 mod common;
 mod config;

@@ -1,4 +1,4 @@
-//! Negotiation all at once: the order of options, and what to fall back to.
+//! Negotiation all at once: the order of options, and the fallbacks.
 //!
 //! ```text
 //! STARTTLS -> EXTENDED_HEADERS, else STRUCTURED_REPLY -> SET_META_CONTEXT -> GO, else EXPORT_NAME
@@ -28,16 +28,16 @@ pub struct Connected<T> {
     pub encrypted: bool,
 }
 
-/// Why an export could not be entered.
+/// Reasons for which an export could not be entered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NegotiationError {
     /// The transport failed.
     #[error("the connection failed during {during}: {}", causes(source))]
     Io {
-        /// What was being done.
+        /// The step.
         during: String,
-        /// How it failed.
+        /// The reason.
         source: io::Error,
     },
     /// The server broke the protocol.
@@ -46,15 +46,15 @@ pub enum NegotiationError {
         rule = source.rule()
     )]
     Protocol {
-        /// What was being done.
+        /// The step.
         during: String,
-        /// How it did.
+        /// The violation.
         source: Error,
     },
     /// The server closed the connection where it must not.
     #[error("the server closed the connection during {during}")]
     Closed {
-        /// What was being done.
+        /// The step.
         during: String,
     },
     /// The server closed the connection in answer to `NBD_OPT_EXPORT_NAME`.
@@ -82,7 +82,7 @@ pub enum NegotiationError {
          certificate, or another one: {0}"
     )]
     TlsBrokeOff(#[source] Box<Self>),
-    /// What was asked for cannot be sent.
+    /// A request that cannot be sent.
     #[error(transparent)]
     Misuse(Misuse),
     /// An export was named, and the server speaks oldstyle, which has no names.
@@ -96,7 +96,7 @@ pub enum NegotiationError {
     NoContext {
         /// The context.
         name: ContextName,
-        /// Why it cannot be selected.
+        /// The reason for which it cannot be selected.
         why: &'static str,
     },
     /// The connection failed before.

@@ -1,4 +1,4 @@
-//! What was agreed on with a server, and whether another connection agrees.
+//! The results of negotiation with a server, and the comparison with those of another connection.
 
 use super::{Connected, Reconnect, longest};
 use crate::transport::{TlsSession, Transport};
@@ -58,7 +58,7 @@ impl Negotiated {
         found.map(|context| context.id)
     }
 
-    /// What another connection to the same export does not have in common with this one. An
+    /// The first property in which another connection to the same export differs from this one. An
     /// export that is larger than it was is the same if the policy accepts that.
     #[must_use]
     pub fn differs(&self, other: &Self, policy: Option<&Reconnect>) -> Option<&'static str> {

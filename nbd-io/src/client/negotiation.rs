@@ -139,7 +139,7 @@ pub enum StepOutcome<T, H> {
 }
 
 impl<T, H> StepOutcome<T, H> {
-    /// The same with what is made of either part.
+    /// The same with the parts converted.
     pub fn map<U, G>(
         self,
         done: impl FnOnce(T) -> U,

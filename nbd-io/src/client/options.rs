@@ -1,4 +1,4 @@
-//! How a connection is to be made, and making it.
+//! Settings for making a connection, and making it.
 
 use super::{
     ClientEvent, Config, Connector, Driver, Error, Greeted, Negotiation, Observer, Reconnect,
@@ -15,7 +15,7 @@ use nbd_proto::{
 };
 use std::{fmt, io, sync::Arc, time::Duration};
 
-/// How a connection is to be made: by default with everything that makes it better.
+/// Settings for making a connection: by default with every feature that makes it better.
 ///
 /// This is for programs over any driver. Each driver has a `ConnectOptions` of its own, made of this
 /// one, whose pages say all of each method.
@@ -100,7 +100,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// How much the server may send, and how many requests may be in flight on each connection.
+    /// Limits of what the server may send, and of requests in flight on each connection.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.config_mut().negotiation.protocol.limits = limits;
@@ -114,16 +114,16 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// How long connecting may take as a whole: the lookup of a host, its addresses, which are
-    /// tried side by side, TLS and the negotiation.
+    /// Time limit of connecting as a whole: the lookup of a host, its addresses, which are tried
+    /// side by side, TLS and the negotiation.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.config_mut().dial.timeout = timeout;
         self
     }
 
-    /// How much of the [`connect_timeout`](Self::connect_timeout) TLS and the negotiation may take,
-    /// together and from when the server is reached.
+    /// Time limit of TLS and the negotiation together, as a part of the
+    /// [`connect_timeout`](Self::connect_timeout), from when the server is reached.
     #[must_use]
     pub fn negotiation_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.config_mut().negotiation_timeout = timeout;
@@ -139,7 +139,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// For how long the server's system may take in nothing of what was sent over TCP until the
+    /// Time for which the server's system may acknowledge no sent data over TCP until the
     /// connection is lost (`TCP_USER_TIMEOUT`), on systems that have that.
     #[must_use]
     pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
@@ -147,16 +147,16 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// How long each request may take, from when its connection begins to send it until its reply
-    /// is there.
+    /// Time limit of each request, from when its connection begins to send it until its reply is
+    /// there.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.config_mut().request_timeout = timeout;
         self
     }
 
-    /// How many connections to share the requests between, if the server says that it keeps several
-    /// of one client's consistent ([`can_multi_conn`](nbd_proto::ExportInfo::can_multi_conn));
+    /// Number of connections that share the requests, if the server says that it keeps several of
+    /// one client's consistent ([`can_multi_conn`](nbd_proto::ExportInfo::can_multi_conn));
     /// otherwise there is one.
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
@@ -172,8 +172,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// How many bytes of payload, of reads and writes together, may be in flight on each
-    /// connection.
+    /// Limit of payload in flight on each connection, in bytes, of reads and writes together.
     #[must_use]
     pub fn bytes_in_flight(mut self, bytes: u64) -> Self {
         self.config_mut().bytes_in_flight = bytes;
@@ -227,7 +226,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// Connects to what a URI names and enters its export.
+    /// Connects to the server of a URI and enters its export.
     pub async fn connect<'a>(&'a self, uri: &'a str) -> Result<D::Client, Error> {
         let mut permissions = Permissions::default();
         if self.config.local_files {
@@ -236,7 +235,7 @@ impl<D: Driver> ConnectOptions<D> {
         self.enter(&Uri::parse_with(uri, permissions)?).await
     }
 
-    /// Connects to what a URI names and enters its export.
+    /// Connects to the server of a URI and enters its export.
     pub fn connect_uri<'a>(
         &'a self,
         uri: &'a Uri,
@@ -303,7 +302,7 @@ impl<D: Driver> ConnectOptions<D> {
         D::enter(connector, first).await
     }
 
-    /// Connects to what a URI names and stops before any option is sent, to go on step by step.
+    /// Connects to the server of a URI and stops before any option is sent, to go on step by step.
     pub async fn start<'a>(&'a self, uri: &'a Uri) -> Result<Greeted<D>, Error> {
         self.check_single()?;
         let connector = self.connector(uri).await?;
@@ -320,7 +319,7 @@ impl<D: Driver> ConnectOptions<D> {
         }
     }
 
-    /// Connects to what a URI names and starts TLS, to go on step by step as after
+    /// Connects to the server of a URI and starts TLS, to go on step by step as after
     /// [`start`](Self::start).
     pub async fn start_secure<'a>(
         &'a self,

@@ -1,4 +1,4 @@
-//! How requests of any length at any place are made of those that a server takes.
+//! Planning of requests of any length at any place, by requests that a server takes.
 //!
 //! Nothing here sends or waits: the clients carry out what is planned.
 
@@ -44,13 +44,13 @@ impl Part {
 }
 
 impl Negotiated {
-    /// How much of the export can be reached, in bytes.
+    /// Number of bytes of the export that can be reached.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.export.reachable()
     }
 
-    /// How many of the `len` bytes of a buffer can be reached from `offset` on.
+    /// Number of bytes, of `len` in a buffer, that can be reached from `offset` on.
     #[must_use]
     pub fn until_end(&self, offset: u64, len: usize) -> usize {
         let left = self.size().saturating_sub(offset);
@@ -160,9 +160,9 @@ impl Negotiated {
         }
     }
 
-    /// How long pieces may be when a request is tried again that has failed with pieces of at most
-    /// `max` bytes: a server may find a range without payload too long that others take. `None`
-    /// if that would be of no use.
+    /// Limit of a piece's length in bytes when a request is tried again that has failed with pieces
+    /// of at most `max` bytes: a server may find a range without payload too long that others take.
+    /// `None` if that would be of no use.
     #[must_use]
     pub fn shorter(&self, len: u64, max: u64, error: &Error) -> Option<u64> {
         let too_long = matches!(error.errno(), Some(Errno::Overflow | Errno::Inval));
@@ -176,9 +176,9 @@ const ALIGNED: u64 = 64 << 10;
 
 /// The longest range that a server in use can be trusted with, in bytes.
 ///
-/// nbd-server, which tells no block sizes, acknowledges longer zeroes than 64 MiB and leaves what is
-/// behind the first 64 MiB as it was. nbdkit 1.32 ends if a client asks for the status of 2^32 - 1
-/// bytes, which is the most that the field takes, and the extent is longer.
+/// nbd-server, which sends no block sizes, acknowledges longer zeroes than 64 MiB and leaves what
+/// is behind the first 64 MiB as it was. nbdkit 1.32 ends if a client asks for the status of 2^32 -
+/// 1 bytes, which is the most that the field takes, and the extent is longer.
 #[must_use]
 pub fn longest(transmission: &Transmission, command: Command) -> u64 {
     let max = match (command, transmission.export().block_sizes) {

@@ -1,7 +1,7 @@
 //! Changes of the same bytes, first come first served.
 //!
-//! This machine has no lock, no waker, no thread and no clock; a driver attaches to a claim whatever
-//! it needs to wake who has it.
+//! This machine has no lock, no waker, no thread and no clock; a driver attaches to a claim the
+//! handle that it needs to wake the owner.
 //!
 //! ```text
 //!  newest   ┌── C ───────┐        top: A, C, B
@@ -22,7 +22,7 @@ mod tests;
 use std::{collections::BTreeMap, ops::Range};
 
 /// Claims to ranges, in the order in which they came. A claim holds its range if all that overlap
-/// it and came before are gone or have the same owner. `T` is what a driver attaches to a claim.
+/// it and came before are gone or have the same owner. `T` is a driver's attachment to a claim.
 #[derive(Debug)]
 pub struct RangeLocks<T> {
     next: u64,
@@ -35,7 +35,7 @@ pub struct RangeLocks<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim(u64);
 
-/// Whose claims do not wait for each other.
+/// A holder of claims, which do not wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner(u64);
 
@@ -46,12 +46,12 @@ type Parts = BTreeMap<u64, (u64, u64)>;
 struct Entry<T> {
     range: Range<u64>,
     owner: Owner,
-    /// What it lies on.
+    /// The earlier claims under it.
     below: Parts,
-    /// What lies on it.
+    /// The later claims on top of it.
     above: Parts,
-    /// How many of the parts below it has to wait for: those of other owners, and those that are not
-    /// held themselves.
+    /// Number of parts below it that it has to wait for: those of other owners, and those that are
+    /// not held themselves.
     waits: usize,
     is_held: bool,
     attached: T,
@@ -79,7 +79,7 @@ impl<T> RangeLocks<T> {
         Owner(self.number())
     }
 
-    /// How many claims there are.
+    /// Number of claims.
     #[must_use]
     pub fn len(&self) -> usize {
         self.claims.len()
@@ -120,13 +120,13 @@ impl<T> RangeLocks<T> {
         entry.is_some_and(|entry| entry.is_held)
     }
 
-    /// What is attached to a claim, if it is there.
+    /// The attachment of a claim, if the claim is there.
     #[must_use]
     pub fn get(&self, claim: Claim) -> Option<&T> {
         self.claims.get(&claim.0).map(|entry| &entry.attached)
     }
 
-    /// What is attached to a claim, if it is there.
+    /// The attachment of a claim, if the claim is there.
     pub fn get_mut(&mut self, claim: Claim) -> Option<&mut T> {
         let entry = self.claims.get_mut(&claim.0);
         entry.map(|entry| &mut entry.attached)
@@ -170,7 +170,7 @@ impl<T> RangeLocks<T> {
                 self.lay(*above, below, start..end);
             }
         }
-        // Where nothing lay on it, what it lay on is uncovered.
+        // Where no claim lay on it, the claims under it are uncovered.
         let own = self.top.range(gone.range.clone());
         let own = own.filter(|(_, (_, top))| *top == number);
         let own: Vec<u64> = own.map(|(start, _)| *start).collect();

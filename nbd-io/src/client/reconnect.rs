@@ -24,15 +24,14 @@ use std::{
 /// for ever.
 ///
 /// When one of several connections is lost, all are made anew, unless the export is read-only: if
-/// the server has crashed, what the others still bring is from before. An idle connection that the
+/// the server has crashed, later replies on the others are from before. An idle connection that the
 /// server closes is no exception: a server need not flush before it does that, and a client cannot
-/// tell whether it goes on. The limits hold for each. If
-/// some of them cannot be made, the client goes on with the others, and tries again when one of
-/// these is lost that has lasted so long.
+/// tell whether it goes on. The limits hold for each. If some of them cannot be made, the client
+/// goes on with the others, and tries again when one of these is lost that has lasted so long.
 ///
 /// What a program can rely on:
 ///
-/// * What was [flushed](super::tasks::Client::flush), or written with
+/// * Data that was [flushed](super::tasks::Client::flush), or written with
 ///   [`FUA`](nbd_proto::CommandFlags::FUA), is on stable storage.
 /// * Writes that were answered and not flushed may be gone if the server crashed, as those of any
 ///   disk. If there were any when a connection was lost, every flush from then on fails with
@@ -46,9 +45,10 @@ use std::{
 ///   together with one of them may find what was there before or after, and before again if the
 ///   server crashes.
 ///
-/// What it cannot: the protocol has no way to make sure that a server that was cut off has finished
-/// with the requests of the lost connection. If it still works on a write that was sent again, that
-/// write may be carried out a second time after later ones. Servers that crash or stop do not.
+/// It cannot rely on writes that were sent again being carried out once: the protocol has no way to
+/// make sure that a server that was cut off has finished with the requests of the lost connection.
+/// If it still works on a write that was sent again, that write may be carried out a second time
+/// after later ones. Servers that crash or stop do not.
 #[derive(Clone, Debug)]
 pub struct Reconnect {
     attempts: Option<u32>,
@@ -87,14 +87,14 @@ impl Reconnect {
         }
     }
 
-    /// How often to try, each time a connection is lost. `None` sets no limit.
+    /// Limit of attempts for each loss. `None` sets no limit.
     #[must_use]
     pub const fn attempts(mut self, attempts: Option<u32>) -> Self {
         self.attempts = attempts;
         self
     }
 
-    /// How long to wait before the second attempt, and the longest time before any later one.
+    /// Wait before the second attempt, and the longest wait before any later one.
     #[must_use]
     pub const fn delay(mut self, first: Duration, longest: Duration) -> Self {
         self.first_delay = first;
@@ -102,8 +102,8 @@ impl Reconnect {
         self
     }
 
-    /// How long to try, each time a connection is lost. The last attempt begins when this time is
-    /// over, and each may take 5 s even so. `None` sets no limit.
+    /// Limit of the time of attempts for each loss. The last attempt begins when this time is over,
+    /// and each may take 5 s even so. `None` sets no limit.
     #[must_use]
     pub const fn total_time(mut self, total: Option<Duration>) -> Self {
         self.total = total;
@@ -113,11 +113,10 @@ impl Reconnect {
     /// Keeps copies of writes until they are flushed, and writes them again on a new connection
     /// before anything else. 0, the default, keeps none.
     ///
-    /// Copies of what was answered and not flushed, and of what is in flight, have no more than so
-    /// many bytes together, at 128 bytes for each request beside its payload. A write that there is
-    /// no room for is not copied, however long it is: it is followed by a flush and is not answered
-    /// before that is. So a program that never flushes has the client flush whenever the room is
-    /// used up.
+    /// Limit in bytes of copies of changes, both in flight and answered but not flushed; each
+    /// counts 128 bytes beside its payload. A write for which there is no room is not copied,
+    /// however long it is: it is followed by a flush and is not answered before that is. So a
+    /// program that never flushes has the client flush whenever the room is used up.
     ///
     /// Of exports that cannot be flushed nothing is kept.
     #[must_use]
@@ -149,19 +148,19 @@ impl Reconnect {
         self.attempts.is_none_or(|most| attempts < most)
     }
 
-    /// How long to try, if there is a limit.
+    /// Limit of the time of attempts, if there is one.
     #[must_use]
     pub const fn time_limit(&self) -> Option<Duration> {
         self.total
     }
 
-    /// How many bytes of writes are kept until they are flushed.
+    /// Limit of writes that are kept until they are flushed, in bytes.
     #[must_use]
     pub const fn keeps(&self) -> u64 {
         self.kept
     }
 
-    /// How long to wait after so many attempts, of which the first went without.
+    /// Wait after so many attempts, of which the first went without.
     #[must_use]
     pub fn delay_after(&self, attempts: u32) -> Duration {
         let factor = 1_u32.checked_shl(attempts).unwrap_or(u32::MAX);
@@ -169,14 +168,14 @@ impl Reconnect {
         by_chance(delay.min(self.longest_delay).max(SHORTEST_DELAY))
     }
 
-    /// How long a connection has to last if making it was a success.
+    /// Time for which a connection has to last if making it was a success.
     #[must_use]
     pub fn lasting(&self) -> Duration {
         self.longest_delay.max(SHORTEST_LIFE)
     }
 }
 
-/// How the connections of a client are.
+/// State of a client's connections.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectionState {
@@ -187,7 +186,7 @@ pub enum ConnectionState {
     Reconnecting {
         /// The number of the attempt, from 1; 0 before the first.
         attempt: u32,
-        /// How the last connection was lost.
+        /// The loss of the last connection.
         cause: Arc<Lost>,
     },
     /// There will be none any more.

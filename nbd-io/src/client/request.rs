@@ -1,4 +1,4 @@
-//! What a program asks for, in a form that can be kept and sent again.
+//! Requests of a program, in a form that can be kept and sent again.
 
 use super::engine::Outbox;
 use bytes::Bytes;
@@ -14,16 +14,16 @@ use std::{ops::Range, sync::Arc};
 pub enum Request {
     /// `NBD_CMD_READ`.
     Read {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
-        /// How many bytes there are of it.
+        /// Length in bytes.
         len: u64,
         /// [`CommandFlags::DF`].
         flags: CommandFlags,
     },
     /// `NBD_CMD_WRITE`.
     Write {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
         /// The data.
         payload: Bytes,
@@ -34,34 +34,34 @@ pub enum Request {
     Flush,
     /// `NBD_CMD_TRIM`.
     Trim {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
-        /// How many bytes there are of it.
+        /// Length in bytes.
         len: u64,
         /// [`CommandFlags::FUA`].
         flags: CommandFlags,
     },
     /// `NBD_CMD_CACHE`.
     Cache {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
-        /// How many bytes there are of it.
+        /// Length in bytes.
         len: u64,
     },
     /// `NBD_CMD_WRITE_ZEROES`.
     WriteZeroes {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
-        /// How many bytes there are of it.
+        /// Length in bytes.
         len: u64,
         /// [`CommandFlags::FUA`], [`CommandFlags::NO_HOLE`], [`CommandFlags::FAST_ZERO`].
         flags: CommandFlags,
     },
     /// `NBD_CMD_BLOCK_STATUS`.
     BlockStatus {
-        /// Where it starts, in bytes.
+        /// Offset of its start in bytes.
         offset: u64,
-        /// How many bytes there are of it.
+        /// Length in bytes.
         len: u64,
         /// [`CommandFlags::REQ_ONE`].
         flags: CommandFlags,

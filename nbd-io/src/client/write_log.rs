@@ -1,13 +1,13 @@
-//! What was changed and may not be on stable storage.
+//! Changes that may not be on stable storage.
 //!
 //! This machine has no socket, no lock, no task and no clock. Replies are reported to it in the
 //! order in which they are read, whichever connection they come over and whichever call waits for
-//! them: what is written again after a crash has to be in that order, or old data could win.
+//! them: changes have to be replayed in that order after a crash, or old data could win.
 //!
-//! **Epochs.** When a connection is lost, the server may have crashed: what was answered and not
-//! flushed may be gone, and a flush that the server of afterwards answers covers nothing of before.
-//! So a loss ends an epoch. A connection belongs to the epoch in which it became a member, and what
-//! is answered over a connection of an epoch that is over does not count: it has to be asked again.
+//! **Epochs.** When a connection is lost, the server may have crashed: answered, unflushed changes
+//! may be gone, and a later flush covers nothing of before. So a loss ends an epoch. A connection
+//! belongs to the epoch in which it became a member, and an answer over a connection of an epoch
+//! that is over does not count: the request has to be sent again.
 
 #[cfg(test)]
 mod tests;
@@ -15,15 +15,15 @@ mod tests;
 use super::Request;
 use std::collections::VecDeque;
 
-/// What an entry of the log counts for beside its payload, in bytes.
+/// Cost of an entry of the log beside its payload, in bytes.
 const OVERHEAD: u64 = 128;
 
 /// The changes of an export that were answered, and whether they are on stable storage.
 ///
 /// With a limit, copies of changes are kept until a flush covers them, to be written again after a
-/// loss. Room for each is [reserved](WriteLog::reserve) before it is sent, so that what is in flight
-/// and what is kept stay below the limit together. Without one the log only counts, and tells that
-/// something may have been [lost](WriteLog::losses).
+/// loss. Room for each is [reserved](WriteLog::reserve) before it is sent, so that changes in
+/// flight and kept copies stay below the limit together. Without one the log only counts, and
+/// reports that something may have been [lost](WriteLog::losses).
 #[derive(Debug)]
 pub struct WriteLog {
     limit: u64,
@@ -34,9 +34,9 @@ pub struct WriteLog {
     flushed: u64,
     losses: u64,
     entries: VecDeque<Entry>,
-    /// What the entries count for, in bytes.
+    /// Cost of the entries in bytes.
     kept: u64,
-    /// What is reserved for changes that are not answered, in bytes.
+    /// Reserved for changes that are not answered, in bytes.
     reserved: u64,
     needs_replay: bool,
 }
@@ -86,19 +86,19 @@ impl WriteLog {
         self.epoch
     }
 
-    /// How many changes were answered. A flush that is sent now covers these.
+    /// Number of answered changes. A flush that is sent now covers these.
     #[must_use]
     pub const fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// How often some of them may have been lost.
+    /// Number of times that some of them may have been lost.
     #[must_use]
     pub const fn losses(&self) -> u64 {
         self.losses
     }
 
-    /// What an entry with so much payload counts for, in bytes.
+    /// Cost in bytes of an entry with so much payload.
     #[must_use]
     pub const fn cost(payload: u64) -> u64 {
         payload.saturating_add(OVERHEAD)
@@ -184,15 +184,15 @@ impl WriteLog {
         self.needs_replay
     }
 
-    /// What is to be written again, in order, and the epoch for which that is enough.
+    /// The changes to be written again, in order, and the epoch that will have been replayed then.
     #[must_use]
     pub fn replay(&self) -> (Epoch, Vec<Request>) {
         let requests = self.entries.iter().map(|entry| entry.request.clone());
         (self.epoch, requests.collect())
     }
 
-    /// What was kept was written again. Whether that is enough: not if a connection was lost
-    /// meanwhile.
+    /// Takes note that the kept changes were written again. Returns whether that is enough: not if
+    /// a connection was lost meanwhile.
     pub fn replayed(&mut self, epoch: Epoch) -> bool {
         let is_enough = epoch == self.epoch;
         self.needs_replay &= !is_enough;

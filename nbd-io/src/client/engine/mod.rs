@@ -1,9 +1,9 @@
-//! One connection in transmission: which requests are in flight, where payload goes, whose reply
-//! came, and what is to be sent.
+//! One connection in transmission: requests in flight, the place of their payload, the owners of
+//! replies, and the bytes to be sent.
 //!
-//! It has no socket, lock, waker or clock. A driver hands in what it has read and the time, and
-//! asks for what it is to write and whom it has to wake. Both clients stand on it: tasks hold the
-//! lock while the stream is polled, threads release it while they wait for the socket.
+//! It has no socket, lock, waker or clock. A driver hands in the time and the bytes that it has
+//! read, and asks for the bytes to write and the owners to wake. Both clients use it: tasks hold
+//! the lock while the stream is polled, threads release it while they wait for the socket.
 //!
 //! Requests belong to *owners*: a task's call, a thread's call, or a queue.
 
@@ -31,15 +31,15 @@ const ABANDONED: usize = usize::MAX;
 
 /// A connection in transmission.
 ///
-/// `B` are the buffers that reads hand over, `T` is what a driver attaches to a request until it
-/// is answered.
+/// `B` are the buffers that reads hand over, `T` is a driver's attachment to a request until it is
+/// answered.
 #[derive(Debug)]
 pub struct Engine<B, T> {
     transmission: Transmission,
-    /// What is kept of each request in flight, by the slot of its cookie.
+    /// State per request in flight, by the slot of its cookie.
     in_flight: Vec<InFlight<B>>,
-    /// What drivers have attached to requests in flight, by slot. It is apart, because most have
-    /// nothing.
+    /// A driver's attachments to requests in flight, by slot. They are apart, because most requests
+    /// have none.
     tickets: Vec<Option<T>>,
     owners: Vec<Owner<B>>,
     free_owners: Vec<usize>,
@@ -48,13 +48,13 @@ pub struct Engine<B, T> {
     /// Tickets of requests that were answered, for the driver to drop without its lock.
     released: Vec<T>,
     outbox: Outbox,
-    /// How long a request may take.
+    /// Time limit of a request.
     timeout: Option<Duration>,
     /// No request is late before this time. It may be earlier than the first deadline.
     first_due: Duration,
     /// The slots of requests that were submitted without a time.
     untimed: Vec<usize>,
-    /// How often something was received.
+    /// Number of times that something was received.
     receipts: u64,
     /// Whether a request that is late ends the connection if nothing was received since it was
     /// sent.
@@ -120,13 +120,13 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         &self.transmission
     }
 
-    /// How long a request may take.
+    /// Time limit of a request.
     #[must_use]
     pub const fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    /// How many requests are in flight.
+    /// Number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.transmission.in_flight()
@@ -151,7 +151,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         !self.closing && self.lost.is_none()
     }
 
-    /// What is to be written.
+    /// The bytes to be written.
     pub const fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
     }
@@ -162,7 +162,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         !self.outbox.is_empty()
     }
 
-    /// How the connection ended, if it has.
+    /// The end of the connection, if it has ended.
     #[must_use]
     pub const fn lost(&self) -> Option<&Arc<Lost>> {
         self.lost.as_ref()
@@ -198,7 +198,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
-    /// Puts `NBD_CMD_DISC` into the outbox, whatever is in flight.
+    /// Puts `NBD_CMD_DISC` into the outbox, even if requests are in flight.
     pub fn disconnect(&mut self) {
         if !self.disconnecting
             && self.lost.is_none()
@@ -210,7 +210,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
-    /// Ends the connection for everybody. The first reason stays.
+    /// Ends the connection for all requests. The first reason stays.
     pub fn lose(&mut self, why: Lost) {
         if self.lost.is_some() {
             return;
@@ -259,7 +259,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
-    /// Why requests are not taken.
+    /// The error of requests that are not taken.
     #[must_use]
     pub fn over(&self) -> Error {
         match &self.lost {

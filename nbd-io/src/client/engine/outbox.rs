@@ -7,10 +7,10 @@ use std::{collections::VecDeque, fmt, io::IoSlice};
 /// Payloads up to this length are copied beside their header, in bytes.
 const INLINE: usize = 512;
 
-/// How many slices one write takes at most.
+/// Limit of slices in one write.
 const SLICES: usize = 128;
 
-/// How many slices are enough for one request or two.
+/// Number of slices that is enough for one request or two.
 const FEW_SLICES: usize = 6;
 
 /// Requests that wait to be written, in order.
@@ -18,7 +18,7 @@ const FEW_SLICES: usize = 6;
 pub struct Outbox {
     /// Headers and small payloads.
     inline: Vec<u8>,
-    /// How much of `inline` is written.
+    /// Number of bytes of `inline` that are written.
     written: usize,
     /// Large payloads, each with the position in `inline` that it comes before.
     payloads: VecDeque<(usize, Bytes)>,

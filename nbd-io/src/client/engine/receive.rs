@@ -1,12 +1,12 @@
-//! Reading: what goes where.
+//! Reading, and the place of each byte.
 //!
-//! What comes is read into the inbox, many small replies at once. Payload of a long read goes
-//! straight to its buffer instead. One vectored read does both: first the rest of a payload, then
-//! whatever follows.
+//! Bytes are read into the inbox, many small replies at once. Payload of a long read goes straight
+//! to its buffer instead. One vectored read does both: first the rest of a payload, then the bytes
+//! behind it.
 //!
-//! If there is but one read in flight, what comes is most likely a header and all of its payload.
-//! Then one read takes in all of it, each in its place. If it turns out to be something else, what has
-//! come to the wrong place is taken from there.
+//! If there is but one read in flight, the next bytes are most likely a header and all of its
+//! payload. Then one read takes in all of it, each part in its place. If the bytes turn out to be
+//! others, those in the wrong place are taken from there.
 
 use super::{ABANDONED, Done, Engine, Sink, Spill, Ticket};
 use crate::client::Error;
@@ -16,10 +16,11 @@ use nbd_proto::{
 };
 use std::ops::Range;
 
-/// What one read from the stream takes in beside payload that goes straight to its place, in bytes.
+/// Limit of bytes that one read takes into the inbox, beside payload that goes straight to its
+/// place.
 const INBOX: usize = 256 << 10;
 
-/// How large the inbox is once a reply is waited for, in bytes: enough for a short one or two. It
+/// Size of the inbox once a reply is waited for, in bytes: enough for a short one or two. It
 /// doubles whenever a read fills it.
 const SMALL_INBOX: usize = 16 << 10;
 
@@ -37,11 +38,11 @@ const AHEAD: u64 = 2 << 10;
 /// If more bytes than this have come to the wrong place, nothing is expected any more.
 pub(super) const MISPLACED: usize = 512;
 
-/// What is taken in beside the payload of a large read, or before it: the header of what comes
-/// next, and not much of a next payload, which would have to be copied.
+/// Limit of bytes taken in beside the payload of a large read, or before it: room for the next
+/// header, and not for much of a next payload, which would have to be copied.
 const INBOX_BESIDE_PAYLOAD: usize = 4 << 10;
 
-/// What is taken in while no reply is waited for, in bytes. The end of the stream needs no space, and
+/// Limit of bytes taken in while no reply is waited for. The end of the stream needs no space, and
 /// anything else is too much.
 const UNEXPECTED: usize = 16;
 
@@ -63,7 +64,7 @@ impl Inbox {
     }
 }
 
-/// Where the next bytes from the stream go.
+/// The place of the next bytes from the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadPlan {
     /// To the inbox.
@@ -76,11 +77,11 @@ pub enum ReadPlan {
     /// buffer is the one that was handed over if the reader has none, and else this part of the
     /// reader's own.
     Ahead {
-        /// How many bytes come first.
+        /// Number of bytes that come first.
         front: usize,
         /// The read.
         cookie: Cookie,
-        /// Where in the buffer.
+        /// The place in the buffer.
         range: Range<usize>,
     },
     /// This owner has to read on, because payload is for its own buffer.
@@ -88,7 +89,7 @@ pub enum ReadPlan {
 }
 
 impl ReadPlan {
-    /// How many bytes go straight to their place.
+    /// Number of bytes that go straight to their place.
     #[inline]
     #[must_use]
     pub fn direct(&self) -> usize {
@@ -98,7 +99,7 @@ impl ReadPlan {
         }
     }
 
-    /// How many bytes go to the inbox before those.
+    /// Number of bytes that go to the inbox before those.
     #[inline]
     #[must_use]
     pub const fn front(&self) -> usize {
@@ -119,7 +120,7 @@ pub const fn no_reader() -> Reader<'static> {
 }
 
 impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
-    /// Where the next bytes go when this owner reads.
+    /// The place of the next bytes when this owner reads.
     #[inline]
     pub fn plan_read(&mut self, reader: usize) -> ReadPlan {
         let Some(Payload { cookie, range }) = self.transmission.next_payload() else {
@@ -164,7 +165,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         })
     }
 
-    /// How many bytes are read into the inbox at most.
+    /// Limit of bytes read into the inbox.
     #[inline]
     #[must_use]
     pub fn beside(&self) -> usize {
@@ -230,7 +231,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
-    /// Takes in what was read as if it was the payload of a read, with a header in front.
+    /// Takes in bytes that were read as if they were the payload of a read, with a header in front.
     fn take_ahead(
         &mut self,
         front: &[u8],
@@ -356,7 +357,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         }
     }
 
-    /// Where a part of a read's payload goes.
+    /// The place of a part of a read's payload.
     #[inline(always)]
     fn place<'a>(
         &'a mut self,

@@ -17,7 +17,7 @@ pub(super) struct InFlight<B> {
     pub(super) command: Command,
     /// When it has taken too long.
     pub(super) due: Duration,
-    /// What [`Engine::receipts`] was when it was sent.
+    /// The value of [`Engine::receipts`] when it was sent.
     pub(super) receipts: u64,
     pub(super) weight: u64,
     pub(super) large: bool,
@@ -39,7 +39,7 @@ impl<B> Default for InFlight<B> {
     }
 }
 
-/// Where the payload of a read goes.
+/// The place for the payload of a read.
 #[derive(Debug, Default)]
 pub enum Sink<B> {
     /// There is none, or it is thrown away.
@@ -50,9 +50,9 @@ pub enum Sink<B> {
     /// To the owner's own buffer, from this position on. Only the owner's thread may touch it, so
     /// that others put aside what they receive of it.
     Lent {
-        /// Where in the owner's buffer, in bytes.
+        /// Offset in the owner's buffer, in bytes.
         at: usize,
-        /// What others have received.
+        /// Bytes of it that other threads have received.
         spill: Option<Box<Spill>>,
     },
 }
@@ -74,7 +74,7 @@ impl<B> Sink<B> {
     }
 }
 
-/// What a driver attaches to a request until it is answered.
+/// A driver's attachment to a request until it is answered.
 pub trait Ticket {
     /// The answer was read. The caller that waits for it gets what this leaves of it.
     fn answered(&mut self, result: &mut Result<Outcome, Error>);
@@ -92,7 +92,7 @@ pub struct Submission<B> {
     pub command: Command,
     /// Its payload in either direction, in bytes.
     pub weight: u64,
-    /// Where the payload of a read goes.
+    /// The place for the payload of a read.
     pub sink: Sink<B>,
 }
 
@@ -101,13 +101,13 @@ pub struct Submission<B> {
 pub struct Done<B> {
     /// The request.
     pub cookie: Cookie,
-    /// What came of it.
+    /// The outcome of the request.
     pub result: Result<Outcome, Error>,
     /// Where its payload is. Its contents are to be trusted only after success.
     pub sink: Sink<B>,
 }
 
-/// Whose requests are in flight.
+/// A caller to whom requests in flight belong.
 #[derive(Debug)]
 pub(super) struct Owner<B> {
     done: VecDeque<Done<B>>,
@@ -217,7 +217,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         self.large += usize::from(large);
     }
 
-    /// What is attached to a request in flight; `None` if it was answered, or cannot be any more.
+    /// The attachment of a request in flight; `None` if it was answered or given up.
     pub fn ticket(&mut self, cookie: Cookie) -> Option<&mut Option<T>> {
         if self.is_answered(cookie) {
             return None;

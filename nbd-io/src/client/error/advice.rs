@@ -1,10 +1,10 @@
-//! What users can try.
+//! Advice to users, appended to errors.
 
 use crate::client::NegotiationError;
 use nbd_proto::{Error, wire::OptionReplyCode};
 use std::io;
 
-/// What to try if a server cannot be reached, to be put after the error.
+/// Advice for a server that cannot be reached, to be put after the error.
 pub(super) fn on_connecting(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
@@ -21,7 +21,7 @@ pub(super) fn on_connecting(error: &io::Error) -> &'static str {
     }
 }
 
-/// What to try if a step of the negotiation fails, to be put after the error.
+/// Advice for a step of the negotiation that fails, to be put after the error.
 pub(super) fn on_negotiation(error: &NegotiationError) -> &'static str {
     match error {
         NegotiationError::Refused(refusal) => on_refusal(refusal.code),

@@ -9,7 +9,7 @@ use nbd_proto::{
     wire::OptionCode,
 };
 
-/// How errors name the first step.
+/// Name of the first step in errors.
 pub(in super::super) const GREETING: &str = "the greeting";
 
 /// The kind of handshake that a server speaks, and the transport to it.
@@ -59,7 +59,7 @@ pub async fn greet<T: Transport>(
     })
 }
 
-/// How a server began.
+/// Name of a server's style of greeting.
 #[cfg(feature = "tracing")]
 const fn style(greeted: &client::Greeted) -> &'static str {
     match greeted {

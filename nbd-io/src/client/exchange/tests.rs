@@ -7,8 +7,8 @@ use std::{
     task::Poll,
 };
 
-/// A server that says one thing after the other, whatever it is asked. Each read gets one of them
-/// at most.
+/// A server that sends one answer after the other, without regard to the questions. Each read gets
+/// one of them at most.
 #[derive(Debug)]
 struct Script {
     says: VecDeque<Vec<u8>>,
@@ -125,7 +125,7 @@ fn a_server_that_goes_on_after_its_last_reply_breaks_the_protocol() {
 
 #[test]
 fn nothing_behind_the_answer_to_starttls_is_read_before_tls_is() {
-    // What comes in the same segment as the answer, injected or not, is for the TLS handshake.
+    // Bytes in the same segment as the answer, injected or not, are for the TLS handshake.
     let answer = [ack(OptionCode::StartTls), b"TLS".to_vec()].concat();
     let exchange = Script::new([answer]).greeted();
     let mut seen = None;

@@ -10,11 +10,11 @@ pub(super) struct Member<L> {
     pub(super) phase: Phase<L>,
     /// Since when it is open.
     pub(super) since: Duration,
-    /// How often it was dialed since one was lost that had lasted.
+    /// Number of dials since one was lost that had lasted.
     pub(super) attempts: u32,
     /// When the last attempt begins at the latest.
     pub(super) deadline: Option<Duration>,
-    /// Why it was lost, or the last attempt failed.
+    /// The loss, or the error of the last attempt.
     pub(super) last: Option<Error>,
 }
 
@@ -78,7 +78,7 @@ impl<L> Member<L> {
         self.retry(policy, why, now);
     }
 
-    /// Why there is no connection.
+    /// The reason for which there is no connection.
     pub(super) fn why(&mut self) -> Arc<Lost> {
         let last = self.last.take();
         let last = last.unwrap_or_else(|| Error::lost(Lost::Closed));

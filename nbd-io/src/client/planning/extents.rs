@@ -23,7 +23,7 @@ use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusRun {
-    /// Where it starts, in bytes.
+    /// Offset of its start in bytes.
     pub offset: u64,
     /// Its length in bytes.
     pub len: u64,
@@ -31,7 +31,7 @@ pub struct StatusRun {
     /// Contexts that the server does not have are not among them: [`status_of`](Self::status_of)
     /// finds one by its name.
     pub status: Vec<u64>,
-    /// Whose they are.
+    /// The contexts of `status`.
     contexts: Arc<[ContextName]>,
 }
 
@@ -62,7 +62,7 @@ pub enum ExtentStep {
     Item(Result<StatusRun, Error>),
     /// The server has to be asked, and its answer [taken](StatusRuns::take).
     Ask {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
         /// For how many bytes.
         len: u64,
@@ -103,7 +103,7 @@ impl StatusRuns {
     /// one byte each time could keep a program waiting for as long as it likes.
     pub const MERGED_ANSWERS: u32 = 64;
 
-    /// How long a driver asks on for one run, if it knows the beginning of that.
+    /// Time limit for requests about one run, once its beginning is known.
     pub const MERGE_TIME: Duration = Duration::from_secs(1);
 
     /// Walks a range. If it cannot all be reached, the only item is an error.
@@ -128,7 +128,7 @@ impl StatusRuns {
         }
     }
 
-    /// What to do next.
+    /// The next step.
     pub fn step(&mut self) -> ExtentStep {
         if let Some(item) = self.ready.pop_front() {
             return ExtentStep::Item(item);
@@ -185,7 +185,7 @@ impl StatusRuns {
             return;
         };
         let covered = shortest.min(self.rest.end - self.rest.start);
-        // What follows can only be asked for from the start of a block on.
+        // The rest can only be asked for from the start of a block on.
         let covered = covered - covered % self.block;
         if covered == 0 {
             let message = "the extents end inside of the first block".to_owned();
@@ -276,10 +276,10 @@ mod tests {
         }
     }
 
-    /// Where, how long and with which status.
+    /// Offset, length and status of each run.
     type Known = Vec<(u64, u64, Vec<u64>)>;
 
-    /// What a walk gives until it has to ask, and what it asks for then.
+    /// The items of a walk until it has to ask, and its next question.
     fn known(walk: &mut StatusRuns) -> (Known, Option<(u64, u64)>) {
         let mut items = Vec::new();
         loop {
@@ -380,7 +380,7 @@ mod tests {
         walk.take(Ok(vec![context(1, &[(4608, 0), (1024, 1)])]), &negotiated);
         assert_eq!(known(&mut walk), (vec![], Some((4096, 8192))));
         walk.take(Ok(vec![context(1, &[(512, 0)])]), &negotiated);
-        // What is known comes before the error.
+        // The known run comes before the error.
         let first = walk.step();
         assert!(
             matches!(first, ExtentStep::Item(Ok(StatusRun { len: 4096, .. }))),

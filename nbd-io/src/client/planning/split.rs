@@ -1,4 +1,4 @@
-//! Requests of any length at any place, cut to what one request may have.
+//! Requests of any length at any place, cut to the longest that one request may be.
 
 /// A part of a larger request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

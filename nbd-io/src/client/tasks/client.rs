@@ -20,7 +20,7 @@ use std::{fmt, future::poll_fn, ops::Range, sync::Arc};
 /// Each driver has a `Client` of its own, made of this one, whose pages say all of each method.
 pub struct Client<R: Network> {
     pub(super) shared: Arc<Shared<R>>,
-    /// How often unflushed writes had been lost when the epoch of this handle began.
+    /// Losses of unflushed writes before the epoch of this handle began.
     losses: u64,
 }
 
@@ -74,8 +74,8 @@ impl<R: Network> Client<R> {
         &self.negotiated().export
     }
 
-    /// The size in bytes of what can be read and written: the export's, without what its end has of
-    /// an incomplete block of the minimum size.
+    /// Number of bytes that can be read and written: the export's size, without an incomplete block
+    /// of the minimum size at its end.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.negotiated().size()
@@ -124,13 +124,13 @@ impl<R: Network> Client<R> {
         self.negotiated().blocks
     }
 
-    /// How many connections there are at present.
+    /// Number of connections at present.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.pool.count()
     }
 
-    /// How the connections are.
+    /// State of the connections.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
         self.shared.pool.status()
@@ -199,7 +199,7 @@ impl<R: Network> Client<R> {
             len: len as u64,
             flags,
         };
-        // What is too long for one request is refused, and needs no memory.
+        // A read that is too long for one request is refused, and needs no memory.
         let is_sent = len as u64 <= self.negotiated().max_read;
         let buffer = BytesMut::zeroed(if is_sent { len } else { 0 });
         let read = self.perform(request, buffer).await;
@@ -277,7 +277,7 @@ impl<R: Network> Client<R> {
         self.range(Command::WriteZeroes, offset, len, request).await
     }
 
-    /// Asks once what the selected meta contexts say of a range.
+    /// Asks once for the status of a range in the selected meta contexts.
     pub async fn block_status(
         &self,
         offset: u64,
@@ -287,7 +287,7 @@ impl<R: Network> Client<R> {
         self.status(offset, len, flags, None).await
     }
 
-    /// Asks once what some of the selected meta contexts say of a range.
+    /// Asks once for the status of a range in some of the selected meta contexts.
     pub async fn block_status_of(
         &self,
         ids: &[u32],
@@ -309,8 +309,8 @@ impl<R: Network> Client<R> {
         self.shared.pool.redial()
     }
 
-    /// Ends the session: waits for what is in flight, sends `NBD_CMD_DISC` and waits for the server
-    /// to close, all together up to 5 s.
+    /// Ends the session: waits for requests in flight, sends `NBD_CMD_DISC` and waits for the
+    /// server to close, all together up to 5 s.
     pub async fn disconnect(&self) -> Result<(), Error> {
         let over = self.state();
         let Some(links) = self.shared.pool.close() else {

@@ -48,8 +48,8 @@ impl<R: Network> Common<R> {
         Ok(link)
     }
 
-    /// Starts the task behind a connection, which tells the pool when that takes no requests any
-    /// more.
+    /// Starts the task behind a connection, which reports to the pool when that takes no requests
+    /// any more.
     pub(super) fn keep(&self, pool: Weak<Pool<R>>, link: Arc<Link>) {
         // It is made here, because a runtime that is shut down drops tasks that it has never begun.
         let mut connection_task = ConnectionTask::new(link.clone(), self.runtime().clone());

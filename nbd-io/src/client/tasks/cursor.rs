@@ -25,8 +25,8 @@ type Operation<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 /// It behaves as an asynchronous file does. There is one operation at a time, of at most 2 MiB, and
 /// nothing is read ahead.
 ///
-/// **Reading** moves the position by what was handed over and by nothing else. A read whose future
-/// was dropped goes on, and the next read is given what comes of it, unless something was written
+/// **Reading** moves the position by the number of returned bytes and by nothing else. A read whose
+/// future was dropped goes on, and the next read is given its result, unless something was written
 /// or the position was changed in between.
 ///
 /// **Writing** takes the data and the position moves on before the server has it: one write is
@@ -78,7 +78,7 @@ impl<R: Network> Cursor<R> {
         &self.client
     }
 
-    /// Where the next read or write starts, in bytes.
+    /// Offset of the next read or write in bytes.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.position
@@ -106,7 +106,8 @@ impl<R: Network> Cursor<R> {
             return Poll::Pending;
         };
         self.buffer = read?;
-        // What another read asked for and this one does not want is read again: it would be old.
+        // A buffer that another read asked for and this one does not want is read again: it would
+        // be old.
         let n = wanted.min(self.buffer.len());
         self.position += n as u64;
         Poll::Ready(Ok(&self.buffer[..n]))
@@ -117,7 +118,7 @@ impl<R: Network> Cursor<R> {
     ///
     /// # Errors
     ///
-    /// What went wrong with the write before, or at once with this one. The position stays.
+    /// The error of the write before, or of this one if it fails at once. The position stays.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_written(cx, Side::Writer));
         self.report_failure()?;
@@ -142,13 +143,12 @@ impl<R: Network> Cursor<R> {
         Poll::Ready(Ok(n))
     }
 
-    /// Waits for what was written through this cursor and puts it on stable storage, if the server
-    /// offers that.
+    /// Waits for writes through this cursor and puts them on stable storage, if the server offers
+    /// that.
     ///
     /// # Errors
     ///
-    /// What went wrong with the write before; when the server fails the flush, or the connection
-    /// is over.
+    /// The error of the write before; when the server fails the flush, or the connection is over.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_written(cx, Side::Writer));
         self.report_failure()?;
@@ -199,8 +199,8 @@ impl<R: Network> Cursor<R> {
         Box::pin(async move { client.write(data, offset).await })
     }
 
-    /// Drops a read, because it is at another place or older than what is there now. The task that
-    /// waits for it has to begin another one.
+    /// Drops a read, because it is at another place or its data is out of date. The task that waits
+    /// for it has to begin another one.
     fn stop_reading(&mut self) {
         if let Some(Reading { waker, .. }) = self.reading.take() {
             waker.wake();
@@ -231,7 +231,7 @@ impl<R: Network> fmt::Debug for Cursor<R> {
     }
 }
 
-/// Which of two tasks it is that may use one cursor.
+/// The two tasks that may use one cursor.
 #[derive(Clone, Copy)]
 enum Side {
     Reader,

@@ -1,4 +1,4 @@
-//! The driver of the client for tasks: whatever reaches servers.
+//! The driver of the client for tasks, over any network of a runtime.
 
 use super::{Client, pool::Pool, timed::Timed};
 #[cfg(feature = "tls")]

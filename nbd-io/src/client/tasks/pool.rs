@@ -14,7 +14,7 @@ use std::{
 
 /// The connections of a client. When it is dropped, they are closed.
 ///
-/// [`Membership`] decides; a [`Supervisor`] dials, and the task behind each connection tells when
+/// [`Membership`] decides; a [`Supervisor`] dials, and the task behind each connection reports when
 /// that is over.
 pub(super) struct Pool<R> {
     pub(super) common: Arc<Common<R>>,
@@ -91,7 +91,7 @@ impl<R: Network> Pool<R> {
         self.common.keep(Arc::downgrade(self), link);
     }
 
-    /// What is to be dialed, once there is something.
+    /// The next dial, once there is one.
     pub(super) fn poll_next(&self, place: &mut WatcherId, cx: &Context<'_>) -> Next {
         let mut state = self.lock();
         let next = state.members.next(self.common.runtime().now());
@@ -173,7 +173,7 @@ impl<R: Network> Pool<R> {
         }
     }
 
-    /// Makes a new connection a member once that may be, or says what has to be done before.
+    /// Makes a new connection a member once that may be, or returns the step that comes before.
     /// `replayed` is the epoch for which it has replayed.
     pub(super) fn poll_join(
         &self,
@@ -229,7 +229,7 @@ impl<R: Network> Pool<R> {
         self.sweep().members.is_over()
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     pub(super) fn count(&self) -> usize {
         self.sweep().members.open().count()
     }

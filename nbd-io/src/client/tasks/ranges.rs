@@ -36,7 +36,7 @@ impl<R: Network> Client<R> {
         }
     }
 
-    /// Fills a buffer from whole blocks. What is left of it comes back with an error, too.
+    /// Fills a buffer from whole blocks. The buffer comes back with an error, too.
     pub(super) async fn read_whole(&self, offset: u64, buffer: BytesMut) -> Done {
         let mut buffer = match self.single_read(offset, buffer) {
             Ok(call) => return call.await,
@@ -59,7 +59,7 @@ impl<R: Network> Client<R> {
         let take = |(offset, part)| parts.add(offset, part);
         match self.pieces(offset, len, max, start, take).await {
             Ok(()) => Done::new(Ok(Outcome::Done), parts.whole()),
-            // Without the parts, what is left is all that uses the memory, and can have all of it.
+            // Without the parts, the rest has the memory for itself, and can have all of it.
             Err(error) => Done::new(Err(error), buffer),
         }
     }

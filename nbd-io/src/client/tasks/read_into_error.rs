@@ -7,7 +7,7 @@ use std::{error, fmt};
 /// A [`read_into`](super::Client::read_into) that failed, and its buffer for the next one.
 #[non_exhaustive]
 pub struct ReadIntoError {
-    /// Why it failed.
+    /// The reason.
     pub error: Error,
     /// The buffer, as long as it was. Its contents are undefined. After a [timeout](Error::Timeout)
     /// it is a new one, because the connection has the other until the reply is there.

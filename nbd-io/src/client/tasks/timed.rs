@@ -91,7 +91,7 @@ impl<R: Runtime> fmt::Debug for Timed<R> {
     }
 }
 
-/// What comes of `future` within `time`, if anything does.
+/// The output of `future`, if it is ready within `time`.
 pub(super) async fn within<R: Runtime, O>(
     runtime: &R,
     time: Option<Duration>,
@@ -100,7 +100,7 @@ pub(super) async fn within<R: Runtime, O>(
     until::<R, _>(&mut time.map(|time| runtime.sleep(time)), future).await
 }
 
-/// What comes of `future` before `deadline`, if anything does.
+/// The output of `future`, if it is ready before `deadline`.
 pub(super) async fn until<R: Runtime, O>(
     deadline: &mut Option<R::Sleep>,
     future: impl Future<Output = O>,

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// How often those that are woken are polled before other tasks have their guard.
+/// Number of times that woken futures are polled before other tasks run.
 const ROUNDS: usize = 8;
 
 /// Carries on up to [`WINDOW`] futures at once, and begins another one as soon as any of them has
@@ -106,7 +106,7 @@ const fn bit(place: usize) -> usize {
     1 << place
 }
 
-/// Which futures were woken: each is polled only then, because the poll of a request is a system
+/// The futures that were woken: each is polled only then, because the poll of a request is a system
 /// call on some runtimes.
 #[derive(Debug, Default)]
 struct Woken {
@@ -130,7 +130,7 @@ impl Woken {
         drop(old);
     }
 
-    /// What was woken since it was last looked at.
+    /// The futures woken since the last call.
     fn begin(&self) -> usize {
         self.bits.swap(POLLING, Ordering::AcqRel)
     }

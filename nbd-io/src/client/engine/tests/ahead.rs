@@ -78,7 +78,7 @@ struct Lone {
     len: usize,
     answer: Answer,
     reader: Option<usize>,
-    /// Lengths of what is delivered first, each by a system call of its own.
+    /// Lengths of the first pieces that are delivered, each by a system call of its own.
     cuts: Vec<usize>,
     joined: Joined,
 }

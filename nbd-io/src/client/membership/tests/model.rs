@@ -16,7 +16,7 @@ pub(super) struct Model {
     now: Duration,
     /// The number of the present server. Each crash makes it another one.
     server: u32,
-    /// Which server each connection leads to.
+    /// The connections, each with the server that it leads to.
     links: Vec<(Arc<Link>, u32)>,
     /// Dials under way, with the connection that was made.
     dials: Vec<(DialId, Option<Arc<Link>>)>,

@@ -20,7 +20,7 @@ use std::{
 pub(crate) struct Call<'a> {
     link: &'a Link,
     stage: Stage,
-    /// What the request has, until it is begun.
+    /// The attachment of the request, until it is begun.
     held: Option<Held>,
 }
 
@@ -30,7 +30,7 @@ enum Stage {
     Over,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) result: Result<Outcome, Error>,
@@ -43,7 +43,7 @@ impl Done {
         Self { result, sink }
     }
 
-    /// What came of a read.
+    /// The outcome of a read.
     pub(crate) fn into_read(self) -> Result<BytesMut, Error> {
         self.result.map(|_| self.sink)
     }

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-/// How long a driver may stay away while others wait, at most twice.
+/// Time for which a driver may stay away while other calls wait; at most twice this.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long disconnecting may take.
+/// Time limit of disconnecting.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Drives a connection when no call does, keeps its time and sends NBD_CMD_DISC. It ends when the
@@ -24,7 +24,7 @@ pub(crate) struct ConnectionTask<R: Runtime> {
     runtime: R,
     tick: Option<R::Sleep>,
     watch: Option<R::Sleep>,
-    /// What [`State::drives`](super::State) was at the last look.
+    /// The value of [`State::drives`](super::State) at the last look.
     drives: Option<u64>,
     disconnect: Option<R::Sleep>,
     /// When the first request may be late.

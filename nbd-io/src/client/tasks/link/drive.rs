@@ -1,4 +1,4 @@
-//! Moving the connection on, for everybody.
+//! Moving the connection on, on behalf of all calls.
 
 use super::State;
 use crate::client::engine::{ReadPlan, no_reader};
@@ -7,10 +7,10 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-/// How often a task reads before it lets others run.
+/// Number of reads by a task before it lets others run.
 const TURNS: usize = 32;
 
-/// How it is with a call that was polled.
+/// The result of polling a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     /// It is done, or the connection is over.
@@ -95,7 +95,7 @@ impl State {
         Poll::Ready(Ok(()))
     }
 
-    /// One read: the rest of a payload that is worth it, then whatever follows.
+    /// One read: the rest of a payload that is worth it, then the bytes behind it.
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(());

@@ -7,19 +7,19 @@
 //! ```
 //!
 //! **Driving.** A [`Call`] that is polled and has no reply yet moves the connection on by itself:
-//! it writes what everybody left in the outbox and takes in replies for everybody. There is no
-//! hand-over to another task, and a lone caller wakes no task. The stream wakes the task that has
-//! polled it last: that of the driver. When the driver has its reply or is dropped, the role goes to
-//! another call that waits, which is woken to poll the stream itself.
+//! it writes the requests that all calls left in the outbox and takes in replies for all of them.
+//! There is no hand-over to another task, and a lone caller wakes no task. The stream wakes the
+//! task that has polled it last: that of the driver. When the driver has its reply or is dropped,
+//! the role goes to another call that waits, which is woken to poll the stream itself.
 //!
 //! Where others are about to begin requests too, a new call leaves its own in the outbox, and the
-//! driver is called, who comes after them: so they are written by one system call.
+//! driver is called, which comes after them: so they are written by one system call.
 //!
-//! **The connection task** is the one task behind a connection. It drives when no call does: what dropped
-//! calls have left half sent, replies that no call waits for, the end of the stream, NBD_CMD_DISC.
-//! It also keeps time, in coarse ticks and only while there is something to do, so that no request
-//! needs a timer of its own. And if the driver does not come for a while, perhaps because its task
-//! waits for something else, the connection task takes the role from it.
+//! **The connection task** is the one task behind a connection. It drives when no call does:
+//! requests that dropped calls have left half sent, replies that no call waits for, the end of the
+//! stream, NBD_CMD_DISC. It also keeps time, in coarse ticks and only while there is something to
+//! do, so that no request needs a timer of its own. And if the driver does not come for a while,
+//! perhaps because its task waits for something else, the connection task takes the role from it.
 //!
 //! **Dropping** a call at any time is safe, because nothing here is borrowed from it: payloads are
 //! owned by the outbox, and reads go to buffers that are owned by the table of calls.
@@ -73,11 +73,11 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 /// The time between two looks of the connection task at a connection that is used.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What bounds the requests of a connection.
+/// Limits for the requests of a connection.
 pub(crate) struct LinkLimits {
-    /// How long each may take.
+    /// Time limit of a request.
     pub(crate) timeout: Option<Duration>,
-    /// How many bytes of payload may be in flight; a single request may always be.
+    /// Limit of payload in flight, in bytes; a single request may always be.
     pub(crate) bytes_in_flight: u64,
     /// Whether a late request ends the connection if nothing was received since it was sent.
     pub(crate) lose_when_silent: bool,
@@ -87,8 +87,8 @@ pub(crate) struct LinkLimits {
 /// A connection in transmission.
 pub(crate) struct Link {
     state: Mutex<State>,
-    /// What [`load`](Link::load) tells, as of when the lock was last released: the poller may
-    /// hold it for long.
+    /// The [`load`](Link::load) when the lock was last released: the poller may hold the lock for
+    /// long.
     load: AtomicUsize,
     /// The log of changes, if the client has one.
     log: Option<LinkLog>,
@@ -104,7 +104,7 @@ struct State {
     inbox: Inbox,
     /// The stream may hold back what was written, or is still to be shut down for writing.
     unflushed: bool,
-    /// What is kept of each owner of the engine's.
+    /// State per owner in the engine.
     calls: Vec<Entry>,
     /// The requests of those calls that have not sent them. They are apart, because most have.
     unsent: Vec<Unsent>,
@@ -126,7 +126,7 @@ struct State {
     called: bool,
     /// The call that is driving right now and need not be woken.
     current: Option<usize>,
-    /// How often a task came to poll the stream.
+    /// Number of times that a task came to poll the stream.
     drives: u64,
     connection_task: Option<Waker>,
     clock: Clock,
@@ -183,10 +183,10 @@ struct Queued {
     due: Duration,
 }
 
-/// What a request has until it is answered, or cannot be any more.
+/// State of a request until it is answered or given up.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    /// What its answer does to the log of changes.
+    /// Its entry for the log of changes, to be made when the answer comes.
     record: Option<Record>,
     /// The turn of a change.
     turn: Option<Arc<RangeGuard>>,
@@ -286,13 +286,13 @@ impl Link {
         self.log.as_ref()
     }
 
-    /// How many calls were begun and have not ended; `None` if no request is taken any more.
+    /// Number of calls that were begun and have not ended; `None` if no more requests are taken.
     pub(crate) fn load(&self) -> Option<usize> {
         let load = self.load.load(Ordering::Relaxed);
         (load != CLOSED).then_some(load)
     }
 
-    /// A call with a buffer for what it reads. Nothing happens before it is polled.
+    /// A call with a buffer for a read. Nothing happens before it is polled.
     pub(crate) fn call(&self, request: Request, sink: BytesMut) -> Call<'_> {
         Call::new(self, request, sink, None)
     }
@@ -323,7 +323,8 @@ impl Link {
         self.unlock(state);
     }
 
-    /// How the connection ended, or why it takes no more requests though this side wants some.
+    /// The end of the connection, or the reason for which it takes no more requests though this
+    /// side wants some.
     pub(crate) fn ended(&self) -> Option<Arc<Lost>> {
         let state = self.lock();
         let shuts_down = state.engine.server_shuts_down();

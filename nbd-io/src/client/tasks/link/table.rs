@@ -9,12 +9,12 @@ use bytes::BytesMut;
 use std::{mem, task::Waker, time::Duration};
 
 impl State {
-    /// How many calls were begun and have not ended.
+    /// Number of calls that were begun and have not ended.
     pub(super) const fn live(&self) -> usize {
         self.live
     }
 
-    /// How many calls wait until their requests may be in flight.
+    /// Number of calls that wait until their requests may be in flight.
     fn queued(&self) -> usize {
         self.queue.len() - self.stale
     }
@@ -65,8 +65,8 @@ impl State {
         key
     }
 
-    /// A call has come to poll, and what was begun until now is sent. Its time begins for all of it
-    /// at once, so that many requests read the clock once.
+    /// A call has come to poll, and all requests begun until now are sent. Their time begins here
+    /// for all of them at once, so that many requests read the clock once.
     #[inline]
     pub(super) fn begin_time(&mut self) {
         if self.engine.has_untimed() {
@@ -330,7 +330,7 @@ impl State {
         }
     }
 
-    /// What came of a call, which is then to be [released](State::release).
+    /// The outcome of a call, which is then to be [released](State::release).
     #[inline]
     pub(super) fn take(&mut self, key: usize) -> Option<Done> {
         if self.calls[key].is_sent {
@@ -386,7 +386,7 @@ impl State {
         let was_driver = self.driver == Some(key);
         let waker = self.release(key);
         self.pump();
-        // What was left in the outbox may have no other task that sends it.
+        // The requests that it left in the outbox may have no other task that sends them.
         match self.driver {
             Some(_) if !was_driver && self.engine.has_output() => self.call_driver(),
             None if self.has_work() => self.wake_connection_task(),
@@ -425,7 +425,7 @@ impl State {
         first
     }
 
-    /// Ends the connection for everybody.
+    /// Ends the connection for all calls.
     pub(super) fn lose(&mut self, why: Lost) {
         self.engine.lose(why);
         self.settle();

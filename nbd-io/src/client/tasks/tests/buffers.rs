@@ -16,7 +16,7 @@ use std::sync::Arc;
 const SIZE: u64 = 1 << 20;
 /// The longest request, in bytes.
 const PIECE: u32 = 64 << 10;
-/// What cannot be read.
+/// Offset of a bad block.
 const BAD: u64 = 300_000;
 
 /// A disk with a bad place.

@@ -1,4 +1,4 @@
-//! Which connections a client uses while some of them are sick or about to end.
+//! The choice of connections while some of them are silent or about to end.
 
 use super::{
     pipe::{Pipe, Scissors},

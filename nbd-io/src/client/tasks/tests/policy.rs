@@ -1,4 +1,4 @@
-//! When a client tries to come back, and when it stops.
+//! The times at which a client tries to come back, and those at which it stops.
 
 use super::{
     pipe::{Pipe, Scissors},
