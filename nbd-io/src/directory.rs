@@ -16,13 +16,13 @@ use std::{
 ///
 /// # What is served
 ///
-/// An export's name is a file's, and nothing else: no path leads out of the directory or below it,
-/// whatever a client asks for. Symbolic links are not followed, so that a link cannot lead out
-/// either; a link is not served. Files whose name begins with a dot are hidden, and files whose name
-/// is not UTF-8 have none that a client could send. There is no default export.
+/// An export's name is a file's, and nothing else: no name leads out of the directory or below it.
+/// Symbolic links are not followed, so that a link cannot lead out either; a link is not served.
+/// Files whose name begins with a dot are hidden, and files whose name is not UTF-8 have none that
+/// a client could send. There is no default export.
 ///
-/// The directory is opened once. It stays the same one if it is renamed, and what comes and goes in
-/// it is served from then on and no longer.
+/// The directory is opened once. It stays the same one if it is renamed, and a file is served from
+/// when it comes into the directory until it goes.
 ///
 /// Clients that use the same file share one [`File`], so that a flush on one connection covers what was
 /// written on all, and so does a failed one. It is closed with the last of them.
@@ -149,7 +149,7 @@ impl Directory {
                 continue;
             };
             let kind = match entry.file_type() {
-                // Not all file systems tell.
+                // Not all file systems report it.
                 FileType::Unknown => {
                     let flags = AtFlags::SYMLINK_NOFOLLOW;
                     let found = statat(&self.directory, entry.file_name(), flags);

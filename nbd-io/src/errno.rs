@@ -5,7 +5,7 @@
 use nbd_proto::{Errno, Failure};
 use std::io::{self, ErrorKind};
 
-/// Error numbers of the host that [`ErrorKind`] does not tell apart, or not in every version of
+/// Error numbers of the host that [`ErrorKind`] does not distinguish, or not in every version of
 /// the standard library. Other systems have other numbers; there the kind decides alone.
 #[cfg(target_os = "linux")]
 mod host {
@@ -39,7 +39,8 @@ pub fn failure(error: &io::Error) -> Failure {
     }
 }
 
-/// Like [`failure`], for a fast zero: what the host does not support is [`Errno::NotSup`].
+/// Like [`failure`], for a fast zero: an operation that the host does not support is
+/// [`Errno::NotSup`].
 ///
 /// Only to be used where [`ZeroMode::fast`](crate::ZeroMode::fast) is set and nothing was changed.
 #[must_use]

@@ -1,4 +1,4 @@
-//! What a server asks of the storage behind an export.
+//! The storage behind an export: the interface by which a server uses it.
 
 mod forward;
 mod values;
@@ -11,7 +11,7 @@ use nbd_proto::{
 };
 use std::{fmt, ops::ControlFlow};
 
-/// How often the provided [`Export::block_status`] asks [`Export::allocation`] before it stops.
+/// Limit of calls of [`Export::allocation`] by the provided [`Export::block_status`].
 const MAX_QUERIES: usize = 4096;
 
 /// The finding of [`Export::read_unless_zero`].
@@ -26,13 +26,13 @@ pub enum Content {
 /// The storage behind an export: a file, memory, or another export seen through a wrapper.
 ///
 /// Calls are positioned, take `&self`, and come from several threads at once, for requests that
-/// are carried out in any order. What two overlapping calls in flight at the same time leave
-/// behind is up to the back end. Effects of a call that has returned are seen by every later one,
-/// from whatever connection it comes.
+/// are carried out in any order. The result of two overlapping calls in flight at the same time is
+/// up to the back end. Effects of a call that has returned are seen by every later one, also from
+/// another connection.
 ///
 /// The smallest back end has [`size`](Self::size) and [`read`](Self::read), and is read-only.
-/// Whatever else it can do it announces in [`flags`](Self::flags); a method whose flag is not set
-/// is not called, and fails with [`Errno::Inval`] unless it is implemented.
+/// It announces its other abilities in [`flags`](Self::flags); a method whose flag is not set is
+/// not called, and fails with [`Errno::Inval`] unless it is implemented.
 ///
 /// # What the caller promises
 ///
@@ -115,15 +115,15 @@ pub enum Content {
 ///
 /// # Wrappers
 ///
-/// References, boxes and [`Arc`](std::sync::Arc)s of exports are exports. One that changes some of
-/// what another does forwards the rest by [`forward_export!`](crate::forward_export).
+/// References, boxes and [`Arc`](std::sync::Arc)s of exports are exports. An export that changes
+/// some of another's methods forwards the rest by [`forward_export!`](crate::forward_export).
 pub trait Export: Send + Sync {
     /// The size in bytes, which stays the same until [`refresh`](Self::refresh) is called.
     fn size(&self) -> u64;
 
-    /// Takes note of what has changed outside, such as the size of a file that has grown. A server
-    /// calls this before it describes the export to a client. Clients that entered before go by
-    /// what they were sent.
+    /// Takes note of changes from outside, such as the size of a file that has grown. A server
+    /// calls this before it describes the export to a client. For clients that entered before,
+    /// nothing changes.
     ///
     /// Does nothing, unless it is implemented.
     fn refresh(&self) {}
@@ -132,7 +132,7 @@ pub trait Export: Send + Sync {
     ///
     /// # Errors
     ///
-    /// When not all of `buf` could be read; what it holds then is not sent.
+    /// When not all of `buf` could be read; its content is not sent then.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
 
     /// Like [`read`](Self::read), for a caller that need not have zeroes in `buf`: where it is known
@@ -151,7 +151,7 @@ pub trait Export: Send + Sync {
     ///
     /// `None` where it would wait, or where that is not known; `buf` then holds anything, and
     /// the caller reads on a thread that may block. A server that must not hold up its loop asks
-    /// this first: most of what is read often is in a cache.
+    /// this first: most data that is read often is in a cache.
     ///
     /// Unless it is implemented, this reads if the export never [blocks](Self::may_block).
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Failure>> {
@@ -183,7 +183,7 @@ pub trait Export: Send + Sync {
         BlockSizes::UNKNOWN
     }
 
-    /// A text for people that says what this export is; none if it is empty.
+    /// A text for people that describes this export; none if it is empty.
     ///
     /// Of a text that the protocol cannot carry the client gets the beginning: up to a NUL, and at
     /// most [`MAX_STRING`] bytes.
@@ -269,8 +269,8 @@ pub trait Export: Send + Sync {
         Err(Errno::Inval.into())
     }
 
-    /// Whether [`allocation`](Self::allocation) ever tells of zeroes, and tells it for less than
-    /// it costs to send them.
+    /// Whether [`allocation`](Self::allocation) ever reports zeroes, at less cost than it costs to
+    /// send them.
     ///
     /// The server then asks by [`quick_allocation`](Self::quick_allocation) before it reads, and
     /// sends zeroes as holes. False, unless it is implemented.
@@ -278,15 +278,15 @@ pub trait Export: Send + Sync {
         false
     }
 
-    /// What `base:allocation` says of the bytes from `offset` on: an extent of 1 to `len` bytes,
-    /// with the status of an [`Allocation`].
+    /// The status in `base:allocation` from `offset` on: an extent of 1 to `len` bytes, with the
+    /// status of an [`Allocation`].
     ///
     /// The next extent may have the same status. A back end answers for less than `len` bytes
     /// rather than search for long.
     ///
-    /// [`Allocation::ZERO`] is only said of what reads as zeroes. [`Allocation::HOLE`] is said
-    /// wherever the back end knows that a later write may run out of space. When in doubt, it is
-    /// data: that is what is said of everything, unless this is implemented.
+    /// [`Allocation::ZERO`] is only reported for bytes that read as zeroes, [`Allocation::HOLE`]
+    /// wherever the back end knows that a later write may run out of space. When in doubt, bytes
+    /// are data: all are, unless this is implemented.
     ///
     /// [`Allocation`]: nbd_proto::meta::Allocation
     /// [`Allocation::ZERO`]: nbd_proto::meta::Allocation::ZERO
@@ -301,7 +301,7 @@ pub trait Export: Send + Sync {
     }
 
     /// Like [`allocation`](Self::allocation), for a read that is about to be carried out: the
-    /// answer is to cost little beside that. What would take a search is data.
+    /// answer has to cost little beside that. Bytes that would take a search are data.
     ///
     /// Unless it is implemented, this asks [`allocation`](Self::allocation).
     ///
@@ -332,8 +332,8 @@ pub trait Export: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Errno::Inval`] for a context that [`contexts`](Self::contexts) does not list, or whatever
-    /// kept the back end from finding it out. What was handed out before is not sent.
+    /// [`Errno::Inval`] for a context that [`contexts`](Self::contexts) does not list, or the error
+    /// that kept the back end from finding it out. Extents handed out before are not sent.
     fn block_status(
         &self,
         context: &ContextName,
@@ -395,8 +395,8 @@ impl fmt::Debug for dyn Export {
 /// that go together.
 ///
 /// A server adds [`SEND_DF`](TransmissionFlags::SEND_DF) and
-/// [`BLOCK_STATUS_PAYLOAD`](TransmissionFlags::BLOCK_STATUS_PAYLOAD), which depend on what was
-/// negotiated, and checks requests against this.
+/// [`BLOCK_STATUS_PAYLOAD`](TransmissionFlags::BLOCK_STATUS_PAYLOAD), which depend on the
+/// negotiation, and checks requests against this.
 ///
 /// ```
 /// use nbd_io::{Memory, export_info};

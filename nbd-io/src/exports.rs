@@ -30,7 +30,7 @@ pub trait Exports: Send + Sync {
 
     /// Every export that is to be listed, each once.
     ///
-    /// None, unless it is implemented: a server does not have to tell.
+    /// None, unless it is implemented: a server does not have to list its exports.
     fn list(&self) -> Vec<Listing> {
         Vec::new()
     }
@@ -39,7 +39,7 @@ pub trait Exports: Send + Sync {
     /// when they are asked what they are like.
     ///
     /// Where nothing does, an asynchronous server calls it in place; otherwise on a thread that may
-    /// wait, so that no other client does. True, unless it is implemented.
+    /// wait, so that no other client waits. True, unless it is implemented.
     ///
     /// [may]: Export::refresh_may_block
     fn may_block(&self) -> bool {
@@ -53,7 +53,7 @@ impl fmt::Debug for dyn Exports {
     }
 }
 
-/// Why a client does not get an export, as it is sent.
+/// The reason for which a client does not get an export, as it is sent.
 ///
 /// ```
 /// use nbd_io::{Exports, Offer, Unavailable};
@@ -104,26 +104,25 @@ impl From<Refusal> for Unavailable {
     }
 }
 
-/// An export, and on what terms a client gets it.
+/// An export, and the terms on which a client gets it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Offer {
     /// The export.
     pub export: Arc<dyn Export>,
-    /// The canonical name to tell the client, if it is not the one that was asked for.
+    /// The canonical name to send to the client, if it is not the one that was asked for.
     pub name: Option<ExportName>,
     /// Only to be served once TLS is up. Without TLS its size, flags and contexts are not sent.
     pub tls_only: bool,
-    /// No other connection is given the same storage, so that what one connection writes is not
-    /// there for another one of the same client: [`CAN_MULTI_CONN`] is not set, whatever the export
-    /// says.
+    /// No other connection is given the same storage, so that another connection of the same client
+    /// does not see its writes: [`CAN_MULTI_CONN`] is not set, even if the export sets it.
     ///
     /// [`CAN_MULTI_CONN`]: nbd_proto::TransmissionFlags::CAN_MULTI_CONN
     pub private: bool,
 }
 
 impl Offer {
-    /// Offers an export to everybody, under the name that was asked for.
+    /// Offers an export to every client, under the name that was asked for.
     #[must_use]
     pub fn new(export: Arc<dyn Export>) -> Self {
         Self {
@@ -156,7 +155,7 @@ impl Offer {
     }
 }
 
-/// An export that a server tells of.
+/// An export in a server's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listing {
@@ -169,7 +168,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// An export without a description that everybody is served.
+    /// An export without a description that every client is served.
     #[must_use]
     pub fn new(name: ExportName) -> Self {
         Self {
@@ -234,8 +233,8 @@ impl NamedExports {
         self
     }
 
-    /// Serves the export called `name` to those who ask for the default export too, and tells them
-    /// what it is called. Without effect if there is an export with the empty name.
+    /// Serves the export called `name` to clients that ask for the default export too, and sends
+    /// them its name. Without effect if there is an export with the empty name.
     #[must_use]
     pub fn with_default(mut self, name: ExportName) -> Self {
         self.default = Some(name);

@@ -83,7 +83,7 @@ impl Fault {
         Self::delay(Duration::MAX)
     }
 
-    /// Each call fails like this. Where the fault is restricted to a range, the failure tells the
+    /// Each call fails like this. Where the fault is restricted to a range, the failure has the
     /// first offset in it that the call touches.
     pub fn failure(errno: Errno, message: impl Into<Text>) -> Self {
         Self {
@@ -160,7 +160,7 @@ struct State {
     /// Each with the number of calls that it concerned.
     faults: Vec<(Fault, u64)>,
     hits: u64,
-    /// How often they were cleared.
+    /// Number of times that they were cleared.
     clears: u64,
 }
 
@@ -185,13 +185,13 @@ impl Faults {
         self.0.cleared.notify_all();
     }
 
-    /// How many calls have met a fault so far, including those that are still delayed.
+    /// Number of calls that have met a fault so far, including those that are still delayed.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.state().hits
     }
 
-    // What it guards is complete wherever something could panic.
+    // A poisoned lock is safe to take: the state is complete wherever something could panic.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -235,7 +235,7 @@ impl Faults {
 }
 
 impl Export for Faulty {
-    // What is asked on the way to a command, such as where holes are, meets no fault.
+    // Questions on the way to a command, such as those for holes, meet no fault.
     forward_export!(
         |this| &this.export,
         except read, read_unless_zero, read_now, may_block, write, write_zeroes, trim, cache, flush,

@@ -29,8 +29,8 @@ use std::{
 };
 use syncs::Syncs;
 
-/// What is written where zeroes cannot be had otherwise, one piece after the other. In memory, since
-/// it would be a large part of a small program.
+/// Written where zeroes cannot be had otherwise, one piece after the other. Allocated on first use,
+/// since it would be a large part of a small program.
 static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 256 << 10]);
 
 /// The length of the blocks that `st_blocks` counts.
@@ -38,17 +38,18 @@ const STAT_BLOCK: u64 = 512;
 
 /// An export over a regular file, or over a block device.
 ///
-/// Its size is that of the file when it was opened, and again when a server is about to tell a
-/// client of it: of a file that has grown, new connections see the whole. Reads and writes are positioned and go through
-/// the page cache of the system, at any offset and of any length. That cache is shared by all who
-/// have the file open, so that a flush on one connection covers what was written on all.
+/// Its size is that of the file when it was opened, and again when a server is about to send it to
+/// a client of it: of a file that has grown, new connections see the whole. Reads and writes are
+/// positioned and go through the page cache of the system, at any offset and of any length. That
+/// cache is shared by all who have the file open, so that a flush on one connection covers what was
+/// written on all.
 ///
 /// # Stable storage
 ///
 /// A flush and FUA are `fdatasync`, or a write with `RWF_DSYNC` where there is one. Once the system
-/// said that data could not be brought onto stable storage, a later call may well succeed: what was
-/// lost is then no longer in the cache. Every later flush and every later FUA therefore fails; what
-/// is there can still be read and written.
+/// said that data could not be brought onto stable storage, a later call may well succeed: the lost
+/// data is then no longer in the cache. Every later flush and every later FUA therefore fails;
+/// reads and other writes still succeed.
 ///
 /// The system says so once for each time that the file was opened. Where there is a `/proc` to open
 /// it again by, a writable file therefore takes up nine file descriptors, so that eight calls for
@@ -64,11 +65,11 @@ const STAT_BLOCK: u64 = 512;
 /// | fast zeroes | by one call, or not at all | the same, if the device can by itself | never |
 /// | holes | `SEEK_DATA` and `SEEK_HOLE` | not reported | only on FreeBSD |
 ///
-/// What the file system turns out not to be able to do is not tried again. Holes are only looked
-/// for in files that have some. Some file systems, such as those in memory, search for the end of
-/// data page by page: only block status waits for that, and the data that it found is remembered.
-/// A read asks whether there is data at a few places, so that a hole in it that is shorter than
-/// 128 KiB may be sent as zeroes.
+/// An operation that the file system turns out not to support is not tried again. Holes are only
+/// looked for in files that have some. Some file systems, such as those in memory, search for the
+/// end of data page by page: only block status waits for that, and the data that it found is
+/// remembered. A read asks whether there is data at a few places, so that a hole in it that is
+/// shorter than 128 KiB may be sent as zeroes.
 ///
 /// # Others who use the file
 ///
@@ -121,8 +122,8 @@ impl File {
     /// # Errors
     ///
     /// When it cannot be opened; [`ErrorKind::InvalidInput`] if it is neither a regular file nor a
-    /// block device. What can neither be exported is not opened at all. Elsewhere than on Linux
-    /// there may be no telling the size of a block device, which is [`ErrorKind::Unsupported`].
+    /// block device. Any other kind of file is not opened at all. On systems other than Linux the
+    /// size of a block device may be unknown, which is [`ErrorKind::Unsupported`].
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::open_with(path.as_ref(), fs::OpenOptions::new().read(true).write(true))
     }
@@ -256,7 +257,7 @@ impl File {
             if let Ok(Some(())) = done {
                 return Ok(Ok(()));
             }
-            // Where both were to be done by one call and that failed, this tells which of them.
+            // Where both were to be done by one call and that failed, this finds out which of them.
             if let Err(failure) = self.write_all(offset, data) {
                 return Ok(Err(failure));
             }
@@ -328,7 +329,7 @@ impl Export for File {
     }
 
     fn refresh(&self) {
-        // Where there is no telling, what was true last is the best guess.
+        // Where the system does not say, the last known answer is the best guess.
         let (Ok(size), Ok(metadata)) = (size(&self.file), self.file.metadata()) else {
             return;
         };
@@ -376,13 +377,13 @@ impl Export for File {
             return Some(Err(failure));
         }
         if self.storage == host::Storage::Memory {
-            // Which is where such a call is not to be had.
+            // There is no such call for memory, and no need.
             return Some(self.read(offset, buf));
         }
         let read = self
             .read_now
             .attempt(|| host::read_now(&self.file, buf, offset));
-        // If less is in the cache, or in the file, a read will tell.
+        // If less is in the cache, or in the file, a read will find out.
         matches!(read, Ok(Some(len)) if len == buf.len()).then_some(Ok(()))
     }
 
@@ -439,7 +440,7 @@ impl Export for File {
             });
         } else {
             if mode.no_hole {
-                // What has no room is not even begun.
+                // A range for which there is no room is not even begun.
                 let done = self
                     .allocate
                     .attempt(|| host::allocate(&self.file, range.clone()));

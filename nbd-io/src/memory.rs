@@ -19,13 +19,13 @@ use std::{
 const PAGE: usize = 32 << 10;
 const PAGE_LEN: u64 = 32 << 10;
 
-/// How many locks the pages share. Neighbouring pages have different ones.
+/// Number of locks that the pages share. Neighbouring pages have different ones.
 const STRIPES: u64 = 64;
 
-/// How many pages [`Memory::allocation`] looks at before it answers: 32 MiB of them.
+/// Limit of pages that [`Memory::allocation`] looks at before it answers: 32 MiB of them.
 const MAX_SCAN: u64 = 1024;
 
-/// How many pages are freed before others get at the stripe.
+/// Limit of pages that are freed before other threads get at the stripe.
 const MAX_FREED: usize = 64;
 
 /// An export in memory that takes up only what was written to it.
@@ -33,7 +33,7 @@ const MAX_FREED: usize = 64;
 /// The memory comes in pages of [`Memory::PAGE`] bytes: one is allocated by the first write of
 /// something other than zeroes to it, or by zeroes that must not be a hole, and freed when it is
 /// trimmed or zeroed. An empty export of any size costs next to nothing, and so do questions about
-/// its holes. How much all pages together may take up is bounded by the size of the export, and by
+/// its holes. The memory of all pages together is bounded by the size of the export, and by
 /// [`with_limit`](Self::with_limit).
 ///
 /// It offers everything that a writable export can offer. There is no stable storage: flushes and
@@ -56,9 +56,9 @@ pub struct Memory {
     read_only: bool,
     block_sizes: BlockSizes,
     description: String,
-    /// How many pages there may be.
+    /// Limit of pages.
     limit: u64,
-    /// How many pages there are.
+    /// Number of pages.
     pages: AtomicU64,
     stripes: Box<[Stripe]>,
 }
@@ -94,7 +94,7 @@ impl Memory {
         }
     }
 
-    /// Refuses every change from here on; what was written before stays.
+    /// Refuses every change from here on; earlier writes stay.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
@@ -115,9 +115,9 @@ impl Memory {
         self
     }
 
-    /// Lets all pages together take up at most `limit` bytes, rounded down to whole pages; what
-    /// needs more fails with [`Errno::NoSpc`]. Holes are then reported as such, so that a client
-    /// knows where a write can fail.
+    /// Lets all pages together take up at most `limit` bytes, rounded down to whole pages; a write
+    /// that needs more fails with [`Errno::NoSpc`]. Holes are then reported as such, so that a
+    /// client knows where a write can fail.
     ///
     /// An export larger than the memory there is needs such a limit, if its clients are not
     /// trusted: they can ask for all of it to be allocated.
@@ -127,7 +127,7 @@ impl Memory {
         self
     }
 
-    /// How many bytes all pages together take up.
+    /// Number of bytes that all pages together take up.
     #[must_use]
     pub fn allocated(&self) -> u64 {
         self.pages.load(Ordering::Relaxed) * PAGE_LEN
@@ -333,7 +333,8 @@ impl Export for Memory {
     fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
         self.check_writable(offset, len, Errno::NoSpc)?;
         if mode.no_hole {
-            // What cannot succeed is not even begun, so that it does not use up what is left.
+            // Zeroes that cannot succeed are not even begun, so that they do not use up the memory
+            // that is left.
             if len / PAGE_LEN > self.limit {
                 return Err(Failure {
                     message: "the range is larger than the memory of this export".into(),
@@ -421,7 +422,7 @@ impl fmt::Debug for Memory {
 
 impl Stripe {
     // Every change of a stripe is complete before anything could panic, so that a poisoned lock
-    // tells of nothing that is wrong with the pages.
+    // means nothing about the pages.
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Page>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }

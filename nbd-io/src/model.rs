@@ -1,4 +1,4 @@
-//! What every export is tested with: an array of bytes that it has to behave like.
+//! The model for tests of all exports: an array of bytes that an export has to behave like.
 
 mod recorder;
 
@@ -35,7 +35,7 @@ pub(crate) fn status(export: &dyn Export, offset: u64, len: u64) -> Vec<(u64, u6
 }
 
 pub(crate) fn read(export: &dyn Export, offset: u64, len: usize) -> Vec<u8> {
-    // Not zeroes, so that what is not filled is noticed.
+    // Not zeroes, so that bytes that are not filled are noticed.
     let mut buf = vec![0xee; len];
     export.read(offset, &mut buf).unwrap();
     buf

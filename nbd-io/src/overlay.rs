@@ -18,15 +18,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-/// How many locks the blocks share. Neighbouring blocks have different ones.
+/// Number of locks that the blocks share. Neighbouring blocks have different ones.
 const LOCKS: u64 = 64;
 
 /// An export that can be written to over one that stays as it is: *copy on write*.
 ///
-/// What is written goes to a *layer*, which is an export, too: memory, or a sparse
-/// [`File`](crate::File), or anything else that can be written to and is at least as large. What is
-/// read comes from the layer where it was changed, and from the base elsewhere. Which of both is
-/// noted in memory, in blocks of [`block_size`](Self::block_size). So changes do not outlive the
+/// Writes go to a *layer*, which is an export, too: memory, or a sparse [`File`](crate::File), or
+/// anything else that can be written to and is at least as large. Reads come from the layer where
+/// bytes were changed, and from the base elsewhere. The changed blocks, of
+/// [`block_size`](Self::block_size) each, are noted in memory. So changes do not outlive the
 /// overlay, wherever the layer is, until they are [committed](Self::commit).
 ///
 /// The base is only read, and must not be changed by others meanwhile. The layer may contain
@@ -65,17 +65,17 @@ const LOCKS: u64 = 64;
 /// # What it offers
 ///
 /// Flushes, FUA, trims, zeroes and fast zeroes are offered if the layer does. A trim has an effect only
-/// on what was changed before. A zero that is to be fast and begins or ends inside of a block that was not
-/// changed has that copied. There is the meta context `base:allocation`, of what a reader finds: that of
-/// the layer where it was changed, and that of the base elsewhere. What is zero in the base is
-/// reported as a hole, since a write to it needs room in the layer.
+/// on blocks that were changed before. A zero that is to be fast and begins or ends inside of a
+/// block that was not changed has that copied. There is the meta context `base:allocation`: the
+/// status in the layer where bytes were changed, and the status in the base elsewhere. Zeroes of
+/// the base are reported as a hole, since a write to it needs room in the layer.
 pub struct Overlay {
     base: Arc<dyn Export>,
     layer: Arc<dyn Export>,
     size: u64,
     block: u32,
     block_sizes: BlockSizes,
-    /// How many blocks may be changed.
+    /// Limit of changed blocks.
     limit: u64,
     changed: RwLock<Changed>,
     /// One is held by the thread that makes a block a changed one.
@@ -84,7 +84,7 @@ pub struct Overlay {
     gate: RwLock<()>,
 }
 
-/// Where the bytes of an overlay are.
+/// The places where bytes of an overlay are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Base,
@@ -180,13 +180,13 @@ impl Overlay {
         self
     }
 
-    /// How large a block is, in bytes: what is copied and noted as a whole.
+    /// Size in bytes of a block, which is copied and noted as a whole.
     #[must_use]
     pub const fn block_size(&self) -> u32 {
         self.block
     }
 
-    /// How much has been changed, in bytes of whole blocks.
+    /// Size of all changes, in bytes of whole blocks.
     #[must_use]
     pub fn changed(&self) -> u64 {
         self.read_changed().count() * u64::from(self.block)
@@ -204,7 +204,7 @@ impl Overlay {
         range.start / block..range.end.div_ceil(block)
     }
 
-    /// Where the start of a range is, and how many bytes of it.
+    /// The place of the first bytes of a range, and their number.
     fn run(&self, range: &Range<u64>) -> (Place, u64) {
         let blocks = self.blocks(range);
         let (is_changed, run) = self.read_changed().run(&blocks);
@@ -310,7 +310,7 @@ impl Overlay {
         .collect()
     }
 
-    // What these guard is complete wherever something could panic.
+    // A poisoned lock is safe to take: the state is complete wherever something could panic.
     fn read_changed(&self) -> RwLockReadGuard<'_, Changed> {
         self.changed.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -375,7 +375,7 @@ impl Export for Overlay {
         if let Err(failure) = check_range(self.size, offset, len, Errno::Inval) {
             return Some(Err(failure));
         }
-        // Who has closed it may take long.
+        // A commit that has closed it may take long.
         let _open = self.gate.try_read().ok()?;
         let mut rest = offset..offset + len;
         while !rest.is_empty() {

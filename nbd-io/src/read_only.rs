@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 /// Another export, as it is seen by those who may only read it.
 ///
-/// What reads is passed on, whatever would write fails with [`Errno::Perm`]. A program that has the
-/// other export itself can go on writing to it.
+/// Reads are passed on, and every change fails with [`Errno::Perm`]. A program that has the other
+/// export itself can go on writing to it.
 ///
 /// ```
 /// use nbd_io::{Export, Memory, NamedExports, ReadOnly, export_info};

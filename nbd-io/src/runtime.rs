@@ -1,7 +1,7 @@
 //! The seam between this crate and a runtime: time, threads that may wait, tasks, and sockets.
 //!
-//! What has to be written once for all runtimes needs them, but reads no clock and starts nothing
-//! by itself.
+//! Code that is written once for all runtimes needs them, but reads no clock and starts nothing by
+//! itself.
 
 mod shutdown_timeout;
 mod unblock;
@@ -29,7 +29,7 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// Ends when `time` has passed, and not much later.
     fn sleep(&self, time: Duration) -> Self::Sleep;
 
-    /// What a clock shows that only goes forward, from any start: the one that
+    /// The time of a clock that only goes forward, from any start: the one that
     /// [`sleep`](Runtime::sleep) goes by.
     fn now(&self) -> Duration;
 
@@ -37,9 +37,9 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// the order in which they came, and none waits for another one that is not done yet for long.
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static);
 
-    /// What a clock shows that only goes forward, if the thread that polls serves a single
-    /// connection: what takes next to no time is then done there. `None` where others would have
-    /// to wait.
+    /// The time of a clock that only goes forward, if the thread that polls serves a single
+    /// connection: quick requests are then carried out there. `None` where other connections would
+    /// have to wait.
     fn own_thread_clock(&self) -> Option<Duration> {
         None
     }
@@ -59,12 +59,12 @@ pub trait Network: Tasks {
     /// A connected socket.
     type Stream: Transport + Send + 'static;
 
-    /// Connects to what an address names: to whichever address of a host answers first.
+    /// Connects to an address: of a host with several, to the one that answers first.
     ///
     /// # Errors
     ///
-    /// When nothing answers in time; of several addresses, the error tells how each failed. When
-    /// this system has no such addresses, an error of the kind [`io::ErrorKind::Unsupported`].
+    /// When nothing answers in time; of several addresses, the error names the failure of each.
+    /// When this system has no such addresses, an error of the kind [`io::ErrorKind::Unsupported`].
     ///
     /// # Cancel safety
     ///

@@ -28,26 +28,26 @@ pub struct Slice {
     len: u64,
 }
 
-/// Why a part of an export cannot be an export.
+/// Reasons for which a part of an export cannot be an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SliceError {
     /// The export ends before the part does.
     #[error("{len} bytes at {offset} do not lie within an export of {size} bytes")]
     OutOfRange {
-        /// Where the part was to begin, in bytes.
+        /// Requested offset in bytes.
         offset: u64,
-        /// How many bytes it was to have.
+        /// Requested length in bytes.
         len: u64,
-        /// How many bytes the export has.
+        /// Size of the export in bytes.
         size: u64,
     },
     /// The part does not consist of whole blocks.
     #[error("{len} bytes at {offset} are not whole blocks of {minimum} bytes")]
     Unaligned {
-        /// Where the part was to begin, in bytes.
+        /// Requested offset in bytes.
         offset: u64,
-        /// How many bytes it was to have.
+        /// Requested length in bytes.
         len: u64,
         /// The minimum block size of the export, in bytes.
         minimum: u32,
@@ -82,7 +82,7 @@ impl Slice {
         })
     }
 
-    /// Where bytes of the part are in the export, if they are within the part.
+    /// The place of a range of the part in the export, if it is within the part.
     fn shift(&self, offset: u64, len: u64, errno: Errno) -> Result<u64, Failure> {
         check_range(self.len, offset, len, errno)?;
         Ok(self.offset + offset)

@@ -1,4 +1,4 @@
-//! What TLS connections trust and show, the same for every runtime.
+//! Trust and credentials of TLS connections, the same for every runtime.
 //!
 //! Everything that touches rustls is in this module, but the blocking driver's stream, which two
 //! threads use.
@@ -38,10 +38,10 @@ pub use transport::TlsTransport;
 #[cfg(all(test, any(feature = "aws-lc-rs", feature = "ring")))]
 mod tests;
 
-/// The bytes that rustls may hold back of what is to be sent. Larger than the default, because
-/// payloads are: one of 256 KiB and the header before it are sent by one system call, and arrive
-/// together. But the C library returns what is freed beyond some hundred KiB to the system, and with
-/// 512 KiB here each write faulted its pages in again.
+/// Limit of bytes to be sent that rustls may hold back. Larger than the default, because payloads
+/// are: one of 256 KiB and the header before it are sent by one system call, and arrive together.
+/// But the C library returns freed memory beyond some hundred KiB to the system, and with 512 KiB
+/// here each write faulted its pages in again.
 pub const SEND_BUFFER: usize = (256 + 4) << 10;
 
 /// The cryptography that the features chose: aws-lc-rs, else ring, else what the program has

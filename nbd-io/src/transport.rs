@@ -28,7 +28,7 @@ use std::{
 /// A read and a write may pend at the same time: each wakes the task that polled it last.
 pub trait Transport {
     /// Pends if the transport knows that a read would, and wakes the task as that does; otherwise a
-    /// read is worth an attempt. So a reader need not prepare for what it has to wait for.
+    /// read is worth an attempt. So a reader that has to wait need not prepare a buffer.
     ///
     /// # Errors
     ///
@@ -57,7 +57,7 @@ pub trait Transport {
     fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>])
     -> Poll<io::Result<usize>>;
 
-    /// Sends on what earlier writes left in buffers of the implementation's.
+    /// Sends bytes of earlier writes that are in buffers of the implementation's.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ pub trait Transport {
     /// Like [`poll_read`](Transport::poll_read).
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Takes note that the connection is given up: whatever would have to be waited for from now
+    /// Takes note that the connection is given up: every operation that would have to wait from now
     /// on has to fail instead. Only for a transport that waits instead of pending; others need not
     /// implement it.
     fn fail_instead_of_waiting(&mut self) {}
@@ -90,9 +90,9 @@ pub trait Transport {
         false
     }
 
-    /// Whether to drop this is enough when the peer has said all that it has to say: what was
-    /// written reaches it, and then it learns of the end. So it is with sockets, where nothing that
-    /// the peer has sent is left unread. Otherwise a session ends with
+    /// Whether it is enough to drop this once the peer has sent its last byte: written bytes still
+    /// reach the peer, and then the end does. So it is with sockets, where nothing that the peer
+    /// has sent is left unread. Otherwise a session ends with
     /// [`poll_shutdown`](Transport::poll_shutdown) and with reads until the peer closes.
     fn parts_by_drop(&self) -> bool {
         false
@@ -109,7 +109,7 @@ pub trait Transport {
         None
     }
 
-    /// Who is at the other end, for the events of a server that
+    /// The peer at the other end, for the events of a server that
     /// [serves](crate::server::Server::serve_over) this stream alone.
     fn peer(&self) -> Peer {
         Peer::Other
@@ -275,7 +275,7 @@ impl<T: Transport> Transport for Layered<T> {
     fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(transport) => transport.poll_read_ready(cx),
-            // What TLS has to say by itself is sent by reads.
+            // Messages of TLS itself are sent by reads.
             #[cfg(feature = "tls")]
             Self::Tls(_) => Poll::Ready(Ok(())),
         }
@@ -371,7 +371,7 @@ impl<T: Transport> Transport for Layered<T> {
     }
 }
 
-/// Why a phase of the negotiation did not reach its end.
+/// Reasons for which a phase of the negotiation did not reach its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriveError {
@@ -386,8 +386,8 @@ pub enum DriveError {
     Closed,
 }
 
-/// Drives a phase of the negotiation to its end: writes `out`, then reads what the phase asks
-/// for and no byte more, and so on.
+/// Drives a phase of the negotiation to its end: writes `out`, then reads the bytes that the phase
+/// asks for and no more, and so on.
 ///
 /// # Errors
 ///
@@ -405,7 +405,7 @@ pub fn drive<T: Transport, P: Phase>(
     step_through(transport, out, phase, true)
 }
 
-/// Like [`drive`], but leaves the last of what is to be written in `out`, to go with what follows.
+/// Like [`drive`], but leaves the last bytes to be written in `out`, to go with the next ones.
 pub(crate) fn drive_before<T: Transport, P: Phase>(
     transport: &mut T,
     out: &mut BytesMut,
@@ -446,7 +446,7 @@ async fn step_through<T: Transport, P: Phase>(
 ///
 /// # Cancel safety
 ///
-/// None: what was written is no longer in `out`, but may not have been flushed.
+/// None: written bytes are no longer in `out`, but may not have been flushed.
 pub async fn write_all<T: Transport>(transport: &mut T, out: &mut BytesMut) -> io::Result<()> {
     if out.is_empty() {
         return Ok(());

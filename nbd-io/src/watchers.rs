@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, mem, task::Waker};
 
-/// Wakers, each under a number of its own, so that one whose future was dropped is forgotten.
+/// Wakers, each under a number of its own, so that it is dropped with its future.
 ///
-/// What is returned is to be dropped or woken when no lock is held, because a whole task may go with it.
+/// Returned wakers are to be dropped or woken when no lock is held, because a whole task may go
+/// with them.
 #[derive(Debug, Default)]
 pub(crate) struct Watchers {
     wakers: BTreeMap<u64, Waker>,
@@ -35,7 +36,7 @@ impl Watchers {
         self.wakers.remove(&place?)
     }
 
-    /// Whom a change concerns.
+    /// Wakers of the tasks that a change concerns.
     pub(crate) fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
         mem::take(&mut self.wakers).into_values()
     }

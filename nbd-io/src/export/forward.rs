@@ -1,4 +1,4 @@
-//! Wrappers: exports that change some of what another one does, and forward the rest.
+//! Wrappers: exports that change some of another's methods, and forward the rest.
 
 use super::Export;
 use std::sync::Arc;
@@ -34,9 +34,10 @@ use std::sync::Arc;
 /// # Ok::<(), Failure>(())
 /// ```
 ///
-/// `this` is the wrapper, and what follows is a reference to anything that is an
-/// [`Export`](crate::Export). Behind `except` stand the methods that the wrapper has itself, or that
-/// are to be as the trait provides them. What is forwarded and written, too, does not compile:
+/// `this` is the wrapper, and the expression behind it a reference to anything that is an
+/// [`Export`](crate::Export). Behind `except` stand the methods that the wrapper has itself, or
+/// that are to be as the trait provides them. A method that is both forwarded and written does not
+/// compile:
 ///
 /// ```compile_fail,E0201
 /// # use nbd_io::{Export, Memory, forward_export};
@@ -329,7 +330,7 @@ mod tests {
         assert_eq!((pointer.size(), growing.size()), (1024, 1024));
     }
 
-    /// Forwards to whatever it is made of.
+    /// Forwards to the export that it is made of.
     struct Refuser<E>(E);
 
     impl<E: Export> Export for Refuser<E> {

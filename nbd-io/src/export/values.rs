@@ -1,8 +1,8 @@
-//! What requests and contexts say to an export.
+//! Values that requests and contexts exchange with an export.
 
 use nbd_proto::{CommandFlags, ContextName};
 
-/// How [`Export::write_zeroes`](super::Export::write_zeroes) is to go about it.
+/// The ways in which [`Export::write_zeroes`](super::Export::write_zeroes) may make zeroes.
 ///
 /// With no field set, the back end may punch holes, take its time, and leave stable storage for
 /// the next flush.

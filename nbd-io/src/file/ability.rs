@@ -1,4 +1,4 @@
-//! What a file system may not be able to do.
+//! Operations that a file system may not support.
 
 use crate::errno::is_unsupported;
 use std::{

@@ -1,4 +1,4 @@
-//! Where a file has data and where it has holes.
+//! The places of data and of holes in a file.
 
 use super::{File, STAT_BLOCK, at as failed_at, host};
 use nbd_proto::{
@@ -7,20 +7,20 @@ use nbd_proto::{
 };
 use std::{io, ops::Range};
 
-/// How far apart a read looks for holes at least, in bytes. A look takes next to nothing beside
-/// the time to copy as much.
+/// Least distance in bytes between two places at which a read looks for holes. A look takes next to
+/// nothing beside the time to copy as much.
 const STRIDE: u64 = 64 << 10;
 
-/// How often one question about a read looks for holes at most.
+/// Limit of looks for holes per question about a read.
 const LOOKS: u64 = 16;
 
 impl File {
-    /// Where the hole at `offset` ends, `end` at the latest. `None` if there is data.
+    /// End of the hole at `offset`, `end` at the latest. `None` if there is data.
     fn hole_end(&self, offset: u64, end: u64) -> io::Result<Option<u64>> {
         let data = match host::seek_data(&self.file, offset)? {
             Some(data) => data,
-            // From here on there is only a hole, up to where the file ends now: what was cut off
-            // is not there to be read.
+            // From here on there is only a hole, up to where the file ends now: bytes that were cut
+            // off cannot be read.
             None => self.file.metadata()?.len(),
         };
         let unit = self.extent_unit();
@@ -28,12 +28,12 @@ impl File {
         Ok((hole_end > offset).then_some(hole_end))
     }
 
-    /// What extents are a multiple of.
+    /// The unit of extents in bytes.
     fn extent_unit(&self) -> u64 {
         STAT_BLOCK.max(self.block_sizes.minimum().into())
     }
 
-    /// Searches the file for what is at `offset`, which ends at `end` at the latest.
+    /// Searches the file for the data or the hole at `offset`, which ends at `end` at the latest.
     pub(super) fn search(&self, offset: u64, end: u64) -> io::Result<Extent> {
         let so_far = self.holes.so_far();
         if let Some(hole_end) = self.hole_end(offset, end)? {
@@ -50,8 +50,8 @@ impl File {
         Ok(data(offset..data_end.min(end)))
     }
 
-    /// Looks at a few places of the file for what is at `offset`, which ends at `end` at the
-    /// latest.
+    /// Looks at a few places of the file for the data or the hole at `offset`, which ends at `end`
+    /// at the latest.
     pub(super) fn look(&self, offset: u64, end: u64) -> io::Result<Extent> {
         if let Some(hole_end) = self.hole_end(offset, end)? {
             return Ok(hole(offset..hole_end));
@@ -66,7 +66,7 @@ impl File {
         Ok(data(offset..at.min(end)))
     }
 
-    /// What is at `offset`, from memory or else by a call to the system.
+    /// The extent at `offset`, from memory or else by a call to the system.
     pub(super) fn ask(
         &self,
         offset: u64,

@@ -1,4 +1,4 @@
-//! What is known of where a file has holes.
+//! Knowledge of the places without holes in a file.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,8 @@ const MOST: usize = 256;
 
 /// Remembers ranges without holes, so that no part of a file is searched twice.
 ///
-/// What is remembered is always data, which is safe to say of everything. Holes are not, since
-/// another process may fill them.
+/// Only data is remembered, which is safe to report for any bytes. Holes are not, since another
+/// process may fill them.
 #[derive(Debug)]
 pub(super) struct Holes {
     likely: AtomicBool,
@@ -25,9 +25,9 @@ pub(super) struct Holes {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Where each range begins and ends. They do not touch.
+    /// The ranges, from their starts to their ends. They do not touch.
     data: BTreeMap<u64, u64>,
-    /// How often holes were made.
+    /// Number of times that holes were made.
     made: u64,
 }
 
@@ -43,7 +43,7 @@ impl Known {
     }
 }
 
-/// Which holes were made before a search.
+/// The holes that were made before a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SoFar(u64);
 
@@ -66,7 +66,7 @@ impl Holes {
         self.likely.store(true, Ordering::Relaxed);
     }
 
-    /// Where the data at `offset` ends, if that is known.
+    /// The end of the data at `offset`, if that is known.
     pub(super) fn data_end(&self, offset: u64) -> Option<u64> {
         let known = self.known();
         let (_, end) = known.data.range(..=offset).next_back()?;
@@ -113,7 +113,7 @@ impl Holes {
         known.limit();
     }
 
-    // What it guards is complete after every statement.
+    // A poisoned lock is safe to take: the state is complete after every statement.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,12 +14,12 @@ pub(super) struct Device {
     pub(super) makes_zeroes: bool,
 }
 
-/// What is behind a file.
+/// The storage behind a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storage {
     /// Nothing but memory.
     Memory,
-    /// A file system of this machine's disks, which has in memory what it tells of open files.
+    /// A file system of this machine's disks, which has the metadata of open files in memory.
     Local,
     /// Anything, such as a network.
     Other,
@@ -36,7 +36,7 @@ mod system {
     };
     use std::{fs, os::fd::AsRawFd};
 
-    /// How a file is opened past the page cache.
+    /// The flag by which a file is opened past the page cache.
     pub(in super::super) const DIRECT: OFlags = OFlags::DIRECT;
 
     impl Device {
@@ -64,7 +64,7 @@ mod system {
     }
 
     impl Storage {
-        /// What is behind a regular file or a device, by the magic number of its file system.
+        /// The storage behind a regular file or a device, by the magic number of its file system.
         pub(in super::super) const fn of(magic: u32, regular: bool) -> Self {
             const TMPFS: u32 = 0x0102_1994;
             const RAMFS: u32 = 0x8584_58f6;
@@ -75,14 +75,14 @@ mod system {
             const ZFS: u32 = 0x2fc1_2fc1;
             match magic {
                 TMPFS | RAMFS if regular => Self::Memory,
-                // What names a device is in memory, and the device is not.
+                // The device's name is in memory, and the device is not.
                 TMPFS | RAMFS | EXT4 | XFS | BTRFS | F2FS | ZFS => Self::Local,
                 _ => Self::Other,
             }
         }
     }
 
-    /// What is behind a regular file or a device.
+    /// The storage behind a regular file or a device.
     pub(in super::super) fn storage(file: &File, regular: bool) -> Storage {
         let system = rustix::fs::fstatfs(file).ok();
         let magic = system.and_then(|system| u32::try_from(system.f_type).ok());
@@ -114,7 +114,7 @@ mod system {
         Ok(())
     }
 
-    /// Reads what is in the page cache, and tells how much that was.
+    /// Reads bytes that are in the page cache, and returns their number.
     pub(in super::super) fn read_now(
         file: &File,
         buf: &mut [u8],

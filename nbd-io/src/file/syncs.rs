@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-/// How many calls can be under way at the same time where the system allows it.
+/// Limit of calls under way at the same time, where the system allows several.
 const CONCURRENT: usize = 8;
 
 /// The calls that bring what was written onto stable storage.

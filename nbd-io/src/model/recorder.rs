@@ -31,7 +31,8 @@ impl Recorder {
         });
     }
 
-    /// Calls everything that a wrapper has, and tells what came of it and what was passed on.
+    /// Calls everything that a wrapper has, and returns the results and the calls that were passed
+    /// on.
     pub(crate) fn everything(
         &self,
         wrapper: &dyn Export,
@@ -68,7 +69,7 @@ impl Recorder {
         (failures, self.calls().drain(..).collect())
     }
 
-    /// What [`everything`](Self::everything) calls when nothing is left out.
+    /// The calls of [`everything`](Self::everything) when nothing is left out.
     pub(crate) fn all(offset: u64) -> Vec<String> {
         let calls = [
             "read",

@@ -1,4 +1,4 @@
-//! Which blocks were changed.
+//! The set of changed blocks.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, ops::Range};
 pub(super) struct Changed {
     /// From the first block of each run to behind its last one.
     runs: BTreeMap<u64, u64>,
-    /// How many blocks are in it.
+    /// Number of blocks in it.
     count: u64,
-    /// How many more are about to be.
+    /// Number of blocks that are about to be added.
     reserved: u64,
 }
 

@@ -5,7 +5,7 @@ use crate::{ZeroMode, client::index};
 use nbd_proto::{Errno, Failure, TransmissionFlags, meta::Allocation};
 use std::{mem, ops::Range};
 
-/// How much is copied at a time, in bytes.
+/// Number of bytes that are copied at a time.
 const PIECE: u32 = 1 << 20;
 
 impl Overlay {
@@ -15,8 +15,8 @@ impl Overlay {
     /// # Errors
     ///
     /// When the base is read-only ([`Errno::Perm`]), or a part of it cannot be written. Some changes
-    /// may be in the base then. What the overlay shows is the same as before, and this can be called
-    /// again.
+    /// may be in the base then. Readers of the overlay find the same as before, and this can be
+    /// called again.
     pub fn commit(&self) -> Result<u64, Failure> {
         let _alone = self.close_gate();
         let flags = self.base.flags();

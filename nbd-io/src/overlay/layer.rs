@@ -3,16 +3,16 @@
 use crate::Export;
 use nbd_proto::BlockSizes;
 
-/// Why a layer cannot take the changes of a base.
+/// Reasons for which a layer cannot take the changes of a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OverlayError {
     /// The layer ends before the base does.
     #[error("a layer of {layer} bytes cannot take the changes of {base} bytes")]
     TooSmall {
-        /// How many bytes the layer has.
+        /// Size of the layer in bytes.
         layer: u64,
-        /// How many bytes the base has.
+        /// Size of the base in bytes.
         base: u64,
     },
     /// Nothing can be written to the layer.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// How long the peer may take to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
+/// Time in which the peer has to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
 const AFTER_SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// Keeps the promise of [`Transport::poll_shutdown`](crate::transport::Transport::poll_shutdown)
@@ -31,7 +31,7 @@ impl<R: Runtime> ShutdownTimeout<R> {
             .get_or_insert_with(|| self.runtime.sleep(AFTER_SHUTDOWN));
     }
 
-    /// What becomes of a read: one that pends fails when the time is over.
+    /// Limits the time of a read: one that pends fails when the time is over.
     #[inline]
     pub fn limit<T>(
         &mut self,

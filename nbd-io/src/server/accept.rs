@@ -19,10 +19,10 @@ use std::{
 /// as a filter of the system's that lets none through, and must not keep the processor busy.
 const PASSING_AT_ONCE: u32 = 16;
 
-/// How long to wait when there is no room for a connection: others have to end first.
+/// Retry interval while there is no room for a connection: others have to end first.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long connections take at most to close when the server stops.
+/// Limit of the time that connections take to close when the server stops.
 const LAST_GRACE: Duration = Duration::from_secs(1);
 
 impl<R: Tasks> Server<R> {

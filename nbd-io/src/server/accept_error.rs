@@ -1,4 +1,4 @@
-//! What keeps connections from being accepted.
+//! Errors that keep connections from being accepted.
 
 use std::io;
 

@@ -26,7 +26,7 @@ pub(super) enum Answer<S> {
     Negotiated(Negotiated),
 }
 
-/// Answers an option; what is to be sent is appended to `out`.
+/// Answers an option; the reply is appended to `out`.
 pub(super) fn answer<S: Security>(
     requested: Requested<S>,
     exports: &dyn Exports,
@@ -62,8 +62,7 @@ fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
     offer.export.refresh();
     let mut info = export_info(&offer.export);
     info.name = Some(offer.name.as_ref().unwrap_or(name).clone());
-    // What of these is possible with what was negotiated is sorted out when the question is
-    // answered.
+    // The answer drops those of these flags that are impossible with the negotiated headers.
     info.flags = info.flags | TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
     if offer.private {
         info.flags = info.flags.without(TransmissionFlags::CAN_MULTI_CONN);

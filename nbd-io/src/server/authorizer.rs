@@ -1,4 +1,4 @@
-//! Who may use what.
+//! Permissions of clients for exports.
 
 use super::{
     Peer, Settings,
@@ -62,8 +62,8 @@ pub(super) type Authorize = Arc<dyn Fn(&ClientIdentity<'_>, &ExportName) -> bool
 
 /// Answers the questions of one client.
 pub(super) trait Answers {
-    /// Answers an option; what is to be sent is appended to `out`. The certificate is the one that
-    /// the client has shown.
+    /// Answers an option; the reply is appended to `out`. The certificate is the one that the
+    /// client has shown.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ pub(super) trait Answers {
     ) -> impl Future<Output = io::Result<Result<Answer<S>, Error>>>;
 }
 
-/// Exports that are for everybody, which are asked for in place.
+/// Exports for every client, which are looked up in place.
 impl Answers for dyn Exports + '_ {
     async fn answer<S: Security>(
         &self,
@@ -93,7 +93,7 @@ pub(super) struct Authorizer<'a, R> {
     settings: &'a Settings,
     runtime: &'a R,
     peer: Peer,
-    /// How many options were answered.
+    /// Number of options answered.
     answered: AtomicU32,
     asking: AtomicBool,
 }
@@ -109,7 +109,7 @@ impl<'a, R: Runtime> Authorizer<'a, R> {
         }
     }
 
-    /// How many options were answered.
+    /// Number of options answered.
     pub(super) fn answered(&self) -> u32 {
         self.answered.load(Ordering::Relaxed)
     }
@@ -192,7 +192,7 @@ impl Exports for Authorized<'_> {
     fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
         let offer = match self.exports.find(name) {
             Ok(offer) => offer,
-            // Who may not know that it exists does not learn why it cannot be had either.
+            // A client that may not know of the export does not learn either why it cannot be had.
             Err(why) if why == Unavailable::unknown() || self.may_use(name) => return Err(why),
             Err(_) => return Err(Unavailable::unknown()),
         };

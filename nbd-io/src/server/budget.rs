@@ -1,4 +1,4 @@
-//! The memory that the connections of a server have together for what they move.
+//! The memory for payloads that the connections of a server share.
 
 use std::{
     sync::{
@@ -8,14 +8,14 @@ use std::{
     task::{Context, Waker},
 };
 
-/// What every connection may have in any case, in bytes.
+/// Share of every connection in any case, in bytes.
 const MODEST: u64 = 1 << 20;
 
 /// Memory beyond what every connection has in any case.
 ///
 /// A connection may have no more of it than it leaves to others. So the first takes up to a half,
-/// and of `n` greedy ones each has one part in `n + 1`, of which one is always left; who needs
-/// little finds that little there, also if other clients do not take what they have asked for.
+/// and of `n` greedy ones each has one part in `n + 1`, of which one is always left; a client that
+/// needs little finds it there, even if other clients do not take their replies.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: u64,
@@ -66,7 +66,7 @@ impl Budget {
     }
 }
 
-/// What one connection has of it, which goes back when this is dropped.
+/// The part of the budget that one connection has, which goes back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
@@ -152,7 +152,7 @@ mod tests {
         assert!(budget.taken.load(Ordering::SeqCst) <= 100 * MODEST);
         assert!(shares[0].taken >= 49 * MODEST && shares[0].taken <= 50 * MODEST);
         assert!(shares[1].taken >= 24 * MODEST);
-        // Less than it has is granted, whatever the others have.
+        // Less than it has is granted, even if the others have all the rest.
         assert!(shares[0].cover(10 * MODEST, &cx));
         shares[0].settle(2 * MODEST);
         assert_eq!(shares[0].taken, MODEST);

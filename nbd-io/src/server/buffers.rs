@@ -11,7 +11,8 @@ const KEPT: usize = 64 << 20;
 /// Buffers longer than this are only made if there would be room for [`LEFT`] more, in bytes.
 const LONG: usize = 1 << 20;
 
-/// Memory that is left to what cannot do without: small buffers, and threads of new connections.
+/// Memory that is left to allocations that cannot fail: small buffers, and threads of new
+/// connections.
 const LEFT: usize = 32 << 20;
 
 /// So many zeroes; `None` if the system has no memory, which would otherwise end the process, and with

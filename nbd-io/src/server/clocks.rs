@@ -1,4 +1,4 @@
-//! What a session waits for besides its client and its export.
+//! Events that a session waits for besides its client and its export.
 
 use super::registry::Registration;
 use crate::runtime::Runtime;
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// What is waited for besides the client and the export.
+/// Timers of a session, and the waker that they share.
 pub(super) struct Clocks<S> {
     pub(super) timer_waker: TimerWaker,
     pub(super) idle: Option<Clock<S>>,
@@ -40,13 +40,13 @@ impl<S> Clocks<S> {
     }
 }
 
-/// Rings when a timer of a connection has ended, so that a task which is woken for each request need
+/// Notes when a timer of a connection has ended, so that a task which is woken for each request need
 /// not ask each timer each time.
 pub(super) struct TimerWaker {
     waker: Waker,
-    /// Whom it wakes.
+    /// The task that it wakes.
     task: Option<Waker>,
-    /// How often it rang.
+    /// Number of its wake-ups.
     wakes: u64,
 }
 
@@ -73,12 +73,12 @@ impl TimerWaker {
     }
 }
 
-/// A timer, and what it found when it was set.
+/// A timer, and the state of the connection when it was set.
 pub(super) struct Clock<S> {
     sleep: S,
     /// The bytes that had been moved.
     moved: u64,
-    /// How often the waker of timers had rung when the timer was last asked.
+    /// Number of wake-ups of the timers' waker when this timer was last polled.
     wakes: u64,
 }
 

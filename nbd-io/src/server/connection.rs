@@ -20,9 +20,9 @@ use std::{
     time::Duration,
 };
 
-/// How often the time for an option begins anew. Programs that tell of every export there is take
-/// up to a fifth of a second for each over TCP, because of the way they write: with the usual time
-/// this is enough for 8,000.
+/// Number of times that the time for an option begins anew. Programs that list all exports with
+/// their details take up to a fifth of a second for each over TCP, because of the way they write:
+/// with the usual time this is enough for 8,000.
 const MOST_TIMES: u32 = 180;
 
 /// Serves a client until it leaves, in a span of the connection's.
@@ -84,7 +84,7 @@ async fn enter<T: Transport, R: Runtime>(
     peer: &Peer,
     place: &Registration,
 ) -> Result<Entered<Layered<T>>, CloseReason> {
-    // What a client asks for is found in place by a transport that can wait like that.
+    // Exports are looked up in place if the transport can wait like that.
     transport.set_exclusive(true);
     let authorizer = Authorizer::new(settings, runtime, *peer);
     let mut negotiation = pin!(negotiate_with(
@@ -141,7 +141,7 @@ async fn enter<T: Transport, R: Runtime>(
     }
 }
 
-/// How long a client may take for its next option.
+/// Time limit of a client's next option.
 struct Deadline<S> {
     time: Duration,
     sleep: S,

@@ -1,4 +1,4 @@
-//! What a server tells the program that it is part of.
+//! Events of a server, for the program that it is part of.
 
 use super::NegotiationError;
 use crate::client::causes;
@@ -31,7 +31,7 @@ pub enum Event<'a> {
     Closed {
         /// The connection.
         connection: u64,
-        /// Why.
+        /// The reason.
         ending: &'a CloseReason,
     },
     /// There were too many connections in use for one more, or the server is stopping.
@@ -41,7 +41,7 @@ pub enum Event<'a> {
     },
     /// A connection could not be accepted, or no thread be started for it. The server goes on.
     AcceptFailed {
-        /// Why not.
+        /// The reason.
         error: &'a io::Error,
     },
 }
@@ -109,7 +109,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Why a connection is closed.
+/// Reasons for which a connection is closed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -127,7 +127,7 @@ pub enum CloseReason {
     Displaced,
     /// The client closed the connection in the middle of a request.
     Truncated,
-    /// The export has panicked, or who was asked for it, so that there is no answer to a request.
+    /// The export or the program's callback has panicked, so that there is no answer to a request.
     Panicked,
     /// The negotiation failed.
     Negotiation(NegotiationError),

@@ -111,7 +111,7 @@ pub(super) fn execute_now(
     let Request::Read { offset, len, .. } = request else {
         return Err(request);
     };
-    // Where holes are is known to the disk alone.
+    // Holes are not known without a call to the disk.
     if export.finds_zeroes() || check_blocks(export, &request).is_err() {
         return Err(request);
     }
@@ -284,7 +284,7 @@ fn fail_read(failure: Failure, ticket: ReadTicket, replies: &mut Replies) -> Fai
     failure
 }
 
-/// Reads what is data, and only tells of what is not.
+/// Reads the data, and reports the holes.
 fn read_sparse(
     export: &dyn Export,
     mut sparse: SparseRead,
@@ -365,8 +365,8 @@ impl Pieces<'_> {
         piece
     }
 
-    /// What the export says of the bytes from `at` on. Where it cannot tell, where a hole is too
-    /// short, and after too many questions, it is data.
+    /// The status of the bytes from `at` on. Where the export fails to say, where a hole is too
+    /// short, and after too many questions, they are data.
     fn ask(&mut self, at: u64, len: u64) -> Extent {
         let data = |len| Extent { len, status: 0 };
         if self.questions == MAX_PIECES || self.questions > 0 && len < WORTHWHILE_HOLE {

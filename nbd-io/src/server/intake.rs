@@ -40,17 +40,17 @@ pub(super) struct Intake {
     discards: bool,
 }
 
-/// What bytes of a client's are to be taken from the transport.
+/// The bytes of a client that are to be taken from the transport next.
 pub(super) enum Coming {
     /// None for now.
     Nothing,
-    /// Those of requests, and of what is thrown away.
+    /// Those of requests, and those that are thrown away.
     Requests,
     /// These first, of a payload of so many bytes.
     Payload(Range<usize>, usize),
 }
 
-/// Where the payload is of the request that was taken last.
+/// The place of the payload of the last request.
 #[derive(Clone)]
 enum PayloadAt {
     Nowhere,
@@ -81,7 +81,7 @@ impl Intake {
         self.start < self.end || self.complete.is_some() || self.parked.is_some()
     }
 
-    /// What the client wants next, if all bytes of it have come and it can be taken now. The
+    /// The client's next request, if all bytes of it have come and it can be taken now. The
     /// [payload](Self::payload) of a request is there until the next call.
     #[inline]
     pub(super) fn next(&mut self) -> Result<Option<Event>, Error> {
@@ -167,7 +167,7 @@ impl Intake {
         Some(bytes.len())
     }
 
-    /// What may be taken from the transport now.
+    /// The bytes that may be taken from the transport now.
     pub(super) fn coming(&mut self) -> Coming {
         if self.has_bytes() {
             return Coming::Nothing;
@@ -179,8 +179,8 @@ impl Intake {
         }
     }
 
-    /// Takes more bytes from the transport: first those of a payload, then whatever follows. 0
-    /// bytes are the end.
+    /// Takes more bytes from the transport: first those of a payload, then those behind it. 0 bytes
+    /// are the end.
     pub(super) fn poll_read<T: Transport>(
         &mut self,
         cx: &mut Context<'_>,
@@ -188,7 +188,7 @@ impl Intake {
         buffers: &Buffers,
         coming: Coming,
     ) -> Poll<io::Result<Result<usize, Error>>> {
-        // What filled it the last time may go on like that.
+        // A client that filled it the last time may go on like that.
         let full = self.end == self.staged.len() && self.end < STAGED;
         (self.start, self.end) = (0, 0);
         if full {
@@ -268,7 +268,7 @@ impl Intake {
         buffers.keep(mem::take(&mut self.payload));
     }
 
-    /// How long the payload is that is coming or has come, in bytes.
+    /// Length in bytes of the payload that is coming or has come.
     pub(super) fn payload_len(&mut self) -> u64 {
         match (&self.complete, self.transmission.fill()) {
             (Some((_, len)), _) => *len as u64,
@@ -282,7 +282,7 @@ impl Intake {
         self.parked.is_some()
     }
 
-    /// How long the payload is that is coming and has no place yet, in bytes.
+    /// Length in bytes of the payload that is coming and has no place yet.
     pub(super) fn wants_room(&mut self) -> Option<u64> {
         match self.transmission.fill() {
             Fill::Payload { len, range } if self.parked.is_some() || range.start == 0 => {

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-/// How often it is looked at whether more threads would help.
+/// Interval at which the number of threads is reconsidered.
 const TICK: Duration = Duration::from_millis(1);
 
 /// A tick of a connection for which no more threads can be had, in ticks.
@@ -34,11 +34,12 @@ const QUICK: usize = 64;
 /// Payloads up to this length stay with their request's memory, in bytes.
 const SMALL: usize = 16 << 10;
 
-/// Requests that are carried out on other threads, and answered in whatever order they are done.
+/// Requests that are carried out on other threads, and answered in the order in which they are
+/// done.
 ///
-/// How many threads are at it follows from how long requests take: one is enough where data comes
-/// from a cache, and its replies are sent together. While requests wait and few are done in a
-/// tick, each tick doubles the number.
+/// The number of threads follows from the time that requests take: one is enough where data comes
+/// from a cache, and its replies are sent together. While requests wait and few are done in a tick,
+/// each tick doubles the number.
 pub(super) struct Jobs<R: Runtime> {
     runtime: R,
     shared: Arc<Shared>,
@@ -46,7 +47,7 @@ pub(super) struct Jobs<R: Runtime> {
     /// Bytes of payload, both ways, of those that are not done.
     bytes: u64,
     running: usize,
-    /// How many threads may be at it.
+    /// Limit of threads at present, which adapts.
     width: usize,
     most: usize,
     /// Runs while requests wait.
@@ -54,14 +55,14 @@ pub(super) struct Jobs<R: Runtime> {
     /// Requests done since it began.
     done: usize,
     spare: Vec<Job>,
-    /// How many requests in a row were quick that could have been slow.
+    /// Number of requests in a row that were quick and could have been slow.
     trust: u32,
     looking: bool,
     /// A read that was looked at and is not all zero.
     returned: Option<Request>,
 }
 
-/// What the threads share.
+/// State that the threads share.
 struct Shared {
     export: Arc<dyn Export>,
     report: Report,
@@ -91,7 +92,7 @@ struct Job {
     result: JobResult,
 }
 
-/// How carrying it out went.
+/// The result of carrying out a request.
 enum JobResult {
     Quick,
     Slow,
@@ -102,7 +103,7 @@ enum JobResult {
 #[derive(Debug)]
 pub(super) struct Panicked;
 
-/// Carries out a request, and tells the program of it.
+/// Carries out a request, and reports it to the program.
 #[inline]
 pub(super) fn carry_out(
     export: &dyn Export,
@@ -168,7 +169,7 @@ pub(super) fn carry_out_zeroes(
     Ok(())
 }
 
-/// What is left behind by a panic is not looked at any more.
+/// State that a panic left behind is not looked at any more.
 pub(super) fn guard<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|_| Panicked)
 }
@@ -277,7 +278,7 @@ impl<R: Runtime> Jobs<R> {
         self.running
     }
 
-    /// How many requests in a row were quick, of those that can be if a cache has what they want.
+    /// Number of requests in a row that were quick, of those that are quick only with a cache.
     pub(super) const fn trust(&self) -> u32 {
         self.trust
     }
@@ -352,7 +353,7 @@ impl<R: Runtime> Jobs<R> {
         self.runtime.spawn_blocking(move || shared.run(&runtime));
     }
 
-    /// Appends the replies to what is done by now, and has the connection woken when more is.
+    /// Appends the replies of jobs that are done, and has the connection woken when more are.
     /// Returns whether there were any.
     #[inline]
     pub(super) fn collect(

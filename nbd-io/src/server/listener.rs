@@ -1,4 +1,4 @@
-//! Where connections come from.
+//! Sources of connections.
 
 use super::Peer;
 use crate::transport::Transport;
@@ -12,7 +12,7 @@ pub trait Listener {
     /// A connection.
     type Stream: Transport + Send + 'static;
 
-    /// The next connection, and who is at its other end. TCP connections have `TCP_NODELAY` set.
+    /// The next connection, and the peer at its other end. TCP connections have `TCP_NODELAY` set.
     ///
     /// # Errors
     ///

@@ -22,7 +22,7 @@
 //!
 //! A program with an event loop of its own can take it apart: [`negotiate`] runs over any
 //! transport, each request is carried out by [`execute`], which waits for nothing but the storage,
-//! and what is to be written then is in [`Replies`].
+//! and the reply to be written is in [`Replies`].
 
 mod accept;
 mod accept_error;

@@ -64,7 +64,7 @@ pub struct Entered<T> {
     pub encrypted: bool,
 }
 
-/// How a client left without using an export, which is no error.
+/// The end of a client that left without using an export, which is no error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// It said so, by `NBD_OPT_ABORT`.
@@ -73,7 +73,7 @@ pub enum Ended {
     Closed,
 }
 
-/// Why a negotiation failed.
+/// Reasons for which a negotiation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NegotiationError {
@@ -83,11 +83,11 @@ pub enum NegotiationError {
     /// The client broke the protocol.
     #[error("the client broke the protocol while negotiating ({rule})", rule = .0.rule())]
     Protocol(#[source] Error),
-    /// The client asked by `NBD_OPT_EXPORT_NAME` for what it does not get. The only way to say so
-    /// is to close the connection.
+    /// The client asked by `NBD_OPT_EXPORT_NAME` for an export that it does not get. The only way
+    /// to say so is to close the connection.
     #[error("the client does not get the export that it asked for: {why}")]
     ExportNameRefused {
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
     /// The client closed the connection in the middle of a message.
@@ -289,7 +289,7 @@ impl<S: Security> Awaited for Options<S> {
     }
 }
 
-/// What the options of every client are answered from.
+/// Data for answers to the options of every client.
 struct Table<'a, A: ?Sized> {
     answers: &'a A,
     /// The one that the client has shown.
@@ -300,8 +300,8 @@ struct Table<'a, A: ?Sized> {
 impl<A: Answers + ?Sized> Table<'_, A> {
     /// Drives a phase to its end, or to the end of a client that has nothing more to say.
     ///
-    /// Other than [`drive`](crate::transport::drive) it tells a client that leaves between two
-    /// messages from one that leaves inside, and looks after every wait whether the server stops.
+    /// Other than [`drive`](crate::transport::drive) it distinguishes clients that leave between
+    /// two messages and inside of one, and looks after every wait whether the server stops.
     async fn next<T: Transport, P: Awaited>(
         &self,
         transport: &mut T,

@@ -13,15 +13,14 @@ use std::{
     time::Duration,
 };
 
-/// What was not used for so long is lost.
+/// Time in nanoseconds for which an unused rate is saved up. Earlier leftovers are lost.
 const BURST: u64 = 100_000_000;
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
-/// How many requests per second are carried out, and how many bytes they read and write; by default
-/// any number.
+/// Limit of requests per second, and of bytes that they read and write; by default any number.
 ///
-/// What was not used in the last tenth of a second can be made up for at once.
+/// The unused rate of the last tenth of a second can be made up for at once.
 ///
 /// ```
 /// use nbd_io::server::Rate;
@@ -52,8 +51,8 @@ impl Rate {
         self
     }
 
-    /// So many bytes per second of payloads, in both directions together. 0 counts as 1. What takes no
-    /// payload, such as to write zeroes, costs no bytes.
+    /// So many bytes per second of payloads, in both directions together. 0 counts as 1. Commands
+    /// without payload, such as to write zeroes, cost no bytes.
     #[must_use]
     pub const fn bytes(mut self, per_second: u64) -> Self {
         self.bytes = Some(per_second);
@@ -65,7 +64,7 @@ impl Rate {
     }
 }
 
-/// What may be taken at a rate. It never refuses: it says until when that has to do which was taken.
+/// A token bucket. It never refuses: it returns the time until which the taken amount has to last.
 #[derive(Debug)]
 struct Bucket {
     rate: Rate,
@@ -150,7 +149,7 @@ impl Rates {
         }
     }
 
-    /// What a connection goes by; `None` if it may take what it likes.
+    /// The limits of a connection; `None` if it has none.
     pub(super) fn enter<R: Runtime>(&self, peer: &Peer, runtime: &R) -> Option<Toll> {
         let limited = !self.of_client.is_unlimited();
         let client = limited.then(|| self.client(peer, nanoseconds(runtime.now())));
@@ -170,7 +169,7 @@ impl Rates {
     }
 }
 
-/// What the requests of one connection cost.
+/// Charges the requests of one connection.
 #[derive(Debug)]
 pub(super) struct Toll {
     buckets: [Option<Arc<Bucket>>; 2],
@@ -210,7 +209,7 @@ mod tests {
     fn what_is_taken_at_once_is_paid_for_later() {
         let bucket = Bucket::new(Rate::new().requests(1_000).bytes(1 << 20));
         let start = 10 * SECOND;
-        // What was not used before is not saved up, except for a little.
+        // An unused rate is not saved up, except for a little.
         assert_eq!(bucket.take(0, start), start - BURST + SECOND / 1_000);
         assert_eq!(bucket.take(2 << 20, start), start - BURST + 2 * SECOND);
         // Of two limits the one counts that lasts longer.

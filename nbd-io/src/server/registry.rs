@@ -15,7 +15,7 @@ use std::{
 /// A client that has never sent a request has no claim to its place for longer than this.
 const UNPROVEN: Duration = Duration::from_secs(2);
 
-/// What the connections and listeners of a server share.
+/// State that the connections and listeners of a server share.
 #[derive(Default)]
 pub(super) struct Registry {
     stopping: AtomicBool,
@@ -25,7 +25,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct State {
     connections: HashMap<u64, Arc<Entry>>,
-    /// How many of those have to leave for the sake of others, who have come already.
+    /// Number of those that have to leave for others that are connected already.
     leaving: usize,
     last: u64,
     /// Listeners, and those who wait for the last connection to end.
@@ -34,7 +34,7 @@ struct State {
 
 /// A connection, as others see it.
 struct Entry {
-    /// Whom to wake when it has to end, or when one of its timers has.
+    /// Wakes the task of the connection when it has to end, or when one of its timers has.
     waker: Mutex<Option<Waker>>,
     /// One of its timers has woken it.
     rang: AtomicBool,
@@ -43,11 +43,11 @@ struct Entry {
     displaced: AtomicBool,
     /// A [`Stage`], and since when in milliseconds.
     stage: AtomicU64,
-    /// Whose it is, if others may be the same client's.
+    /// Its client, if other connections may be of the same.
     client: Option<Client>,
 }
 
-/// What a connection is at. Where its place is needed, the first of these goes first.
+/// Stages of a connection. Where its place is needed, the first of these goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Negotiating,
@@ -124,17 +124,17 @@ impl Wake for Entry {
     }
 }
 
-/// How many connections there may be.
+/// Limits of connections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) most: usize,
     pub(super) most_of_client: usize,
-    /// How long a connection has to be idle for another one to take its place when there is no
-    /// other; `None` keeps it for as long as it lasts.
+    /// Time for which a connection has to be idle for another one to take its place when there is
+    /// no other; `None` keeps it for as long as it lasts.
     pub(super) idle: Option<Duration>,
 }
 
-/// Why there is no place for a connection.
+/// Reasons for which there is no place for a connection.
 #[derive(Debug)]
 pub(super) enum Refused {
     Full,
@@ -246,7 +246,7 @@ impl Drop for Watch<'_> {
 }
 
 impl State {
-    /// How many connections are of the same client.
+    /// Number of connections of the same client.
     fn of_client(&self, client: Option<Client>) -> usize {
         let Some(client) = client else { return 0 };
         let entries = self.connections.values();
@@ -319,8 +319,8 @@ impl Registration {
         drop(old);
     }
 
-    /// What timers of the connection are polled with, so that it [knows](Self::has_rung) when one of
-    /// them has ended.
+    /// The waker with which timers of the connection are polled, so that it [knows](Self::has_rung)
+    /// when one of them has ended.
     pub(super) fn timer_waker(&self) -> Waker {
         Arc::clone(&self.entry).into()
     }
@@ -356,7 +356,7 @@ impl Drop for Registration {
         let mut state = lock(&self.registry.state);
         state.connections.remove(&self.id);
         state.leaving -= usize::from(self.is_displaced());
-        // Listeners may be among them, and look again at what they wait for.
+        // Listeners may be among them, and look again at the number of connections.
         let wakers = if state.connections.is_empty() {
             state.waiting.take().collect()
         } else {

@@ -39,9 +39,9 @@ const KEPT_EXTENTS: usize = 4 << 10;
 /// Messages that wait to be sent, in order, and the memory for those to come.
 ///
 /// [`execute`](super::execute) fills it; the writer asks for [`slices`](Self::slices), notes
-/// what was written by [`advance`](Self::advance), and when all was, [retires](Self::retire) the
-/// requests that were answered. The memory is used again and again: after a while nothing is
-/// allocated any more but for what comes in pieces of its own.
+/// the written bytes by [`advance`](Self::advance), and when all are written,
+/// [retires](Self::retire) the requests that were answered. The memory is used again and again:
+/// after a while nothing is allocated any more but long payloads.
 ///
 /// Messages are whole: two of these can be written in turn by concurrent workers, once each is
 /// complete.
@@ -53,13 +53,13 @@ pub struct Replies {
     /// Long data, each with the position in `inline` that it comes before.
     payloads: VecDeque<(usize, Payload)>,
     payload_len: usize,
-    /// Of that, what takes up no memory.
+    /// The part of it that takes up no memory.
     zero_len: usize,
     buffers: Arc<Buffers>,
     most_inline: usize,
     /// Data is being read into this before its header is known.
     staged: Option<Vec<u8>>,
-    /// How long the header of the last data was, and so most likely is the next one's.
+    /// Length of the last data's header, which most likely is the next one's.
     header: usize,
     receipts: Vec<Receipt>,
     pub(super) extents: Vec<Extent>,
@@ -151,13 +151,13 @@ impl Replies {
         self.start == self.end && self.payloads.is_empty()
     }
 
-    /// How much is to be written, in bytes.
+    /// Number of bytes to be written.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.end - self.start + self.payload_len
     }
 
-    /// How much of that takes up memory, in bytes.
+    /// Number of those bytes that take up memory.
     pub(super) const fn memory(&self) -> usize {
         self.len() - self.zero_len
     }
@@ -218,7 +218,7 @@ impl Replies {
         }
     }
 
-    /// Appends a message with the first `len` bytes of what was staged last.
+    /// Appends a message with the first `len` staged bytes.
     #[inline]
     pub(super) fn commit(&mut self, header: &[u8], len: usize, receipt: Option<Receipt>) {
         self.receipts.extend(receipt);
@@ -248,7 +248,7 @@ impl Replies {
         self.end += header.len() + len;
     }
 
-    /// Appends a message with `len` zeroes in place of what was staged last.
+    /// Appends a message with `len` zeroes in place of the staged bytes.
     pub(super) fn commit_zeroes(&mut self, header: &[u8], len: usize, receipt: Option<Receipt>) {
         self.unstage();
         self.receipts.extend(receipt);
@@ -390,7 +390,7 @@ impl Replies {
     }
 }
 
-/// How long the memory for headers and short data is made where so much is needed.
+/// Length of the memory for headers and short data where so much is needed.
 fn rounded(needed: usize) -> usize {
     needed.next_power_of_two().max(4 << 10)
 }

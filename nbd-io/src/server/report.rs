@@ -21,7 +21,8 @@ pub struct Outcome<'a> {
     pub offset: u64,
     /// The number of bytes, 0 for a flush.
     pub len: u64,
-    /// How long the export took, without the time in which the request waited to be carried out.
+    /// The time that the export took, without the time in which the request waited to be carried
+    /// out.
     pub took: Duration,
     /// The failure that the client is sent, unless the request succeeded.
     pub failure: Option<&'a Failure>,

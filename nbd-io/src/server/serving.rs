@@ -30,7 +30,7 @@ pub struct Server<R> {
     pub(super) runtime: R,
 }
 
-/// How a server serves.
+/// Settings of a server.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) exports: Arc<dyn Exports>,
@@ -148,7 +148,7 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// How much a client may ask for.
+    /// Limits of what a client may ask for.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.settings.options.config.limits = limits;
@@ -176,31 +176,31 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// How long a client may take for TLS, and for the next option; it may be twice as long before
-    /// it is noticed.
+    /// Time limit of TLS, and of the wait for a client's next option; it may be twice as long
+    /// before it is noticed.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.settings.handshake_timeout = timeout;
         self
     }
 
-    /// How long a client that uses an export may neither send anything nor take what it is sent; it
-    /// may be twice as long before it is noticed.
+    /// Time for which a client that uses an export may neither send anything nor take the replies
+    /// sent to it; it may be twice as long before it is noticed.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.settings.idle_timeout = timeout;
         self
     }
 
-    /// How many connections there may be at once.
+    /// Limit of connections at once.
     #[must_use]
     pub fn max_connections(mut self, max: usize) -> Self {
         self.settings.room.most = max;
         self
     }
 
-    /// How many connections each client may have at once, which is a host or a virtual machine; of
-    /// Unix sockets and other streams, each connection is a client.
+    /// Limit of connections at once of each client, which is a host or a virtual machine; of Unix
+    /// sockets and other streams, each connection is a client.
     #[must_use]
     pub fn max_connections_per_client(mut self, max: usize) -> Self {
         self.settings.room.most_of_client = max;
@@ -208,7 +208,7 @@ impl<R: Tasks> Server<R> {
     }
 
     /// When there are [as many connections as may be](Self::max_connections), one that has been
-    /// idle for so long is closed for the sake of one more: of those that have not entered an
+    /// idle for so long is closed to make room for one more: of those that have not entered an
     /// export before those that have sent no request, and of these before others, the one that has
     /// been idle the longest.
     #[must_use]
@@ -217,45 +217,45 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// How many requests of one connection may be carried out at once, where the export may wait.
+    /// Limit of requests of one connection that are carried out at once, where the export may wait.
     #[must_use]
     pub fn concurrency(mut self, most: usize) -> Self {
         self.settings.concurrency = most;
         self
     }
 
-    /// How much payload one connection may have in memory, in bytes: of writes that are carried
-    /// out, of reads, and of replies that the client has not taken.
+    /// Limit of payload of one connection in memory, in bytes: of writes that are carried out, of
+    /// reads, and of replies that the client has not taken.
     #[must_use]
     pub fn in_flight(mut self, bytes: u64) -> Self {
         self.settings.in_flight = bytes.max(1);
         self
     }
 
-    /// How much payload all connections together may have in memory, in bytes, beside 1 MiB that
-    /// each has in any case.
+    /// Limit of payload of all connections together in memory, in bytes, beside 1 MiB that each has
+    /// in any case.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.settings.budget = Budget::new(bytes);
         self
     }
 
-    /// How many requests and bytes per second all connections together may have.
+    /// Limit of requests and bytes per second of all connections together.
     #[must_use]
     pub fn rate(mut self, rate: Rate) -> Self {
         self.settings.rates = Arc::new(self.settings.rates.with_server(rate));
         self
     }
 
-    /// How many requests and bytes per second each client may have: all connections of a host or of
-    /// a virtual machine together; of Unix sockets and other streams, each connection is a client.
+    /// Limit of requests and bytes per second of each client: all connections of a host or of a
+    /// virtual machine together; of Unix sockets and other streams, each connection is a client.
     #[must_use]
     pub fn client_rate(mut self, rate: Rate) -> Self {
         self.settings.rates = Arc::new(self.settings.rates.with_client(rate));
         self
     }
 
-    /// How long a connection in use has to come to an end when the server [stops](Stopper::stop).
+    /// Time that a connection in use has to come to an end when the server [stops](Stopper::stop).
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace.min(LONGEST_GRACE);

@@ -38,21 +38,21 @@ const REPLIES_AT_ONCE: usize = 256 << 10;
 /// Slices that one write takes at most.
 const SLICES: usize = 64;
 
-/// What a connection does in one go before others of its thread get their turn.
+/// Limit of steps that a connection takes before others of its thread run.
 const TURNS: usize = 256;
 
-/// How long a client may keep quiet before it is taken to have no more requests when the server
+/// Time for which a client has to be quiet to be taken to have no more requests when the server
 /// stops.
 pub(super) const QUIET: Duration = Duration::from_millis(100);
 
-/// How long a client that has left may take for what it is still to receive, and how long it is
-/// waited for at the end.
+/// Time that a client that has left has for its last replies, and time that it is waited for at the
+/// end.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Memory is given up, and the place if another client needs it, when nothing has come for so long.
 const IDLE_SHRINK: Duration = Duration::from_secs(2);
 
-/// How long a request that needs much memory waits for it.
+/// Time for which a request that needs much memory waits for it.
 const SHORTAGE: Duration = Duration::from_secs(10);
 
 /// A request counts as quick if it takes no longer than this, and a nanosecond for each byte.
@@ -74,7 +74,7 @@ pub(super) struct Session<'a, T, R: Runtime> {
     jobs: Jobs<R>,
     report: Report,
     share: Share,
-    /// What requests cost, if there is a limit of their rate.
+    /// Charges requests, if there is a limit of their rate.
     toll: Option<Toll>,
     /// A read for which there is no memory yet.
     held: Option<Request>,
@@ -89,7 +89,7 @@ pub(super) struct Session<'a, T, R: Runtime> {
     moved: u64,
     /// The place is noted as one that could be given away.
     spare: bool,
-    /// Why no more requests are taken.
+    /// The reason for which no more requests are taken.
     ending: Option<CloseReason>,
     clocks: Clocks<R::Sleep>,
 }
@@ -206,8 +206,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             return Ok(any);
         }
         if self.transport.poll_read_ready(cx).is_pending() {
-            // Whatever can still happen wakes this task, except for what a job that was begun just
-            // now has done: only the next turn has that tell.
+            // Every later event wakes this task, except for the end of a job that was begun just
+            // now: only the next step has that report its end.
             return Ok(any && self.jobs.running() > 0);
         }
         let coming = self.intake.coming();

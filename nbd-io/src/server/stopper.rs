@@ -16,10 +16,10 @@ impl Stopper {
 
     /// Begins to stop the server, and does not wait for it.
     ///
-    /// No more connections are accepted. On those that there are, what was begun is finished and
-    /// new requests are answered with [`Errno::Shutdown`](nbd_proto::Errno::Shutdown), until the
-    /// client disconnects or sends nothing more for a moment. What is still there after the
-    /// [grace](super::Server::grace) is closed.
+    /// No more connections are accepted. On open connections, requests that were begun are finished
+    /// and new ones are answered with [`Errno::Shutdown`](nbd_proto::Errno::Shutdown), until the
+    /// client disconnects or sends nothing more for a moment. A connection that is still open after
+    /// the [grace](super::Server::grace) is closed.
     ///
     /// [`Server::serve`](super::Server::serve) ends when all this is done. A server that was stopped takes no connections
     /// any more.
@@ -39,7 +39,7 @@ impl Stopper {
         poll_fn(|cx| watch.poll_empty(cx)).await;
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.registry.len()

@@ -1,4 +1,4 @@
-//! What a client's TLS connections trust and show.
+//! Trust and credentials of a client's TLS connections.
 
 use super::{Pin, TlsError, identity::Identity, source::Source, verify::Trust, warm_provider};
 use crate::runtime::{Runtime, unblock};
@@ -35,7 +35,7 @@ pub struct ClientTls {
     built: Arc<Built>,
 }
 
-/// What was made of the certificates, for all clones until one of them is changed.
+/// The configuration made of the certificates, for all clones until one of them is changed.
 #[derive(Default)]
 struct Built {
     config: OnceLock<Arc<ClientConfig>>,
@@ -161,15 +161,15 @@ impl ClientTls {
         self
     }
 
-    /// Accepts whatever certificate the server shows: nothing tells it from an impostor, unless
-    /// certificates are [pinned](Self::pin).
+    /// Accepts any certificate that the server shows: an impostor's certificate is accepted as
+    /// well, unless certificates are [pinned](Self::pin).
     #[must_use]
     pub fn dangerous_accept_any_certificate(mut self) -> Self {
         self.accepts_anything = true;
         self.changed()
     }
 
-    /// What a URI says in addition. It may name files, which are read here.
+    /// Adds the settings of a URI. It may name files, which are read here.
     ///
     /// # Errors
     ///
@@ -241,7 +241,7 @@ impl ClientTls {
         Ok((self.config()?, name))
     }
 
-    /// Does the same for a task: what takes long is done on a thread that may wait.
+    /// Does the same for a task: slow steps are done on a thread that may wait.
     ///
     /// # Errors
     ///

@@ -1,11 +1,11 @@
-//! What can go wrong with TLS before it is up.
+//! Errors of TLS before it is up.
 
 use super::client::unnamed;
 use crate::client::{NegotiationError, causes};
 use rustls::pki_types::{ServerName, pem};
 use std::error::Error;
 
-/// Why TLS could not be set up or started. The text says the cause, too.
+/// Reasons for which TLS could not be set up or started. The text says the cause, too.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -16,7 +16,7 @@ pub enum TlsError {
         what: &'static str,
         /// The file, or memory.
         place: String,
-        /// Why not.
+        /// The reason.
         source: pem::Error,
     },
     /// There is nothing of the kind in the input.
@@ -26,7 +26,7 @@ pub enum TlsError {
         what: &'static str,
         /// The file, or memory.
         place: String,
-        /// The labels of what is there.
+        /// The labels that were found.
         found: String,
     },
     /// The private key is protected by a password.
@@ -52,15 +52,15 @@ pub enum TlsError {
     /// The system's trusted certificates cannot be found.
     #[error("the system has no trusted certificates: {why}")]
     NoSystemRoots {
-        /// Why not.
+        /// The reason.
         why: String,
     },
     /// A certificate, a key or a list of revoked certificates cannot be used.
     #[error("cannot use {what}: {}", causes(&**source))]
     Unusable {
-        /// What.
+        /// The object.
         what: &'static str,
-        /// Why not.
+        /// The reason.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The certificate of a client cannot be understood.
@@ -86,7 +86,7 @@ pub enum TlsError {
     Certificate {
         /// The name that it was checked against.
         name: String,
-        /// Why not.
+        /// The reason.
         source: rustls::Error,
     },
     /// The handshake failed otherwise; an alert of the server's is among the reasons.
@@ -94,7 +94,7 @@ pub enum TlsError {
     Handshake {
         /// The server's name.
         name: String,
-        /// Why.
+        /// The reason.
         source: rustls::Error,
     },
     /// The connection broke during the handshake. A server that does not speak TLS, or does not
@@ -106,7 +106,7 @@ pub enum TlsError {
     Io {
         /// The server's name.
         name: String,
-        /// How.
+        /// The reason.
         source: std::io::Error,
     },
     /// The handshake with a client failed; an alert of the client's is among the reasons.

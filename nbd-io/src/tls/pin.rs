@@ -12,7 +12,7 @@ use rustls::{
 };
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// The SHA-256 hash of what a peer has to show.
+/// The SHA-256 hash of a certificate or a key that a peer has to show.
 ///
 /// It is parsed from the 64 hexadecimal digits that `openssl x509 -noout -fingerprint -sha256`
 /// prints for a certificate, with colons or without.

@@ -1,4 +1,4 @@
-//! What has come for TLS and was not decrypted.
+//! Encrypted bytes that have come and were not decrypted.
 
 use rustls::{Connection, IoState};
 use std::{
@@ -6,9 +6,9 @@ use std::{
     io::{self, IoSliceMut, Read},
 };
 
-/// Encrypted bytes taken from a stream at once: a payload of 256 KiB with its header and what TLS
-/// adds to each record. rustls by itself takes little more than a record, which costs a system call
-/// for every 16 KiB.
+/// Encrypted bytes taken from a stream at once: a payload of 256 KiB with its header and TLS's
+/// overhead of each record. rustls by itself takes little more than a record, which costs a system
+/// call for every 16 KiB.
 const CAPACITY: usize = (256 + 8) << 10;
 
 /// Length of a record's header, which ends with the length of the rest.
@@ -27,7 +27,7 @@ pub struct Received {
     /// Bytes of a record's header that rustls has.
     header: [u8; HEADER],
     known: usize,
-    /// What the header has announced and rustls has not got.
+    /// Number of bytes that the header has announced and rustls has not got.
     missing: usize,
 }
 
@@ -53,8 +53,8 @@ impl Received {
         self.start == self.end
     }
 
-    /// Where the next bytes from the stream go. What was not decrypted is lost, so this is only for
-    /// a buffer that [is empty](Self::is_empty).
+    /// The place for the next bytes from the stream. Bytes that were not decrypted are lost, so
+    /// this is only for a buffer that [is empty](Self::is_empty).
     pub fn space(&mut self) -> &mut [u8] {
         self.start = 0;
         self.end = 0;
@@ -86,7 +86,7 @@ impl Received {
         let mut taken = 0;
         let mut state = connection.process_new_packets();
         loop {
-            // What came before an error was right.
+            // Bytes that came before an error are right.
             if !matches!(&state, Ok(state) if state.plaintext_bytes_to_read() == 0) {
                 taken += take(connection, bufs, taken)?;
             }
@@ -103,8 +103,8 @@ impl Received {
         }
     }
 
-    /// Decrypts a record of what came, which must not be nothing. There must be no plaintext in
-    /// `connection`.
+    /// Decrypts a record of the received bytes, of which there must be some. There must be no
+    /// plaintext in `connection`.
     ///
     /// # Errors
     ///

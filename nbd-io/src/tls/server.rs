@@ -1,4 +1,4 @@
-//! What a server's TLS connections show and trust.
+//! Credentials and trust of a server's TLS connections.
 
 use super::{Pin, TlsError, identity::Identity, source::Source, verify::Trust, warm_provider};
 use rustls::ServerConfig;
@@ -23,7 +23,7 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Shows a certificate, a chain and its private key as PEM text, to everybody.
+    /// Shows a certificate, a chain and its private key as PEM text, to every client.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ impl ServerTls {
         Ok(Self::new(Identity::from_pem(chain, key)?))
     }
 
-    /// Shows a certificate, a chain and its private key in PEM files, to everybody.
+    /// Shows a certificate, a chain and its private key in PEM files, to every client.
     ///
     /// # Errors
     ///

@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
                 .any(|line| line.starts_with(b"Proc-Type:") && line.ends_with(b"ENCRYPTED"))
     }
 
-    /// What the text says it has.
+    /// The labels of the PEM blocks in the text.
     fn labels(&self) -> impl Iterator<Item = String> {
         self.lines().filter_map(|line| {
             let label = line.strip_prefix(b"-----BEGIN ")?.strip_suffix(b"-----")?;

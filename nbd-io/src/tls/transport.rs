@@ -20,7 +20,7 @@ mod tests;
 /// TLS over a transport, for either role, used by one task at a time.
 ///
 /// Reads and writes do not wait for each other: each of them may pend while the other goes on.
-/// What TLS has to say by itself, such as a new key, is sent by whichever is polled next.
+/// Messages of TLS itself, such as a new key, are sent by the one that is polled next.
 ///
 /// The end of the transport without the end of TLS is an error of the kind
 /// [`io::ErrorKind::UnexpectedEof`], since an attacker on the way could have cut the connection.
@@ -35,7 +35,7 @@ pub struct TlsTransport<T: Transport> {
     closing: bool,
 }
 
-/// Why there was no handshake.
+/// Reasons for which a handshake failed.
 enum Failure {
     Io(io::Error),
     Tls(rustls::Error),
@@ -108,7 +108,7 @@ impl<T: Transport> TlsTransport<T> {
         };
         let shaken = poll_fn(|cx| tls.poll_handshake(cx)).await;
         if let Err(Failure::Tls(_)) = shaken {
-            // The alert tells the peer why.
+            // The alert carries the reason to the peer.
             let _ = poll_fn(|cx| tls.poll_flush(cx)).await;
         }
         shaken.map(|()| tls)
@@ -121,7 +121,7 @@ impl<T: Transport> TlsTransport<T> {
             if !self.connection.is_handshaking() {
                 return flushed.map(Ok);
             }
-            // What came at once need not be taken at once.
+            // Bytes that came with earlier ones are taken first.
             if self.received.is_empty() {
                 ready!(self.poll_receive(cx))?;
             }
@@ -142,7 +142,7 @@ impl<T: Transport> TlsTransport<T> {
         &self.transport
     }
 
-    /// The transport below. What goes over it is TLS's business.
+    /// The transport below. Its bytes are TLS's business.
     pub(crate) const fn transport_mut(&mut self) -> &mut T {
         &mut self.transport
     }
@@ -182,8 +182,8 @@ impl<T: Transport> TlsTransport<T> {
     }
 
     /// Sends TLS's own records, if no writer waits to send anyway. A reader does not wait
-    /// for it, because the peer may do the same. If it fails, that is for the next writer to see:
-    /// what the peer has sent before can still be read.
+    /// for it, because the peer may do the same. A failure is left to the next writer to report:
+    /// bytes that the peer sent before can still be read.
     fn send_aside(&mut self, cx: &mut Context<'_>) {
         if self.connection.wants_write() && !self.writer_waits {
             let _ = self.poll_send_and_flush(cx);

@@ -1,4 +1,4 @@
-//! How the certificate of the other side is checked.
+//! Checks of the peer's certificate.
 
 use super::{Pin, TlsError, pin::Pins, source::Source};
 use rustls::{

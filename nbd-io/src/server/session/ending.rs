@@ -14,8 +14,8 @@ use std::{
 };
 
 impl<T: Transport, R: Runtime> Session<'_, T, R> {
-    /// Shuts down for writing, and takes what the client still sends for a moment: if the
-    /// connection was closed over its requests, it might lose replies that it has not received yet.
+    /// Shuts down for writing, and takes the client's last bytes for a moment: if the connection
+    /// was closed over its requests, it might lose replies that it has not received yet.
     pub(super) async fn close(&mut self) {
         self.transport.set_exclusive(false);
         let runtime = self.runtime;
@@ -43,7 +43,8 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
                 Poll::Ready(Ok(n)) => {
                     moved += n as u64;
-                    // Who goes on and on is left when the timeout ends, and others get their turn.
+                    // A client that goes on and on is left when the timeout ends. Meanwhile, others
+                    // run.
                     cx.waker().wake_by_ref();
                 }
             }
@@ -97,7 +98,8 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
             return Poll::Ready(None);
         }
         if self.ending.is_some() {
-            // What is being carried out is waited for, who does not take replies is not.
+            // Requests that are being carried out are waited for; a client that does not take its
+            // replies is not.
             if elapsed(
                 &mut clocks.disconnect,
                 &clocks.timer_waker,

@@ -1,4 +1,4 @@
-//! Which certificates are accepted.
+//! Certificates that are accepted, and those that are not.
 
 use super::*;
 use crate::tls::Pin;
