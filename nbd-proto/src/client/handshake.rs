@@ -1,7 +1,8 @@
 //! The greeting of the server and the flags that answer it.
 
 use super::{
-    Config, Options, PendingExportName, Plain, TlsRequired, Transmission, options::Negotiated,
+    Config, Options, PendingExportName, Plain, TlsRequired, Tolerance, Transmission,
+    options::Negotiated,
 };
 use crate::{
     Error, ExportInfo, ExportName, HeaderStyle, Phase, Step, TransmissionFlags,
@@ -221,6 +222,12 @@ impl Oldstyle {
     /// closes the transport instead.
     #[must_use]
     pub fn accept(self) -> Transmission {
-        Transmission::new(self.info, HeaderStyle::Simple, Vec::new(), self.config)
+        Transmission::new(
+            self.info,
+            HeaderStyle::Simple,
+            Vec::new(),
+            self.config,
+            Tolerance::STRICT,
+        )
     }
 }

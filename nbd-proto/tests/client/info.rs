@@ -310,6 +310,32 @@ fn flags_without_the_one_that_is_always_set_are_refused_or_taken_for_none() {
 }
 
 #[test]
+fn deviations_overlooked_in_a_description_are_reported() {
+    let tolerated = |tolerance, infos: &[u8]| {
+        negotiate_with(profile(tolerance), |wire, options| {
+            let pending = options.go(Go::default(), &mut wire.out);
+            match wire.says(infos).answer(pending, ack(7)).unwrap() {
+                GoOutcome::Accepted(transmission) => transmission.tolerated(),
+                GoOutcome::Refused(_, error) => panic!("{error}"),
+            }
+        })
+    };
+    let (size, no_flags) = (iexp(7, 1 << 20, 1), iexp(7, 1 << 20, 0));
+    let impossible = ibs(7, 3, 4096, 65536);
+    assert_eq!(tolerated(Tolerance::LENIENT, &size), Tolerance::STRICT);
+    let found = tolerated(Tolerance::LENIENT, &[&no_flags[..], &impossible].concat());
+    let names: Vec<_> = found.names().collect();
+    assert_eq!(names, ["invalid_block_sizes", "no_flags"]);
+
+    let by_name = negotiate_with(profile(Tolerance::LENIENT), |wire, options| {
+        let pending = options.export_name(&export(""), &mut wire.out).unwrap();
+        let transmission = wire.answer(pending, export_block(1, 0)).unwrap();
+        transmission.tolerated()
+    });
+    assert!(by_name.no_flags);
+}
+
+#[test]
 fn offers_that_make_no_sense_are_not_believed() {
     // C-109, C-110, C-111, C-112, H-011, H-012
     for entry in Entry::every_mode() {

@@ -1,7 +1,7 @@
 //! Waiting for the export that was asked for by its name alone.
 
 use super::{
-    super::{Config, Context, Transmission},
+    super::{Config, Context, Tolerance, Transmission},
     checked,
 };
 use crate::{
@@ -54,12 +54,14 @@ impl Phase for PendingExportName {
         let export = ExportBlock::decode(self.gather.bytes()).ok_or(Error::NoExportInfo {
             option: OptionCode::ExportName,
         })?;
-        let info = checked(export, &self.config, self.mode)?;
+        let mut tolerated = Tolerance::STRICT;
+        let info = checked(export, &self.config, self.mode, &mut tolerated)?;
         Ok(Step::Done(Transmission::new(
             info,
             self.mode,
             self.contexts,
             self.config,
+            tolerated,
         )))
     }
 }

@@ -5,7 +5,7 @@ pub mod outstanding;
 
 pub use export_name::PendingExportName;
 
-use super::{Config, Options, Transmission, Upgrade};
+use super::{Config, Options, Tolerance, Transmission, Upgrade};
 use crate::{
     ContextName, Error, ExportInfo, ExportName, HeaderStyle, MAX_STRING, NameError, OptionError,
     Phase, Step, Text, TransmissionFlags,
@@ -263,11 +263,17 @@ pub struct MetaContextEntry {
     pub name: Result<ContextName, NameError>,
 }
 
-/// An export whose flags were checked and masked.
-fn checked(export: ExportBlock, config: &Config, mode: HeaderStyle) -> Result<ExportInfo, Error> {
+/// An export whose flags were checked and masked. An overlooked deviation is added to `tolerated`.
+fn checked(
+    export: ExportBlock,
+    config: &Config,
+    mode: HeaderStyle,
+    tolerated: &mut Tolerance,
+) -> Result<ExportInfo, Error> {
     let flags = if export.flags.contains(TransmissionFlags::HAS_FLAGS) {
         ExportInfo::mask(export.flags, mode)
     } else if config.tolerance.no_flags {
+        tolerated.no_flags = true;
         TransmissionFlags::NONE
     } else {
         return Err(Error::NoFlags {

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Config, Context, Options, Plain, Transmission, Upgrade,
+        Config, Context, Options, Plain, Tolerance, Transmission, Upgrade,
         options::{Selection, TlsRequired},
     },
     GoOutcome, ListEntry, MetaContextEntry, Outstanding, Settled, TlsOutcome, checked, sealed,
@@ -71,6 +71,7 @@ struct Infos {
     name: Option<ExportName>,
     description: Option<Text>,
     block_sizes: Option<BlockSizes>,
+    tolerated: Tolerance,
 }
 
 impl Infos {
@@ -81,6 +82,7 @@ impl Infos {
             name: None,
             description: None,
             block_sizes: None,
+            tolerated: Tolerance::STRICT,
         }
     }
 
@@ -99,7 +101,10 @@ impl Infos {
             }
             Some(WireInfo::BlockSize(sizes)) => match sizes.try_into() {
                 Ok(sizes) => self.block_sizes = Some(sizes),
-                Err(_) if config.tolerance.invalid_block_sizes => self.block_sizes = None,
+                Err(_) if config.tolerance.invalid_block_sizes => {
+                    self.tolerated.invalid_block_sizes = true;
+                    self.block_sizes = None;
+                }
                 Err(error) => return Err(error),
             },
             Some(WireInfo::Other(_)) => {}
@@ -107,19 +112,21 @@ impl Infos {
         Ok(Some(()))
     }
 
+    /// The export, and the deviations that were overlooked in its description.
     fn into_export(
-        self,
+        mut self,
         option: OptionCode,
         config: &Config,
         mode: HeaderStyle,
-    ) -> Result<ExportInfo, Error> {
+    ) -> Result<(ExportInfo, Tolerance), Error> {
         let export = self.export.ok_or(Error::NoExportInfo { option })?;
-        Ok(ExportInfo {
+        let info = ExportInfo {
             name: self.name,
             description: self.description,
             block_sizes: self.block_sizes,
-            ..checked(export, config, mode)?
-        })
+            ..checked(export, config, mode, &mut self.tolerated)?
+        };
+        Ok((info, self.tolerated))
     }
 }
 
@@ -162,11 +169,13 @@ impl<S> Outstanding for Info<S> {
     fn settle(self, verdict: Result<(), OptionError>) -> Result<Self::Outcome, Error> {
         let options = self.options;
         let result = match verdict {
-            Ok(()) => Ok(self.infos.into_export(
-                OptionCode::Info,
-                &options.negotiated.config,
-                options.mode(),
-            )?),
+            Ok(()) => {
+                let config = &options.negotiated.config;
+                let (info, _) = self
+                    .infos
+                    .into_export(OptionCode::Info, config, options.mode())?;
+                Ok(info)
+            }
             Err(error) => Err(error),
         };
         Ok(Settled { options, result })
@@ -214,9 +223,9 @@ impl<S> Outstanding for Go<S> {
             return Ok(GoOutcome::Refused(self.options, error));
         }
         let (config, mode, contexts) = self.options.into_transmission(&self.infos.asked.name);
-        let info = self.infos.into_export(OptionCode::Go, &config, mode)?;
+        let (info, tolerated) = self.infos.into_export(OptionCode::Go, &config, mode)?;
         Ok(GoOutcome::Accepted(Transmission::new(
-            info, mode, contexts, config,
+            info, mode, contexts, config, tolerated,
         )))
     }
 }

@@ -137,10 +137,11 @@ impl Transmission {
         mode: HeaderStyle,
         contexts: Vec<Context>,
         config: Config,
+        tolerated: Tolerance,
     ) -> Self {
         let tolerated = Tolerance {
             unasked_context: contexts.iter().any(|context| context.name.is_none()),
-            ..Tolerance::STRICT
+            ..tolerated
         };
         Self {
             blocks: info.block_sizes.unwrap_or(BlockSizes::UNKNOWN),
@@ -176,8 +177,8 @@ impl Transmission {
         &self.contexts
     }
 
-    /// The deviations of the server's that were overlooked so far. Those of the export's flags and
-    /// block sizes, which come before transmission, are not among them.
+    /// The deviations of the server's that were overlooked so far, also in its description of the
+    /// export.
     #[must_use]
     pub const fn tolerated(&self) -> Tolerance {
         self.tolerated
