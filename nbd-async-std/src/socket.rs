@@ -97,7 +97,7 @@ impl Transport for Socket {
         self.after_shutdown.start();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
-    fn parts_by_drop(&self) -> bool {
+    fn closes_gracefully_on_drop(&self) -> bool {
         true
     }
 

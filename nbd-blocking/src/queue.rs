@@ -115,9 +115,9 @@ impl Completion {
     }
 }
 
-impl From<Done> for Completion {
+impl Completion {
     #[inline]
-    fn from(done: Done) -> Self {
+    fn new(done: Done) -> Self {
         let Done {
             cookie,
             result,
@@ -427,7 +427,7 @@ impl Queue {
             self.take(done);
         };
         self.outstanding -= 1;
-        Some(done.into())
+        Some(Completion::new(done))
     }
 
     fn connected(&self) -> Result<&Connected, Error> {

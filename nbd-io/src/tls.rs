@@ -30,6 +30,7 @@ pub use client::ClientTls;
 pub use error::TlsError;
 pub use names::PeerNames;
 pub use pin::{NoPin, Pin};
+#[doc(hidden)]
 pub use received::Received;
 pub use rustls;
 pub use server::ServerTls;
@@ -42,6 +43,7 @@ mod tests;
 /// are: one of 256 KiB and the header before it are sent by one system call, and arrive together.
 /// But the C library returns freed memory beyond some hundred KiB to the system, and with 512 KiB
 /// here each write faulted its pages in again.
+#[doc(hidden)]
 pub const SEND_BUFFER: usize = (256 + 4) << 10;
 
 /// The cryptography that the features chose: aws-lc-rs, else ring, else what the program has

@@ -90,11 +90,11 @@ pub trait Transport {
         false
     }
 
-    /// Whether it is enough to drop this once the peer has sent its last byte: written bytes still
-    /// reach the peer, and then the end does. So it is with sockets, where nothing that the peer
-    /// has sent is left unread. Otherwise a session ends with
-    /// [`poll_shutdown`](Transport::poll_shutdown) and with reads until the peer closes.
-    fn parts_by_drop(&self) -> bool {
+    /// Whether a session may end by dropping this, once every byte of the peer's was read: the peer
+    /// receives all written bytes and then the end of the stream. That holds for sockets. Otherwise
+    /// a session ends with [`poll_shutdown`](Transport::poll_shutdown) and with reads until the peer
+    /// closes.
+    fn closes_gracefully_on_drop(&self) -> bool {
         false
     }
 
@@ -159,8 +159,8 @@ macro_rules! forward {
                 (**self).is_blocking()
             }
 
-            fn parts_by_drop(&self) -> bool {
-                (**self).parts_by_drop()
+            fn closes_gracefully_on_drop(&self) -> bool {
+                (**self).closes_gracefully_on_drop()
             }
 
             fn peer_certificate(&self) -> Option<&[u8]> {
@@ -345,9 +345,9 @@ impl<T: Transport> Transport for Layered<T> {
         }
     }
 
-    fn parts_by_drop(&self) -> bool {
+    fn closes_gracefully_on_drop(&self) -> bool {
         match self {
-            Self::Plain(transport) => transport.parts_by_drop(),
+            Self::Plain(transport) => transport.closes_gracefully_on_drop(),
             // The peer may still say that it ends TLS.
             #[cfg(feature = "tls")]
             Self::Tls(_) => false,

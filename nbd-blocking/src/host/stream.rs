@@ -117,7 +117,7 @@ impl Transport for Connection {
         matches!(self.0, Kind::Any(_))
     }
 
-    fn parts_by_drop(&self) -> bool {
+    fn closes_gracefully_on_drop(&self) -> bool {
         matches!(self.0, Kind::Socket { .. })
     }
 }

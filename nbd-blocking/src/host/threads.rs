@@ -37,7 +37,7 @@ const MARGIN: u64 = 2 << 20;
 /// with the server, if that is not in use.
 ///
 /// A client for which no thread can be started is turned away, which is an
-/// [event](nbd_io::server::Event::AcceptFailed), and the others are served on.
+/// [event](crate::server::Event::AcceptFailed), and the others are served on.
 ///
 /// # Limits on address space
 ///
@@ -46,7 +46,7 @@ const MARGIN: u64 = 2 << 20;
 /// a small part of that is ever used as memory. It counts where address space is limited all the same
 /// (`ulimit -v`, `LimitAS=` of systemd): at 1 GiB of it, 16 arenas leave room for hardly anything
 /// else. There `MALLOC_ARENA_MAX=2` in the environment helps, or another allocator, or less
-/// [memory](nbd_io::server::Server::memory) for payload; a limit on memory itself (`MemoryMax=`)
+/// [memory](crate::Server::memory) for payload; a limit on memory itself (`MemoryMax=`)
 /// needs none of this.
 #[derive(Clone, Default)]
 pub struct Threads(Arc<Pools>);
@@ -56,8 +56,7 @@ impl Threads {
     /// recurse, or keep large arrays on the stack, need more.
     ///
     /// ```
-    /// use nbd_blocking::{Server, Threads};
-    /// use nbd_io::{Memory, NamedExports};
+    /// use nbd_blocking::{Server, Threads, exports::{Memory, NamedExports}};
     /// use std::sync::Arc;
     ///
     /// let exports = NamedExports::single(Arc::new(Memory::new(1 << 20)));

@@ -75,8 +75,8 @@ macro_rules! driver_root {
         }
 
         /// Storage for a [`Server`](crate::Server) to serve: disks in files and in memory, wrappers
-        /// around other exports, and the traits [`Export`](exports::Export) and [`Exports`](exports::Exports) for anything else that a
-        /// program has.
+        /// around other exports, and the traits [`Export`](exports::Export) and
+        /// [`Exports`](exports::Exports) for anything else that a program has.
         ///
         /// ```
         #[doc = concat!("use ", $name, "::{Server, exports::{Export, Failure}};")]

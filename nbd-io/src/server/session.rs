@@ -142,7 +142,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         let ending = poll_fn(|cx| self.poll(cx)).await;
         let has_parted = matches!(ending, CloseReason::Disconnected)
             && !self.intake.has_bytes()
-            && self.transport.parts_by_drop();
+            && self.transport.closes_gracefully_on_drop();
         if !has_parted && !matches!(ending, CloseReason::Io(_)) {
             self.close().await;
         }

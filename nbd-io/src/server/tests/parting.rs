@@ -21,7 +21,7 @@ pub(super) const DISC: &[u8] =
 /// A client that sends all its bytes, and then nothing.
 struct Client<'a> {
     says: &'a [u8],
-    parts_by_drop: bool,
+    closes_gracefully_on_drop: bool,
     /// Calls of the server since the client had nothing more to send.
     since: &'a mut Vec<&'static str>,
 }
@@ -57,29 +57,32 @@ impl Transport for Client<'_> {
         Poll::Ready(Ok(()))
     }
 
-    fn parts_by_drop(&self) -> bool {
-        self.parts_by_drop
+    fn closes_gracefully_on_drop(&self) -> bool {
+        self.closes_gracefully_on_drop
     }
 }
 
 /// Serves the client once, without ever waiting. Returns how the connection ended, if it did, and
 /// the server's calls after the last byte.
-fn serve(says: &[&[u8]], parts_by_drop: bool) -> (Option<CloseReason>, Vec<&'static str>) {
-    serve_export(Arc::new(Memory::new(4096)), says, parts_by_drop)
+fn serve(
+    says: &[&[u8]],
+    closes_gracefully_on_drop: bool,
+) -> (Option<CloseReason>, Vec<&'static str>) {
+    serve_export(Arc::new(Memory::new(4096)), says, closes_gracefully_on_drop)
 }
 
 /// The same with an export of the test.
 pub(super) fn serve_export(
     export: Arc<Memory>,
     says: &[&[u8]],
-    parts_by_drop: bool,
+    closes_gracefully_on_drop: bool,
 ) -> (Option<CloseReason>, Vec<&'static str>) {
     let exports = NamedExports::single(export);
     let server = Server::on_runtime(Clock::default(), Arc::new(exports));
     let mut since = Vec::new();
     let client = Client {
         says: &says.concat(),
-        parts_by_drop,
+        closes_gracefully_on_drop,
         since: &mut since,
     };
     let ending = {
@@ -106,8 +109,8 @@ fn a_client_on_a_socket_that_disconnects_is_left_at_once() {
 fn bytes_that_may_still_come_are_waited_for() {
     // On a stream of another kind, and where the client sends more after `NBD_CMD_DISC`: closing a
     // socket with unread bytes might cost the client its last replies.
-    for (says, parts_by_drop) in [(&[GO, DISC][..], false), (&[GO, DISC, DISC], true)] {
-        let (ending, since) = serve(says, parts_by_drop);
+    for (says, closes_gracefully_on_drop) in [(&[GO, DISC][..], false), (&[GO, DISC, DISC], true)] {
+        let (ending, since) = serve(says, closes_gracefully_on_drop);
         assert!(ending.is_none());
         assert!(since.starts_with(&["shutdown", "read"]), "{since:?}");
     }

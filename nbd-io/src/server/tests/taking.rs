@@ -58,7 +58,7 @@ impl Transport for Client<'_> {
         Poll::Ready(Ok(()))
     }
 
-    fn parts_by_drop(&self) -> bool {
+    fn closes_gracefully_on_drop(&self) -> bool {
         true
     }
 }
