@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::{
-    bench, compare, copy, dump, generate, info, list, log, map, outcome::Result, ping, serve,
+    bench, check, compare, copy, dump, generate, info, list, log, map, outcome::Result, ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
 
@@ -44,6 +44,7 @@ enum Command {
     Ping(ping::Ping),
     Serve(Box<serve::Serve>),
     Bench(bench::Bench),
+    Check(check::Check),
     Generate(generate::Generate),
 }
 
@@ -79,6 +80,7 @@ impl Cli {
             Command::Ping(ping) => ping.run(),
             Command::Serve(serve) => serve.run(common.quiet),
             Command::Bench(bench) => bench.run(),
+            Command::Check(check) => check.run(common.quiet),
             Command::Generate(generate) => generate.run(),
         }
     }

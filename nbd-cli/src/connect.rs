@@ -80,6 +80,12 @@ impl Connect {
 
     #[cfg(feature = "tls-base")]
     fn trust<D: Driver>(&self, options: ConnectOptions<D>) -> Result<ConnectOptions<D>> {
+        Ok(options.tls(self.client_tls()?))
+    }
+
+    /// Whom to trust, and who this client is.
+    #[cfg(feature = "tls-base")]
+    pub(crate) fn client_tls(&self) -> Result<nbd_tokio::ClientTls> {
         use crate::outcome::Context;
         let mut tls = nbd_tokio::ClientTls::new();
         if let Some(file) = &self.tls_ca {
@@ -95,7 +101,7 @@ impl Connect {
         if self.tls_insecure {
             tls = tls.dangerous_accept_any_certificate();
         }
-        Ok(options.tls(tls))
+        Ok(tls)
     }
 
     #[cfg(not(feature = "tls-base"))]

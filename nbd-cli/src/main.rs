@@ -4,6 +4,7 @@
 
 mod attend;
 mod bench;
+mod check;
 mod cli;
 mod compare;
 mod connect;

@@ -1,5 +1,6 @@
 //! The commands that look at disks, copy and measure them.
 
+mod checking;
 mod copy;
 mod guide;
 mod help;

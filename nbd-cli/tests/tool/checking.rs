@@ -1,0 +1,205 @@
+//! `nbd check` and servers.
+
+use crate::support::{Ended, nbd, search_path};
+use interop::{Certificates, run};
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    process::Command,
+    thread,
+};
+
+/// Serves something and checks it, by a line of a shell in which `$NBD_URI` is the server's.
+fn served(serve: &str, check: &str, dir: &Path) -> Ended {
+    let line = format!("nbd serve {serve} -- sh -c '{check}'");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &line]).current_dir(dir);
+    let output = shell.env("PATH", search_path()).output();
+    let output = output.expect("bash can be started");
+    let text = |bytes| String::from_utf8(bytes).expect("the command prints UTF-8");
+    Ended {
+        command: line,
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+/// How many rules came out so.
+fn total(document: &Value, verdict: &str) -> u64 {
+    document["totals"][verdict]
+        .as_u64()
+        .expect("there are totals")
+}
+
+#[test]
+fn each_rule_that_is_checked_is_one_of_the_document() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let document = fs::read_to_string(root.join("docs/conformance.md")).unwrap();
+    let known: BTreeSet<&str> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split_once(" | ").map(|(id, _)| id))
+        .collect();
+    let listed = nbd(["check", "--list-rules", "--json"]).json();
+    let rules = listed["rules"].as_array().unwrap();
+    assert!(rules.len() > 140, "{}", rules.len());
+    let mut names = BTreeSet::new();
+    for rule in rules {
+        let id = rule["id"].as_str().unwrap();
+        assert!(known.contains(id), "{id}");
+        assert!(names.insert(rule["what"].as_str().unwrap()), "{rule}");
+        let link = rule["link"].as_str().unwrap();
+        assert!(
+            link.starts_with("https://github.com/NetworkBlockDevice/nbd/blob/"),
+            "{link}"
+        );
+    }
+}
+
+#[test]
+fn a_server_of_this_project_passes_every_rule() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("disk"), vec![7; 1 << 20]).unwrap();
+        for runtime in ["blocking", "tokio"] {
+            for disk in ["--memory d=8M", "disk", "--read-only disk"] {
+                let serve = format!("--runtime {runtime} {disk}");
+                let ended = served(&serve, "nbd check --json --write \"$NBD_URI\"", dir.path());
+                let document = ended.json();
+                assert_eq!(total(&document, "warning"), 0, "{document:#}");
+                assert!(total(&document, "pass") > 100, "{document:#}");
+            }
+        }
+        // What was overwritten is there again.
+        assert!(fs::read(dir.path().join("disk")).unwrap() == vec![7; 1 << 20]);
+    });
+}
+
+#[test]
+fn a_server_of_this_project_passes_every_rule_over_tls() {
+    run(|| {
+        let certificates = Certificates::new();
+        let dir = certificates.dir().display().to_string();
+        let check = format!(
+            "nbd check --json --tls always --tls-ca {dir}/ca-cert.pem --tls-cert {dir}/client-cert.pem \
+             --tls-key {dir}/client-key.pem --tls-hostname localhost --write"
+        );
+        let place = tempfile::tempdir().unwrap();
+        for runtime in ["blocking", "tokio"] {
+            for policy in ["", "--tls offered"] {
+                let serve = format!("--runtime {runtime} --tls-dir {dir} {policy} --memory d=8M");
+                let inside = served(&serve, &format!("{check} \"$NBD_URI\""), place.path()).json();
+                assert_eq!(total(&inside, "warning"), 0, "{inside:#}");
+                assert!(total(&inside, "pass") > 100, "{inside:#}");
+            }
+        }
+    });
+}
+
+/// A server whose first bytes are changed on their way.
+fn spoil(server: &str, dir: &Path, change: fn(&mut [u8])) -> String {
+    let path = dir.join("spoilt");
+    let listener = UnixListener::bind(&path).expect("a socket can be made");
+    let server = server.to_owned();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(client), Ok(server)) = (client, UnixStream::connect(&server)) else {
+                return;
+            };
+            let both = client
+                .try_clone()
+                .and_then(|client| Ok((client, server.try_clone()?)));
+            let (mut from, mut to) = both.expect("sockets can be cloned");
+            thread::spawn(move || {
+                drop(std::io::copy(&mut from, &mut to));
+                drop(to.shutdown(std::net::Shutdown::Write));
+            });
+            let (mut from, mut to) = (server, client);
+            thread::spawn(move || {
+                let mut greeting = [0; 18];
+                if from.read_exact(&mut greeting).is_ok() {
+                    change(&mut greeting);
+                    drop(to.write_all(&greeting));
+                    drop(std::io::copy(&mut from, &mut to));
+                }
+                drop(to.shutdown(std::net::Shutdown::Write));
+            });
+        }
+    });
+    format!("nbd+unix:///?socket={}", path.display())
+}
+
+#[test]
+fn a_broken_rule_is_named_with_the_bytes_that_show_it() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(server) = interop::Nbdkit::new("memory").param("size=1M").start() else {
+            return;
+        };
+        let uri = spoil(
+            &server.socket().display().to_string(),
+            dir.path(),
+            |greeting| {
+                greeting[16] |= 0x80;
+            },
+        );
+        let said = nbd(["check", &uri, "--rule", "S-006", "--rule", "s-004"]).expect(1);
+        for expected in [
+            "pass  S-004  ",
+            "FAIL  S-006  ",
+            "unknown handshake flags 0x8000",
+            "doc/proto.md#handshake-flags",
+            "4e 42 44 4d 41 47 49 43 49 48 41 56 45 4f 50 54 80 03",
+            "2 rules: 1 passed, 0 warnings, 1 failed, 0 not applicable",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        let junit = dir.path().join("check.xml");
+        let args = ["check", &uri, "--rule", "S-006", "--json", "--junit"];
+        let said = nbd(args.into_iter().chain([junit.to_str().unwrap()])).expect(1);
+        let document: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(document["rules"][0]["verdict"], "fail");
+        assert_eq!(document["rules"][0]["transcript"][0]["from"], "server");
+        let junit = fs::read_to_string(junit).unwrap();
+        assert!(junit.contains("tests=\"1\" failures=\"1\""), "{junit}");
+        assert!(
+            junit.contains("<failure message=\"unknown handshake flags 0x8000\">"),
+            "{junit}"
+        );
+    });
+}
+
+#[test]
+fn a_server_that_is_silent_is_given_up() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("silent");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let uri = format!("nbd+unix:///?socket={}", path.display());
+        let ended = nbd(["check", "--rule-timeout", "0.1", &uri]);
+        assert!(
+            ended.stderr.contains("but the server is silent"),
+            "{ended:?}"
+        );
+        ended.expect(2);
+        assert_eq!(nbd(["check", "--rule", "S-999"]).code, Some(2));
+    });
+}
+
+#[test]
+fn examples_of_its_help_do_what_they_say() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let help = nbd(["check", "--help"]).expect(0);
+        let (_, examples) = help.split_once("Examples:\n").unwrap();
+        for line in examples.lines() {
+            let line = line.trim().split("     ").next().unwrap();
+            let line = line.replace("nbd://localhost/disk", "\"$NBD_URI\"");
+            served("--memory d=8M", &line, dir.path()).expect(0);
+        }
+    });
+}
