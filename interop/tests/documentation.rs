@@ -15,7 +15,7 @@ const TYPES: [&str; 6] = [
     "Server",
 ];
 
-/// Where the methods of these types are written, of all drivers or of one.
+/// Sources of the methods of these types, of all drivers or of one.
 const SOURCES: [&str; 5] = [
     "nbd-io/src/api",
     "nbd-socket/src/driver.rs",

@@ -1,4 +1,4 @@
-//! Long work, which is looked after: what is done is shown, and signals stop it.
+//! Long work: its progress is shown, and signals stop it.
 
 use crate::{
     outcome::{Context, Error, Result},
@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-/// How long what was begun may take when the user wants it stopped.
+/// Time for requests in flight to end after the user has stopped a command.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Carries out `task` to its end. The first Ctrl-C or SIGTERM has `work` stop, so that the task ends

@@ -48,10 +48,10 @@ enum Command {
     Generate(generate::Generate),
 }
 
-/// What all commands have.
+/// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// Say on standard error what happens: connections, requests with -vv, messages with -vvv.
+    /// Log to standard error: connections, requests with -vv, messages with -vvv.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Say nothing but results and errors.

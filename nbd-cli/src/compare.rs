@@ -22,7 +22,7 @@ use nbd_tokio::{ContextName, bytes::BytesMut};
 use serde::Serialize;
 use std::{cell::RefCell, ops::Range, pin::pin};
 
-/// How much of each disk is read at once.
+/// Number of requests in flight to each disk.
 const REQUESTS: usize = 4;
 
 /// `nbd compare`.
@@ -55,30 +55,30 @@ pub(crate) struct Compare {
     json: bool,
     #[command(flatten)]
     flight: Flight,
-    /// How to show what is done.
+    /// The way to show progress.
     #[arg(long, value_name = "HOW")]
     progress: Option<Mode>,
     #[command(flatten)]
     connect: Connect,
 }
 
-/// How to compare.
+/// Settings of a comparison.
 #[derive(Clone, Debug)]
 pub(crate) struct How {
     pub(crate) requests: usize,
     pub(crate) request_size: u64,
     /// Whether to stop at the first difference.
     pub(crate) first: bool,
-    /// Compare only what this context of the first disk marks.
+    /// Compare only ranges that this context of the first disk marks.
     pub(crate) only: Option<ContextName>,
 }
 
-/// What differs.
+/// The difference between two disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Difference {
-    /// The first byte that does.
+    /// The first byte that differs.
     pub(crate) first: Option<u64>,
-    /// How many do.
+    /// Number of bytes that differ.
     pub(crate) bytes: u64,
 }
 
@@ -217,7 +217,7 @@ pub(crate) async fn differences(
     Ok(all)
 }
 
-/// What is known of a range of a disk, which may have ended before.
+/// The runs of a range of a disk, which may have ended before.
 async fn known(disk: &Disk, range: Range<u64>, only: Option<&ContextName>) -> Result<Vec<Run>> {
     let Range { start, end } = range;
     let reached = end.min(disk.size()).max(start);
@@ -235,7 +235,7 @@ async fn known(disk: &Disk, range: Range<u64>, only: Option<&ContextName>) -> Re
     Ok(runs)
 }
 
-/// What has to be read of two disks of which so much is known.
+/// The parts that have to be read of two disks with these runs.
 fn parts(a: &[Run], b: &[Run], len: u64) -> impl Iterator<Item = Part> {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     let mut at = a.peek().map_or(0, |run| run.range.start);
@@ -286,7 +286,7 @@ async fn compare_part(
     Ok((len, difference))
 }
 
-/// Where the first difference is, and how many there are.
+/// The first difference, and the number of them.
 fn count(differs: impl Iterator<Item = bool> + Clone, first: bool) -> (u64, u64) {
     let at = differs.clone().position(|differs| differs).unwrap_or(0) as u64;
     let all = if first {

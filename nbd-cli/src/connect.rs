@@ -12,7 +12,7 @@ use nbd_tokio::{
 };
 use std::{path::PathBuf, time::Duration};
 
-/// How to connect to servers.
+/// Settings of connections to servers.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Connecting")]
 pub(crate) struct Connect {
@@ -31,7 +31,7 @@ pub(crate) struct Connect {
     /// The name that the server's certificate must have, instead of the URI's host.
     #[arg(long, value_name = "NAME")]
     tls_hostname: Option<String>,
-    /// Take any certificate, so that anybody may pretend to be the server.
+    /// Take any certificate, so that an attacker may pretend to be the server.
     #[arg(long)]
     tls_insecure: bool,
     /// Give up connecting after so many seconds.
@@ -49,10 +49,10 @@ enum Tls {
     Always,
 }
 
-/// What an argument has led to: a URI, and the server in this process if it is there.
+/// The URI that an argument has led to, and the server in this process if it is there.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// Where to connect to.
+    /// The URI to connect to.
     pub(crate) uri: Uri,
     /// Keeps the server.
     pub(crate) embedded: Option<Embedded>,
@@ -113,7 +113,7 @@ impl Connect {
         Ok(options)
     }
 
-    /// Makes a server of what is none: a file is served read-only by this process, and without an
+    /// Makes a server if there is none: a file is served read-only by this process, and without an
     /// argument there is a disk to try things with.
     pub(crate) fn open(target: Option<&Target>) -> Result<Opened> {
         let embedded = match target {

@@ -1,9 +1,9 @@
-//! A guess of what a disk holds, by the marks that formats leave near its beginning.
+//! A guess of a disk's content, by the marks that formats leave near its beginning.
 
-/// How many bytes from the start on a guess needs.
+/// Number of bytes from the start on that a guess needs.
 pub(crate) const NEEDED: usize = 68 << 10;
 
-/// Where a mark stands, the mark, and what it says.
+/// Marks: the offset, the bytes, and their meaning.
 const MARKS: &[(usize, &[u8], &str)] = &[
     (0, b"QFI\xfb", "a QCOW image"),
     (0, b"KDMV", "a VMDK image"),
@@ -45,7 +45,7 @@ const MARKS: &[(usize, &[u8], &str)] = &[
     (257, b"ustar", "a tar archive"),
 ];
 
-/// What the beginning of a disk looks like; `None` when it has no known mark.
+/// The likely content of a disk that begins so; `None` when it has no known mark.
 pub(crate) fn guess(beginning: &[u8]) -> Option<&'static str> {
     let has = |at: usize, mark: &[u8]| {
         let found = beginning.get(at..).and_then(|rest| rest.get(..mark.len()));
@@ -64,7 +64,7 @@ pub(crate) fn guess(beginning: &[u8]) -> Option<&'static str> {
     zero.then_some("zeroes at its beginning")
 }
 
-/// Which of the extended file systems it is, by the features that only later ones have.
+/// The version of the extended file systems, by the features that only later ones have.
 fn extended(beginning: &[u8]) -> &'static str {
     let word = |at: usize| {
         let bytes = beginning

@@ -27,10 +27,10 @@ use tokio::task::consume_budget;
 /// Zeroes for servers that do not make them.
 static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 256 << 10]);
 
-/// Why a step failed.
+/// The reason for which a step failed.
 type Cause = Box<dyn StdError + Send + Sync>;
 
-/// How to reach a disk.
+/// Settings to open a disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     pub(crate) connect: Connect,
@@ -38,9 +38,9 @@ pub(crate) struct Access {
     pub(crate) connections: usize,
     /// Whether one will do where so many cannot be had.
     pub(crate) may_be_fewer: bool,
-    /// How a lost connection is replaced.
+    /// The policy for a lost connection.
     pub(crate) reconnect: Option<Reconnect>,
-    /// A context that says what is to be copied.
+    /// A context that marks the ranges to be copied.
     pub(crate) only: Option<ContextName>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Run {
     pub(crate) range: Range<u64>,
     /// Known to read as zeroes.
     pub(crate) zero: bool,
-    /// Whether the context that says what is to be copied marks it. True without one.
+    /// Whether the context that marks the ranges to be copied marks it. True without one.
     pub(crate) marked: bool,
 }
 
@@ -283,7 +283,7 @@ impl Disk {
         }
     }
 
-    /// What is known of a range, to its end and without gaps.
+    /// The runs of a range, to its end and without gaps.
     pub(crate) async fn runs(
         &self,
         range: Range<u64>,
@@ -304,7 +304,7 @@ impl Disk {
     }
 }
 
-/// Whether there is no room for what was written.
+/// Whether the server or the file system has run out of space.
 fn is_full(cause: &Cause) -> bool {
     let answered = cause.downcast_ref::<nbd_tokio::Error>();
     let answered = answered.and_then(nbd_tokio::Error::errno);

@@ -12,7 +12,7 @@ use clap::Args;
 use nbd_tokio::{Client, ConnectOptions, ContextName};
 use std::ops::Range;
 
-/// How much is read at once, in bytes.
+/// Number of bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
 
 /// Bytes of a line.
@@ -53,7 +53,7 @@ impl Dump {
     }
 }
 
-/// Prints a range, of which only what may not be zero is read.
+/// Prints a range. Ranges that are known to be zero are not read.
 async fn show(client: &Client, range: Range<u64>) -> Result<()> {
     let mut dump = Dumped::new(range.start);
     if !client.has_context(&ContextName::base_allocation()) {
@@ -88,10 +88,10 @@ async fn read(client: &Client, range: Range<u64>, dump: &mut Dumped) -> Result<(
     Ok(())
 }
 
-/// What was printed, and what waits for its line to be full.
+/// The printed lines, and the bytes of a line that is not full yet.
 struct Dumped {
     lines: Lines,
-    /// Where the line begins that is being filled.
+    /// Offset of the line that is being filled.
     at: u64,
     line: Vec<u8>,
     last: Option<Vec<u8>>,

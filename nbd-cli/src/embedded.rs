@@ -25,7 +25,7 @@ pub(crate) struct Embedded {
     uri: Uri,
     stopper: Stopper,
     serving: Option<JoinHandle<io::Result<()>>>,
-    /// Where the socket is.
+    /// The directory of the socket.
     _directory: TempDir,
 }
 
@@ -81,7 +81,7 @@ impl Embedded {
         ))
     }
 
-    /// Where to connect to.
+    /// The URI to connect to.
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }

@@ -32,7 +32,7 @@ enum What {
     },
     /// Write a manual page for each command.
     Man {
-        /// Where to: a directory that exists.
+        /// A directory that exists.
         directory: PathBuf,
     },
 }

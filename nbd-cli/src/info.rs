@@ -102,7 +102,7 @@ async fn look(
     Ok(server)
 }
 
-/// What the disk seems to hold.
+/// The likely content of the disk.
 async fn guess(client: &Client) -> Result<&'static str> {
     let len = content::NEEDED.min(usize::try_from(client.size()).unwrap_or(usize::MAX));
     let beginning = client.read(0, len).await?;

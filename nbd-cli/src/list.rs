@@ -19,13 +19,13 @@ use std::{
     fmt::Write,
 };
 
-/// How many connections ask about exports at once, where there are many.
+/// Number of connections that ask about exports at once, where there are many.
 const CONNECTIONS: usize = 4;
 
-/// How many exports one connection asks about at the least.
+/// Least number of exports for one connection to ask about.
 const SHARE: usize = 16;
 
-/// List the exports of a server, with what is known of each.
+/// List the exports of a server, with a description of each.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -142,7 +142,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The URI of an export, or what is known of one whose name cannot be used.
+    /// The URI of an export, or a description of one whose name cannot be used.
     fn uri(&self, entry: &ListEntry) -> Result<Uri, Box<Export>> {
         match &entry.name {
             Ok(name) => Ok(self.server.clone().with_export(name.clone())),
@@ -238,7 +238,7 @@ impl<'a> Work<'a> {
 }
 
 impl Session {
-    /// What the server says of an export that is not entered.
+    /// The server's description of an export that is not entered.
     async fn describe(&mut self, uri: &Uri) -> Result<Export> {
         let info = self.info(uri.export()).await?;
         let contexts = self.contexts(uri.export()).await?;

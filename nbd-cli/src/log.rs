@@ -25,10 +25,10 @@ use tracing_subscriber::{
 /// Lines of a server's that may wait to be written. Those beyond that are lost.
 const WAITING: usize = 1024;
 
-/// How long a server waits in the end for what is still to be written.
+/// Time that a server waits in the end for its last lines to be written.
 const LAST: Duration = Duration::from_secs(1);
 
-/// What a server logs without being asked for, and how.
+/// Level and format of a server's log unless the user asks for others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OfServer {
     pub(crate) level: LevelFilter,
@@ -41,7 +41,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Sees to what is still to be written when it is dropped.
+/// Waits for the last lines to be written when it is dropped.
 #[must_use]
 pub(crate) struct Logging(Option<Lines>);
 
@@ -67,7 +67,7 @@ pub(crate) fn start(common: &Common, server: Option<OfServer>) -> Result<Logging
     Ok(Logging(lines))
 }
 
-/// What is said.
+/// The events that are logged.
 fn filter(common: &Common, server: Option<OfServer>) -> Result<Targets> {
     let all = |level: LevelFilter| Targets::new().with_default(level);
     if let Ok(level) = std::env::var("NBD_LOG")

@@ -1,4 +1,4 @@
-//! `nbd map`: which ranges of a disk hold data, and what else meta contexts say of them.
+//! `nbd map`: the ranges of a disk that hold data, and their status in other meta contexts.
 
 use crate::{
     connect::{Connect, Opened},
@@ -108,7 +108,7 @@ impl Map {
         let range = self.part.range(client.size())?;
         let mut picture = Picture::new(self.strip, range.clone());
         let mut totals = vec![BTreeMap::new(); contexts.len()];
-        // What cannot be printed as it comes.
+        // Extents that cannot be printed as they come.
         let mut collected = vec![Vec::new(); contexts.len()];
         let collects = !self.totals && (self.json || self.separate);
         let mut lines = Lines::new();
@@ -193,7 +193,7 @@ fn missing(client: &Client, name: &ContextName) -> Error {
     Error::new(format!("cannot show {name}: {why}"))
 }
 
-/// What a status means, in the words of nbdinfo.
+/// The meaning of a status, in the words of nbdinfo.
 pub(crate) fn words(context: &ContextName, status: u64) -> String {
     if *context == ContextName::base_allocation() {
         return match status & 3 {
@@ -240,7 +240,7 @@ struct Document<'a> {
     contexts: Vec<Shown<'a>>,
 }
 
-/// What one meta context says.
+/// The extents and totals of one meta context.
 #[derive(Serialize)]
 struct Shown<'a> {
     name: &'a str,
@@ -270,7 +270,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// How many of a hundred, to a thousandth.
+/// The percentage, to a thousandth.
 fn percent(part: u64, all: u64) -> f64 {
     let thousandths = (u128::from(part) * 100_000).checked_div(u128::from(all));
     f64::from(u32::try_from(thousandths.unwrap_or(0)).unwrap_or(u32::MAX)) / 1000.0
@@ -297,7 +297,7 @@ struct Total {
 /// The disk as a strip: full where the first context says something, empty where it does not.
 struct Picture {
     range: Range<u64>,
-    /// How many bytes of each column have something; empty if there is no picture.
+    /// Number of bytes with a status other than 0 in each column; empty if there is no picture.
     columns: Vec<u64>,
 }
 
@@ -317,7 +317,7 @@ impl Picture {
         }
     }
 
-    /// Where a column begins.
+    /// Offset of a column's beginning.
     fn begins(&self, column: usize) -> u64 {
         let Range { start, end } = self.range;
         let (column, columns) = (column as u128, self.columns.len() as u128);

@@ -1,4 +1,4 @@
-//! How a command ends: its answer or its error, and the exit code of both.
+//! The end of a command: its answer or its error, and the exit code of both.
 
 use crate::text::printable;
 use std::{
@@ -8,14 +8,14 @@ use std::{
     process::ExitCode,
 };
 
-/// What a command that did not fail has found.
+/// The result of a command that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// Yes, the same, done.
     Yes,
     /// No, different.
     No,
-    /// What a command said that was run for the user: its exit code.
+    /// The exit code of a command that was run for the user.
     Code(u8),
 }
 
@@ -25,7 +25,7 @@ impl From<bool> for Answer {
     }
 }
 
-/// Why a command failed.
+/// Reasons for which a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// Standard output could not be written. A closed pipe is no reason for a message.
@@ -37,7 +37,7 @@ pub(crate) enum Error {
     /// A step failed.
     #[error("{what}")]
     Step {
-        /// The step and what it was about.
+        /// The step and its object.
         what: String,
         /// Its cause.
         #[source]
@@ -103,8 +103,8 @@ pub(crate) fn report(result: Result) -> ExitCode {
     }
 }
 
-/// Prints an error on standard error: a line, and each cause that the line does not tell, indented.
-/// If that cannot be written there is no better place.
+/// Prints an error on standard error: a line, and each cause that is not in that line, indented. If
+/// that cannot be written there is no better place.
 fn complain(error: &Error) {
     let mut stderr = anstream::stderr().lock();
     let red = clap::builder::styling::AnsiColor::Red.on_default().bold();

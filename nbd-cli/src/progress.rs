@@ -1,4 +1,4 @@
-//! How much is done.
+//! The progress of long work.
 
 use crate::outcome::say;
 use clap::ValueEnum;
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How it is shown.
+/// The way to show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     Bar,
@@ -21,7 +21,7 @@ pub(crate) enum Mode {
     None,
 }
 
-/// What is done of something, in bytes. Threads add to it, and one shows it.
+/// The progress of some work, in bytes. Threads add to it, and one shows it.
 #[derive(Debug)]
 pub(crate) struct Progress {
     mode: Mode,
@@ -31,12 +31,12 @@ pub(crate) struct Progress {
     done: AtomicU64,
 }
 
-/// What goes on.
+/// The present phase of the work.
 #[derive(Clone, Copy, Debug)]
 struct Phase {
     name: &'static str,
     total: Option<u64>,
-    /// What was done already when it began.
+    /// Bytes that were done already when it began.
     before: u64,
     began: Instant,
 }
@@ -120,7 +120,7 @@ impl Progress {
         self.phase().total
     }
 
-    /// How often to show it.
+    /// Interval at which to show it.
     pub(crate) fn interval(&self) -> Duration {
         match self.mode {
             Mode::Bar => Duration::from_millis(100),

@@ -34,7 +34,7 @@ impl Ranges {
         self.0.iter().map(|(&start, &end)| start..end)
     }
 
-    /// What of a disk of that size is not in it.
+    /// The ranges of a disk of that size that are not in it.
     pub(crate) fn rest(&self, size: u64) -> Self {
         let mut rest = Self::default();
         let mut at = 0;

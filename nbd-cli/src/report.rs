@@ -1,4 +1,4 @@
-//! What is known of an export, as text and as JSON with the keys that nbdinfo has for the same.
+//! The description of an export, as text and as JSON with the keys that nbdinfo has for the same.
 
 use crate::{size, text::printable};
 use nbd_tokio::{ContextName, ExportInfo, HeaderStyle, Uri};
@@ -14,7 +14,7 @@ pub(crate) struct Feature {
     has: fn(&Export) -> bool,
 }
 
-/// What an export can do.
+/// Abilities of an export.
 pub(crate) const ABILITIES: &[Feature] = &[
     Feature {
         name: "read",
@@ -78,7 +78,7 @@ pub(crate) const ABILITIES: &[Feature] = &[
     },
 ];
 
-/// What an export is.
+/// Qualities of an export.
 pub(crate) const QUALITIES: &[Feature] = &[
     Feature {
         name: "read-only",
@@ -159,7 +159,7 @@ pub(crate) struct Export {
     pub(crate) size: u64,
     #[serde(rename = "export-size-str")]
     pub(crate) size_text: String,
-    /// Why nothing more is known of it.
+    /// The reason for which nothing more is known of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
 }

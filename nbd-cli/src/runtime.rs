@@ -1,4 +1,4 @@
-//! Where asynchronous commands run.
+//! The runtime of asynchronous commands.
 
 use crate::outcome::{Context, Result};
 
@@ -9,7 +9,7 @@ pub(crate) fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T>
         .build()
         .step(|| "cannot start the runtime")?;
     let done = runtime.block_on(command);
-    // A thread may still wait for somebody who takes what it writes.
+    // A thread may still wait for a reader of its output.
     runtime.shutdown_background();
     done
 }

@@ -76,7 +76,7 @@ impl Session {
         Ok(())
     }
 
-    /// How nbdinfo calls the handshake.
+    /// The handshake's name in nbdinfo.
     pub(crate) fn protocol(&self) -> &'static str {
         match self {
             Self::Plain(_) | Self::Encrypted(_) => "newstyle-fixed",

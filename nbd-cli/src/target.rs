@@ -1,4 +1,4 @@
-//! What a command is about: an export of a server, a file, or standard input or output.
+//! The object of a command: an export of a server, a file, or standard input or output.
 
 use nbd_tokio::{
     Uri,
@@ -6,7 +6,7 @@ use nbd_tokio::{
 };
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// What an argument names.
+/// The object that an argument names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// An export of a server.

@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Display, Write};
 
-/// The text with whatever a terminal would obey, or that would make a line look like another one,
-/// written as an escape.
+/// The text with characters that a terminal would obey, or that would make a line look like another
+/// one, written as an escape.
 pub(crate) fn printable(text: &impl Display) -> String {
     let mut safe = Printable(String::new());
     // A string takes everything.

@@ -1,4 +1,4 @@
-//! What is left to do on a disk, which threads share.
+//! The rest of the work on a disk, which threads share.
 
 use crate::{outcome::Result, ranges::Ranges};
 use futures_util::{Stream, stream};
@@ -15,7 +15,7 @@ const LONGEST: u64 = 128 << 20;
 /// Stretches begin at multiples of this, so that requests are aligned.
 const UNIT: u64 = 1 << 20;
 
-/// What is left to do, in order.
+/// The ranges that are left, in order.
 #[derive(Debug)]
 pub(crate) struct Work {
     left: Mutex<Vec<Range<u64>>>,
@@ -73,8 +73,8 @@ impl Work {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What one thread does: the pieces of its stretches, which `plan` makes of them. It ends early
-    /// when work is to stop.
+    /// The work of one thread: the pieces of its stretches, which `plan` makes of them. It ends
+    /// early when work is to stop.
     pub(crate) fn pieces<'a, P: 'a>(
         &'a self,
         plan: impl AsyncFn(Range<u64>) -> Result<Vec<P>> + 'a,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// How much is looked at before a block is given up: most that is not zero shows at once.
+/// Number of bytes that are looked at first: most blocks that are not zero show it at once.
 const GLANCE: usize = 16;
 
 /// Whether all bytes are zero.

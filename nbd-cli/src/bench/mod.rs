@@ -1,4 +1,4 @@
-//! `nbd bench`: how fast a server, a network and this machine are.
+//! `nbd bench`: the speed of a server, a network and this machine.
 
 mod blocking;
 mod offsets;
@@ -40,7 +40,7 @@ pub(crate) struct Bench {
     /// Measure this one operation.
     #[arg(long, value_enum)]
     op: Option<Op>,
-    /// Where requests are: one after the other, or anywhere.
+    /// Offsets of requests: one after the other, or anywhere.
     #[arg(long, value_enum, default_value = "random")]
     pattern: Pattern,
     /// Bytes of each request.
@@ -73,14 +73,14 @@ pub(crate) struct Bench {
     /// Print a JSON document for each workload, one a line.
     #[arg(long)]
     json: bool,
-    /// Which of this project's clients to measure.
+    /// The one of this project's clients to measure.
     #[arg(long, value_enum, default_value = "blocking", hide = true)]
     runtime: Runtime,
     #[command(flatten)]
     connect: Connect,
 }
 
-/// What is measured.
+/// The measured operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Op {
     Read,
@@ -138,7 +138,7 @@ impl Workload {
         usize::try_from(self.bs).unwrap_or(usize::MAX)
     }
 
-    /// How many requests one connection makes; `None` if time ends it.
+    /// Number of requests that one connection makes; `None` if time ends it.
     pub(crate) fn share(&self) -> Option<u64> {
         match self.limit {
             Limit::Requests(all) => Some(all / u64::from(self.connections)),

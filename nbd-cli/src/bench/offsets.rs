@@ -1,4 +1,4 @@
-//! Where the requests of a connection are, and of which kind.
+//! Offsets and kinds of the requests of a connection.
 
 use super::{Op, Pattern, Workload};
 
@@ -8,7 +8,7 @@ pub(super) struct Offsets {
     next: u64,
     seed: u64,
     workload: Workload,
-    /// How many are left; `None` if time ends them.
+    /// Number of requests that are left; `None` if time ends them.
     left: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What was measured, as a table or as lines of JSON.
+//! The results, as a table or as lines of JSON.
 
 use super::{Op, Pattern, Workload};
 use crate::{
@@ -35,16 +35,16 @@ impl Latencies {
     }
 }
 
-/// What one worker has measured.
+/// The results of one worker.
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) requests: u64,
     pub(super) latencies: Latencies,
-    /// Time of processors; `None` if it cannot be told from others'.
+    /// Processor time; `None` if it cannot be separated from other workers'.
     pub(super) cpu: Option<Duration>,
 }
 
-/// What all workers have measured together.
+/// The results of all workers together.
 #[derive(Debug)]
 pub(super) struct Row {
     requests: u64,

@@ -4,7 +4,7 @@ use crate::work::cut;
 use sha2::{Digest as _, Sha256};
 use std::{fmt::Write, ops::Range, sync::LazyLock};
 
-/// What stands for bytes that are zero and were not read.
+/// Hashed in place of zeroes that were not read.
 pub(super) static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 64 << 10]);
 
 /// A digest of all bytes of a disk, in order.

@@ -18,11 +18,10 @@ use std::{
     sync::Arc,
 };
 
-/// How much of what was written and not flushed is kept, to be written again to a server that comes
-/// back.
+/// Limit in bytes of unflushed writes that are kept, to be replayed to a server that comes back.
 const KEPT: u64 = 8 << 20;
 
-/// How to reach both ends, as often as there are threads.
+/// Settings to open both ends, once for each thread.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
     source: Target,
@@ -30,18 +29,18 @@ pub(super) struct Ends {
     from: Access,
     to: Access,
     buffer: usize,
-    /// What the destination has already is not to be lost.
+    /// Data that the destination has already must not be lost.
     keeps: bool,
 }
 
-/// Where data comes from.
+/// The source of the data.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Disk(Disk),
     Stream(Arc<Reader>),
 }
 
-/// Where data goes to.
+/// The destination of the data.
 #[derive(Clone, Debug)]
 pub(super) enum Sink {
     Disk(Disk),

@@ -59,16 +59,16 @@ pub(crate) struct Copy {
     /// A URI, a file, a block device, or - for standard output.
     #[arg(value_name = "DST")]
     destination: Target,
-    /// Copy only what this context marks, onto a destination that exists.
+    /// Copy only ranges that this context marks, to an existing destination.
     #[arg(long, value_name = "CONTEXT", value_parser = context)]
     only: Option<ContextName>,
-    /// Read the destination, too, and write only what differs.
+    /// Read the destination, too, and write only differing blocks.
     #[arg(long)]
     changed_only: bool,
-    /// Keep in FILE what is done, and go on from there if it exists.
+    /// Record progress in FILE, and go on from there if it exists.
     #[arg(long, value_name = "FILE", conflicts_with = "hash")]
     resume: Option<PathBuf>,
-    /// How often to connect again when a connection is lost.
+    /// Attempts to replace a connection that is lost.
     #[arg(long, value_name = "N", default_value_t = 0)]
     retries: u32,
     /// Read both sides again at the end and compare them.
@@ -94,14 +94,14 @@ pub(crate) struct Copy {
     limit_rate: Option<u64>,
     #[command(flatten)]
     flight: Flight,
-    /// How to show what is done.
+    /// The way to show progress.
     #[arg(long, value_name = "HOW")]
     progress: Option<Mode>,
     #[command(flatten)]
     connect: Connect,
 }
 
-/// How much is under way at once.
+/// Limits of requests under way at once.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Flight {
     /// The connections to each server that allows several [default: 4].
@@ -128,7 +128,7 @@ impl Flight {
         threads.clamp(1, self.connections(1))
     }
 
-    /// How many connections each thread has.
+    /// Number of connections of each thread.
     pub(crate) fn connections(&self, threads: usize) -> usize {
         usize::from(self.connections.unwrap_or(CONNECTIONS)).div_ceil(threads)
     }
@@ -138,7 +138,7 @@ impl Flight {
         self.connections.is_none()
     }
 
-    /// How many requests are under way at once, if that was said.
+    /// Number of requests under way at once, if the user has set it.
     pub(crate) fn requests(&self) -> Option<usize> {
         self.requests.map(usize::from)
     }

@@ -1,4 +1,5 @@
-//! What has been copied and is on stable storage, kept in a file for those who want to go on later.
+//! The record of ranges that were copied and are on stable storage, in a file with which a later
+//! copy goes on.
 
 use super::{
     Copy,
@@ -22,14 +23,14 @@ use tempfile::NamedTempFile;
 /// The format of the file.
 const VERSION: u32 = 1;
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
     version: u32,
     source: Identity,
     destination: Identity,
     only: Option<String>,
-    /// What is on stable storage.
+    /// Ranges on stable storage.
     copied: Ranges,
 }
 
@@ -44,14 +45,14 @@ struct Identity {
     modified: Option<[i64; 2]>,
 }
 
-/// The file, and what is in it.
+/// The file, and its content.
 #[derive(Debug)]
 pub(super) struct Record {
     kept: Option<(PathBuf, Mutex<State>)>,
 }
 
 impl State {
-    /// What a file says, if it is there.
+    /// The content of a file, if it is there.
     pub(super) fn load(path: &Path) -> Result<Option<Self>> {
         let text = match fs::read(path) {
             Ok(text) => text,
@@ -177,7 +178,7 @@ impl Record {
         self.kept.is_some()
     }
 
-    /// What is left of a disk of that size.
+    /// The ranges that are left of a disk of that size.
     pub(super) fn left(&self, size: u64) -> Ranges {
         match &self.kept {
             Some((_, state)) => lock(state).copied.rest(size),

@@ -1,4 +1,4 @@
-//! Streams: what has no size and is read or written once, from its beginning to its end.
+//! Streams: files without a size that are read or written once, from their beginning to their end.
 
 use crate::outcome::{Context, Error, Result};
 use nbd_tokio::bytes::Bytes;
@@ -12,17 +12,17 @@ use std::{
 };
 use tokio::sync::{Mutex, mpsc};
 
-/// How many buffers are read ahead.
+/// Number of buffers that are read ahead.
 const AHEAD: usize = 4;
 
-/// What is read.
+/// A stream to be read.
 #[derive(Debug)]
 pub(super) struct Reader {
     name: String,
     buffers: Mutex<mpsc::Receiver<io::Result<Bytes>>>,
 }
 
-/// What is written.
+/// A stream to be written.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     name: String,
@@ -107,7 +107,7 @@ impl Writer {
         let written = tokio::task::spawn_blocking(move || (&*file).write_all(&data)).await;
         match written {
             Ok(Ok(())) => Ok(()),
-            // There is no reader for what follows.
+            // The rest has no reader.
             Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => Err(Error::Output(error)),
             Ok(Err(error)) => Err(error).step(|| format!("cannot write {}", self.name)),
             Err(_) => Err(Error::new(format!("cannot write {}", self.name))),

@@ -16,8 +16,8 @@ use futures_util::TryStreamExt;
 use nbd_tokio::bytes::BytesMut;
 use std::pin::pin;
 
-/// Reads both sides again, and compares what was copied. Of a source that can be read but once,
-/// `digest` is what counts.
+/// Reads both sides again, and compares the copied ranges. A source that can be read but once is
+/// replaced by its `digest`.
 pub(super) async fn verify(
     job: &Job,
     source: &Source,
@@ -45,7 +45,7 @@ pub(super) async fn verify(
     }
 }
 
-/// What the destination has that the source has not.
+/// The first difference of the destination from the source.
 async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String>> {
     let Job {
         settings, progress, ..

@@ -1,4 +1,4 @@
-//! How many pieces are under way at once: as few as give the rate that more would give.
+//! The window of pieces under way at once: the smallest that is as fast as larger ones.
 //!
 //! A few buffers that are used again and again stay in the processor's cache, which makes copying on
 //! one machine a third cheaper. A server that takes long to answer needs many.
@@ -9,13 +9,13 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Where it begins.
+/// The first size.
 const LEAST: usize = 2;
 
-/// Where it ends. With 512 KiB for each, that is 6 MiB.
+/// The largest size. With 512 KiB for each piece, that is 6 MiB.
 pub(super) const MOST: usize = 12;
 
-/// How many pieces, times the window, make a rate.
+/// Number of pieces, times the window, that make a rate.
 const ROUND: usize = 8;
 
 /// By how much a larger window has to be faster, in percent.
@@ -37,11 +37,11 @@ pub(super) struct Window {
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     round_began: Instant,
-    /// How many pieces are missing from the round.
+    /// Number of pieces that are missing from the round.
     missing: usize,
     /// The window before this one, if this one is tried, and how long a piece took with that.
     before: Option<(usize, Duration)>,
-    /// How many rounds it is until a larger window is tried.
+    /// Number of rounds until a larger window is tried.
     rest: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What one thread does: it reads pieces in order, so many at once, and writes them as they come.
+//! The work of one thread: it reads pieces in order, so many at once, and writes them as they come.
 
 use super::{
     digest::{Digest, ZEROES, zeroes_of},
@@ -28,10 +28,10 @@ use nbd_tokio::{
 use std::{cell::RefCell, ops::Range, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
-/// How often what is copied is put on stable storage and recorded.
+/// Interval at which copied data is put on stable storage and recorded.
 const RECORD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What all threads share.
+/// State that all threads share.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) settings: Settings,
@@ -43,7 +43,7 @@ pub(super) struct Job {
 
 #[derive(Debug)]
 pub(super) struct Settings {
-    /// How many pieces are under way at once; `None` to find that out.
+    /// Number of pieces under way at once; `None` to find a good one.
     pub(super) requests: Option<usize>,
     pub(super) request_size: u64,
     /// The size of blocks that are looked at for zeroes; 0 for none.
@@ -86,7 +86,7 @@ pub(super) struct Worker {
     sink: Sink,
     /// Buffers to be used again.
     buffers: RefCell<Vec<BytesMut>>,
-    /// What is copied, and perhaps not on stable storage.
+    /// Copied ranges that may not be on stable storage.
     copied: RefCell<Ranges>,
     digest: Option<RefCell<Digest>>,
     window: Window,
@@ -110,8 +110,8 @@ impl Worker {
         (self.source.clone(), self.sink.clone())
     }
 
-    /// Copies until there is no work left. What was written is on stable storage then, even if
-    /// something else failed.
+    /// Copies until there is no work left. Written data is on stable storage then, even if another
+    /// step failed.
     pub(super) async fn run(&self) -> Result<()> {
         let copied = tokio::select! {
             biased;
@@ -169,7 +169,7 @@ impl Worker {
         Ok(())
     }
 
-    /// What there is to be written, in order.
+    /// The chunks to be written, in order.
     fn chunks(&self) -> LocalBoxStream<'_, Result<Chunk>> {
         match &self.source {
             Source::Disk(_) => {
@@ -209,7 +209,7 @@ impl Worker {
         })
     }
 
-    /// What is to be copied of a stretch.
+    /// The pieces of a stretch that are to be copied.
     async fn plan(&self, stretch: Range<u64>) -> Result<Vec<Piece>> {
         let settings = &self.job.settings;
         let Source::Disk(disk) = &self.source else {
@@ -308,7 +308,7 @@ impl Worker {
         }
     }
 
-    /// What the destination has.
+    /// The data of the destination.
     async fn there(&self, range: &Range<u64>) -> Result<BytesMut> {
         let buffer = self.buffer(length(range));
         match self.sink.disk() {

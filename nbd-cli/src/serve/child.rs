@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-/// A process that was started for the sake of the server.
+/// A process that was started together with the server.
 #[derive(Debug)]
 pub(super) struct Child {
     process: Mutex<Process>,

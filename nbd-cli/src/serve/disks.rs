@@ -1,4 +1,4 @@
-//! What is served.
+//! The disks that are served.
 
 use super::{
     named::{Named, export_name},
@@ -45,7 +45,7 @@ pub(super) struct Disks {
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with = "read_only")]
     overlay: Option<Option<PathBuf>>,
-    /// How much of each disk can be changed, such as 1G.
+    /// Limit of changes to each disk, such as 1G.
     #[arg(long, value_name = "SIZE", requires = "overlay", value_parser = size::parse)]
     overlay_limit: Option<u64>,
     /// Serve this disk with TLS only.

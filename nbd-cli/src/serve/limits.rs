@@ -1,4 +1,4 @@
-//! How much clients may take.
+//! Limits of what clients may use.
 
 use crate::{connect::seconds, size};
 use clap::{Args, builder::RangedU64ValueParser};

@@ -1,4 +1,4 @@
-//! Where clients connect to.
+//! Addresses that clients connect to.
 
 use super::owner::Owner;
 use crate::outcome::{Context, Error, Result};
@@ -18,13 +18,13 @@ use tempfile::TempDir;
 /// The port of NBD.
 const PORT: u16 = 10809;
 
-/// Where this machine itself is found, in words that a URI can have.
+/// The name of this machine, in words that a URI can have.
 const LOCALHOST: &str = "localhost";
 
 /// `VMADDR_CID_LOCAL`: this machine among virtual machines.
 const LOCAL_CID: u32 = 1;
 
-/// Where to listen.
+/// Addresses to listen at.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Where to listen, at localhost by default")]
 pub(super) struct Listen {
@@ -52,9 +52,9 @@ pub(super) struct Listen {
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) listeners: Vec<Listener>,
-    /// How clients reach them.
+    /// URIs of these sockets, for clients.
     pub(super) uris: Vec<Uri>,
-    /// Where the socket is that was made for a command.
+    /// The directory of a socket that was made for a command.
     pub(super) directory: Option<TempDir>,
 }
 
@@ -146,7 +146,8 @@ impl Sockets {
     }
 }
 
-/// How clients of this machine reach an address, or others if it is one of those that they know.
+/// The URI of an address for clients of this machine, or for others if it is an address that they
+/// know.
 fn uri(address: SocketAddr) -> Option<Uri> {
     let host = if address.ip().is_unspecified() {
         LOCALHOST.to_owned()

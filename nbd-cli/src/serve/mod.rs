@@ -56,10 +56,10 @@ pub(crate) struct Serve {
         hide_possible_values = true
     )]
     commit: Option<Commit>,
-    /// What gets the variable NBD_URI, and ends the server with its exit code.
+    /// A command that gets the variable NBD_URI; the server ends with its exit code.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// How to log: `text`, or `json` for programs.
+    /// Format of the log: `text`, or `json` for programs.
     #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
     #[arg(default_value = "text", hide_default_value = true)]
     log: Format,
@@ -73,7 +73,7 @@ pub(crate) struct Serve {
     runtime: Runtime,
 }
 
-/// What the server runs on.
+/// The driver that the server runs on.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Runtime {
     Blocking,
@@ -92,8 +92,8 @@ enum Commit {
 }
 
 impl Serve {
-    /// What is logged without being asked for. With a command, the terminal is that one's, which says
-    /// itself what goes wrong with its connections.
+    /// Level and format of the log unless the user asks for others. With a command, the terminal
+    /// belongs to that command, which reports failures of its connections itself.
     pub(crate) fn logging(&self) -> OfServer {
         OfServer {
             level: if self.command.is_empty() {

@@ -1,4 +1,4 @@
-//! `[NAME=]WHAT`: what is served, and perhaps under which name.
+//! `[NAME=]WHAT`: a disk, and perhaps the name under which it is served.
 
 use nbd_tokio::ExportName;
 use std::{

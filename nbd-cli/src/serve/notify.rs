@@ -1,4 +1,4 @@
-//! Telling others that the server is ready.
+//! Notifications that the server is ready.
 
 use crate::outcome::{Context, Result};
 use clap::Args;
@@ -13,11 +13,11 @@ use std::{
     process,
 };
 
-/// Whom to tell.
+/// Receivers of notifications.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Running")]
 pub(super) struct Notify {
-    /// Write a line there once clients can connect (systemd is told anyway).
+    /// Write a line there once clients can connect (systemd is notified anyway).
     #[arg(long, value_name = "FD")]
     ready_fd: Option<u32>,
     /// Write the number of this process there.
@@ -25,14 +25,14 @@ pub(super) struct Notify {
     pid_file: Option<PathBuf>,
 }
 
-/// What is to be undone in the end.
+/// State to be undone in the end.
 #[derive(Debug)]
 pub(super) struct Told {
     pid_file: Option<PathBuf>,
 }
 
 impl Notify {
-    /// Tells that clients can connect.
+    /// Notifies all receivers that clients can connect.
     pub(super) fn ready(&self) -> Result<Told> {
         let told = Told {
             pid_file: self.pid_file.clone(),
@@ -63,7 +63,8 @@ impl Drop for Told {
     }
 }
 
-/// Tells systemd, or another manager of services, what is going on (`sd_notify`). It may be gone.
+/// Notifies systemd, or another manager of services, of a change of state (`sd_notify`). It may be
+/// gone.
 pub(super) fn tell_manager(state: &str) {
     if let Some(socket) = env::var_os("NOTIFY_SOCKET")
         && let Err(error) = send(&socket, state)

@@ -17,7 +17,7 @@ use std::{
 pub(super) struct Overlays {
     /// The directory of the files with the changes; `None` keeps these in memory.
     place: Option<PathBuf>,
-    /// How many bytes of each disk can be changed.
+    /// Limit of changes to each disk, in bytes.
     limit: u64,
     made: Mutex<BTreeMap<ExportName, Arc<Overlay>>>,
 }
@@ -74,14 +74,14 @@ impl Overlays {
             let words = format!("changes cannot be laid over the export: {error}");
             Unavailable::new(Refusal::Policy, words)
         })?;
-        // Whoever looks at all disks leaves none of them open.
+        // A client that looks at all disks leaves none of them open.
         made.retain(|_, overlay| Arc::strong_count(overlay) > 1 || overlay.changed() > 0);
         made.insert(name.clone(), Arc::clone(&overlay));
         Ok(Offer::new(overlay as Arc<dyn Export>))
     }
 
-    /// Writes all changes to the disks, and says what was written. Clients wait meanwhile. Returns
-    /// whether everything is there.
+    /// Writes all changes to the disks, and reports them. Clients wait meanwhile. Returns whether
+    /// everything is there.
     pub(super) fn commit(&self) -> bool {
         // Without the lock, so that clients of other disks do not wait, too.
         let overlays: Vec<_> = {

@@ -2,7 +2,7 @@
 
 use std::{fs, str::FromStr};
 
-/// Whom a file is given to.
+/// The new owner of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) user: Option<u32>,

@@ -25,7 +25,7 @@ use std::{
 
 impl Serve {
     pub(crate) fn run(self, is_quiet: bool) -> Result {
-        // What arrives from now on is obeyed as soon as there is a server.
+        // Signals that arrive from now on are obeyed as soon as there is a server.
         let signals = Signals::new()?;
         let disks = self.disks.open(self.commit.is_some())?;
         let running = Running {
@@ -47,7 +47,7 @@ impl Serve {
     }
 }
 
-/// What it takes to run a server.
+/// The parts of a server that is about to run.
 struct Running<'a> {
     serve: &'a Serve,
     is_quiet: bool,
@@ -151,7 +151,7 @@ impl Running<'_> {
         }
     }
 
-    /// Tells that clients can connect, and starts the command.
+    /// Notifies that clients can connect, and starts the command.
     fn begin(&self, stopper: Stopper, uris: Vec<Uri>, signals: Signals) -> Result<Begun> {
         let uris: Vec<_> = uris.into_iter().map(|uri| self.complete(uri)).collect();
         let told = self.serve.notify.ready()?;
@@ -191,7 +191,7 @@ impl Running<'_> {
     }
 }
 
-/// What goes on beside the server.
+/// Work beside the server, which ends with it.
 struct Begun {
     child: Option<Arc<Child>>,
     _signals: Watching,

@@ -15,11 +15,11 @@ const AT_ONCE: i32 = 130;
 /// Signals that have arrived.
 pub(super) struct Signals(Arriving);
 
-/// What signals are about.
+/// The objects that signals act on.
 pub(super) struct Controlled {
     pub(super) stopper: Stopper,
     pub(super) child: Option<Arc<Child>>,
-    /// What else ends when the server is stopped.
+    /// Called when the server is stopped, to end what runs beside it.
     pub(super) on_stop: Option<Box<dyn Fn() + Send>>,
     /// Overlays that are to be committed.
     pub(super) overlays: Option<Arc<Overlays>>,

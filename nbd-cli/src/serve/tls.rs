@@ -1,11 +1,11 @@
-//! TLS, and who may use the server by it.
+//! TLS, and the permission of clients to use the server.
 
 use crate::outcome::{Error, Result};
 use clap::{Args, ValueEnum};
 use nbd_blocking::nbd_io::{runtime::Tasks, server::Server};
 use std::path::PathBuf;
 
-/// Whom the server says it is, and whom it lets in.
+/// Credentials of the server, and the clients that it lets in.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct Tls {

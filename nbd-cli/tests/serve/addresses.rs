@@ -1,4 +1,4 @@
-//! Where clients connect to.
+//! Addresses that clients connect to.
 
 use crate::support::{Serving, failed, nbd, run_nbd, succeeded};
 use interop::run;

@@ -1,4 +1,4 @@
-//! How the server ends, and the command for which it runs.
+//! The end of the server, and the command for which it runs.
 
 use crate::support::{Serving, image, run_nbd, succeeded};
 use interop::{Certificates, MIB, Peer, require, run};
@@ -122,7 +122,7 @@ fn examples_of_the_help_do_what_they_say() {
         fs::create_dir(dir.path().join("images")).unwrap();
         let certificates = Certificates::new();
         for line in examples.lines() {
-            // What is explained stands apart.
+            // The explanation stands apart.
             let example = line.trim().split("      ").next().unwrap();
             let mut line = example
                 .replace("/tmp/nbd.sock", "nbd.sock")

@@ -1,4 +1,4 @@
-//! What is served, and what happens to it.
+//! The disks that are served, and changes to them meanwhile.
 
 use crate::support::{Serving, failed, image, nbd, run_nbd, succeeded};
 use interop::{MIB, Peer, pattern, require, run};
@@ -185,7 +185,7 @@ fn thousands_of_files_of_a_directory_are_listed() {
             assert!(said.contains(&format!("exports available: {FILES}")));
             assert!(said.contains("export: '4999'"));
         }
-        // What comes later is there, too.
+        // A file that comes later is there, too.
         fs::write(serving.path("images/late"), [0; 512]).unwrap();
         assert_eq!(
             succeeded(&run_nbd(["info", "--size", &serving.uri("late")])),

@@ -1,4 +1,4 @@
-//! What clients may take, and how long.
+//! Limits of what clients may use, and for how long.
 
 use crate::support::{Serving, failed, run_nbd};
 use interop::run;
@@ -20,7 +20,7 @@ fn connections_are_bounded() {
     });
 }
 
-/// What the server sends before it closes the connection.
+/// Number of bytes that the server sends before it closes the connection.
 fn received(mut stream: &UnixStream) -> usize {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap()
@@ -42,7 +42,7 @@ fn silent_clients_are_left() {
     });
 }
 
-/// How long so many reads take, many at a time.
+/// The time that so many reads take, many at a time.
 fn read(client: &Client, times: usize, len: usize) -> Duration {
     let start = Instant::now();
     let mut queue = client.queue();
@@ -66,7 +66,7 @@ fn rates_hold_within_a_fifth() {
         ] {
             let serving = Serving::new(&format!("--memory 1M {option}")).ready();
             let client = nbd_blocking::connect(&serving.uri("")).unwrap();
-            // What was saved up.
+            // Use up the tokens that were saved up.
             read(&client, times / 4, len);
             // A thread may be held up, and then it takes longer.
             let is_right = (0..10).any(|_| {

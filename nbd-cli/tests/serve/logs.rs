@@ -1,4 +1,4 @@
-//! What the server says, and where it cannot.
+//! The log of the server, also where it cannot be written.
 
 use crate::support::{Serving, nbd, run_nbd};
 use interop::run;
@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-/// What is no greeting of a client.
+/// Sends bytes that are no greeting of a client.
 fn be_rude(serving: &Serving) {
     let socket = serving.path("socket");
     // A quiet server does not say when it listens.

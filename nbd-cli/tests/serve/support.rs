@@ -22,7 +22,7 @@ pub(crate) fn run_nbd<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Out
     command.output().unwrap()
 }
 
-/// What was printed on standard output by a command that succeeded.
+/// The standard output of a command that succeeded.
 #[track_caller]
 pub(crate) fn succeeded(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -30,7 +30,7 @@ pub(crate) fn succeeded(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What was printed on standard error by a command that failed with an error.
+/// The standard error of a command that failed with an error.
 #[track_caller]
 pub(crate) fn failed(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -130,7 +130,7 @@ impl Serving {
         self.dir.path().join(name)
     }
 
-    /// What is in a file of its directory.
+    /// The content of a file of its directory.
     pub(crate) fn contents(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap()
     }
@@ -146,7 +146,7 @@ impl Serving {
         self.child.wait().unwrap()
     }
 
-    /// Waits for its end, and returns how it ended and what it said on standard error.
+    /// Waits for its end, and returns its status and its standard error.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         self.stderr.read_to_string(&mut said).unwrap();

@@ -1,4 +1,4 @@
-//! TLS: the clients of others, disks for TLS only, and who is let in.
+//! TLS: foreign clients, disks for TLS only, and clients that are let in or refused.
 
 use crate::support::{Serving, failed, image, run_nbd, succeeded};
 use interop::{Certificates, Endpoint, MIB, Peer, pattern, require, run};

@@ -1,9 +1,9 @@
 //! The shell sessions of the guide and the README, which are run as they stand there.
 //!
-//! A block of the kind `console` has commands behind `$ ` and what they print. `[..]` stands for
-//! anything in a line, and a line `...` for any lines. A line `? N` is the exit code, 0 where there is
-//! none. All blocks of a page are one session, in an empty directory. A command that ends in ` &` runs
-//! on until the page ends, and the session goes on once it has printed something.
+//! A block of the kind `console` has commands behind `$ ` and their output. `[..]` stands for
+//! anything in a line, and a line `...` for any lines. A line `? N` is the exit code, 0 where there
+//! is none. All blocks of a page are one session, in an empty directory. A command that ends in `
+//! &` runs on until the page ends, and the session goes on once it has printed something.
 
 use crate::support::search_path;
 use interop::{Peer, deadline, require};
@@ -16,7 +16,7 @@ use std::{
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A command of a session, and what it is to print.
+/// A command of a session, and its expected output.
 struct Step {
     command: String,
     expected: Vec<String>,
@@ -46,8 +46,8 @@ fn steps(page: &str) -> Vec<Step> {
     steps
 }
 
-/// A script that runs the commands and keeps what each prints in a file of its number, and its exit
-/// code in another one.
+/// A script that runs the commands and keeps the output of each in a file of its number, and its
+/// exit code in another one.
 fn script(steps: &[Step], kept: &Path) -> String {
     let kept = kept.display();
     let mut script =
@@ -66,7 +66,7 @@ fn script(steps: &[Step], kept: &Path) -> String {
     script
 }
 
-/// Whether a line is what was expected, where `[..]` is anything.
+/// Whether a line is the expected one, where `[..]` is anything.
 fn is_line(expected: &str, line: &str) -> bool {
     let parts: Vec<&str> = expected.split("[..]").collect();
     let [first, between @ .., last] = parts.as_slice() else {
@@ -84,7 +84,7 @@ fn is_line(expected: &str, line: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// Whether lines are what was expected, where `...` is any number of them.
+/// Whether lines are the expected ones, where `...` is any number of them.
 fn are_lines(expected: &[String], lines: &[&str]) -> bool {
     match (expected.split_first(), lines.split_first()) {
         (None, None) => true,

@@ -33,7 +33,7 @@ fn examples(name: &str) -> Vec<String> {
 fn the_help_of_each_command_is_short() {
     for name in commands() {
         let help = nbd([name.as_str(), "--help"]).expect(0);
-        // The server has more to be told than the others.
+        // The server has more options to explain than the others.
         let most = if name == "serve" { 80 } else { 55 };
         let lines = help.lines().count();
         assert!(lines <= most, "{name}: {lines} lines");

@@ -1,4 +1,5 @@
-//! `nbd info`, `list`, `map`, `dump` and `ping`, beside what nbdinfo says of the same servers.
+//! `nbd info`, `list`, `map`, `dump` and `ping`, compared with nbdinfo's answers about the same
+//! servers.
 
 use crate::support::{command, nbd};
 use interop::{
@@ -7,7 +8,7 @@ use interop::{
 use serde_json::{Value, json};
 use std::{fs, process::Stdio, time::Duration};
 
-/// How long a test may take on a busy machine.
+/// Time limit of a test on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Servers of others with disks that have something to say.

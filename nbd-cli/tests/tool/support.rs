@@ -10,14 +10,14 @@ use std::{
 /// A command that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// What was run, as a failed test shows it.
+    /// The command line, for the messages of failed tests.
     #[expect(dead_code, reason = "what only `Debug` reads")]
     pub(crate) command: String,
     /// The exit code; `None` if a signal ended it.
     pub(crate) code: Option<i32>,
-    /// What was printed on standard output.
+    /// Its standard output.
     pub(crate) stdout: String,
-    /// What was printed on standard error.
+    /// Its standard error.
     pub(crate) stderr: String,
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Com
     command
 }
 
-/// Where a shell finds the command, before all others.
+/// The search path by which a shell finds the command, before all others.
 pub(crate) fn search_path() -> String {
     let bin = Path::new(env!("CARGO_BIN_EXE_nbd")).parent();
     let bin = bin.expect("a program is in a directory").display();
@@ -52,7 +52,7 @@ pub(crate) fn nbd<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ended {
 }
 
 impl Ended {
-    /// What it has printed, if it ended with this exit code.
+    /// Its standard output, if it ended with this exit code.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:#?}");

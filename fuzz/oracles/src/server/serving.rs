@@ -259,7 +259,7 @@ fn read(
     }
 }
 
-/// Length of the next piece in bytes: at least an eighth of what is missing, so that a read ends.
+/// Length of the next piece in bytes: at least an eighth of the missing bytes, so that a read ends.
 pub(crate) fn piece_len(byte: u8, missing: u64) -> u32 {
     let len = (u64::from(byte) * 16).clamp(missing.div_ceil(8), missing);
     u32::try_from(len).expect("the read is short")

@@ -21,7 +21,7 @@ const COMMANDS: [(Command, &str); 7] = [
     (Command::BlockStatus, "block_status"),
 ];
 
-/// What came of a request. The last is for numbers that the specification does not list.
+/// Results of requests. The last is for numbers that the specification does not list.
 const RESULTS: [(Option<Errno>, &str); 10] = [
     (None, "ok"),
     (Some(Errno::Perm), "EPERM"),
@@ -67,7 +67,7 @@ struct OfCommand {
     results: [AtomicU64; RESULTS.len()],
     /// Bytes that were read or written, or that a range had.
     bytes: AtomicU64,
-    /// How many took up to so long, and no less; the last ones took longer.
+    /// Number of requests per bucket of time; the last bucket is for all longer ones.
     took: [AtomicU64; BUCKETS.len() + 1],
     nanoseconds: AtomicU64,
 }
@@ -103,7 +103,7 @@ impl OfCommand {
     }
 }
 
-/// Writes the metrics of all exports. What was never asked for has no series.
+/// Writes the metrics of all exports. A command that was never used has no series.
 pub(super) fn write(exports: &[(String, Arc<Counters>)], out: &mut String) -> fmt::Result {
     let name = "nbd_export_connections";
     head(out, name, "gauge", "Connections that use an export.")?;

@@ -21,14 +21,14 @@ use tokio::{
 /// Scrapes at once. One more waits for the end of another one.
 const SCRAPES: usize = 8;
 
-/// How long a scrape may take to ask, and how long it may take altogether.
+/// Time limit of a scrape's question, and of a scrape altogether.
 const ASKING: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A question is not longer, in bytes.
 const QUESTION: usize = 8 << 10;
 
-/// Where metrics are to be had.
+/// The endpoint at which metrics are scraped.
 #[derive(Debug)]
 pub(in crate::serve) struct Endpoint {
     listeners: Vec<net::TcpListener>,
@@ -85,7 +85,7 @@ async fn accept(listener: TcpListener, metrics: Arc<Metrics>, scrapes: Arc<Semap
             Ok((stream, _)) => {
                 let metrics = Arc::clone(&metrics);
                 tokio::spawn(async move {
-                    // Who is too slow, or gone, gets nothing.
+                    // A client that is too slow, or gone, gets nothing.
                     let _ = timeout(PATIENCE, answer(stream, &metrics)).await;
                     drop(place);
                 });

@@ -1,4 +1,4 @@
-//! What a server counts, in Prometheus' text format.
+//! Metrics of a server, in Prometheus' text format.
 
 mod export;
 mod http;
@@ -23,10 +23,10 @@ use std::{
 /// directory of any size makes no more than so many series.
 const EXPORTS: usize = 1_000;
 
-/// How those are called.
+/// Their name.
 const OTHERS: &str = "other exports";
 
-/// How connections end.
+/// Ends of connections.
 const ENDS: [&str; 11] = [
     "disconnected",
     "aborted",
@@ -44,7 +44,7 @@ const ENDS: [&str; 11] = [
 /// The numbers of a server.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
-    /// What the default export is called, under which it is counted.
+    /// Name of the default export, under which it is counted.
     default: Option<ExportName>,
     opened: AtomicU64,
     refused: AtomicU64,
@@ -52,7 +52,7 @@ pub(super) struct Metrics {
     closed: [AtomicU64; ENDS.len()],
     exports: RwLock<BTreeMap<ExportName, Arc<Counters>>>,
     others: Arc<Counters>,
-    /// What connections use.
+    /// Counters of the export that each connection uses.
     used: Mutex<HashMap<u64, Arc<Counters>>>,
 }
 
@@ -186,7 +186,7 @@ impl Metrics {
     }
 }
 
-/// Which of [`ENDS`] it is.
+/// The index in [`ENDS`].
 fn end(reason: &CloseReason) -> usize {
     match reason {
         CloseReason::Disconnected => 0,

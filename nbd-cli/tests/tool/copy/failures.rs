@@ -142,7 +142,7 @@ fn a_server_that_is_read_only_is_not_written_to() {
     });
 }
 
-/// A server that takes some seconds for what it has.
+/// A server that takes some seconds for each request.
 fn slow(image: Image) -> Option<Server> {
     Nbdkit::file(image)
         .filter("rate")

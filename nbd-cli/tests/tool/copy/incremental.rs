@@ -93,7 +93,7 @@ fn a_chain_of_incremental_copies_restores_every_state() {
 
         for (round, commands) in rounds.iter().enumerate() {
             qemu.change(commands).unwrap();
-            // What changes from here on belongs to the next round.
+            // Changes from here on belong to the next round.
             let (now, next) = (format!("b{round}"), format!("b{}", round + 1));
             qemu.bitmap("add", &next);
             qemu.bitmap("disable", &now);
@@ -103,7 +103,7 @@ fn a_chain_of_incremental_copies_restores_every_state() {
             let target = state(round + 1);
             let copied = Running::start(&["--verify", "--only", &only, &uri, text(&target)]);
             copied.end().expect(0);
-            // All of it, and not only what was marked.
+            // All of it, and not only the marked ranges.
             nbd(["compare", &uri, text(&target)]).expect(0);
             nbd(["compare", "-q", text(&state(round)), text(&target)]).expect(1);
             qemu.stop_export("backup");

@@ -36,7 +36,7 @@ fn a_copy_that_is_interrupted_says_how_far_it_came_and_is_resumed() {
             assert!(ended.stderr.contains("stopped when "), "{ended:#?}");
             assert!(state.exists());
         }
-        // What was copied is not read again.
+        // Copied ranges are not read again.
         let mut copy = Running::start(&limited(&[&resume, text(&path), &uri]));
         copy.wait_for(2 * MIB);
         let first = copy.said.lines().next().unwrap();
@@ -62,7 +62,7 @@ fn a_copy_that_is_killed_is_resumed() {
         }
         killed.child.kill().unwrap();
         assert_eq!(killed.end().code, None);
-        // What nothing is known of may be anything.
+        // Ranges that are not in the record may hold anything.
         let written = fs::metadata(&target).unwrap().len();
         assert_eq!(written, SIZE);
         copy(&[&resume, text(&path), text(&target)]).expect(0);

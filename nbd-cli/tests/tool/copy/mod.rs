@@ -48,7 +48,7 @@ fn raw(size: u64, parts: &[(u64, &[u8])]) -> Image {
     image
 }
 
-/// How many bytes of a file are allocated.
+/// Number of allocated bytes of a file.
 fn allocated(path: &Path) -> u64 {
     fs::metadata(path).expect("the file is there").blocks() * 512
 }
