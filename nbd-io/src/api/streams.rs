@@ -124,6 +124,42 @@ macro_rules! driver_streams {
                     .await
                     .map(Client::from)
             }
+
+            /// Enters the export over streams that a function of the program's makes, such as
+            /// tunnels: one for each of the [`connections`](Self::connections), and others for lost
+            /// ones with [`reconnect`](Self::reconnect). `host` is as for
+            /// [`connect_over`](Self::connect_over).
+            ///
+            /// ```no_run
+            #[doc = $begin]
+            /// let through_tunnel = || async {
+            ///     // Here the program would open its tunnel.
+            ///     Socket::from_std(std::net::TcpStream::connect("localhost:10809")?)
+            /// };
+            /// let options = ConnectOptions::new().connections(2).reconnect(Some(Reconnect::new()));
+            /// let disk = options.connect_with(through_tunnel, Some("localhost")).await?;
+            #[doc = $end]
+            /// ```
+            ///
+            /// A future of the function's that takes longer than the
+            /// [`connect_timeout`](Self::connect_timeout) is dropped.
+            ///
+            /// # Errors
+            ///
+            /// When the function fails or takes too long, or the export cannot be entered.
+            pub async fn connect_with<F, T>(
+                &self,
+                dial: impl Fn() -> F + Send + Sync + 'static,
+                host: Option<&str>,
+            ) -> Result<Client, $crate::client::Error>
+            where
+                F: Future<Output = std::io::Result<T>> + Send + 'static,
+                T: $crate::transport::Transport + Send + 'static,
+            {
+                Box::pin(self.0.connect_with(dial, host))
+                    .await
+                    .map(Client::from)
+            }
         }
 
         impl Server {

@@ -4,8 +4,9 @@ use super::{
     Config, Connected, DialOptions, Driver, Error, NegotiationError, TlsPolicy, negotiate,
     server_name,
 };
+use crate::transport::Transport;
 use nbd_proto::{ExportName, Uri, uri::Address};
-use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
+use std::{ffi::OsString, fmt, io, pin::Pin, sync::Arc, time::Duration};
 
 /// A maker of a client's connections: their address, their options, and the driver's way to wait.
 #[derive(Clone)]
@@ -26,6 +27,8 @@ pub(super) enum Server {
     Address(Address),
     /// The host at the other end of a stream that the program brought, if that is known.
     Host(Option<String>),
+    /// The same for streams that a function of the program's makes, as many as are needed.
+    Dialer(Option<String>, Dialer),
     /// A child process.
     Program(OsString),
 }
@@ -34,10 +37,43 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => f.write_str(&server_name(address)),
-            Self::Host(Some(host)) => f.write_str(host),
-            Self::Host(None) => f.write_str("the server"),
+            Self::Host(Some(host)) | Self::Dialer(Some(host), _) => f.write_str(host),
+            Self::Host(None) | Self::Dialer(None, _) => f.write_str("the server"),
             Self::Program(program) => write!(f, "{program:?}"),
         }
+    }
+}
+
+/// A function of the program's that makes connections.
+#[derive(Clone)]
+pub struct Dialer(Arc<dyn Fn() -> Dialing + Send + Sync>);
+
+type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Transport + Send>>> + Send>>;
+
+impl Dialer {
+    pub(super) fn new<F, T>(dial: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<T>> + Send + 'static,
+        T: Transport + Send + 'static,
+    {
+        Self(Arc::new(move || {
+            let dialing = dial();
+            Box::pin(async {
+                let stream: Box<dyn Transport + Send> = Box::new(dialing.await?);
+                Ok(stream)
+            })
+        }))
+    }
+
+    /// Begins to make a connection.
+    pub(super) fn dial(&self) -> Dialing {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dialer").finish_non_exhaustive()
     }
 }
 
@@ -45,7 +81,7 @@ impl<D> Connector<D> {
     /// Whether more connections can be made.
     #[must_use]
     pub const fn can_dial(&self) -> bool {
-        !self.only && matches!(self.server, Server::Address(_))
+        !self.only && matches!(self.server, Server::Address(_) | Server::Dialer(..))
     }
 
     /// The address of the server.
@@ -113,16 +149,21 @@ impl<D: Driver> Connector<D> {
         driver: &D,
         timeout: Option<Duration>,
     ) -> Result<D::Stream, Error> {
-        let Server::Address(address) = &self.server else {
-            return Err(Error::Unsupported {
-                what: "there is no address to make another connection to",
-            });
+        let dialed = match &self.server {
+            Server::Address(address) => {
+                let options = DialOptions {
+                    timeout,
+                    ..self.config.dial
+                };
+                driver.dial(address, &options).await
+            }
+            Server::Dialer(_, dialer) => driver.dial_by(dialer, timeout).await,
+            Server::Host(_) | Server::Program(_) => {
+                return Err(Error::Unsupported {
+                    what: "there is no address to make another connection to",
+                });
+            }
         };
-        let options = DialOptions {
-            timeout,
-            ..self.config.dial
-        };
-        let dialed = driver.dial(address, &options).await;
         dialed.map_err(|error| Error::connect(&self.server, error))
     }
 
@@ -168,7 +209,7 @@ impl<D: Driver> Connector<D> {
     fn host(&self) -> Option<&str> {
         match &self.server {
             Server::Address(Address::Tcp { host, .. }) => Some(host.as_str()),
-            Server::Host(host) => host.as_deref(),
+            Server::Host(host) | Server::Dialer(host, _) => host.as_deref(),
             Server::Address(_) | Server::Program(_) => None,
         }
     }

@@ -1,6 +1,6 @@
 //! The part that differs between the clients: their way to wait, and the use of a connection.
 
-use super::{Connected, Connector, DialOptions, Error, ServerProcess};
+use super::{Connected, Connector, DialOptions, Dialer, Error, ServerProcess};
 use crate::transport::Transport;
 #[cfg(feature = "tls")]
 use crate::{client::NegotiationError, tls::ClientTls};
@@ -38,6 +38,21 @@ pub trait Driver: Clone + Send + Sync + 'static {
         address: &Address,
         options: &DialOptions,
     ) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Connects by a function of the program's, within a time. Without a body it fails: a driver
+    /// whose calls wait in place would wait in that function for all of its callers.
+    ///
+    /// # Errors
+    ///
+    /// When the function fails, or takes longer.
+    fn dial_by(
+        &self,
+        dialer: &Dialer,
+        timeout: Option<Duration>,
+    ) -> impl Future<Output = io::Result<Self::Stream>> + Send {
+        let _ = (dialer, timeout);
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
 
     /// Starts a server as a child process and connects to it.
     ///

@@ -33,7 +33,7 @@ pub use common::Common;
 pub use config::Config;
 pub use config::{DialOptions, NegotiationConfig, TlsPolicy};
 #[doc(hidden)]
-pub use connector::Connector;
+pub use connector::{Connector, Dialer};
 pub use driver::Driver;
 pub(crate) use error::causes;
 pub use error::{Error, Lost};

@@ -249,6 +249,10 @@ impl<D: Driver> ConnectOptions<D> {
 
     async fn enter(&self, uri: &Uri) -> Result<D::Client, Error> {
         let connector = self.connector(uri).await?;
+        self.enter_by(connector).await
+    }
+
+    pub(super) async fn enter_by(&self, connector: Connector<D>) -> Result<D::Client, Error> {
         let first = connector.connect(&self.driver, None).await?;
         D::enter(connector, first).await
     }
@@ -280,12 +284,12 @@ impl<D: Driver> ConnectOptions<D> {
     pub(super) fn check_single(&self) -> Result<(), Error> {
         if self.config.reconnect.is_some() {
             return Err(Error::Unsupported {
-                what: "`reconnect` needs an address to connect to again: use `connect` or `connect_uri`",
+                what: "`reconnect` needs an address to connect to again: use `connect`, `connect_uri` or, where there is one, `connect_with`",
             });
         }
         if self.config.connections > 1 {
             return Err(Error::Unsupported {
-                what: "`connections` needs an address to connect to again: use `connect` or `connect_uri`",
+                what: "`connections` needs an address to connect to again: use `connect`, `connect_uri` or, where there is one, `connect_with`",
             });
         }
         Ok(())

@@ -5,13 +5,14 @@ use super::{Client, pool::Pool, timed::Timed};
 use crate::{client::NegotiationError, tls::ClientTls};
 use crate::{
     client::{
-        Common, ConnectOptions, Connected, Connector, DialOptions, Driver, Error, ServerProcess,
+        Common, ConnectOptions, Connected, Connector, DialOptions, Dialer, Driver, Error,
+        ServerProcess, connector::Server,
     },
     runtime::{Network, Runtime},
     transport::{Layered, Transport},
 };
 use nbd_proto::uri::Address;
-use std::{io, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 impl<R: Network> Driver for R {
     type Stream = Layered<Timed<R>>;
@@ -24,6 +25,27 @@ impl<R: Network> Driver for R {
     async fn dial(&self, address: &Address, options: &DialOptions) -> io::Result<Self::Stream> {
         let stream = Network::connect(self, address, options).await?;
         Ok(Layered::Plain(Timed::new(stream)))
+    }
+
+    async fn dial_by(
+        &self,
+        dialer: &Dialer,
+        timeout: Option<Duration>,
+    ) -> io::Result<Self::Stream> {
+        let mut dialing = dialer.dial();
+        let mut timer = timeout.map(|time| self.sleep(time));
+        let stream = poll_fn(|cx| {
+            if let Poll::Ready(dialed) = dialing.as_mut().poll(cx) {
+                return Poll::Ready(dialed);
+            }
+            match &mut timer {
+                Some(timer) => Pin::new(timer)
+                    .poll(cx)
+                    .map(|()| Err(io::ErrorKind::TimedOut.into())),
+                None => Poll::Pending,
+            }
+        });
+        Ok(Layered::Plain(Timed::boxed(stream.await?)))
     }
 
     fn launch(&self, server: ServerProcess<'_>) -> io::Result<Self::Stream> {
@@ -94,5 +116,29 @@ impl<R: Network> ConnectOptions<R> {
         host: Option<&str>,
     ) -> impl Future<Output = Result<Client<R>, Error>> + Send {
         self.enter_over(Ok(Layered::Plain(Timed::new(stream))), host)
+    }
+
+    /// Enters the export over streams that a function of the program's makes.
+    ///
+    /// # Errors
+    ///
+    /// When the function fails or takes longer than the
+    /// [`connect_timeout`](Self::connect_timeout), or the export cannot be entered.
+    pub async fn connect_with<F, T>(
+        &self,
+        dial: impl Fn() -> F + Send + Sync + 'static,
+        host: Option<&str>,
+    ) -> Result<Client<R>, Error>
+    where
+        F: Future<Output = io::Result<T>> + Send + 'static,
+        T: Transport + Send + 'static,
+    {
+        let server = Server::Dialer(host.map(str::to_owned), Dialer::new(dial));
+        self.enter_by(Connector::new(
+            self.driver.clone(),
+            self.config.clone(),
+            server,
+        ))
+        .await
     }
 }

@@ -1,6 +1,7 @@
 mod api;
 mod buffers;
 mod cursor;
+mod dialing;
 mod dropping;
 mod early;
 mod ending;

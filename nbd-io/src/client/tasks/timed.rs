@@ -20,8 +20,12 @@ pub struct Timed<R: Runtime> {
 
 impl<R: Runtime> Timed<R> {
     pub(super) fn new(stream: impl Transport + Send + 'static) -> Self {
+        Self::boxed(Box::new(stream))
+    }
+
+    pub(super) fn boxed(stream: Box<dyn Transport + Send>) -> Self {
         Self {
-            stream: Box::new(stream),
+            stream,
             deadline: None,
         }
     }
