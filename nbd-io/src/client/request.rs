@@ -150,6 +150,31 @@ impl Request {
         self
     }
 
+    /// The same for a part of its range, which has to be inside. Its payload is not copied.
+    #[must_use]
+    pub(super) fn part(&self, range: Range<u64>) -> Self {
+        let mut part = self.clone();
+        let whole = self.range();
+        match &mut part {
+            Self::Write {
+                offset, payload, ..
+            } => {
+                let at = |byte: u64| usize::try_from(byte - whole.start).unwrap_or(usize::MAX);
+                *payload = payload.slice(at(range.start)..at(range.end));
+                *offset = range.start;
+            }
+            Self::Read { offset, len, .. }
+            | Self::Trim { offset, len, .. }
+            | Self::Cache { offset, len }
+            | Self::WriteZeroes { offset, len, .. }
+            | Self::BlockStatus { offset, len, .. } => {
+                (*offset, *len) = (range.start, range.end - range.start);
+            }
+            Self::Flush => {}
+        }
+        part
+    }
+
     /// Takes a place among the requests in flight, and leaves what has to be sent in the outbox.
     ///
     /// # Errors

@@ -8,11 +8,17 @@
 //! may be gone, and a later flush covers nothing of before. So a loss ends an epoch. A connection
 //! belongs to the epoch in which it became a member, and an answer over a connection of an epoch
 //! that is over does not count: the request has to be sent again.
+//!
+//! **Replay.** The server may not have crashed, or may crash again in the middle of a replay. So that
+//! this takes no byte back to what it was before, be it written with FUA or flushed by another
+//! client, each byte is written once, as the latest change has it.
 
+mod latest;
 #[cfg(test)]
 mod tests;
 
 use super::Request;
+use latest::latest;
 use std::collections::VecDeque;
 
 /// Cost of an entry of the log beside its payload, in bytes.
@@ -185,10 +191,11 @@ impl WriteLog {
     }
 
     /// The changes to be written again, in order, and the epoch that will have been replayed then.
+    /// No byte is written that a later one of them writes.
     #[must_use]
     pub fn replay(&self) -> (Epoch, Vec<Request>) {
-        let requests = self.entries.iter().map(|entry| entry.request.clone());
-        (self.epoch, requests.collect())
+        let requests = self.entries.iter().map(|entry| &entry.request);
+        (self.epoch, latest(requests))
     }
 
     /// Takes note that the kept changes were written again. Returns whether that is enough: not if

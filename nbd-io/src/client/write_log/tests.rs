@@ -53,6 +53,63 @@ fn nothing_of_an_epoch_that_is_over_counts() {
     assert_eq!(kept(&log), [0], "it is not flushed yet");
 }
 
+/// The changes to be written again, each with its range and first byte.
+fn replayed(log: &WriteLog) -> Vec<(std::ops::Range<u64>, Option<u8>)> {
+    let (_, requests) = log.replay();
+    let shown = |request: &Request| match request {
+        Request::Write { payload, .. } => (request.range(), Some(payload[0])),
+        _ => (request.range(), None),
+    };
+    requests.iter().map(shown).collect()
+}
+
+fn answered(log: &mut WriteLog, request: Request) {
+    assert!(log.reserve(WriteLog::cost(request.weight())));
+    assert!(log.change(log.epoch(), false, Some(request)));
+}
+
+#[test]
+fn no_byte_is_written_again_that_a_later_change_has_overwritten() {
+    // A server that crashes in the middle must not be left with what the first had written, if the
+    // second was forced to stable storage.
+    let mut log = WriteLog::new(10_000);
+    answered(&mut log, write(10, vec![1; 30]));
+    answered(&mut log, write(20, vec![2; 10]));
+    assert_eq!(
+        replayed(&log),
+        [(10..20, Some(1)), (30..40, Some(1)), (20..30, Some(2))]
+    );
+    let zeroes = |offset, len| Request::WriteZeroes {
+        offset,
+        len,
+        flags: CommandFlags::NONE,
+    };
+    answered(&mut log, zeroes(0, 25));
+    assert_eq!(
+        replayed(&log),
+        [(30..40, Some(1)), (25..30, Some(2)), (0..25, None)]
+    );
+    // All that it covers, and what it touches at both ends.
+    answered(&mut log, write(25, vec![3; 20]));
+    assert_eq!(replayed(&log), [(0..25, None), (25..45, Some(3))]);
+    answered(&mut log, write(0, vec![4; 100]));
+    assert_eq!(replayed(&log), [(0..100, Some(4))]);
+}
+
+#[test]
+fn a_trim_overwrites_nothing_because_a_server_may_ignore_it() {
+    let mut log = WriteLog::new(10_000);
+    answered(&mut log, write(0, vec![1; 10]));
+    let (offset, len, flags) = (0, 10, CommandFlags::NONE);
+    answered(&mut log, Request::Trim { offset, len, flags });
+    assert_eq!(replayed(&log), [(0..10, Some(1)), (0..10, None)]);
+    answered(&mut log, write(5, vec![2; 5]));
+    assert_eq!(
+        replayed(&log),
+        [(0..5, Some(1)), (0..5, None), (5..10, Some(2))]
+    );
+}
+
 #[test]
 fn a_loss_is_reported_only_if_data_may_be_lost() {
     let mut log = WriteLog::new(0);
@@ -94,6 +151,8 @@ enum Step {
     Reply(usize),
     /// The server crashes, and keeps the unflushed writes that these bits name.
     Crash(u8),
+    /// It crashes, and again when so much has been replayed.
+    CrashTwice(u8, usize),
     /// A connection is lost, and the server goes on.
     Lose,
 }
@@ -106,6 +165,7 @@ fn steps() -> impl Strategy<Value = Step> {
         8 => (0..8_usize).prop_map(Step::Execute),
         8 => (0..8_usize).prop_map(Step::Reply),
         1 => any::<u8>().prop_map(Step::Crash),
+        1 => (any::<u8>(), 0..4_usize).prop_map(|(bits, after)| Step::CrashTwice(bits, after)),
         1 => Just(Step::Lose),
     ]
 }
@@ -204,7 +264,7 @@ impl World {
                 forced,
                 keeps,
             } => {
-                let request = keeps.then(|| write(block as u64, vec![value; 10]));
+                let request = keeps.then(|| write(10 * block as u64, vec![value; 10]));
                 assert!(self.log.change(epoch, forced, request));
                 if keeps || forced {
                     self.answered[block] = value;
@@ -223,6 +283,11 @@ impl World {
     /// All connections are lost. Requests in flight are sent again after the replay, as their
     /// callers do, even if a reply was on its way.
     fn lose(&mut self) {
+        self.end_epoch();
+        self.replay();
+    }
+
+    fn end_epoch(&mut self) {
         self.log.end_epoch();
         for InFlight { kind, epoch, .. } in self.in_flight.iter().filter(|sent| sent.executed) {
             let counts = match kind {
@@ -231,17 +296,37 @@ impl World {
             };
             assert!(!counts, "it is late");
         }
+    }
+
+    /// Has only so many of the changes written again.
+    fn begin_replay(&mut self, most: usize) -> Epoch {
         let (epoch, requests) = self.log.replay();
         assert_eq!(self.log.needs_replay(), !requests.is_empty());
-        for request in requests {
+        for request in requests.into_iter().take(most) {
             let Request::Write {
                 offset, payload, ..
             } = request
             else {
                 unreachable!("nothing else is kept");
             };
-            self.contents[usize::try_from(offset).unwrap()] = payload[0];
+            self.contents[usize::try_from(offset / 10).unwrap()] = payload[0];
         }
+        epoch
+    }
+
+    /// The server keeps the unflushed writes that these bits name, and everything that was flushed.
+    fn crash(&mut self, bits: u8) {
+        for block in 0..BLOCKS {
+            if bits >> block & 1 == 0 {
+                self.contents[block] = self.stable[block];
+            }
+            assert!(self.contents[block] >= self.flushed[block], "block {block}");
+        }
+        self.stable = self.contents;
+    }
+
+    fn replay(&mut self) {
+        let epoch = self.begin_replay(usize::MAX);
         assert!(self.log.replayed(epoch));
         for mut request in std::mem::take(&mut self.in_flight) {
             request.epoch = epoch;
@@ -304,13 +389,17 @@ proptest! {
                     }
                 }
                 Step::Crash(bits) => {
-                    for block in 0..BLOCKS {
-                        if bits >> block & 1 == 0 {
-                            world.contents[block] = world.stable[block];
-                        }
-                    }
-                    world.stable = world.contents;
+                    world.crash(bits);
                     world.lose();
+                    world.check();
+                }
+                Step::CrashTwice(bits, after) => {
+                    world.crash(bits);
+                    world.end_epoch();
+                    let _ = world.begin_replay(after);
+                    world.crash(!bits);
+                    world.log.end_epoch();
+                    world.replay();
                     world.check();
                 }
                 Step::Lose => {
