@@ -57,6 +57,7 @@ pub struct Reconnect {
     total: Option<Duration>,
     kept: u64,
     may_grow: bool,
+    jitter_seed: Option<u64>,
 }
 
 /// No two attempts follow each other faster.
@@ -84,6 +85,7 @@ impl Reconnect {
             total: Some(Duration::from_secs(300)),
             kept: 0,
             may_grow: false,
+            jitter_seed: None,
         }
     }
 
@@ -136,6 +138,14 @@ impl Reconnect {
         self
     }
 
+    /// Takes the chance in the delays from a seed, for tests that have to go the same way each time.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn jitter_seed(mut self, seed: u64) -> Self {
+        self.jitter_seed = Some(seed);
+        self
+    }
+
     /// Whether an export may be larger than before.
     #[must_use]
     pub const fn accepts_growth(&self) -> bool {
@@ -165,7 +175,11 @@ impl Reconnect {
     pub fn delay_after(&self, attempts: u32) -> Duration {
         let factor = 1_u32.checked_shl(attempts).unwrap_or(u32::MAX);
         let delay = self.first_delay.saturating_mul(factor);
-        by_chance(delay.min(self.longest_delay).max(SHORTEST_DELAY))
+        let chance = match self.jitter_seed {
+            Some(seed) => seed.rotate_left(attempts),
+            None => RandomState::new().build_hasher().finish(),
+        };
+        by_chance(delay.min(self.longest_delay).max(SHORTEST_DELAY), chance)
     }
 
     /// Time for which a connection has to last if making it was a success.
@@ -214,8 +228,7 @@ impl ConnectionState {
 }
 
 /// Between a half and the whole of a time.
-fn by_chance(time: Duration) -> Duration {
-    let chance = RandomState::new().build_hasher().finish();
+fn by_chance(time: Duration, chance: u64) -> Duration {
     let part = u32::try_from(chance % 1024).unwrap_or(0);
     time / 2 + time / 2 / 1024 * part
 }

@@ -3,7 +3,7 @@
 use super::{Peer, rate::Client};
 use crate::watchers::{self, Watchers};
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,7 +24,7 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct State {
-    connections: HashMap<u64, Arc<Entry>>,
+    connections: BTreeMap<u64, Arc<Entry>>,
     /// Number of those that have to leave for others that are connected already.
     leaving: usize,
     last: u64,
