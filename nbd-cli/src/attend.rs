@@ -36,7 +36,7 @@ pub(crate) async fn attend<T>(
             _ = ticks.tick() => progress.show(),
         }
     }
-    progress.tell("stopping when what was begun is done; once more stops at once");
+    progress.tell("stopping when requests in flight are done; once more stops at once");
     work.stop();
     let ended = tokio::select! {
         done = &mut task => done.map(drop),

@@ -139,7 +139,7 @@ impl Disk {
         }
         let mut extents = client.extents(0..client.size());
         while let Some(run) = extents.next().await {
-            let run = run.map_err(|error| self.failed("see what there is of", 0, error.into()))?;
+            let run = run.map_err(|error| self.failed("find the extents of", 0, error.into()))?;
             if !run.allocation().is_some_and(Allocation::is_zero) {
                 return Ok(false);
             }
@@ -293,7 +293,7 @@ impl Disk {
             Back::Server(client) => client_runs(client, range.clone(), only).await,
             Back::File(file) => file_runs(file, range.clone()),
         };
-        runs.map_err(|cause| self.failed("see what there is of", range.start, cause))
+        runs.map_err(|cause| self.failed("find the extents of", range.start, cause))
     }
 
     fn failed(&self, what: &str, offset: u64, source: Cause) -> Error {

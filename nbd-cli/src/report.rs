@@ -28,7 +28,7 @@ pub(crate) const ABILITIES: &[Feature] = &[
     },
     Feature {
         name: "flush",
-        words: "bring to stable storage what was written",
+        words: "put written data on stable storage",
         has: |export| export.can_flush,
     },
     Feature {
@@ -38,7 +38,7 @@ pub(crate) const ABILITIES: &[Feature] = &[
     },
     Feature {
         name: "trim",
-        words: "free what is not needed",
+        words: "free unused blocks",
         has: |export| export.can_trim,
     },
     Feature {

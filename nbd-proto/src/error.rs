@@ -272,7 +272,7 @@ pub enum Error {
         len: u64,
     },
     /// Data or a hole at a place that was answered before.
-    #[error("a chunk at {offset} of {len} bytes overlaps what was answered before")]
+    #[error("a chunk at {offset} of {len} bytes overlaps bytes that were answered before")]
     Overlap {
         /// Offset of its start in bytes.
         offset: u64,

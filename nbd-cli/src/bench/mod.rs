@@ -156,7 +156,7 @@ impl Bench {
         let may_write = self.destroy_data || self.target.is_none();
         if !may_write && matches!(self.op, Some(Op::Write | Op::Mix)) {
             return Err(Error::new(
-                "writing destroys what the disk holds: give --destroy-data if that may be",
+                "writing destroys the data of the disk: give --destroy-data to allow that",
             ));
         }
         if self.bs == 0 || self.bs > 64 << 20 {

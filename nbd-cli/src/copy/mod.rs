@@ -43,7 +43,7 @@ const CONNECTIONS: u16 = 4;
 Copy a disk: an export, a file, a block device, or - for a stream.
 
 Holes stay holes, and zeroes become holes. A file is created, or emptied first, unless only a part
-is copied; everything else has to be large enough. Ctrl-C stops once what was begun is written.",
+is copied; everything else has to be large enough. Ctrl-C stops once requests in flight are done.",
     after_help = "\
 Examples:
   nbd copy nbd://localhost/disk copy.img
@@ -259,7 +259,7 @@ impl Copy {
         };
         let advice = match &self.resume {
             Some(file) if job.record.is_kept() => {
-                format!("; what is safe of it is in {}", file.display())
+                format!("; the ranges on stable storage are in {}", file.display())
             }
             _ => String::new(),
         };

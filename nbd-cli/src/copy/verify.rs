@@ -39,7 +39,7 @@ pub(super) async fn verify(
     match wrong {
         None => Ok(()),
         Some(wrong) => Err(Error::new(format!(
-            "{} is not what was copied to it: {wrong}",
+            "{} differs from the data copied to it: {wrong}",
             sink.name()
         ))),
     }

@@ -73,7 +73,7 @@ pub(crate) async fn unblock<R: Runtime, T: Send + 'static>(
             return Poll::Ready(Ok(result.unwrap_or_else(|panic| resume_unwind(panic))));
         }
         if state.dropped {
-            let error = "the runtime has no thread for what has to wait";
+            let error = "the runtime has no thread for blocking work";
             return Poll::Ready(Err(io::Error::other(error)));
         }
         match &mut state.waker {

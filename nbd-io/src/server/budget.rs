@@ -145,7 +145,7 @@ mod tests {
                 while share.cover(has + MODEST / 4, &cx) {
                     has += MODEST / 4;
                 }
-                assert!(has >= MODEST, "what everybody may have");
+                assert!(has >= MODEST, "the share of every connection");
                 share
             })
             .collect();

@@ -109,7 +109,7 @@ async fn enter<T: Transport, R: Runtime>(
             && deadline.is_over(runtime, authorizer.answered(), cx)
         {
             let who = if authorizer.is_asking() {
-                "the server took too long to find what the client has asked for"
+                "the server took too long to look up an export"
             } else {
                 "the client took too long"
             };

@@ -116,7 +116,7 @@ pub(super) fn write(exports: &[(String, Arc<Counters>)], out: &mut String) -> fm
     }
 
     let name = "nbd_requests_total";
-    let help = "Requests that exports have carried out, and what came of them.";
+    let help = "Requests that exports have carried out, by result.";
     head(out, name, "counter", help)?;
     each(exports, |export, command, numbers| {
         for ((_, result), number) in RESULTS.iter().zip(&numbers.results) {
@@ -138,7 +138,7 @@ pub(super) fn write(exports: &[(String, Arc<Counters>)], out: &mut String) -> fm
     })?;
 
     let name = "nbd_request_duration_seconds";
-    let help = "How long exports took for requests, without what these waited before.";
+    let help = "Time that exports took for requests, without their wait before.";
     head(out, name, "histogram", help)?;
     each(exports, |export, command, numbers| {
         let labels = format!("export=\"{export}\",command=\"{command}\"");

@@ -88,7 +88,7 @@ fn what_is_not_there_is_found_by_verifying() {
         copy(&[text(&image.path()), &uri]).expect(0);
         let ended = copy(&["--verify", text(&image.path()), &uri]);
         assert!(
-            error(&ended).contains("is not what was copied"),
+            error(&ended).contains("differs from the data copied"),
             "{ended:#?}"
         );
         ended.expect(2);
