@@ -64,7 +64,7 @@ impl Subscriber for Log {
 }
 
 #[test]
-fn spans_and_events_tell_of_connections_on_both_sides() {
+fn connections_on_both_sides_have_spans_and_events() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let server = thread::spawn(|| {
         let log = Log::default();

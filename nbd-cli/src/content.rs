@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn all_marks_are_within_what_is_read() {
+    fn all_marks_are_within_the_bytes_read() {
         assert!(MARKS.iter().all(|(at, mark, _)| at + mark.len() <= NEEDED));
     }
 }

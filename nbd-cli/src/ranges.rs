@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_what_is_missing() {
+    fn the_rest_is_the_missing_ranges() {
         assert_eq!(
             ranges(&[[1, 2], [5, 7]]).rest(9),
             ranges(&[[0, 1], [2, 5], [7, 9]])

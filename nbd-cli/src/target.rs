@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn uris_of_both_kinds_and_paths_are_told_apart() {
+    fn uris_of_both_kinds_and_paths_are_distinguished() {
         let uri = |text: &str| Target::Server(text.parse().unwrap());
         assert_eq!(target("nbd://h:1/e"), uri("nbd://h:1/e"));
         assert_eq!(target("nbd:h:1:exportname=e"), uri("nbd://h:1/e"));

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_stays_what_it_was() {
+    fn json_stays_unchanged() {
         let text = "a\u{9b}31m\u{202e}\u{1b} Ü\n\"";
         let document = serde_json::to_string_pretty(&[text]).unwrap();
         let safe = json(&document);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_escaped() {
+    fn characters_that_a_terminal_would_obey_are_escaped() {
         assert_eq!(printable(&"\u{1b}[2Jdisk\u{7}"), "\\u{1b}[2Jdisk\\u{7}");
         assert_eq!(printable(&"a\nb\u{9b}31m"), "a\\u{a}b\\u{9b}31m");
         assert_eq!(printable(&"abc\u{202e}gmi.exe"), "abc\\u{202e}gmi.exe");

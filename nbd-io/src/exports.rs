@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_tells_what_is_only_for_tls() {
+    fn a_list_marks_exports_for_tls_only() {
         let exports = NamedExports::new()
             .with_tls_only(name("b"), memory(2))
             .with(name("a"), memory(1));
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_finds_exports_without_telling_of_them() {
+    fn a_function_finds_exports_without_listing_them() {
         let exports: Arc<dyn Exports> = Arc::new(ExportsByName::new(|name: &ExportName| {
             (name.as_str() == "x").then(|| Offer::new(memory(1)).tls_only())
         }));
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_function_makes_is_private_unless_it_says_otherwise() {
+    fn exports_of_a_function_are_private_unless_shared() {
         let offer = |_: &ExportName| Some(Offer::new(memory(1)));
         let private = |_: &ExportName| Some(Offer::new(memory(1)).private());
         for (exports, expected) in [

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_reads_is_passed_on() {
+    fn reads_are_passed_on() {
         let recorder = Arc::new(Recorder::default());
         let view = ReadOnly::new(recorder.clone());
         assert!(!view.may_block() && export_info(&view).is_rotational());

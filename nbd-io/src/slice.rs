@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_is_refused() {
+    fn ranges_outside_are_refused() {
         // S-159
         let slice = Slice::new(Arc::new(Memory::new(3000)), 1000, 1000).unwrap();
         let mode = ZeroMode::default();

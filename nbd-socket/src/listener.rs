@@ -381,7 +381,7 @@ mod tests {
     use std::net::TcpStream;
 
     #[test]
-    fn only_a_socket_that_nobody_listens_to_is_replaced() {
+    fn only_a_socket_without_a_listener_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         // The standard library's leaves its file behind.

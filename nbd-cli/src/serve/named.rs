@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_before_the_first_equals_sign_is_a_name() {
+    fn the_part_before_the_first_equals_sign_is_a_name() {
         let named = |text: &str| {
             let Named { name, what } = Named::path(OsStr::new(text)).unwrap();
             (

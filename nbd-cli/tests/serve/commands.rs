@@ -30,7 +30,7 @@ fn the_server_ends_with_its_command_and_exits_as_it_does() {
 }
 
 #[test]
-fn another_runtime_serves_as_well() {
+fn another_runtime_serves_too() {
     run(|| {
         let serving = Serving::new("--runtime tokio --memory 1M --max-requests 1000").ready();
         assert_eq!(
@@ -110,7 +110,7 @@ fn a_second_signal_ends_the_server_at_once() {
 }
 
 #[test]
-fn examples_of_the_help_do_what_they_say() {
+fn examples_of_the_help_work() {
     run(|| {
         let help = succeeded(&run_nbd(["serve", "--help"]));
         let (_, examples) = help.split_once("Examples:\n").unwrap();

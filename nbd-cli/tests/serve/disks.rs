@@ -195,7 +195,7 @@ fn thousands_of_files_of_a_directory_are_listed() {
 }
 
 #[test]
-fn what_cannot_be_served_is_named_with_a_remedy() {
+fn a_disk_that_cannot_be_served_is_named_with_a_remedy() {
     run(|| {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");

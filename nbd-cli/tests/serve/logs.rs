@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Sends bytes that are no greeting of a client.
-fn be_rude(serving: &Serving) {
+fn send_garbage(serving: &Serving) {
     let socket = serving.path("socket");
     // A quiet server does not say when it listens.
     let mut stream = loop {
@@ -30,7 +30,7 @@ fn connections_that_go_wrong_are_logged_and_others_on_request() {
     run(|| {
         let serving = Serving::new("--memory 1M").ready();
         run_nbd(["info", &serving.uri("")]);
-        be_rude(&serving);
+        send_garbage(&serving);
         let said = serving.stop();
         assert!(said.contains("WARN") && !said.contains("INFO"), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
@@ -44,7 +44,7 @@ fn connections_that_go_wrong_are_logged_and_others_on_request() {
         );
 
         let serving = Serving::new("--memory 1M -q");
-        be_rude(&serving);
+        send_garbage(&serving);
         assert_eq!(serving.stop(), "");
     });
 }
@@ -53,7 +53,7 @@ fn connections_that_go_wrong_are_logged_and_others_on_request() {
 fn logs_for_programs_are_json() {
     run(|| {
         let serving = Serving::new("--memory 1M --log json").ready();
-        be_rude(&serving);
+        send_garbage(&serving);
         let said = serving.stop();
         let line: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
         assert_eq!(line["level"], "WARN");

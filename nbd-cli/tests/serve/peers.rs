@@ -7,7 +7,7 @@ use std::fs;
 const SIZE: u64 = 8 * MIB;
 
 #[test]
-fn the_clients_of_others_use_what_is_served() {
+fn foreign_clients_use_a_served_disk() {
     run(|| {
         let serving = Serving::with(
             |dir| image(dir, "disk.img", 1, SIZE),

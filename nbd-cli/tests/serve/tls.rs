@@ -26,7 +26,7 @@ fn serve(certificates: &Certificates, args: &str) -> (Serving, Endpoint) {
 }
 
 #[test]
-fn the_clients_of_others_use_what_is_served_over_tls() {
+fn foreign_clients_use_a_disk_served_over_tls() {
     run(|| {
         let certificates = Certificates::new();
         let (serving, endpoint) = serve(&certificates, "");

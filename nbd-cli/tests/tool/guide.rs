@@ -170,7 +170,7 @@ fn repository() -> PathBuf {
 }
 
 #[test]
-fn sessions_of_the_guide_print_what_it_says() {
+fn sessions_of_the_guide_print_the_shown_output() {
     deadline(LIMIT, || {
         let pages = fs::read_dir(repository().join("docs/guide/src")).expect("there is a guide");
         let mut ran = 0;
@@ -183,7 +183,7 @@ fn sessions_of_the_guide_print_what_it_says() {
 }
 
 #[test]
-fn the_session_of_the_front_page_prints_what_it_says() {
+fn the_session_of_the_front_page_prints_the_shown_output() {
     deadline(LIMIT, || run(&repository().join("README.md")));
 }
 
@@ -205,7 +205,7 @@ fn the_summary_names_every_page() {
 }
 
 #[test]
-fn wildcards_stand_for_what_they_say() {
+fn wildcards_match_parts_of_lines_and_lines() {
     assert!(is_line("a [..] c", "a b c"));
     assert!(is_line("[..]", ""));
     assert!(!is_line("a [..] c", "a c"));

@@ -70,7 +70,7 @@ fn try_out(line: &str, uri: &str, dir: &Path) {
 }
 
 #[test]
-fn examples_do_what_they_say() {
+fn examples_work() {
     deadline(LIMIT, || {
         let Some(server) = Nbdkit::new("memory").param("size=8M").start() else {
             return;

@@ -69,7 +69,7 @@ fn assert_has(ours: &Value, theirs: &Value, what: &str) {
 }
 
 #[test]
-fn info_says_what_nbdinfo_says() {
+fn info_agrees_with_nbdinfo() {
     deadline(LIMIT, || {
         for server in servers() {
             let uri = server.uri("");
@@ -97,7 +97,7 @@ fn info_says_what_nbdinfo_says() {
 }
 
 #[test]
-fn list_says_what_nbdinfo_says() {
+fn list_agrees_with_nbdinfo() {
     deadline(LIMIT, || {
         for server in servers() {
             let uri = server.uri("");
@@ -124,7 +124,7 @@ fn list_says_what_nbdinfo_says() {
 }
 
 #[test]
-fn map_says_what_nbdinfo_says() {
+fn map_agrees_with_nbdinfo() {
     deadline(LIMIT, || {
         for server in servers() {
             let uri = server.uri("");
@@ -239,7 +239,7 @@ fn text_of_a_server_does_not_reach_a_terminal_raw() {
 }
 
 #[test]
-fn dump_prints_what_nbddump_prints() {
+fn dump_agrees_with_nbddump() {
     deadline(LIMIT, || {
         let Some(nbddump) = require(Peer::NbdDump) else {
             return;
@@ -380,7 +380,7 @@ fn a_closed_pipe_is_quiet() {
 }
 
 #[test]
-fn wrong_arguments_are_said_with_what_was_expected() {
+fn errors_in_arguments_name_the_expected_value() {
     for (args, said) in [
         (
             vec!["info", "nbd://host/?sokcet=1"],

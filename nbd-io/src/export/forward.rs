@@ -293,7 +293,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     #[test]
-    fn a_pointer_to_an_export_does_what_the_export_does() {
+    fn a_pointer_to_an_export_behaves_like_the_export() {
         let recorder = Arc::new(Recorder::default());
         let shared: Arc<dyn Export> = recorder.clone();
         let boxed: Box<dyn Export> = Box::new(recorder.clone());
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrapper_has_what_it_writes_and_forwards_the_rest() {
+    fn a_wrapper_has_its_own_methods_and_forwards_the_rest() {
         let recorder = Recorder::default();
         let wrapper = Refuser(&recorder);
         assert_eq!((wrapper.size(), export_info(&wrapper).size), (512, 512));

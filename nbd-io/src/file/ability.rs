@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_done_is_tried_once() {
+    fn an_unsupported_operation_is_tried_once() {
         let unsupported = || Err::<(), _>(io::Error::from(ErrorKind::Unsupported));
         let invalid = || Err::<(), _>(io::Error::from(ErrorKind::InvalidInput));
         for call in [unsupported, invalid] {
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_for_another_reason_is_tried_again() {
+    fn an_operation_that_failed_for_another_reason_is_tried_again() {
         let ability = Ability::new(true);
         let full = ability.attempt(|| Err::<(), _>(ErrorKind::StorageFull.into()));
         assert_eq!(full.unwrap_err().kind(), ErrorKind::StorageFull);

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_that_a_hole_overtook_tells_nothing() {
+    fn the_result_of_a_search_that_a_hole_overtook_is_dropped() {
         let holes = Holes::new(false);
         let so_far = holes.so_far();
         holes.made(&(500..600));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_ranges_is_bounded() {
         let holes = knowing(0..1 << 40);
         for at in 1..3 * MOST as u64 {
             holes.made(&(at * 10..at * 10 + 1));

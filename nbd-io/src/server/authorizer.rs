@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_use_an_export_learns_nothing_of_it() {
+    fn a_client_that_may_not_use_an_export_learns_nothing_of_it() {
         let asked = |may: bool, name: &str| {
             let authorize: Authorize = Arc::new(move |_, _| may);
             let authorized = Authorized {

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_woken_when_something_is_given_back() {
+    fn a_waiting_connection_is_woken_when_memory_is_given_back() {
         let budget = Budget::new(10 * MODEST);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&count));

@@ -206,7 +206,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn what_is_taken_at_once_is_paid_for_later() {
+    fn a_burst_is_paid_for_later() {
         let bucket = Bucket::new(Rate::new().requests(1_000).bytes(1 << 20));
         let start = 10 * SECOND;
         // An unused rate is not saved up, except for a little.
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn over_a_long_time_a_rate_is_what_was_asked_for() {
+    fn over_a_long_time_a_rate_is_exact() {
         let bucket = Bucket::new(Rate::new().requests(777));
         let (mut now, mut requests) = (SECOND, 0);
         while now < 11 * SECOND {

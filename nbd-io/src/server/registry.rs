@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_is_woken() {
+    fn waiting_tasks_are_woken() {
         use std::{sync::atomic::AtomicUsize, task::Wake};
         struct Count(AtomicUsize);
         impl Wake for Count {
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_wait_any_more_is_forgotten() {
+    fn a_task_that_stops_waiting_leaves_no_waker() {
         let registry = Registry::default();
         let cx = &Context::from_waker(Waker::noop());
         let mut watches: Vec<_> = (0..20_000).map(|_| registry.watch()).collect();

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_buffer_is_only_made_for_those_who_send_much() {
+    fn a_long_buffer_is_only_made_for_peers_that_send_much() {
         let mut received = Received::new();
         for n in [1, 2000, RECORD - 1, 5] {
             assert_eq!(received.space().len(), RECORD);

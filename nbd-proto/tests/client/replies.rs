@@ -344,7 +344,7 @@ fn a_reply_that_is_cut_off_is_no_answer() {
 }
 
 #[test]
-fn a_reply_behind_the_end_ends_the_session_and_not_well() {
+fn a_reply_behind_the_end_is_a_violation() {
     // C-204, H-006
     for entry in Entry::every_mode() {
         let may_end = entry.always(|session| {

@@ -212,7 +212,7 @@ fn enter_twin(mode: HeaderStyle) -> Session {
 }
 
 #[test]
-fn a_session_without_a_fault_ends_well() {
+fn a_session_without_a_fault_succeeds() {
     // C-042, C-044
     for mode in [
         HeaderStyle::Simple,

@@ -138,7 +138,7 @@ fn a_client_stops_trying_when_its_time_is_over() {
 }
 
 #[test]
-fn a_server_that_ends_at_every_request_is_not_stormed() {
+fn reconnecting_to_a_server_that_ends_at_every_request_backs_off() {
     // H-038
     within(15, || {
         for (shuts_down, connections) in [(false, 1), (true, 1), (false, 3)] {

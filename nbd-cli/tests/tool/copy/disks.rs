@@ -64,7 +64,7 @@ fn a_file_is_copied_into_nbdkit_and_back_and_verified() {
 }
 
 #[test]
-fn servers_that_lack_everything_are_copied_to_as_well() {
+fn a_server_without_any_optional_feature_can_be_a_destination() {
     run(|| {
         let image = image();
         let Some(server) = Nbdkit::new("memory")
@@ -89,7 +89,7 @@ fn servers_that_lack_everything_are_copied_to_as_well() {
 }
 
 #[test]
-fn zeroes_replace_what_the_destination_had() {
+fn zeroes_replace_data_of_the_destination() {
     run(|| {
         let (image, full) = (image(), raw(SIZE, &[(0, &pattern(5, SIZE))]));
         let Some(server) = memory(SIZE) else {
@@ -212,7 +212,7 @@ fn the_hash_is_that_of_all_bytes() {
 }
 
 #[test]
-fn only_what_changed_is_written() {
+fn only_changed_blocks_are_written() {
     run(|| {
         let (image, directory) = (image(), directory());
         let log = directory.path().join("log");
@@ -273,7 +273,7 @@ fn a_file_is_not_copied_to_itself() {
 }
 
 #[test]
-fn the_progress_is_told_as_json() {
+fn progress_is_reported_as_json() {
     let (image, directory) = (image(), directory());
     let path = image.path();
     let ended = copy(&["--progress=json", text(&path), text(&target(&directory))]);
@@ -340,7 +340,7 @@ fn the_rest_of_a_longer_disk_has_to_be_zero() {
 }
 
 #[test]
-fn what_cannot_be_compared_is_neither_the_same_nor_different() {
+fn disks_that_cannot_be_compared_are_an_error() {
     let image = image();
     nbd(["compare", text(&image.path()), "/nonexistent"]).expect(2);
 }

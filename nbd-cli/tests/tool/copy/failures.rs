@@ -78,7 +78,7 @@ fn forgetful() -> Nbdkit {
 }
 
 #[test]
-fn what_is_not_there_is_found_by_verifying() {
+fn missing_data_is_found_by_verifying() {
     run(|| {
         let image = image();
         let Some(server) = forgetful().start() else {

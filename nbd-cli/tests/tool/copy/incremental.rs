@@ -130,7 +130,7 @@ fn a_context_that_the_server_lacks_is_an_error() {
 }
 
 #[test]
-fn what_is_copied_in_part_has_to_be_there() {
+fn the_destination_of_a_partial_copy_has_to_exist() {
     run(|| {
         let directory = directory();
         let Some(server) = memory(MIB) else {

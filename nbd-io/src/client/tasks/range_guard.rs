@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_dropped_is_not_waited_for() {
+    fn a_dropped_claim_is_not_waited_for() {
         let range_locks = Arc::<SharedRangeLocks>::default();
         let mut first = pin!(range_locks.lock_range(0..10));
         let _held = is_ready(first.as_mut()).unwrap();

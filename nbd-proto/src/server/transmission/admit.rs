@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ordinary_is_what_would_be_carried_out_anyway() {
+    fn ordinary_requests_would_be_admitted_anyway() {
         let mut ordinary = 0;
         for (mode, read_only, minimum) in [
             (HeaderStyle::Simple, false, 1),

@@ -99,7 +99,7 @@ fn delays_double_up_to_the_longest_and_chance_cuts_at_most_a_half() {
 }
 
 #[test]
-fn without_delays_there_is_no_storm_either() {
+fn reconnecting_is_bounded_without_delays_too() {
     let sim = Sim::new(1);
     let (count, server) = (Arc::new(AtomicUsize::new(0)), sim.clone());
     let counted = count.clone();
@@ -133,7 +133,7 @@ fn without_delays_there_is_no_storm_either() {
 }
 
 #[test]
-fn connections_that_are_lost_in_turn_are_no_storm_either() {
+fn connections_that_are_lost_in_turn_back_off_too() {
     // H-038
     for (attempts, connections) in [(1, 2), (1, 3), (3, 2), (5, 4)] {
         let sim = Sim::new(1);

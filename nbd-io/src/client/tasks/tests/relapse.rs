@@ -159,7 +159,7 @@ impl Export for Ending {
 }
 
 #[test]
-fn a_server_that_ends_at_every_request_is_not_stormed() {
+fn reconnecting_to_a_server_that_ends_at_every_request_backs_off() {
     // H-038
     for dies in [false, true] {
         let sim = Sim::new(1);
