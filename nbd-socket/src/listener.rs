@@ -26,11 +26,11 @@ use std::{
     time::Duration,
 };
 
-/// A client that says nothing for so long is asked whether it is still there, every ten seconds
-/// and six times.
-const SILENCE: Duration = Duration::from_secs(60);
-const PROBE: Duration = Duration::from_secs(10);
-const PROBES: u32 = 6;
+/// A client that has sent nothing for this time is probed by TCP keepalive, at this interval and so
+/// many times.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 6;
 
 /// `VMADDR_CID_ANY`, and `VMADDR_PORT_ANY` as well.
 const ANY: u32 = u32::MAX;
@@ -244,9 +244,9 @@ fn introduce(socket: &socket2::Socket, address: &SockAddr) -> Peer {
         return peer;
     };
     let keepalive = TcpKeepalive::new()
-        .with_time(SILENCE)
-        .with_interval(PROBE)
-        .with_retries(PROBES);
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
     // Some systems refuse these when the client is gone, which is no failure of the listener.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);

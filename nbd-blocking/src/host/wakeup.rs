@@ -85,7 +85,7 @@ struct Wakeup {
 
 const AWAKE: u8 = 0;
 const WAITING: u8 = 1;
-const RUNG: u8 = 2;
+const WOKEN: u8 = 2;
 
 /// Descriptor for threads that are seldom woken, while there are any.
 static SHARED: Mutex<Weak<WakeupFd>> = Mutex::new(Weak::new());
@@ -125,13 +125,13 @@ impl Wakeup {
                 .compare_exchange(AWAKE, WAITING, Ordering::SeqCst, Ordering::SeqCst);
         // A wake-up may come after the thread has woken by itself. It is not lost: the state is
         // read anew before the next wait.
-        let heard = match exchanged {
+        let woken = match exchanged {
             Ok(_) => wait_in_system(interest, own.or(shared.as_deref())),
             Err(_) => Ok(true),
         };
         self.state.store(AWAKE, Ordering::SeqCst);
-        if let (Some(own), true) = (own, heard?) {
-            own.silence();
+        if let (Some(own), true) = (own, woken?) {
+            own.clear();
         }
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Wake for Wakeup {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.state.swap(RUNG, Ordering::SeqCst) != WAITING {
+        if self.state.swap(WOKEN, Ordering::SeqCst) != WAITING {
             return;
         }
         let shared = lock(&self.shared).take();
@@ -165,7 +165,7 @@ impl Wake for Wakeup {
     }
 }
 
-/// Returns whether the descriptor was heard.
+/// Returns whether the descriptor can be read from.
 fn wait_in_system(interest: &Interest, fd: Option<&WakeupFd>) -> io::Result<bool> {
     let mut fds: Vec<_> = interest
         .fds
@@ -212,7 +212,7 @@ impl WakeupFd {
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    fn silence(&self) {
+    fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
@@ -246,7 +246,7 @@ impl WakeupFd {
         let _ = (&self.there).write(&[1]);
     }
 
-    fn silence(&self) {
+    fn clear(&self) {
         use std::io::Read;
         while matches!((&self.here).read(&mut [0; 64]), Ok(64)) {}
     }

@@ -6,13 +6,13 @@
 //! * A call that finds no connection to use moves on the dials until there is one, in slices, so
 //!   that it notices the results of other calls. If its time is over first, the next call goes on
 //!   with the dial.
-//! * A call that has a connection to use also moves a dial on, for [`SHARE`] at most, and all such
-//!   calls together wait no more than a tenth of the time. A server that does not answer a dial
-//!   therefore costs next to nothing to callers that another one serves.
+//! * A call that has a connection to use also moves a dial on, for at most [`BACKGROUND_SLICE`],
+//!   and all such calls together wait no more than a tenth of the time. A server that does not
+//!   answer a dial therefore costs next to nothing to callers that another one serves.
 //! * Once in [`SWEEP`] a call looks whether connections that have nothing to do are still there.
 //!
-//! A loss ends an [`Epoch`] of the log of changes: a connection that was given up may lead to a server
-//! that has crashed, and a flush of the next one must not be taken to cover what comes over it.
+//! A loss ends an [`Epoch`] of the log of changes: a connection that was given up may lead to a
+//! server that has crashed, and a flush of the next one must not be taken to cover writes over it.
 
 use super::{dial::Dial, disconnect};
 use crate::{Blocking, Error, Lost, link::Link};
@@ -32,11 +32,11 @@ use std::{
 const SLICE: Duration = Duration::from_millis(20);
 
 /// Longest wait for a dial of a call that has a connection to use.
-const SHARE: Duration = Duration::from_millis(1);
+const BACKGROUND_SLICE: Duration = Duration::from_millis(1);
 
 /// Times as long as a dial has just taken from a call that did not need it, for which no such call
 /// gives time to a dial.
-const REST: u32 = 9;
+const BACKGROUND_PAUSE: u32 = 9;
 
 /// Interval at which idle connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// Time in which a server that shuts down has to answer the requests that it holds.
-const LEAVING: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connections of a client that come back.
 #[derive(Debug)]
@@ -64,9 +64,9 @@ pub(super) struct State {
     /// Dials that no call is moving on.
     dials: VecDeque<Dial>,
     /// Connections to servers that shut down, and when they are cut at the latest.
-    leaving: Vec<(Arc<Link>, Duration)>,
+    shutting_down: Vec<(Arc<Link>, Duration)>,
     /// Earliest time for the next call to give time to a dial that it does not need.
-    next_share: Duration,
+    next_background: Duration,
     next_sweep: Duration,
 }
 
@@ -99,8 +99,8 @@ impl ReconnectingPool {
             state: Mutex::new(State {
                 members,
                 dials: VecDeque::new(),
-                leaving: Vec::new(),
-                next_share: Duration::ZERO,
+                shutting_down: Vec::new(),
+                next_background: Duration::ZERO,
                 next_sweep: SWEEP,
             }),
             changed: Condvar::new(),
@@ -136,7 +136,7 @@ impl ReconnectingPool {
 
     fn usable(&self, command: Command, late: &mut Option<Instant>) -> Result<Arc<Link>, Error> {
         let mut state = self.lock();
-        let mut has_helped = false;
+        let mut did_background_work = false;
         loop {
             self.sweep(&mut state);
             if let ConnectionState::Over(lost) = state.members.state() {
@@ -146,11 +146,11 @@ impl ReconnectingPool {
                 return Err(Error::lost(Lost::Disconnected));
             }
             if let Some(best) = state.best() {
-                if has_helped || state.is_quiet() {
+                if did_background_work || state.is_quiet() {
                     return Ok(best);
                 }
-                has_helped = true;
-                state = self.help(state);
+                did_background_work = true;
+                state = self.background_work(state);
                 continue;
             }
             if let Some(after) = self.common.connector.config.request_timeout
@@ -241,10 +241,10 @@ impl ReconnectingPool {
 
     /// Work for other calls, which takes next to no time: closes connections that had their time to
     /// end, looks at idle ones, and moves a dial on.
-    fn help<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn background_work<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let now = self.now();
         let overdue = |(link, by): &mut (Arc<Link>, Duration)| *by <= now || link.lost().is_some();
-        let overdue: Vec<_> = state.leaving.extract_if(.., overdue).collect();
+        let overdue: Vec<_> = state.shutting_down.extract_if(.., overdue).collect();
         for (link, _) in overdue {
             let _ = link.disconnect(Some(Instant::now()));
         }
@@ -252,14 +252,14 @@ impl ReconnectingPool {
             state.next_sweep = now + SWEEP;
             state = self.check_idle(state);
         }
-        if state.next_share <= now
+        if state.next_background <= now
             && let Ok(dial) = self.next_dial(&mut state, now)
         {
             // No other call does meanwhile.
-            state.next_share = now + REST * SHARE;
-            state = self.step(state, dial, self.start + now + SHARE);
+            state.next_background = now + BACKGROUND_PAUSE * BACKGROUND_SLICE;
+            state = self.step(state, dial, self.start + now + BACKGROUND_SLICE);
             let end = self.now();
-            state.next_share = end + REST * (end - now);
+            state.next_background = end + BACKGROUND_PAUSE * (end - now);
         }
         state
     }
@@ -309,7 +309,7 @@ impl ReconnectingPool {
             if matches!(link.ended().as_deref(), Some(Lost::ShutsDown)) {
                 // It still answers what it holds.
                 link.leave_if_idle();
-                state.leaving.push((link, now + LEAVING));
+                state.shutting_down.push((link, now + SHUTDOWN_TIMEOUT));
             } else {
                 link.abort(Lost::GivenUp);
             }
@@ -422,12 +422,12 @@ impl ReconnectingPool {
         let Some(links) = state.members.close() else {
             return Err(Error::lost(Lost::Disconnected));
         };
-        let leaving = mem::take(&mut state.leaving);
+        let shutting_down = mem::take(&mut state.shutting_down);
         let dials = mem::take(&mut state.dials);
         self.notify(state);
         drop(dials);
         let ended = disconnect(&links, deadline);
-        for (link, _) in leaving {
+        for (link, _) in shutting_down {
             let _ = link.disconnect(deadline);
         }
         let mut state = self.lock();
@@ -450,6 +450,6 @@ impl State {
 
     /// Whether no work for other calls is due, as far as can be known without a clock.
     fn is_quiet(&self) -> bool {
-        self.members.is_complete() && self.leaving.is_empty() && self.members.count() == 1
+        self.members.is_complete() && self.shutting_down.is_empty() && self.members.count() == 1
     }
 }

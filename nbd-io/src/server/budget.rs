@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Share of every connection in any case, in bytes.
-const MODEST: u64 = 1 << 20;
+const MIN_SHARE: u64 = 1 << 20;
 
 /// Memory beyond what every connection has in any case.
 ///
@@ -82,7 +82,7 @@ impl Share {
     /// that has changed.
     #[inline]
     pub(super) fn cover(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
-        let all = bytes.saturating_sub(MODEST);
+        let all = bytes.saturating_sub(MIN_SHARE);
         all <= self.taken || self.take(all, cx)
     }
 
@@ -101,7 +101,7 @@ impl Share {
 
     /// Gives back what is not needed for so many bytes.
     pub(super) fn settle(&mut self, bytes: u64) {
-        let all = bytes.saturating_sub(MODEST);
+        let all = bytes.saturating_sub(MIN_SHARE);
         if all < self.taken {
             self.budget.give_back(self.taken - all);
             self.taken = all;
@@ -135,34 +135,34 @@ mod tests {
 
     #[test]
     fn the_greedy_always_leave_something_to_others() {
-        let budget = Budget::new(100 * MODEST);
+        let budget = Budget::new(100 * MIN_SHARE);
         let cx = Context::from_waker(Waker::noop());
         let mut shares: Vec<_> = (0..1000)
             .map(|_| {
                 let mut share = Share::new(Arc::clone(&budget));
                 // It takes as much as it gets.
                 let mut has = 0;
-                while share.cover(has + MODEST / 4, &cx) {
-                    has += MODEST / 4;
+                while share.cover(has + MIN_SHARE / 4, &cx) {
+                    has += MIN_SHARE / 4;
                 }
-                assert!(has >= MODEST, "the share of every connection");
+                assert!(has >= MIN_SHARE, "the share of every connection");
                 share
             })
             .collect();
-        assert!(budget.taken.load(Ordering::SeqCst) <= 100 * MODEST);
-        assert!(shares[0].taken >= 49 * MODEST && shares[0].taken <= 50 * MODEST);
-        assert!(shares[1].taken >= 24 * MODEST);
+        assert!(budget.taken.load(Ordering::SeqCst) <= 100 * MIN_SHARE);
+        assert!(shares[0].taken >= 49 * MIN_SHARE && shares[0].taken <= 50 * MIN_SHARE);
+        assert!(shares[1].taken >= 24 * MIN_SHARE);
         // Less than it has is granted, even if the others have all the rest.
-        assert!(shares[0].cover(10 * MODEST, &cx));
-        shares[0].settle(2 * MODEST);
-        assert_eq!(shares[0].taken, MODEST);
+        assert!(shares[0].cover(10 * MIN_SHARE, &cx));
+        shares[0].settle(2 * MIN_SHARE);
+        assert_eq!(shares[0].taken, MIN_SHARE);
         drop(shares);
         assert_eq!(budget.taken.load(Ordering::SeqCst), 0);
     }
 
     #[test]
     fn a_waiting_connection_is_woken_when_memory_is_given_back() {
-        let budget = Budget::new(10 * MODEST);
+        let budget = Budget::new(10 * MIN_SHARE);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&count));
         let cx = Context::from_waker(&waker);
@@ -170,11 +170,11 @@ mod tests {
             Share::new(Arc::clone(&budget)),
             Share::new(Arc::clone(&budget)),
         );
-        assert!(first.cover(9 * MODEST, &cx));
-        assert!(second.cover(MODEST, &cx) && !second.cover(9 * MODEST, &cx));
+        assert!(first.cover(9 * MIN_SHARE, &cx));
+        assert!(second.cover(MIN_SHARE, &cx) && !second.cover(9 * MIN_SHARE, &cx));
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
-        first.settle(MODEST);
+        first.settle(MIN_SHARE);
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert!(second.cover(9 * MODEST, &cx));
+        assert!(second.cover(9 * MIN_SHARE, &cx));
     }
 }

@@ -67,7 +67,7 @@ impl TimerWaker {
             place.wake(cx.waker());
             self.task = Some(cx.waker().clone());
         }
-        if !R::TIMERS_WAKE || place.has_rung() {
+        if !R::TIMERS_WAKE || place.has_timer_ended() {
             self.wakes += 1;
         }
     }

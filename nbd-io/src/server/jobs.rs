@@ -56,7 +56,7 @@ pub(super) struct Jobs<R: Runtime> {
     done: usize,
     spare: Vec<Job>,
     /// Number of requests in a row that were quick and could have been slow.
-    trust: u32,
+    quick_streak: u32,
     looking: bool,
     /// A read that was looked at and is not all zero.
     returned: Option<Request>,
@@ -244,7 +244,7 @@ impl<R: Runtime> Jobs<R> {
             tick: None,
             done: 0,
             spare: Vec::new(),
-            trust: 0,
+            quick_streak: 0,
             looking: false,
             returned: None,
         }
@@ -279,13 +279,13 @@ impl<R: Runtime> Jobs<R> {
     }
 
     /// Number of requests in a row that were quick, of those that are quick only with a cache.
-    pub(super) const fn trust(&self) -> u32 {
-        self.trust
+    pub(super) const fn quick_streak(&self) -> u32 {
+        self.quick_streak
     }
 
     /// A request that was carried out elsewhere was not quick.
-    pub(super) const fn distrust(&mut self) {
-        self.trust = 0;
+    pub(super) const fn reset_quick_streak(&mut self) {
+        self.quick_streak = 0;
     }
 
     /// Gives up memory while nothing is going on.
@@ -300,7 +300,7 @@ impl<R: Runtime> Jobs<R> {
 
     /// Has a request carried out; `fill` puts its payload into a buffer and says how long it is, or
     /// that there is no memory for it: then this gives the request back. If it is `timed`, it
-    /// counts for [`trust`](Self::trust).
+    /// counts for [`quick_streak`](Self::quick_streak).
     pub(super) fn push(
         &mut self,
         request: Request,
@@ -389,8 +389,10 @@ impl<R: Runtime> Jobs<R> {
             self.bytes -= job.moves;
             self.done += 1;
             match job.result {
-                JobResult::Quick if job.timed => self.trust = self.trust.saturating_add(1),
-                JobResult::Slow if job.timed => self.trust = 0,
+                JobResult::Quick if job.timed => {
+                    self.quick_streak = self.quick_streak.saturating_add(1)
+                }
+                JobResult::Slow if job.timed => self.quick_streak = 0,
                 JobResult::Quick | JobResult::Slow => {}
                 JobResult::Panicked => {
                     panicked = true;

@@ -150,12 +150,12 @@ impl Rates {
     }
 
     /// The limits of a connection; `None` if it has none.
-    pub(super) fn enter<R: Runtime>(&self, peer: &Peer, runtime: &R) -> Option<Toll> {
+    pub(super) fn enter<R: Runtime>(&self, peer: &Peer, runtime: &R) -> Option<RateLimiter> {
         let limited = !self.of_client.is_unlimited();
         let client = limited.then(|| self.client(peer, nanoseconds(runtime.now())));
         let buckets = [self.server.clone(), client];
         let any = buckets.iter().any(Option::is_some);
-        any.then_some(Toll { buckets })
+        any.then_some(RateLimiter { buckets })
     }
 
     fn client(&self, peer: &Peer, now: u64) -> Arc<Bucket> {
@@ -171,11 +171,11 @@ impl Rates {
 
 /// Charges the requests of one connection.
 #[derive(Debug)]
-pub(super) struct Toll {
+pub(super) struct RateLimiter {
     buckets: [Option<Arc<Bucket>>; 2],
 }
 
-impl Toll {
+impl RateLimiter {
     /// Pays for a request, which may be carried out. Returns how long none may be taken afterwards, if
     /// that is any time.
     pub(super) fn pay<R: Runtime>(&self, request: &Request, runtime: &R) -> Option<Duration> {

@@ -37,7 +37,7 @@ struct Entry {
     /// Wakes the task of the connection when it has to end, or when one of its timers has.
     waker: Mutex<Option<Waker>>,
     /// One of its timers has woken it.
-    rang: AtomicBool,
+    timer_ended: AtomicBool,
     /// It has to end, since the server stops or its place is needed.
     stopping: AtomicBool,
     displaced: AtomicBool,
@@ -63,7 +63,7 @@ impl Entry {
         let entry = Self {
             client,
             waker: Mutex::new(None),
-            rang: AtomicBool::new(false),
+            timer_ended: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             displaced: AtomicBool::new(false),
             stage: AtomicU64::new(0),
@@ -116,7 +116,7 @@ impl Wake for Entry {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rang.store(true, Ordering::SeqCst);
+        self.timer_ended.store(true, Ordering::SeqCst);
         let waker = lock(&self.waker).clone();
         if let Some(waker) = waker {
             waker.wake();
@@ -319,16 +319,16 @@ impl Registration {
         drop(old);
     }
 
-    /// The waker with which timers of the connection are polled, so that it [knows](Self::has_rung)
-    /// when one of them has ended.
+    /// The waker by which timers of the connection are polled, so that it
+    /// [knows](Self::has_timer_ended) when one of them has ended.
     pub(super) fn timer_waker(&self) -> Waker {
         Arc::clone(&self.entry).into()
     }
 
     /// Whether a timer has ended since this was last asked.
-    pub(super) fn has_rung(&self) -> bool {
-        let rang = &self.entry.rang;
-        rang.load(Ordering::SeqCst) && rang.swap(false, Ordering::SeqCst)
+    pub(super) fn has_timer_ended(&self) -> bool {
+        let timer_ended = &self.entry.timer_ended;
+        timer_ended.load(Ordering::SeqCst) && timer_ended.swap(false, Ordering::SeqCst)
     }
 
     /// Ready once the connection has to end.

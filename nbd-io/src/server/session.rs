@@ -13,7 +13,7 @@ use super::{
     intake::{Coming, Intake},
     jobs::{Jobs, Panicked, carry_out, carry_out_now, carry_out_zeroes, guard},
     negotiation::Entered,
-    rate::Toll,
+    rate::RateLimiter,
     registry::Registration,
     replies::no_memory,
     report::{Report, payload_len},
@@ -59,7 +59,7 @@ const SHORTAGE: Duration = Duration::from_secs(10);
 const QUICK: Duration = Duration::from_micros(100);
 
 /// So many quick requests in a row are a reason to believe that the next one will be.
-const TRUSTED: u32 = 16;
+const QUICK_STREAK: u32 = 16;
 
 /// A client's use of an export.
 pub(super) struct Session<'a, T, R: Runtime> {
@@ -75,7 +75,7 @@ pub(super) struct Session<'a, T, R: Runtime> {
     report: Report,
     share: Share,
     /// Charges requests, if there is a limit of their rate.
-    toll: Option<Toll>,
+    rate_limiter: Option<RateLimiter>,
     /// A read for which there is no memory yet.
     held: Option<Request>,
     /// Whether the read that is held was found not to be all zero, for which memory is needed.
@@ -125,7 +125,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             jobs,
             report,
             share: Share::new(Arc::clone(&settings.budget)),
-            toll: settings.rates.enter(peer, runtime),
+            rate_limiter: settings.rates.enter(peer, runtime),
             held: None,
             looked: false,
             short: false,
@@ -201,7 +201,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             }
             return Ok(any);
         }
-        let is_ready = self.held.is_none() && !self.is_in_debt() && !self.jobs.is_looking();
+        let is_ready = self.held.is_none() && !self.is_throttled() && !self.jobs.is_looking();
         if !is_ready || !self.has_room() || self.intake.has_bytes() {
             return Ok(any);
         }
@@ -299,15 +299,15 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     }
 
     /// Whether the client has to wait, because it has done more than its rate allows.
-    const fn is_in_debt(&self) -> bool {
+    const fn is_throttled(&self) -> bool {
         self.clocks.debt.is_some()
     }
 
     /// Has the client pay for a request, if there is a limit of its rate.
     #[inline]
     fn charge(&mut self, request: &Request) {
-        if let Some(toll) = &self.toll {
-            let debt = toll.pay(request, self.runtime);
+        if let Some(rate_limiter) = &self.rate_limiter {
+            let debt = rate_limiter.pay(request, self.runtime);
             self.clocks.debt = debt.map(|debt| self.runtime.sleep(debt));
         }
     }
@@ -320,7 +320,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             self.intake.transmission.shut_down();
         }
         while self.replies.len() < REPLIES_AT_ONCE && self.has_room() && !self.jobs.is_looking() {
-            if self.is_in_debt() && self.held.is_none() {
+            if self.is_throttled() && self.held.is_none() {
                 break;
             }
             if self.intake.is_parked() {
@@ -378,7 +378,9 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             any = true;
             let clock = if self.in_place {
                 Some(Duration::ZERO)
-            } else if self.jobs.trust() >= TRUSTED && self.jobs.running() == 0 && is_short(&request)
+            } else if self.jobs.quick_streak() >= QUICK_STREAK
+                && self.jobs.running() == 0
+                && is_short(&request)
             {
                 self.runtime.own_thread_clock()
             } else {
@@ -404,7 +406,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             if !self.in_place {
                 let now = self.runtime.own_thread_clock().unwrap_or(Duration::MAX);
                 if !is_quick(now.saturating_sub(before), moves) {
-                    self.jobs.distrust();
+                    self.jobs.reset_quick_streak();
                 }
             }
             // A lone request need not be looked behind.

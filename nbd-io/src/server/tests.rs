@@ -1,10 +1,10 @@
 mod accepting;
 mod busy;
 mod clock;
+mod disconnect;
 mod execution;
 mod loopback;
 mod negotiation;
-mod parting;
 mod payloads;
 mod replying;
 mod taking;

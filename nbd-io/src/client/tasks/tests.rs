@@ -8,12 +8,12 @@ mod ending;
 mod engine;
 mod events;
 mod late;
+mod lost_again;
 mod members;
 mod order;
 mod pipe;
 mod policy;
 mod recovery;
-mod relapse;
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 mod secure;
 mod server;

@@ -1,6 +1,6 @@
 //! Payloads that do not come all at once.
 
-use super::parting::{DISC, GO, serve_export};
+use super::disconnect::{DISC, GO, serve_export};
 use crate::{Export as _, Memory, server::CloseReason};
 use std::sync::Arc;
 

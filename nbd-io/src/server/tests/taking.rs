@@ -2,7 +2,7 @@
 
 use super::{
     clock::Clock,
-    parting::{DISC, GO},
+    disconnect::{DISC, GO},
 };
 use crate::{
     Export, Memory, NamedExports,

@@ -4,7 +4,7 @@
 
 use super::{
     pipe::{Cut, Pipe},
-    server::{Log, Manner, serve},
+    server::{Behaviour, Log, serve},
     sim::{Sim, join, join_all},
 };
 use crate::{
@@ -30,15 +30,15 @@ const SIZE: u64 = 1 << 20;
 /// Serves an export to every client that connects, and logs the requests.
 fn host(sim: &Sim, export: Arc<dyn Export>, cut: Cut, shuffle: bool) -> Log {
     let log = Log::default();
-    let manner = Manner {
+    let behaviour = Behaviour {
         shuffle,
         log: log.clone(),
-        ..Manner::default()
+        ..Behaviour::default()
     };
     let exports = Arc::new(NamedExports::single(export));
     let server = sim.clone();
     sim.on_connect(move |pipe: Pipe| {
-        serve(&server, pipe.cut(cut), exports.clone(), manner.clone());
+        serve(&server, pipe.cut(cut), exports.clone(), behaviour.clone());
         Ok(())
     });
     log
@@ -340,7 +340,7 @@ fn another_connection_to_another_export_is_refused() {
         sim.on_connect(move |pipe| {
             let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let exports = Arc::new(NamedExports::single(both[n].clone()));
-            serve(&server, pipe, exports, Manner::default());
+            serve(&server, pipe, exports, Behaviour::default());
             Ok(())
         });
         sim.run(async {

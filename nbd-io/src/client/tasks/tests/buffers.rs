@@ -2,7 +2,7 @@
 
 use super::{
     pipe::Pipe,
-    server::{Manner, serve},
+    server::{Behaviour, serve},
     sim::Sim,
 };
 use crate::{
@@ -47,7 +47,7 @@ fn a_read_that_fails_gives_the_same_buffer_back() {
         let exports = Arc::new(NamedExports::single(Arc::new(Broken)));
         let server = sim.clone();
         sim.on_connect(move |pipe: Pipe| {
-            serve(&server, pipe, exports.clone(), Manner::default());
+            serve(&server, pipe, exports.clone(), Behaviour::default());
             Ok(())
         });
         sim.run(async {

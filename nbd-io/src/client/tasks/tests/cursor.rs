@@ -5,7 +5,7 @@
 use super::{
     pipe::{Cut, Pipe},
     recovery::{self, Machine, policy},
-    server::{Log, Manner, serve},
+    server::{Behaviour, Log, serve},
     sim::{Sim, join},
 };
 use crate::{
@@ -30,13 +30,13 @@ const SIZE: u64 = 10_240;
 async fn enter(sim: &Sim, export: Arc<dyn Export>, cut: Cut) -> (Cursor<Sim>, Log) {
     let exports = Arc::new(NamedExports::single(export));
     let (server, log) = (sim.clone(), Log::default());
-    let manner = Manner {
+    let behaviour = Behaviour {
         log: log.clone(),
-        ..Manner::default()
+        ..Behaviour::default()
     };
     sim.on_connect(move |pipe: Pipe| {
         let pipe = pipe.cut(cut).capacity(700);
-        serve(&server, pipe, exports.clone(), manner.clone());
+        serve(&server, pipe, exports.clone(), behaviour.clone());
         Ok(())
     });
     // Most operations take several requests.
@@ -148,7 +148,7 @@ fn an_operation_has_a_limit() {
         let exports = Arc::new(NamedExports::single(export));
         let server = sim.clone();
         sim.on_connect(move |pipe: Pipe| {
-            serve(&server, pipe, exports.clone(), Manner::default());
+            serve(&server, pipe, exports.clone(), Behaviour::default());
             Ok(())
         });
         let options = ConnectOptions::with_runtime(sim.clone());

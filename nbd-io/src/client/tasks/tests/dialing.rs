@@ -45,8 +45,8 @@ fn lost_connections_are_made_again_by_a_function_of_the_programs() {
             client.write(vec![7; 512], 512).await.unwrap();
             client.flush().await.unwrap();
             assert_eq!(count.load(Ordering::Relaxed), 2);
-            for scissors in open.lock().unwrap().drain(..) {
-                scissors.cut();
+            for cutter in open.lock().unwrap().drain(..) {
+                cutter.cut();
             }
             client.write(vec![8; 512], 0).await.unwrap();
             client.flush().await.unwrap();

@@ -3,7 +3,7 @@
 use super::{
     engine::limits,
     pipe::pipe,
-    server::{Manner, enter},
+    server::{Behaviour, enter},
     sim::{Sim, join},
 };
 use crate::{
@@ -52,7 +52,7 @@ fn a_write_that_is_answered_before_its_payload_is_sent_is_sent_whole() {
     let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(1 << 20))));
     let len = payload.len();
     let server = async {
-        let entered = enter(theirs, exports, &Manner::default()).await.unwrap();
+        let entered = enter(theirs, exports, &Behaviour::default()).await.unwrap();
         let mut stream = entered.transport;
         let write = take(&mut stream, REQUEST).await;
         answer(&mut stream, &write, &[]).await;

@@ -3,7 +3,7 @@
 use super::{
     engine::{Bench, Setup, dropped_after, read, verify, write},
     pipe::Cut,
-    server::Manner,
+    server::Behaviour,
     sim::{Sim, join_all},
 };
 use crate::{
@@ -30,9 +30,9 @@ fn a_request_that_is_not_answered_in_time_ends_alone() {
         let timeout = Duration::from_secs(8);
         let setup = Setup {
             timeout: Some(timeout),
-            manner: Manner {
+            behaviour: Behaviour {
                 silent: Some(Arc::new(|n| n == 3 || n == 5)),
-                ..Manner::default()
+                ..Behaviour::default()
             },
             ..Setup::default()
         };
@@ -108,13 +108,13 @@ fn a_request_that_finds_no_room_in_time_ends_alone() {
         let setup = Setup {
             timeout: Some(Duration::from_secs(8)),
             in_flight: 1,
-            manner: Manner {
+            behaviour: Behaviour {
                 silent: Some(Arc::new(|_| true)),
-                ..Manner::default()
+                ..Behaviour::default()
             },
             ..Setup::default()
         };
-        let log = setup.manner.log.clone();
+        let log = setup.behaviour.log.clone();
         let Bench { link, .. } = setup.connect(&sim).await;
         let (first, second) = super::sim::join(read(&link, 0, 1), read(&link, 1, 1)).await;
         for done in [first, second] {
@@ -136,13 +136,13 @@ fn a_connection_that_breaks_ends_every_call_with_its_cause() {
                     in_flight: 3,
                     ..Setup::default()
                 };
-                let Bench { link, scissors, .. } = setup.connect(&sim).await;
+                let Bench { link, cutter, .. } = setup.connect(&sim).await;
                 let polls = sim.chance().below(60);
                 let mut waits = 0;
                 let cutter = poll_fn(|cx| {
                     waits += 1;
                     if waits > polls {
-                        scissors.cut();
+                        cutter.cut();
                         return Poll::Ready(());
                     }
                     cx.waker().wake_by_ref();
@@ -184,11 +184,11 @@ fn the_end_of_an_idle_connection_is_noticed() {
     for used in [false, true] {
         let sim = Sim::new(4);
         sim.run(async {
-            let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
+            let Bench { link, cutter, .. } = Setup::default().connect(&sim).await;
             if used {
                 verify(&link, 1).await;
             }
-            scissors.cut();
+            cutter.cut();
             let start = sim.now();
             assert!(matches!(*link.over().await, Lost::Closed));
             assert!(sim.now() - start <= Duration::from_secs(1));
@@ -215,7 +215,7 @@ fn poll<F: Future>(future: &mut Pin<Box<F>>, task: &Arc<Task>) -> Poll<F::Output
 fn close_waiters_are_woken_by_the_end_and_dropped_ones_are_forgotten() {
     let sim = Sim::new(4);
     sim.run(async {
-        let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
+        let Bench { link, cutter, .. } = Setup::default().connect(&sim).await;
         let tasks: [_; 4] = std::array::from_fn(|_| Arc::<Task>::default());
         let [stopped, moved, first, second] = &tasks;
         for _ in 0..10 {
@@ -229,7 +229,7 @@ fn close_waiters_are_woken_by_the_end_and_dropped_ones_are_forgotten() {
         }
         assert_eq!(Arc::strong_count(moved), 1, "another task waits instead");
 
-        scissors.cut();
+        cutter.cut();
         sim.sleep(Duration::from_secs(2)).await;
         let woken = tasks.each_ref().map(|task| task.0.load(Ordering::Relaxed));
         assert_eq!(woken, [false, false, true, true]);
@@ -251,13 +251,13 @@ fn a_disconnect_waits_for_requests_in_flight() {
             let setup = Setup {
                 cut: Cut::Random,
                 in_flight: 4,
-                manner: Manner {
+                behaviour: Behaviour {
                     shuffle: true,
-                    ..Manner::default()
+                    ..Behaviour::default()
                 },
                 ..Setup::default()
             };
-            let log = setup.manner.log.clone();
+            let log = setup.behaviour.log.clone();
             let Bench { link, .. } = setup.connect(&sim).await;
             let link = &link;
             let calls = join_all((0..6_u64).map(|n| write(link, n * 100, vec![1; 100])));
@@ -296,9 +296,9 @@ fn a_disconnect_from_a_server_that_owes_a_reply_ends_after_five_seconds() {
     let sim = Sim::new(4);
     sim.run(async {
         let setup = Setup {
-            manner: Manner {
+            behaviour: Behaviour {
                 silent: Some(Arc::new(|_| true)),
-                ..Manner::default()
+                ..Behaviour::default()
             },
             ..Setup::default()
         };

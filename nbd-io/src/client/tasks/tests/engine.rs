@@ -3,8 +3,8 @@
 //! It is longer than 500 lines because all of it plays on one bench.
 
 use super::{
-    pipe::{Cut, Scissors, pipe},
-    server::{Manner, serve},
+    pipe::{Cut, Cutter, pipe},
+    server::{Behaviour, serve},
     sim::{Sim, join_all},
 };
 use crate::{
@@ -40,7 +40,7 @@ const SIZE: u64 = 1 << 20;
 #[derive(Clone)]
 pub(super) struct Setup {
     pub(super) mode: HeaderStyle,
-    pub(super) manner: Manner,
+    pub(super) behaviour: Behaviour,
     pub(super) cut: Cut,
     pub(super) capacity: usize,
     pub(super) timeout: Option<Duration>,
@@ -52,7 +52,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             mode: HeaderStyle::Extended,
-            manner: Manner::default(),
+            behaviour: Behaviour::default(),
             cut: Cut::Whole,
             capacity: 256 << 10,
             timeout: None,
@@ -65,7 +65,7 @@ impl Default for Setup {
 pub(super) struct Bench {
     pub(super) link: Arc<Link>,
     pub(super) memory: Arc<Memory>,
-    pub(super) scissors: Scissors,
+    pub(super) cutter: Cutter,
 }
 
 impl Setup {
@@ -74,8 +74,8 @@ impl Setup {
         let (ours, theirs) = pipe(sim.chance());
         let cut = |pipe: super::pipe::Pipe| pipe.cut(self.cut).capacity(self.capacity);
         let exports = Arc::new(NamedExports::single(memory.clone()));
-        serve(sim, cut(theirs), exports, self.manner);
-        let scissors = ours.scissors();
+        serve(sim, cut(theirs), exports, self.behaviour);
+        let cutter = ours.cutter();
         let mut target = NegotiationConfig::new(ExportName::default());
         target.structured_replies = self.mode != HeaderStyle::Simple;
         target.extended_headers = self.mode == HeaderStyle::Extended;
@@ -99,7 +99,7 @@ impl Setup {
         Bench {
             link,
             memory,
-            scissors,
+            cutter,
         }
     }
 }
@@ -226,9 +226,9 @@ fn replies_find_their_calls_in_any_order() {
         let sim = Sim::new(seed);
         sim.run(async {
             let setup = Setup {
-                manner: Manner {
+                behaviour: Behaviour {
                     shuffle: true,
-                    ..Manner::default()
+                    ..Behaviour::default()
                 },
                 cut: Cut::Random,
                 capacity: 5000,
@@ -292,9 +292,9 @@ async fn drop_one(sim: &Sim, cut: Cut, kind: usize, polls: usize) -> bool {
     let setup = Setup {
         cut,
         capacity: 3000,
-        manner: Manner {
+        behaviour: Behaviour {
             shuffle: polls % 2 == 1,
-            ..Manner::default()
+            ..Behaviour::default()
         },
         ..Setup::default()
     };
@@ -338,9 +338,9 @@ fn a_load_of_calls_survives_that_any_of_them_is_dropped() {
         let sim = Sim::new(seed);
         sim.run(async {
             let setup = Setup {
-                manner: Manner {
+                behaviour: Behaviour {
                     shuffle: true,
-                    ..Manner::default()
+                    ..Behaviour::default()
                 },
                 cut: Cut::Random,
                 capacity: 4000,
@@ -397,7 +397,7 @@ fn a_request_that_waits_for_room_is_taken_back_when_it_is_dropped() {
             in_flight: 1,
             ..Setup::default()
         };
-        let log = setup.manner.log.clone();
+        let log = setup.behaviour.log.clone();
         let Bench { link, .. } = setup.connect(&sim).await;
         let first = write(&link, 0, vec![1; 10]);
         let second = async { dropped_after(write(&link, 10, vec![2; 10]), 1).await };
@@ -421,13 +421,13 @@ fn requests_are_sent_in_the_order_in_which_they_came() {
         let setup = Setup {
             in_flight: 3,
             weight: 50_000,
-            manner: Manner {
+            behaviour: Behaviour {
                 shuffle: true,
-                ..Manner::default()
+                ..Behaviour::default()
             },
             ..Setup::default()
         };
-        let log = setup.manner.log.clone();
+        let log = setup.behaviour.log.clone();
         let Bench { link, .. } = setup.connect(&sim).await;
         let mut calls: Vec<_> = (0..50)
             .map(|n| {
@@ -463,13 +463,13 @@ fn no_more_payload_is_in_flight_than_allowed() {
     sim.run(async {
         let setup = Setup {
             weight: 50_000,
-            manner: Manner {
+            behaviour: Behaviour {
                 silent: Some(Arc::new(|_| true)),
-                ..Manner::default()
+                ..Behaviour::default()
             },
             ..Setup::default()
         };
-        let log = setup.manner.log.clone();
+        let log = setup.behaviour.log.clone();
         let Bench { link, .. } = setup.connect(&sim).await;
         let mut calls: Vec<_> = (0..9).map(|n| read(&link, n, 20_000)).collect();
         let sleep = sim.sleep(Duration::from_secs(1));
@@ -496,9 +496,9 @@ fn a_call_that_is_not_polled_does_not_hold_up_others() {
         let sim = Sim::new(seed);
         sim.run(async {
             let setup = Setup {
-                manner: Manner {
+                behaviour: Behaviour {
                     shuffle: true,
-                    ..Manner::default()
+                    ..Behaviour::default()
                 },
                 ..Setup::default()
             };
@@ -553,17 +553,17 @@ fn a_lone_caller_wakes_only_itself() {
 fn requests_that_begin_together_are_written_together() {
     let sim = Sim::new(1);
     sim.run(async {
-        let Bench { link, scissors, .. } = Setup::default().connect(&sim).await;
-        let (link, scissors) = (&link, &scissors);
+        let Bench { link, cutter, .. } = Setup::default().connect(&sim).await;
+        let (link, cutter) = (&link, &cutter);
         let count = async |tasks: u64, each| {
-            let before = scissors.writes();
+            let before = cutter.writes();
             join_all((0..tasks).map(|n| async move {
                 for _ in 0..each {
                     assert!(is_ok(&read(link, n * 512, 512).await));
                 }
             }))
             .await;
-            scissors.writes() - before
+            cutter.writes() - before
         };
         // The first of them does not know of the others.
         let burst = count(32, 1).await;

@@ -2,7 +2,7 @@
 
 use super::{
     engine::{Bench, Setup, is_ok, read},
-    server::Manner,
+    server::Behaviour,
     sim::{Sim, join},
 };
 use crate::{client::tasks::link::Link, runtime::Runtime};
@@ -25,11 +25,11 @@ fn a_driver_that_was_called_by_another_and_does_not_come_is_replaced_soon() {
         let sim = Sim::new(seed);
         sim.run(async {
             let setup = Setup {
-                manner: Manner {
+                behaviour: Behaviour {
                     shuffle: true,
                     // The first is never answered.
                     silent: Some(Arc::new(|n| n == 0)),
-                    ..Manner::default()
+                    ..Behaviour::default()
                 },
                 ..Setup::default()
             };
@@ -51,13 +51,13 @@ fn a_lone_request_is_sent_before_it_is_awaited() {
     let sim = Sim::new(1);
     sim.run(async {
         let setup = Setup {
-            manner: Manner {
+            behaviour: Behaviour {
                 silent: Some(Arc::new(|n| n == 0)),
-                ..Manner::default()
+                ..Behaviour::default()
             },
             ..Setup::default()
         };
-        let log = setup.manner.log.clone();
+        let log = setup.behaviour.log.clone();
         let Bench { link, .. } = setup.connect(&sim).await;
         {
             let mut dropped = pin!(read(&link, 0, 512));

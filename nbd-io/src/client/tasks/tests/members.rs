@@ -1,9 +1,9 @@
 //! The choice of connections while some of them are silent or about to end.
 
 use super::{
-    pipe::{Pipe, Scissors},
+    pipe::{Cutter, Pipe},
     recovery::{options, policy},
-    server::{Manner, serve},
+    server::{Behaviour, serve},
     sim::{Sim, join},
 };
 use crate::{
@@ -46,12 +46,12 @@ fn shutting_down(sim: &Sim) {
     sim.on_connect(move |pipe: Pipe| {
         let first = count.fetch_add(1, Ordering::Relaxed) == 0;
         let silent = move |request: usize| first && request == 0;
-        let manner = Manner {
+        let behaviour = Behaviour {
             silent: Some(Arc::new(silent)),
-            ..Manner::default()
+            ..Behaviour::default()
         };
         let exports = Arc::new(NamedExports::single(Arc::new(Ending(first))));
-        serve(&server, pipe, exports, manner);
+        serve(&server, pipe, exports, behaviour);
         Ok(())
     });
 }
@@ -112,7 +112,7 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
     for seed in 0..20 {
         let sim = Sim::new(seed);
         let times = Arc::<Mutex<Vec<Duration>>>::default();
-        let open = Arc::<Mutex<Vec<Scissors>>>::default();
+        let open = Arc::<Mutex<Vec<Cutter>>>::default();
         let (server, noted, pipes) = (sim.clone(), times.clone(), open.clone());
         sim.on_connect(move |pipe: Pipe| {
             let mut noted = noted.lock().unwrap();
@@ -120,9 +120,9 @@ fn the_last_attempt_is_made_when_the_time_is_over_and_not_a_pause_earlier() {
             if noted.len() > 1 {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
-            pipes.lock().unwrap().push(pipe.scissors());
+            pipes.lock().unwrap().push(pipe.cutter());
             let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(4096))));
-            serve(&server, pipe, exports, Manner::default());
+            serve(&server, pipe, exports, Behaviour::default());
             Ok(())
         });
         sim.run(async {
@@ -153,12 +153,12 @@ fn connections_are_restored_on_request() {
             if (2..4).contains(&number) {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
-            let manner = Manner {
+            let behaviour = Behaviour {
                 silent: Some(Arc::new(move |_| number < 2)),
-                ..Manner::default()
+                ..Behaviour::default()
             };
             let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(4096))));
-            serve(&server, pipe, exports, manner);
+            serve(&server, pipe, exports, behaviour);
             Ok(())
         });
         sim.run(async {
@@ -198,12 +198,12 @@ fn a_server_that_is_silent_without_closing_is_given_up() {
         let (count, server) = (AtomicUsize::new(0), sim.clone());
         sim.on_connect(move |pipe: Pipe| {
             let first = count.fetch_add(1, Ordering::Relaxed) == 0;
-            let manner = Manner {
+            let behaviour = Behaviour {
                 silent: Some(Arc::new(move |_| first)),
-                ..Manner::default()
+                ..Behaviour::default()
             };
             let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(4096))));
-            serve(&server, pipe, exports, manner);
+            serve(&server, pipe, exports, behaviour);
             Ok(())
         });
         sim.run(async {

@@ -3,7 +3,7 @@
 use super::{
     pipe::{Cut, Pipe},
     recovery::{Machine, killer, options, policy},
-    server::{Manner, serve},
+    server::{Behaviour, serve},
     sim::{Sim, join, join_all},
 };
 use crate::{
@@ -151,11 +151,11 @@ fn a_dropped_write_of_part_of_a_block_does_not_undo_another() {
         let server = sim.clone();
         sim.on_connect(move |pipe: Pipe| {
             let exports = Arc::new(NamedExports::single(disk.clone()));
-            let manner = Manner {
+            let behaviour = Behaviour {
                 shuffle: true,
-                ..Manner::default()
+                ..Behaviour::default()
             };
-            serve(&server, pipe.cut(Cut::Random), exports, manner);
+            serve(&server, pipe.cut(Cut::Random), exports, behaviour);
             Ok(())
         });
         sim.run(async {

@@ -27,7 +27,7 @@ struct Way {
     /// The number of writes.
     writes: usize,
     closed: bool,
-    fuse: Option<Fuse>,
+    trigger: Option<Trigger>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -45,31 +45,33 @@ impl Way {
 }
 
 /// An action that runs when so many more bytes have been sent.
-struct Fuse {
+struct Trigger {
     left: usize,
-    burn: Box<dyn FnOnce() + Send>,
+    action: Box<dyn FnOnce() + Send>,
 }
 
-impl std::fmt::Debug for Fuse {
+impl std::fmt::Debug for Trigger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Fuse({})", self.left)
+        write!(f, "Trigger({})", self.left)
     }
 }
 
 impl Way {
-    /// The number of bytes that may pass before a fuse burns.
+    /// The number of bytes that may pass before the trigger fires.
     fn left(&self) -> usize {
-        self.fuse.as_ref().map_or(usize::MAX, |fuse| fuse.left)
+        self.trigger
+            .as_ref()
+            .map_or(usize::MAX, |trigger| trigger.left)
     }
 
-    /// Counts bytes that have passed. Returns the fuse if it burns; run it without the lock held.
-    fn passed(&mut self, bytes: usize) -> Option<Fuse> {
-        let fuse = self.fuse.as_mut()?;
-        fuse.left -= bytes;
-        if fuse.left > 0 {
+    /// Counts bytes that have passed. Returns the trigger if it fires; run it without the lock held.
+    fn passed(&mut self, bytes: usize) -> Option<Trigger> {
+        let trigger = self.trigger.as_mut()?;
+        trigger.left -= bytes;
+        if trigger.left > 0 {
             return None;
         }
-        self.fuse.take()
+        self.trigger.take()
     }
 }
 
@@ -113,9 +115,9 @@ fn wait(place: &mut Option<Waker>, cx: &Context<'_>) {
 
 /// Ends a stream from outside.
 #[derive(Clone, Debug)]
-pub(crate) struct Scissors(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
+pub(crate) struct Cutter(Arc<Mutex<Way>>, Arc<Mutex<Way>>);
 
-impl Scissors {
+impl Cutter {
     /// The number of writes to the end at which these were made.
     pub(crate) fn writes(&self) -> usize {
         lock(&self.1).writes
@@ -129,10 +131,10 @@ impl Scissors {
 
     /// Runs an action when so many more bytes have been sent, from the end that these were made at
     /// or to it.
-    pub(crate) fn fuse(&self, from: bool, left: usize, burn: impl FnOnce() + Send + 'static) {
-        let burn = Box::new(burn);
+    pub(crate) fn trigger(&self, from: bool, left: usize, action: impl FnOnce() + Send + 'static) {
+        let action = Box::new(action);
         let way = if from { &self.1 } else { &self.0 };
-        lock(way).fuse = Some(Fuse { left, burn });
+        lock(way).trigger = Some(Trigger { left, action });
     }
 
     /// Resets the connection: unread bytes are lost.
@@ -156,8 +158,8 @@ impl Pipe {
         self
     }
 
-    pub(crate) fn scissors(&self) -> Scissors {
-        Scissors(self.from.clone(), self.to.clone())
+    pub(crate) fn cutter(&self) -> Cutter {
+        Cutter(self.from.clone(), self.to.clone())
     }
 
     /// The number of bytes that may pass now; none means to wait.
@@ -235,10 +237,10 @@ impl Transport for Pipe {
         }
         to.writes += 1;
         to.reader.take().into_iter().for_each(Waker::wake);
-        let fuse = to.passed(n);
+        let trigger = to.passed(n);
         drop(to);
-        if let Some(fuse) = fuse {
-            (fuse.burn)();
+        if let Some(trigger) = trigger {
+            (trigger.action)();
         }
         Poll::Ready(Ok(n))
     }

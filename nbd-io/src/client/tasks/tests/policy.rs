@@ -1,9 +1,9 @@
 //! The times at which a client tries to come back, and those at which it stops.
 
 use super::{
-    pipe::{Pipe, Scissors},
+    pipe::{Cutter, Pipe},
     recovery::{Disk, Machine, options, policy},
-    server::{Manner, serve},
+    server::{Behaviour, serve},
     sim::Sim,
 };
 use crate::{
@@ -27,24 +27,24 @@ use std::{
 pub(super) fn host(
     sim: &Sim,
     export: impl Fn(usize) -> Option<Arc<dyn Export>> + Send + Sync + 'static,
-) -> (Arc<AtomicUsize>, Arc<Mutex<Vec<Scissors>>>) {
+) -> (Arc<AtomicUsize>, Arc<Mutex<Vec<Cutter>>>) {
     let count = Arc::new(AtomicUsize::new(0));
-    let connections = Arc::<Mutex<Vec<Scissors>>>::default();
+    let connections = Arc::<Mutex<Vec<Cutter>>>::default();
     let (counted, open, server) = (count.clone(), connections.clone(), sim.clone());
     sim.on_connect(move |pipe: Pipe| {
         let number = counted.fetch_add(1, Ordering::Relaxed);
         let export = export(number).ok_or(io::ErrorKind::ConnectionRefused)?;
-        open.lock().unwrap().push(pipe.scissors());
+        open.lock().unwrap().push(pipe.cutter());
         let exports = Arc::new(NamedExports::single(export));
-        serve(&server, pipe, exports, Manner::default());
+        serve(&server, pipe, exports, Behaviour::default());
         Ok(())
     });
     (count, connections)
 }
 
-pub(super) fn kill(connections: &Mutex<Vec<Scissors>>) {
+pub(super) fn kill(connections: &Mutex<Vec<Cutter>>) {
     let connections = std::mem::take(&mut *connections.lock().unwrap());
-    connections.iter().for_each(Scissors::cut);
+    connections.iter().for_each(Cutter::cut);
 }
 
 pub(super) fn memory(size: u64) -> Arc<dyn Export> {
@@ -107,16 +107,16 @@ fn reconnecting_is_bounded_without_delays_too() {
     sim.on_connect(move |pipe: Pipe| {
         let earlier = counted.fetch_add(1, Ordering::Relaxed);
         assert!(earlier < 5000, "a storm");
-        let scissors = pipe.scissors();
-        let manner = Manner {
+        let cutter = pipe.cutter();
+        let behaviour = Behaviour {
             silent: Some(Arc::new(move |_| {
-                scissors.cut();
+                cutter.cut();
                 true
             })),
-            ..Manner::default()
+            ..Behaviour::default()
         };
         let exports = Arc::new(NamedExports::single(memory(4096)));
-        serve(&server, pipe, exports, manner);
+        serve(&server, pipe, exports, behaviour);
         Ok(())
     });
     sim.run(async {
@@ -143,16 +143,16 @@ fn connections_that_are_lost_in_turn_back_off_too() {
         sim.on_connect(move |pipe: Pipe| {
             let earlier = count.fetch_add(1, Ordering::Relaxed);
             assert!(earlier < 200, "a storm");
-            let scissors = pipe.scissors();
-            let manner = Manner {
+            let cutter = pipe.cutter();
+            let behaviour = Behaviour {
                 silent: Some(Arc::new(move |_| {
-                    scissors.cut();
+                    cutter.cut();
                     true
                 })),
-                ..Manner::default()
+                ..Behaviour::default()
             };
             let exports = Arc::new(NamedExports::single(disk.clone()));
-            serve(&server, pipe, exports, manner);
+            serve(&server, pipe, exports, behaviour);
             Ok(())
         });
         sim.run(async {
@@ -481,12 +481,12 @@ fn a_dropped_client_does_not_wait_for_a_server_that_is_silent_during_replay() {
         client.write(vec![7; 10], 0).await.unwrap();
         let server = sim.clone();
         sim.on_connect(move |pipe: Pipe| {
-            let manner = Manner {
+            let behaviour = Behaviour {
                 silent: Some(Arc::new(|_| true)),
-                ..Manner::default()
+                ..Behaviour::default()
             };
             let exports = Arc::new(NamedExports::single(disk.clone()));
-            serve(&server, pipe, exports, manner);
+            serve(&server, pipe, exports, behaviour);
             Ok(())
         });
         machine.kill();

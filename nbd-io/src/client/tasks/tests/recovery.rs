@@ -1,8 +1,8 @@
 //! Connections that are lost and made again.
 
 use super::{
-    pipe::{Cut, Pipe, Scissors},
-    server::{Manner, serve},
+    pipe::{Cut, Cutter, Pipe},
+    server::{Behaviour, serve},
     sim::{Sim, join, join_all},
 };
 use crate::{
@@ -89,7 +89,7 @@ impl Export for Disk {
 #[derive(Clone)]
 pub(super) struct Machine {
     pub(super) disk: Arc<Disk>,
-    pub(super) connections: Arc<Mutex<Vec<Scissors>>>,
+    pub(super) connections: Arc<Mutex<Vec<Cutter>>>,
     pub(super) down: Arc<AtomicBool>,
     attempts: Arc<AtomicUsize>,
 }
@@ -108,13 +108,13 @@ impl Machine {
             if host.down.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
-            host.connections.lock().unwrap().push(pipe.scissors());
+            host.connections.lock().unwrap().push(pipe.cutter());
             let exports = Arc::new(NamedExports::single(host.disk.clone()));
-            let manner = Manner {
+            let behaviour = Behaviour {
                 shuffle,
-                ..Manner::default()
+                ..Behaviour::default()
             };
-            serve(&server, pipe.cut(Cut::Random), exports, manner);
+            serve(&server, pipe.cut(Cut::Random), exports, behaviour);
             Ok(())
         });
         machine
@@ -123,7 +123,7 @@ impl Machine {
     /// Ends every connection, and loses everything unflushed.
     pub(super) fn kill(&self) {
         let connections = std::mem::take(&mut *self.connections.lock().unwrap());
-        connections.iter().for_each(Scissors::cut);
+        connections.iter().for_each(Cutter::cut);
         self.disk.crash();
     }
 }
@@ -477,7 +477,7 @@ fn an_answer_of_a_server_that_has_crashed_is_not_covered_by_a_flush_of_the_next(
         // The reply comes, but is not read before the other connection is restored.
         sim.sleep(Duration::from_millis(1)).await;
         let connections = std::mem::take(&mut *machine.connections.lock().unwrap());
-        connections.iter().for_each(Scissors::end);
+        connections.iter().for_each(Cutter::end);
         machine.disk.crash();
         sim.sleep(Duration::from_millis(100)).await;
         write.await.unwrap();

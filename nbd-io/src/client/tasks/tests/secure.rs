@@ -1,9 +1,9 @@
 //! Reconnecting over TLS.
 
 use super::{
-    pipe::{Pipe, Scissors},
+    pipe::{Cutter, Pipe},
     recovery::{options, policy},
-    server::{Manner, enter, serve},
+    server::{Behaviour, enter, serve},
     sim::Sim,
 };
 use crate::{
@@ -50,32 +50,32 @@ enum Fault {
 }
 
 /// Serves over TLS, but with a fault on so many connections after the first.
-fn host(sim: &Sim, fault: Fault, faults: usize) -> (ClientTls, Arc<Mutex<Vec<Scissors>>>) {
+fn host(sim: &Sim, fault: Fault, faults: usize) -> (ClientTls, Arc<Mutex<Vec<Cutter>>>) {
     let (server, client) = authority();
     let (stranger, _) = authority();
     let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(4096))));
-    let connections = Arc::<Mutex<Vec<Scissors>>>::default();
+    let connections = Arc::<Mutex<Vec<Cutter>>>::default();
     let (runtime, open, count) = (sim.clone(), connections.clone(), AtomicUsize::new(0));
     sim.on_connect(move |pipe: Pipe| {
         let number = count.fetch_add(1, Ordering::Relaxed);
         let faulty = (1..=faults).contains(&number);
-        let scissors = pipe.scissors();
+        let cutter = pipe.cutter();
         if faulty && fault == Fault::BreaksOff {
             // Past the greeting and the answer to `STARTTLS`.
-            let cut = scissors.clone();
-            scissors.fuse(true, 18 + 20 + 100, move || cut.end());
+            let cut = cutter.clone();
+            cutter.trigger(true, 18 + 20 + 100, move || cut.end());
         }
-        open.lock().unwrap().push(scissors);
+        open.lock().unwrap().push(cutter);
         let tls = if faulty && fault == Fault::Stranger {
             &stranger
         } else {
             &server
         };
-        let manner = Manner {
+        let behaviour = Behaviour {
             tls: Some(tls.clone()),
-            ..Manner::default()
+            ..Behaviour::default()
         };
-        serve(&runtime, pipe, exports.clone(), manner);
+        serve(&runtime, pipe, exports.clone(), behaviour);
         Ok(())
     });
     (client, connections)
@@ -92,7 +92,7 @@ fn handshakes_that_fail_count_as_attempts() {
                 let client = options.connect("nbds://localhost").await.unwrap();
                 client.write(vec![7; 10], 0).await.unwrap();
                 let connections = std::mem::take(&mut *connections.lock().unwrap());
-                connections.iter().for_each(Scissors::cut);
+                connections.iter().for_each(Cutter::cut);
                 let read = client.read(0, 10).await;
                 if faults < 3 {
                     assert_eq!(&read.unwrap()[..], [7; 10]);
@@ -134,12 +134,12 @@ fn a_server_that_breaks_the_protocol_is_left_with_the_end_of_tls() {
     let end = ended.clone();
     sim.on_connect(move |pipe: Pipe| {
         let (exports, end) = (exports.clone(), end.clone());
-        let manner = Manner {
+        let behaviour = Behaviour {
             tls: Some(server.clone()),
-            ..Manner::default()
+            ..Behaviour::default()
         };
         runtime.spawn(async move {
-            let mut stream = enter(pipe, exports, &manner).await.unwrap().transport;
+            let mut stream = enter(pipe, exports, &behaviour).await.unwrap().transport;
             let mut request = [0; 32];
             read(&mut stream, &mut request).await.unwrap();
             let mut garbage = BytesMut::from(&[0xff; 16][..]);

@@ -24,7 +24,7 @@ use std::{
 
 /// The behaviour of a server.
 #[derive(Clone, Default)]
-pub(crate) struct Manner {
+pub(crate) struct Behaviour {
     /// Replies come in random order, after random times.
     pub(crate) shuffle: bool,
     /// Requests that are not answered, by their number from 0.
@@ -44,14 +44,14 @@ pub(crate) type Late = Arc<dyn Fn(&str) -> Duration + Send + Sync>;
 pub(crate) type Log = Arc<Mutex<Vec<String>>>;
 
 /// Serves one client in a task of its own.
-pub(crate) fn serve(sim: &Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
-    let server = session(sim.clone(), pipe, exports, manner);
+pub(crate) fn serve(sim: &Sim, pipe: Pipe, exports: Arc<dyn Exports>, behaviour: Behaviour) {
+    let server = session(sim.clone(), pipe, exports, behaviour);
     sim.spawn(server);
 }
 
 #[cfg(feature = "tls")]
-async fn upgrade(stream: Stream, manner: &Manner) -> Result<Stream, NegotiationError> {
-    let tls = manner.tls.as_ref().unwrap().server().unwrap();
+async fn upgrade(stream: Stream, behaviour: &Behaviour) -> Result<Stream, NegotiationError> {
+    let tls = behaviour.tls.as_ref().unwrap().server().unwrap();
     match TlsTransport::accept(stream, tls).await {
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) => Err(NegotiationError::Tls(error.into())),
@@ -59,7 +59,7 @@ async fn upgrade(stream: Stream, manner: &Manner) -> Result<Stream, NegotiationE
 }
 
 #[cfg(not(feature = "tls"))]
-async fn upgrade(stream: Stream, _: &Manner) -> Result<Stream, NegotiationError> {
+async fn upgrade(stream: Stream, _: &Behaviour) -> Result<Stream, NegotiationError> {
     Ok(stream)
 }
 
@@ -67,23 +67,23 @@ async fn upgrade(stream: Stream, _: &Manner) -> Result<Stream, NegotiationError>
 pub(super) async fn enter(
     pipe: Pipe,
     exports: Arc<dyn Exports>,
-    manner: &Manner,
+    behaviour: &Behaviour,
 ) -> Option<Entered<Stream>> {
     let running = AtomicBool::new(false);
     let mut options = ServerOptions::default();
     options.config.limits.accepted = 1000;
     #[cfg(feature = "tls")]
-    if manner.tls.is_some() {
+    if behaviour.tls.is_some() {
         options.tls = TlsMode::Forced;
     }
     let stream: Stream = Box::new(pipe);
-    let upgrade = |stream| upgrade(stream, manner);
+    let upgrade = |stream| upgrade(stream, behaviour);
     let entered = negotiate(stream, &options, &*exports, &running, upgrade).await;
     entered.ok()?.ok()
 }
 
-async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner) {
-    let Some(entered) = enter(pipe, exports, &manner).await else {
+async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, behaviour: Behaviour) {
+    let Some(entered) = enter(pipe, exports, &behaviour).await else {
         return;
     };
     let export: Arc<dyn Export> = entered.export;
@@ -122,7 +122,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
             let time = Duration::from_micros(chance.below(100) as u64);
             let early = due.saturating_sub(sim.now());
             let sleep = timer.get_or_insert_with(|| sim.sleep(time.max(early)));
-            let sleeps = manner.shuffle || !early.is_zero();
+            let sleeps = behaviour.shuffle || !early.is_zero();
             if sleeps && std::pin::Pin::new(sleep).poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -137,7 +137,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                 replies.retire(&mut transmission);
             }
             Ok(Step::Read(n)) => {
-                if manner.late.is_some() {
+                if behaviour.late.is_some() {
                     timer = None; // the new bytes may be due before
                 }
                 let mut bytes = &inbox[..n];
@@ -155,9 +155,9 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                             let text = format!("{request:?}");
                             let end = text.find("ticket").unwrap_or(text.len());
                             let text = text[..end].trim_end_matches([' ', ',', '{']);
-                            let late = manner.late.as_ref().map(|late| late(text));
-                            manner.log.lock().unwrap().push(text.to_owned());
-                            let silent = manner.silent.as_ref();
+                            let late = behaviour.late.as_ref().map(|late| late(text));
+                            behaviour.log.lock().unwrap().push(text.to_owned());
+                            let silent = behaviour.silent.as_ref();
                             let payload = std::mem::take(&mut payload);
                             if !silent.is_some_and(|silent| silent(count)) {
                                 let due = sim.now() + late.unwrap_or_default();
@@ -167,7 +167,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                         }
                         Some(Event::Answered(reply)) => replies.push(*reply),
                         Some(Event::Disconnect) => {
-                            manner.log.lock().unwrap().push("Disconnect".to_owned());
+                            behaviour.log.lock().unwrap().push("Disconnect".to_owned());
                             return;
                         }
                         None => {}
@@ -178,7 +178,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, manner: Manner
                 let due: Vec<usize> = (0..waiting.len())
                     .filter(|at| waiting[*at].0 <= sim.now())
                     .collect();
-                let at = if manner.shuffle {
+                let at = if behaviour.shuffle {
                     chance.below(due.len())
                 } else {
                     0

@@ -2,7 +2,7 @@
 
 use super::{
     pipe::Pipe,
-    server::{Log, Manner, serve},
+    server::{Behaviour, Log, serve},
     sim::{Sim, join},
 };
 use crate::{
@@ -61,16 +61,16 @@ fn host(
     late: impl Fn(&str) -> Duration + Send + Sync + 'static,
 ) -> Log {
     let log = Log::default();
-    let manner = Manner {
+    let behaviour = Behaviour {
         late: Some(Arc::new(late)),
         log: log.clone(),
-        ..Manner::default()
+        ..Behaviour::default()
     };
     let exports = Arc::new(NamedExports::single(Arc::new(export)));
     let server = sim.clone();
     sim.on_connect(move |pipe: Pipe| {
         let pipe = pipe.capacity(1 << 20);
-        serve(&server, pipe, exports.clone(), manner.clone());
+        serve(&server, pipe, exports.clone(), behaviour.clone());
         Ok(())
     });
     log

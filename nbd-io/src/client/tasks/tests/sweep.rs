@@ -1,9 +1,9 @@
 //! Connections that are cut at every byte.
 
 use super::{
-    pipe::{Pipe, Scissors},
+    pipe::{Cutter, Pipe},
     recovery::{Disk, Machine, options, policy},
-    server::{Manner, serve},
+    server::{Behaviour, serve},
     sim::{Sim, join_all},
 };
 use crate::{
@@ -38,26 +38,26 @@ fn host(sim: &Sim, disk: &Arc<Disk>, cut: Cut) -> Arc<AtomicUsize> {
     let (server, disk) = (sim.clone(), disk.clone());
     sim.on_connect(move |pipe: Pipe| {
         let number = number.fetch_add(1, Ordering::Relaxed);
-        let scissors = pipe.scissors();
-        let burn = |counted: Option<Arc<AtomicUsize>>| {
-            let (disk, scissors) = (disk.clone(), scissors.clone());
+        let cutter = pipe.cutter();
+        let action = |counted: Option<Arc<AtomicUsize>>| {
+            let (disk, cutter) = (disk.clone(), cutter.clone());
             move || {
                 if cut.crash {
-                    scissors.cut();
+                    cutter.cut();
                     disk.crash();
                 } else {
-                    Scissors::end(&scissors);
+                    Cutter::end(&cutter);
                 }
                 counted.inspect(|count| _ = count.fetch_add(1, Ordering::Relaxed));
             }
         };
         if number == cut.connection {
-            scissors.fuse(cut.from_server, cut.after, burn(Some(counted.clone())));
+            cutter.trigger(cut.from_server, cut.after, action(Some(counted.clone())));
         } else if number < cut.connection {
-            scissors.fuse(true, 700, burn(None));
+            cutter.trigger(true, 700, action(None));
         }
         let exports = Arc::new(NamedExports::single(disk.clone()));
-        serve(&server, pipe, exports, Manner::default());
+        serve(&server, pipe, exports, Behaviour::default());
         Ok(())
     });
     cuts

@@ -3,7 +3,7 @@
 use super::{
     pipe::Pipe,
     recovery::{Machine, killer, options, policy},
-    server::{Manner, serve},
+    server::{Behaviour, serve},
     sim::{Sim, join},
 };
 use crate::{
@@ -39,9 +39,9 @@ async fn crashed_while_one_is_missing(sim: &Sim, machine: &Machine) -> Client<Si
         if down && places.swap(0, Ordering::Relaxed) == 0 {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        host.connections.lock().unwrap().push(pipe.scissors());
+        host.connections.lock().unwrap().push(pipe.cutter());
         let exports = Arc::new(NamedExports::single(host.disk.clone()));
-        serve(&server, pipe, exports, Manner::default());
+        serve(&server, pipe, exports, Behaviour::default());
         Ok(())
     });
     machine.down.store(true, Ordering::Relaxed);
@@ -168,17 +168,17 @@ fn reconnecting_to_a_server_that_ends_at_every_request_backs_off() {
         sim.on_connect(move |pipe: Pipe| {
             let earlier = counted.fetch_add(1, Ordering::Relaxed);
             assert!(earlier < 100, "a storm");
-            let scissors = pipe.scissors();
+            let cutter = pipe.cutter();
             let die = move |_| {
-                scissors.cut();
+                cutter.cut();
                 true
             };
-            let manner = Manner {
+            let behaviour = Behaviour {
                 silent: dies.then(|| Arc::new(die) as _),
-                ..Manner::default()
+                ..Behaviour::default()
             };
             let exports = Arc::new(NamedExports::single(Arc::new(Ending)));
-            serve(&server, pipe, exports, manner);
+            serve(&server, pipe, exports, behaviour);
             Ok(())
         });
         sim.run(async {
@@ -251,9 +251,9 @@ fn nothing_is_lost_when_only_some_connections_are_restored() {
                 if server.chance().below(3) > 0 {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
-                host.connections.lock().unwrap().push(pipe.scissors());
+                host.connections.lock().unwrap().push(pipe.cutter());
                 let exports = Arc::new(NamedExports::single(host.disk.clone()));
-                serve(&server, pipe, exports, Manner::default());
+                serve(&server, pipe, exports, Behaviour::default());
                 Ok(())
             });
             let (client, sim) = (&client, &sim);
