@@ -26,11 +26,11 @@ use tracing_subscriber::{
 const WAITING: usize = 1024;
 
 /// Time that a server waits in the end for its last lines to be written.
-const LAST: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Level and format of a server's log unless the user asks for others.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OfServer {
+pub(crate) struct ServerLogging {
     pub(crate) level: LevelFilter,
     pub(crate) format: Format,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Logging(Option<Lines>);
 
 /// Logs as much as was asked for, or as the variable `NBD_LOG` says. A server logs up to a level of its
 /// own without being asked, and does not wait for standard error.
-pub(crate) fn start(common: &Common, server: Option<OfServer>) -> Result<Logging> {
+pub(crate) fn start(common: &Common, server: Option<ServerLogging>) -> Result<Logging> {
     let lines = server.and_then(|_| Lines::start());
     let writer = match &lines {
         Some(lines) => BoxMakeWriter::new(lines.clone()),
@@ -68,7 +68,7 @@ pub(crate) fn start(common: &Common, server: Option<OfServer>) -> Result<Logging
 }
 
 /// The events that are logged.
-fn filter(common: &Common, server: Option<OfServer>) -> Result<Targets> {
+fn filter(common: &Common, server: Option<ServerLogging>) -> Result<Targets> {
     let all = |level: LevelFilter| Targets::new().with_default(level);
     if let Ok(level) = std::env::var("NBD_LOG")
         && common.verbose == 0
@@ -163,7 +163,7 @@ impl Drop for Logging {
             let (end, written) = mpsc::sync_channel(0);
             if lines.sender.try_send(Line::End(end)).is_ok() {
                 // It never sends anything.
-                let _ = written.recv_timeout(LAST);
+                let _ = written.recv_timeout(FLUSH_TIMEOUT);
             }
         }
     }

@@ -96,7 +96,7 @@ pub(crate) fn report(result: Result) -> ExitCode {
         Ok(Answer::Code(code)) => ExitCode::from(code),
         Err(error) => {
             if !error.is_quiet() {
-                complain(&error);
+                print_error(&error);
             }
             ExitCode::from(error.exit_code())
         }
@@ -105,17 +105,21 @@ pub(crate) fn report(result: Result) -> ExitCode {
 
 /// Prints an error on standard error: a line, and each cause that is not in that line, indented. If
 /// that cannot be written there is no better place.
-fn complain(error: &Error) {
+fn print_error(error: &Error) {
     let mut stderr = anstream::stderr().lock();
     let red = clap::builder::styling::AnsiColor::Red.on_default().bold();
-    let _ = writeln!(stderr, "{red}error:{red:#} {}", printable(&Said(error)));
-    let mut told = error.to_string();
+    let _ = writeln!(
+        stderr,
+        "{red}error:{red:#} {}",
+        printable(&ErrorLine(error))
+    );
+    let mut printed = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let text = cause.to_string();
-        if !told.contains(&text) {
+        if !printed.contains(&text) {
             let _ = writeln!(stderr, "  {}", printable(&text));
-            told.push_str(&text);
+            printed.push_str(&text);
         }
         source = cause.source();
     }
@@ -127,9 +131,9 @@ pub(crate) fn say(line: fmt::Arguments<'_>) {
     let _ = anstream::stderr().write_all(format!("{}\n", printable(&line)).as_bytes());
 }
 
-struct Said<'a>(&'a Error);
+struct ErrorLine<'a>(&'a Error);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for ErrorLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 /// Number of bytes that are looked at first: most blocks that are not zero show it at once.
-const GLANCE: usize = 16;
+const FIRST_BYTES: usize = 16;
 
 /// Whether all bytes are zero.
 pub(crate) fn is_zero(data: &[u8]) -> bool {
-    let (first, rest) = data.split_at(data.len().min(GLANCE));
+    let (first, rest) = data.split_at(data.len().min(FIRST_BYTES));
     if first.iter().any(|byte| *byte != 0) {
         return false;
     }

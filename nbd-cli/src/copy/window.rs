@@ -22,7 +22,7 @@ const ROUND: usize = 8;
 const GAIN: u32 = 15;
 
 /// After how many rounds a larger window is tried again.
-const PATIENCE: u32 = 32;
+const RETRY_ROUNDS: u32 = 32;
 
 /// The pieces of one thread that are under way.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ struct Probe {
     /// The window before this one, if this one is tried, and how long a piece took with that.
     before: Option<(usize, Duration)>,
     /// Number of rounds until a larger window is tried.
-    rest: u32,
+    rounds_to_retry: u32,
 }
 
 impl Window {
@@ -58,7 +58,7 @@ impl Window {
                     round_began: Instant::now(),
                     missing: first * ROUND,
                     before: None,
-                    rest: 0,
+                    rounds_to_retry: 0,
                 })
             }),
         }
@@ -105,11 +105,11 @@ impl Probe {
         let larger = (2 * size).min(MOST);
         match self.before.take() {
             Some((smaller, before)) if each * (100 + GAIN) > before * 100 => {
-                self.rest = PATIENCE;
+                self.rounds_to_retry = RETRY_ROUNDS;
                 smaller
             }
-            _ if self.rest > 0 => {
-                self.rest -= 1;
+            _ if self.rounds_to_retry > 0 => {
+                self.rounds_to_retry -= 1;
                 size
             }
             _ if larger > size => {
@@ -132,9 +132,9 @@ mod tests {
             round_began: Instant::now(),
             missing: LEAST * ROUND,
             before: None,
-            rest: 0,
+            rounds_to_retry: 0,
         };
-        (0..PATIENCE).fold(LEAST, |size, _| {
+        (0..RETRY_ROUNDS).fold(LEAST, |size, _| {
             let each = (latency / size as u64).max(work);
             probe.round(size, Duration::from_micros(each))
         })

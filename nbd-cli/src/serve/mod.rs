@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{
     connect::seconds,
-    log::{Format, OfServer},
+    log::{Format, ServerLogging},
 };
 use clap::{Args, ValueEnum};
 use std::{ffi::OsString, time::Duration};
@@ -94,8 +94,8 @@ enum Commit {
 impl Serve {
     /// Level and format of the log unless the user asks for others. With a command, the terminal
     /// belongs to that command, which reports failures of its connections itself.
-    pub(crate) fn logging(&self) -> OfServer {
-        OfServer {
+    pub(crate) fn logging(&self) -> ServerLogging {
+        ServerLogging {
             level: if self.command.is_empty() {
                 LevelFilter::WARN
             } else {

@@ -27,14 +27,14 @@ pub(super) struct Notify {
 
 /// State to be undone in the end.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct ReadyGuard {
     pid_file: Option<PathBuf>,
 }
 
 impl Notify {
     /// Notifies all receivers that clients can connect.
-    pub(super) fn ready(&self) -> Result<Told> {
-        let told = Told {
+    pub(super) fn ready(&self) -> Result<ReadyGuard> {
+        let ready = ReadyGuard {
             pid_file: self.pid_file.clone(),
         };
         if let Some(path) = &self.pid_file {
@@ -49,12 +49,12 @@ impl Notify {
             let written = opened.and_then(|mut ready| ready.write_all(b"\n"));
             written.step(|| format!("cannot write to descriptor {fd} of --ready-fd"))?;
         }
-        tell_manager(&format!("READY=1\nMAINPID={}", process::id()));
-        Ok(told)
+        notify_manager(&format!("READY=1\nMAINPID={}", process::id()));
+        Ok(ready)
     }
 }
 
-impl Drop for Told {
+impl Drop for ReadyGuard {
     fn drop(&mut self) {
         if let Some(path) = &self.pid_file {
             // No caller is left to report it to.
@@ -65,7 +65,7 @@ impl Drop for Told {
 
 /// Notifies systemd, or another manager of services, of a change of state (`sd_notify`). It may be
 /// gone.
-pub(super) fn tell_manager(state: &str) {
+pub(super) fn notify_manager(state: &str) {
     if let Some(socket) = env::var_os("NOTIFY_SOCKET")
         && let Err(error) = send(&socket, state)
     {

@@ -6,8 +6,8 @@ use super::{
     disks::Opened,
     listen::Sockets,
     metrics::{Endpoint, Metrics},
-    notify::{self, Told},
-    signals::{Controlled, Signals, Watching},
+    notify::{self, ReadyGuard},
+    signals::{SignalTargets, Signals, Watching},
 };
 use crate::outcome::{Answer, Context, Error, Result};
 use nbd_blocking::{
@@ -91,10 +91,10 @@ impl Running<'_> {
         let server = nbd_blocking::Server::from(self.server(Threads::default())?);
         let (ended, end) = mpsc::channel();
         let stopping = ended.clone();
-        let mut controlled = self.controlled(server.stopper(), None);
-        controlled.on_stop = Some(Box::new(move || drop(stopping.send(None))));
-        let _signals = signals.obey(controlled)?;
-        let _told = self.serve.notify.ready()?;
+        let mut signal_targets = self.signal_targets(server.stopper(), None);
+        signal_targets.on_stop = Some(Box::new(move || drop(stopping.send(None))));
+        let _signals = signals.obey(signal_targets)?;
+        let _ready = self.serve.notify.ready()?;
         // In a thread of its own, because it would wait for a pipe also when it is to stop.
         let serve = move || drop(ended.send(Some(server.serve_over(Stdio))));
         let thread = thread::Builder::new().name("stdio".into()).spawn(serve);
@@ -125,8 +125,8 @@ impl Running<'_> {
             Runtime::Blocking => {
                 let listeners = each(listeners, nbd_blocking::Listener::new).step(unusable)?;
                 let server = nbd_blocking::Server::from(self.server(Threads::default())?);
-                let begun = self.begin(server.stopper(), uris, signals)?;
-                begun.end(server.serve(listeners))
+                let started = self.start(server.stopper(), uris, signals)?;
+                started.end(server.serve(listeners))
             }
             Runtime::Tokio => {
                 let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -137,33 +137,33 @@ impl Running<'_> {
                     .block_on(async {
                         let listeners = each(listeners, nbd_tokio::Listener::new).step(unusable)?;
                         let server = self.server(Tokio::current())?;
-                        let begun = self.begin(server.stopper(), uris, signals)?;
-                        begun.end(server.serve(listeners).await)
+                        let started = self.start(server.stopper(), uris, signals)?;
+                        started.end(server.serve(listeners).await)
                     })
             }
             #[cfg(feature = "async-std")]
             Runtime::AsyncStd => async_std::task::block_on(async {
                 let listeners = each(listeners, nbd_async_std::Listener::new).step(unusable)?;
                 let server = self.server(nbd_async_std::AsyncStd)?;
-                let begun = self.begin(server.stopper(), uris, signals)?;
-                begun.end(server.serve(listeners).await)
+                let started = self.start(server.stopper(), uris, signals)?;
+                started.end(server.serve(listeners).await)
             }),
         }
     }
 
     /// Notifies that clients can connect, and starts the command.
-    fn begin(&self, stopper: Stopper, uris: Vec<Uri>, signals: Signals) -> Result<Begun> {
+    fn start(&self, stopper: Stopper, uris: Vec<Uri>, signals: Signals) -> Result<Started> {
         let uris: Vec<_> = uris.into_iter().map(|uri| self.complete(uri)).collect();
-        let told = self.serve.notify.ready()?;
+        let ready = self.serve.notify.ready()?;
         let child = Child::start(&self.serve.command, uris.first(), stopper.clone())?;
         if child.is_none() && !self.is_quiet {
             notify::print(&uris);
         }
-        let signals = signals.obey(self.controlled(stopper, child.clone()))?;
-        Ok(Begun {
+        let signals = signals.obey(self.signal_targets(stopper, child.clone()))?;
+        Ok(Started {
             child,
             _signals: signals,
-            _told: told,
+            _ready: ready,
         })
     }
 
@@ -180,9 +180,9 @@ impl Running<'_> {
         }
     }
 
-    fn controlled(&self, stopper: Stopper, child: Option<Arc<Child>>) -> Controlled {
+    fn signal_targets(&self, stopper: Stopper, child: Option<Arc<Child>>) -> SignalTargets {
         let overlays = self.disks.overlays.clone();
-        Controlled {
+        SignalTargets {
             stopper,
             child,
             on_stop: None,
@@ -192,13 +192,13 @@ impl Running<'_> {
 }
 
 /// Work beside the server, which ends with it.
-struct Begun {
+struct Started {
     child: Option<Arc<Child>>,
     _signals: Watching,
-    _told: Told,
+    _ready: ReadyGuard,
 }
 
-impl Begun {
+impl Started {
     /// The server has ended.
     fn end(self, served: io::Result<()>) -> Result {
         let served = served.step(|| "the server cannot accept clients any more");

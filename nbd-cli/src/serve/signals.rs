@@ -1,6 +1,6 @@
 //! Signals to the server.
 
-use super::{child::Child, notify::tell_manager, overlays::Overlays};
+use super::{child::Child, notify::notify_manager, overlays::Overlays};
 use crate::outcome::{Context, Result};
 use nbd_blocking::server::Stopper;
 use signal_hook::{
@@ -16,7 +16,7 @@ const AT_ONCE: i32 = 130;
 pub(super) struct Signals(Arriving);
 
 /// The objects that signals act on.
-pub(super) struct Controlled {
+pub(super) struct SignalTargets {
     pub(super) stopper: Stopper,
     pub(super) child: Option<Arc<Child>>,
     /// Called when the server is stopped, to end what runs beside it.
@@ -36,16 +36,16 @@ impl Signals {
     }
 
     /// Obeys those that have arrived, and all that will.
-    pub(super) fn obey(mut self, controlled: Controlled) -> Result<Watching> {
+    pub(super) fn obey(mut self, targets: SignalTargets) -> Result<Watching> {
         let watching = Watching(self.0.handle());
         let thread = thread::Builder::new().name("signals".into());
         let obey = move || {
             let mut is_stopping = false;
             for signal in self.0.forever() {
                 match signal {
-                    SIGUSR1 => controlled.commit(),
+                    SIGUSR1 => targets.commit(),
                     _ if is_stopping => process::exit(AT_ONCE),
-                    _ => controlled.stop(),
+                    _ => targets.stop(),
                 }
                 is_stopping |= signal != SIGUSR1;
             }
@@ -55,9 +55,9 @@ impl Signals {
     }
 }
 
-impl Controlled {
+impl SignalTargets {
     fn stop(&self) {
-        tell_manager("STOPPING=1");
+        notify_manager("STOPPING=1");
         self.stopper.stop();
         if let Some(child) = &self.child {
             child.terminate();

@@ -58,12 +58,12 @@ const BUCKETS: [(u64, &str); 14] = [
 pub(super) struct Counters {
     /// Connections that use it.
     pub(super) connections: AtomicU64,
-    commands: [OfCommand; COMMANDS.len()],
+    commands: [CommandCounters; COMMANDS.len()],
 }
 
 /// The numbers of one command.
 #[derive(Debug, Default)]
-struct OfCommand {
+struct CommandCounters {
     results: [AtomicU64; RESULTS.len()],
     /// Bytes that were read or written, or that a range had.
     bytes: AtomicU64,
@@ -85,7 +85,7 @@ impl Counters {
     }
 }
 
-impl OfCommand {
+impl CommandCounters {
     fn count(&self, errno: Option<Errno>, len: u64, took: Duration) {
         let result = RESULTS.iter().position(|(result, _)| *result == errno);
         if let Some(result) = self.results.get(result.unwrap_or(RESULTS.len() - 1)) {
@@ -157,7 +157,7 @@ pub(super) fn write(exports: &[(String, Arc<Counters>)], out: &mut String) -> fm
 /// Goes through the commands of all exports that were ever asked for.
 fn each(
     exports: &[(String, Arc<Counters>)],
-    mut write: impl FnMut(&str, &str, &OfCommand) -> fmt::Result,
+    mut write: impl FnMut(&str, &str, &CommandCounters) -> fmt::Result,
 ) -> fmt::Result {
     for (export, counters) in exports {
         for ((_, command), numbers) in COMMANDS.iter().zip(&counters.commands) {

@@ -21,12 +21,12 @@ use tokio::{
 /// Scrapes at once. One more waits for the end of another one.
 const SCRAPES: usize = 8;
 
-/// Time limit of a scrape's question, and of a scrape altogether.
-const ASKING: Duration = Duration::from_secs(3);
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit of a scrape's request, and of a scrape altogether.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A question is not longer, in bytes.
-const QUESTION: usize = 8 << 10;
+/// A request is not longer, in bytes.
+const MAX_REQUEST: usize = 8 << 10;
 
 /// The endpoint at which metrics are scraped.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ async fn accept(listener: TcpListener, metrics: Arc<Metrics>, scrapes: Arc<Semap
                 let metrics = Arc::clone(&metrics);
                 tokio::spawn(async move {
                     // A client that is too slow, or gone, gets nothing.
-                    let _ = timeout(PATIENCE, answer(stream, &metrics)).await;
+                    let _ = timeout(SCRAPE_TIMEOUT, answer(stream, &metrics)).await;
                     drop(place);
                 });
             }
@@ -98,22 +98,22 @@ async fn accept(listener: TcpListener, metrics: Arc<Metrics>, scrapes: Arc<Semap
     }
 }
 
-/// The beginning of a question, up to its empty line.
-async fn ask(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut question = Vec::new();
-    let is_complete = |question: &[u8]| question.windows(4).any(|end| end == b"\r\n\r\n");
-    while !is_complete(&question) && question.len() < QUESTION {
-        if stream.read_buf(&mut question).await? == 0 {
+/// The beginning of a request, up to its empty line.
+async fn read_request(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut request = Vec::new();
+    let is_complete = |request: &[u8]| request.windows(4).any(|end| end == b"\r\n\r\n");
+    while !is_complete(&request) && request.len() < MAX_REQUEST {
+        if stream.read_buf(&mut request).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(question)
+    Ok(request)
 }
 
-/// Answers one question, and closes the connection.
+/// Answers one request, and closes the connection.
 async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
-    let question = timeout(ASKING, ask(&mut stream)).await??;
-    let line = question
+    let request = timeout(REQUEST_TIMEOUT, read_request(&mut stream)).await??;
+    let line = request
         .split(|byte| *byte == b'\r')
         .next()
         .unwrap_or_default();
