@@ -20,7 +20,7 @@ pub(super) struct Reply {
     pub(super) data: Vec<u8>,
     /// Of a block status: by context, the lengths and status flags.
     pub(super) extents: Vec<(u32, Vec<(u64, u64)>)>,
-    /// How many chunks had content.
+    /// Number of chunks with content.
     pub(super) contents: usize,
 }
 

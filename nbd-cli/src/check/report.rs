@@ -1,4 +1,4 @@
-//! What came of all rules: for people, as JSON, and as JUnit's XML.
+//! The results of all rules: as text, as JSON, and as JUnit's XML.
 
 use super::rule::{About, Message, Outcome, Verdict};
 use crate::{
@@ -10,7 +10,7 @@ use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 use std::{fmt::Write, fs, path::Path};
 
-/// How many messages are shown, the last of all. Documents have more.
+/// Limit of messages that are shown, the last ones. Documents have more.
 const SHOWN: usize = 6;
 
 /// A rule as a document has it.
@@ -66,7 +66,7 @@ struct Document<'a> {
     rules: Vec<Entry<'a>>,
 }
 
-/// What came of all rules.
+/// The results of all rules.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) target: String,
@@ -238,7 +238,7 @@ pub(super) fn line(outcome: &Outcome) -> Result<()> {
     output::print(&text)
 }
 
-/// Text as XML has it. What no XML may have is escaped as for a terminal.
+/// Text for XML. Characters that no XML may have are escaped as for a terminal.
 fn xml(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,9 +1,9 @@
-//! What is checked, and what came of it.
+//! Rules that are checked, and their results.
 
 use serde::Serialize;
 
-/// How strictly the specification wants what a script expects. A rule of `docs/conformance.md` may
-/// have scripts of several levels.
+/// The strictness of the specification about a script's expectation. A rule of
+/// `docs/conformance.md` may have scripts of several levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
     /// The specification says MUST or MUST NOT.
@@ -62,18 +62,18 @@ impl Place {
     }
 }
 
-/// What is known of a rule before it is checked.
+/// The description of a rule.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct About {
     /// Its id in `docs/conformance.md`, which several scripts may share.
     pub(super) id: &'static str,
     pub(super) level: Level,
-    /// What is expected.
+    /// The expectation.
     pub(super) what: &'static str,
     pub(super) place: Place,
 }
 
-/// Why a rule was not passed.
+/// The reason for which a rule was not passed.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// A MUST was broken.
@@ -116,7 +116,7 @@ pub(super) fn not<T>(text: impl Into<String>) -> Checked<T> {
     Err(Fault::Not(text.into()))
 }
 
-/// How a rule came out.
+/// The verdict on a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Verdict {
@@ -153,13 +153,13 @@ pub(super) struct Message {
     pub(super) meaning: String,
 }
 
-/// What came of a rule.
+/// The result of a rule.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) about: About,
     pub(super) verdict: Verdict,
     pub(super) reason: Option<String>,
-    /// What was said, if that shows a fault.
+    /// The messages in both directions, if they show a fault.
     pub(super) transcript: Vec<Message>,
     pub(super) seconds: f64,
 }

@@ -18,7 +18,7 @@ use std::{
 /// More than any reply to an option that is used here can have.
 const LONGEST_OPTION_REPLY: u32 = 1 << 20;
 
-/// How many replies one option may have: exports of a list.
+/// Limit of replies to one option: exports of a list.
 const MOST_REPLIES: usize = 100_000;
 
 /// The messages of a rule, at most so many of each connection's end.
@@ -91,7 +91,7 @@ pub(super) struct Talk {
     deadline: Instant,
     record: Record,
     connection: usize,
-    /// What this end is called, and the other one.
+    /// The names of this end and of the other one.
     names: (&'static str, &'static str),
 }
 

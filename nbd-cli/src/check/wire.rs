@@ -116,7 +116,7 @@ pub(super) mod errno {
     ];
 }
 
-/// Which headers requests and replies have.
+/// The style of headers of requests and replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Simple,

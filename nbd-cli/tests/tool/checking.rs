@@ -29,7 +29,7 @@ fn served(serve: &str, check: &str, dir: &Path) -> Ended {
     }
 }
 
-/// How many rules came out so.
+/// Number of rules with this verdict.
 fn total(document: &Value, verdict: &str) -> u64 {
     document["totals"][verdict]
         .as_u64()
@@ -74,7 +74,7 @@ fn a_server_of_this_project_passes_every_rule() {
                 assert!(total(&document, "pass") > 100, "{document:#}");
             }
         }
-        // What was overwritten is there again.
+        // Overwritten bytes are there again.
         assert!(fs::read(dir.path().join("disk")).unwrap() == vec![7; 1 << 20]);
     });
 }

@@ -1,4 +1,4 @@
-//! How connections end.
+//! Ends of connections.
 
 use super::{Rule, Server, rule, still_serves};
 use crate::check::{

@@ -11,7 +11,7 @@ use crate::{
 use std::{io::Write, path::PathBuf};
 use tempfile::NamedTempFile;
 
-/// How much is overwritten at the most, from the beginning of the export on.
+/// Limit of overwritten bytes, from the beginning of the export on.
 pub(super) const LEN: u64 = 256 << 10;
 
 /// The bytes that were there, also in a file until they are there again.

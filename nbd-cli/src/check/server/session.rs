@@ -16,7 +16,7 @@ use nbd_tokio::{TlsPolicy, Uri, nbd_proto::uri::Address};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{ffi::OsStr, io, net::ToSocketAddrs, os::unix::ffi::OsStrExt, time::Duration};
 
-/// What a server said at the first connection.
+/// The abilities of a server, as found at the first connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::check) struct Profile {
     /// Handshake flags.

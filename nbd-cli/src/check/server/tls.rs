@@ -174,7 +174,7 @@ fn injected(server: &Server) -> Checked {
         "NBD_OPT_STARTTLS, and NBD_OPT_LIST in the clear",
     )?;
     talk.answer(option::STARTTLS)?;
-    // What comes now is an alert or the end: the option is no TLS.
+    // The next bytes are an alert or the end: the option is no TLS.
     talk.stop_sending();
     match talk.take(8, "an alert, or the end of the connection") {
         Ok(bytes) if bytes == wire::OPTION_REPLY.to_be_bytes() => {

@@ -422,7 +422,7 @@ fn multi_conn(server: &Server) -> Checked {
     let mut reader = server.enter_best()?;
     let unit = server.unit();
     for seed in [0x55, 0xaa] {
-        // What the reader may keep is old afterwards.
+        // Data that the reader may keep is old afterwards.
         reader.read(0, unit)?;
         done(&mut writer, Request::write(0, pattern(unit, seed)))?;
         if server.has(export::FLUSH) {

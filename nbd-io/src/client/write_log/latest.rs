@@ -23,7 +23,7 @@ pub(super) fn latest<'a>(changes: impl DoubleEndedIterator<Item = &'a Request>) 
     parts
 }
 
-/// What is in a range and in none of the others.
+/// The parts of a range that are in none of the others.
 fn rest(ranges: &Ranges, range: Range<u64>) -> Vec<Range<u64>> {
     let mut start = match ranges.range(..=range.start).next_back() {
         Some((_, end)) => range.start.max(*end),
