@@ -1,5 +1,6 @@
-//! `nbd check`: the rules of the protocol as scripts against any server.
+//! `nbd check`: the rules of the protocol as scripts against any server and any client.
 
+mod client;
 mod replies;
 mod report;
 mod rule;
@@ -8,9 +9,10 @@ mod talk;
 mod wire;
 
 use self::{
+    client::Listening,
     report::Report,
-    rule::{About, Checked, Fault, Outcome, Verdict},
-    server::{Rule, Scratch, Server},
+    rule::{About, Fault, Outcome, Verdict},
+    server::{Scratch, Server},
 };
 use crate::{
     connect::{Connect, Opened, seconds},
@@ -20,14 +22,15 @@ use crate::{
 };
 use clap::Args;
 use std::{
+    ffi::OsString,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-/// Check how well a server keeps the protocol, rule by rule.
+/// Check how well a server or a client keeps the protocol, rule by rule.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A rule passes, fails if a MUST of the specification is broken, or is a warning if a SHOULD is not kept.
+A client is a command, which is run once for each rule with $NBD_URI or {uri} for a server that breaks it.
 Exit codes: 0 if no rule failed, 1 if one did, 2 if the check could not be done.
 
 Examples:
@@ -35,6 +38,7 @@ Examples:
   nbd check nbd://localhost/disk
   nbd check --write --junit check.xml nbd://localhost/disk
   nbd check --rule S-159 --json nbd://localhost/disk
+  nbd check --listen 0 -- nbd copy {uri} copy.img
   nbd check --list-rules")]
 pub(crate) struct Check {
     /// The URI of a server.
@@ -45,6 +49,9 @@ pub(crate) struct Check {
     /// Check this rule alone; can be repeated.
     #[arg(long = "rule", value_name = "ID")]
     rules: Vec<String>,
+    /// Check a client: serve it at HOST:PORT, at a PORT of localhost (0 for any), or at a PATH.
+    #[arg(long, value_name = "ADDR", requires = "command", conflicts_with_all = ["target", "write"])]
+    listen: Option<String>,
     /// Print the rules instead.
     #[arg(long)]
     list_rules: bool,
@@ -60,67 +67,94 @@ pub(crate) struct Check {
     /// Give up a rule after so many seconds of silence.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     rule_timeout: Duration,
+    /// The client, as --listen has it.
+    #[arg(last = true, value_name = "COMMAND", requires = "listen")]
+    command: Vec<OsString>,
     #[command(flatten)]
     connect: Connect,
 }
 
 impl Check {
     pub(crate) fn run(self, quiet: bool) -> Result {
-        let rules = server::rules();
         if self.list_rules {
-            let about: Vec<About> = rules.iter().map(|rule| rule.about).collect();
+            let servers = server::rules().into_iter().map(|rule| rule.about);
+            let clients = client::rules().into_iter().map(|rule| rule.about);
+            let mut about: Vec<About> = servers.chain(clients).collect();
+            self.select(&mut about, |about| *about)?;
             report::list(&about, self.json)?;
             return Ok(Answer::Yes);
         }
-        let rules = self.selected(rules)?;
+        match &self.listen {
+            Some(place) => self.client(place, quiet),
+            None => self.server(quiet),
+        }
+    }
+
+    fn server(&self, quiet: bool) -> Result {
+        let mut rules = server::rules();
+        self.select(&mut rules, |rule| rule.about)?;
         let Opened { uri, embedded } = Connect::open(self.target.as_ref())?;
         let server = Server::open(&self.connect, &uri, self.rule_timeout, self.write)?;
         let scratch = Scratch::keep(&server)?;
         let report = Report {
             target: uri.redacted().to_string(),
-            outcomes: self.check(&server, &rules, quiet)?,
+            outcomes: self.each((&rules, |rule| rule.about), quiet, |rule| {
+                server.check(rule)
+            })?,
         };
-        if let Some(scratch) = scratch {
-            scratch.restore(&server)?;
-        }
+        let restored = scratch.map_or(Ok(()), |scratch| scratch.restore(&server));
         drop(embedded);
+        let answer = self.finish(&report);
+        restored.and(answer)
+    }
+
+    fn client(&self, place: &str, quiet: bool) -> Result {
+        let mut rules = client::rules();
+        self.select(&mut rules, |rule| rule.about)?;
+        let listening = Listening::new(place, &self.command, self.rule_timeout)?;
+        listening.try_out(&rules)?;
+        let report = Report {
+            target: listening.target(),
+            outcomes: self.each((&rules, |rule| rule.about), quiet, |rule| {
+                listening.check(*rule)
+            })?,
+        };
         self.finish(&report)
     }
 
-    /// The rules that were asked for.
-    fn selected(&self, mut rules: Vec<Rule>) -> Result<Vec<Rule>> {
+    /// Leaves the rules that were asked for.
+    fn select<R>(&self, rules: &mut Vec<R>, about: fn(&R) -> About) -> Result<()> {
+        if self.rules.is_empty() {
+            return Ok(());
+        }
+        let is = |rule: &R, id: &String| about(rule).id.eq_ignore_ascii_case(id);
         for id in &self.rules {
-            if !rules
-                .iter()
-                .any(|rule| rule.about.id.eq_ignore_ascii_case(id))
-            {
+            if !rules.iter().any(|rule| is(rule, id)) {
                 return Err(Error::new(format!(
-                    "there is no rule {id:?}; nbd check --list-rules prints all"
+                    "there is no rule {id:?} for this; nbd check --list-rules prints all"
                 )));
             }
         }
-        if !self.rules.is_empty() {
-            rules.retain(|rule| {
-                let is_this = |id: &String| rule.about.id.eq_ignore_ascii_case(id);
-                self.rules.iter().any(is_this)
-            });
-        }
-        Ok(rules)
+        rules.retain(|rule| self.rules.iter().any(|id| is(rule, id)));
+        Ok(())
     }
 
     /// Checks one rule after the other, as long as there is time.
-    fn check(&self, server: &Server, rules: &[Rule], quiet: bool) -> Result<Vec<Outcome>> {
+    fn each<R>(
+        &self,
+        (rules, about): (&[R], fn(&R) -> About),
+        quiet: bool,
+        check: impl Fn(&R) -> Outcome,
+    ) -> Result<Vec<Outcome>> {
         let start = Instant::now();
         let mut outcomes = Vec::with_capacity(rules.len());
         for rule in rules {
-            let begin = Instant::now();
-            let checked: Checked = if start.elapsed() < self.timeout {
-                (rule.check)(server)
+            let outcome = if start.elapsed() < self.timeout {
+                check(rule)
             } else {
-                Err(Fault::Impossible("no time was left (--timeout)".into()))
+                let late = Fault::Impossible("no time was left (--timeout)".into());
+                Outcome::new(about(rule), Err(late), Vec::new(), 0.0)
             };
-            let seconds = begin.elapsed().as_secs_f64();
-            let outcome = Outcome::new(rule.about, checked, server.record.take(), seconds);
             if !(self.json || quiet && outcome.transcript.is_empty()) {
                 report::line(&outcome)?;
             }

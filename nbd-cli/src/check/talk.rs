@@ -10,6 +10,7 @@ use nbd_tokio::nbd_proto::wire::OptionReplyCode;
 use socket2::Socket;
 use std::{
     io::{self, ErrorKind, Read, Write},
+    mem::MaybeUninit,
     net::Shutdown,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -99,6 +100,26 @@ impl Talk {
     /// Talks as a client, which has `time` for it.
     pub(super) fn client(socket: Socket, time: Duration, record: &Record) -> Self {
         Self::new(socket, time, record, ("client", "server"))
+    }
+
+    pub(super) fn server(socket: Socket, time: Duration, record: &Record) -> Self {
+        Self::new(socket, time, record, ("server", "client"))
+    }
+
+    /// Whether something has come already.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more_within(Duration::from_millis(1))
+    }
+
+    /// Whether something comes in a moment.
+    pub(super) fn has_more_soon(&self) -> bool {
+        self.has_more_within(Duration::from_millis(30))
+    }
+
+    fn has_more_within(&self, time: Duration) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let waits = self.socket.set_read_timeout(Some(time));
+        waits.is_ok() && matches!(self.socket.peek(&mut byte), Ok(1))
     }
 
     fn new(

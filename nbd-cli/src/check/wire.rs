@@ -41,6 +41,7 @@ pub(super) mod rep {
     pub(in crate::check) const ERR_INVALID: u32 = 0x8000_0003;
     pub(in crate::check) const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub(in crate::check) const ERR_UNKNOWN: u32 = 0x8000_0006;
+    pub(in crate::check) const ERR_SHUTDOWN: u32 = 0x8000_0007;
     pub(in crate::check) const ERR_BLOCK_SIZE_REQD: u32 = 0x8000_0008;
     pub(in crate::check) const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 }
@@ -99,6 +100,7 @@ pub(super) mod chunk {
     pub(in crate::check) const HOLE: u16 = 2;
     pub(in crate::check) const STATUS: u16 = 5;
     pub(in crate::check) const STATUS_EXT: u16 = 6;
+    pub(in crate::check) const ERROR: u16 = 0x8001;
     pub(in crate::check) const ERROR_OFFSET: u16 = 0x8002;
 }
 

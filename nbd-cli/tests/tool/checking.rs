@@ -46,12 +46,13 @@ fn each_rule_that_is_checked_is_one_of_the_document() {
         .collect();
     let listed = nbd(["check", "--list-rules", "--json"]).json();
     let rules = listed["rules"].as_array().unwrap();
-    assert!(rules.len() > 140, "{}", rules.len());
+    assert!(rules.len() > 240, "{}", rules.len());
     let mut names = BTreeSet::new();
     for rule in rules {
         let id = rule["id"].as_str().unwrap();
         assert!(known.contains(id), "{id}");
-        assert!(names.insert(rule["what"].as_str().unwrap()), "{rule}");
+        let name = (id.as_bytes()[0], rule["what"].as_str().unwrap());
+        assert!(names.insert(name), "{rule}");
         let link = rule["link"].as_str().unwrap();
         assert!(
             link.starts_with("https://github.com/NetworkBlockDevice/nbd/blob/"),
@@ -196,10 +197,96 @@ fn examples_of_its_help_work() {
         let dir = tempfile::tempdir().unwrap();
         let help = nbd(["check", "--help"]).expect(0);
         let (_, examples) = help.split_once("Examples:\n").unwrap();
-        for line in examples.lines() {
+        // Another test has the client among them.
+        for line in examples.lines().filter(|line| !line.contains("--listen")) {
             let line = line.trim().split("     ").next().unwrap();
             let line = line.replace("nbd://localhost/disk", "\"$NBD_URI\"");
             served("--memory d=8M", &line, dir.path()).expect(0);
         }
+    });
+}
+
+/// Checks a client, in a directory with a file of 1 MiB.
+fn client(args: &[&str], command: &[&str]) -> Ended {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    fs::write(dir.path().join("disk"), vec![7; 1 << 20]).expect("a file can be written");
+    let mut check = crate::support::command(["check", "--listen"]);
+    check.arg("127.0.0.1:0").args(args).arg("--").args(command);
+    check.current_dir(dir.path()).env("PATH", search_path());
+    let output = check.output().expect("the command can be started");
+    let text = |bytes| String::from_utf8(bytes).expect("the command prints UTF-8");
+    Ended {
+        command: format!("{check:?}"),
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+#[test]
+fn clients_of_this_project_pass_every_rule() {
+    run(|| {
+        // Each rule is a run of the command: all of them for one client, and some for the other.
+        let bench = "nbd bench --runtime blocking --op mix --destroy-data --ops 20 {uri}";
+        let some = "C-042 C-169 C-170 C-188 C-196 C-204 C-209 C-225 C-226 C-230";
+        for (rules, command) in [("", "nbd copy {uri} copy.img"), (some, bench)] {
+            let rules = rules.split_whitespace().flat_map(|rule| ["--rule", rule]);
+            let args: Vec<_> = ["--json"].into_iter().chain(rules).collect();
+            let command: Vec<_> = command.split(' ').collect();
+            let document = client(&args, &command).json();
+            assert_eq!(total(&document, "warning"), 0, "{document:#}");
+            assert!(total(&document, "not_applicable") < 5, "{document:#}");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_breaks_rules_is_told_which() {
+    run(|| {
+        // It sets a flag that was not offered, and ends without a word.
+        let script = "address=${NBD_URI#nbd://}; address=${address%/}; exec 3<>/dev/tcp/${address%:*}/${address#*:}; \
+                      printf '\\0\\0\\1\\3' >&3; head -c 18 <&3 > /dev/null";
+        let args = ["--rule", "C-016", "--rule", "C-042", "--rule", "C-204"];
+        let said = client(&args, &["bash", "-c", script]).expect(1);
+        for expected in [
+            "FAIL  C-016  ",
+            "the client flags 0x102 were not offered",
+            "FAIL  C-042  ",
+            "n/a   C-204  ",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_crashes_or_hangs_has_failed() {
+    run(|| {
+        let crash = "nbd info {uri} > /dev/null || kill -SEGV $$";
+        let args = ["--rule", "C-006"];
+        let said = client(&args, &["bash", "-c", crash]).expect(1);
+        assert!(said.contains("ended by signal 11"), "{said}");
+        let hang = "nbd info {uri} > /dev/null || sleep 1000";
+        let args = ["--rule", "C-006", "--rule-timeout", "3"];
+        let said = client(&args, &["bash", "-c", hang]).expect(1);
+        assert!(said.contains("the command hung and was killed"), "{said}");
+    });
+}
+
+#[test]
+fn a_command_that_does_not_work_at_all_is_not_checked() {
+    run(|| {
+        assert!(
+            client(&[], &["false"])
+                .stderr
+                .contains("makes no connection")
+        );
+        let fails = "nbd info {uri} > /dev/null; false";
+        let ended = client(&[], &["bash", "-c", fails]);
+        assert!(
+            ended.stderr.contains("a server that does everything right"),
+            "{ended:?}"
+        );
+        ended.expect(2);
     });
 }

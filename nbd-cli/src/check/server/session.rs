@@ -3,18 +3,26 @@
 use crate::{
     check::{
         replies::Entered,
-        rule::{Checked, Fault, must, not},
+        rule::{Checked, Fault, Outcome, must, not},
+        server::Rule,
         talk::{OptionReply, Record, Talk},
         wire::{self, Fields, Style, kind, option, rep},
     },
     connect::Connect,
-    outcome::{Context, Error, Result},
+    outcome::{Error, Result},
 };
 #[cfg(feature = "tls-base")]
 use nbd_tokio::ClientTls;
 use nbd_tokio::{TlsPolicy, Uri, nbd_proto::uri::Address};
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::{ffi::OsStr, io, net::ToSocketAddrs, os::unix::ffi::OsStrExt, time::Duration};
+use std::{
+    cell::Cell,
+    ffi::OsStr,
+    io,
+    net::ToSocketAddrs,
+    os::unix::ffi::OsStrExt,
+    time::{Duration, Instant},
+};
 
 /// The abilities of a server, as found at the first connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +50,8 @@ pub(in crate::check) struct Server {
     pub(in crate::check) profile: Profile,
     /// Whether it may be written to.
     pub(in crate::check) writes: bool,
+    /// Whether it takes no connections any more.
+    is_gone: Cell<bool>,
 }
 
 impl Server {
@@ -65,6 +75,7 @@ impl Server {
             record: Record::default(),
             profile: Profile::default(),
             writes,
+            is_gone: Cell::new(false),
         };
         #[cfg(not(feature = "tls-base"))]
         if is_secure {
@@ -80,6 +91,30 @@ impl Server {
         })?;
         server.record.take();
         Ok(server)
+    }
+
+    /// Checks a rule. A server that is gone afterwards has failed, whatever the rule is about.
+    pub(in crate::check) fn check(&self, rule: &Rule) -> Outcome {
+        let begin = Instant::now();
+        let mut checked = if self.is_gone.get() {
+            Err(Fault::Impossible("the server is gone".into()))
+        } else {
+            (rule.check)(self)
+        };
+        let transcript = self.record.take();
+        if let Err(Fault::Must(text) | Fault::Should(text) | Fault::Gone(text)) = &checked
+            && self.greeted().is_err()
+        {
+            self.is_gone.set(true);
+            checked = must(format!("{text}; and now the server takes no connections"));
+        }
+        self.record.take();
+        Outcome::new(
+            rule.about,
+            checked,
+            transcript,
+            begin.elapsed().as_secs_f64(),
+        )
     }
 
     pub(in crate::check) fn is_secure(&self) -> bool {
@@ -389,6 +424,7 @@ impl Server {
 
 #[cfg(feature = "tls-base")]
 fn trust(connect: &Connect, uri: &Uri) -> Result<ClientTls> {
+    use crate::outcome::Context;
     let tls = connect.client_tls()?;
     match uri.tls() {
         Some(parameters) => tls

@@ -1,0 +1,499 @@
+//! A server that keeps the protocol to the letter, looks at every message of its client, and has a rule
+//! spoil what it says.
+
+use super::{
+    Rule,
+    disk::{Disk, SIZE},
+    judge::Run,
+    scene::{
+        Event, Scene, Then, export_info, make_chunk, make_error, make_option_reply, make_simple,
+        size_info, status_payload,
+    },
+};
+use crate::check::{
+    rule::{Checked, must},
+    talk::Talk,
+    wire::{self, Fields, Request, Style, chunk, command, errno, export, flag, kind, option, rep},
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The id of `base:allocation`.
+pub(super) const CONTEXT: u32 = 0x4e42;
+/// The longest payload that is read.
+const LONGEST: u64 = 64 << 20;
+
+/// What the connections of a run have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) run: Arc<Mutex<Run>>,
+    pub(super) bytes: Arc<Mutex<Vec<u8>>>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One connection.
+pub(super) struct Host {
+    talk: Talk,
+    rule: Rule,
+    shared: Shared,
+    pub(super) style: Style,
+    /// Handshake flags as they were sent.
+    offered: u16,
+    client_flags: u32,
+    pub(super) has_context: bool,
+    pub(super) asked_for_sizes: bool,
+    /// The type of the reply to an option that was sent last.
+    sent: u32,
+    /// Whether a message on this connection was spoilt.
+    is_spoilt: bool,
+    /// Whether the client was told that there is no more than an end.
+    is_over: bool,
+}
+
+/// How a connection goes on.
+enum Next {
+    Negotiation,
+    Transmission,
+    End,
+}
+
+impl Host {
+    pub(super) const fn new(talk: Talk, rule: Rule, shared: Shared) -> Self {
+        Self {
+            talk,
+            rule,
+            shared,
+            style: Style::Simple,
+            offered: 0,
+            client_flags: 0,
+            has_context: false,
+            asked_for_sizes: false,
+            sent: 0,
+            is_spoilt: false,
+            is_over: false,
+        }
+    }
+
+    pub(super) const fn disk(&self) -> Disk {
+        self.rule.disk
+    }
+
+    /// Notes a message of the client.
+    fn note(&self, what: impl FnOnce(&mut Run)) {
+        let mut run = lock(&self.shared.run);
+        run.went_on_after_spoilt |= self.is_spoilt;
+        what(&mut run);
+    }
+
+    pub(super) fn wrong(&self, id: &'static str, text: impl Into<String>) {
+        let text = text.into();
+        lock(&self.shared.run).wrongs.push((id, text));
+    }
+
+    /// Serves one client to its end.
+    pub(super) fn serve(mut self) {
+        let ended = self.negotiate();
+        // A client may leave as it likes once something was wrong.
+        if !matches!(ended, Ok(true)) && !self.is_spoilt {
+            lock(&self.shared.run).abrupt += 1;
+        }
+        self.talk.cut();
+    }
+
+    /// Sends a message, spoilt or not; `false` ends the connection.
+    fn say(&mut self, mut scene: Scene, meaning: &str) -> Checked<bool> {
+        (self.rule.spoil)(&mut scene);
+        let meaning = if scene.is_spoilt {
+            lock(&self.shared.run).is_spoilt = true;
+            self.is_spoilt = true;
+            format!("{meaning} (spoilt)")
+        } else {
+            meaning.to_owned()
+        };
+        self.talk.send(&scene.bytes, meaning)?;
+        if scene.event == Event::Greeting {
+            let flags = scene.bytes.get(16..18).unwrap_or_default();
+            self.offered = Fields(flags).u16().unwrap_or(0);
+        }
+        if let Event::Option(..) = scene.event {
+            let kind = scene.bytes.get(12..16).and_then(|kind| Fields(kind).u32());
+            self.sent = kind.unwrap_or(self.sent);
+        }
+        if scene.then == Then::LastWords {
+            self.is_over = true;
+        }
+        Ok(scene.then != Then::Close)
+    }
+
+    /// Whether the client has ended the connection as it should.
+    fn negotiate(&mut self) -> Checked<bool> {
+        let mut greeting = wire::NBDMAGIC.to_be_bytes().to_vec();
+        greeting.extend(wire::IHAVEOPT.to_be_bytes());
+        greeting.extend((wire::FIXED_NEWSTYLE | wire::NO_ZEROES).to_be_bytes());
+        let scene = Scene::new(Event::Greeting, self.style, greeting);
+        if !self.say(scene, "greeting")? {
+            return Ok(true);
+        }
+        let flags = self.talk.take(4, "client flags")?;
+        self.client_flags = Fields(&flags).u32().unwrap_or(0);
+        self.talk
+            .came(&flags, format!("client flags {:#x}", self.client_flags));
+        let more = self.client_flags & !u32::from(self.offered & 3);
+        if more != 0 {
+            self.wrong(
+                "C-016",
+                format!("the client flags {more:#x} were not offered"),
+            );
+        }
+        let is_fixed = self.offered & wire::FIXED_NEWSTYLE != 0;
+        if is_fixed && self.client_flags & 1 == 0 {
+            self.wrong("C-014", "NBD_FLAG_C_FIXED_NEWSTYLE is not set");
+        }
+        loop {
+            let Some(header) = self.talk.take_or_end(16, "an option")? else {
+                return Ok(false);
+            };
+            match self.option(&header)? {
+                Next::Negotiation => {}
+                Next::Transmission => return self.transmission(),
+                Next::End => return Ok(true),
+            }
+        }
+    }
+
+    fn option(&mut self, header: &[u8]) -> Checked<Next> {
+        let mut fields = Fields(header);
+        let (magic, code) = (fields.u64(), fields.u32().unwrap_or(0));
+        let len = fields.u32().unwrap_or(0);
+        let name = wire::option_name(code);
+        if magic != Some(wire::IHAVEOPT) || u64::from(len) > 1 << 20 {
+            self.talk.came(header, "no option".into());
+            self.wrong("C-020", "expected an option, got something else");
+            return must("no option");
+        }
+        let data = self
+            .talk
+            .take(usize::try_from(len).unwrap_or(0), "the data of an option")?;
+        self.talk.came(
+            &[header, &data].concat(),
+            format!("{name} with {len} bytes"),
+        );
+        self.note(|run| run.options.push(code));
+        if self.is_over && code != option::ABORT {
+            lock(&self.shared.run).went_on = Some(format!("the client went on with {name}"));
+        }
+        if self.offered & wire::FIXED_NEWSTYLE == 0 && code != option::EXPORT_NAME {
+            self.wrong(
+                "C-017",
+                format!("{name} to a server without fixed newstyle"),
+            );
+        }
+        if self.talk.has_more() {
+            self.wrong("C-022", format!("more was sent before the reply to {name}"));
+        }
+        let must_be_empty = matches!(
+            code,
+            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS
+        );
+        if must_be_empty && len != 0 {
+            self.wrong("C-132", format!("{name} with {len} bytes of data"));
+        }
+        self.answer(code, &data)
+    }
+
+    /// Answers an option.
+    fn answer(&mut self, code: u32, data: &[u8]) -> Checked<Next> {
+        let disk = self.disk();
+        let mut replies = Vec::new();
+        let mut last = rep::ACK;
+        let mut then = Next::Negotiation;
+        match code {
+            option::EXPORT_NAME => return self.export_name(),
+            option::ABORT => then = Next::End,
+            option::LIST => replies.push((rep::SERVER, 0_u32.to_be_bytes().to_vec())),
+            option::INFO | option::GO => match self.infos(code, data) {
+                Some(infos) => {
+                    replies.extend(infos.into_iter().map(|info| (rep::INFO, info)));
+                    if code == option::GO {
+                        then = Next::Transmission;
+                    }
+                }
+                None => last = rep::ERR_INVALID,
+            },
+            option::STRUCTURED_REPLY if disk.has_structured => {
+                if self.style == Style::Simple {
+                    self.style = Style::Structured;
+                }
+            }
+            option::EXTENDED_HEADERS if disk.has_extended => self.style = Style::Extended,
+            option::LIST_META | option::SET_META if disk.has_structured => {
+                match self.contexts(code, data) {
+                    Some(contexts) => replies.extend(contexts),
+                    None => last = rep::ERR_INVALID,
+                }
+            }
+            _ => last = rep::ERR_UNSUP,
+        }
+        if last != rep::ACK {
+            then = Next::Negotiation;
+        }
+        replies.push((last, Vec::new()));
+        for (kind, data) in replies {
+            let bytes = make_option_reply(code, kind, &data);
+            let scene = Scene::new(Event::Option(code, kind), self.style, bytes);
+            let meaning = format!(
+                "{} to {}",
+                crate::check::talk::reply_name(kind),
+                wire::option_name(code)
+            );
+            if !self.say(scene, &meaning)? {
+                return Ok(Next::End);
+            }
+        }
+        // What was spoilt may be a refusal now.
+        if self.sent >> 31 == 1 {
+            then = Next::Negotiation;
+            if code == option::STRUCTURED_REPLY || code == option::EXTENDED_HEADERS {
+                self.style = Style::Simple;
+            }
+            self.has_context &= code != option::SET_META;
+        }
+        Ok(then)
+    }
+
+    /// What is said of the export, in reply to an option that must be right.
+    fn infos(&mut self, code: u32, data: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let mut fields = Fields(data);
+        let parsed = fields.counted().zip(fields.u16());
+        let rest = fields.0;
+        let Some((name, count)) = parsed.filter(|(_, n)| usize::from(*n) * 2 == rest.len()) else {
+            self.wrong("C-079", "the lengths of the option do not add up");
+            return None;
+        };
+        if name.contains(&0) || std::str::from_utf8(name).is_err() || name.len() > 4096 {
+            self.wrong("C-001", "the name of the export is no string");
+        }
+        let mut asked: Vec<_> = (0..count).filter_map(|_| fields.u16()).collect();
+        asked.sort_unstable();
+        if asked.windows(2).any(|pair| pair[0] == pair[1]) {
+            self.wrong("C-080", "a kind of information is asked for twice");
+        }
+        let mut infos = vec![export_info(SIZE, self.flags())];
+        if asked.contains(&kind::BLOCK_SIZE) {
+            infos.push(size_info(self.disk().sizes));
+            self.asked_for_sizes |= code == option::GO;
+            lock(&self.shared.run).asked_for_sizes |= code == option::GO;
+        }
+        Some(infos)
+    }
+
+    pub(super) const fn flags(&self) -> u16 {
+        match self.style {
+            Style::Simple => self.disk().flags & !export::DF,
+            _ => self.disk().flags,
+        }
+    }
+
+    fn contexts(&mut self, code: u32, data: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
+        let mut fields = Fields(data);
+        let count = fields.counted().and_then(|_| fields.u32());
+        let mut queries = Vec::new();
+        for _ in 0..count.unwrap_or(0).min(1000) {
+            queries.extend(fields.counted());
+        }
+        if count != u32::try_from(queries.len()).ok() || !fields.0.is_empty() {
+            self.wrong("C-167", "the lengths of the option do not add up");
+            return None;
+        }
+        if code == option::SET_META {
+            if self.style == Style::Simple {
+                self.wrong(
+                    "C-149",
+                    "NBD_OPT_SET_META_CONTEXT before structured replies",
+                );
+                return None;
+            }
+            self.has_context = false;
+        }
+        if queries.iter().any(|query| !query.contains(&b':')) {
+            self.wrong("C-151", "a query without a namespace");
+        }
+        let is_listed =
+            code == option::LIST_META && (count == Some(0) || queries.contains(&&b"base:"[..]));
+        if !is_listed && !queries.contains(&&b"base:allocation"[..]) {
+            return Some(Vec::new());
+        }
+        let mut reply = 0_u32.to_be_bytes().to_vec();
+        if code == option::SET_META {
+            self.has_context = true;
+            reply = CONTEXT.to_be_bytes().to_vec();
+        }
+        reply.extend(b"base:allocation");
+        Some(vec![(rep::META_CONTEXT, reply)])
+    }
+
+    fn export_name(&mut self) -> Checked<Next> {
+        if self.style == Style::Extended {
+            self.wrong("C-102", "NBD_OPT_EXPORT_NAME with extended headers");
+        }
+        let mut bytes = SIZE.to_be_bytes().to_vec();
+        bytes.extend(self.flags().to_be_bytes());
+        if self.client_flags & u32::from(wire::NO_ZEROES) == 0 {
+            bytes.extend([0; 124]);
+        }
+        let scene = Scene::new(
+            Event::Option(option::EXPORT_NAME, rep::ACK),
+            self.style,
+            bytes,
+        );
+        match self.say(scene, "size and flags")? {
+            true => Ok(Next::Transmission),
+            false => Ok(Next::End),
+        }
+    }
+
+    fn transmission(&mut self) -> Checked<bool> {
+        let mut held: Vec<Request> = Vec::new();
+        loop {
+            let header_len = if self.style == Style::Extended {
+                32
+            } else {
+                28
+            };
+            let Some(header) = self.talk.take_or_end(header_len, "a request")? else {
+                return Ok(false);
+            };
+            let Some(request) = self.request(&header)? else {
+                return must("no request");
+            };
+            self.note(|run| run.commands.push(request.command));
+            if request.command == command::DISC {
+                for request in std::mem::take(&mut held) {
+                    self.reply(request)?;
+                }
+                if self.talk.has_more() {
+                    self.wrong("C-186", "more was sent after NBD_CMD_DISC");
+                }
+                return Ok(true);
+            }
+            if self.is_over {
+                let text = format!("the client went on with {}", request.meaning());
+                lock(&self.shared.run).went_on = Some(text);
+            }
+            held.push(request);
+            // Others that are on their way come first.
+            if held.len() < self.disk().gathers && self.talk.has_more_soon() {
+                continue;
+            }
+            while let Some(request) = held.pop() {
+                if !self.reply(request)? {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// Reads the rest of a request, and looks at it.
+    fn request(&mut self, header: &[u8]) -> Checked<Option<Request>> {
+        let is_extended = self.style == Style::Extended;
+        let mut fields = Fields(header);
+        let magic = fields.u32();
+        let mut request = Request {
+            flags: fields.u16().unwrap_or(0),
+            command: fields.u16().unwrap_or(0),
+            cookie: fields.u64().unwrap_or(0),
+            offset: fields.u64().unwrap_or(0),
+            len: if is_extended {
+                fields.u64().unwrap_or(0)
+            } else {
+                fields.u32().unwrap_or(0).into()
+            },
+            payload: Vec::new(),
+        };
+        let expected = if is_extended {
+            wire::EXTENDED_REQUEST
+        } else {
+            wire::REQUEST
+        };
+        if magic != Some(expected) {
+            self.talk.came(header, "no request".into());
+            self.wrong("C-167", "expected the magic number of a request");
+            return Ok(None);
+        }
+        let says_so = is_extended && request.flags & flag::PAYLOAD_LEN != 0;
+        let has_payload = says_so || request.command == command::WRITE;
+        if is_extended && has_payload && !says_so {
+            self.wrong(
+                "C-145",
+                format!("{} without NBD_CMD_FLAG_PAYLOAD_LEN", request.meaning()),
+            );
+        }
+        if has_payload {
+            let len = request.len.min(LONGEST);
+            request.payload = self
+                .talk
+                .take(usize::try_from(len).unwrap_or(0), "a payload")?;
+        }
+        self.talk.came(header, request.meaning());
+        self.look_at(&request);
+        Ok(Some(request))
+    }
+
+    /// Replies to a request; `false` ends the connection.
+    fn reply(&mut self, request: Request) -> Checked<bool> {
+        let bytes = self.right_reply(&request);
+        let meaning = format!("reply to cookie {:#x}", request.cookie);
+        let mut scene = Scene::new(Event::Reply, self.style, bytes);
+        scene.request = request;
+        self.say(scene, &meaning)
+    }
+
+    fn right_reply(&self, request: &Request) -> Vec<u8> {
+        let error = |error| make_error(self.style, request, error);
+        let end = request.offset.checked_add(request.len);
+        let Some(end) = end.filter(|end| *end <= SIZE) else {
+            return error(errno::EINVAL);
+        };
+        let range = usize::try_from(request.offset).unwrap_or(0)..usize::try_from(end).unwrap_or(0);
+        let is_read_only = self.flags() & export::READ_ONLY != 0;
+        let mut bytes = lock(&self.shared.bytes);
+        match request.command {
+            command::READ => {
+                let data = bytes.get(range).unwrap_or_default();
+                if self.style == Style::Simple {
+                    return make_simple(request, 0, data);
+                }
+                let payload = [&request.offset.to_be_bytes(), data].concat();
+                return make_chunk(self.style, request, (chunk::DONE, chunk::DATA), &payload);
+            }
+            command::WRITE | command::WRITE_ZEROES | command::TRIM if is_read_only => {
+                return error(errno::EPERM);
+            }
+            command::WRITE => {
+                if let Some(place) = bytes
+                    .get_mut(range)
+                    .filter(|p| p.len() == request.payload.len())
+                {
+                    place.copy_from_slice(&request.payload);
+                }
+            }
+            command::WRITE_ZEROES | command::TRIM => {
+                if let Some(place) = bytes.get_mut(range) {
+                    place.fill(0);
+                }
+            }
+            command::FLUSH | command::CACHE => {}
+            command::BLOCK_STATUS if self.has_context => {
+                let (kind, payload) = status_payload(self.style, CONTEXT, &[(request.len, 0)]);
+                return make_chunk(self.style, request, (chunk::DONE, kind), &payload);
+            }
+            _ => return error(errno::EINVAL),
+        }
+        match self.style {
+            Style::Extended => make_chunk(self.style, request, (chunk::DONE, chunk::NONE), &[]),
+            _ => make_simple(request, 0, &[]),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The rules that bind clients: a command is run once for each, with a server that does everything
+//! right but for one thing.
+
+mod chunks;
+mod disk;
+mod errors;
+mod host;
+mod judge;
+mod look;
+mod negotiation;
+mod replies;
+mod requests;
+mod run;
+mod scene;
+
+pub(super) use run::Listening;
+
+use self::{
+    disk::{Disk, EXTENDED},
+    judge::Run,
+    scene::Scene,
+};
+use super::rule::{About, Checked, Level, Place};
+
+/// A script for a rule that binds clients.
+#[derive(Clone, Copy)]
+pub(super) struct Rule {
+    pub(super) about: About,
+    /// What the server has.
+    disk: Disk,
+    /// What it does wrong.
+    spoil: fn(&mut Scene),
+    /// What the client made of it.
+    judge: fn(&Run) -> Checked,
+}
+
+/// A rule of the specification itself.
+const fn rule(
+    id: &'static str,
+    level: Level,
+    what: &'static str,
+    heading: &'static str,
+    (disk, spoil): (Disk, fn(&mut Scene)),
+    judge: fn(&Run) -> Checked,
+) -> Rule {
+    Rule {
+        about: About {
+            id,
+            level,
+            what,
+            place: Place::Protocol(heading),
+        },
+        disk,
+        spoil,
+        judge,
+    }
+}
+
+/// A rule of the branch about extended headers.
+const fn extended(
+    id: &'static str,
+    level: Level,
+    what: &'static str,
+    heading: &'static str,
+    spoil: fn(&mut Scene),
+    judge: fn(&Run) -> Checked,
+) -> Rule {
+    Rule {
+        about: About {
+            id,
+            level,
+            what,
+            place: Place::ExtendedHeaders(heading),
+        },
+        disk: EXTENDED,
+        spoil,
+        judge,
+    }
+}
+
+/// All scripts, in the order of a connection.
+pub(super) fn rules() -> Vec<Rule> {
+    [
+        negotiation::RULES,
+        replies::RULES,
+        chunks::RULES,
+        errors::RULES,
+        requests::RULES,
+    ]
+    .concat()
+}
