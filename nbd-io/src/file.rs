@@ -39,10 +39,9 @@ const STAT_BLOCK: u64 = 512;
 /// An export over a regular file, or over a block device.
 ///
 /// Its size is that of the file when it was opened, and again when a server is about to send it to
-/// a client of it: of a file that has grown, new connections see the whole. Reads and writes are
-/// positioned and go through the page cache of the system, at any offset and of any length. That
-/// cache is shared by all who have the file open, so that a flush on one connection covers what was
-/// written on all.
+/// a client: new connections see the growth of a file. Reads and writes are positioned and go
+/// through the page cache of the system, at any offset and of any length. All processes that have
+/// the file open share that cache, so that a flush on one connection covers the writes of all.
 ///
 /// # Stable storage
 ///
@@ -67,15 +66,13 @@ const STAT_BLOCK: u64 = 512;
 ///
 /// An operation that the file system turns out not to support is not tried again. Holes are only
 /// looked for in files that have some. Some file systems, such as those in memory, search for the
-/// end of data page by page: only block status waits for that, and the data that it found is
-/// remembered. A read asks whether there is data at a few places, so that a hole in it that is
-/// shorter than 128 KiB may be sent as zeroes.
+/// end of data page by page: only block status waits for that, and the result is remembered. A read
+/// asks for data at a few places, so that a hole in it below 128 KiB may be sent as zeroes.
 ///
-/// # Others who use the file
+/// # Other users of the file
 ///
-/// Other programs can change it, unless they [lock](Self::locked) it too. Where it became
-/// shorter a read fails with [`Errno::Io`], and is never answered with zeroes; a write makes it
-/// longer again. The offset of the open file is moved about, and of no importance.
+/// Other programs can change it, unless they [lock](Self::locked) it too. Where it became shorter a
+/// read fails with [`Errno::Io`], and never finds zeroes; a write makes it longer again.
 ///
 /// ```
 /// use nbd_io::{Export, File};
@@ -121,9 +118,8 @@ impl File {
     ///
     /// # Errors
     ///
-    /// When it cannot be opened; [`ErrorKind::InvalidInput`] if it is neither a regular file nor a
-    /// block device. Any other kind of file is not opened at all. On systems other than Linux the
-    /// size of a block device may be unknown, which is [`ErrorKind::Unsupported`].
+    /// When it cannot be opened; [`ErrorKind::InvalidInput`] if it is no regular file or block
+    /// device; [`ErrorKind::Unsupported`] for a device of unknown size, on systems beside Linux.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::open_with(path.as_ref(), fs::OpenOptions::new().read(true).write(true))
     }

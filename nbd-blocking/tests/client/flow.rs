@@ -31,8 +31,7 @@ fn reply(peer: &mut Peer, read: Seen) {
     peer.says(sr(0, read.cookie, content(read.offset, len)));
 }
 
-/// Answers requests until the client disconnects; it sends the replies to reads before it reads
-/// anything else from the client.
+/// Answers requests until the client disconnects, each read before the next request.
 fn stubborn(peer: &mut Peer) {
     loop {
         let request = peer.request();

@@ -10,6 +10,7 @@ mod ranges;
 mod recovery;
 mod regressions;
 mod several;
+mod streams;
 mod support;
 mod threads;
 #[cfg(feature = "tls-base")]

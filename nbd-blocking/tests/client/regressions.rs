@@ -3,7 +3,7 @@
 mod more;
 
 use crate::{
-    options::Counted,
+    streams::Counted,
     support::{
         Random,
         bytes::{self, D, content, data, error, hole, sr, status},
