@@ -7,7 +7,7 @@ use interop::{Endpoint, Image, Listen, Nbdkit, Port, QemuNbd, Server as Foreign,
 use nbd_io::client::{Error, Reconnect};
 use nbd_proto::CommandFlags;
 use std::{
-    fs,
+    env, fs,
     net::{Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -24,8 +24,10 @@ use tempfile::TempDir;
 
 const SIZE: u64 = 1 << 20;
 
-/// The number of kills.
-const KILLS: usize = 20;
+/// The number of kills of each server by each client; the environment's `KILLS` asks for more.
+fn kills() -> usize {
+    env::var("KILLS").map_or(20, |text| text.parse().expect("a number of kills"))
+}
 
 const TASKS: u64 = 4;
 
@@ -257,7 +259,7 @@ fn kill_again_and_again(
             .recv_timeout(TIMEOUT)
             .expect("a task has panicked, or nothing is answered")
     };
-    for kill in 0..KILLS {
+    for kill in 0..kills() {
         // Messages from before the last kill say nothing about the time after it.
         while receiver.try_recv().is_ok() {}
         for _ in 0..10 + 30 * (kill % 5) {
@@ -346,7 +348,8 @@ fn torment(victim: &mut Victim, image: &Image, connections: usize, keeps: bool) 
 
 /// Runs that with one connection and with several, with and without keeping unflushed writes.
 fn torment_all(listen: Listen, start: impl FnOnce(Image) -> Option<Victim> + Send + 'static) {
-    deadline(Duration::from_secs(250), move || {
+    let time = Duration::from_secs(250 * kills().div_ceil(20) as u64);
+    deadline(time, move || {
         let image = Image::raw(SIZE);
         let Some(mut victim) = start(image.clone()) else {
             return;

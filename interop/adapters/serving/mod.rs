@@ -4,6 +4,8 @@
 
 pub(crate) mod commands;
 #[cfg(feature = "tls-base")]
+mod dropped;
+#[cfg(feature = "tls-base")]
 #[path = "../example.rs"]
 pub(crate) mod example;
 mod life;

@@ -28,13 +28,13 @@ use std::{
 use tempfile::TempDir;
 
 /// A program that runs.
-struct Program {
+pub(super) struct Program {
     child: Child,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
 }
 
 impl Program {
-    fn start(program: &Path, directory: &TempDir, args: &[&str]) -> Self {
+    pub(super) fn start(program: &Path, directory: &TempDir, args: &[&str]) -> Self {
         let socket = directory.path().join("socket");
         let mut command = Command::new(program);
         command.arg("--unix").arg(&socket).args(args);
@@ -44,7 +44,11 @@ impl Program {
         started
     }
 
-    fn connect(&self) -> Client {
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn connect(&self) -> Client {
         let stream = UnixStream::connect(&self.socket).unwrap();
         ConnectOptions::new().connect_over(stream, None).unwrap()
     }
@@ -55,7 +59,7 @@ impl Program {
 
     fn terminate(&self) {
         let mut kill = Command::new("kill");
-        let killed = kill.arg("-TERM").arg(self.child.id().to_string()).status();
+        let killed = kill.arg("-TERM").arg(self.id().to_string()).status();
         assert!(killed.unwrap().success());
     }
 }
