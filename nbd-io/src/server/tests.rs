@@ -9,3 +9,4 @@ mod payloads;
 mod replying;
 mod taking;
 mod timeouts;
+mod waking;
