@@ -7,7 +7,7 @@
     reason = "a test fails by panicking, and so does its helper"
 )]
 
-use interop::{Peer, deadline, require};
+use interop::{Peer, Program, deadline, require};
 
 use nbd_io::{Export, File, Memory, ZeroMode, server::Stopper};
 use nbd_proto::{BlockSizes, Failure, TransmissionFlags};
@@ -174,61 +174,94 @@ impl Export for Counted {
     }
 }
 
+/// Whether the kernel has not run the thread that receives the replies of a connection: a request has
+/// timed out, and its reply was received later, when the device was disconnected. A thread that waits
+/// for a reply ends as soon as the kernel gives the connection up and says so ("Receive control
+/// failed"). Here it had not begun to wait, and the reply was lying there. Linux 6.1 hands these threads
+/// to a workqueue, and has been seen to leave one there where two processors emulated it on a busy
+/// machine; no server can do anything about it.
+fn left_a_receiver_waiting(said: &str) -> bool {
+    let has_late_reply = said.contains("Connection timed out") && said.contains("Unexpected reply");
+    has_late_reply && !said.contains("Receive control failed")
+}
+
+#[test]
+fn a_request_that_a_server_does_not_answer_is_no_receiver_that_was_left_waiting() {
+    let late = "block nbd0: Connection timed out, retrying (4/4 alive)\n";
+    let failed = "block nbd0: Receive control failed (result -32)\n";
+    let reply = "block nbd0: Unexpected reply (65536) 00000000b14ba7bc\n";
+    assert!(left_a_receiver_waiting(&[late, reply].concat()));
+    assert!(!left_a_receiver_waiting(&[late, failed].concat()));
+    assert!(!left_a_receiver_waiting(&[late, failed, reply].concat()));
+    assert!(!left_a_receiver_waiting(reply));
+}
+
 #[test]
 fn the_kernels_client_keeps_file_systems_on_the_servers_of_all_runtimes() {
     deadline(Duration::from_secs(640), || {
         let Some(linux) = require(Peer::Linux) else {
             return;
         };
-        let backing = tempfile::NamedTempFile::new().unwrap();
-        backing.as_file().set_len(SIZE).unwrap();
-        let exports = [
-            Counted::new(Memory::new(SIZE)),
-            Counted::new(File::open(backing.path()).unwrap()),
-            Counted::new(Memory::new(SIZE)),
-        ];
-        let [first, second, third] = exports.clone();
-        let hosts = [
-            Host::blocking(first),
-            Host::tokio(second),
-            Host::async_std(third),
-        ];
-        let huge = Host::blocking(Arc::new(Memory::new(HUGE)));
-        let ports: Vec<_> = hosts.iter().map(|host| host.port.to_string()).collect();
-
-        let finished = linux.run([
-            format!("nbd_ports={}", ports.join(",")),
-            format!("nbd_sectors={}", SIZE / SECTOR),
-            format!("nbd_connections={CONNECTIONS}"),
-            format!("nbd_huge={}", huge.port),
-            format!("nbd_huge_sectors={}", HUGE / SECTOR),
-        ]);
-
-        let said = &finished.stdout;
-        // The console may print something before a line.
-        let passed = said.matches("PASS ").count();
-        assert!(
-            !said.contains("FAIL") && said.contains(&format!("DONE {}", hosts.len())),
-            "{said}{}",
-            finished.stderr
-        );
-        assert_eq!(passed, hosts.len() * STEPS.0 + STEPS.1, "{said}");
-        for (host, export) in hosts.iter().zip(&exports) {
-            for (what, count) in export.counts() {
-                assert!(count > 0, "no {what} came to {}", host.name);
-            }
-            let mut found = vec![0; usize::try_from(MIB).unwrap()];
-            export.read(SIZE - MIB, &mut found).unwrap();
-            let line = format!("{}\n", host.port);
-            let expected = line.bytes().cycle().take(found.len());
-            assert!(
-                expected.eq(found),
-                "{}: the contents differ from the written data",
-                host.name
-            );
-        }
-        for host in hosts.into_iter().chain([huge]) {
-            host.stop();
+        if !file_systems_are_kept(&linux) {
+            assert!(file_systems_are_kept(&linux), "it happened twice");
         }
     });
+}
+
+/// Returns `false` if the guest [left a receiver waiting](left_a_receiver_waiting).
+fn file_systems_are_kept(linux: &Program) -> bool {
+    let backing = tempfile::NamedTempFile::new().unwrap();
+    backing.as_file().set_len(SIZE).unwrap();
+    let exports = [
+        Counted::new(Memory::new(SIZE)),
+        Counted::new(File::open(backing.path()).unwrap()),
+        Counted::new(Memory::new(SIZE)),
+    ];
+    let [first, second, third] = exports.clone();
+    let hosts = [
+        Host::blocking(first),
+        Host::tokio(second),
+        Host::async_std(third),
+    ];
+    let huge = Host::blocking(Arc::new(Memory::new(HUGE)));
+    let ports: Vec<_> = hosts.iter().map(|host| host.port.to_string()).collect();
+
+    let finished = linux.run([
+        format!("nbd_ports={}", ports.join(",")),
+        format!("nbd_sectors={}", SIZE / SECTOR),
+        format!("nbd_connections={CONNECTIONS}"),
+        format!("nbd_huge={}", huge.port),
+        format!("nbd_huge_sectors={}", HUGE / SECTOR),
+    ]);
+
+    let said = &finished.stdout;
+    if left_a_receiver_waiting(said) {
+        return false;
+    }
+    // The console may print something before a line.
+    let passed = said.matches("PASS ").count();
+    assert!(
+        !said.contains("FAIL") && said.contains(&format!("DONE {}", hosts.len())),
+        "{said}{}",
+        finished.stderr
+    );
+    assert_eq!(passed, hosts.len() * STEPS.0 + STEPS.1, "{said}");
+    for (host, export) in hosts.iter().zip(&exports) {
+        for (what, count) in export.counts() {
+            assert!(count > 0, "no {what} came to {}", host.name);
+        }
+        let mut found = vec![0; usize::try_from(MIB).unwrap()];
+        export.read(SIZE - MIB, &mut found).unwrap();
+        let line = format!("{}\n", host.port);
+        let expected = line.bytes().cycle().take(found.len());
+        assert!(
+            expected.eq(found),
+            "{}: the contents differ from the written data",
+            host.name
+        );
+    }
+    for host in hosts.into_iter().chain([huge]) {
+        host.stop();
+    }
+    true
 }
