@@ -7,12 +7,19 @@ use crate::{
     pool::ReconnectingPool,
     range_guard::RangeGuard,
 };
-use nbd_io::client::{Admission, Piece, Record, Request, WINDOW, Watched};
+use nbd_io::client::{Admission, FlushStep, Piece, Record, Request, Uncovered, WINDOW, Watched};
 use nbd_proto::{
     Command, CommandFlags, Errno,
     client::{Cookie, Outcome},
 };
-use std::{cell::RefCell, collections::VecDeque, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    sync::Arc,
+    task::{Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::Instant,
+};
 
 /// A request to be cut into pieces.
 #[derive(Clone, Copy)]
@@ -138,10 +145,35 @@ impl Client {
             if !matches!(admission, Admission::WriteThrough) {
                 return Ok(outcome);
             }
-            self.flush_once()?;
-            // A flush of after a loss covers nothing of before.
-            if log.lock().epoch() == epoch {
+            if self.cover(log.uncovered(epoch))? {
                 return Ok(outcome);
+            }
+        }
+    }
+
+    /// Waits until a flush has covered a change, and sends it if no other call does. Whether it has:
+    /// otherwise the change has to be sent again, because a flush of after a loss covers nothing of
+    /// before.
+    fn cover(&self, mut change: Uncovered<'_>) -> Result<bool, Error> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let late = self.pool.timeout.map(|after| (Instant::now(), after));
+        loop {
+            match change.poll(&waker) {
+                Poll::Ready(step) => match step? {
+                    FlushStep::Covered => return Ok(true),
+                    FlushStep::SendAgain => return Ok(false),
+                    FlushStep::Flush(_turn) => drop(self.flush_once()?),
+                },
+                Poll::Pending => match late {
+                    None => thread::park(),
+                    Some((start, after)) => match after.checked_sub(start.elapsed()) {
+                        Some(left) => thread::park_timeout(left),
+                        None => {
+                            let command = Command::Flush;
+                            return Err(Error::Timeout { command, after });
+                        }
+                    },
+                },
             }
         }
     }
@@ -224,6 +256,15 @@ impl Job<'_> {
             guard.leave_to(link, cookie);
         }
         error
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

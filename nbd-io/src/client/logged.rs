@@ -3,7 +3,8 @@
 //! Its lock is a leaf: nothing else is locked while it is held, so that it may be taken under the
 //! lock of a connection or of a pool.
 
-use super::{Epoch, Error, Lost, Reconnect, Request, WriteLog, engine::Ticket};
+use super::{Coverage, Epoch, Error, Lost, Reconnect, Request, WriteLog, engine::Ticket};
+use crate::watchers::{self, Watchers};
 use nbd_proto::{ExportInfo, client::Outcome};
 use std::{
     mem,
@@ -11,11 +12,19 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Poll, Waker},
 };
 
 /// The log of a client.
 #[derive(Clone, Debug)]
-pub struct SharedLog(Arc<Mutex<WriteLog>>);
+pub struct SharedLog(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    log: Mutex<WriteLog>,
+    /// Callers that wait for a flush of another one. Locked while the log is, or alone.
+    waiting: Mutex<Watchers>,
+}
 
 /// The consequence of an answer to a change for the log.
 #[derive(Clone, Debug)]
@@ -44,12 +53,31 @@ impl SharedLog {
         } else {
             0
         };
-        Self(Arc::new(Mutex::new(WriteLog::new(limit))))
+        Self(Arc::new(Shared {
+            log: Mutex::new(WriteLog::new(limit)),
+            waiting: Mutex::default(),
+        }))
     }
 
     /// Access to the log. Nothing else may be locked meanwhile.
     pub fn lock(&self) -> MutexGuard<'_, WriteLog> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Watchers> {
+        let waiting = self.0.waiting.lock();
+        waiting.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a change of [`Admission::WriteThrough`] that was answered and was sent in `epoch`.
+    #[must_use]
+    pub fn uncovered(&self, epoch: Epoch) -> Uncovered<'_> {
+        Uncovered {
+            log: self,
+            epoch,
+            answered: self.lock().answered(),
+            place: None,
+        }
     }
 
     /// Finds room for a change of so many requests, which have so much payload together.
@@ -68,6 +96,72 @@ impl SharedLog {
         } else {
             Admission::WriteThrough
         }
+    }
+}
+
+/// A change that was answered, and counts as that when a flush has covered it.
+#[derive(Debug)]
+pub struct Uncovered<'a> {
+    log: &'a SharedLog,
+    epoch: Epoch,
+    answered: u64,
+    place: watchers::WatcherId,
+}
+
+/// The next step of the caller of a change that waits for a flush.
+#[derive(Debug)]
+#[must_use]
+pub enum FlushStep {
+    /// None: a flush has covered the change.
+    Covered,
+    /// To send the change again, because a connection was lost.
+    SendAgain,
+    /// To send a flush for all that wait, and to ask again.
+    Flush(FlushTurn),
+}
+
+/// The turn to send a flush, until it is dropped.
+#[derive(Debug)]
+pub struct FlushTurn(SharedLog);
+
+impl Uncovered<'_> {
+    /// The next step. Pends while another caller has the turn to send a flush, and has `waker` woken
+    /// when that ends.
+    ///
+    /// # Errors
+    ///
+    /// When the server failed the flush that would have covered the change.
+    pub fn poll(&mut self, waker: &Waker) -> Poll<Result<FlushStep, Error>> {
+        let mut log = self.log.lock();
+        Poll::Ready(Ok(match log.cover(self.epoch, self.answered) {
+            Coverage::Covered => FlushStep::Covered,
+            Coverage::Lost => FlushStep::SendAgain,
+            Coverage::Failed(error) => return Poll::Ready(Err(error)),
+            Coverage::Flush => FlushStep::Flush(FlushTurn(self.log.clone())),
+            Coverage::Wait => {
+                let old = self.log.waiting().watch(&mut self.place, waker);
+                drop(log);
+                drop(old);
+                return Poll::Pending;
+            }
+        }))
+    }
+}
+
+impl Drop for Uncovered<'_> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let old = self.log.waiting().leave(self.place);
+            drop(old);
+        }
+    }
+}
+
+impl Drop for FlushTurn {
+    fn drop(&mut self) {
+        self.0.lock().end_turn();
+        let waiting = self.0.waiting().take();
+        waiting.for_each(Waker::wake);
     }
 }
 
@@ -168,7 +262,10 @@ enum Effect {
 impl Ticket for Record {
     fn answered(&mut self, result: &mut Result<Outcome, Error>) {
         let effect = mem::replace(&mut self.effect, Effect::None);
-        if result.is_err() {
+        if let Err(error) = result {
+            if let (Effect::Flush { answered }, Error::Failed { .. }) = (effect, &*error) {
+                self.log.lock().flush_failed(self.epoch, answered, error);
+            }
             return;
         }
         let room; // it needs the lock when it is given back
@@ -192,6 +289,60 @@ impl Ticket for Record {
         };
         if !counts {
             *result = Err(Error::lost(Lost::GivenUp));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nbd_proto::TransmissionFlags;
+    use std::{
+        sync::atomic::AtomicUsize,
+        task::{Poll, Wake},
+    };
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_flush_of_a_caller_that_gives_up_sends_one() {
+        let export = ExportInfo::new(1 << 20, TransmissionFlags::SEND_FLUSH);
+        let log = SharedLog::new(&Reconnect::new().keep_unflushed(1), &export);
+        let link = LinkLog::new(log.clone());
+        link.join();
+        let mut done = Ok(Outcome::Done);
+        link.change(false, None).answered(&mut done);
+        let count = Arc::<Count>::default();
+        let waker = Waker::from(count.clone());
+        let woken = || count.0.load(Ordering::Relaxed);
+        let (epoch, noop) = (log.lock().epoch(), Waker::noop());
+        let [mut first, mut second, mut third] = [(); 3].map(|()| log.uncovered(epoch));
+        let Poll::Ready(Ok(FlushStep::Flush(turn))) = first.poll(noop) else {
+            panic!("no other caller sends one");
+        };
+        assert!(second.poll(&waker).is_pending() && third.poll(noop).is_pending());
+        // One that waits no more is not woken.
+        drop(third);
+        drop(turn);
+        assert_eq!((woken(), log.waiting().len()), (1, 0));
+        let Poll::Ready(Ok(FlushStep::Flush(turn))) = second.poll(&waker) else {
+            panic!("it is its turn");
+        };
+        link.flush().answered(&mut done);
+        drop(turn);
+        for change in [&mut first, &mut second] {
+            let step = change.poll(&waker);
+            assert!(
+                matches!(step, Poll::Ready(Ok(FlushStep::Covered))),
+                "{step:?}"
+            );
         }
     }
 }

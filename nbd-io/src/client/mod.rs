@@ -45,7 +45,9 @@ pub use events::{Observer, Watched};
 pub use exchange::Refused;
 pub use launch::ServerProcess;
 #[doc(hidden)]
-pub use logged::{Admission, Kept, LinkLog, Record, Room, SharedLog};
+pub use logged::{
+    Admission, FlushStep, FlushTurn, Kept, LinkLog, Record, Room, SharedLog, Uncovered,
+};
 #[doc(hidden)]
 pub use membership::{DialId, Join, Loss, Membership, Next};
 pub use negotiate::{Connected, NegotiationError, negotiate};
@@ -63,4 +65,4 @@ pub use reconnect::{ConnectionState, Reconnect};
 #[doc(hidden)]
 pub use request::Request;
 #[doc(hidden)]
-pub use write_log::{Epoch, WriteLog};
+pub use write_log::{Coverage, Epoch, WriteLog};

@@ -12,12 +12,16 @@
 //! **Replay.** The server may not have crashed, or may crash again in the middle of a replay. So that
 //! this takes no byte back to what it was before, be it written with FUA or flushed by another
 //! client, each byte is written once, as the latest change has it.
+//!
+//! **Group flush.** A change without a copy counts as answered when a flush has covered it. Any number
+//! of such changes share one flush: one of their callers has the turn to send it, and the others ask
+//! whether it has covered theirs. A flush of the program covers them, too.
 
 mod latest;
 #[cfg(test)]
 mod tests;
 
-use super::Request;
+use super::{Error, Request};
 use latest::latest;
 use std::collections::VecDeque;
 
@@ -45,6 +49,25 @@ pub struct WriteLog {
     /// Reserved for changes that are not answered, in bytes.
     reserved: u64,
     needs_replay: bool,
+    /// One of the callers that wait for a flush has the turn to send it.
+    has_turn: bool,
+    /// The number of changes that the last failed flush would have covered, and its error.
+    failed: Option<(u64, Error)>,
+}
+
+/// The state of a change that was answered and not kept.
+#[derive(Debug)]
+pub enum Coverage {
+    /// A flush has covered it.
+    Covered,
+    /// A connection was lost before that: the change has to be sent again.
+    Lost,
+    /// The flush that would have covered it failed.
+    Failed(Error),
+    /// Another caller has the turn to send a flush: look again when [its turn ends](WriteLog::end_turn).
+    Wait,
+    /// This caller has the turn.
+    Flush,
 }
 
 /// The time between two losses.
@@ -77,6 +100,8 @@ impl WriteLog {
             kept: 0,
             reserved: 0,
             needs_replay: false,
+            has_turn: false,
+            failed: None,
         }
     }
 
@@ -170,6 +195,36 @@ impl WriteLog {
             self.entries = VecDeque::new();
         }
         true
+    }
+
+    /// The server failed a flush. When that was sent, so many changes were answered: their callers
+    /// must learn of it even if a later flush succeeds, because a server may forget a failure once it
+    /// has reported it.
+    pub fn flush_failed(&mut self, epoch: Epoch, answered: u64, error: &Error) {
+        let known = self.failed.as_ref().map(|(number, _)| *number);
+        if epoch == self.epoch && known.is_none_or(|number| number <= answered) {
+            self.failed = Some((answered, error.clone()));
+        }
+    }
+
+    /// The state of the first `answered` changes, the last of which was sent in `epoch`.
+    #[must_use]
+    pub fn cover(&mut self, epoch: Epoch, answered: u64) -> Coverage {
+        match &self.failed {
+            Some((number, error)) if answered <= *number => Coverage::Failed(error.clone()),
+            _ if epoch != self.epoch => Coverage::Lost,
+            _ if answered <= self.flushed => Coverage::Covered,
+            _ if self.has_turn => Coverage::Wait,
+            _ => {
+                self.has_turn = true;
+                Coverage::Flush
+            }
+        }
+    }
+
+    /// The caller that had the turn to send a flush knows what came of it, or has given it up.
+    pub const fn end_turn(&mut self) {
+        self.has_turn = false;
     }
 
     /// A connection was lost, and with it perhaps what was not flushed. No reply of an older

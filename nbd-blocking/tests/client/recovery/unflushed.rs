@@ -1,8 +1,13 @@
 //! Writes that are kept until they are flushed: their order, and their number.
 
-use super::{Machine, options, policy, read};
-use crate::support::{spawn, within};
-use nbd_blocking::{Client, CommandFlags, Queue};
+use super::{Machine, negotiation, options, policy, read};
+use crate::support::{
+    bytes,
+    host::{Host, disk},
+    spawn, within,
+};
+use nbd_blocking::{Client, CommandFlags, Errno, Queue};
+use std::sync::{Arc, Condvar, Mutex};
 
 const NONE: CommandFlags = CommandFlags::NONE;
 
@@ -70,6 +75,70 @@ fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
                 .expect("written");
         }
         assert_eq!(commands(&machine), [1, 1, 1, 3, 1]);
+    });
+}
+
+/// The server's replies to flushes, of which the first comes when all writes have come: eight threads
+/// write what there is no room to keep.
+fn flushes_of_eight_writers(errno: u32) -> (Vec<Result<(), Option<Errno>>>, usize) {
+    const WRITERS: usize = 8;
+    let came = Arc::new((Mutex::new((0, 0)), Condvar::new()));
+    let served = disk(super::SIZE);
+    let seen = came.clone();
+    let host = Host::start(move |number, peer| {
+        peer.try_negotiate(&negotiation())?;
+        loop {
+            let (request, payload) = peer.try_request()?;
+            let (counts, changed) = &*seen;
+            let mut counts = counts.lock().expect("no panics");
+            counts.0 += usize::from(request.command == 1);
+            counts.1 += usize::from(request.command == 3);
+            changed.notify_all();
+            let missing = |counts: &mut (usize, usize)| request.command == 3 && counts.0 < WRITERS;
+            drop(changed.wait_while(counts, missing).expect("no panics"));
+            let data = served
+                .lock()
+                .expect("no panics")
+                .carry_out(number, request, &payload);
+            let errno = if request.command == 3 { errno } else { 0 };
+            peer.try_says(bytes::sr(errno, request.cookie, data))?;
+        }
+    });
+    // Each thread has a connection that no other one holds up.
+    let options = options(policy().keep_unflushed(1000)).connections(WRITERS + 1);
+    let client = options.connect(&host.uri()).expect("entered");
+    let threads: Vec<_> = (0..WRITERS as u64)
+        .map(|number| {
+            let client = client.clone();
+            spawn(move || client.write_all_at(&[1; 4000], number * 4096))
+        })
+        .collect();
+    let written = threads.into_iter().map(|thread| {
+        let written = thread.join().expect("no panics");
+        written.map_err(|error| error.errno())
+    });
+    let written = written.collect();
+    let flushes = came.0.lock().expect("no panics").1;
+    (written, flushes)
+}
+
+#[test]
+fn writes_that_there_is_no_room_for_share_flushes() {
+    within(10, || {
+        let (written, flushes) = flushes_of_eight_writers(0);
+        assert_eq!(written, [Ok(()); 8]);
+        // The first covers those that were answered when it was sent, and the second all others
+        // unless the system holds up some of their threads.
+        assert!((1..=6).contains(&flushes), "{flushes}");
+    });
+}
+
+#[test]
+fn a_flush_that_fails_fails_the_writes_that_wait_for_it() {
+    within(10, || {
+        let (written, flushes) = flushes_of_eight_writers(5);
+        assert_eq!(written, [Err(Some(Errno::Io)); 8]);
+        assert!((1..=6).contains(&flushes), "{flushes}");
     });
 }
 

@@ -7,7 +7,7 @@ use super::{
     window::{Parts, in_flight},
 };
 use crate::{
-    client::{Admission, Error, Kept, Part, Piece, index, length},
+    client::{Admission, Error, FlushStep, Kept, Part, Piece, Uncovered, index, length},
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -259,12 +259,31 @@ impl<R: Network> Client<R> {
             if changed.result.is_err() {
                 return changed;
             }
-            let flushed = self.retry(&Request::Flush, BytesMut::new(), None, None);
-            let flushed = flushed.await;
-            // A flush of after a loss covers nothing of before.
-            if flushed.result.is_err() || log.lock().epoch() == epoch {
-                return flushed;
+            match self.cover(log.uncovered(epoch)).await {
+                Ok(true) => return changed,
+                Ok(false) => {}
+                Err(error) => return Done::new(Err(error), changed.sink),
             }
+        }
+    }
+
+    /// Waits until a flush has covered a change, and sends it if no other call does. Whether it has:
+    /// otherwise the change has to be sent again, because a flush of after a loss covers nothing of
+    /// before.
+    async fn cover(&self, mut change: Uncovered<'_>) -> Result<bool, Error> {
+        let mut late = None;
+        loop {
+            let step = poll_fn(|cx| {
+                let polled = change.poll(cx.waker());
+                self.in_time(Command::Flush, &mut late, polled, cx)
+            });
+            let _turn = match step.await? {
+                FlushStep::Covered => return Ok(true),
+                FlushStep::SendAgain => return Ok(false),
+                FlushStep::Flush(turn) => turn,
+            };
+            let flushed = self.retry(&Request::Flush, BytesMut::new(), None, None);
+            flushed.await.result?;
         }
     }
 

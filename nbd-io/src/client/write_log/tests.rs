@@ -1,9 +1,12 @@
 //! The log beside a server that crashes.
 
+mod world;
+
 use super::*;
 use bytes::Bytes;
 use nbd_proto::CommandFlags;
 use proptest::prelude::*;
+use world::{InFlight, Kind, Step, World, steps};
 
 fn write(offset: u64, payload: Vec<u8>) -> Request {
     Request::Write {
@@ -134,218 +137,6 @@ fn an_entry_takes_no_more_memory_than_it_counts_for() {
     assert!(2 * size_of::<Entry>() as u64 <= OVERHEAD);
 }
 
-const BLOCKS: usize = 4;
-
-/// An event of a client, a server, or the connection between them.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    /// A block is written, and on stable storage with that (FUA) or not.
-    Write {
-        block: usize,
-        forced: bool,
-    },
-    Flush,
-    /// The server carries out some request in flight.
-    Execute(usize),
-    /// A reply is read, of some request that was carried out.
-    Reply(usize),
-    /// The server crashes, and keeps the unflushed writes that these bits name.
-    Crash(u8),
-    /// It crashes, and again when so much has been replayed.
-    CrashTwice(u8, usize),
-    /// A connection is lost, and the server goes on.
-    Lose,
-}
-
-fn steps() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        5 => (0..BLOCKS).prop_map(|block| Step::Write { block, forced: false }),
-        1 => (0..BLOCKS).prop_map(|block| Step::Write { block, forced: true }),
-        2 => Just(Step::Flush),
-        8 => (0..8_usize).prop_map(Step::Execute),
-        8 => (0..8_usize).prop_map(Step::Reply),
-        1 => any::<u8>().prop_map(Step::Crash),
-        1 => (any::<u8>(), 0..4_usize).prop_map(|(bits, after)| Step::CrashTwice(bits, after)),
-        1 => Just(Step::Lose),
-    ]
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    Write {
-        block: usize,
-        value: u8,
-        forced: bool,
-        /// Room was reserved for it.
-        keeps: bool,
-    },
-    Flush {
-        answered: u64,
-        /// The caller's knowledge of each block when it sent the request.
-        promised: [u8; BLOCKS],
-    },
-}
-
-#[derive(Clone, Debug)]
-struct InFlight {
-    kind: Kind,
-    /// The connection belongs to the present epoch.
-    epoch: Epoch,
-    executed: bool,
-}
-
-/// A disk, a client that writes blocks one after the other but each only once at a time, and the
-/// log.
-struct World {
-    log: WriteLog,
-    contents: [u8; BLOCKS],
-    stable: [u8; BLOCKS],
-    in_flight: Vec<InFlight>,
-    /// The last value of each block that was answered and that the client may rely on.
-    answered: [u8; BLOCKS],
-    /// The values that a flush promised.
-    flushed: [u8; BLOCKS],
-    values: u8,
-    limit: u64,
-}
-
-impl World {
-    fn new(limit: u64) -> Self {
-        Self {
-            log: WriteLog::new(limit),
-            contents: [0; BLOCKS],
-            stable: [0; BLOCKS],
-            in_flight: Vec::new(),
-            answered: [0; BLOCKS],
-            flushed: [0; BLOCKS],
-            values: 0,
-            limit,
-        }
-    }
-
-    fn is_locked(&self, wanted: usize) -> bool {
-        let writes = |request: &InFlight| matches!(request.kind, Kind::Write { block, .. } if block == wanted);
-        self.in_flight.iter().any(writes)
-    }
-
-    fn send(&mut self, kind: Kind) {
-        self.in_flight.push(InFlight {
-            kind,
-            epoch: self.log.epoch(),
-            executed: false,
-        });
-    }
-
-    fn execute(&mut self, at: usize) {
-        let request = &mut self.in_flight[at];
-        request.executed = true;
-        match request.kind {
-            Kind::Write {
-                block,
-                value,
-                forced,
-                ..
-            } => {
-                self.contents[block] = value;
-                if forced {
-                    self.stable[block] = value;
-                }
-            }
-            Kind::Flush { .. } => self.stable = self.contents,
-        }
-    }
-
-    fn reply(&mut self, at: usize) {
-        let InFlight { kind, epoch, .. } = self.in_flight.remove(at);
-        match kind {
-            Kind::Write {
-                block,
-                value,
-                forced,
-                keeps,
-            } => {
-                let request = keeps.then(|| write(10 * block as u64, vec![value; 10]));
-                assert!(self.log.change(epoch, forced, request));
-                if keeps || forced {
-                    self.answered[block] = value;
-                }
-                if forced {
-                    self.flushed[block] = value;
-                }
-            }
-            Kind::Flush { answered, promised } => {
-                assert!(self.log.flush(epoch, answered));
-                self.flushed = promised;
-            }
-        }
-    }
-
-    /// All connections are lost. Requests in flight are sent again after the replay, as their
-    /// callers do, even if a reply was on its way.
-    fn lose(&mut self) {
-        self.end_epoch();
-        self.replay();
-    }
-
-    fn end_epoch(&mut self) {
-        self.log.end_epoch();
-        for InFlight { kind, epoch, .. } in self.in_flight.iter().filter(|sent| sent.executed) {
-            let counts = match kind {
-                Kind::Write { forced, .. } => self.log.change(*epoch, *forced, None),
-                Kind::Flush { answered, .. } => self.log.flush(*epoch, *answered),
-            };
-            assert!(!counts, "it is late");
-        }
-    }
-
-    /// Has only so many of the changes written again.
-    fn begin_replay(&mut self, most: usize) -> Epoch {
-        let (epoch, requests) = self.log.replay();
-        assert_eq!(self.log.needs_replay(), !requests.is_empty());
-        for request in requests.into_iter().take(most) {
-            let Request::Write {
-                offset, payload, ..
-            } = request
-            else {
-                unreachable!("nothing else is kept");
-            };
-            self.contents[usize::try_from(offset / 10).unwrap()] = payload[0];
-        }
-        epoch
-    }
-
-    /// The server keeps the unflushed writes that these bits name, and everything that was flushed.
-    fn crash(&mut self, bits: u8) {
-        for block in 0..BLOCKS {
-            if bits >> block & 1 == 0 {
-                self.contents[block] = self.stable[block];
-            }
-            assert!(self.contents[block] >= self.flushed[block], "block {block}");
-        }
-        self.stable = self.contents;
-    }
-
-    fn replay(&mut self) {
-        let epoch = self.begin_replay(usize::MAX);
-        assert!(self.log.replayed(epoch));
-        for mut request in std::mem::take(&mut self.in_flight) {
-            request.epoch = epoch;
-            request.executed = false;
-            if let Kind::Flush { answered, promised } = &mut request.kind {
-                (*answered, *promised) = (self.log.answered(), self.answered);
-            }
-            self.in_flight.push(request);
-        }
-    }
-
-    /// Blocks without a write in flight hold the last answered value.
-    fn check(&self) {
-        for block in (0..BLOCKS).filter(|block| !self.is_locked(*block)) {
-            assert_eq!(self.contents[block], self.answered[block], "block {block}");
-        }
-    }
-}
-
 proptest! {
     #[test]
     fn no_order_of_replies_losses_and_crashes_loses_answered_writes(
@@ -359,18 +150,26 @@ proptest! {
                 Step::Write { block, forced } if !world.is_locked(block) => {
                     world.values = world.values.wrapping_add(1);
                     let keeps = world.log.reserve(WriteLog::cost(10));
-                    // A write that cannot be kept counts when a flush has covered it. Here it is
-                    // forced on an empty log, which is the same.
-                    let empty = world.log.replay().1.is_empty();
-                    if keeps || empty && world.in_flight.is_empty() {
-                        let value = world.values;
-                        world.send(Kind::Write { block, value, forced: forced || !keeps, keeps });
-                    }
+                    let value = world.values;
+                    world.send(Kind::Write { block, value, forced, keeps });
                 }
                 Step::Write { .. } => {}
-                Step::Flush => {
-                    let (answered, promised) = (world.log.answered(), world.answered);
-                    world.send(Kind::Flush { answered, promised });
+                Step::Flush => world.send_flush(false),
+                Step::Look(n) if !world.uncovered.is_empty() => {
+                    world.look(n % world.uncovered.len());
+                }
+                Step::Look(_) => {}
+                Step::GiveUp => world.give_up(),
+                Step::Fail(n) => {
+                    let flushes = |at: &usize| {
+                        let request: &InFlight = &world.in_flight[*at];
+                        !request.executed && matches!(request.kind, Kind::Flush { .. })
+                    };
+                    let waiting: Vec<_> = (0..world.in_flight.len()).filter(flushes).collect();
+                    if let Some(at) = waiting.get(n % waiting.len().max(1)) {
+                        world.fail(*at);
+                        world.reply(*at);
+                    }
                 }
                 Step::Execute(n) => {
                     let waiting: Vec<usize> = (0..world.in_flight.len())
@@ -411,7 +210,11 @@ proptest! {
             prop_assert!(taken <= world.limit, "{taken} of {}", world.limit);
         }
         // When all requests are answered, reserved room has been given back.
-        while !world.in_flight.is_empty() {
+        while !world.in_flight.is_empty() || !world.uncovered.is_empty() {
+            if world.in_flight.is_empty() {
+                world.look(0);
+                continue;
+            }
             if !world.in_flight[0].executed {
                 world.execute(0);
             }

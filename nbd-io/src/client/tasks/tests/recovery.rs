@@ -29,6 +29,7 @@ const SIZE: usize = 256 << 10;
 pub(super) struct Disk {
     /// The volatile contents, which are read, and the contents of stable storage.
     pub(super) contents: Mutex<(Vec<u8>, Vec<u8>)>,
+    pub(super) flushes: AtomicUsize,
     size: AtomicU64,
 }
 
@@ -36,6 +37,7 @@ impl Disk {
     fn new() -> Self {
         Self {
             contents: Mutex::new((vec![0; SIZE], vec![0; SIZE])),
+            flushes: AtomicUsize::new(0),
             size: AtomicU64::new(SIZE as u64),
         }
     }
@@ -79,6 +81,7 @@ impl Export for Disk {
     }
 
     fn flush(&self) -> Result<(), Failure> {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
         let mut contents = self.contents.lock().unwrap();
         contents.1 = contents.0.clone();
         Ok(())

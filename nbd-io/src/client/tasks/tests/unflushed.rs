@@ -2,14 +2,20 @@
 
 use super::{
     recovery::{Machine, options, policy},
-    sim::Sim,
+    sim::{Sim, join_all},
 };
 use crate::{
     client::{Error, tasks::Client},
     runtime::Runtime,
 };
 use bytes::Bytes;
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::Duration,
+};
 
 async fn connect(sim: &Sim, limit: u64) -> Client<Sim> {
     let options = options(sim, policy().keep_unflushed(limit));
@@ -84,6 +90,30 @@ fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
         assert_eq!(found[..512], [3; 512]);
         assert_eq!(found[512..], [2; 50_000 - 512]);
     });
+}
+
+#[test]
+fn writes_that_there_is_no_room_for_share_flushes() {
+    const WRITES: u8 = 16;
+    let mut flushes = 0;
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let machine = Machine::start(&sim, false);
+        sim.run(async {
+            let client = connect(&sim, 1000).await;
+            let write = async |number: u8| {
+                let at = u64::from(number) * 4096;
+                client.write(vec![number; 4000], at).await.unwrap();
+                // It counts, and so it is there whatever happens.
+                let stable = machine.disk.contents.lock().unwrap();
+                let at = usize::from(number) * 4096;
+                assert_eq!(stable.1[at..at + 4000], [number; 4000]);
+            };
+            join_all((0..WRITES).map(write)).await;
+        });
+        flushes += machine.disk.flushes.load(Ordering::Relaxed);
+    }
+    assert!(flushes < 20 * usize::from(WRITES) / 2, "{flushes}");
 }
 
 #[test]
