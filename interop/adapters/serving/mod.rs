@@ -9,6 +9,7 @@ mod dropped;
 #[path = "../example.rs"]
 pub(crate) mod example;
 mod life;
+mod limits;
 mod listeners;
 mod lookups;
 mod many_clients;

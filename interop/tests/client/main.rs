@@ -13,6 +13,7 @@
 )]
 
 mod addresses;
+mod certificates;
 mod driver;
 mod nbd_server;
 mod nbdkit;
@@ -22,6 +23,7 @@ mod peers;
 mod processes;
 mod qemu;
 mod queue;
+mod steps;
 mod support;
 mod table;
 mod tls;

@@ -1,6 +1,4 @@
 //! Tests that are the same for every server.
-//!
-//! It is longer than 500 lines because each step is one function that all peers share.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -10,12 +8,10 @@ use std::{
 use interop::{Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, require};
 
 use crate::{
-    driver::{
-        Client, CommandFlags, ConnectOptions, Error, Greeted, HeaderStyle, MetaContextEntry, Misuse,
-    },
+    driver::{Client, CommandFlags, ConnectOptions, Error, HeaderStyle, Misuse},
     support::{
-        KIB, MIB, assert_has, assert_names, assert_same, causes, connect, context, extents, go,
-        info, map, name, names, options, pattern, read, run, secure_uri, uri,
+        KIB, MIB, assert_has, assert_names, assert_same, causes, connect, context, extents, info,
+        map, options, pattern, read, run, secure_uri,
     },
 };
 
@@ -72,7 +68,7 @@ impl Who {
     }
 
     /// The kind of replies where there are no extended headers.
-    fn plain_mode(self) -> HeaderStyle {
+    pub(crate) fn plain_mode(self) -> HeaderStyle {
         match self.has_structured_replies() {
             true => HeaderStyle::Structured,
             false => HeaderStyle::Simple,
@@ -306,135 +302,6 @@ fn extents_are_those_that_libnbd_finds() {
                 part.last().unwrap().offset + part.last().unwrap().len,
                 5 * MIB
             );
-        }
-    });
-}
-
-#[test]
-fn an_export_is_entered_step_by_step() {
-    run(|| {
-        for who in Who::ALL {
-            let Some(server) = who.start(&Image::raw(MIB)) else {
-                continue;
-            };
-            let at = uri(&server.uri("disk"));
-            let mut negotiation = options().start(&at).unwrap().negotiation().unwrap();
-            assert_eq!(negotiation.mode(), HeaderStyle::Simple);
-
-            let list = negotiation.list().unwrap();
-            match who {
-                // A plugin that serves any export name lists the default one.
-                Who::Nbdkit => assert_eq!(names(&list), [("", "")]),
-                Who::Qemu | Who::NbdServer => assert_eq!(names(&list), [("disk", "")]),
-            }
-
-            let extended = negotiation.extended_headers();
-            if let Err(error) = &extended {
-                // C-137
-                assert_names(error, &["NBD_OPT_EXTENDED_HEADERS", "NBD_REP_ERR_UNSUP"]);
-                let structured = negotiation.structured_reply();
-                assert_eq!(structured.is_ok(), who.has_structured_replies());
-                assert_eq!(negotiation.mode(), who.plain_mode());
-            } else {
-                assert_eq!(negotiation.mode(), HeaderStyle::Extended);
-            }
-            assert_eq!(extended.is_ok(), who == Who::Qemu);
-
-            let every = negotiation.list_meta_context(&name("disk"), &[]);
-            let selected =
-                negotiation.set_meta_context(&name("disk"), &[context("base:allocation")]);
-            match who {
-                Who::NbdServer => {
-                    assert_names(&every.unwrap_err(), &["NBD_REP_ERR_UNSUP"]);
-                    assert!(selected.is_err());
-                }
-                Who::Qemu | Who::Nbdkit => {
-                    let every = every.unwrap();
-                    let found = |entry: &MetaContextEntry| {
-                        entry.name.as_ref().unwrap().as_str() == "base:allocation"
-                    };
-                    assert!(every.iter().any(found));
-                    assert_eq!(selected.unwrap().len(), 1);
-                }
-            }
-
-            // C-078
-            if who != Who::NbdServer {
-                let info = negotiation.info(go("disk")).unwrap();
-                assert_eq!(info.size, MIB);
-            }
-
-            if who != Who::Nbdkit {
-                // C-076: a refusal is final for the name and for nothing else.
-                let refused = negotiation
-                    .go(go("no such disk"))
-                    .unwrap()
-                    .into_result()
-                    .unwrap_err();
-                assert_eq!(refused.error.code.to_string(), "NBD_REP_ERR_UNKNOWN");
-                negotiation = refused.handle;
-                // The contexts were selected for the other name, and are gone with it.
-                if who == Who::Qemu {
-                    negotiation
-                        .set_meta_context(&name("disk"), &[context("base:allocation")])
-                        .unwrap();
-                }
-            }
-            let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
-            assert_eq!(client.size(), MIB);
-            assert_eq!(client.contexts().len(), usize::from(who != Who::NbdServer));
-            let _copy = exercise(&client);
-            client.disconnect().unwrap();
-        }
-    });
-}
-
-#[test]
-fn a_negotiation_ends_without_entering_an_export() {
-    // C-035
-    run(|| {
-        for who in Who::ALL {
-            let Some(server) = who.start(&Image::raw(MIB)) else {
-                continue;
-            };
-            let at = uri(&server.uri("disk"));
-            let Greeted::FixedNewstyle(mut negotiation) = options().start(&at).unwrap() else {
-                panic!("{who:?} speaks fixed newstyle");
-            };
-            negotiation.list().unwrap();
-            negotiation.abort();
-            // The server goes on.
-            connect(&server, "disk").disconnect().unwrap();
-        }
-    });
-}
-
-#[test]
-fn a_name_alone_enters_an_export() {
-    // C-099
-    run(|| {
-        for who in Who::ALL {
-            let Some(server) = who.start(&Image::raw(MIB)) else {
-                continue;
-            };
-            let at = uri(&server.uri("disk"));
-            for structured in [false, who.has_structured_replies()] {
-                let mut negotiation = options().start(&at).unwrap().negotiation().unwrap();
-                if structured {
-                    negotiation.structured_reply().unwrap();
-                }
-                let client = negotiation.export_name(&name("disk")).unwrap();
-                assert_eq!(client.export().block_sizes, None);
-                let data = pattern(9, 100_000);
-                client.write_all_at(&data, 1).unwrap();
-                assert_has(&client, 1, &data);
-                client.disconnect().unwrap();
-            }
-            if who != Who::Nbdkit {
-                let negotiation = options().start(&at).unwrap().negotiation().unwrap();
-                let error = negotiation.export_name(&name("no such disk")).unwrap_err();
-                assert_names(&error, &["no export \"no such disk\""]);
-            }
         }
     });
 }

@@ -1,24 +1,20 @@
 //! TLS with every server, and all its failures.
-//!
-//! It is longer than 500 lines because the same certificates and peers serve all of its tests.
 
 use std::net::TcpStream;
 
 use interop::{
-    Certificates, Endpoint, Flaw, Image, Listen, NbdServer, Nbdkit, QemuNbd, Recording, Server, Tap,
+    Certificates, Endpoint, Image, Listen, NbdServer, Nbdkit, QemuNbd, Recording, Server, Tap,
 };
 
 use crate::{
-    driver::{ClientTls, ConnectOptions, Error, Greeted, HeaderStyle, TlsPolicy},
+    driver::{ClientTls, HeaderStyle, TlsPolicy},
     peers::{Who, exercise},
-    support::{
-        MIB, assert_has, assert_names, causes, go, name, options, pattern, run, secure_uri, uri,
-    },
+    support::{MIB, assert_has, assert_names, go, name, options, pattern, run, secure_uri, uri},
 };
 
 /// Every policy of a server about TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Offer {
+pub(crate) enum Offer {
     Nothing,
     Tls,
     OnlyTls,
@@ -26,7 +22,7 @@ enum Offer {
 }
 
 /// A server of one export, "disk", on TCP; none where it cannot make this offer.
-fn serve(who: Who, offer: Offer, certificates: &Certificates) -> Option<Server> {
+pub(crate) fn serve(who: Who, offer: Offer, certificates: &Certificates) -> Option<Server> {
     let image = Image::raw(MIB);
     match (who, offer) {
         (_, Offer::Nothing) => who.serve(&image, Listen::Tcp4, None),
@@ -58,7 +54,7 @@ fn serve(who: Who, offer: Offer, certificates: &Certificates) -> Option<Server> 
 }
 
 /// A tap before a server, and the URIs of "disk" through it.
-fn tap(server: &Server, certificates: &Certificates) -> (Tap, String, String) {
+pub(crate) fn tap(server: &Server, certificates: &Certificates) -> (Tap, String, String) {
     let tap = Tap::new(server.address());
     let plain = format!("nbd://{}/disk", tap.address());
     let secure = format!(
@@ -80,7 +76,7 @@ fn codes(recording: &Recording) -> Vec<u32> {
 
 /// Content types of the TLS records in some bytes, all of them.
 #[track_caller]
-fn records(mut bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn records(mut bytes: &[u8]) -> Vec<u8> {
     let mut types = Vec::new();
     while let [content, 3, _, high, low, rest @ ..] = bytes {
         let len = usize::from(u16::from_be_bytes([*high, *low]));
@@ -234,123 +230,6 @@ fn unix_sockets_are_no_excuse() {
 }
 
 #[test]
-fn a_flawed_certificate_is_named_and_nothing_follows_it() {
-    // C-059
-    run(|| {
-        for flaw in [Flaw::Expired, Flaw::OtherAuthority, Flaw::WrongName] {
-            let certificates = Certificates::with_server(flaw);
-            let cause = match flaw {
-                Flaw::Expired => "certificate expired",
-                Flaw::OtherAuthority => "invalid peer certificate",
-                _ => "certificate not valid for name",
-            };
-            for who in Who::ALL {
-                let Some(server) = serve(who, Offer::OnlyTls, &certificates) else {
-                    continue;
-                };
-                let (tap, plain, secure) = tap(&server, &certificates);
-                let tls = ClientTls::new().directory(certificates.dir()).unwrap();
-                let if_offered = options().tls(tls).tls_policy(TlsPolicy::IfOffered);
-                for result in [options().connect(&secure), if_offered.connect(&plain)] {
-                    let error = result.unwrap_err();
-                    assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
-                    assert_names(
-                        &error,
-                        &[
-                            "TLS",
-                            "certificate for \"127.0.0.1\" is not accepted",
-                            cause,
-                        ],
-                    );
-                    let recording = tap.recording();
-                    let (asked, rest) = recording.options();
-                    assert_eq!(asked, [(5, Vec::new())]);
-                    let types = records(rest);
-                    assert_eq!(types.first(), Some(&22), "the handshake");
-                }
-            }
-        }
-    });
-}
-
-#[test]
-fn a_certificate_can_be_accepted_unseen() {
-    run(|| {
-        let certificates = Certificates::with_server(Flaw::OtherAuthority);
-        let Some(server) = serve(Who::Nbdkit, Offer::OnlyTls, &certificates) else {
-            return;
-        };
-        let uri = format!(
-            "{}&tls-verify-peer=0",
-            server.tls_uri("disk", &certificates)
-        );
-        let client = options().connect(&uri).unwrap();
-        assert!(client.is_encrypted());
-        client.disconnect().unwrap();
-    });
-}
-
-#[test]
-fn an_unknown_authority_is_not_trusted() {
-    // U-035: without an authority of its own the client asks the system's, which do not know this
-    // one.
-    run(|| {
-        let certificates = Certificates::new();
-        for who in Who::ALL {
-            let Some(server) = serve(who, Offer::OnlyTls, &certificates) else {
-                continue;
-            };
-            let uri = server.uri("disk").replace("nbd://", "nbds://");
-            let text = causes(&ConnectOptions::new().connect(&uri).unwrap_err());
-            assert!(
-                text.contains("UnknownIssuer") || text.contains("no trusted certificates"),
-                "{text}"
-            );
-            let strangers = Certificates::new();
-            let error = options()
-                .connect(&server.tls_uri("disk", &strangers))
-                .unwrap_err();
-            assert_names(&error, &["is not accepted", "invalid peer certificate"]);
-        }
-    });
-}
-
-#[test]
-fn a_server_that_wants_a_certificate_gets_one() {
-    run(|| {
-        let certificates = Certificates::new();
-        for who in Who::ALL {
-            let Some(server) = serve(who, Offer::OnlyWithCertificate, &certificates) else {
-                continue;
-            };
-            let client = options()
-                .connect(&server.tls_uri("disk", &certificates))
-                .unwrap();
-            let _copy = exercise(&client);
-            client.disconnect().unwrap();
-
-            // No certificate, and one of another authority.
-            let none = ClientTls::new()
-                .roots_file(certificates.ca_certificate())
-                .unwrap();
-            let strangers = Certificates::new();
-            let stranger = none
-                .clone()
-                .identity_files(strangers.client_certificate(), strangers.client_key())
-                .unwrap();
-            let uri = server.uri("disk").replace("nbd://", "nbds://");
-            for tls in [none, stranger] {
-                let error = ConnectOptions::new().tls(tls).connect(&uri).unwrap_err();
-                assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
-                // The server refuses by closing the connection, after TLS 1.3 has begun on this
-                // side.
-                assert_names(&error, &["after the TLS handshake", "client certificate"]);
-            }
-        }
-    });
-}
-
-#[test]
 fn no_conclusion_is_carried_over_to_the_next_connection() {
     // C-062
     run(|| {
@@ -396,55 +275,6 @@ fn tls_forgets_everything_negotiated_before() {
             assert_eq!(client.mode() == HeaderStyle::Structured, again);
             let _copy = exercise(&client);
             client.disconnect().unwrap();
-        }
-    });
-}
-
-#[test]
-fn an_export_is_entered_step_by_step_inside_tls() {
-    run(|| {
-        let certificates = Certificates::new();
-        for who in Who::ALL {
-            let Some(server) = serve(who, Offer::OnlyTls, &certificates) else {
-                continue;
-            };
-            let at = uri(&server.tls_uri("disk", &certificates));
-            let mut negotiation = options().start_secure(&at).unwrap();
-            let _list = negotiation.list().unwrap();
-            let negotiation = if who == Who::Nbdkit {
-                negotiation
-            } else {
-                negotiation
-                    .go(go("nothing"))
-                    .unwrap()
-                    .into_result()
-                    .unwrap_err()
-                    .handle
-            };
-            let client = negotiation.go(go("disk")).unwrap().into_result().unwrap();
-            assert!(client.is_encrypted());
-            client.disconnect().unwrap();
-
-            let client = options()
-                .start_secure(&at)
-                .unwrap()
-                .export_name(&name("disk"))
-                .unwrap();
-            client.disconnect().unwrap();
-            options().start_secure(&at).unwrap().abort();
-
-            // Such a URI does not allow a start in the clear.
-            let error = options().start(&at).unwrap_err();
-            assert_names(&error, &["start_secure"]);
-
-            // This server allows nothing before TLS.
-            let mut negotiation = options()
-                .start(&uri(&server.uri("disk")))
-                .unwrap()
-                .negotiation()
-                .unwrap();
-            assert_names(&negotiation.list().unwrap_err(), &["NBD_REP_ERR_TLS_REQD"]);
-            negotiation.abort();
         }
     });
 }
@@ -618,31 +448,5 @@ fn an_export_is_asked_for_by_the_best_option() {
             assert_eq!(usize::from(count[1]) * 2, infos.len());
             assert!(infos.chunks(2).any(|info| info == [0, 3]), "block sizes");
         }
-    });
-}
-
-#[test]
-fn a_greeting_in_steps_shows_the_style_of_the_server() {
-    run(|| {
-        let certificates = Certificates::new();
-        let Some(server) = serve(Who::Nbdkit, Offer::Nothing, &certificates) else {
-            return;
-        };
-        let Greeted::FixedNewstyle(negotiation) =
-            options().start(&uri(&server.uri("disk"))).unwrap()
-        else {
-            panic!("the server speaks fixed newstyle");
-        };
-        // STARTTLS that is refused leaves the connection as it was.
-        let refused = negotiation.start_tls().unwrap().into_result().unwrap_err();
-        assert_eq!(refused.error.option.to_string(), "NBD_OPT_STARTTLS");
-        let client = refused
-            .handle
-            .go(go("disk"))
-            .unwrap()
-            .into_result()
-            .unwrap();
-        assert!(!client.is_encrypted());
-        client.disconnect().unwrap();
     });
 }

@@ -12,6 +12,8 @@ mod waiting;
 
 #[path = "../client/addresses.rs"]
 mod addresses;
+#[path = "../client/certificates.rs"]
+mod certificates;
 #[path = "../client/nbd_server.rs"]
 mod nbd_server;
 #[path = "../client/nbdkit.rs"]
@@ -26,6 +28,8 @@ mod peers;
 mod processes;
 #[path = "../client/qemu.rs"]
 mod qemu;
+#[path = "../client/steps.rs"]
+mod steps;
 #[path = "../client/support.rs"]
 mod support;
 #[path = "../client/table.rs"]
