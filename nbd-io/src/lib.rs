@@ -16,6 +16,8 @@ mod file;
 mod memory;
 #[cfg(test)]
 mod model;
+#[doc(hidden)]
+pub mod mutation;
 mod overlay;
 mod read_only;
 pub mod runtime;

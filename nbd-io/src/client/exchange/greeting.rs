@@ -1,4 +1,4 @@
-//! The first step: the style of the server, and TLS before anything else.
+//! The first step: what a server speaks, and TLS before anything else.
 
 use super::{ANSWER, Connected, NegotiationError, OptionExchange, enter_by_name, send_abort};
 use crate::transport::{Transport, drive, drive_before, write_all};

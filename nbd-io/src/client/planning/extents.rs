@@ -111,7 +111,7 @@ impl StatusRuns {
     pub fn new(negotiated: &Negotiated, range: Range<u64>) -> Self {
         let command = Command::BlockStatus;
         let len = range.end.saturating_sub(range.start);
-        // Only whole blocks can be asked for; the parts outside the range are cut off again.
+        // Only whole blocks can be asked for; what is outside the range is cut off again.
         let (rest, refused) = match negotiated.range(command, range.start, len) {
             Ok(range) => (negotiated.around(&range), None),
             Err(misuse) => (0..0, Some(Err(misuse.into()))),
@@ -153,13 +153,13 @@ impl StatusRuns {
         self.last.is_some()
     }
 
-    /// Ends the known run, although the rest may have the same status.
+    /// Makes ready what is known, although what follows may say the same.
     pub fn end_merge(&mut self) {
         self.ready.extend(self.last.take().map(Ok));
         self.answers = 0;
     }
 
-    /// Takes the answer to a question.
+    /// Takes what came of asking.
     pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, negotiated: &Negotiated) {
         match answer {
             Ok(contexts) => self.extents(contexts, &negotiated.contexts),
@@ -170,7 +170,7 @@ impl StatusRuns {
         }
     }
 
-    /// Ends the walk with an error, behind the known runs.
+    /// Ends the walk with an error, behind what is known.
     fn fail(&mut self, error: Error) {
         self.end_merge();
         self.ready.push_back(Err(error));

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     client::{Admission, Error, FlushStep, Kept, Part, Piece, Uncovered, index, length},
+    mutation::Mutation,
     runtime::Network,
 };
 use bytes::{Bytes, BytesMut};
@@ -163,8 +164,8 @@ impl<R: Network> Client<R> {
         })
     }
 
-    /// Cuts a request into pieces and has several of them in flight. `take` is given their results,
-    /// in the order in which they end.
+    /// Cuts a request into pieces and has several of them in flight. `take` is given what came of
+    /// them, in the order in which they end.
     pub(super) async fn pieces<T, F: Future<Output = Result<T, Error>>>(
         &self,
         offset: u64,
@@ -213,7 +214,8 @@ impl<R: Network> Client<R> {
     /// Whether changes of the same bytes come one after the other: sent again at once, they could
     /// change places, and parts of a block must not be written over by others.
     fn locks_ranges(&self) -> bool {
-        self.shared.pool.common.reconnects() || self.negotiated().blocks.minimum() > 1
+        (self.shared.pool.common.reconnects() || self.negotiated().blocks.minimum() > 1)
+            && !Mutation::NoRangeLocks.is_made()
     }
 
     async fn perform_in_turn(
@@ -351,7 +353,7 @@ impl<R: Network> Client<R> {
         .await
     }
 
-    /// Fails a future that would wait longer than a request may take.
+    /// Fails what would have to be waited for longer than a request may take.
     fn in_time<T>(
         &self,
         command: Command,

@@ -30,7 +30,7 @@ impl<R: Runtime> Timed<R> {
         }
     }
 
-    /// Fails a future that would wait past the deadline.
+    /// Fails what would have to be waited for past the deadline.
     fn in_time<O>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,0 +1,72 @@
+//! Mistakes that can be made on purpose, to see that the simulation notices them.
+//!
+//! Without the feature `mutations`, none is in the program.
+
+#[cfg(feature = "mutations")]
+use crate::client::Request;
+#[cfg(feature = "mutations")]
+use std::cell::Cell;
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Unflushed changes are not replayed.
+    DropReplay,
+    /// They are replayed from the last to the first.
+    ReorderReplay,
+    /// They are replayed with what later ones have overwritten.
+    ReplayOverwritten,
+    /// A server answers a flush that it has not carried out.
+    EarlyFlush,
+    /// Changes of the same bytes do not wait for each other.
+    NoRangeLocks,
+    /// A flush does not fail after unflushed changes may have been lost.
+    SilentLoss,
+}
+
+#[cfg(feature = "mutations")]
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::DropReplay,
+        Self::ReorderReplay,
+        Self::ReplayOverwritten,
+        Self::EarlyFlush,
+        Self::NoRangeLocks,
+        Self::SilentLoss,
+    ];
+
+    /// Has this thread make a mistake from now on, or none.
+    pub fn make(mistake: Option<Self>) {
+        MADE.set(mistake);
+    }
+
+    /// Whether this thread makes it.
+    pub(crate) fn is_made(self) -> bool {
+        MADE.get() == Some(self)
+    }
+
+    /// What is replayed instead of what should be.
+    pub(crate) fn replay<'a>(
+        kept: impl DoubleEndedIterator<Item = &'a Request>,
+    ) -> Option<Vec<Request>> {
+        match MADE.get()? {
+            Self::DropReplay => Some(Vec::new()),
+            Self::ReorderReplay => Some(kept.rev().cloned().collect()),
+            Self::ReplayOverwritten => Some(kept.cloned().collect()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(feature = "mutations")]
+thread_local! {
+    static MADE: Cell<Option<Mutation>> = const { Cell::new(None) };
+}
+
+#[cfg(not(feature = "mutations"))]
+impl Mutation {
+    pub(crate) const fn is_made(self) -> bool {
+        false
+    }
+}
