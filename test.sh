@@ -187,6 +187,8 @@ lints() {
 tests() {
     # A build without TLS, and a URI that requires TLS.
     cargo test --locked --package nbd-blocking --no-default-features --features tracing --lib
+    # Mistakes on purpose, which are in no other build.
+    cargo test --locked --package nbd-sim --features mutations --test mutations
     # The programs that tests start: a test has no time to build them.
     cargo build --locked --package nbd-blocking --example serve
     cargo build --locked --package nbd-tokio --example tokio_serve

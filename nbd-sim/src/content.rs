@@ -1,0 +1,30 @@
+//! What a sector holds: which write it was, so that it is found again whatever becomes of it.
+
+/// The bytes of a sector, the unit in which the oracle thinks.
+pub const SECTOR: usize = 512;
+
+/// Which write a sector holds; [`ZERO`] if it is all zero.
+pub type Value = u64;
+
+/// A sector of zeroes.
+pub const ZERO: Value = 0;
+
+/// Fills a sector.
+pub fn encode(value: Value, sector: u64, buf: &mut [u8]) {
+    if value == ZERO {
+        return buf.fill(0);
+    }
+    let words = [value, sector].map(u64::to_le_bytes);
+    for (word, bytes) in buf.chunks_mut(8).zip(words.iter().cycle()) {
+        word.copy_from_slice(&bytes[..word.len()]);
+    }
+}
+
+/// What a sector holds; `None` if no write has made it.
+#[must_use]
+pub fn decode(sector: u64, bytes: &[u8]) -> Option<Value> {
+    let value = Value::from_le_bytes(bytes.first_chunk().copied()?);
+    let mut expected = [0; SECTOR];
+    encode(value, sector, &mut expected);
+    (bytes == expected).then_some(value)
+}

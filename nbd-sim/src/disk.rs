@@ -1,0 +1,341 @@
+//! A disk with a volatile cache, of which a crash keeps as little as it may.
+
+use crate::{
+    content::{SECTOR, Value, ZERO, decode, encode},
+    history::History,
+    runtime::{Sim, lock},
+};
+use fastrand::Rng;
+use nbd_io::{Export, ZeroMode, runtime::Runtime};
+use nbd_proto::{BlockSizes, Errno, Failure, TransmissionFlags};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// What a disk is like.
+#[derive(Clone, Debug)]
+pub struct DiskPlan {
+    /// Its size in sectors.
+    pub sectors: u64,
+    /// How many sectors a crash leaves all old or all new.
+    pub atomic: u64,
+    /// The minimum block size that it announces, in bytes.
+    pub minimum: u32,
+    /// The maximum block size that it announces, in bytes.
+    pub maximum: u32,
+    /// Whether its calls wait, and so need other threads.
+    pub may_block: bool,
+    /// How long a call may take at most.
+    pub latency: Duration,
+    /// Whether trimmed sectors read as zeroes, or as before.
+    pub trim_zeroes: bool,
+}
+
+/// The disk, which outlives the servers that export it.
+#[derive(Debug)]
+pub struct Disk {
+    plan: DiskPlan,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sectors: Vec<Sector>,
+    stamp: u64,
+    fails: Vec<Fails>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sector {
+    durable: Value,
+    /// What was written since, each with a stamp.
+    cached: Vec<(u64, Value)>,
+}
+
+impl Sector {
+    fn value(&self) -> Value {
+        self.cached.last().map_or(self.durable, |(_, value)| *value)
+    }
+
+    /// Makes everything durable that is not younger than a stamp.
+    fn sync(&mut self, stamp: u64) {
+        let older = self.cached.partition_point(|(at, _)| *at <= stamp);
+        if let Some((_, value)) = self.cached.drain(..older).next_back() {
+            self.durable = value;
+        }
+    }
+}
+
+/// A failure of the disk's that is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fails {
+    /// A sync, after which nothing is promised.
+    Sync,
+    /// A write, a part of which may be carried out.
+    Write,
+    /// A write that finds no space.
+    Space,
+    /// A read.
+    Read,
+}
+
+impl Disk {
+    /// A disk of zeroes.
+    #[must_use]
+    pub fn new(plan: DiskPlan) -> Self {
+        let sectors = usize::try_from(plan.sectors).unwrap_or(usize::MAX);
+        let state = State {
+            sectors: vec![Sector::default(); sectors],
+            ..State::default()
+        };
+        Self {
+            plan,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Has a call fail that is to come.
+    pub fn fail(&self, what: Fails) {
+        lock(&self.state).fails.push(what);
+    }
+
+    /// No failure is to come any more. Those that came to nothing.
+    pub fn heal(&self) -> Vec<Fails> {
+        std::mem::take(&mut lock(&self.state).fails)
+    }
+
+    /// Loses power. Each atomic unit keeps what was durable, or what it held at some time since.
+    /// Returns what is left, and how many sectors lost something.
+    pub fn crash(&self, rng: &mut Rng) -> (Vec<Value>, usize) {
+        let mut state = lock(&self.state);
+        let loses_all = rng.bool();
+        let mut lost = 0;
+        let unit = usize::try_from(self.plan.atomic).unwrap_or(1);
+        for sectors in state.sectors.chunks_mut(unit) {
+            let stamps = sectors.iter().flat_map(|sector| &sector.cached);
+            let mut stamps: Vec<_> = stamps.map(|(stamp, _)| *stamp).collect();
+            stamps.push(0);
+            let stamp = match loses_all {
+                true => 0,
+                false => rng.choice(stamps).unwrap_or(0),
+            };
+            for sector in sectors {
+                let before = sector.value();
+                sector.sync(stamp);
+                sector.cached.clear();
+                lost += usize::from(sector.durable != before);
+            }
+        }
+        let values = state.sectors.iter().map(|sector| sector.durable);
+        (values.collect(), lost)
+    }
+}
+
+/// A disk as one server process sees it.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The disk.
+    pub disk: Arc<Disk>,
+    /// The process.
+    pub sim: Sim,
+    /// What the oracle is to know.
+    pub history: Arc<History>,
+}
+
+impl Mounted {
+    /// Waits as long as a call takes. Fails if the process is ended meanwhile.
+    fn wait(&self) -> Result<(), Failure> {
+        let most = u64::try_from(self.disk.plan.latency.as_micros()).unwrap_or(0);
+        let time = self.sim.random(|rng| rng.u64(..=most));
+        // Most requests are quick, some are not.
+        let time = time >> self.sim.random(|rng| rng.u32(..8));
+        self.sim.wait_in_place(Duration::from_micros(time));
+        if self.sim.is_dead() {
+            return Err(Errno::Io.into());
+        }
+        Ok(())
+    }
+
+    /// Whether a call of this kind is to fail.
+    fn fails(&self, kinds: &[Fails]) -> Option<Fails> {
+        let mut state = lock(&self.disk.state);
+        let at = state.fails.iter().position(|fails| kinds.contains(fails))?;
+        let fails = state.fails.remove(at);
+        drop(state);
+        self.sim.log(|| format!("disk: a call fails: {fails:?}"));
+        self.history.hit(match fails {
+            Fails::Sync => "failing sync",
+            Fails::Write => "failing write",
+            Fails::Space => "no space",
+            Fails::Read => "failing read",
+        });
+        Some(fails)
+    }
+
+    /// Writes, in up to two parts, between which anything may happen. `value` says what a sector is
+    /// to hold, if that is to change.
+    fn change(
+        &self,
+        sectors: Range<u64>,
+        fua: bool,
+        value: impl Fn(u64) -> Option<Value>,
+    ) -> Result<(), Failure> {
+        if self.sim.is_dead() {
+            return Err(Errno::Io.into());
+        }
+        let fails = self.fails(&[Fails::Write, Fails::Space]);
+        let stamp = {
+            let mut state = lock(&self.disk.state);
+            state.stamp += 1;
+            state.stamp
+        };
+        let middle = self.sim.random(|rng| rng.u64(sectors.start..=sectors.end));
+        // What stays whole over a crash is written in one piece.
+        let middle = (middle / self.disk.plan.atomic * self.disk.plan.atomic).max(sectors.start);
+        self.apply(sectors.start..middle, stamp, &value);
+        self.wait()?;
+        if let Some(fails) = fails {
+            return Err(match fails {
+                Fails::Space => Errno::NoSpc.into(),
+                _ => Errno::Io.into(),
+            });
+        }
+        self.apply(middle..sectors.end, stamp, &value);
+        if fua {
+            self.wait()?;
+            if self.fails(&[Fails::Sync]).is_some() {
+                return Err(Errno::Io.into());
+            }
+            let mut state = lock(&self.disk.state);
+            for sector in &mut state.sectors[indices(&sectors)] {
+                sector.sync(u64::MAX);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, sectors: Range<u64>, stamp: u64, value: &impl Fn(u64) -> Option<Value>) {
+        let connection = self.sim.connection();
+        let is_ghost = connection.is_some_and(|connection| self.sim.is_given_up(connection));
+        for at in sectors {
+            let Some(value) = value(at) else { continue };
+            let mut state = lock(&self.disk.state);
+            let sector = &mut state.sectors[indices(&(at..at + 1))][0];
+            sector.cached.push((stamp.max(sector.stamp()), value));
+            drop(state);
+            self.sim
+                .log(|| format!("disk: sector {at} = {value}, connection {connection:?}"));
+            if is_ghost {
+                self.history.ghost(at, value);
+            }
+        }
+    }
+}
+
+impl Sector {
+    /// The stamp of what it holds: they never go down, so that what is durable is a prefix.
+    fn stamp(&self) -> u64 {
+        self.cached.last().map_or(0, |(stamp, _)| *stamp)
+    }
+}
+
+fn indices(sectors: &Range<u64>) -> Range<usize> {
+    let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
+    index(sectors.start)..index(sectors.end)
+}
+
+fn sectors(offset: u64, len: u64) -> Range<u64> {
+    offset / SECTOR as u64..(offset + len) / SECTOR as u64
+}
+
+impl Export for Mounted {
+    fn size(&self) -> u64 {
+        self.disk.plan.sectors * SECTOR as u64
+    }
+
+    fn flags(&self) -> TransmissionFlags {
+        TransmissionFlags::SEND_FLUSH
+            | TransmissionFlags::SEND_FUA
+            | TransmissionFlags::SEND_TRIM
+            | TransmissionFlags::SEND_WRITE_ZEROES
+            | TransmissionFlags::CAN_MULTI_CONN
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        let DiskPlan {
+            minimum, maximum, ..
+        } = self.disk.plan;
+        BlockSizes::new(minimum, minimum.max(512), maximum).unwrap_or(BlockSizes::UNKNOWN)
+    }
+
+    fn may_block(&self) -> bool {
+        self.disk.plan.may_block
+    }
+
+    fn refresh_may_block(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        if self.fails(&[Fails::Read]).is_some() {
+            return Err(Errno::Io.into());
+        }
+        let sectors = sectors(offset, buf.len() as u64);
+        let middle = self.sim.random(|rng| rng.u64(sectors.start..=sectors.end));
+        for (at, buf) in sectors.zip(buf.chunks_mut(SECTOR)) {
+            if at == middle {
+                self.wait()?;
+            }
+            let state = lock(&self.disk.state);
+            let value = state.sectors[indices(&(at..at + 1))][0].value();
+            encode(value, at, buf);
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
+        let sectors = sectors(offset, data.len() as u64);
+        let mut values = Vec::new();
+        for (at, bytes) in sectors.clone().zip(data.chunks(SECTOR)) {
+            let Some(value) = decode(at, bytes) else {
+                self.history.violation(format!(
+                    "sector {at}: the server writes what no client wrote"
+                ));
+                return Err(Errno::Io.into());
+            };
+            values.push(value);
+        }
+        let first = sectors.start;
+        let value = |at| values.get(usize::try_from(at - first).ok()?).copied();
+        self.change(sectors, fua, value)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
+        self.change(sectors(offset, len), mode.fua, |_| Some(ZERO))
+    }
+
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Failure> {
+        let trims = self.disk.plan.trim_zeroes;
+        self.change(sectors(offset, len), fua, |_| trims.then_some(ZERO))
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        let stamp = lock(&self.disk.state).stamp;
+        self.wait()?;
+        if self.fails(&[Fails::Sync]).is_some() {
+            return Err(Errno::Io.into());
+        }
+        let mut state = lock(&self.disk.state);
+        state
+            .sectors
+            .iter_mut()
+            .for_each(|sector| sector.sync(stamp));
+        drop(state);
+        let now = self.sim.now();
+        self.sim
+            .log(|| format!("disk: flushed what was written before {now:?}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! What the clients asked and were answered, and what became of the disk, in the order of events.
+
+use crate::{
+    content::{Value, ZERO},
+    runtime::lock,
+};
+use std::{collections::BTreeMap, ops::Range, sync::Mutex};
+
+/// When something happened: the number of the event.
+pub type Time = u64;
+
+/// A client from one connect to its end: what it promises holds for what is asked of it alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Domain {
+    /// The program.
+    pub client: usize,
+    /// Whether changes of the same bytes are carried out in the order in which they were begun.
+    pub is_ordered: bool,
+    /// Whether answered changes are written again after a crash.
+    pub keeps: bool,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A write that is on stable storage when it is answered.
+    WriteFua,
+    /// Zeroes.
+    Zero,
+    /// Trim: afterwards there are zeroes or what was there before.
+    Trim,
+    /// Flush.
+    Flush,
+}
+
+/// What was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Success.
+    Done,
+    /// The server failed it; a part may have been carried out.
+    Failed,
+    /// It may be carried out at any time, or never.
+    Unknown,
+}
+
+/// An operation.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// Of which client.
+    pub domain: usize,
+    /// What is asked.
+    pub kind: Kind,
+    /// Where.
+    pub sectors: Range<u64>,
+    /// What it writes.
+    pub value: Value,
+    /// When it was begun.
+    pub begun: Time,
+    /// When it was answered, or given up.
+    pub ended: Option<Time>,
+    /// What was answered.
+    pub outcome: Outcome,
+    /// What it has read.
+    pub read: Vec<Value>,
+    /// From when on answered writes are covered, if it is a flush.
+    pub since: Time,
+}
+
+/// All that the oracle needs.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// The number of the last event.
+    pub now: Time,
+    /// Whether blocks are longer than sectors, so that a write of one sector writes others again.
+    pub rewrites: bool,
+    /// All clients.
+    pub domains: Vec<Domain>,
+    /// What they asked.
+    pub operations: Vec<Operation>,
+    /// When the disk lost power, and what it held afterwards.
+    pub crashes: Vec<(Time, Vec<Value>)>,
+    /// What the server has carried out for connections that their clients had given up.
+    pub ghosts: Vec<(Time, u64, Value)>,
+    /// What must not happen, whatever the history is.
+    pub violations: Vec<String>,
+    /// How often each fault was injected, and how often it hit something.
+    pub coverage: BTreeMap<&'static str, (u64, u64)>,
+}
+
+/// The events of a run, while it goes on.
+#[derive(Debug)]
+pub struct History(Mutex<Events>);
+
+impl History {
+    /// Nothing yet. `rewrites` says whether blocks are longer than sectors.
+    #[must_use]
+    pub fn new(rewrites: bool) -> Self {
+        Self(Mutex::new(Events {
+            rewrites,
+            ..Events::default()
+        }))
+    }
+
+    /// The number of an event that happens now.
+    pub fn now(&self) -> Time {
+        let mut events = lock(&self.0);
+        events.now += 1;
+        events.now
+    }
+
+    /// A client begins.
+    pub fn domain(&self, domain: Domain) -> usize {
+        let mut events = lock(&self.0);
+        events.domains.push(domain);
+        events.domains.len() - 1
+    }
+
+    /// An operation is about to be begun. Returns its number.
+    pub fn begin(&self, domain: usize, kind: Kind, sectors: Range<u64>, since: Time) -> usize {
+        let begun = self.now();
+        let mut events = lock(&self.0);
+        let number = events.operations.len();
+        let value = match kind {
+            Kind::Write | Kind::WriteFua => number as Value + 1,
+            _ => ZERO,
+        };
+        events.operations.push(Operation {
+            domain,
+            kind,
+            sectors,
+            value,
+            begun,
+            ended: None,
+            outcome: Outcome::Unknown,
+            read: Vec::new(),
+            since,
+        });
+        number
+    }
+
+    /// An operation was answered.
+    pub fn end(&self, number: usize, outcome: Outcome, read: Vec<Value>) {
+        let now = self.now();
+        let mut events = lock(&self.0);
+        let operation = &mut events.operations[number];
+        operation.outcome = outcome;
+        operation.read = read;
+        // What may still be carried out has no end.
+        operation.ended = (outcome != Outcome::Unknown).then_some(now);
+    }
+
+    /// How many operations have no answer.
+    pub fn in_flight(&self) -> usize {
+        let events = lock(&self.0);
+        let open = |operation: &&Operation| operation.ended.is_none();
+        events.operations.iter().filter(open).count()
+    }
+
+    /// The disk lost power.
+    pub fn crash(&self, values: Vec<Value>) {
+        let now = self.now();
+        lock(&self.0).crashes.push((now, values));
+    }
+
+    /// The server has changed a sector for a connection that its client has given up. The protocol
+    /// has no way to keep it from that.
+    pub fn ghost(&self, sector: u64, value: Value) {
+        let now = self.now();
+        lock(&self.0).ghosts.push((now, sector, value));
+    }
+
+    /// Something happened that must not happen.
+    pub fn violation(&self, what: String) {
+        lock(&self.0).violations.push(what);
+    }
+
+    /// A fault was injected, and whether it hit something that was in flight.
+    pub fn inject(&self, fault: &'static str, hits: bool) {
+        let mut events = lock(&self.0);
+        let (injected, hit) = events.coverage.entry(fault).or_default();
+        *injected += 1;
+        *hit += u64::from(hits);
+    }
+
+    /// A fault that was injected before hits.
+    pub fn hit(&self, fault: &'static str) {
+        lock(&self.0).coverage.entry(fault).or_default().1 += 1;
+    }
+
+    /// Everything, when the run has ended.
+    #[must_use]
+    pub fn take(&self) -> Events {
+        std::mem::take(&mut lock(&self.0))
+    }
+}

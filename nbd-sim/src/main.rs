@@ -1,0 +1,111 @@
+//! Runs seeds, prints how fast they are and how often faults hit, and shrinks those that fail.
+
+use clap::Parser;
+use nbd_sim::{
+    plan::Plan,
+    run::run,
+    shrink::{from_ranges, shrink, to_ranges},
+};
+use std::{collections::BTreeMap, io::Write, process::ExitCode, time::Instant};
+
+/// Simulates clients and servers, on a network and a disk that fail as a seed says.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// Replays this one, and prints what happens.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Leaves out these faults and operations: `0-3,7`.
+    #[arg(long, default_value = "", value_name = "NUMBERS")]
+    without: String,
+    /// Makes a mistake on purpose.
+    #[cfg(feature = "mutations")]
+    #[arg(long)]
+    mutation: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    #[cfg(feature = "mutations")]
+    if let Some(name) = &arguments.mutation {
+        let mut all = nbd_io::mutation::Mutation::ALL.into_iter();
+        nbd_io::mutation::Mutation::make(all.find(|known| format!("{known:?}") == *name));
+    }
+    let mut out = std::io::stdout().lock();
+    let done = match arguments.seed {
+        Some(seed) => replay(seed, &arguments.without, &mut out),
+        None => many(&arguments, &mut out),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // There is nowhere to say more.
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one seed and prints what happens. Whether nothing is wrong.
+fn replay(seed: u64, without: &str, out: &mut impl Write) -> std::io::Result<bool> {
+    let left_out = from_ranges(without).map_err(std::io::Error::other)?;
+    let plan = Plan::new(seed).without(&left_out);
+    let report = run(&plan, true);
+    write!(out, "{plan}{}", report.log)?;
+    for wrong in &report.wrong {
+        writeln!(out, "WRONG: {wrong}")?;
+    }
+    Ok(report.wrong.is_empty())
+}
+
+/// Runs many seeds, up to the first that fails.
+fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
+    let start = Instant::now();
+    let mut coverage = BTreeMap::<_, (u64, u64)>::new();
+    let (mut operations, mut ghosts) = (0, 0);
+    // Panics are part of what is reported.
+    std::panic::set_hook(Box::new(|_| {}));
+    for seed in arguments.first..arguments.first + arguments.seeds {
+        let plan = Plan::new(seed);
+        let report = run(&plan, false);
+        operations += report.events.operations.len();
+        ghosts += report.events.ghosts.len();
+        for (fault, (injected, hit)) in report.events.coverage {
+            let sum = coverage.entry(fault).or_default();
+            sum.0 += injected;
+            sum.1 += hit;
+        }
+        if !report.wrong.is_empty() {
+            for wrong in &report.wrong {
+                writeln!(out, "seed {seed}: WRONG: {wrong}")?;
+            }
+            let left_out = shrink(&plan, |plan| !run(plan, false).wrong.is_empty());
+            let numbers = to_ranges(&left_out);
+            writeln!(
+                out,
+                "shrunk; replay it by --seed {seed} --without {numbers}"
+            )?;
+            replay(seed, &numbers, out)?;
+            return Ok(false);
+        }
+    }
+    let time = start.elapsed();
+    let rate = arguments.seeds as f64 / time.as_secs_f64();
+    writeln!(
+        out,
+        "{} seeds in {time:.1?}, {rate:.0} a second; {operations} operations, {ghosts} sectors \
+         changed late for connections that had been given up",
+        arguments.seeds
+    )?;
+    writeln!(out, "{:28} {:>10} {:>10}", "fault", "injected", "hit")?;
+    for (fault, (injected, hit)) in coverage {
+        writeln!(out, "{fault:28} {injected:>10} {hit:>10}")?;
+    }
+    Ok(true)
+}

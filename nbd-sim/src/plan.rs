@@ -1,0 +1,306 @@
+//! A run as a plan that a seed makes, from which faults and operations can be left out.
+
+use crate::{
+    disk::{DiskPlan, Fails},
+    history::Kind,
+    network::Cut,
+};
+use fastrand::Rng;
+use std::{collections::BTreeSet, fmt, ops::Range, time::Duration};
+
+/// How many sectors each client writes to: few, so that operations meet.
+pub const REGION: u64 = 24;
+
+/// The sectors of a block of the largest minimum size.
+const BLOCK: u64 = 8;
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the schedule, delays and the like are made of.
+    pub seed: u64,
+    /// The disk.
+    pub disk: DiskPlan,
+    /// How long bytes are under way, at least and at most.
+    pub latency: (Duration, Duration),
+    /// How many bytes may be under way in one direction of a connection.
+    pub capacity: usize,
+    /// Into how short pieces reads and writes are cut.
+    pub chop: usize,
+    /// How many requests of a connection the server carries out at once.
+    pub concurrency: usize,
+    /// For how long clients of the server may be silent.
+    pub idle_timeout: Option<Duration>,
+    /// The clients.
+    pub clients: Vec<ClientPlan>,
+    /// What goes wrong, and when.
+    pub faults: Vec<(Duration, Fault)>,
+    /// When nothing goes wrong any more.
+    pub heals: Duration,
+    /// Whether the disk loses power when all is done.
+    pub ends_with_crash: bool,
+}
+
+/// A client.
+#[derive(Clone, Debug)]
+pub struct ClientPlan {
+    /// How many connections it wants.
+    pub connections: usize,
+    /// Whether it connects again by itself, with how much memory for unflushed writes, and how often.
+    pub reconnects: Option<(u64, Option<u32>)>,
+    /// How long a request may take.
+    pub timeout: Duration,
+    /// Whether it asks for extended headers and structured replies.
+    pub style: (bool, bool),
+    /// The operations of each of its tasks.
+    pub tasks: Vec<Vec<Op>>,
+}
+
+/// An operation of a task.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// How long the task does nothing before.
+    pub pause: Duration,
+    /// What it asks for.
+    pub kind: Kind,
+    /// Where.
+    pub sectors: Range<u64>,
+    /// After how many polls it is dropped.
+    pub dropped_after: Option<u32>,
+    /// Its number in the plan.
+    pub number: usize,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A connection is cut.
+    Cut(Cut),
+    /// A direction of a connection stands still.
+    Stall(Duration),
+    /// The server's process is killed.
+    Kill {
+        /// For how long there is none.
+        down: Duration,
+    },
+    /// The server's machine loses power.
+    Crash {
+        /// For how long it is down.
+        down: Duration,
+        /// Whether clients are not sent anything for as long.
+        silent: bool,
+    },
+    /// The server is stopped in order.
+    Stop {
+        /// How long until there is another one.
+        down: Duration,
+    },
+    /// The server accepts no connection for a while.
+    AcceptLate(Duration),
+    /// Nothing answers who connects, for a while.
+    Deaf(Duration),
+    /// The disk fails a call.
+    Disk(Fails),
+    /// A client is made to connect again.
+    ReconnectNow(usize),
+}
+
+fn ms(range: Range<u64>, rng: &mut Rng) -> Duration {
+    Duration::from_micros(rng.u64(range.start * 1000..range.end * 1000))
+}
+
+impl Plan {
+    /// What a seed makes.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed ^ 0x5eed);
+        let rng = &mut rng;
+        let clients = *pick(rng, &[1_u64, 1, 2, 3]);
+        let minimum = *pick(rng, &[1, 1, 512, 4096]);
+        let heals = ms(20..300, rng);
+        let mut plan = Self {
+            seed,
+            disk: DiskPlan {
+                sectors: clients * REGION,
+                atomic: *pick(rng, &[1, BLOCK]),
+                minimum,
+                maximum: *pick(rng, &[4096, 65_536, 1 << 20]),
+                may_block: rng.u8(..4) > 0,
+                latency: ms(0..20, rng),
+                trim_zeroes: rng.bool(),
+            },
+            latency: (
+                Duration::from_micros(rng.u64(0..200)),
+                Duration::from_micros(rng.u64(200..3000)),
+            ),
+            capacity: *pick(rng, &[100, 4096, 65_536, 1 << 20]),
+            chop: *pick(rng, &[40, 1000, usize::MAX, usize::MAX]),
+            concurrency: *pick(rng, &[1, 4, 16]),
+            idle_timeout: rng.bool().then(|| ms(50..1000, rng)),
+            clients: Vec::new(),
+            faults: Vec::new(),
+            heals,
+            ends_with_crash: rng.bool(),
+        };
+        let faults = rng.usize(..8);
+        let clients = usize::try_from(clients).unwrap_or(1);
+        plan.faults = (0..faults)
+            .map(|_| {
+                (
+                    ms(1..20, rng).max(heals.mul_f64(rng.f64())),
+                    fault(rng, clients),
+                )
+            })
+            .collect();
+        plan.faults.sort_by_key(|(at, _)| *at);
+        let mut number = plan.faults.len();
+        for client in 0..clients {
+            let plan_of_client = plan.client(client, rng, &mut number);
+            plan.clients.push(plan_of_client);
+        }
+        plan
+    }
+
+    fn client(&self, client: usize, rng: &mut Rng, number: &mut usize) -> ClientPlan {
+        let tasks = (0..rng.usize(1..5)).map(|_| {
+            let ops = 0..rng.usize(2..16);
+            ops.map(|_| {
+                let own = client as u64 * REGION;
+                *number += 1;
+                self.op(rng, own, *number - 1)
+            })
+            .collect()
+        });
+        let tasks = tasks.collect();
+        let kept = *pick(rng, &[0, 0, 3000, 1 << 20, 1 << 20]);
+        let attempts = *pick(rng, &[None, None, None, Some(2)]);
+        ClientPlan {
+            connections: *pick(rng, &[1, 1, 2, 3]),
+            reconnects: (rng.u8(..5) > 0).then_some((kept, attempts)),
+            timeout: ms(30..1000, rng),
+            style: (rng.bool(), rng.u8(..4) > 0),
+            tasks,
+        }
+    }
+
+    fn op(&self, rng: &mut Rng, own: u64, number: usize) -> Op {
+        use Kind::{Flush, Read, Trim, Write, WriteFua, Zero};
+        let kinds = [
+            Read, Read, Read, Read, Write, Write, Write, Write, Write, WriteFua, Zero, Trim, Flush,
+            Flush,
+        ];
+        let kind = *pick(rng, &kinds);
+        let start = rng.u64(..REGION);
+        let mut end = REGION.min(start + rng.u64(1..=12));
+        let mut start = start;
+        if self.disk.minimum > 512 {
+            // Either a part of one block, or whole ones: of what is both, the parts are written one
+            // after the other, and their order is not that in which operations were begun. Trims
+            // and zeroes of parts are refused.
+            let is_whole = matches!(kind, Zero | Trim) || rng.bool();
+            if is_whole {
+                (start, end) = (start / BLOCK * BLOCK, end.div_ceil(BLOCK) * BLOCK);
+            } else {
+                end = end.min((start / BLOCK + 1) * BLOCK);
+            }
+        }
+        let offset = match kind {
+            Read if rng.u8(..4) == 0 => rng.u64(..self.disk.sectors / REGION) * REGION,
+            _ => own,
+        };
+        Op {
+            pause: ms(0..8, rng) / (1 << rng.u32(..6)),
+            kind,
+            sectors: match kind {
+                Flush => 0..0,
+                _ => offset + start..offset + end,
+            },
+            dropped_after: (rng.u8(..12) == 0).then(|| rng.u32(..6)),
+            number,
+        }
+    }
+
+    /// How many faults and operations there are, by whose numbers they are left out.
+    #[must_use]
+    pub fn items(&self) -> usize {
+        let tasks = self.clients.iter().flat_map(|client| &client.tasks);
+        self.faults.len() + tasks.map(Vec::len).sum::<usize>()
+    }
+
+    /// The same without some faults and operations.
+    #[must_use]
+    pub fn without(mut self, left_out: &BTreeSet<usize>) -> Self {
+        let mut number = 0;
+        self.faults.retain(|_| {
+            number += 1;
+            !left_out.contains(&(number - 1))
+        });
+        for client in &mut self.clients {
+            for task in &mut client.tasks {
+                task.retain(|op| !left_out.contains(&op.number));
+            }
+        }
+        self
+    }
+}
+
+fn pick<'a, T>(rng: &mut Rng, of: &'a [T]) -> &'a T {
+    &of[rng.usize(..of.len())]
+}
+
+fn fault(rng: &mut Rng, clients: usize) -> Fault {
+    match rng.u8(..18) {
+        0..3 => Fault::Cut(Cut::Reset),
+        3 => Fault::Cut(Cut::Silent),
+        4 => Fault::Cut(Cut::HalfFromServer),
+        5 => Fault::Cut(Cut::HalfFromClient),
+        6 => Fault::Stall(ms(1..300, rng)),
+        7 => Fault::Kill {
+            down: ms(0..100, rng),
+        },
+        8..11 => Fault::Crash {
+            down: ms(0..100, rng),
+            silent: rng.bool(),
+        },
+        11 => Fault::Stop {
+            down: ms(0..50, rng),
+        },
+        12 => Fault::AcceptLate(ms(1..200, rng)),
+        13 => Fault::Deaf(ms(1..200, rng)),
+        14 => Fault::Disk(Fails::Sync),
+        15 => Fault::Disk(Fails::Write),
+        16 => Fault::Disk(*pick(rng, &[Fails::Read, Fails::Space])),
+        _ => Fault::ReconnectNow(rng.usize(..clients)),
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}: {:?}", self.seed, self.disk)?;
+        writeln!(
+            f,
+            "  latency {:?}, capacity {}, pieces up to {}, concurrency {}, idle timeout {:?}",
+            self.latency, self.capacity, self.chop, self.concurrency, self.idle_timeout
+        )?;
+        for (at, fault) in &self.faults {
+            writeln!(f, "  at {at:?}: {fault:?}")?;
+        }
+        writeln!(f, "  all is well from {:?} on", self.heals)?;
+        for (at, client) in self.clients.iter().enumerate() {
+            let ClientPlan {
+                connections,
+                reconnects,
+                timeout,
+                style,
+                tasks,
+            } = client;
+            let ops: Vec<_> = tasks.iter().map(Vec::len).collect();
+            writeln!(
+                f,
+                "  client {at}: {connections} connections, reconnects {reconnects:?}, timeout \
+                 {timeout:?}, style {style:?}, operations of its tasks {ops:?}"
+            )?;
+        }
+        Ok(())
+    }
+}

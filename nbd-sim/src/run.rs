@@ -1,0 +1,337 @@
+//! One run: programs, a server that fails and comes back, and what the oracle says of it.
+
+use crate::{
+    client::Program,
+    content::SECTOR,
+    disk::{Disk, Fails, Mounted},
+    history::{Events, History},
+    network::{Net, Reach, SimListener},
+    oracle,
+    plan::{Fault, Plan, REGION},
+    runtime::{Group, Sim, Step, lock},
+};
+use nbd_io::{
+    NamedExports,
+    runtime::{Runtime, Tasks},
+    server::{CloseReason, Event, NegotiationError, Server, Stopper},
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// No run takes so long.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// What is wrong. Nothing, one hopes.
+    pub wrong: Vec<String>,
+    /// What has happened, if that was wanted.
+    pub log: String,
+    /// What was asked, and how often faults hit.
+    pub events: Events,
+}
+
+/// Carries out a plan.
+#[must_use]
+pub fn run(plan: &Plan, logs: bool) -> Report {
+    let net = Net::new(plan.latency, plan.capacity, plan.chop);
+    let sim = Sim::new(plan.seed, net, logs);
+    let rewrites = usize::try_from(plan.disk.minimum).is_ok_and(|minimum| minimum > SECTOR);
+    let history = Arc::new(History::new(rewrites));
+    let world = World {
+        sim: sim.clone(),
+        history: history.clone(),
+        disk: Arc::new(Disk::new(plan.disk.clone())),
+        plan: plan.clone(),
+        server: Arc::default(),
+    };
+    let is_done = Arc::new(AtomicBool::new(false));
+    let done = is_done.clone();
+    let story = world.clone();
+    sim.spawn(async move {
+        story.play().await;
+        done.store(true, Ordering::Relaxed);
+    });
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        while !is_done.load(Ordering::Relaxed) {
+            match sim.step(LONGEST) {
+                Step::Done => {}
+                Step::Idle => return Some("something waits for ever"),
+                Step::Livelock => return Some("tasks wake each other for ever"),
+            }
+        }
+        None
+    }));
+    let stuck = match played {
+        Ok(stuck) => stuck.map(str::to_owned),
+        Err(panic) => Some(match panic.downcast_ref::<String>() {
+            Some(what) => format!("a panic: {what}"),
+            None => format!("a panic: {:?}", panic.downcast_ref::<&str>()),
+        }),
+    };
+    if let Some(stuck) = stuck {
+        let in_flight = history.in_flight();
+        history.violation(format!("{stuck}; {in_flight} operations have no answer"));
+    }
+    sim.log(|| format!("the end: {}", sim.fingerprint()));
+    sim.shut_down();
+    let events = history.take();
+    Report {
+        wrong: oracle::check(&events),
+        log: sim.take_log(),
+        events,
+    }
+}
+
+#[derive(Clone, Debug)]
+struct World {
+    sim: Sim,
+    history: Arc<History>,
+    disk: Arc<Disk>,
+    plan: Plan,
+    server: Arc<Mutex<ServerState>>,
+}
+
+#[derive(Debug, Default)]
+struct ServerState {
+    /// How many there have been.
+    count: u32,
+    running: Option<(Group, Stopper)>,
+}
+
+impl World {
+    async fn play(&self) {
+        self.start_server();
+        let programs: Vec<_> = (0..)
+            .zip(&self.plan.clients)
+            .map(|(number, plan)| {
+                let sim = self
+                    .sim
+                    .in_group(Group(1 + u32::try_from(number).unwrap_or(0)));
+                Program::new(number, sim, self.history.clone(), plan.clone())
+            })
+            .collect();
+        programs.iter().for_each(Program::start);
+        for (at, fault) in &self.plan.faults {
+            let now = self.sim.now();
+            self.sim.sleep(at.saturating_sub(now)).await;
+            self.inject(fault, &programs);
+        }
+        let now = self.sim.now();
+        self.sim.sleep(self.plan.heals.saturating_sub(now)).await;
+        self.heal();
+        while !programs.iter().all(Program::is_done) {
+            self.sim.sleep(Duration::from_millis(10)).await;
+        }
+        if self.plan.ends_with_crash {
+            self.end_server(true, None);
+            self.start_server();
+        }
+        for (at, program) in (0..).zip(&programs) {
+            program.read(at * REGION..(at + 1) * REGION).await;
+            program.disconnect().await;
+        }
+        self.sim.log(|| "the server is to stop".to_owned());
+        let stopper = lock(&self.server)
+            .running
+            .as_ref()
+            .map(|(_, stopper)| stopper.clone());
+        if let Some(stopper) = stopper {
+            stopper.stop();
+            stopper.stopped().await;
+        }
+    }
+
+    /// Starts a server, if there is none.
+    fn start_server(&self) {
+        let mut state = lock(&self.server);
+        if state.running.is_some() {
+            return;
+        }
+        state.count += 1;
+        let number = state.count;
+        let group = Group(1000 + number);
+        let sim = self.sim.in_group(group);
+        let mounted = Mounted {
+            disk: self.disk.clone(),
+            sim: sim.clone(),
+            history: self.history.clone(),
+        };
+        let exports = NamedExports::single(Arc::new(mounted));
+        let (log, history) = (self.sim.clone(), self.history.clone());
+        let server = Server::on_runtime(sim.clone(), Arc::new(exports))
+            .concurrency(self.plan.concurrency)
+            .idle_timeout(self.plan.idle_timeout)
+            .grace(Duration::from_millis(100))
+            .on_event(move |event| {
+                log.log(|| format!("server {number}: {event:?}"));
+                if breaks_protocol(event) {
+                    history.violation(format!("server {number}: {event:?}"));
+                }
+            });
+        state.running = Some((group, server.stopper()));
+        lock(&self.sim.net).server = Reach::Up;
+        let listener = SimListener(sim.clone());
+        sim.spawn(async move {
+            let _ = server.serve(listener).await;
+        });
+    }
+
+    /// Ends the server's process, or its machine.
+    fn end_server(&self, loses_power: bool, silent: Option<Duration>) -> bool {
+        let Some((group, _)) = lock(&self.server).running.take() else {
+            return false;
+        };
+        let mut hits = self.history.in_flight() > 0;
+        self.sim
+            .log(|| format!("the server ends, and power is lost: {loses_power}"));
+        self.sim.lose_server(silent);
+        self.sim.kill(group);
+        if loses_power {
+            let (values, lost) = self.sim.random(|rng| self.disk.crash(rng));
+            self.sim
+                .log(|| format!("disk: {lost} sectors lost something: {values:?}"));
+            hits = lost > 0;
+            self.history.crash(values);
+        }
+        hits
+    }
+
+    fn restart_after(&self, down: Duration) {
+        let world = self.clone();
+        self.sim.spawn(async move {
+            world.sim.sleep(down).await;
+            world.start_server();
+        });
+    }
+
+    fn inject(&self, fault: &Fault, programs: &[Program]) {
+        self.sim.log(|| format!("fault: {fault:?}"));
+        let is_busy = self.history.in_flight() > 0;
+        let (name, hits) = match *fault {
+            Fault::Cut(how) => (name_of(how), self.sim.cut(how)),
+            Fault::Stall(time) => ("stall", self.sim.stall(time)),
+            Fault::Kill { down } => {
+                let hits = self.end_server(false, None);
+                self.restart_after(down);
+                ("kill of the server", hits)
+            }
+            Fault::Crash { down, silent } => {
+                let hits = self.end_server(true, silent.then_some(down));
+                self.restart_after(down);
+                ("loss of power", hits)
+            }
+            Fault::Stop { down } => {
+                self.stop_server(down);
+                ("stop of the server", is_busy)
+            }
+            Fault::AcceptLate(time) => {
+                lock(&self.sim.net).accepts_from = self.sim.now() + time;
+                ("late accept", is_busy)
+            }
+            Fault::Deaf(time) => {
+                self.deafen(time);
+                ("no answer to connects", is_busy)
+            }
+            Fault::Disk(fails) => {
+                self.disk.fail(fails);
+                // Whether it hits is known when it does.
+                let name = match fails {
+                    Fails::Sync => "failing sync",
+                    Fails::Write => "failing write",
+                    Fails::Space => "no space",
+                    Fails::Read => "failing read",
+                };
+                (name, false)
+            }
+            Fault::ReconnectNow(client) => {
+                let program = programs.get(client);
+                let hits = program.is_some_and(Program::reconnect_now) && is_busy;
+                ("reconnect at will", hits)
+            }
+        };
+        self.history.inject(name, hits);
+    }
+
+    /// Stops the server in order. What was written stays, since the machine goes on.
+    fn stop_server(&self, down: Duration) {
+        let running = lock(&self.server).running.clone();
+        let Some((group, stopper)) = running else {
+            return;
+        };
+        lock(&self.sim.net).server = Reach::Down;
+        stopper.stop();
+        let world = self.clone();
+        self.sim.spawn(async move {
+            stopper.stopped().await;
+            let is_same = lock(&world.server)
+                .running
+                .as_ref()
+                .is_some_and(|(own, _)| *own == group);
+            if is_same {
+                world.end_server(false, None);
+                world.restart_after(down);
+            }
+        });
+    }
+
+    fn deafen(&self, time: Duration) {
+        let mut net = lock(&self.sim.net);
+        if net.server != Reach::Up {
+            return;
+        }
+        net.server = Reach::Deaf;
+        drop(net);
+        let world = self.clone();
+        self.sim.spawn(async move {
+            world.sim.sleep(time).await;
+            world.hear();
+        });
+    }
+
+    fn hear(&self) {
+        let mut net = lock(&self.sim.net);
+        if net.server == Reach::Deaf {
+            net.server = Reach::Up;
+        }
+    }
+
+    /// Ends all faults.
+    fn heal(&self) {
+        self.sim.log(|| "all is well from now on".to_owned());
+        self.disk.heal();
+        self.hear();
+        self.sim.heal();
+        self.start_server();
+    }
+}
+
+const fn name_of(cut: crate::network::Cut) -> &'static str {
+    use crate::network::Cut;
+    match cut {
+        Cut::Reset => "reset",
+        Cut::Silent => "silent cut",
+        Cut::HalfFromServer => "half-close by the server",
+        Cut::HalfFromClient => "half-close by the client",
+    }
+}
+
+/// No fault of these makes a client break the protocol.
+const fn breaks_protocol(event: &Event<'_>) -> bool {
+    matches!(
+        event,
+        Event::Closed {
+            ending: CloseReason::Protocol(_)
+                | CloseReason::Panicked
+                | CloseReason::Negotiation(NegotiationError::Protocol(_)),
+            ..
+        }
+    )
+}
