@@ -12,10 +12,10 @@ use std::{
 /// A position in an export, with the traits of `futures-io`, which are those of async-std and of
 /// smol.
 ///
-/// It is to an export what `async_std::fs::File` is to a file. Nothing is buffered or read ahead:
-/// wrap it in a `BufReader` or `BufWriter` for small reads and writes. Every operation moves up to
-/// 2 MiB. `io::copy` moves only 8 KiB at a time, so that both ends want such a buffer: with 1 MiB a
-/// copy is about as fast as one by hand, larger ones are not faster.
+/// It does for an export the work of `async_std::fs::File` for a file. Nothing is buffered or read
+/// ahead: wrap it in a `BufReader` or `BufWriter` for small reads and writes. Every operation moves
+/// up to 2 MiB. `io::copy` moves only 8 KiB at a time, so that both ends want such a buffer: with
+/// 1 MiB a copy is about as fast as one by hand, larger ones are not faster.
 ///
 /// A write takes the data and is carried out in the background, one at a time. The next write,
 /// flush or close reports its error. Others may rely on written data only after a flush:
@@ -30,7 +30,7 @@ use std::{
 /// # Cancel safety
 ///
 /// A read whose future is dropped has read nothing, and a write whose future is dropped has written
-/// nothing. The dropped read goes on, and a next one at the same place may be given what it found,
+/// nothing. The dropped read goes on, and a next one at the same place may be given its data,
 /// although others have written there since.
 ///
 /// ```no_run

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 /// A position in an export, with the traits of `std::io`.
 ///
 /// Nothing is buffered: wrap it in a `BufReader` or `BufWriter` for small reads and writes.
-/// [`Write::flush`] puts what was written on stable storage, if the server offers that.
+/// [`Write::flush`] puts written data on stable storage, if the server offers that.
 ///
 /// At the end of the export nothing is read or written, so that `write_all` fails there with
 /// [`WriteZero`](io::ErrorKind::WriteZero). The [`io::Error`] of a failure contains the client's

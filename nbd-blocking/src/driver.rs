@@ -14,7 +14,7 @@ use nbd_socket::Socket;
 use std::{io, time::Duration};
 
 /// Waits in place: the methods of [`ConnectOptions`](crate::ConnectOptions) and
-/// [`Negotiation`](crate::negotiation::Negotiation) return what has come of them.
+/// [`Negotiation`](crate::negotiation::Negotiation) return their results.
 #[derive(Clone, Debug, Default)]
 pub struct Blocking {
     clock: DialClock,

@@ -223,9 +223,9 @@ impl Queue {
         })
     }
 
-    /// Asks that what was answered before is on stable storage. Writes of this queue that are in
-    /// flight are not covered. It fails like [`Client::flush`] after writes were lost, until there
-    /// is a queue of a client of a [new epoch](Client::new_epoch).
+    /// Asks that writes that were answered before are put on stable storage. Writes of this queue
+    /// that are in flight are not covered. It fails like [`Client::flush`] after writes were lost,
+    /// until there is a queue of a client of a [new epoch](Client::new_epoch).
     ///
     /// ```no_run
     /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
@@ -243,7 +243,7 @@ impl Queue {
         Ok(cookie)
     }
 
-    /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
+    /// Hints that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
     ///
     /// ```no_run
     /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
@@ -260,7 +260,7 @@ impl Queue {
         self.change(Request::Trim { offset, len, flags })
     }
 
-    /// Tells that a range will be read soon.
+    /// Hints that a range will be read soon.
     ///
     /// ```no_run
     /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
@@ -304,7 +304,8 @@ impl Queue {
         self.change(Request::WriteZeroes { offset, len, flags })
     }
 
-    /// Asks what the selected meta contexts say of a range. Flags: [`CommandFlags::REQ_ONE`].
+    /// Asks for the status of a range in the selected meta contexts. Flags:
+    /// [`CommandFlags::REQ_ONE`].
     ///
     /// ```no_run
     /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
@@ -335,7 +336,7 @@ impl Queue {
         self.submit(Call::Owned(request), None)
     }
 
-    /// Sends what was submitted, without waiting for a completion.
+    /// Sends submitted requests, without waiting for a completion.
     ///
     /// ```no_run
     /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
@@ -454,7 +455,7 @@ impl Queue {
         }
     }
 
-    /// Takes in a reply, and does what follows from it.
+    /// Takes in a reply, and acts on it.
     fn take(&mut self, mut done: Done) {
         if !self.watched.is_empty() {
             self.watched.remove(&done.cookie);

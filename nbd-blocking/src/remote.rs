@@ -8,7 +8,7 @@ use nbd_proto::{
 };
 use std::ops::ControlFlow;
 
-/// An export of another server, to be served again: what a proxy is made of.
+/// An export of another server, to be served again by a proxy.
 ///
 /// Everything is passed on: commands and their flags, block sizes, the description, and the meta
 /// contexts that the client has selected. A refusal of the other server is passed on with its text,
@@ -89,7 +89,7 @@ impl Remote {
             message: format!("the server said nothing of {context}").into(),
             ..Errno::Io.into()
         })?;
-        // The last one may go on behind what was asked for.
+        // The last one may go on behind the requested range.
         let mut rest = len;
         for extent in &mut extents {
             extent.len = extent.len.min(rest);

@@ -80,7 +80,7 @@ impl Stream {
         }
     }
 
-    /// Sends what is left in buffers, as much as fits without waiting.
+    /// Sends bytes left in buffers, as many as fit without waiting.
     #[inline]
     pub(crate) fn flush(&self) -> io::Result<()> {
         match self {
@@ -109,7 +109,7 @@ impl Stream {
         matches!(self, Self::Any(_))
     }
 
-    /// Tells the peer that no more will come.
+    /// Announces to the peer that no more bytes will come.
     pub(crate) fn shutdown(&self) {
         #[cfg(feature = "tls-base")]
         if let Self::Tls(tls) = self {

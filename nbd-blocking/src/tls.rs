@@ -146,12 +146,12 @@ impl TlsStream {
         }
     }
 
-    /// Sends what earlier sends left over, as far as it fits without waiting.
+    /// Sends bytes that earlier sends left over, as many as fit without waiting.
     pub(crate) fn flush(&self) -> io::Result<()> {
         self.send_ready(&mut lock(&self.connection))
     }
 
-    /// Tells the peer that no more will come.
+    /// Announces to the peer that no more bytes will come.
     pub(crate) fn close_notify(&self) {
         lock(&self.connection).send_close_notify();
         let _ = self.flush();
@@ -168,7 +168,7 @@ impl TlsStream {
         }
     }
 
-    /// Sends what is encrypted, as far as it fits without waiting.
+    /// Sends encrypted bytes, as many as fit without waiting.
     fn send_ready(&self, connection: &mut Connection) -> io::Result<()> {
         while connection.wants_write() {
             if connection.write_tls(&mut Outgoing(&self.socket))? == 0 {

@@ -46,8 +46,8 @@ mod tests;
 #[doc(hidden)]
 pub const SEND_BUFFER: usize = (256 + 4) << 10;
 
-/// The cryptography that the features chose: aws-lc-rs, else ring, else what the program has
-/// installed for the whole process.
+/// The cryptography that the features chose: aws-lc-rs, else ring, else the provider that the
+/// program has installed for the whole process.
 ///
 /// # Errors
 ///
@@ -63,9 +63,9 @@ pub fn provider() -> Result<Arc<CryptoProvider>, TlsError> {
         .ok_or(TlsError::NoCryptography)
 }
 
-/// The same, after what it does once in a process. aws-lc-rs spends up to some tenths of a second
-/// on the first random number (it measures the jitter of the processor's timing), which is better
-/// spent while a configuration is built than in the middle of a handshake.
+/// The same, after its initialisation, once in a process. aws-lc-rs spends up to some tenths of a
+/// second on the first random number (it measures the jitter of the processor's timing), which is
+/// better spent while a configuration is built than in the middle of a handshake.
 fn warm_provider() -> Result<Arc<CryptoProvider>, TlsError> {
     let provider = provider()?;
     // A failure will be that of the handshake.

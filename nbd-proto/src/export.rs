@@ -186,8 +186,8 @@ impl ExportInfo {
         Ok(())
     }
 
-    /// The flags that can be meant: without those that need what was not negotiated, and without
-    /// a fast zero where there is no zero.
+    /// The flags that can be meant: without those that need options that were not negotiated, and
+    /// without a fast zero where there is no zero.
     pub(crate) fn mask(flags: TransmissionFlags, mode: HeaderStyle) -> TransmissionFlags {
         let mut flags = flags;
         if !mode.has_chunks() {

@@ -10,7 +10,7 @@ const SHORT: usize = 32;
 
 /// Takes in a known number of bytes, and either keeps or drops them.
 ///
-/// INVARIANT: never holds more than [`STEP`] bytes beyond what has arrived.
+/// INVARIANT: never holds more than [`STEP`] bytes beyond the arrived ones.
 #[derive(Clone)]
 pub(crate) struct Gather {
     short: [u8; SHORT],
@@ -40,7 +40,7 @@ impl Gather {
         self.dropped = 0;
     }
 
-    /// Keeps what is there and wants `more` bytes behind it.
+    /// Keeps the bytes that are there and wants `more` behind them.
     pub(crate) fn extend(&mut self, more: usize) {
         let was_short = self.is_short();
         self.wanted += more;

@@ -59,7 +59,7 @@ fn check(bytes: &[u8]) -> Result<&str, NameError> {
 /// The name of an export: free text, the empty name being the server's default export.
 ///
 /// A name is opaque. It is never a path and never parsed; use [`fmt::Display`] to show it, which
-/// escapes what could disturb a terminal or a log.
+/// escapes characters that could disturb a terminal or a log.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExportName(String);
 
@@ -253,7 +253,7 @@ impl fmt::Debug for ContextName {
 pub struct Text(String);
 
 impl Text {
-    /// Takes what a peer sent, replacing what is not UTF-8.
+    /// Takes a peer's text, with invalid UTF-8 replaced.
     #[must_use]
     pub fn from_lossy(bytes: &[u8]) -> Self {
         Self(String::from_utf8_lossy(bytes).into_owned())
@@ -319,8 +319,8 @@ fn escape(text: &str, max: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// Bidirectional controls and line separators: invisible, and able to misrepresent what stands
-/// around them.
+/// Bidirectional controls and line separators: invisible, and able to misrepresent the text around
+/// them.
 fn reorders_text(c: char) -> bool {
     matches!(c, '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

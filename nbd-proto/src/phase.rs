@@ -21,7 +21,7 @@ pub trait Phase: Sized {
     fn space(&mut self) -> &mut [u8];
 
     /// Takes note that the first `n` bytes of [`space`](Phase::space) are filled, and appends
-    /// what is to be sent to `out`.
+    /// its output to `out`.
     ///
     /// # Errors
     ///

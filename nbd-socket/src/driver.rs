@@ -60,7 +60,7 @@ macro_rules! driver_listener {
             /// # Errors
             ///
             /// Of the kind [`AddrInUse`](std::io::ErrorKind::AddrInUse) if there is something that
-            /// is in use; whatever else keeps the socket from being made.
+            /// is in use; the system's error if the socket cannot be made.
             pub fn bind_unix(path: impl AsRef<std::path::Path>) -> std::io::Result<Self> {
                 Self::new($crate::Listener::bind_unix(path)?)
             }
@@ -79,7 +79,7 @@ macro_rules! driver_listener {
             /// # Errors
             ///
             /// Of the kind [`InvalidInput`](std::io::ErrorKind::InvalidInput) if the port is 0 or
-            /// `u32::MAX`, which no URI can name; whatever else keeps the socket from being made.
+            /// `u32::MAX`, which no URI can name; the system's error if the socket cannot be made.
             pub fn bind_vsock(cid: Option<u32>, port: u32) -> std::io::Result<Self> {
                 Self::new($crate::Listener::bind_vsock(cid, port)?)
             }

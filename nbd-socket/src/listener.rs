@@ -39,7 +39,7 @@ const ANY: u32 = u32::MAX;
 const BACKLOG: i32 = 4096;
 
 /// A listening stream socket that does not wait, for an event loop; or the only client that there
-/// will be, if that is what a process was [started with](Self::inherited).
+/// will be, if a process was [started with that](Self::inherited).
 #[derive(Debug)]
 pub struct Listener {
     socket: socket2::Socket,
@@ -127,8 +127,8 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// Of the kind [`io::ErrorKind::AddrInUse`] if there is something that is in use; whatever else
-    /// keeps the socket from being made.
+    /// Of the kind [`io::ErrorKind::AddrInUse`] if there is something that is in use; the system's
+    /// error if the socket cannot be made.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Self> {
         // Wherever the process goes until it is removed.
         let path = std::path::absolute(path)?;
@@ -156,8 +156,8 @@ impl Listener {
     ///
     /// Of the kind [`io::ErrorKind::InvalidInput`] if the port is 0 or `u32::MAX`, which no URI can
     /// name; [`io::ErrorKind::AddrInUse`] if another socket listens on it;
-    /// [`io::ErrorKind::AddrNotAvailable`] if the machine has no such number; and whatever else
-    /// keeps the socket from being made, such as a system that knows none of this kind.
+    /// [`io::ErrorKind::AddrNotAvailable`] if the machine has no such number; and the system's
+    /// error if the socket cannot be made, as on a system that knows none of this kind.
     pub fn bind_vsock(cid: Option<u32>, port: u32) -> io::Result<Self> {
         if matches!(port, 0 | ANY) {
             let error = format!("vsock has no port {port} that could be connected to");
@@ -196,7 +196,7 @@ impl Listener {
         let inherited: Vec<_> = inherited.into_iter().map(|(_, fd)| fd.into_std()).collect();
         let checked = inherited.iter().try_for_each(check_inherited);
         if let Err(error) = checked {
-            // A descriptor that is not what the variables say may belong to other code.
+            // A descriptor that does not fit the variables may belong to other code.
             for fd in inherited {
                 let _ = fd.into_raw_fd();
             }

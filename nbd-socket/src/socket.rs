@@ -23,8 +23,8 @@ const QUIETLY: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const QUIETLY: SendFlags = SendFlags::empty();
 
-/// Room for what is sent over a Unix socket and was not received, in bytes. Linux doubles it for what
-/// it needs itself. By default it has less than a payload of 256 KiB takes, so that the sender of one
+/// Room for bytes that were sent over a Unix socket and not received. Linux doubles it for its own
+/// overhead. By default it has less than a payload of 256 KiB takes, so that the sender of one
 /// waits in the middle of it. TCP adapts its own.
 const UNIX_ROOM: usize = 256 << 10;
 
@@ -237,7 +237,7 @@ impl Socket {
     }
 
     /// Sends from `bufs` in order. Without `block`, as much as fits without waiting; with it, all,
-    /// or what fits within [`set_timeouts`](Socket::set_timeouts).
+    /// or as much as fits within [`set_timeouts`](Socket::set_timeouts).
     ///
     /// # Errors
     ///
@@ -278,7 +278,7 @@ impl Socket {
         events.set(PollFlags::IN, read);
         events.set(PollFlags::OUT, write);
         loop {
-            // A zero timeout still finds what is there already.
+            // A zero timeout still finds an event that has happened already.
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut [PollFd::new(&self.fd, events)], timeout.as_ref()) {
@@ -303,7 +303,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Tells the peer that no more will come.
+    /// Announces to the peer that no more bytes will come.
     ///
     /// # Errors
     ///
@@ -312,7 +312,7 @@ impl Socket {
         Ok(shutdown(self.fd.as_fd(), Shutdown::Write)?)
     }
 
-    /// Ends the other direction: what has come can still be read, and then there is no more.
+    /// Ends the other direction: received bytes can still be read, and then there are no more.
     pub fn shutdown_read(&self) {
         let _ = shutdown(self.fd.as_fd(), Shutdown::Read);
     }

@@ -11,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 /// A position in an export, with the traits of `tokio::io`.
 ///
-/// It is to an export what `tokio::fs::File` is to a file. Nothing is buffered or read ahead: wrap
-/// it in a `BufReader` or `BufWriter` for small reads and writes. Every operation moves up to 2 MiB.
-/// To copy, `tokio::io::copy_buf` from a `BufReader` of 1 MiB is about as fast as reading and
-/// writing by hand, and larger buffers are not faster; `tokio::io::copy` moves only 8 KiB at a time.
+/// It does for an export the work of `tokio::fs::File` for a file. Nothing is buffered or read
+/// ahead: wrap it in a `BufReader` or `BufWriter` for small reads and writes. Every operation moves
+/// up to 2 MiB. To copy, `tokio::io::copy_buf` from a `BufReader` of 1 MiB is about as fast as
+/// reading and writing by hand, and larger buffers are not faster; `tokio::io::copy` moves only
+/// 8 KiB at a time.
 ///
 /// A write takes the data and is carried out in the background, one at a time. The next write,
 /// flush or shutdown reports its error. Others may rely on written data only after a flush:
@@ -30,8 +31,8 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 ///
 /// A read whose future is dropped has read nothing, and a write whose future is dropped has written
 /// nothing, as Tokio says of its streams: both can be used in a `select!`. The dropped read goes
-/// on, and a next one at the same place may be given what it found, although others have written
-/// there since.
+/// on, and a next one at the same place may be given its data, although others have written there
+/// since.
 ///
 /// ```no_run
 /// use nbd_tokio::Cursor;

@@ -40,7 +40,8 @@ impl Tokio {
         Self(Some(Handle::current()))
     }
 
-    /// Has what is made for its event loop or its clock be made on it.
+    /// Enters the runtime, so that sockets and timers made meanwhile belong to its event loop and
+    /// clock.
     pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
         self.0.as_ref().map(Handle::enter)
     }

@@ -134,8 +134,8 @@ impl Socket {
         }
     }
 
-    /// Asks the event loop before each read, which counts towards what a task may do before others
-    /// have their turn. A task that has been woken for the answer does not ask again.
+    /// Asks the event loop before each read, which counts towards the budget of a task before
+    /// others run. A task that has been woken for the answer does not ask again.
     fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if mem::replace(&mut self.read_asked, true) {
             return Poll::Ready(Ok(()));
@@ -165,7 +165,7 @@ impl Socket {
             received = Some(n);
             let room: usize = bufs.iter().map(|buf| buf.len()).sum();
             match self.is_last(n, room) {
-                // This has the event loop forget what it knew.
+                // This has the event loop drop its knowledge of readiness.
                 true => Err(io::ErrorKind::WouldBlock.into()),
                 false => Ok(n),
             }

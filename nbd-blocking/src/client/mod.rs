@@ -294,14 +294,15 @@ impl Client {
     /// When the server does not offer it or fails it, the connection is over, or writes before this
     /// one may have been lost.
     pub fn flush(&self) -> Result<(), Error> {
-        // C-191, C-192: what was answered has been, and the server keeps connections consistent.
+        // C-191, C-192: the answered writes are covered, and the server keeps connections
+        // consistent.
         self.flush_once()?;
         self.check_losses()
     }
 
     /// A handle to the same client that leaves behind writes that were lost: its
-    /// [`flush`](Client::flush) covers what is answered from now on. It is for a program that has
-    /// met [`Error::Unflushed`] and writes again.
+    /// [`flush`](Client::flush) covers writes that are answered from now on. It is for a program
+    /// that has met [`Error::Unflushed`] and writes again.
     ///
     /// ```no_run
     /// use nbd_blocking::{ConnectOptions, Error, Reconnect};
@@ -334,7 +335,7 @@ impl Client {
         }
     }
 
-    /// Tells that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
+    /// Hints that the contents of a range are not needed any more. Flags: [`CommandFlags::FUA`].
     ///
     /// ```no_run
     /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
@@ -355,7 +356,7 @@ impl Client {
         })
     }
 
-    /// Tells that a range will be read soon. Neither success nor failure means anything for later
+    /// Hints that a range will be read soon. Neither success nor failure means anything for later
     /// reads.
     ///
     /// ```no_run
@@ -396,8 +397,8 @@ impl Client {
         })
     }
 
-    /// Asks once what the selected meta contexts say of a range. The answer may cover less than
-    /// the range, differently for each context; [`extents`](Client::extents) goes on until the
+    /// Asks once for the status of a range in the selected meta contexts. The answer may cover less
+    /// than the range, differently for each context; [`extents`](Client::extents) goes on until the
     /// end. Flags: [`CommandFlags::REQ_ONE`].
     ///
     /// ```no_run
@@ -425,7 +426,7 @@ impl Client {
         self.status(offset, len, flags, None)
     }
 
-    /// Asks once what some of the selected meta contexts say of a range.
+    /// Asks once for the status of a range in some of the selected meta contexts.
     ///
     /// ```no_run
     /// # fn f(disk: &nbd_blocking::Client) -> Result<(), nbd_blocking::Error> {
@@ -517,8 +518,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When a connection was over before, or is lost before what is in flight is done, there was none
-    /// at that time, or when this was called before.
+    /// When a connection was over before, or is lost before the requests in flight are done, there
+    /// was none at that time, or when this was called before.
     pub fn disconnect(&self) -> Result<(), Error> {
         self.pool.disconnect()
     }

@@ -119,8 +119,8 @@ impl Client {
         self.observed(link.call(request, dest).map_err(|(error, _)| error))
     }
 
-    /// Has pieces carried out, again and again until they count as answered, and gives what came of
-    /// the last one.
+    /// Has pieces carried out, again and again until they count as answered, and returns the result
+    /// of the last one.
     fn retry<'a>(
         &self,
         reconnecting: &ReconnectingPool,
@@ -273,9 +273,9 @@ pub(crate) fn ends(error: &Error) -> bool {
     error.is_lost() || error.errno() == Some(Errno::Shutdown)
 }
 
-/// Has requests carried out over one connection, several at once, and recorded. `take` is given what
-/// came of each that was begun, and the first error that it gives ends it when those in flight have
-/// ended.
+/// Has requests carried out over one connection, several at once, and recorded. `take` is given the
+/// result of each that was begun, and the first error that it gives ends it when those in flight
+/// have ended.
 fn in_flight<'a>(
     link: &Link,
     mut next: impl FnMut() -> Option<Piece>,

@@ -1,4 +1,4 @@
-//! Plain threads as what a server runs on, and the streams that it serves there.
+//! Plain threads as the runtime of a server, and the streams that it serves there.
 
 mod listener;
 mod stream;

@@ -244,8 +244,8 @@ impl Workers {
         may_grow(stack.saturating_add(MARGIN)) && thread.spawn(code).is_ok()
     }
 
-    /// Ends the threads that have nothing to do, and the others when they have done what they have,
-    /// unless more comes until then.
+    /// Ends idle threads at once, and the others when they are done, unless more work comes until
+    /// then.
     fn release_idle(&self) {
         self.lock().is_closed = true;
         self.arrived.notify_all();

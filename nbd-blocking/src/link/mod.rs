@@ -266,7 +266,7 @@ impl Link {
             state = match self.write(state, place, dest, own) {
                 Ok(state) => state,
                 Err(error) => {
-                    // A server may refuse what it does not take.
+                    // A server may refuse a write without taking its payload.
                     let state = self.lock();
                     if !state.engine.has_refused(place) {
                         return Err(error);
@@ -316,7 +316,7 @@ impl Link {
         }
     }
 
-    /// Sends what waits in the outbox.
+    /// Sends the frames in the outbox.
     pub(crate) fn flush(&self, place: usize) -> Result<(), Error> {
         let state = self.lock();
         if state.engine.has_output() {

@@ -32,9 +32,8 @@ pub(super) enum Stop {
 }
 
 impl Link {
-    /// Does what brings the connection forward: writes what is to be written, else reads, if the
-    /// baton is free, or else waits for the thread that reads. Returns when something may have
-    /// changed for this caller.
+    /// Moves the connection on: writes the outbox, else reads, if the baton is free, or else waits
+    /// for the thread that reads. Returns when something may have changed for this caller.
     pub(super) fn step<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,

@@ -145,14 +145,14 @@ impl State {
     }
 
     /// Whether one more request may be in flight, with this payload of this caller.
-    // Inlined, as what it is part of: otherwise each request of a queue costs 80 instructions more.
+    // Inlined, as its caller is: otherwise each request of a queue costs 80 instructions more.
     #[inline(always)]
     pub(super) fn has_room(&self, place: usize, weight: u64) -> bool {
         let is_light = self.engine.weight() + weight <= self.max_weight;
         self.engine.has_room() && (is_light && self.heavy.is_empty() || self.bears(place, weight))
     }
 
-    /// The same where others wait with payload, or where this one is too heavy beside what is in
+    /// The same where others wait with payload, or where this one is too heavy beside those in
     /// flight. Requests with payload do not overtake those of others, or these would wait for ever.
     #[cold]
     fn bears(&self, place: usize, weight: u64) -> bool {

@@ -215,7 +215,7 @@ impl Link {
     }
 }
 
-/// Writes what can be written without waiting.
+/// Writes as much as is possible without waiting.
 pub(super) fn write_now(stream: &Stream, outbox: &mut Outbox) -> io::Result<()> {
     while !outbox.is_empty() {
         let n = outbox.with_slices(&[], |slices| stream.write(slices, false))?;

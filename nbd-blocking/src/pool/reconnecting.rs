@@ -307,7 +307,7 @@ impl ReconnectingPool {
     fn give_up(&self, state: &mut State, loss: Loss<Link>, now: Duration) {
         for link in loss.given_up {
             if matches!(link.ended().as_deref(), Some(Lost::ShutsDown)) {
-                // It still answers what it holds.
+                // It still answers the requests that it holds.
                 link.leave_if_idle();
                 state.shutting_down.push((link, now + SHUTDOWN_TIMEOUT));
             } else {

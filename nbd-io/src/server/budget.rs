@@ -11,7 +11,7 @@ use std::{
 /// Share of every connection in any case, in bytes.
 const MIN_SHARE: u64 = 1 << 20;
 
-/// Memory beyond what every connection has in any case.
+/// Memory beyond the share of every connection.
 ///
 /// A connection may have no more of it than it leaves to others. So the first takes up to a half,
 /// and of `n` greedy ones each has one part in `n + 1`, of which one is always left; a client that
@@ -99,7 +99,7 @@ impl Share {
         covered
     }
 
-    /// Gives back what is not needed for so many bytes.
+    /// Gives back memory beyond that for so many bytes.
     pub(super) fn settle(&mut self, bytes: u64) {
         let all = bytes.saturating_sub(MIN_SHARE);
         if all < self.taken {

@@ -341,7 +341,7 @@ struct Pieces<'a> {
     export: &'a dyn Export,
     at: u64,
     rest: u64,
-    /// The last answer was about what comes next.
+    /// The rest of the last answer, which is about the next bytes.
     known: Option<Extent>,
     questions: usize,
 }

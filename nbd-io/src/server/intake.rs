@@ -221,7 +221,7 @@ impl Intake {
         Poll::Ready(Ok(Ok(n)))
     }
 
-    /// Throws away what the client still sends. 0 bytes are the end.
+    /// Throws away bytes that the client still sends. 0 bytes are the end.
     pub(super) fn poll_drain<T: Transport>(
         &mut self,
         cx: &mut Context<'_>,

@@ -17,8 +17,8 @@
 //!                CloseReason
 //! ```
 //!
-//! A runtime brings its [`Listener`], its [`Transport`](crate::transport::Transport) and what
-//! [`Tasks`](crate::runtime::Tasks) asks of it; [`Server`] is the rest.
+//! A runtime brings its [`Listener`], its [`Transport`](crate::transport::Transport) and the
+//! methods of [`Tasks`](crate::runtime::Tasks); [`Server`] is the rest.
 //!
 //! A program with an event loop of its own can take it apart: [`negotiate`] runs over any
 //! transport, each request is carried out by [`execute`], which waits for nothing but the storage,

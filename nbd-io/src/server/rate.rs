@@ -68,7 +68,7 @@ impl Rate {
 #[derive(Debug)]
 struct Bucket {
     rate: Rate,
-    /// When what was taken is paid for, in nanoseconds of the runtime's clock.
+    /// The time at which taken requests are paid for, in nanoseconds of the runtime's clock.
     requests: AtomicU64,
     bytes: AtomicU64,
 }

@@ -253,8 +253,8 @@ impl State {
         entries.filter(|entry| entry.client == Some(client)).count()
     }
 
-    /// Tells a connection to end whose place is used least. `None` if every place is in use, or too
-    /// many are on their way out already.
+    /// Ends the connection whose place is used least. `None` if every place is in use, or too many
+    /// are on their way out already.
     fn displace(&mut self, room: Room, now: Duration) -> Option<Option<Waker>> {
         let idle = room.idle?;
         if self.leaving > room.most / 8 {

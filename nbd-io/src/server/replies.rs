@@ -350,7 +350,7 @@ impl Replies {
         }
     }
 
-    /// Gives up memory beyond what a few small requests need.
+    /// Gives up memory beyond the need of a few small requests.
     pub fn shrink(&mut self) {
         if self.is_empty() {
             self.inline = Vec::new();

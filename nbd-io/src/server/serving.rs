@@ -148,7 +148,7 @@ impl<R: Tasks> Server<R> {
         self
     }
 
-    /// Limits of what a client may ask for.
+    /// Limits of a client's requests.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.settings.options.config.limits = limits;

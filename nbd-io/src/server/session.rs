@@ -170,7 +170,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         Poll::Pending
     }
 
-    /// Does what can be done now. Returns whether that was anything, or why this is the end.
+    /// Takes every step that is possible now. Returns whether there was any, or the reason for the
+    /// end.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
         let mut any = match self.jobs.collect(cx, &mut self.replies) {
             Ok(any) => any,

@@ -232,7 +232,7 @@ impl ClientTls {
     ///
     /// # Errors
     ///
-    /// When what was given cannot be used, or there is no name to check.
+    /// When a given certificate or key cannot be used, or there is no name to check.
     pub fn client(
         &self,
         host: Option<&str>,
@@ -279,7 +279,7 @@ impl ClientTls {
         !self.accepts_anything && (self.trust.pins.is_empty() || !self.trust.roots.is_empty())
     }
 
-    /// Forgets what was built before something else was given.
+    /// Drops the configuration that was built before a setting changed.
     fn changed(mut self) -> Self {
         self.built = Arc::default();
         self

@@ -1,4 +1,4 @@
-//! By what one side of a connection proves who it is.
+//! Credentials by which one side of a connection proves its identity.
 
 use super::{TlsError, provider, source::Source};
 use rustls::{

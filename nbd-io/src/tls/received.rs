@@ -70,7 +70,7 @@ impl Received {
         self.full = self.end == self.bytes.len();
     }
 
-    /// Moves plaintext into `bufs`, and decrypts what came as far as there is room for it. Returns
+    /// Moves plaintext into `bufs`, and decrypts received bytes as far as there is room. Returns
     /// how many bytes were moved, where 0 are the end of TLS, or `None` if more has to be received
     /// first.
     ///

@@ -143,8 +143,8 @@ impl ServerTls {
     ///
     /// # Errors
     ///
-    /// When what was given cannot be used, or client certificates are required and no authority
-    /// is known.
+    /// When a given certificate or key cannot be used, or client certificates are required and no
+    /// authority is known.
     pub fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = warm_provider()?;
         let builder = ServerConfig::builder_with_provider(provider.clone())

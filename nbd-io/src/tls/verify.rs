@@ -115,8 +115,8 @@ impl Trust {
         }))
     }
 
-    /// The roots that vouch for themselves alone, and that a peer may show as its own: nothing
-    /// else is what `openssl req -x509` makes for a server.
+    /// The roots that vouch for themselves alone, and that a peer may show as its own, such as
+    /// those that `openssl req -x509` makes for a server.
     fn known(&self, wanted: bool) -> Vec<CertificateDer<'static>> {
         let roots = self.roots.iter().filter(|_| wanted);
         let self_issued = |root: &&CertificateDer<'_>| {

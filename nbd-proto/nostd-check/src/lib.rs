@@ -1,8 +1,8 @@
 //! The proof that `nbd-proto` needs no more than `core` and `alloc`.
 //!
-//! A program without the standard library has to say what a panic does and where memory comes
-//! from. This one says so, and therefore no longer builds as soon as `nbd-proto`, or anything
-//! below it, pulls the standard library in: its panic handler would be a second one, E0152.
+//! A program without the standard library has to define a panic handler and an allocator. This one
+//! does, and therefore no longer builds as soon as `nbd-proto`, or anything below it, pulls the
+//! standard library in: its panic handler would be a second one, E0152.
 //!
 //! It stands outside the workspace, whose other members would turn the feature `std` on.
 
@@ -14,7 +14,7 @@ use core::{
     ptr,
 };
 
-// Naming the crate is what links it.
+// Naming the crate links it.
 use nbd_proto as _;
 
 #[panic_handler]

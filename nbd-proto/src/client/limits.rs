@@ -1,6 +1,6 @@
-//! Every bound on what a server can make a client remember, allocate or wait for.
+//! Limits of the memory, the allocations and the time that a server can cost a client.
 
-/// Limits of what a server may send before the connection is given up.
+/// Limits of a server's messages, beyond which the connection is given up.
 ///
 /// All of them are checked before space is lent or memory is taken; an announced length is never
 /// allocated ahead of its bytes. The defaults suit every known server. None can be switched off.

@@ -123,10 +123,10 @@ pub use transmission::{
     ContextExtents, Cookie, Event, Fed, Fill, Outcome, Payload, Transmission, WholeReply,
 };
 
-/// The options of a client that bound what a server may do.
+/// The limits and tolerances of a client towards a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Limits of what the server may send.
+    /// Limits of the server's messages.
     pub limits: Limits,
     /// Deviations from the specification that are overlooked.
     pub tolerance: Tolerance,

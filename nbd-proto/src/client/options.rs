@@ -75,7 +75,7 @@ pub struct InfoSet {
 }
 
 impl InfoSet {
-    /// Only what comes unasked. Without block sizes a server may refuse the export.
+    /// Only information that comes unasked. Without block sizes a server may refuse the export.
     pub const NONE: Self = Self {
         name: false,
         description: false,
@@ -231,7 +231,7 @@ impl<S> Options<S> {
         })
     }
 
-    /// Asks what an export is like, without entering it.
+    /// Asks for the description of an export, without entering it.
     pub fn info(self, request: Go, out: &mut BytesMut) -> Pending<outstanding::Info<S>> {
         request.put(OptionCode::Info, out);
         Pending::new(outstanding::Info::new(self, request))

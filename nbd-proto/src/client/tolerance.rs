@@ -2,8 +2,8 @@
 
 /// Deviations from the specification that do not end the connection.
 ///
-/// Each is harmless by itself and known from a server in use. The default overlooks what cannot
-/// be mistaken for something else; [`Tolerance::STRICT`] overlooks nothing;
+/// Each is harmless by itself and known from a server in use. The default overlooks deviations that
+/// cannot be mistaken for something else; [`Tolerance::STRICT`] overlooks nothing;
 /// [`Tolerance::LENIENT`] overlooks all that leaves the two sides in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tolerance {

@@ -13,7 +13,7 @@ pub enum Misuse {
     /// A string that cannot be sent.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// An option that must not follow what was negotiated before.
+    /// An option that must not follow earlier ones.
     #[error("{option} cannot be sent now: {why}")]
     Option {
         /// The option.

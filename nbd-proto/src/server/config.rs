@@ -12,7 +12,7 @@ use crate::{server::Limits, wire::HandshakeFlags};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Limits of what a client may ask for.
+    /// Limits of a client's requests.
     pub limits: Limits,
     /// Whether a client that starts in the clear may start TLS. A server on which it must is made
     /// by [`Handshake::forced_tls`](super::Handshake::forced_tls), for which this counts as

@@ -191,7 +191,7 @@ impl<S: Security> Inquiry<S> {
     }
 }
 
-/// The client asks what an export is like.
+/// The client asks for the description of an export.
 ///
 /// Spec: `NBD_OPT_INFO` in [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 #[derive(Debug)]
@@ -246,7 +246,7 @@ impl<S: Security> InfoRequest<S> {
         self
     }
 
-    /// Tells the client what it asked for.
+    /// Sends the client the information that it asked for.
     #[must_use = "negotiation goes on"]
     pub fn accept(self, export: &ExportInfo, out: &mut BytesMut) -> Options<S> {
         self.0.grant(export, &self.0.offer(export), out);
@@ -322,9 +322,9 @@ impl<S: Security> GoRequest<S> {
 
     /// Lets the client use the export.
     ///
-    /// The client is sent what can be promised to it: flags that need what was not
-    /// negotiated are left out, the size is rounded down to whole blocks of the minimum size, and
-    /// the maximum payload is at most the [limit](crate::server::Limits::payload).
+    /// The client is sent only promises that hold: flags that need options that were not negotiated
+    /// are left out, the size is rounded down to whole blocks of the minimum size, and the maximum
+    /// payload is at most the [limit](crate::server::Limits::payload).
     pub fn accept(self, export: &ExportInfo, out: &mut BytesMut) -> Transmission {
         let offer = self.0.offer(export);
         self.0.grant(export, &offer, out);

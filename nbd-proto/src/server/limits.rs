@@ -1,6 +1,6 @@
-//! Every bound on what a client can make a server remember, allocate or wait for.
+//! Limits of the memory, the allocations and the time that a client can cost a server.
 
-/// Limits of what a client may send before it is refused or the connection is given up.
+/// Limits of a client's messages, beyond which it is refused or the connection is given up.
 ///
 /// All of them are checked before space is lent or memory is taken; an announced length is never
 /// allocated ahead of its bytes. The defaults suit every known client. None can be switched off.

@@ -13,8 +13,8 @@ use bytes::BytesMut;
 
 /// The client asks which exports there are.
 ///
-/// The list may leave out what the client must not know of, such as exports that need TLS where
-/// it is not up.
+/// The list may leave out exports that the client must not know of, such as those that need TLS
+/// where it is not up.
 ///
 /// Spec: `NBD_OPT_LIST` in [Option types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#option-types).
 #[derive(Debug)]
@@ -38,8 +38,7 @@ impl<S: Security> ListRequest<S> {
         S::SECURE
     }
 
-    /// Lists an export. The description is for people and may be empty; what is behind its first
-    /// 4096 bytes is left out.
+    /// Lists an export. The description is for people and may be empty; it is cut after 4096 bytes.
     pub fn entry(&mut self, name: &ExportName, description: &str, out: &mut BytesMut) {
         put_option_reply(OptionCode::List, OptionReplyCode::Server, out, |out| {
             ServerReply::encode(name, shorten(description, MAX_STRING), out);

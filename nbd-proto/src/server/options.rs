@@ -162,7 +162,7 @@ pub struct Options<S> {
 pub enum Requested<S: Security> {
     /// `NBD_OPT_LIST`: which exports there are.
     List(ListRequest<S>),
-    /// `NBD_OPT_INFO`: what an export is like.
+    /// `NBD_OPT_INFO`: the description of an export.
     Info(InfoRequest<S>),
     /// `NBD_OPT_GO`: to use an export.
     Go(GoRequest<S>),

@@ -46,7 +46,7 @@ impl Connection {
         self.listed = self.listed.max(exports);
     }
 
-    /// Checks what can be said of an option before its data.
+    /// Checks an option by its header, before its data.
     fn admit(&mut self, header: OptionRequestHeader) -> Result<(), Error> {
         let OptionRequestHeader { option, len } = header;
         if option == OptionCode::ExportName {
@@ -146,7 +146,7 @@ impl Reader {
                     | OptionCode::ListMetaContext
                     | OptionCode::SetMetaContext
             );
-        // A name is never longer than a string may be, whatever the limit.
+        // A name is never longer than a string may be, even with a higher limit.
         let too_big =
             looked_at && option != OptionCode::ExportName && len > config.limits.option_data;
         if looked_at && !too_big {

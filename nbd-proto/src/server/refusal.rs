@@ -48,7 +48,7 @@ pub enum Refusal {
     ExtendedHeadersRequired,
 }
 
-/// The option that is refused, with what decides which refusals are legal.
+/// The option that is refused, with the facts that decide which refusals are legal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Question<'a> {
     pub(super) option: OptionCode,
@@ -154,7 +154,8 @@ pub(super) fn put_ack(option: OptionCode, out: &mut BytesMut) {
     put_option_reply(option, OptionReplyCode::Ack, out, |_| {});
 }
 
-/// Appends a refusal with `text`, without what must not be in a string and cut to [`MAX_TEXT`].
+/// Appends a refusal with `text`, without characters that no string may have, and cut to
+/// [`MAX_TEXT`].
 pub(super) fn put_error(option: OptionCode, code: OptionReplyCode, text: &str, out: &mut BytesMut) {
     put_option_reply(option, code, out, |out| {
         out.put_slice(shorten(text, MAX_TEXT).as_bytes());

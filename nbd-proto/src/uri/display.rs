@@ -1,7 +1,7 @@
 //! Writing a URI in its canonical form.
 //!
 //! Everything outside RFC 3986's "unreserved" is percent-encoded, except `/` in the export and in
-//! paths; an IPv6 address gets its brackets; what is the default is left out.
+//! paths; an IPv6 address gets its brackets; default values are left out.
 
 use core::fmt::{self, Write as _};
 

@@ -89,7 +89,7 @@ pub struct Uri {
 impl Uri {
     /// Parses a URI that may name neither local files nor anonymous TLS.
     ///
-    /// This is also what [`str::FromStr`] does.
+    /// [`str::FromStr`] does the same.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Uri {
         parse::parse(uri, permissions)
     }
 
-    /// Parses what QEMU took before it took URIs, and still does: `nbd:HOST:PORT` or
+    /// Parses the syntax that QEMU took before it took URIs, and still does: `nbd:HOST:PORT` or
     /// `nbd:unix:PATH`, each perhaps with `:exportname=NAME` after it.
     ///
     /// ```

@@ -126,7 +126,7 @@ fn tcp(server: Piece<'_>, scheme: Scheme) -> Result<Address, UriError> {
         .map_err(|e| port.unwrap_or(server).wrong(Part::Port, e))
 }
 
-/// Splits what follows the `[` of an IPv6 address; a zone is as in RFC 6874.
+/// Splits the text behind the `[` of an IPv6 address; a zone is as in RFC 6874.
 fn ipv6(bracketed: Piece<'_>) -> Result<(Option<Host>, Option<Piece<'_>>), UriError> {
     let (literal, after) = bracketed.split(']');
     let wrong = |e| literal.wrong(Part::Host, e);

@@ -9,9 +9,9 @@ use super::{
 
 /// The demands on TLS, for a URI that requires TLS.
 ///
-/// Spec: [TLS parameters][NBD URI]. Carrying this out, or refusing what its TLS implementation
-/// cannot do, is the adapter's part; it must fail rather than skip a verification that is asked
-/// for here.
+/// Spec: [TLS parameters][NBD URI]. Carrying this out, or refusing features that its TLS
+/// implementation lacks, is the adapter's part; it must fail rather than skip a verification that
+/// is asked for here.
 ///
 /// [NBD URI]: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

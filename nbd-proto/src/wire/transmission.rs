@@ -275,7 +275,7 @@ impl Descriptor {
 ///
 /// Spec: [Structured reply types](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md#structured-reply-types).
 ///
-/// The message comes before the offset, whatever the chunk's type.
+/// The message comes before the offset, in chunks of either type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorChunk<'a> {
     /// The error's number; never 0.

@@ -75,7 +75,7 @@ pub(super) fn any_writable<S: AsFd>(sockets: &[&S], until: Option<Instant>) -> i
     let watch = |socket| PollFd::new(socket, PollFlags::OUT);
     let mut watched: Vec<_> = sockets.iter().copied().map(watch).collect();
     loop {
-        // A zero timeout still finds what is there already.
+        // A zero timeout still finds an event that has happened already.
         let left = until.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut watched, timeout.as_ref()) {

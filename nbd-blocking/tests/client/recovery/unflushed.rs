@@ -79,7 +79,7 @@ fn a_write_that_there_is_no_room_for_is_flushed_before_it_counts() {
 }
 
 /// The server's replies to flushes, of which the first comes when all writes have come: eight threads
-/// write what there is no room to keep.
+/// write more than there is room to keep.
 fn flushes_of_eight_writers(errno: u32) -> (Vec<Result<(), Option<Errno>>>, usize) {
     const WRITERS: usize = 8;
     let came = Arc::new((Mutex::new((0, 0)), Condvar::new()));

@@ -98,7 +98,7 @@ impl<O: Outstanding> Pending<O> {
         Ok(())
     }
 
-    /// Takes note of `n` more bytes. Returns what the server has decided once it has.
+    /// Takes note of `n` more bytes. Returns the server's decision once it is complete.
     fn advance(&mut self, n: usize) -> Result<Option<Result<(), OptionError>>, Error> {
         if !self.gather.filled(n) {
             return Ok(None);

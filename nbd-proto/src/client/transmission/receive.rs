@@ -66,8 +66,8 @@ impl Transmission {
         })
     }
 
-    /// The payload that comes next, unless something else does: what [`fill`](Transmission::fill)
-    /// would name.
+    /// The payload that comes next, if any does: the one that [`fill`](Transmission::fill) would
+    /// name.
     #[inline]
     #[must_use]
     pub fn next_payload(&self) -> Option<Payload> {
@@ -134,7 +134,8 @@ impl Transmission {
         })
     }
 
-    /// Takes note that the first `n` bytes of what [`fill`](Transmission::fill) named have come.
+    /// Takes note that the first `n` bytes of the place that [`fill`](Transmission::fill) named
+    /// have come.
     ///
     /// # Errors
     ///
@@ -142,7 +143,7 @@ impl Transmission {
     ///
     /// # Panics
     ///
-    /// When `n` is larger than what was named.
+    /// When `n` is larger than that place.
     pub fn filled(&mut self, n: usize) -> Result<Option<Event>, Error> {
         if let Some(error) = self.dead {
             return Err(error);

@@ -1,4 +1,4 @@
-//! Commands: what makes no sense is refused here, before a byte of it is sent.
+//! Commands: one that makes no sense is refused here, before a byte of it is sent.
 
 use super::{Closing, Cookie, Transmission};
 use crate::{
@@ -75,7 +75,7 @@ impl Transmission {
         Ok(self.bare(Command::Flush, CommandFlags::NONE, 0, 0))
     }
 
-    /// Tells that the contents of a range are not needed any more. They are undefined until they
+    /// Hints that the contents of a range are not needed any more. They are undefined until they
     /// are written again.
     ///
     /// Flags: [`CommandFlags::FUA`].
@@ -93,7 +93,7 @@ impl Transmission {
         Ok(self.bare(Command::Trim, flags, offset, len))
     }
 
-    /// Tells that a range will be read soon. Whether this succeeds says nothing about later reads.
+    /// Hints that a range will be read soon. Whether this succeeds says nothing about later reads.
     ///
     /// # Errors
     ///
@@ -121,7 +121,7 @@ impl Transmission {
         Ok(self.bare(Command::WriteZeroes, flags, offset, len))
     }
 
-    /// Asks what the selected meta contexts say of a range.
+    /// Asks for the status of a range in the selected meta contexts.
     ///
     /// Flags: [`CommandFlags::REQ_ONE`] for a single extent of each context.
     ///
@@ -138,7 +138,7 @@ impl Transmission {
         Ok(self.bare(Command::BlockStatus, flags, offset, len))
     }
 
-    /// Asks what some of the selected meta contexts say of a range.
+    /// Asks for the status of a range in some of the selected meta contexts.
     ///
     /// # Errors
     ///
@@ -247,7 +247,7 @@ impl Transmission {
         Ok(())
     }
 
-    /// Checks what does not depend on the range.
+    /// Checks everything that does not depend on the range.
     #[inline(always)]
     fn check_command(&self, command: Command, flags: CommandFlags) -> Result<(), Misuse> {
         if let Some(error) = self.dead {

@@ -18,10 +18,11 @@ pub struct WholeReply {
 }
 
 impl Transmission {
-    /// Takes in the next reply if it is a whole one, without what is needed to put a reply together:
-    /// the outcome is [`Outcome::Done`](super::Outcome::Done). `have_come` is the number of bytes that
-    /// have come, the first of which are `bytes`; the others may be somewhere else, if the header is in
-    /// `bytes`. `only` is for a driver that knows what to do with the reply to one request.
+    /// Takes in the next reply if it is a whole one, without the state for a reply in several
+    /// pieces: the outcome is [`Outcome::Done`](super::Outcome::Done). `have_come` is the number of
+    /// bytes that have come, the first of which are `bytes`; the others may be somewhere else, if
+    /// the header is in `bytes`. `only` is for a driver that has prepared for the reply to one
+    /// request.
     ///
     /// `None` if no such reply comes next. Then nothing was taken in, and
     /// [`feed`](Transmission::feed) takes the bytes. Where this takes a reply, `feed` would return

@@ -163,7 +163,7 @@ impl Transmission {
     ///
     /// # Panics
     ///
-    /// When `n` is larger than what was lent.
+    /// When `n` is larger than the space that was lent.
     pub fn filled(&mut self, n: usize) -> Result<Option<Event>, Error> {
         if let Some(error) = self.dead {
             return Err(error);
@@ -338,7 +338,7 @@ impl Transmission {
         is_ordinary.then(|| Base::new(&header, &self.agreed))
     }
 
-    /// Decides what becomes of a request by its header.
+    /// Decides on a request by its header.
     ///
     /// INVARIANT: no other message is being received.
     fn consider(&mut self, header: &[u8]) -> Result<Option<Event>, Error> {

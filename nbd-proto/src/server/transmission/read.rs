@@ -158,7 +158,8 @@ impl SparseRead {
         self.part(header, Bytes::new(), len.into(), last)
     }
 
-    /// The read failed, whatever was answered before; see [`Ticket::fail`](super::Ticket::fail).
+    /// The read failed, even if parts were answered before; see
+    /// [`Ticket::fail`](super::Ticket::fail).
     pub fn fail(self, errno: Errno, message: impl Into<Cow<'static, str>>) -> Reply<Bytes> {
         self.base.error(errno, text(message.into()), None)
     }

@@ -162,7 +162,7 @@ impl Request {
         }
     }
 
-    /// Answers the request, whatever it is, with an error; see [`Ticket::fail`].
+    /// Answers the request, of any kind, with an error; see [`Ticket::fail`].
     pub fn fail(self, errno: Errno, message: impl Into<Cow<'static, str>>) -> Reply<Bytes> {
         match self {
             Self::Read { ticket, .. } => ticket.fail(errno, message),

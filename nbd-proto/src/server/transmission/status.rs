@@ -120,7 +120,8 @@ impl StatusTicket {
         }
     }
 
-    /// The request failed, whatever was answered before; see [`Ticket::fail`](super::Ticket::fail).
+    /// The request failed, even if contexts were answered before; see
+    /// [`Ticket::fail`](super::Ticket::fail).
     pub fn fail(self, errno: Errno, message: impl Into<Cow<'static, str>>) -> Reply<Bytes> {
         self.0.base.error(errno, text(message.into()), None)
     }

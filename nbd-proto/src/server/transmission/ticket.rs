@@ -259,14 +259,14 @@ impl Ticket {
     ///
     /// An [`Errno`] that the specification reserves for other failures goes out as
     /// [`Errno::Inval`]: [`Errno::NotSup`] is for fast zeroes, [`Errno::Overflow`] for requests
-    /// that are too long. `message` is for people; what follows its first 980 bytes or so, or a
-    /// NUL, is cut off, and simple replies have no room for it.
+    /// that are too long. `message` is for people; it is cut off after some 980 bytes or at a NUL,
+    /// and simple replies have no room for it.
     pub fn fail(self, errno: Errno, message: impl Into<Cow<'static, str>>) -> Reply<Bytes> {
         self.0.error(errno, text(message.into()), None)
     }
 
-    /// The request failed at `offset` in the export; what is before is done. Without chunks, or
-    /// when `offset` is not within the request, the client is not sent it.
+    /// The request failed at `offset` in the export; the part before that is done. Without chunks,
+    /// or when `offset` is not within the request, the client is not sent it.
     pub fn fail_at(
         self,
         errno: Errno,
