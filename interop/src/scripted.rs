@@ -1,7 +1,7 @@
 //! A server that plays a test's script, and behaves as no real one does on demand.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     panic,
     thread::{self, JoinHandle},
@@ -107,6 +107,16 @@ impl Conversation {
         drop(self.stream.write_all(bytes));
     }
 
+    /// Sends bytes to a client that may have left.
+    ///
+    /// # Errors
+    ///
+    /// When it has.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.recording.server.extend_from_slice(bytes);
+        self.stream.write_all(bytes)
+    }
+
     /// Greets with these flags and takes the client's.
     pub fn greet(&mut self, flags: u16) -> u32 {
         self.send(b"NBDMAGICIHAVEOPT");
@@ -184,6 +194,24 @@ impl Conversation {
             offset: u64::from_be_bytes(self.receive()),
             len: u32::from_be_bytes(self.receive()),
         }
+    }
+
+    /// The cookie of the next request, which has no payload; `None` when the client has left.
+    pub fn next_cookie(&mut self) -> Option<u64> {
+        let mut bytes = [0; 28];
+        self.stream.read_exact(&mut bytes).ok()?;
+        self.recording.client.extend_from_slice(&bytes);
+        let is_last = bytes[7] == 2; // NBD_CMD_DISC
+        let cookie = bytes[8..].first_chunk().copied();
+        cookie.filter(|_| !is_last).map(u64::from_be_bytes)
+    }
+
+    /// The cookie of the next request, which has an extended header and no payload.
+    pub fn extended_request(&mut self) -> u64 {
+        assert_eq!(self.receive::<4>(), 0x21e4_1c71_u32.to_be_bytes());
+        let [_, _, _, _, cookie @ ..] = self.receive::<12>();
+        self.receive::<16>();
+        u64::from_be_bytes(cookie)
     }
 
     /// A simple reply.

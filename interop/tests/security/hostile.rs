@@ -1,0 +1,376 @@
+//! The rules about hostile peers of `docs/conformance.md`, over real sockets.
+
+use crate::{
+    bounded::bounded,
+    clients::{
+        BLOCK_STATUS, DONE, EXPORT, FLAGS, NONE, OFFSET_DATA, SIZE, STRUCTURED, Style, answers,
+        chunk, data, negotiate,
+    },
+    drivers::{Setup, each_client},
+    raw::{
+        CLIENT, GO, MIB, entered, is_closed, last_reply, memory, option, option_of, request,
+        simple, wanted,
+    },
+};
+use interop::{Conversation, Scripted};
+use nbd_io::{Memory, NamedExports, client::Error};
+use nbd_proto::ContextName;
+use std::{
+    io::{Read, Write},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+/// The header of a reply to an option.
+fn reply_header(option: u32, code: u32, len: u32) -> Vec<u8> {
+    let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
+    for number in [option, code, len] {
+        bytes.extend(number.to_be_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn no_reply_to_an_option_takes_memory_or_never_ends() {
+    // H-002, H-004, H-005, H-006, H-010
+    bounded(64, || {
+        let scripts: [fn(&mut Conversation); 6] = [
+            |peer| {
+                let (option, _) = peer.option();
+                peer.send(&reply_header(option, 1, u32::MAX));
+            },
+            |peer| {
+                let (option, _) = peer.option();
+                peer.send(&reply_header(option ^ 1, 1, 0));
+            },
+            |peer| {
+                let (option, _) = peer.option();
+                peer.send(&reply_header(option, 1, 0).repeat(2));
+            },
+            // NBD_REP_INFO of a type that no client knows, for ever.
+            |peer| {
+                refuse_until(peer, GO);
+                let info = [&reply_header(GO, 3, 2)[..], &[0x77, 0x77]].concat();
+                while peer.try_send(&info.repeat(64)).is_ok() {}
+            },
+            // NBD_REP_META_CONTEXT for ever.
+            |peer| {
+                assert_eq!(peer.option().0, 11);
+                peer.refuse(11, 1);
+                assert_eq!(peer.option().0, STRUCTURED);
+                peer.ack(STRUCTURED);
+                assert_eq!(peer.option().0, 10);
+                for id in 0_u32.. {
+                    let name = format!("other:{id}");
+                    let len = u32::try_from(4 + name.len()).unwrap();
+                    let mut context = reply_header(10, 4, len);
+                    context.extend(id.to_be_bytes());
+                    context.extend(name.as_bytes());
+                    if peer.try_send(&context).is_err() {
+                        return;
+                    }
+                }
+            },
+            // Block sizes that nothing may be divided by.
+            |peer| {
+                refuse_until(peer, GO);
+                peer.reply(GO, 3, &[0, 3, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]);
+                peer.accept(GO, SIZE, EXPORT);
+            },
+        ];
+        for script in scripts {
+            each_client!(|options| {
+                let server = Scripted::start(1, move |_, peer| {
+                    peer.greet(FLAGS);
+                    script(peer);
+                    peer.rest();
+                });
+                let context = ContextName::new("base:allocation").unwrap();
+                let error = options.context(context).connect(&server.uri(""));
+                error.unwrap_err();
+                server.finish();
+            });
+        }
+    });
+}
+
+fn refuse_until(peer: &mut Conversation, last: u32) {
+    loop {
+        match peer.option() {
+            (option, _) if option == last => return,
+            (option, _) => peer.refuse(option, 1),
+        }
+    }
+}
+
+#[test]
+fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
+    // H-017, H-020, H-022, H-023, H-027, H-035, H-036
+    bounded(64, || {
+        type Answer = fn(u64) -> Vec<u8>;
+        let simple_reply = |cookie: u64| {
+            let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
+            bytes.extend([0; 4]);
+            bytes.extend(cookie.to_be_bytes());
+            bytes
+        };
+        let _: Answer = simple_reply;
+        let structured: [Answer; 6] = [
+            simple_reply,
+            |cookie| chunk(0, OFFSET_DATA, cookie, &data(0, &[1; 512])).repeat(2),
+            |cookie| chunk(0, 1 << 15 | 1, cookie, &[0, 0, 0, 5, 0, 0]).repeat(2000),
+            |cookie| {
+                let mut bytes = chunk(0, OFFSET_DATA, cookie, &[]);
+                bytes.truncate(16);
+                bytes.extend(u32::MAX.to_be_bytes());
+                bytes
+            },
+            |cookie| chunk(DONE, NONE, cookie ^ 1, &[]),
+            // Done, and nothing has come.
+            |cookie| chunk(DONE, NONE, cookie, &[]),
+        ];
+        for answer in structured {
+            each_client!(|options| {
+                let server = answers(Style::Structured, SIZE, answer);
+                let client = options.connect(&server.uri("")).unwrap();
+                let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+                assert!(error.is_lost(), "{error}");
+                drop(client);
+                server.finish();
+            });
+        }
+        let others: [(Style, Answer); 3] = [
+            (Style::Simple, |cookie| {
+                let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
+                bytes.extend([0; 4]);
+                bytes.extend((cookie ^ 1).to_be_bytes());
+                bytes
+            }),
+            (Style::Extended, simple_reply),
+            // The reply to a request for another offset.
+            (Style::Extended, |cookie| {
+                let mut bytes = 0x6e8a_278c_u32.to_be_bytes().to_vec();
+                bytes.extend([0, 1, 0, 0]);
+                bytes.extend(cookie.to_be_bytes());
+                bytes.extend(77_u64.to_be_bytes());
+                bytes.extend(0_u64.to_be_bytes());
+                bytes
+            }),
+        ];
+        for (style, answer) in others {
+            each_client!(|options| {
+                let server = answers(style, SIZE, answer);
+                let client = options.connect(&server.uri("")).unwrap();
+                let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+                assert!(error.is_lost(), "{error}");
+                drop(client);
+                server.finish();
+            });
+        }
+    });
+}
+
+#[test]
+fn chunks_of_one_byte_cost_no_more_than_their_number() {
+    // H-021, H-024
+    bounded(64, || {
+        each_client!(|options| {
+            let (leave, left) = mpsc::channel::<()>();
+            let server = Scripted::start(1, move |_, peer| {
+                negotiate(peer, Style::Structured, SIZE);
+                let cookie = peer.request().cookie;
+                // The odd ones, then the even ones, and never the end of the reply.
+                let offsets = (1..4096).step_by(2).chain((0..4096).step_by(2));
+                let one = |offset: u64| chunk(0, OFFSET_DATA, cookie, &data(offset, &[7]));
+                peer.send(&offsets.flat_map(one).collect::<Vec<_>>());
+                // Until the other end is dropped.
+                let _ = left.recv();
+            });
+            let options = options.request_timeout(Some(Duration::from_millis(500)));
+            let client = options.connect(&server.uri("")).unwrap();
+            let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error}");
+            drop(leave);
+            server.finish();
+        });
+    });
+}
+
+#[test]
+fn a_walk_along_extents_of_one_byte_comes_to_its_items() {
+    // H-029, H-033
+    bounded(64, || {
+        each_client!(|options| {
+            let server = Scripted::start(1, |_, peer| {
+                negotiate(peer, Style::Structured, 1 << 50);
+                // One byte for each question, of the same status each time.
+                while let Some(cookie) = peer.next_cookie() {
+                    let payload = [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 3];
+                    peer.send(&chunk(DONE, BLOCK_STATUS, cookie, &payload));
+                }
+            });
+            let context = ContextName::new("base:allocation").unwrap();
+            let client = options.context(context).connect(&server.uri("")).unwrap();
+            let runs = client.extents(0..1 << 50).take(3).map(Result::unwrap);
+            let covered: u64 = runs.map(|run| run.len).sum();
+            assert!(covered >= 3, "{covered}");
+            drop(client);
+            server.finish();
+        });
+    });
+}
+
+#[test]
+fn a_server_that_reads_nothing_and_floods_is_given_up_in_time() {
+    // H-019, H-037
+    bounded(160, || {
+        for floods in [false, true] {
+            each_client!(|options| {
+                let (leave, left) = mpsc::channel::<()>();
+                let server = Scripted::start(1, move |_, peer| {
+                    negotiate(peer, Style::Simple, 64 * MIB);
+                    let cookie = peer.request().cookie;
+                    if floods {
+                        // Answered before its payload was read, and then without end.
+                        let mut reply = 0x6744_6698_u32.to_be_bytes().to_vec();
+                        reply.extend([0; 4]);
+                        reply.extend(cookie.to_be_bytes());
+                        while peer.try_send(&reply).is_ok() {}
+                    }
+                    // Until the other end is dropped.
+                    let _ = left.recv();
+                });
+                let options = options.request_timeout(Some(Duration::from_millis(700)));
+                let client = options.connect(&server.uri("")).unwrap();
+                let payload = vec![1; 32 << 20];
+                // An answer that comes early counts, and those that follow are a violation.
+                let written = client.write_all_at(&payload, 0);
+                assert!(floods || written.is_err());
+                client.read_exact_at(&mut [0; 512], 0).unwrap_err();
+                drop((client, leave));
+                server.finish();
+            });
+        }
+    });
+}
+
+#[test]
+fn options_without_end_are_the_end_of_a_connection() {
+    // H-042, H-046, H-047, H-066
+    bounded(64, || {
+        Setup::new(memory()).attack(|host| {
+            for data in [
+                option(3, &[]),
+                option(6, &wanted(b"")),
+                option(0x7777, &[1; 100]),
+                option(9, b"\0\0\0\0\0\0\0\0"),
+            ] {
+                let mut stream = host.greeted();
+                stream.write_all(&CLIENT).unwrap();
+                let mut options = 0;
+                // The replies are not read, or both would wait for each other.
+                let mut reader = stream.try_clone().unwrap();
+                let reading = std::thread::spawn(move || is_closed(&mut reader));
+                while stream.write_all(&data).is_ok() {
+                    options += 1;
+                    assert!(options < 1 << 20, "it answers and answers");
+                }
+                reading.join().unwrap();
+            }
+            // Client flags that do not exist.
+            let mut stream = host.greeted();
+            stream.write_all(&[0xff; 4]).unwrap();
+            is_closed(&mut stream);
+            // More queries than there are bytes, and as many infos as the field can count.
+            let mut stream = host.greeted();
+            stream.write_all(&CLIENT).unwrap();
+            let queries = [&[0; 4][..], &[0xff; 4], &[0, 0, 0, 1, b'a']].concat();
+            let infos = [&[0, 0, 0, 0, 0xff, 0xff][..], &[0; 2 * 65_535]].concat();
+            for (kind, data) in [(8, &[][..]), (9, &queries), (10, &queries), (GO, &infos)] {
+                stream.write_all(&option(kind, data)).unwrap();
+                let code = last_reply(&mut stream);
+                assert!(kind == 8 || code >> 31 == 1, "{kind}: {code:x}");
+            }
+            stream
+                .write_all(&option_of(8, 1 << 21, &[0; 1 << 16]))
+                .unwrap();
+            is_closed(&mut stream);
+        });
+    });
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_one_by_one() {
+    // H-055, H-058, H-061, H-062, H-065
+    bounded(64, || {
+        Setup::new(memory()).attack(|host| {
+            let mut stream = entered(host);
+            for (command, offset, len) in [
+                (0, u64::MAX, 1),
+                (0, u64::MAX - 511, 512),
+                (0, 64 * MIB, 512),
+                (4, u64::MAX, 512),
+                (6, 64 * MIB - 1, u32::MAX),
+                (7, 0, 512),
+                (8, 0, 512),
+                (0xffff, u64::MAX, u32::MAX),
+            ] {
+                stream.write_all(&request(command, 9, offset, len)).unwrap();
+                assert_ne!(simple(&mut stream, 0).0, 0, "{command}");
+            }
+            for flags in 0..=u16::MAX {
+                if flags % 257 != 0 || flags == 0 {
+                    continue;
+                }
+                let mut read = request(0, 9, 0, 512);
+                read[4..6].copy_from_slice(&flags.to_be_bytes());
+                stream.write_all(&read).unwrap();
+                assert_ne!(simple(&mut stream, 0).0, 0, "{flags}");
+            }
+            // The same cookie many times, and many flushes.
+            let reads = request(0, 5, 512, 512).repeat(40);
+            stream
+                .write_all(&[reads, request(3, 6, 0, 0).repeat(40)].concat())
+                .unwrap();
+            for number in 0..80 {
+                let len = if number < 40 { 512 } else { 0 };
+                assert_eq!(simple(&mut stream, len).0, 0);
+            }
+            // Nothing behind NBD_CMD_DISC is looked at.
+            let mut last = request(2, 7, 0, 0);
+            last.extend([0xee; 4096]);
+            stream.write_all(&last).unwrap();
+            is_closed(&mut stream);
+        });
+    });
+}
+
+#[test]
+fn payload_that_is_refused_is_skipped_and_headers_of_the_other_kind_are_the_end() {
+    // H-064, H-067
+    bounded(96, || {
+        let disk = Memory::new(MIB).read_only();
+        Setup::new(NamedExports::single(Arc::new(disk))).attack(|host| {
+            let mut stream = entered(host);
+            let mut write = request(1, 1, 0, 1 << 20);
+            write.resize(28 + (1 << 20), 7);
+            stream.write_all(&write).unwrap();
+            assert_eq!(simple(&mut stream, 0).0, 1);
+            // A compact header, where extended ones were agreed on.
+            let mut stream = host.greeted();
+            stream
+                .write_all(&[&CLIENT[..], &option(11, &[])].concat())
+                .unwrap();
+            assert_eq!(last_reply(&mut stream), 1);
+            stream.write_all(&option(GO, &wanted(b""))).unwrap();
+            assert_eq!(last_reply(&mut stream), 1);
+            stream.write_all(&request(0, 1, 0, 512)).unwrap();
+            is_closed(&mut stream);
+            // And the other way round.
+            let mut stream = entered(host);
+            stream.write_all(&0x21e4_1c71_u32.to_be_bytes()).unwrap();
+            let mut byte = [0];
+            assert!(!matches!(stream.read(&mut byte), Ok(1..)));
+        });
+    });
+}
