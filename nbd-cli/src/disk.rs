@@ -20,7 +20,7 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 use tokio::task::consume_budget;
 
@@ -49,7 +49,14 @@ pub(crate) struct Access {
 pub(crate) struct Disk {
     name: String,
     back: Back,
+    known: Arc<KnownData>,
 }
+
+/// A range of a server's disk that is marked and holds data, as the server has said of more than it
+/// was asked for. To find the end of data, a server may have to look through all of it, so that it is
+/// not to be asked again for each part.
+#[derive(Debug, Default)]
+struct KnownData(Mutex<Range<u64>>);
 
 #[derive(Clone, Debug)]
 enum Back {
@@ -111,13 +118,17 @@ impl Disk {
         Ok(Self {
             name,
             back: Back::Server(client),
+            known: Arc::default(),
         })
     }
 
     /// The same for another thread: over connections of its own, if it is a server's.
     pub(crate) async fn again(&self, target: &Target, access: &Access) -> Result<Self> {
         match self.back {
-            Back::Server(_) => Self::connect(target, access).await,
+            Back::Server(_) => Ok(Self {
+                known: self.known.clone(),
+                ..Self::connect(target, access).await?
+            }),
             Back::File(_) => Ok(self.clone()),
         }
     }
@@ -152,6 +163,7 @@ impl Disk {
         Self {
             name,
             back: Back::File(Arc::new(file)),
+            known: Arc::default(),
         }
     }
 
@@ -290,7 +302,12 @@ impl Disk {
         only: Option<&ContextName>,
     ) -> Result<Vec<Run>> {
         let runs = match &self.back {
-            Back::Server(client) => client_runs(client, range.clone(), only).await,
+            Back::Server(client) => {
+                let known = self.known.of(range.clone());
+                let rest = known.end..range.end;
+                let asked = client_runs(client, rest, only, &self.known).await;
+                asked.map(|runs| Run::data(known).into_iter().chain(runs).collect())
+            }
             Back::File(file) => file_runs(file, range.clone()),
         };
         runs.map_err(|cause| self.failed("find the extents of", range.start, cause))
@@ -313,26 +330,58 @@ fn is_full(cause: &Cause) -> bool {
     errno.is_some_and(|errno| errno.normalized() == Errno::NoSpc)
 }
 
+impl Run {
+    /// A range that holds data and is marked, unless it is empty.
+    fn data(range: Range<u64>) -> Option<Self> {
+        (!range.is_empty()).then_some(Self {
+            range,
+            zero: false,
+            marked: true,
+        })
+    }
+}
+
+impl KnownData {
+    /// The beginning of a range, as far as it is known.
+    fn of(&self, range: Range<u64>) -> Range<u64> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = if known.contains(&range.start) {
+            known.end.min(range.end)
+        } else {
+            range.start
+        };
+        range.start..end
+    }
+
+    fn set(&self, range: Range<u64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = range;
+    }
+}
+
 async fn client_runs(
     client: &Client,
     range: Range<u64>,
     only: Option<&ContextName>,
+    known: &KnownData,
 ) -> Result<Vec<Run>, Cause> {
-    if client.contexts().is_empty() {
-        return Ok(vec![Run {
-            range,
-            zero: false,
-            marked: true,
-        }]);
+    if client.contexts().is_empty() || range.is_empty() {
+        return Ok(Run::data(range).into_iter().collect());
     }
     let mut runs = Vec::new();
     let mut extents = client.extents(range);
     while let Some(run) = extents.next().await {
         let run = run?;
+        let end = run.offset + run.len;
+        let zero = run.allocation().is_some_and(Allocation::is_zero);
+        let marked = only.is_none_or(|only| run.status_of(only).is_some_and(|status| status != 0));
+        // Zeroes may be gone when they are needed; data is read anyway.
+        if run.beyond > 0 && marked && !zero {
+            known.set(end..end.saturating_add(run.beyond));
+        }
         runs.push(Run {
-            range: run.offset..run.offset + run.len,
-            zero: run.allocation().is_some_and(Allocation::is_zero),
-            marked: only.is_none_or(|only| run.status_of(only).is_some_and(|status| status != 0)),
+            range: run.offset..end,
+            zero,
+            marked,
         });
     }
     Ok(runs)

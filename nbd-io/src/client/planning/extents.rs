@@ -31,6 +31,9 @@ pub struct StatusRun {
     /// Contexts that the server does not have are not among them: [`status_of`](Self::status_of)
     /// finds one by its name.
     pub status: Vec<u64>,
+    /// How many bytes behind the range that was asked for the server has said the same of. It is 0
+    /// for all runs that do not end with that range.
+    pub beyond: u64,
     /// The contexts of `status`.
     contexts: Arc<[ContextName]>,
 }
@@ -213,13 +216,18 @@ impl StatusRuns {
         while self.rest.start < end {
             let left = end - self.rest.start;
             let lens = current.iter().map(|extent| extent.len);
-            let shortest = lens.min().unwrap_or(left).min(left);
-            self.push(StatusRun {
-                offset: self.rest.start,
-                len: shortest,
-                status: current.iter().map(|extent| extent.status).collect(),
-                contexts: self.contexts.clone(),
-            });
+            let whole = lens.min().unwrap_or(left);
+            let shortest = whole.min(left);
+            self.push(
+                StatusRun {
+                    offset: self.rest.start,
+                    len: shortest,
+                    status: current.iter().map(|extent| extent.status).collect(),
+                    beyond: 0,
+                    contexts: self.contexts.clone(),
+                },
+                whole,
+            );
             self.rest.start += shortest;
             for (extent, rest) in current.iter_mut().zip(&mut lists) {
                 extent.len -= shortest;
@@ -238,17 +246,24 @@ impl StatusRuns {
         }
     }
 
-    /// Merges a run with the one before, or makes that one ready.
-    fn push(&mut self, mut run: StatusRun) {
+    /// Merges a run with the one before, or makes that one ready. `whole` is its length before it was
+    /// cut to what was asked for.
+    fn push(&mut self, mut run: StatusRun, whole: u64) {
         let start = run.offset.max(self.range.start);
         let end = (run.offset + run.len).min(self.range.end);
         if start >= end {
             return;
         }
+        if end == self.range.end {
+            run.beyond = run.offset.saturating_add(whole).saturating_sub(end);
+        }
         run.offset = start;
         run.len = end - start;
         match &mut self.last {
-            Some(last) if last.says(&run) => last.len += run.len,
+            Some(last) if last.says(&run) => {
+                last.len += run.len;
+                last.beyond = run.beyond;
+            }
             last => self.ready.extend(last.replace(run).map(Ok)),
         }
     }
@@ -370,6 +385,37 @@ mod tests {
         let endless = vec![context(1, &[(u64::MAX, 0), (u64::MAX, 1)])];
         walk.take(Ok(endless), &negotiated);
         assert_eq!(known(&mut walk), (vec![(1000, 8000, vec![0])], None));
+    }
+
+    #[test]
+    fn a_walk_hands_on_what_the_server_says_of_more_than_it_was_asked() {
+        // C-246
+        let negotiated = selected(512);
+        let beyond = |first: &[(u64, u64)], second: &[(u64, u64)]| {
+            let mut walk = StatusRuns::new(&negotiated, 1000..3000);
+            let answer = vec![context(1, first), context(2, second)];
+            walk.take(Ok(answer), &negotiated);
+            let runs = std::iter::from_fn(|| match walk.step() {
+                ExtentStep::Item(Ok(run)) => Some((run.len, run.beyond)),
+                _ => None,
+            });
+            runs.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            beyond(&[(4096, 7)], &[(9000, 8)]),
+            [(2000, 512 + 4096 - 3000)]
+        );
+        assert_eq!(
+            beyond(&[(1488, 7), (9000, 1)], &[(9000, 8)]),
+            [(1000, 0), (1000, 6512)]
+        );
+        // What ends with the range, or with the last block of it, is known no further.
+        assert_eq!(beyond(&[(2488, 7), (9000, 1)], &[(9000, 8)]), [(2000, 0)]);
+        assert_eq!(beyond(&[(2560, 7), (9000, 1)], &[(9000, 8)]), [(2000, 72)]);
+        assert_eq!(
+            beyond(&[(u64::MAX, 7)], &[(u64::MAX, 8)]),
+            [(2000, u64::MAX - 3000)]
+        );
     }
 
     #[test]
