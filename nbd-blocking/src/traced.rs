@@ -94,7 +94,7 @@ fn connections_on_both_sides_have_spans_and_events() {
     for option in ["NBD_OPT_EXTENDED_HEADERS", "NBD_OPT_GO"] {
         assert!(
             has(&format!(
-                "DEBUG message=the server has answered option={option}"
+                "DEBUG message=a reply is received option={option} reply=NBD_REP_ACK"
             )),
             "{lines:?}"
         );
@@ -102,6 +102,14 @@ fn connections_on_both_sides_have_spans_and_events() {
     assert!(has("nbd_client server=the server export=\"\""), "{lines:?}");
     assert!(has("entered size=4096"), "{lines:?}");
     assert!(has("INFO message=connected (connections: 1)"), "{lines:?}");
+    for message in [
+        "the client's flags are sent flags=",
+        "a request is sent command=NBD_CMD_READ flags=0x0 cookie=0x",
+        "a chunk is received kind=NBD_REPLY_TYPE_OFFSET_HOLE flags=NBD_REPLY_FLAG_DONE cookie=0x",
+        "a request is sent command=NBD_CMD_DISC",
+    ] {
+        assert!(has(message), "{message}: {lines:?}");
+    }
     for event in ["submitted", "over"] {
         let event =
             format!("TRACE message=a request is {event} command=NBD_CMD_READ offset=1024 len=512");

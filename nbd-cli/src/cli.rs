@@ -64,7 +64,14 @@ pub(crate) struct Common {
 
 impl Cli {
     pub(crate) fn run(self) -> Result {
-        let Self { common, command } = self;
+        let Self {
+            mut common,
+            command,
+        } = self;
+        if matches!(command, Command::Ping(_)) && common.verbose > 0 {
+            // What is looked for by it is in the messages.
+            common.verbose = u8::MAX;
+        }
         let server = match &command {
             Command::Serve(serve) => Some(serve.logging()),
             _ => None,

@@ -21,7 +21,7 @@ The step that fails is named with its cause, and what to try.
 Examples:
   nbd ping
   nbd ping -c 10 nbd://localhost/disk
-  nbd ping -vvv nbds://example.com      every message in both directions")]
+  nbd ping -v nbds://example.com        every message in both directions")]
 pub(crate) struct Ping {
     /// A URI.
     target: Option<Target>,

@@ -3,7 +3,7 @@
 use super::table::Held;
 use nbd_io::client::{
     Request,
-    engine::{Engine, Sink, Submission},
+    engine::{Engine, Outbox, Sink, Submission},
 };
 use nbd_proto::{Command, CommandFlags, Header, Misuse, client::Cookie};
 use std::{ops::Range, time::Duration};
@@ -103,7 +103,7 @@ impl<'a> Call<'a> {
                         return outbox.push_bare(read);
                     }
                     let (cookie, frame) = read?;
-                    own = Some(frame.into_parts());
+                    own = Some(Outbox::pass_by(frame));
                     Ok(cookie)
                 });
                 return (begun, own);
@@ -124,7 +124,7 @@ impl<'a> Call<'a> {
                 let submission = submission(payload.len(), Sink::None);
                 let begun = engine.submit(now, place, submission, |transmission, _| {
                     let (cookie, frame) = transmission.write(offset, payload, flags)?;
-                    own = Some(frame.into_parts());
+                    own = Some(Outbox::pass_by(frame));
                     Ok(cookie)
                 });
                 return (begun, own);

@@ -345,6 +345,39 @@ fn ping_names_the_step_that_failed() {
 }
 
 #[test]
+fn ping_shows_every_message_in_both_directions() {
+    deadline(LIMIT, || {
+        let Some(server) = Nbdkit::new("memory").param("size=1M").start() else {
+            return;
+        };
+        let ended = nbd(["ping", "-v", "--count=1", &server.uri("")]);
+        let said = ended.stderr.clone();
+        ended.expect(0);
+        // In this order.
+        let messages = [
+            "the server has greeted",
+            "the client's flags are sent",
+            "an option is sent option=NBD_OPT_EXTENDED_HEADERS",
+            "a reply is received option=NBD_OPT_EXTENDED_HEADERS reply=NBD_REP_ERR_UNSUP",
+            "an option is sent option=NBD_OPT_STRUCTURED_REPLY",
+            "a reply is received option=NBD_OPT_STRUCTURED_REPLY reply=NBD_REP_ACK",
+            "an option is sent option=NBD_OPT_GO",
+            "a reply is received option=NBD_OPT_GO reply=NBD_REP_INFO",
+            "a reply is received option=NBD_OPT_GO reply=NBD_REP_ACK",
+            "a request is sent command=NBD_CMD_READ",
+            "a chunk is received kind=NBD_REPLY_TYPE_OFFSET_",
+            "a request is sent command=NBD_CMD_DISC",
+        ];
+        let mut rest = said.as_str();
+        for message in messages {
+            let at = rest.find(message);
+            let at = at.unwrap_or_else(|| panic!("{message}: {said}"));
+            rest = &rest[at..];
+        }
+    });
+}
+
+#[test]
 fn every_command_can_be_tried_without_a_server() {
     deadline(LIMIT, || {
         for args in [

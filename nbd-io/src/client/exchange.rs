@@ -6,6 +6,8 @@ mod greeting;
 pub(super) use greeting::{GREETING, enter_newstyle};
 pub use greeting::{Greeted, TlsOnly, greet, greet_secure};
 
+#[cfg(feature = "tracing")]
+use super::messages;
 use super::{Connected, NegotiationError};
 use crate::transport::{DriveError, Transport, drive, read, write_all};
 use bytes::BytesMut;
@@ -307,12 +309,8 @@ impl<T: Transport, S> OptionExchange<T, S> {
     ) -> Result<P::Next, NegotiationError> {
         let unproven = mem::take(&mut self.tls_unproven);
         #[cfg(feature = "tracing")]
-        tracing::debug!(%option, bytes = self.buffer.len(), "an option is sent");
+        messages::option_sent(option, self.buffer.len());
         let answered = self.answered(option, transport, pending).await;
-        #[cfg(feature = "tracing")]
-        if answered.is_ok() {
-            tracing::debug!(%option, "the server has answered");
-        }
         answered.map_err(|error| {
             let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
             let error = NegotiationError::during(option, error);
@@ -333,12 +331,16 @@ impl<T: Transport, S> OptionExchange<T, S> {
         mut pending: P,
     ) -> Result<P::Next, DriveError> {
         write_all(transport, &mut self.buffer).await?;
+        #[cfg(feature = "tracing")]
+        let mut replies = messages::OptionReplies::default();
         loop {
             self.buffer.resize(ANSWER, 0);
             let n = read(transport, &mut self.buffer).await?;
             if n == 0 {
                 return Err(DriveError::Closed);
             }
+            #[cfg(feature = "tracing")]
+            replies.feed(&self.buffer[..n]);
             // A client has nothing to say before its option is answered.
             let fed = pending.feed(&self.buffer[..n], &mut BytesMut::new());
             self.buffer.clear();
@@ -388,10 +390,14 @@ impl<T: Transport> OptionExchange<T, Plain> {
             options,
         } = self.take()?;
         let pending = options.start_tls(&mut self.buffer);
+        #[cfg(feature = "tracing")]
+        messages::option_sent(OptionCode::StartTls, self.buffer.len());
         // To the byte: behind the answer begins TLS.
         let outcome = drive(&mut *transport, &mut self.buffer, pending)
             .await
             .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
+        #[cfg(feature = "tracing")]
+        messages::tls_answered(&outcome);
         Ok(match outcome {
             TlsOutcome::Accepted(ready) => {
                 let transport = upgrade(*transport).await?;
@@ -417,6 +423,8 @@ async fn enter_by_name<T: Transport>(
     name: &ExportName,
     encrypted: bool,
 ) -> Result<Connected<T>, NegotiationError> {
+    #[cfg(feature = "tracing")]
+    messages::option_sent(OptionCode::ExportName, out.len());
     match drive(&mut transport, &mut out, pending).await {
         Ok(transmission) => Ok(Connected {
             transport,
@@ -431,6 +439,8 @@ async fn enter_by_name<T: Transport>(
 /// Sends NBD_OPT_ABORT and waits for the answer, or the end of the stream. The peer may be gone
 /// already, which does not matter.
 async fn send_abort<T: Transport>(transport: &mut T, out: &mut BytesMut) {
+    #[cfg(feature = "tracing")]
+    messages::option_sent(OptionCode::Abort, out.len());
     if write_all(transport, out).await.is_err()
         || poll_fn(|cx| transport.poll_shutdown(cx)).await.is_err()
     {

@@ -16,6 +16,8 @@ pub mod exchange;
 mod launch;
 mod logged;
 mod membership;
+#[cfg(feature = "tracing")]
+mod messages;
 mod negotiate;
 mod negotiated;
 mod negotiation;

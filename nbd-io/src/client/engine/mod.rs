@@ -19,6 +19,8 @@ pub use receive::{Inbox, LARGE, ReadPlan, Reader, no_reader};
 pub use spill::Spill;
 pub use table::{Done, Sink, Submission, Ticket};
 
+#[cfg(feature = "tracing")]
+use super::messages::Replies;
 use super::{Error, Lost};
 #[cfg(feature = "tracing")]
 use nbd_proto::client::Tolerance;
@@ -64,6 +66,9 @@ pub struct Engine<B, T> {
     /// The deviations of the server's that were reported.
     #[cfg(feature = "tracing")]
     tolerated: Tolerance,
+    /// What is received, if it is traced. A connection that began without that goes on without.
+    #[cfg(feature = "tracing")]
+    replies: Option<Box<Replies>>,
     /// Reads in flight whose payload is worth a system call of its own.
     large: usize,
     /// The slot of the request that was submitted last.
@@ -88,6 +93,8 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         lose_when_silent: bool,
     ) -> Self {
         Self {
+            #[cfg(feature = "tracing")]
+            replies: Replies::new(transmission.mode()),
             transmission,
             in_flight: Vec::new(),
             tickets: Vec::new(),

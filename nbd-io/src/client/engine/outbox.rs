@@ -1,7 +1,7 @@
 //! Frames on their way out, many to a system call.
 
 use bytes::{Buf, Bytes};
-use nbd_proto::{Frame, Misuse, client::Cookie};
+use nbd_proto::{Frame, Header, Misuse, client::Cookie};
 use std::{collections::VecDeque, fmt, io::IoSlice};
 
 /// Payloads up to this length are copied beside their header, in bytes.
@@ -39,6 +39,8 @@ impl Outbox {
             self.inline.clear();
             self.written = 0;
         }
+        #[cfg(feature = "tracing")]
+        crate::client::messages::request_sent(header);
         self.inline.extend_from_slice(header);
     }
 
@@ -55,6 +57,14 @@ impl Outbox {
         let (cookie, frame) = request?;
         self.push(frame.header());
         Ok(cookie)
+    }
+
+    /// Takes a request apart that its caller writes without the outbox.
+    #[inline]
+    pub fn pass_by<P>(frame: Frame<P>) -> (Header, P) {
+        #[cfg(feature = "tracing")]
+        crate::client::messages::request_sent(frame.header());
+        frame.into_parts()
     }
 
     /// Appends a request and a copy of its payload.

@@ -216,6 +216,17 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         self.lost.is_none()
     }
 
+    /// Reports the headers in what is received, and passes over so much payload behind it.
+    #[inline(always)]
+    fn trace_replies(&mut self, bytes: &[u8], payload: usize) {
+        #[cfg(feature = "tracing")]
+        if let Some(replies) = &mut self.replies {
+            replies.feed(bytes);
+            replies.pass(payload);
+        }
+        let _ = (bytes, payload);
+    }
+
     /// Reports deviations of the server's that were overlooked, each once.
     #[cfg(feature = "tracing")]
     fn trace_tolerated(&mut self) {
@@ -245,6 +256,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             .transmission
             .whole_reply(front, have_come, Some(cookie));
         if whole.is_some() {
+            self.trace_replies(front, direct);
             self.complete(cookie, Ok(Outcome::Done));
             return self.take_in(0, rest, (reader, lent));
         }
@@ -282,6 +294,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         {
             self.handle(event, &mut reader);
         }
+        self.trace_replies(&[], direct);
         while !bytes.is_empty() {
             let whole = self.transmission.whole_reply(bytes, bytes.len(), None);
             if let Some(WholeReply {
@@ -292,6 +305,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             {
                 let (reply, rest) = bytes.split_at(header + payload);
                 bytes = rest;
+                self.trace_replies(&reply[..header], payload);
                 self.put(cookie, 0, &reply[header..], &mut reader);
                 self.complete(cookie, Ok(Outcome::Done));
                 continue;
@@ -299,9 +313,14 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             let fed = self.transmission.feed(bytes)?;
             let (used, rest) = bytes.split_at(fed.used);
             bytes = rest;
+            let payload = fed
+                .payload
+                .as_ref()
+                .map_or(0, |payload| payload.range.len());
+            let (header, payload) = used.split_at(used.len() - payload);
+            self.trace_replies(header, payload.len());
             if let Some(Payload { cookie, range }) = fed.payload {
-                let used = &used[used.len() - range.len()..];
-                self.put(cookie, range.start, used, &mut reader);
+                self.put(cookie, range.start, payload, &mut reader);
             }
             if let Some(event) = fed.event {
                 self.handle(event, &mut reader);

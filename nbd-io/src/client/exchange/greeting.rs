@@ -1,5 +1,7 @@
 //! The first step: what a server speaks, and TLS before anything else.
 
+#[cfg(feature = "tracing")]
+use super::messages;
 use super::{ANSWER, Connected, NegotiationError, OptionExchange, enter_by_name, send_abort};
 use crate::transport::{Transport, drive, drive_before, write_all};
 use bytes::BytesMut;
@@ -42,7 +44,10 @@ pub async fn greet<T: Transport>(
         .await
         .map_err(failed)?;
     #[cfg(feature = "tracing")]
-    tracing::debug!(handshake = %style(&greeted), "the server has greeted");
+    {
+        tracing::debug!(handshake = %style(&greeted), "the server has greeted");
+        messages::flags_sent(&out);
+    }
     Ok(match greeted {
         client::Greeted::FixedNewstyle(options) => {
             let mut exchange = OptionExchange::new(transport, options);
@@ -90,6 +95,11 @@ pub async fn greet_secure<T: Transport>(
     )
     .await
     .map_err(|error| NegotiationError::during(GREETING, error))?;
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        handshake = "fixed newstyle, for TLS",
+        "the server has greeted"
+    );
     Ok(TlsOnly { transport, options })
 }
 
@@ -124,9 +134,13 @@ impl<T: Transport> TlsOnly<T> {
         } = self;
         let mut out = BytesMut::new();
         let pending = options.start_tls(&mut out);
+        #[cfg(feature = "tracing")]
+        messages::option_sent(OptionCode::StartTls, out.len());
         let outcome = drive(&mut transport, &mut out, pending)
             .await
             .map_err(|error| NegotiationError::during(OptionCode::StartTls, error))?;
+        #[cfg(feature = "tracing")]
+        messages::tls_answered(&outcome);
         match outcome {
             TlsOutcome::Accepted(ready) => {
                 let transport = upgrade(transport).await?;
