@@ -3,16 +3,16 @@
 use crate::{
     attend::attend,
     cli::Common,
-    connect::Connect,
-    copy::Flight,
-    disk::{Access, Disk, Run},
+    disk::{Disk, Run},
+    embedded::{Embedded, Pair},
     outcome::Result,
     output,
-    progress::{Mode, Progress},
+    progress::Progress,
     ranges::Ranges,
     runtime,
     size::exact,
     target::Target,
+    transfer::Transfer,
     work::{Work, cut},
     zeroes::is_zero,
 };
@@ -41,9 +41,10 @@ Examples:
 )]
 pub(crate) struct Compare {
     /// A URI, a file or a block device.
-    a: Target,
+    #[arg(requires = "b")]
+    a: Option<Target>,
     /// Another one.
-    b: Target,
+    b: Option<Target>,
     /// Disks of different sizes are different.
     #[arg(long)]
     strict: bool,
@@ -54,12 +55,7 @@ pub(crate) struct Compare {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    flight: Flight,
-    /// The way to show progress.
-    #[arg(long, value_name = "HOW")]
-    progress: Option<Mode>,
-    #[command(flatten)]
-    connect: Connect,
+    transfer: Transfer,
 }
 
 /// Settings of a comparison.
@@ -95,28 +91,24 @@ struct Report {
 }
 
 impl Compare {
-    pub(crate) fn run(self, common: &Common) -> Result {
-        let progress = Progress::new(self.progress, common.quiet);
-        runtime::block_on(self.compare(&progress, common.quiet))
+    pub(crate) fn run(mut self, common: &Common) -> Result {
+        let pair = Pair::new([self.a.take(), self.b.take()], Embedded::sample)?;
+        let progress = self.transfer.progress(common.quiet);
+        runtime::block_on(self.compare(&pair.targets, &progress, common.quiet))
     }
 
-    async fn compare(self, progress: &Progress, quiet: bool) -> Result {
-        let access = Access {
-            connect: self.connect.clone(),
-            connections: self.flight.connections(1),
-            may_be_fewer: self.flight.is_default(),
-            reconnect: None,
-            only: None,
-        };
-        let opened = try_join(Disk::open(&self.a, &access), Disk::open(&self.b, &access));
+    async fn compare(&self, targets: &[Target; 2], progress: &Progress, quiet: bool) -> Result {
+        let access = self.transfer.access(1);
+        let [a, b] = targets;
+        let opened = try_join(Disk::open(a, &access), Disk::open(b, &access));
         let (a, b) = opened.await?;
         let sizes = [a.size(), b.size()];
         let difference = if self.strict && sizes[0] != sizes[1] {
             None
         } else {
             let how = How {
-                requests: self.flight.requests().unwrap_or(REQUESTS),
-                request_size: self.flight.request_size(),
+                requests: self.transfer.requests().unwrap_or(REQUESTS),
+                request_size: self.transfer.request_size(),
                 first: self.first,
                 only: None,
             };

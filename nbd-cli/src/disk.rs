@@ -22,7 +22,10 @@ use std::{
     path::Path,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
-use tokio::task::consume_budget;
+use tokio::{
+    task::consume_budget,
+    time::{Instant, sleep},
+};
 
 /// Zeroes for servers that do not make them.
 static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 256 << 10]);
@@ -101,13 +104,18 @@ impl Disk {
         if let Some(only) = &access.only {
             options = options.require_context(only.clone());
         }
-        let client = match options.connect_uri(uri).await {
+        let mut client = options.connect_uri(uri).await;
+        if let Err(nbd_tokio::Error::Negotiation { .. }) = &client
+            && access.may_be_fewer
+        {
             // It can be reached, and may be one that serves only so many.
-            Err(nbd_tokio::Error::Negotiation { .. }) if access.may_be_fewer => {
-                options.connections(1).connect_uri(uri).await?
-            }
-            connected => connected?,
-        };
+            options = options.connections(1);
+            client = options.connect_uri(uri).await;
+        }
+        if let Some(policy) = &access.reconnect {
+            client = insist(client, policy, async || options.connect_uri(uri).await).await;
+        }
+        let client = client?;
         let name = target.to_string();
         let (size, reach) = (client.export().size, client.size());
         if reach < size {
@@ -319,6 +327,30 @@ impl Disk {
             source,
         }
     }
+}
+
+/// Connects again, as often as the policy for lost connections allows, if the server could not be
+/// reached.
+async fn insist(
+    mut connected: Result<Client, nbd_tokio::Error>,
+    policy: &Reconnect,
+    connect: impl AsyncFn() -> Result<Client, nbd_tokio::Error>,
+) -> Result<Client, nbd_tokio::Error> {
+    let began = Instant::now();
+    let mut attempts = 0;
+    while let Err(error) = &connected
+        && error.is_temporary()
+        && policy.allows(attempts)
+        && policy
+            .time_limit()
+            .is_none_or(|limit| began.elapsed() < limit)
+    {
+        tracing::info!("{error}; it is tried again");
+        sleep(policy.delay_after(attempts)).await;
+        attempts += 1;
+        connected = connect().await;
+    }
+    connected
 }
 
 /// Whether the server or the file system has run out of space.

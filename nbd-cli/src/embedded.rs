@@ -1,6 +1,9 @@
 //! A server in this process, for files and for those who only want to try a command.
 
-use crate::outcome::{Context, Result};
+use crate::{
+    outcome::{Context, Result},
+    target::Target,
+};
 use nbd_blocking::{
     Listener, Server,
     exports::{Export, File, Memory},
@@ -69,6 +72,11 @@ impl Embedded {
         Self::new(Arc::new(disk))
     }
 
+    /// A disk in memory that is as large, with nothing in it.
+    pub(crate) fn blank() -> Result<Self> {
+        Self::new(Arc::new(Memory::new(SIZE)))
+    }
+
     /// A file or a block device.
     pub(crate) fn file(path: &Path, writable: bool) -> Result<Self> {
         let opened = if writable {
@@ -84,6 +92,36 @@ impl Embedded {
     /// The URI to connect to.
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
+    }
+}
+
+/// Both disks of a command that needs two.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) targets: [Target; 2],
+    /// What serves them, if they were not named.
+    _servers: Vec<Embedded>,
+}
+
+impl Pair {
+    /// Those that were named, or a disk to try the command with and a `second` one.
+    pub(crate) fn new(
+        named: [Option<Target>; 2],
+        second: impl FnOnce() -> Result<Embedded>,
+    ) -> Result<Self> {
+        if let [Some(one), Some(other)] = named {
+            return Ok(Self {
+                targets: [one, other],
+                _servers: Vec::new(),
+            });
+        }
+        let servers = [Embedded::sample()?, second()?];
+        Ok(Self {
+            targets: servers
+                .each_ref()
+                .map(|server| Target::Server(server.uri.clone())),
+            _servers: servers.into(),
+        })
     }
 }
 

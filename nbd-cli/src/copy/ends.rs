@@ -1,7 +1,7 @@
 //! Both ends of a copy.
 
 use super::{
-    Copy,
+    Task,
     stream::{Reader, Writer},
 };
 use crate::{
@@ -92,27 +92,23 @@ impl Sink {
 
 impl Ends {
     /// With so many threads, and whether the destination is to be kept as it is.
-    pub(super) fn new(copy: &Copy, threads: usize, resumes: bool) -> Self {
-        let policy = (copy.retries > 0).then(|| Reconnect::new().attempts(Some(copy.retries)));
-        let from = Access {
-            connect: copy.connect.clone(),
-            connections: copy.flight.connections(threads),
-            may_be_fewer: copy.flight.is_default(),
-            reconnect: policy.clone(),
-            only: copy.only.clone(),
-        };
-        let to = Access {
-            reconnect: policy.map(|policy| policy.keep_unflushed(KEPT)),
-            only: None,
-            ..from.clone()
-        };
+    pub(super) fn new(task: &Task, threads: usize, resumes: bool) -> Self {
+        let options = &task.options;
+        let access = options.transfer.access(threads);
+        let kept = |policy: Reconnect| policy.keep_unflushed(KEPT);
         Self {
-            source: copy.source.clone(),
-            destination: copy.destination.clone(),
-            from,
-            to,
-            buffer: usize::try_from(copy.flight.request_size()).unwrap_or(1 << 20),
-            keeps: copy.only.is_some() || copy.changed_only || resumes,
+            source: task.source.clone(),
+            destination: task.destination.clone(),
+            to: Access {
+                reconnect: access.reconnect.clone().map(kept),
+                ..access.clone()
+            },
+            from: Access {
+                only: options.only.clone(),
+                ..access
+            },
+            buffer: usize::try_from(options.transfer.request_size()).unwrap_or(1 << 20),
+            keeps: options.only.is_some() || options.changed_only || resumes,
         }
     }
 

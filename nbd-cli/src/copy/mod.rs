@@ -12,13 +12,14 @@ mod worker;
 use crate::{
     attend::attend,
     cli::Common,
-    connect::Connect,
+    embedded::{Embedded, Pair},
     outcome::{Answer, Context, Error, Result, say},
     output,
-    progress::{Mode, Progress},
+    progress::Progress,
     runtime,
     size::{self, Size},
     target::Target,
+    transfer::Transfer,
     work::Work,
 };
 use clap::Args;
@@ -29,12 +30,6 @@ use record::{Record, State};
 use std::{path::PathBuf, sync::Arc, thread};
 use tokio::sync::mpsc;
 use worker::{Job, Settings, Worker};
-
-/// The most threads that copy.
-const THREADS: usize = 2;
-
-/// The connections to a server that allows several.
-const CONNECTIONS: u16 = 4;
 
 /// `nbd copy`.
 #[derive(Args, Clone, Debug)]
@@ -54,11 +49,18 @@ Examples:
 )]
 pub(crate) struct Copy {
     /// A URI, a file, a block device, or - for standard input.
-    #[arg(value_name = "SRC")]
-    source: Target,
+    #[arg(value_name = "SRC", requires = "destination")]
+    source: Option<Target>,
     /// A URI, a file, a block device, or - for standard output.
     #[arg(value_name = "DST")]
-    destination: Target,
+    destination: Option<Target>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Settings of a copy.
+#[derive(Args, Clone, Debug)]
+struct Options {
     /// Copy only ranges that this context marks, to an existing destination.
     #[arg(long, value_name = "CONTEXT", value_parser = context)]
     only: Option<ContextName>,
@@ -68,9 +70,6 @@ pub(crate) struct Copy {
     /// Record progress in FILE, and go on from there if it exists.
     #[arg(long, value_name = "FILE", conflicts_with = "hash")]
     resume: Option<PathBuf>,
-    /// Attempts to replace a connection that is lost.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    retries: u32,
     /// Read both sides again at the end and compare them.
     #[arg(long)]
     verify: bool,
@@ -93,66 +92,7 @@ pub(crate) struct Copy {
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     limit_rate: Option<u64>,
     #[command(flatten)]
-    flight: Flight,
-    /// The way to show progress.
-    #[arg(long, value_name = "HOW")]
-    progress: Option<Mode>,
-    #[command(flatten)]
-    connect: Connect,
-}
-
-/// Limits of requests under way at once.
-#[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct Flight {
-    /// The connections to each server that allows several [default: 4].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    connections: Option<u16>,
-    /// The requests in flight [default: as few as are fast].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    requests: Option<u16>,
-    /// The threads, by default half as many as there are processors, but no more than 2.
-    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u16).range(1..=64))]
-    threads: Option<u16>,
-    /// The length of a request.
-    #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = request_size)]
-    request_size: u64,
-}
-
-impl Flight {
-    /// Threads share the connections of both sides. Between two servers they leave processors to
-    /// these; a file is read or written by the threads themselves.
-    pub(crate) fn threads(&self, has_file: bool) -> usize {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        let fitting = if has_file { processors } else { processors / 2 }.min(THREADS);
-        let threads = self.threads.map_or(fitting, usize::from);
-        threads.clamp(1, self.connections(1))
-    }
-
-    /// Number of connections of each thread.
-    pub(crate) fn connections(&self, threads: usize) -> usize {
-        usize::from(self.connections.unwrap_or(CONNECTIONS)).div_ceil(threads)
-    }
-
-    /// Whether fewer connections will do.
-    pub(crate) const fn is_default(&self) -> bool {
-        self.connections.is_none()
-    }
-
-    /// Number of requests under way at once, if the user has set it.
-    pub(crate) fn requests(&self) -> Option<usize> {
-        self.requests.map(usize::from)
-    }
-
-    pub(crate) fn request_size(&self) -> u64 {
-        self.request_size
-    }
-}
-
-fn request_size(text: &str) -> Result<u64, String> {
-    match size::parse(text)? {
-        len if (4096..=32 << 20).contains(&len) && len.is_power_of_two() => Ok(len),
-        _ => Err("expected a power of two from 4K to 32M".to_owned()),
-    }
+    transfer: Transfer,
 }
 
 /// The name of a context that marks something.
@@ -164,25 +104,48 @@ fn context(text: &str) -> Result<ContextName, String> {
     Ok(name)
 }
 
+/// A copy, and both of its ends.
+#[derive(Clone, Debug)]
+struct Task {
+    source: Target,
+    destination: Target,
+    options: Options,
+}
+
 impl Copy {
     pub(crate) fn run(self, common: &Common) -> Result {
-        let progress = Progress::new(self.progress, common.quiet);
-        runtime::block_on(self.copy(Arc::new(progress)))
+        let Self {
+            source,
+            destination,
+            options,
+        } = self;
+        let pair = Pair::new([source, destination], Embedded::blank)?;
+        let [source, destination] = pair.targets.clone();
+        let progress = Arc::new(options.transfer.progress(common.quiet));
+        let task = Task {
+            source,
+            destination,
+            options,
+        };
+        runtime::block_on(task.copy(progress))
     }
+}
 
+impl Task {
     async fn copy(self, progress: Arc<Progress>) -> Result {
-        if self.verify && self.destination.is_stream() {
+        let options = &self.options;
+        if options.verify && self.destination.is_stream() {
             return Err(Error::new("--verify needs a destination that can be read"));
         }
-        let single = self.hash || self.source.is_stream() || self.destination.is_stream();
+        let single = options.hash || self.source.is_stream() || self.destination.is_stream();
         let sides = [&self.source, &self.destination];
         let has_file = sides.iter().any(|side| matches!(side, Target::Path(_)));
         let threads = if single {
             1
         } else {
-            self.flight.threads(has_file)
+            options.transfer.threads(has_file)
         };
-        let found = self
+        let found = options
             .resume
             .as_deref()
             .map(State::load)
@@ -200,39 +163,45 @@ impl Copy {
         progress.begin("copy", size, size.unwrap_or(0) - left.len());
         let job = Arc::new(Job {
             settings: Settings {
-                requests: self.flight.requests(),
-                request_size: self.flight.request_size(),
-                sparse: self.sparse,
-                allocate: self.allocate,
-                is_zero: !self.allocate && (is_zero || self.destination_is_zero),
-                changed_only: self.changed_only,
-                only: self.only.clone(),
-                flush: !self.no_flush,
+                requests: options.transfer.requests(),
+                request_size: options.transfer.request_size(),
+                sparse: options.sparse,
+                allocate: options.allocate,
+                is_zero: !options.allocate && (is_zero || options.destination_is_zero),
+                changed_only: options.changed_only,
+                only: options.only.clone(),
+                flush: !options.no_flush,
             },
             work: Work::new(&left, threads),
-            pace: self.limit_rate.map(Pace::new),
+            pace: options.limit_rate.map(Pace::new),
             progress,
             record,
         });
-        let digest = self.hash || self.verify && self.source.is_stream();
+        let digest = options.hash || options.verify && self.source.is_stream();
         let worker = Worker::new(&job, source, sink, digest);
         let copied = attend(
             &job.work,
             &job.progress,
-            run(&job, &worker, &ends, threads, self.flight.is_default()),
+            run(
+                &job,
+                &worker,
+                &ends,
+                threads,
+                options.transfer.may_be_fewer(),
+            ),
         )
         .await;
         if let Err(error) = copied {
             self.tell(&job, &error);
             return Err(error);
         }
-        if self.verify {
+        if options.verify {
             let (source, sink) = worker.ends();
             verify::verify(&job, &source, &sink, worker.digest().as_deref()).await?;
         }
         worker.close().await;
         job.record.finish()?;
-        if let Some(digest) = worker.digest().filter(|_| self.hash) {
+        if let Some(digest) = worker.digest().filter(|_| options.hash) {
             let line = format!("{digest}  {}\n", self.source);
             if self.destination.is_stream() {
                 say(format_args!("{}", line.trim_end()));
@@ -257,7 +226,7 @@ impl Copy {
             Some(total) => format!(" of {}", Size(total)),
             None => String::new(),
         };
-        let advice = match &self.resume {
+        let advice = match &self.options.resume {
             Some(file) if job.record.is_kept() => {
                 format!("; the ranges on stable storage are in {}", file.display())
             }

@@ -2,7 +2,7 @@
 //! copy goes on.
 
 use super::{
-    Copy,
+    Task,
     ends::{Sink, Source},
 };
 use crate::{
@@ -116,12 +116,12 @@ impl Identity {
 impl Record {
     /// For a copy between these ends, of which `found` may say that a part is done.
     pub(super) fn new(
-        copy: &Copy,
+        task: &Task,
         source: &Source,
         sink: &Sink,
         found: Option<State>,
     ) -> Result<Self> {
-        let Some(path) = copy.resume.clone() else {
+        let Some(path) = task.options.resume.clone() else {
             return Ok(Self { kept: None });
         };
         let (Source::Disk(from), Sink::Disk(to)) = (source, sink) else {
@@ -131,9 +131,9 @@ impl Record {
         };
         let new = State {
             version: VERSION,
-            source: Identity::new(&copy.source, from.size(), true),
-            destination: Identity::new(&copy.destination, to.size(), false),
-            only: copy.only.as_ref().map(ToString::to_string),
+            source: Identity::new(&task.source, from.size(), true),
+            destination: Identity::new(&task.destination, to.size(), false),
+            only: task.options.only.as_ref().map(ToString::to_string),
             copied: Ranges::default(),
         };
         let Some(found) = found else {

@@ -389,6 +389,11 @@ fn every_command_can_be_tried_without_a_server() {
         ] {
             assert!(!nbd(&args).expect(0).is_empty(), "{args:?}");
         }
+        nbd(["copy", "--verify"]).expect(0);
+        assert_eq!(nbd(["compare"]).expect(0), "identical\n");
+        // One disk alone is a mistake.
+        nbd(["copy", "disk.img"]).expect(2);
+        nbd(["compare", "disk.img"]).expect(2);
         let dir = tempfile::tempdir().expect("a directory can be made");
         let file = dir.path().join("disk.img");
         fs::write(&file, b"hello").expect("a file can be written");

@@ -142,6 +142,18 @@ impl Error {
         }
     }
 
+    /// Whether connecting has failed in a way that may pass: the server could not be reached, or the
+    /// connection ended before the server had answered. A refusal does not pass.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        use NegotiationError::{Closed, Io};
+        match self {
+            Self::Connect { .. } => true,
+            Self::Negotiation { source, .. } => matches!(**source, Io { .. } | Closed { .. }),
+            _ => false,
+        }
+    }
+
     /// Whether the connection is over.
     #[must_use]
     pub const fn is_lost(&self) -> bool {

@@ -135,6 +135,25 @@ fn disks_whose_extents_are_longer_than_a_request_are_copied() {
 }
 
 #[test]
+fn a_server_is_not_asked_again_what_it_has_said() {
+    run(|| {
+        let (image, directory) = (raw(SIZE, &[(0, &pattern(5, SIZE))]), directory());
+        let log = directory.path().join("log");
+        let server = Nbdkit::new("file")
+            .param(image.path())
+            .filter("log")
+            .param(format!("logfile={}", log.display()));
+        let Some(server) = server.start() else {
+            return;
+        };
+        let target = target(&directory);
+        copy(&["--connections=1", &server.uri(""), text(&target)]).expect(0);
+        let log = fs::read_to_string(log).unwrap();
+        assert_eq!(log.matches(" Extents ").count(), 1, "{log}");
+    });
+}
+
+#[test]
 fn streams_are_copied_in_both_directions() {
     run(|| {
         let (image, directory) = (image(), directory());

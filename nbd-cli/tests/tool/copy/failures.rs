@@ -202,3 +202,37 @@ fn a_destination_that_comes_back_has_everything() {
         interop::assert_same(&fs::read(disk.path()).unwrap(), &pattern(1, SIZE), 0);
     });
 }
+
+#[test]
+fn a_server_that_is_not_there_yet_is_waited_for() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let Some(mut server) = Nbdkit::file(image).start() else {
+            return;
+        };
+        server.kill();
+        let target = target(&directory);
+        let uri = server.uri("");
+        copy(&[&uri, text(&target)]).expect(2);
+        let mut copy = Running::start(&["-v", "--retries=100", &uri, text(&target)]);
+        copy.wait_for_line("it is tried again");
+        server.restart();
+        copy.end().expect(0);
+        interop::assert_same(&fs::read(target).unwrap(), &pattern(1, SIZE), 0);
+    });
+}
+
+#[test]
+fn a_comparison_goes_on_when_a_server_comes_back() {
+    run(|| {
+        let image = image();
+        let Some(mut server) = slow(image.clone()) else {
+            return;
+        };
+        let mut compare =
+            Running::compare(&["--retries=100", &server.uri(""), text(&image.path())]);
+        compare.wait_for(1);
+        server.restart();
+        assert_eq!(compare.end().expect(0), "identical\n");
+    });
+}

@@ -121,10 +121,7 @@ fn a_second_signal_is_not_waited_for() {
         let mut copy = Running::start(&[&server.uri(""), text(&target(&directory))]);
         copy.wait_for(0);
         copy.signal("INT");
-        while !copy.said.contains("once more stops at once") {
-            let read = copy.progress.read_line(&mut copy.said);
-            assert_ne!(read.unwrap(), 0, "{}", copy.said);
-        }
+        copy.wait_for_line("once more stops at once");
         copy.signal("INT");
         assert_eq!(copy.end().code, Some(130));
     });

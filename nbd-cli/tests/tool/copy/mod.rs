@@ -63,7 +63,7 @@ fn assert_identical(format: &str, disk: &str, raw: &str) {
     compared.expect_success();
 }
 
-/// A copy that runs, and whose progress is seen.
+/// A copy or a comparison that runs, and whose progress is seen.
 struct Running {
     child: Child,
     progress: BufReader<std::process::ChildStderr>,
@@ -72,7 +72,17 @@ struct Running {
 
 impl Running {
     fn start(args: &[&str]) -> Self {
-        let args = ["copy", "--progress", "json"].iter().chain(args);
+        Self::run("copy", args)
+    }
+
+    fn compare(args: &[&str]) -> Self {
+        Self::run("compare", args)
+    }
+
+    fn run(name: &str, args: &[&str]) -> Self {
+        let args = [name, "--progress", "json"]
+            .into_iter()
+            .chain(args.iter().copied());
         let mut child = command(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -89,15 +99,26 @@ impl Running {
     /// Waits until so much is copied.
     #[track_caller]
     fn wait_for(&mut self, bytes: u64) {
+        self.wait_until(|line| {
+            let progress = serde_json::from_str::<serde_json::Value>(line);
+            progress.is_ok_and(|progress| progress["bytes"].as_u64() >= Some(bytes))
+        });
+    }
+
+    /// Waits until it says something.
+    #[track_caller]
+    fn wait_for_line(&mut self, what: &str) {
+        self.wait_until(|line| line.contains(what));
+    }
+
+    #[track_caller]
+    fn wait_until(&mut self, is_it: impl Fn(&str) -> bool) {
         loop {
             let mut line = String::new();
             let len = self.progress.read_line(&mut line);
             assert_ne!(len.expect("a pipe can be read"), 0, "ended: {}", self.said);
             self.said.push_str(&line);
-            let Ok(progress) = serde_json::from_str::<serde_json::Value>(&line) else {
-                continue;
-            };
-            if progress["bytes"].as_u64() >= Some(bytes) {
+            if is_it(&line) {
                 return;
             }
         }
@@ -119,7 +140,7 @@ impl Running {
         let output = self.child.wait_with_output();
         let output = output.expect("our own child can be waited for");
         Ended {
-            command: "nbd copy".into(),
+            command: "nbd".into(),
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into(),
             stderr: self.said + &rest,

@@ -1,0 +1,95 @@
+//! Settings that commands for whole disks share.
+
+use crate::{
+    connect::Connect,
+    disk::Access,
+    progress::{Mode, Progress},
+    size,
+};
+use clap::Args;
+use nbd_tokio::nbd_io::client::Reconnect;
+use std::thread;
+
+/// The most threads.
+const THREADS: usize = 2;
+
+/// The connections to a server that allows several.
+const CONNECTIONS: u16 = 4;
+
+/// Settings of work on whole disks.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Transfer {
+    /// The connections to each server that allows several [default: 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: Option<u16>,
+    /// The requests in flight [default: as few as are fast].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    requests: Option<u16>,
+    /// The threads, by default half as many as there are processors, but no more than 2.
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: Option<u16>,
+    /// The length of a request.
+    #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = request_size)]
+    request_size: u64,
+    /// Attempts to connect again, at first or later.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    retries: u32,
+    /// The way to show progress.
+    #[arg(long, value_name = "HOW")]
+    progress: Option<Mode>,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Transfer {
+    /// Threads share the connections of both sides. Between two servers they leave processors to
+    /// these; a file is read or written by the threads themselves.
+    pub(crate) fn threads(&self, has_file: bool) -> usize {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let fitting = if has_file { processors } else { processors / 2 }.min(THREADS);
+        let threads = self.threads.map_or(fitting, usize::from);
+        threads.clamp(1, self.connections(1))
+    }
+
+    /// Number of connections of each thread.
+    fn connections(&self, threads: usize) -> usize {
+        usize::from(self.connections.unwrap_or(CONNECTIONS)).div_ceil(threads)
+    }
+
+    /// Whether fewer connections will do.
+    pub(crate) const fn may_be_fewer(&self) -> bool {
+        self.connections.is_none()
+    }
+
+    /// Number of requests under way at once, if the user has set it.
+    pub(crate) fn requests(&self) -> Option<usize> {
+        self.requests.map(usize::from)
+    }
+
+    pub(crate) const fn request_size(&self) -> u64 {
+        self.request_size
+    }
+
+    pub(crate) fn progress(&self, quiet: bool) -> Progress {
+        Progress::new(self.progress, quiet)
+    }
+
+    /// The way to a disk of each of so many threads.
+    pub(crate) fn access(&self, threads: usize) -> Access {
+        let retries = (self.retries > 0).then_some(self.retries);
+        Access {
+            connect: self.connect.clone(),
+            connections: self.connections(threads),
+            may_be_fewer: self.may_be_fewer(),
+            reconnect: retries.map(|retries| Reconnect::new().attempts(Some(retries))),
+            only: None,
+        }
+    }
+}
+
+fn request_size(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        len if (4096..=32 << 20).contains(&len) && len.is_power_of_two() => Ok(len),
+        _ => Err("expected a power of two from 4K to 32M".to_owned()),
+    }
+}
