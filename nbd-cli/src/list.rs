@@ -20,10 +20,11 @@ use std::{
 };
 
 /// Number of connections that ask about exports at once, where there are many.
-const CONNECTIONS: usize = 4;
+const CONNECTIONS: usize = 8;
 
-/// Least number of exports for one connection to ask about.
-const SHARE: usize = 16;
+/// Least number of exports for one connection to ask about. Each takes two round trips, and a
+/// connection three before the first.
+const SHARE: usize = 4;
 
 /// List the exports of a server, with a description of each.
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! The metrics that Prometheus reads.
 
-use crate::support::Serving;
+use crate::support::{Serving, run_nbd, succeeded};
 use interop::run;
 use nbd_blocking::Client;
 use std::{
@@ -130,6 +130,20 @@ fn requests_and_connections_are_counted() {
             ask(&address, "POST /metrics").0,
             "HTTP/1.1 405 Method Not Allowed"
         );
+    });
+}
+
+#[test]
+fn many_exports_are_listed_over_several_connections() {
+    run(|| {
+        let disks: String = (0..40)
+            .map(|number| format!("--memory {number}=1M "))
+            .collect();
+        let (serving, address) = serve(disks.trim_end());
+        let listed = succeeded(&run_nbd(["list", &serving.uri("")]));
+        assert_eq!(listed.lines().count(), 40);
+        // A question waits for the answer to the one before, and the server may be far away.
+        assert_eq!(scrape(&address)["nbd_connections_accepted_total"], 8.0);
     });
 }
 
