@@ -23,7 +23,7 @@ pub(super) struct Limits {
     max_memory: u64,
     /// Memory for the data of each connection.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = size::parse)]
-    client_memory: u64,
+    connection_memory: u64,
     /// Bytes per second, read and written.
     #[arg(long, value_name = "SIZE", value_parser = positive_size)]
     max_rate: Option<u64>,
@@ -49,7 +49,7 @@ impl Limits {
         server
             .max_connections(self.max_connections)
             .memory(self.max_memory)
-            .in_flight(self.client_memory)
+            .in_flight(self.connection_memory)
             .handshake_timeout(Some(self.handshake_timeout))
             .idle_timeout(self.idle_timeout)
             .max_connections_per_client(self.client_connections.unwrap_or(usize::MAX))
