@@ -9,6 +9,7 @@ use crate::support::search_path;
 use interop::{Peer, deadline, require};
 use std::{
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -163,6 +164,19 @@ fn is_possible(command: &str) -> bool {
     peers
         .iter()
         .all(|(name, peer)| !command.contains(name) || require(*peer).is_some())
+        && ["curl", "script"].iter().all(|name| {
+            let is_there = !command.starts_with(name) || is_installed(name);
+            if !is_there {
+                // Not `eprintln!`: the test runner would swallow it.
+                drop(writeln!(io::stderr(), "SKIPPED: a page that needs {name}"));
+            }
+            is_there
+        })
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 fn repository() -> PathBuf {

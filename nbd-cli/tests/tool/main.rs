@@ -5,5 +5,6 @@ mod copy;
 mod guide;
 mod help;
 mod looking;
+mod machine;
 mod measuring;
 mod support;

@@ -1,7 +1,7 @@
 //! Copies between disks of every kind, and comparisons of them.
 
 use super::*;
-use interop::{KIB, MIB, QemuNbd, assert_same, pattern, run};
+use interop::{Certificates, KIB, Listen, MIB, QemuNbd, assert_same, pattern, run};
 use serde_json::json;
 use std::process::Stdio;
 
@@ -60,6 +60,30 @@ fn a_file_is_copied_into_nbdkit_and_back_and_verified() {
         assert_identical("raw", &uri, text(&image.path()));
         copy(&[&uri, text(&target(&directory))]).expect(0);
         assert_same(&fs::read(target(&directory)).unwrap(), &contents(), 0);
+    });
+}
+
+#[test]
+fn disks_are_copied_over_tls_in_both_directions() {
+    run(|| {
+        let (image, directory, certificates) = (image(), directory(), Certificates::new());
+        let server = Nbdkit::new("memory").param(SIZE.to_string());
+        let server = server.tls_required(&certificates).listen(Listen::Tcp4);
+        let Some(server) = server.start() else {
+            return;
+        };
+        let uri = server.tls_uri("", &certificates);
+        copy(&["--verify", text(&image.path()), &uri]).expect(0);
+        copy(&["--verify", &uri, text(&target(&directory))]).expect(0);
+        assert_same(&fs::read(target(&directory)).unwrap(), &contents(), 0);
+        assert_eq!(
+            nbd(["compare", &uri, text(&image.path())]).expect(0),
+            "identical\n"
+        );
+        // In the clear there is nothing.
+        let ended = copy(&[&server.uri(""), text(&target(&directory))]);
+        assert!(error(&ended).contains("TLS"), "{ended:#?}");
+        ended.expect(2);
     });
 }
 
@@ -292,14 +316,47 @@ fn a_file_is_not_copied_to_itself() {
 }
 
 #[test]
+fn progress_is_a_bar_on_a_terminal() {
+    let (image, directory) = (image(), directory());
+    let (path, target) = (image.path(), target(&directory));
+    let on_terminal = |more: &str| {
+        let copy = format!("nbd copy {more} {} {}", text(&path), text(&target));
+        // It makes a terminal.
+        let ended = std::process::Command::new("script")
+            .args(["-qec", &copy, "/dev/null"])
+            .env("PATH", crate::support::search_path())
+            .stdin(Stdio::null())
+            .output();
+        let ended = ended.expect("there is script");
+        assert!(ended.status.success());
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let bar = on_terminal("");
+    for part in ["copy [=", "] 100% 8.00 MiB/8.00 MiB", "iB/s, 0s left"] {
+        assert!(bar.contains(part), "{part}: {bar:?}");
+    }
+    assert_eq!(on_terminal("-q"), "");
+    let json = on_terminal("--progress=json");
+    assert!(json.contains("\"event\":\"done\""), "{json}");
+}
+
+#[test]
 fn progress_is_reported_as_json() {
     let (image, directory) = (image(), directory());
     let path = image.path();
     let ended = copy(&["--progress=json", text(&path), text(&target(&directory))]);
+    let first = ended.stderr.lines().next().unwrap().to_owned();
     let last = ended.stderr.lines().last().unwrap().to_owned();
     ended.expect(0);
+    let first: serde_json::Value = serde_json::from_str(&first).unwrap();
+    assert_eq!(
+        (&first["schema"], &first["phase"]),
+        (&json!(1), &json!("copy"))
+    );
     let last: serde_json::Value = serde_json::from_str(&last).unwrap();
     assert_eq!(last["event"], "done");
+    assert!(last["bytes_per_second"].as_u64() > Some(0), "{last}");
+    assert_eq!(last["seconds_left"], 0);
     assert_eq!(
         (&last["bytes"], &last["size"]),
         (&json!(SIZE), &json!(SIZE))
