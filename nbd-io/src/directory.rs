@@ -24,8 +24,8 @@ use std::{
 /// The directory is opened once. It stays the same one if it is renamed, and a file is served from
 /// when it comes into the directory until it goes.
 ///
-/// Clients that use the same file share one [`File`], so that a flush on one connection covers what was
-/// written on all, and so does a failed one. It is closed with the last of them.
+/// Clients that use the same file share one [`File`], so that a flush on one connection covers the
+/// writes of all, and so does a failed one. It is closed with the last of them.
 ///
 /// # Refusals
 ///
@@ -83,7 +83,7 @@ impl Directory {
         self
     }
 
-    /// Tells clients of each export what it is.
+    /// Sends clients a description with each export.
     #[must_use]
     pub fn with_description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();

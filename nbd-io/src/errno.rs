@@ -14,7 +14,7 @@ mod host {
     pub(super) const ESHUTDOWN: i32 = 108;
 }
 
-/// Says to the client what the host said to a back end.
+/// Converts an error of the host to the failure for the client.
 ///
 /// | host | kind | client |
 /// | --- | --- | --- |

@@ -43,7 +43,7 @@ pub enum Content {
 /// - Nothing that writes is called on a read-only export.
 ///
 /// A back end may give any result where the caller breaks a promise, but must not panic, nor touch
-/// what lies outside the export.
+/// bytes outside the export.
 ///
 /// # Errors
 ///
@@ -233,10 +233,10 @@ pub trait Export: Send + Sync {
     }
 
     /// Hints that `len` bytes from `offset` on are not needed any more. They may read as anything
-    /// afterwards. With `fua`, returns only when what was done is on stable storage.
+    /// afterwards. With `fua`, returns only when the change is on stable storage.
     ///
-    /// A back end is free to do nothing, or to leave out what stands at the ends of the range.
-    /// `len` is not bounded by the maximum block size, and may be the whole export.
+    /// A back end is free to do nothing, or to leave out parts at the ends of the range. `len` is
+    /// not bounded by the maximum block size, and may be the whole export.
     ///
     /// # Errors
     ///
@@ -319,7 +319,7 @@ pub trait Export: Send + Sync {
         vec![MetaContext::new(ContextName::base_allocation())]
     }
 
-    /// Hands out what `context` says of `len` bytes from `offset` on, extent by extent.
+    /// Hands out the status of `len` bytes from `offset` on in `context`, extent by extent.
     ///
     /// The first extent starts at `offset`, each following one where the last one ended, none is
     /// empty, and together they have at most `len` bytes. Neighbours may have the same status. The

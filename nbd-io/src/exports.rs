@@ -16,8 +16,8 @@ pub trait Exports: Send + Sync {
     /// several times.
     fn lookup(&self, name: &ExportName) -> Option<Offer>;
 
-    /// Like [`lookup`](Self::lookup), with the reason where there is no export to be had. This is what
-    /// a server asks.
+    /// Like [`lookup`](Self::lookup), with the reason if the export is not available. A server
+    /// calls this.
     ///
     /// Unless it is implemented, an export that is not found [does not exist](Refusal::Unknown).
     ///
@@ -133,7 +133,7 @@ impl Offer {
         }
     }
 
-    /// Tells the client this canonical name.
+    /// Sends the client this canonical name.
     #[must_use]
     pub fn named(mut self, name: ExportName) -> Self {
         self.name = Some(name);
@@ -273,9 +273,9 @@ impl Exports for NamedExports {
 /// The function may make a new export for each call, and so give each connection its own; it is
 /// then to be cheap, because a client can look a name up any number of times. Clients spread their
 /// requests over several connections where the flags say that these see each other's flushes.
-/// Of connections with storage of their own that is not true, which is why what
-/// [`new`](Self::new) serves is [private](Offer::private), and only [`shared`](Self::shared) says
-/// that a name stands for the same storage each time.
+/// Of connections with storage of their own that is not true, which is why exports of
+/// [`new`](Self::new) are [private](Offer::private), and only [`shared`](Self::shared) says that a
+/// name stands for the same storage each time.
 ///
 /// ```
 /// use nbd_io::{Exports, ExportsByName, Memory, Offer};
@@ -302,7 +302,7 @@ impl<F> ExportsByName<F>
 where
     F: Fn(&ExportName) -> Option<Offer> + Send + Sync,
 {
-    /// Serves what `find` finds, to each connection as if it were its own.
+    /// Serves the exports of `find`, to each connection as if they were its own.
     pub const fn new(find: F) -> Self {
         Self {
             find,
@@ -311,8 +311,8 @@ where
         }
     }
 
-    /// Serves what `find` finds, which has to be the same storage each time that a name is asked
-    /// for: a clone of the same [`Arc`], or the same file opened again.
+    /// Serves the exports of `find`, which has to return the same storage each time for a name: a
+    /// clone of the same [`Arc`], or the same file opened again.
     pub const fn shared(find: F) -> Self {
         Self {
             find,

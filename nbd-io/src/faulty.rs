@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// Wraps an export and injects faults and delays, to test what uses it.
+/// Wraps an export and injects faults and delays, to test its users.
 ///
 /// Faults are added and removed by a [`Faults`], while the export is served, from any thread. A
 /// call that meets a fault is made on the other export only if it does not fail, and after the

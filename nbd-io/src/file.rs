@@ -177,7 +177,7 @@ impl File {
             unit: device.block,
             fast_zeroes: device.makes_zeroes,
             trims: device.makes_zeroes,
-            // A device that cannot would forget what is cached of it, and only then say so.
+            // A device that cannot would drop its cache first, and only then fail.
             punch_hole: Ability::new(device.makes_zeroes),
             zero_range: Ability::new(true),
             allocate: Ability::new(regular),
@@ -213,7 +213,7 @@ impl File {
         Ok(self)
     }
 
-    /// Tells clients these block sizes. The export itself takes any offset and length.
+    /// Sends clients these block sizes. The export itself takes any offset and length.
     ///
     /// Unless this is called, only the file system's own preference is sent.
     #[must_use]
@@ -222,7 +222,7 @@ impl File {
         self
     }
 
-    /// Tells clients what this export is.
+    /// Sends clients a description of this export.
     #[must_use]
     pub fn with_description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();

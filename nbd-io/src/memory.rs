@@ -28,7 +28,7 @@ const MAX_SCAN: u64 = 1024;
 /// Limit of pages that are freed before other threads get at the stripe.
 const MAX_FREED: usize = 64;
 
-/// An export in memory that takes up only what was written to it.
+/// An export in memory that takes up space only for written data.
 ///
 /// The memory comes in pages of [`Memory::PAGE`] bytes: one is allocated by the first write of
 /// something other than zeroes to it, or by zeroes that must not be a hole, and freed when it is
@@ -101,14 +101,14 @@ impl Memory {
         self
     }
 
-    /// Tells clients these block sizes. The export itself takes any offset and length.
+    /// Sends clients these block sizes. The export itself takes any offset and length.
     #[must_use]
     pub fn with_block_sizes(mut self, block_sizes: BlockSizes) -> Self {
         self.block_sizes = block_sizes;
         self
     }
 
-    /// Tells clients what this export is.
+    /// Sends clients a description of this export.
     #[must_use]
     pub fn with_description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();

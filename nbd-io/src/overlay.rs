@@ -241,8 +241,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Changes a range by `write`, which writes all of it to the layer. Copies what is in the same blocks
-    /// beside it, if that is still in the base.
+    /// Changes a range by `write`, which writes all of it to the layer. Copies the rest of the same
+    /// blocks, if that is still in the base.
     fn change(
         &self,
         offset: u64,
@@ -277,7 +277,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Copies what the first and the last block of a range have beside it.
+    /// Copies the parts of the first and the last block that are outside a range.
     fn copy_beside(&self, range: &Range<u64>, blocks: &Range<u64>) -> Result<(), Failure> {
         let around = self.bytes(blocks);
         let sides = [

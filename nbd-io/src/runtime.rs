@@ -44,7 +44,8 @@ pub trait Runtime: Clone + Send + Sync + 'static {
         None
     }
 
-    /// Gives up what is kept for later, such as threads without work, because a server has stopped.
+    /// Gives up resources that are kept for later, such as threads without work, because a server
+    /// has stopped.
     fn release_idle(&self) {}
 }
 

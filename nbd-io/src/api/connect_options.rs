@@ -138,7 +138,7 @@ macro_rules! driver_connect_options {
                 Self(self.0.structured_replies(ask))
             }
 
-            /// Limits of what the server may send, and of requests in flight on each connection.
+            /// Limits of the server's messages, and of requests in flight on each connection.
             ///
             /// ```no_run
             #[doc = $begin]

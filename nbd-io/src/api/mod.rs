@@ -6,7 +6,7 @@
 //! macros write them, with their documentation and with an example of the driver at each method.
 //!
 //! An example begins with `$begin`, which is hidden and has the variables that it may use, such as
-//! `options`, `disk` and `server`; what waits in it is followed by `$dot_await`.
+//! `options`, `disk` and `server`; a call that waits in it is followed by `$dot_await`.
 
 mod accessors;
 mod client;

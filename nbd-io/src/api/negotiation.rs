@@ -153,7 +153,7 @@ macro_rules! driver_negotiation {
                 $wait(self.0.list()) $($await)*
             }
 
-            /// Asks what an export is like, without entering it.
+            /// Asks for the description of an export, without entering it.
             ///
             /// # Errors
             ///

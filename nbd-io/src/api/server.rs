@@ -16,9 +16,10 @@ macro_rules! driver_server {
         /// are. A clone is another handle to the same server.
         ///
         /// The requests of one connection are carried out several at a time, and answered in
-        /// whatever order they are done. Where an export [never waits](exports::Export::may_block),
-        /// and where it has been quick for a while on a runtime whose threads serve one connection
-        /// each, they are carried out one after the other, with many replies to a system call.
+        /// the order in which they are done. Where an export [never
+        /// waits](exports::Export::may_block), and where it has been quick for a while on a runtime
+        /// whose threads serve one connection each, they are carried out one after the other, with
+        /// many replies to a system call.
         #[derive(Clone, Debug)]
         pub struct Server($crate::server::Server<$runtime>);
 
@@ -157,8 +158,8 @@ macro_rules! driver_server {
                 Self(self.0.authorize(authorize))
             }
 
-            /// Limits of what a client may ask for. By default the [usual limits](server::Limits),
-            /// but 64 requests at once, whose memory [`in_flight`](Self::in_flight) bounds.
+            /// Limits of a client's requests. By default the [usual limits](server::Limits), but 64
+            /// requests at once, whose memory [`in_flight`](Self::in_flight) bounds.
             ///
             /// ```no_run
             #[doc = $begin]

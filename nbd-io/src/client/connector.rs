@@ -90,8 +90,8 @@ impl<D> Connector<D> {
         &self.server
     }
 
-    /// The same for a connection whose options the program sends: what it asked for, and the export
-    /// that it entered, are not known here, so that there can be no second one.
+    /// The same for a connection whose options the program sends: its options, and the export that
+    /// it entered, are not known here, so that there can be no second one.
     pub(super) fn only(self) -> Self {
         Self { only: true, ..self }
     }

@@ -252,8 +252,8 @@ impl Observer {
         self
     }
 
-    /// Hands over what was taken in, in that order. No lock of the client may be held, because the
-    /// program may use the client.
+    /// Hands over the collected events, in their order. No lock of the client may be held, because
+    /// the program may use the client.
     pub fn deliver(&self) {
         let Some(shared) = &self.program else { return };
         let mut queue = shared.lock();

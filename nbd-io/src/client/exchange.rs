@@ -122,7 +122,7 @@ impl<T: Transport, S> OptionExchange<T, S> {
         self.settle(OptionCode::List, transport, pending).await
     }
 
-    /// Asks what an export is like, without entering it.
+    /// Asks for the description of an export, without entering it.
     ///
     /// # Errors
     ///
@@ -363,7 +363,7 @@ impl<T: Transport, S> Drop for OptionExchange<T, S> {
         {
             transport.fail_instead_of_waiting();
             options.abort(&mut self.buffer);
-            // Polled once: what cannot be done at once is not done.
+            // Polled once: a step that would wait is left out.
             let abort = pin!(send_abort(&mut *transport, &mut self.buffer));
             let _ = abort.poll(&mut task::Context::from_waker(Waker::noop()));
         }

@@ -130,7 +130,7 @@ impl<L> Membership<L> {
         }
     }
 
-    /// Reports what happens to this one, which the driver has to [deliver](Observer::deliver).
+    /// Reports events of this one, which the driver has to [deliver](Observer::deliver).
     #[must_use]
     pub fn observed(mut self, observer: Observer) -> Self {
         self.observer = observer;

@@ -114,7 +114,7 @@ impl NegotiationError {
         }
     }
 
-    /// Tells a refusal for want of TLS from others.
+    /// Distinguishes a refusal for want of TLS from others.
     fn or_tls_wanted(self) -> Self {
         match self {
             Self::Refused(error) if error.code == OptionReplyCode::ErrTlsReqd => {
@@ -179,8 +179,8 @@ where
 
 /// Everything after TLS. Ends the session if the export cannot be entered.
 ///
-/// A refusal is never tried again: what a server could want (TLS, extended headers, the question
-/// for block sizes) has been offered before, unless the caller switched it off.
+/// A refusal is never tried again: everything that a server could want (TLS, extended headers, the
+/// question for block sizes) has been offered before, unless the caller switched it off.
 async fn negotiate_options<T: Transport, S>(
     mut exchange: OptionExchange<T, S>,
     config: &NegotiationConfig,

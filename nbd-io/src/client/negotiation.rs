@@ -193,7 +193,7 @@ impl<D: Driver, S: Send + 'static> Negotiation<D, S> {
         }
     }
 
-    /// Asks what an export is like, without entering it.
+    /// Asks for the description of an export, without entering it.
     pub fn info(&mut self, request: Go) -> impl Future<Output = Result<ExportInfo, Error>> + Send {
         let Self {
             connector,

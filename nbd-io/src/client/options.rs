@@ -100,7 +100,7 @@ impl<D: Driver> ConnectOptions<D> {
         self
     }
 
-    /// Limits of what the server may send, and of requests in flight on each connection.
+    /// Limits of the server's messages, and of requests in flight on each connection.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.config_mut().negotiation.protocol.limits = limits;

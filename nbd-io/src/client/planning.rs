@@ -1,6 +1,6 @@
 //! Planning of requests of any length at any place, by requests that a server takes.
 //!
-//! Nothing here sends or waits: the clients carry out what is planned.
+//! Nothing here sends or waits: the clients carry out the plans.
 
 mod extents;
 mod split;
@@ -176,9 +176,9 @@ const ALIGNED: u64 = 64 << 10;
 
 /// The longest range that a server in use can be trusted with, in bytes.
 ///
-/// nbd-server, which sends no block sizes, acknowledges longer zeroes than 64 MiB and leaves what
-/// is behind the first 64 MiB as it was. nbdkit 1.32 ends if a client asks for the status of 2^32 -
-/// 1 bytes, which is the most that the field takes, and the extent is longer.
+/// nbd-server, which sends no block sizes, acknowledges longer zeroes than 64 MiB and leaves the
+/// bytes behind the first 64 MiB as they were. nbdkit 1.32 ends if a client asks for the status of
+/// 2^32 - 1 bytes, which is the most that the field takes, and the extent is longer.
 #[must_use]
 pub fn longest(transmission: &Transmission, command: Command) -> u64 {
     let max = match (command, transmission.export().block_sizes) {

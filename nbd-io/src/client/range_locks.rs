@@ -10,10 +10,10 @@
 //!  oldest └─────────┘
 //! ```
 //!
-//! Claims lie on each other like sheets of paper. Each knows what lies directly below and above it,
-//! part by part, so that entering and leaving takes logarithmic time for each of these parts and
-//! nothing for all other claims. A claim that leaves from the middle lets those above it down on
-//! those below it. The parts never become more by that, so that all claims together have no more
+//! Claims lie on each other like sheets of paper. Each knows the claims directly below and above
+//! it, part by part, so that entering and leaving takes logarithmic time for each of these parts
+//! and nothing for all other claims. A claim that leaves from the middle lets those above it down
+//! on those below it. The parts never become more by that, so that all claims together have no more
 //! than a few parts each.
 
 #[cfg(test)]
@@ -146,8 +146,8 @@ impl<T> RangeLocks<T> {
         parts.map(|(_, above)| Claim(*above))
     }
 
-    /// Ends a claim, held or not. Returns what was attached to it, if it was there; `granted` is
-    /// given what is attached to each that holds its range from now on.
+    /// Ends a claim, held or not. Returns its attachment, if it was there; `granted` is given the
+    /// attachment of each that holds its range from now on.
     pub fn leave(&mut self, claim: Claim, mut granted: impl FnMut(&mut T)) -> Option<T> {
         let Claim(number) = claim;
         let mut gone = self.claims.remove(&number)?;
@@ -227,7 +227,7 @@ impl<T> RangeLocks<T> {
     }
 }
 
-/// Takes out what is inside a range, and leaves what is not.
+/// Takes out the parts inside a range, and leaves the others.
 fn cut(parts: &mut Parts, range: &Range<u64>) -> Vec<(u64, (u64, u64))> {
     if range.is_empty() {
         return Vec::new();

@@ -12,8 +12,8 @@ use std::{
 /// Until there is one, requests wait, and those that were in flight are sent again; none of them
 /// was answered, so that a server that carries out one twice does no harm. It is tried until one of
 /// the limits below is reached; then every request fails with the reason. An export whose size,
-/// flags, block sizes or meta contexts are not what they were is refused, and it is not tried
-/// again; it may have [grown](Reconnect::accept_growth) if the program has said so.
+/// flags, block sizes or meta contexts have changed is refused, and it is not tried again; it may
+/// have [grown](Reconnect::accept_growth) if the program has said so.
 ///
 /// A connection is lost when the server closes it, breaks the protocol, says that it shuts down, or
 /// says nothing at all until a request has taken too long. That request fails; those that were sent
@@ -26,10 +26,10 @@ use std::{
 /// When one of several connections is lost, all are made anew, unless the export is read-only: if
 /// the server has crashed, later replies on the others are from before. An idle connection that the
 /// server closes is no exception: a server need not flush before it does that, and a client cannot
-/// tell whether it goes on. The limits hold for each. If some of them cannot be made, the client
+/// know whether it goes on. The limits hold for each. If some of them cannot be made, the client
 /// goes on with the others, and tries again when one of these is lost that has lasted so long.
 ///
-/// What a program can rely on:
+/// A program can rely on this:
 ///
 /// * Data that was [flushed](super::tasks::Client::flush), or written with
 ///   [`FUA`](nbd_proto::CommandFlags::FUA), is on stable storage.
@@ -42,8 +42,8 @@ use std::{
 ///   that order.
 /// * Writes, trims and zeroes of the same bytes are carried out in the order in which they were
 ///   begun: a later one is not sent before those before it are answered. A read that is in flight
-///   together with one of them may find what was there before or after, and before again if the
-///   server crashes or, with `keep_unflushed`, a connection is lost.
+///   together with one of them may find the bytes of before or after, and those of before again if
+///   the server crashes or, with `keep_unflushed`, a connection is lost.
 ///
 /// It cannot rely on writes that were sent again being carried out once: the protocol has no way to
 /// make sure that a server that was cut off has finished with the requests of the lost connection.
@@ -130,8 +130,8 @@ impl Reconnect {
     /// Whether an export may be larger than before when the client comes back. False, the default,
     /// refuses it.
     ///
-    /// The client goes by the size that it was given first: what the export has grown by is for
-    /// those who connect anew.
+    /// The client keeps the size that it was given first: the growth of the export is for new
+    /// clients.
     #[must_use]
     pub const fn accept_growth(mut self, accept: bool) -> Self {
         self.may_grow = accept;

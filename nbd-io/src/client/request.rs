@@ -175,7 +175,7 @@ impl Request {
         part
     }
 
-    /// Takes a place among the requests in flight, and leaves what has to be sent in the outbox.
+    /// Takes a place among the requests in flight, and leaves the bytes to be sent in the outbox.
     ///
     /// # Errors
     ///

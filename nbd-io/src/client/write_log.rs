@@ -10,8 +10,8 @@
 //! that is over does not count: the request has to be sent again.
 //!
 //! **Replay.** The server may not have crashed, or may crash again in the middle of a replay. So that
-//! this takes no byte back to what it was before, be it written with FUA or flushed by another
-//! client, each byte is written once, as the latest change has it.
+//! this takes no byte back to an older value, be it written with FUA or flushed by another client,
+//! each byte is written once, as the latest change has it.
 //!
 //! **Group flush.** A change without a copy counts as answered when a flush has covered it. Any number
 //! of such changes share one flush: one of their callers has the turn to send it, and the others ask
@@ -224,12 +224,12 @@ impl WriteLog {
         }
     }
 
-    /// The caller that had the turn to send a flush knows what came of it, or has given it up.
+    /// The caller that had the turn to send a flush has its result, or has given it up.
     pub const fn end_turn(&mut self) {
         self.has_turn = false;
     }
 
-    /// A connection was lost, and with it perhaps what was not flushed. No reply of an older
+    /// A connection was lost, and with it perhaps unflushed changes. No reply of an older
     /// connection counts from now on.
     pub fn end_epoch(&mut self) {
         self.epoch.0 += 1;
@@ -241,7 +241,7 @@ impl WriteLog {
         }
     }
 
-    /// Whether what is kept has to be written again before anything else.
+    /// Whether kept changes have to be replayed before any other request.
     #[must_use]
     pub const fn needs_replay(&self) -> bool {
         self.needs_replay

@@ -6,7 +6,7 @@ use std::sync::Arc;
 /// Forwards the methods of [`Export`](crate::Export) to another export, for a wrapper that changes
 /// some of them.
 ///
-/// It stands inside the `impl` of the wrapper, which then writes only what it changes:
+/// It stands inside the `impl` of the wrapper, which then writes only the methods that it changes:
 ///
 /// ```
 /// use nbd_io::{Export, Memory, forward_export};

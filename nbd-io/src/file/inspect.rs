@@ -1,4 +1,4 @@
-//! Whether a file can be exported, and as what.
+//! Checks whether a file can be exported, and with which properties.
 
 use super::host;
 use nbd_proto::BlockSizes;
@@ -64,7 +64,7 @@ pub(super) fn size(mut file: &fs::File) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Any offset and length, but rather what the file system reads and writes at a time.
+/// Any offset and length, but preferably the file system's unit of I/O.
 pub(super) fn block_sizes(preferred: u64) -> BlockSizes {
     let unknown = BlockSizes::UNKNOWN;
     let maximum = unknown.maximum();

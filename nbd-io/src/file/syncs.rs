@@ -15,11 +15,11 @@ use std::{
 /// Limit of calls under way at the same time, where the system allows several.
 const CONCURRENT: usize = 8;
 
-/// The calls that bring what was written onto stable storage.
+/// The calls that bring written data onto stable storage.
 ///
 /// A system that cannot write a page says so once for each time that the file was opened, and may
-/// then forget the page. A later call succeeds, although what it is to vouch for is gone; so does
-/// one at the same time, if the other was the one that the error went to. The first failure is
+/// then forget the page. A later call succeeds, although the page that it should cover is lost; so
+/// does one at the same time, if the other was the one that the error went to. The first failure is
 /// therefore final, and the file is opened once for each of the calls that are under way at the
 /// same time.
 #[derive(Debug)]

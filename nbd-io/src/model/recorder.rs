@@ -1,4 +1,4 @@
-//! An export that notes what it is asked, to see what a wrapper passes on.
+//! An export that notes its calls, to check those that a wrapper passes on.
 
 use crate::{Content, Export, MetaContext, ZeroMode};
 use nbd_proto::{BlockSizes, ContextName, Errno, Failure, TransmissionFlags, meta::Extent};

@@ -10,7 +10,7 @@ const PIECE: u32 = 1 << 20;
 
 impl Overlay {
     /// Writes all changes to the base, flushes that, and forgets them. Returns how many bytes were
-    /// written or zeroed. Everybody else waits meanwhile.
+    /// written or zeroed. All other calls wait meanwhile.
     ///
     /// # Errors
     ///
@@ -39,7 +39,7 @@ impl Overlay {
         Ok(committed)
     }
 
-    /// Forgets all changes. Everybody else waits meanwhile.
+    /// Forgets all changes. All other calls wait meanwhile.
     pub fn discard(&self) {
         let _alone = self.close_gate();
         self.forget();

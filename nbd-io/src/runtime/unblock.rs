@@ -41,7 +41,7 @@ impl<T> Drop for Promised<T> {
     }
 }
 
-/// Has `job` done on a thread that may wait, and returns what it returned.
+/// Has `job` done on a thread that may wait, and returns its result.
 ///
 /// If the job panics, so does this.
 ///

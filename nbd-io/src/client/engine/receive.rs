@@ -403,7 +403,7 @@ enum Destination<'a> {
 }
 
 impl<B> Done<B> {
-    /// Copies what others have received to its place in the owner's buffer.
+    /// Copies bytes that others have received to their place in the owner's buffer.
     #[inline]
     pub fn settle(&mut self, lent: &mut [u8]) {
         if let Sink::Lent { at, spill } = &mut self.sink

@@ -48,7 +48,7 @@ pub enum Sink<B> {
     /// To a buffer that was handed over.
     Owned(B),
     /// To the owner's own buffer, from this position on. Only the owner's thread may touch it, so
-    /// that others put aside what they receive of it.
+    /// that others put aside bytes that they receive of it.
     Lent {
         /// Offset in the owner's buffer, in bytes.
         at: usize,
@@ -76,7 +76,7 @@ impl<B> Sink<B> {
 
 /// A driver's attachment to a request until it is answered.
 pub trait Ticket {
-    /// The answer was read. The caller that waits for it gets what this leaves of it.
+    /// The answer was read. The caller that waits for it gets `result` after this.
     fn answered(&mut self, result: &mut Result<Outcome, Error>);
 }
 

@@ -1,4 +1,4 @@
-//! The first step: what a server speaks, and TLS before anything else.
+//! The first step: the style of the server, and TLS before anything else.
 
 #[cfg(feature = "tracing")]
 use super::messages;

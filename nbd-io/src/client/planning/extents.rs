@@ -114,7 +114,7 @@ impl StatusRuns {
     pub fn new(negotiated: &Negotiated, range: Range<u64>) -> Self {
         let command = Command::BlockStatus;
         let len = range.end.saturating_sub(range.start);
-        // Only whole blocks can be asked for; what is outside the range is cut off again.
+        // Only whole blocks can be asked for; the parts outside the range are cut off again.
         let (rest, refused) = match negotiated.range(command, range.start, len) {
             Ok(range) => (negotiated.around(&range), None),
             Err(misuse) => (0..0, Some(Err(misuse.into()))),
@@ -156,13 +156,13 @@ impl StatusRuns {
         self.last.is_some()
     }
 
-    /// Makes ready what is known, although what follows may say the same.
+    /// Ends the known run, although the rest may have the same status.
     pub fn end_merge(&mut self) {
         self.ready.extend(self.last.take().map(Ok));
         self.answers = 0;
     }
 
-    /// Takes what came of asking.
+    /// Takes the answer to a question.
     pub fn take(&mut self, answer: Result<Vec<ContextExtents>, Error>, negotiated: &Negotiated) {
         match answer {
             Ok(contexts) => self.extents(contexts, &negotiated.contexts),
@@ -173,7 +173,7 @@ impl StatusRuns {
         }
     }
 
-    /// Ends the walk with an error, behind what is known.
+    /// Ends the walk with an error, behind the known runs.
     fn fail(&mut self, error: Error) {
         self.end_merge();
         self.ready.push_back(Err(error));

@@ -237,7 +237,8 @@ impl<R: Network> Client<R> {
     /// Puts everything that was answered before this call on stable storage, over whichever
     /// connection it was written.
     pub async fn flush(&self) -> Result<(), Error> {
-        // C-191, C-192: what was answered has been, and the server keeps connections consistent.
+        // C-191, C-192: the answered writes are covered, and the server keeps connections
+        // consistent.
         self.done(Request::Flush).await?;
         match self.shared.pool.common.losses() {
             losses if losses == self.losses || Mutation::SilentLoss.is_made() => Ok(()),
@@ -246,7 +247,7 @@ impl<R: Network> Client<R> {
     }
 
     /// A handle to the same client that leaves behind writes that were lost: its
-    /// [`flush`](Client::flush) covers what is answered from now on.
+    /// [`flush`](Client::flush) covers writes that are answered from now on.
     #[must_use]
     pub fn new_epoch(&self) -> Self {
         Self {
@@ -255,13 +256,13 @@ impl<R: Network> Client<R> {
         }
     }
 
-    /// Tells that the contents of a range are not needed any more.
+    /// Hints that the contents of a range are not needed any more.
     pub async fn trim(&self, offset: u64, len: u64, flags: CommandFlags) -> Result<(), Error> {
         let request = |Piece { offset, len }| Request::Trim { offset, len, flags };
         self.range(Command::Trim, offset, len, request).await
     }
 
-    /// Tells that a range will be read soon.
+    /// Hints that a range will be read soon.
     pub async fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
         let request = |Piece { offset, len }| Request::Cache { offset, len };
         self.range(Command::Cache, offset, len, request).await

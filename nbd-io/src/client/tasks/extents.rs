@@ -31,7 +31,7 @@ pub struct Extents<R: Network> {
     client: Client<R>,
     runs: StatusRuns,
     asked: Option<Pin<Box<dyn Future<Output = Answer> + Send>>>,
-    /// Runs while what is known waits for an answer that may prolong it.
+    /// Runs while the known run waits for an answer that may prolong it.
     merging: Option<R::Sleep>,
 }
 

@@ -133,7 +133,7 @@ impl<R: Network> Pool<R> {
         }
         self.changed(state);
         for link in loss.given_up {
-            // A server that shuts down still answers what it holds.
+            // A server that shuts down still answers the requests that it holds.
             if link.ended().is_none() {
                 link.abort(Lost::GivenUp);
             }
@@ -264,7 +264,7 @@ impl<R: Network> Pool<R> {
 }
 
 impl<R> Pool<R> {
-    /// Releases the lock, wakes all tasks that wait for a change, and reports what has happened.
+    /// Releases the lock, wakes all tasks that wait for a change, and delivers events.
     fn changed(&self, mut state: MutexGuard<'_, State>) {
         let watchers = state.watchers.take();
         drop(state);

@@ -63,8 +63,8 @@ impl RangeGuard {
         self.outlasts_answer.store(true, Ordering::Relaxed);
     }
 
-    /// The change was answered. The task that it belongs to may be long in learning of that, and
-    /// others that wait for it may be what it waits for.
+    /// The change was answered. The task that it belongs to may notice that late, and may itself
+    /// wait for a task that waits for the range.
     pub(super) fn answered(&self) {
         if !self.outlasts_answer.load(Ordering::Relaxed) {
             self.end();

@@ -164,8 +164,8 @@ impl<R: Network> Client<R> {
         })
     }
 
-    /// Cuts a request into pieces and has several of them in flight. `take` is given what came of
-    /// them, in the order in which they end.
+    /// Cuts a request into pieces and has several of them in flight. `take` is given their results,
+    /// in the order in which they end.
     pub(super) async fn pieces<T, F: Future<Output = Result<T, Error>>>(
         &self,
         offset: u64,
@@ -353,7 +353,7 @@ impl<R: Network> Client<R> {
         .await
     }
 
-    /// Fails what would have to be waited for longer than a request may take.
+    /// Fails a future that would wait longer than a request may take.
     fn in_time<T>(
         &self,
         command: Command,

@@ -164,7 +164,7 @@ impl<R: Network> Dialing<R> {
         Ok(())
     }
 
-    /// Does what has to be done before requests may use the connection, and then lets them.
+    /// Takes the steps that come before requests may use the connection, and then lets them.
     async fn join(&mut self, link: &Arc<Link>) -> Result<(), Error> {
         let mut replayed = None;
         loop {

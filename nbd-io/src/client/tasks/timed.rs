@@ -30,7 +30,7 @@ impl<R: Runtime> Timed<R> {
         }
     }
 
-    /// Fails what would have to be waited for past the deadline.
+    /// Fails a future that would wait past the deadline.
     fn in_time<O>(
         &mut self,
         cx: &mut Context<'_>,

@@ -16,8 +16,8 @@ use std::{
 const ROUNDS: usize = 8;
 
 /// Carries on up to [`WINDOW`] futures at once, and begins another one as soon as any of them has
-/// ended. `take` is given what came of them, in the order in which they end. After a failure no
-/// other one is begun, and the first failure is returned when those in flight have ended.
+/// ended. `take` is given their results, in the order in which they end. After a failure no other
+/// one is begun, and the first failure is returned when those in flight have ended.
 ///
 /// Memory is allocated for the places in the window, not for each future.
 pub(super) async fn in_flight<T, E, F: Future<Output = Result<T, E>>>(
@@ -142,7 +142,7 @@ impl Woken {
         ended.is_ok()
     }
 
-    /// Leaves what was woken for later.
+    /// Leaves woken futures for later.
     fn interrupt(&self) {
         self.bits.fetch_and(!POLLING, Ordering::AcqRel);
     }

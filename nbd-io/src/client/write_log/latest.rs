@@ -1,4 +1,4 @@
-//! Changes without what later ones have overwritten.
+//! Changes without the parts that later ones have overwritten.
 
 use super::Request;
 use std::{collections::BTreeMap, ops::Range};

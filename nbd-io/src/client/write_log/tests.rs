@@ -73,7 +73,7 @@ fn answered(log: &mut WriteLog, request: Request) {
 
 #[test]
 fn no_byte_is_written_again_that_a_later_change_has_overwritten() {
-    // A server that crashes in the middle must not be left with what the first had written, if the
+    // A server that crashes in the middle must not be left with the bytes of the first, if the
     // second was forced to stable storage.
     let mut log = WriteLog::new(10_000);
     answered(&mut log, write(10, vec![1; 30]));
@@ -92,7 +92,7 @@ fn no_byte_is_written_again_that_a_later_change_has_overwritten() {
         replayed(&log),
         [(30..40, Some(1)), (25..30, Some(2)), (0..25, None)]
     );
-    // All that it covers, and what it touches at both ends.
+    // All that it covers, and all that it touches at both ends.
     answered(&mut log, write(25, vec![3; 20]));
     assert_eq!(replayed(&log), [(0..25, None), (25..45, Some(3))]);
     answered(&mut log, write(0, vec![4; 100]));

@@ -54,7 +54,7 @@ impl State {
         Stop::Tired
     }
 
-    /// Writes what there is to write. Returns whether the stream takes more.
+    /// Writes the bytes in the outbox. Returns whether the stream takes more.
     #[inline(always)]
     fn write(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.engine.has_output() && !self.unflushed {

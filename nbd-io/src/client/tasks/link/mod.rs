@@ -102,7 +102,7 @@ struct State {
     stream: Option<Stream>,
     engine: Engine<BytesMut, Held>,
     inbox: Inbox,
-    /// The stream may hold back what was written, or is still to be shut down for writing.
+    /// The stream may hold back written bytes, or is still to be shut down for writing.
     unflushed: bool,
     /// State per owner in the engine.
     calls: Vec<Entry>,

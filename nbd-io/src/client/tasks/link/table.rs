@@ -431,8 +431,7 @@ impl State {
         self.settle();
     }
 
-    /// Does what follows when the connection is about to end, or has ended. Returns whether it takes
-    /// requests.
+    /// Acts on a connection that is about to end, or has ended. Returns whether it takes requests.
     #[inline]
     pub(super) fn settle(&mut self) -> bool {
         let is_open = self.engine.takes_requests();

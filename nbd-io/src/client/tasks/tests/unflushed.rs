@@ -104,7 +104,7 @@ fn writes_that_there_is_no_room_for_share_flushes() {
             let write = async |number: u8| {
                 let at = u64::from(number) * 4096;
                 client.write(vec![number; 4000], at).await.unwrap();
-                // It counts, and so it is there whatever happens.
+                // It counts, and so it has to be on stable storage.
                 let stable = machine.disk.contents.lock().unwrap();
                 let at = usize::from(number) * 4096;
                 assert_eq!(stable.1[at..at + 4000], [number; 4000]);

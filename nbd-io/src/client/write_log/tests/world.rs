@@ -16,14 +16,14 @@ pub(super) enum Step {
         forced: bool,
     },
     Flush,
-    /// A caller whose change waits for a flush looks what has become of it.
+    /// A caller whose change waits for a flush looks for the result.
     Look(usize),
     /// The caller that sends a flush for all of them gives up, and its request is in flight still.
     GiveUp,
     /// The server carries out some request in flight.
     Execute(usize),
     /// The disk fails some flush in flight, and does not write later what it could not write then. The
-    /// reply is read at once: of two flushes, the one that succeeds might tell too much otherwise.
+    /// reply is read at once: of two flushes, the one that succeeds might cover too much otherwise.
     Fail(usize),
     /// A reply is read, of some request that was carried out.
     Reply(usize),
@@ -172,7 +172,7 @@ impl World {
         };
         *fails = true;
         request.executed = true;
-        // What was not answered when it was sent is for a later flush.
+        // Changes that were not answered when it was sent are for a later flush.
         let answered = *answered;
         for block in 0..BLOCKS {
             let is_of = |request: &InFlight| matches!(request.kind, Kind::Write { block: of, .. } if of == block);
