@@ -168,7 +168,7 @@ struct Part {
     zero: [bool; 2],
 }
 
-/// Compares what `work` has of two disks.
+/// Compares the ranges of `work` on two disks.
 pub(crate) async fn differences(
     work: &Work,
     progress: &Progress,

@@ -83,7 +83,7 @@ impl Connect {
         Ok(options.tls(self.client_tls()?))
     }
 
-    /// Whom to trust, and who this client is.
+    /// The authorities that are trusted, and the credentials of this client.
     #[cfg(feature = "tls-base")]
     pub(crate) fn client_tls(&self) -> Result<nbd_tokio::ClientTls> {
         use crate::outcome::Context;

@@ -25,7 +25,7 @@ pub(crate) struct Generate {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Print what a shell needs to complete the command line.
+    /// Print completions for a shell.
     Completions {
         /// The shell.
         shell: Shell,

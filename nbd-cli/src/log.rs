@@ -82,7 +82,7 @@ fn filter(common: &Common, server: Option<ServerLogging>) -> Result<Targets> {
     }
     Ok(match (common.verbose, server) {
         (0, Some(_)) if common.quiet => all(LevelFilter::ERROR),
-        // And what the server itself says.
+        // And the server's own events.
         (0, Some(server)) => all(server.level).with_target("nbd::", LevelFilter::INFO),
         (0, None) => all(LevelFilter::OFF),
         (1, _) => all(LevelFilter::INFO),

@@ -36,10 +36,10 @@ Examples:
 pub(crate) struct Map {
     /// A URI, a file or a block device.
     target: Option<Target>,
-    /// Show what this meta context says instead of base:allocation; several side by side.
+    /// Show this meta context instead of base:allocation; several side by side.
     #[arg(long, value_name = "NAME", value_parser = context)]
     context: Vec<ContextName>,
-    /// Show what all meta contexts of the export say.
+    /// Show all meta contexts of the export.
     #[arg(long, conflicts_with = "context")]
     all_contexts: bool,
     /// Show each meta context by itself, one after the other.

@@ -43,7 +43,7 @@ impl Lines {
         self.0.write_fmt(text).map_err(Error::Output)
     }
 
-    /// Prints what is still held back.
+    /// Prints the lines that are still held back.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.0.flush().map_err(Error::Output)
     }

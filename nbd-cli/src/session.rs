@@ -1,4 +1,4 @@
-//! A negotiation with a server of any age, to learn what it says before an export is entered.
+//! A negotiation with a server of any age, to get its information before an export is entered.
 
 use crate::outcome::{Error, Result};
 use nbd_tokio::{
@@ -157,7 +157,7 @@ impl Session {
     }
 }
 
-/// Whether the server grants what it was asked for, unless it failed.
+/// Whether the server grants a request, unless it failed.
 fn granted(answer: Result<(), nbd_tokio::Error>) -> Result<bool> {
     match answer {
         Ok(()) => Ok(true),

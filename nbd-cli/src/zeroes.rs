@@ -17,8 +17,8 @@ pub(crate) fn is_zero(data: &[u8]) -> bool {
     blocks.by_ref().all(|block| any(block) == 0) && any(blocks.remainder()) == 0
 }
 
-/// Cuts data that begins at `offset` of the disk into what is zero in whole blocks of that size, and
-/// the rest. A last block that is incomplete counts as a whole one.
+/// Cuts data that begins at `offset` of the disk into zeroes, in whole blocks of that size, and the
+/// rest. A last block that is incomplete counts as a whole one.
 pub(crate) fn runs(
     data: &[u8],
     offset: u64,

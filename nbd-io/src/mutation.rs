@@ -46,7 +46,7 @@ impl Mutation {
         MADE.get() == Some(self)
     }
 
-    /// What is replayed instead of what should be.
+    /// The requests that are replayed in place of the right ones.
     pub(crate) fn replay<'a>(
         kept: impl DoubleEndedIterator<Item = &'a Request>,
     ) -> Option<Vec<Request>> {

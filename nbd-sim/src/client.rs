@@ -253,7 +253,7 @@ impl Program {
         let is_unflushed = outcome == Outcome::Unknown && op.kind == Kind::Flush;
         self.history.end(number, outcome, read);
         if is_unflushed {
-            // What was lost is lost; the next flush covers what is answered from now on.
+            // Lost writes are lost; the next flush covers writes that are answered from now on.
             handle.client = handle.client.new_epoch();
             handle.since = self.history.now();
         }

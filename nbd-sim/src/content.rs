@@ -1,9 +1,9 @@
-//! What a sector holds: which write it was, so that it is found again whatever becomes of it.
+//! The content of a sector: the number of the write that made it, by which it is recognised.
 
 /// The bytes of a sector, the unit in which the oracle thinks.
 pub const SECTOR: usize = 512;
 
-/// Which write a sector holds; [`ZERO`] if it is all zero.
+/// The write that a sector holds; [`ZERO`] if it is all zero.
 pub type Value = u64;
 
 /// A sector of zeroes.
@@ -20,7 +20,7 @@ pub fn encode(value: Value, sector: u64, buf: &mut [u8]) {
     }
 }
 
-/// What a sector holds; `None` if no write has made it.
+/// The content of a sector; `None` if no write has made it.
 #[must_use]
 pub fn decode(sector: u64, bytes: &[u8]) -> Option<Value> {
     let value = Value::from_le_bytes(bytes.first_chunk().copied()?);

@@ -14,12 +14,12 @@ use std::{
     time::Duration,
 };
 
-/// What a disk is like.
+/// Properties of a disk.
 #[derive(Clone, Debug)]
 pub struct DiskPlan {
     /// Its size in sectors.
     pub sectors: u64,
-    /// How many sectors a crash leaves all old or all new.
+    /// Number of sectors that a crash leaves all old or all new.
     pub atomic: u64,
     /// The minimum block size that it announces, in bytes.
     pub minimum: u32,
@@ -27,7 +27,7 @@ pub struct DiskPlan {
     pub maximum: u32,
     /// Whether its calls wait, and so need other threads.
     pub may_block: bool,
-    /// How long a call may take at most.
+    /// Limit of the time that a call takes.
     pub latency: Duration,
     /// Whether trimmed sectors read as zeroes, or as before.
     pub trim_zeroes: bool,
@@ -50,7 +50,7 @@ struct State {
 #[derive(Clone, Debug, Default)]
 struct Sector {
     durable: Value,
-    /// What was written since, each with a stamp.
+    /// Values written since, each with a stamp.
     cached: Vec<(u64, Value)>,
 }
 
@@ -106,8 +106,8 @@ impl Disk {
         std::mem::take(&mut lock(&self.state).fails)
     }
 
-    /// Loses power. Each atomic unit keeps what was durable, or what it held at some time since.
-    /// Returns what is left, and how many sectors lost something.
+    /// Loses power. Each atomic unit keeps its durable value, or its value at some time since.
+    /// Returns the remaining values, and the number of sectors that lost something.
     pub fn crash(&self, rng: &mut Rng) -> (Vec<Value>, usize) {
         let mut state = lock(&self.state);
         let loses_all = rng.bool();
@@ -140,7 +140,7 @@ pub struct Mounted {
     pub disk: Arc<Disk>,
     /// The process.
     pub sim: Sim,
-    /// What the oracle is to know.
+    /// Record for the oracle.
     pub history: Arc<History>,
 }
 
@@ -174,8 +174,8 @@ impl Mounted {
         Some(fails)
     }
 
-    /// Writes, in up to two parts, between which anything may happen. `value` says what a sector is
-    /// to hold, if that is to change.
+    /// Writes, in up to two parts, between which anything may happen. `value` returns the new value
+    /// of a sector, if that is to change.
     fn change(
         &self,
         sectors: Range<u64>,
@@ -192,7 +192,7 @@ impl Mounted {
             state.stamp
         };
         let middle = self.sim.random(|rng| rng.u64(sectors.start..=sectors.end));
-        // What stays whole over a crash is written in one piece.
+        // An atomic unit is written in one piece.
         let middle = (middle / self.disk.plan.atomic * self.disk.plan.atomic).max(sectors.start);
         self.apply(sectors.start..middle, stamp, &value);
         self.wait()?;
@@ -235,7 +235,7 @@ impl Mounted {
 }
 
 impl Sector {
-    /// The stamp of what it holds: they never go down, so that what is durable is a prefix.
+    /// The stamp of its value: they never go down, so that the durable values are a prefix.
     fn stamp(&self) -> u64 {
         self.cached.last().map_or(0, |(stamp, _)| *stamp)
     }

@@ -1,4 +1,4 @@
-//! What the clients asked and were answered, and what became of the disk, in the order of events.
+//! Operations of the clients with their answers, and changes of the disk, in the order of events.
 
 use crate::{
     content::{Value, ZERO},
@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Mutex};
 /// When something happened: the number of the event.
 pub type Time = u64;
 
-/// A client from one connect to its end: what it promises holds for what is asked of it alone.
+/// A client from one connect to its end: its promises hold for its own operations alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Domain {
     /// The program.
@@ -20,7 +20,7 @@ pub struct Domain {
     pub keeps: bool,
 }
 
-/// What is asked.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A read.
@@ -31,13 +31,13 @@ pub enum Kind {
     WriteFua,
     /// Zeroes.
     Zero,
-    /// Trim: afterwards there are zeroes or what was there before.
+    /// Trim: afterwards there are zeroes or the bytes of before.
     Trim,
     /// Flush.
     Flush,
 }
 
-/// What was answered.
+/// The outcome of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Success.
@@ -53,19 +53,19 @@ pub enum Outcome {
 pub struct Operation {
     /// Of which client.
     pub domain: usize,
-    /// What is asked.
+    /// The kind.
     pub kind: Kind,
     /// Where.
     pub sectors: Range<u64>,
-    /// What it writes.
+    /// The value that it writes.
     pub value: Value,
     /// When it was begun.
     pub begun: Time,
     /// When it was answered, or given up.
     pub ended: Option<Time>,
-    /// What was answered.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What it has read.
+    /// The values that it has read.
     pub read: Vec<Value>,
     /// From when on answered writes are covered, if it is a flush.
     pub since: Time,
@@ -80,15 +80,15 @@ pub struct Events {
     pub rewrites: bool,
     /// All clients.
     pub domains: Vec<Domain>,
-    /// What they asked.
+    /// Their operations.
     pub operations: Vec<Operation>,
-    /// When the disk lost power, and what it held afterwards.
+    /// Times at which the disk lost power, and its values afterwards.
     pub crashes: Vec<(Time, Vec<Value>)>,
-    /// What the server has carried out for connections that their clients had given up.
+    /// Changes that the server has carried out for connections that their clients had given up.
     pub ghosts: Vec<(Time, u64, Value)>,
-    /// What must not happen, whatever the history is.
+    /// Violations that are wrong in any history.
     pub violations: Vec<String>,
-    /// How often each fault was injected, and how often it hit something.
+    /// For each fault, the numbers of injections and of hits.
     pub coverage: BTreeMap<&'static str, (u64, u64)>,
 }
 
@@ -150,11 +150,11 @@ impl History {
         let operation = &mut events.operations[number];
         operation.outcome = outcome;
         operation.read = read;
-        // What may still be carried out has no end.
+        // An operation that may still be carried out has no end.
         operation.ended = (outcome != Outcome::Unknown).then_some(now);
     }
 
-    /// How many operations have no answer.
+    /// Number of operations without an answer.
     pub fn in_flight(&self) -> usize {
         let events = lock(&self.0);
         let open = |operation: &&Operation| operation.ended.is_none();

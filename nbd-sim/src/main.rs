@@ -11,13 +11,13 @@ use std::{collections::BTreeMap, io::Write, process::ExitCode, time::Instant};
 /// Simulates clients and servers, on a network and a disk that fail as a seed says.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How many seeds to run.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Replays this one, and prints what happens.
+    /// Replay this seed, and print its events.
     #[arg(long)]
     seed: Option<u64>,
     /// Leaves out these faults and operations: `0-3,7`.
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs one seed and prints what happens. Whether nothing is wrong.
+/// Runs one seed and prints its events. Returns whether nothing is wrong.
 fn replay(seed: u64, without: &str, out: &mut impl Write) -> std::io::Result<bool> {
     let left_out = from_ranges(without).map_err(std::io::Error::other)?;
     let plan = Plan::new(seed).without(&left_out);
@@ -69,7 +69,7 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
     let start = Instant::now();
     let mut coverage = BTreeMap::<_, (u64, u64)>::new();
     let (mut operations, mut ghosts) = (0, 0);
-    // Panics are part of what is reported.
+    // The report includes panics.
     std::panic::set_hook(Box::new(|_| {}));
     for seed in arguments.first..arguments.first + arguments.seeds {
         let plan = Plan::new(seed);

@@ -23,9 +23,9 @@ use std::{
 /// All connections, and the server's readiness for more.
 #[derive(Debug)]
 pub struct Net {
-    /// How long bytes are under way, at least and at most.
+    /// Least and greatest time for which bytes are under way.
     latency: (Duration, Duration),
-    /// How many bytes may be under way in one direction of a connection.
+    /// Limit of bytes under way in one direction of a connection.
     capacity: usize,
     /// Into how short pieces reads and writes are cut, at random.
     chop: usize,
@@ -50,7 +50,7 @@ pub enum Reach {
     Deaf,
 }
 
-/// How a connection is cut.
+/// The ways in which a connection is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// Both ends learn of it soon.
@@ -81,9 +81,9 @@ struct Way {
     end: Option<Duration>,
     reader: Option<Waker>,
     writer: Option<Waker>,
-    /// What wakes the reader when the next bytes arrive.
+    /// Wakes the reader when the next bytes arrive.
     arrival: Timer,
-    /// What wakes the writer when the connection fails.
+    /// Wakes the writer when the connection fails.
     failure: Timer,
 }
 
@@ -125,7 +125,7 @@ impl Net {
     }
 }
 
-/// What the faults of a run do to the network.
+/// Faults of the network.
 impl Sim {
     fn latency(&self) -> Duration {
         let (least, most) = lock(&self.net).latency;
@@ -217,7 +217,7 @@ impl Sim {
             }
             connection.ends[1].is_dropped = true;
             connection.is_severed = true;
-            // What has left the server still arrives.
+            // Bytes that have left the server still arrive.
             connection.ways[0].segments.clear();
             let first = connection.ends[0].reset.unwrap_or(soon);
             connection.ends[0].reset = Some(first.min(soon));
@@ -227,7 +227,7 @@ impl Sim {
         lock(&self.net).backlog.clear();
     }
 
-    /// Ends what faults have begun: the network is well from now on.
+    /// Ends the faults: the network works from now on.
     pub fn heal(&self) {
         let now = self.now();
         let count = {

@@ -1,9 +1,9 @@
-//! What a disk may hold and what a read may find, judged sector by sector.
+//! The values that a disk may hold and a read may find, judged sector by sector.
 //!
 //! A *version* is one way in which a value got into a sector: an operation, the change of a
-//! connection that its client had given up, or what a crash left. A read may find a version unless
-//! that was begun after the read had ended, or another one has *superseded* it: one that came after
-//! it for certain and was there for certain when the read began.
+//! connection that its client had given up, or the value that a crash left. A read may find a
+//! version unless that was begun after the read had ended, or another one has *superseded* it: one
+//! that came after it for certain and was there for certain when the read began.
 //!
 //! One comes after another if it was begun when the other had ended, or, on clients that keep
 //! changes of the same bytes in order, if it was begun after the other. One is there for certain
@@ -15,7 +15,7 @@ use crate::{
     history::{Domain, Events, Kind, Operation, Outcome, Time},
 };
 
-/// What is wrong with a run. Nothing, one hopes.
+/// Finds the violations in a run.
 #[must_use]
 pub fn check(events: &Events) -> Vec<String> {
     let mut wrong = events.violations.clone();
@@ -34,7 +34,7 @@ pub fn check(events: &Events) -> Vec<String> {
 struct Version<'a> {
     value: Value,
     begun: Time,
-    /// When it was there if it ever was. What may come at any time has no end.
+    /// When it was there if it ever was. A change that may come at any time has no end.
     ended: Option<Time>,
     operation: Option<&'a Operation>,
     is_left_by_crash: bool,
@@ -146,7 +146,7 @@ impl<'a> Sector<'a> {
     }
 
     fn may_find(&self, look: &Look) -> bool {
-        // What a crash left was there before.
+        // A value that a crash left was there before.
         let there = self.versions.iter().filter(|version| {
             version.value == look.value && version.begun < look.ended && !version.is_left_by_crash
         });
@@ -156,7 +156,7 @@ impl<'a> Sector<'a> {
         })
     }
 
-    /// Whether one version comes after another, in whatever order things went.
+    /// Whether one version comes after another, in every order of carrying them out.
     fn comes_after(&self, one: &Version<'_>, other: &Version<'_>) -> bool {
         if one.is_left_by_crash && (one.value == other.value || self.is_kept(other)) {
             return false;
@@ -183,7 +183,8 @@ impl<'a> Sector<'a> {
     /// Whether a version was there when a look began, or something newer.
     fn is_certain(&self, version: &Version<'_>, look: &Look) -> bool {
         let Some(operation) = version.operation else {
-            // A write of another sector may bring back what its client had read before the crash.
+            // A write of another sector may bring back a value that its client had read before the
+            // crash.
             let lasts = version.is_left_by_crash && !self.events.rewrites;
             return lasts && version.begun < look.begun;
         };
@@ -222,7 +223,8 @@ impl<'a> Sector<'a> {
         operation.kind == Kind::WriteFua || self.events.operations.iter().any(covers)
     }
 
-    /// Whether a read finds what another one, which had ended before it began, no longer found.
+    /// Whether a read finds a value that another one, which had ended before it began, no longer
+    /// found.
     fn has_come_back(&self, read: &Look) -> bool {
         let value = read.value;
         let mut ghosts = self.events.ghosts.iter();
@@ -244,9 +246,9 @@ impl<'a> Sector<'a> {
         there.any(|(_, ended)| reads().any(|other| other.value != value && ended < other.begun))
     }
 
-    /// Whether a client that writes its answered changes again may take back what a read has found:
-    /// a change of its own that was not answered, or failed. Others may find what was there before
-    /// that, too.
+    /// Whether a client that writes its answered changes again may take back a value that a read
+    /// has found: a change of its own that was not answered, or failed. Others may find the value
+    /// of before, too.
     fn may_go_back(&self, writer: &Operation, read: &Look) -> bool {
         let is_open = |version: &Version<'_>| {
             version.operation.is_some_and(|other| {

@@ -8,7 +8,7 @@ use crate::{
 use fastrand::Rng;
 use std::{collections::BTreeSet, fmt, ops::Range, time::Duration};
 
-/// How many sectors each client writes to: few, so that operations meet.
+/// Number of sectors that each client writes to: few, so that operations meet.
 pub const REGION: u64 = 24;
 
 /// The sectors of a block of the largest minimum size.
@@ -17,23 +17,23 @@ const BLOCK: u64 = 8;
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What the schedule, delays and the like are made of.
+    /// Seed of the schedule and of delays.
     pub seed: u64,
     /// The disk.
     pub disk: DiskPlan,
-    /// How long bytes are under way, at least and at most.
+    /// Least and greatest time for which bytes are under way.
     pub latency: (Duration, Duration),
-    /// How many bytes may be under way in one direction of a connection.
+    /// Limit of bytes under way in one direction of a connection.
     pub capacity: usize,
     /// Into how short pieces reads and writes are cut.
     pub chop: usize,
-    /// How many requests of a connection the server carries out at once.
+    /// Limit of requests of a connection that the server carries out at once.
     pub concurrency: usize,
     /// For how long clients of the server may be silent.
     pub idle_timeout: Option<Duration>,
     /// The clients.
     pub clients: Vec<ClientPlan>,
-    /// What goes wrong, and when.
+    /// Faults, and their times.
     pub faults: Vec<(Duration, Fault)>,
     /// When nothing goes wrong any more.
     pub heals: Duration,
@@ -44,11 +44,11 @@ pub struct Plan {
 /// A client.
 #[derive(Clone, Debug)]
 pub struct ClientPlan {
-    /// How many connections it wants.
+    /// Number of connections that it wants.
     pub connections: usize,
     /// Whether it connects again by itself, with how much memory for unflushed writes, and how often.
     pub reconnects: Option<(u64, Option<u32>)>,
-    /// How long a request may take.
+    /// Time limit of a request.
     pub timeout: Duration,
     /// Whether it asks for extended headers and structured replies.
     pub style: (bool, bool),
@@ -59,9 +59,9 @@ pub struct ClientPlan {
 /// An operation of a task.
 #[derive(Clone, Debug)]
 pub struct Op {
-    /// How long the task does nothing before.
+    /// Pause of the task before it.
     pub pause: Duration,
-    /// What it asks for.
+    /// Its kind.
     pub kind: Kind,
     /// Where.
     pub sectors: Range<u64>,
@@ -71,7 +71,7 @@ pub struct Op {
     pub number: usize,
 }
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A connection is cut.
@@ -92,7 +92,7 @@ pub enum Fault {
     },
     /// The server is stopped in order.
     Stop {
-        /// How long until there is another one.
+        /// Time until there is another one.
         down: Duration,
     },
     /// The server accepts no connection for a while.
@@ -110,7 +110,7 @@ fn ms(range: Range<u64>, rng: &mut Rng) -> Duration {
 }
 
 impl Plan {
-    /// What a seed makes.
+    /// The plan that a seed makes.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ 0x5eed);
@@ -194,7 +194,7 @@ impl Plan {
         let mut end = REGION.min(start + rng.u64(1..=12));
         let mut start = start;
         if self.disk.minimum > 512 {
-            // Either a part of one block, or whole ones: of what is both, the parts are written one
+            // Either a part of one block, or whole ones: within a block, parts are written one
             // after the other, and their order is not that in which operations were begun. Trims
             // and zeroes of parts are refused.
             let is_whole = matches!(kind, Zero | Trim) || rng.bool();
@@ -220,7 +220,7 @@ impl Plan {
         }
     }
 
-    /// How many faults and operations there are, by whose numbers they are left out.
+    /// Number of faults and operations, by whose numbers they are left out.
     #[must_use]
     pub fn items(&self) -> usize {
         let tasks = self.clients.iter().flat_map(|client| &client.tasks);

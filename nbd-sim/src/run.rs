@@ -1,4 +1,4 @@
-//! One run: programs, a server that fails and comes back, and what the oracle says of it.
+//! One run: programs, a server that fails and comes back, and the oracle's verdict.
 
 use crate::{
     client::Program,
@@ -27,14 +27,14 @@ use std::{
 /// No run takes so long.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
-    /// What is wrong. Nothing, one hopes.
+    /// Violations.
     pub wrong: Vec<String>,
-    /// What has happened, if that was wanted.
+    /// The log, if it was wanted.
     pub log: String,
-    /// What was asked, and how often faults hit.
+    /// The operations, and the number of hits of each fault.
     pub events: Events,
 }
 
@@ -101,7 +101,7 @@ struct World {
 
 #[derive(Debug, Default)]
 struct ServerState {
-    /// How many there have been.
+    /// Number of servers so far.
     count: u32,
     running: Option<(Group, Stopper)>,
 }
@@ -260,7 +260,7 @@ impl World {
         self.history.inject(name, hits);
     }
 
-    /// Stops the server in order. What was written stays, since the machine goes on.
+    /// Stops the server in order. Written data stays, since the machine goes on.
     fn stop_server(&self, down: Duration) {
         let running = lock(&self.server).running.clone();
         let Some((group, stopper)) = running else {

@@ -63,7 +63,7 @@ struct Slot {
     connection: Option<usize>,
 }
 
-/// What a step of the scheduler has done.
+/// The result of a step of the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A task was polled, or a timer has ended.
@@ -115,7 +115,7 @@ impl Core {
 }
 
 impl Sim {
-    /// A simulation that goes by a seed, and writes down what happens if it `logs`.
+    /// A simulation by a seed, which logs its events if it `logs`.
     #[must_use]
     pub fn new(seed: u64, net: Net, logs: bool) -> Self {
         Self {
@@ -153,7 +153,7 @@ impl Sim {
         decide(&mut self.lock().rng)
     }
 
-    /// Writes down what happens.
+    /// Logs an event.
     pub fn log(&self, what: impl FnOnce() -> String) {
         if self.lock().log.is_none() {
             return;

@@ -3,7 +3,8 @@
 use crate::plan::Plan;
 use std::collections::BTreeSet;
 
-/// What can be left out of a plan that fails, so that it still does.
+/// The numbers of faults and operations that can be left out of a failing plan, so that it still
+/// fails.
 #[must_use]
 pub fn shrink(plan: &Plan, fails: impl Fn(&Plan) -> bool) -> BTreeSet<usize> {
     let mut left_out = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Seeds that every build runs, and what makes their results worth something.
+//! Seeds that every build runs, and checks that their results mean something.
 
 use nbd_sim::{
     history::Kind,

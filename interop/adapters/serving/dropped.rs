@@ -57,7 +57,7 @@ fn drop_somewhere(socket: &Path, session: &[u8], seed: usize) {
     client
         .set_read_timeout(Some(Duration::from_millis(5)))
         .unwrap();
-    // A server that has refused what came is gone already.
+    // A server that has refused the bytes is gone already.
     let _ = client
         .write_all(first)
         .and_then(|()| client.read(&mut answers));

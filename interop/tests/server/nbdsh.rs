@@ -12,7 +12,7 @@ use crate::{
     serving::{Serving, name, server, tls},
 };
 
-/// Runs a script of the directory `nbdsh` with these lines before it, and returns what it prints;
+/// Runs a script of the directory `nbdsh` with these lines before it, and returns its output;
 /// `None` without libnbd.
 pub(crate) fn script(file: &str, lines: &str) -> Option<String> {
     let nbdsh = require(Peer::NbdSh)?;

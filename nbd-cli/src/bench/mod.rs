@@ -67,7 +67,7 @@ pub(crate) struct Bench {
     /// Measure until so many requests or connections were made instead.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["time", "bytes"])]
     ops: Option<u64>,
-    /// Let writes destroy what the disk holds.
+    /// Let writes destroy the data of the disk.
     #[arg(long)]
     destroy_data: bool,
     /// Print a JSON document for each workload, one a line.

@@ -144,7 +144,7 @@ impl Report {
         text
     }
 
-    /// Writes what continuous integration reads.
+    /// Writes a report for continuous integration.
     pub(super) fn junit(&self, path: &Path) -> Result<()> {
         let mut text = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
@@ -180,7 +180,7 @@ impl Report {
     }
 }
 
-/// The section, and what was said.
+/// The section, and the messages.
 fn shown(outcome: &Outcome) -> String {
     let About { place, .. } = outcome.about;
     let mut text = format!("{}: {}\n", place.heading(), place.link());
@@ -206,7 +206,7 @@ fn shown(outcome: &Outcome) -> String {
     text
 }
 
-/// Prints a rule when it is done: a line, and for a fault what shows it.
+/// Prints a rule when it is done: a line, and for a fault its evidence.
 pub(super) fn line(outcome: &Outcome) -> Result<()> {
     let colour = match outcome.verdict {
         Verdict::Pass => AnsiColor::Green,

@@ -1,4 +1,4 @@
-//! One connection, on which scripts say what they like, within a time and with a record of it.
+//! One connection, on which scripts send any bytes, with a time limit and a record.
 
 use super::{
     rule::{Checked, Fault, Message, must},
@@ -49,7 +49,7 @@ impl Record {
         messages.push(message);
     }
 
-    /// Takes what was recorded, to begin anew.
+    /// Takes the recorded messages, to begin anew.
     pub(super) fn take(&self) -> Vec<Message> {
         std::mem::take(&mut *self.lock()).1
     }
@@ -148,12 +148,12 @@ impl Talk {
         });
     }
 
-    /// Records what came from the peer.
+    /// Records bytes from the peer.
     pub(super) fn came(&self, bytes: &[u8], meaning: String) {
         self.note(self.names.1, bytes, meaning);
     }
 
-    /// Sends all of it. A peer that has closed is noticed by what it fails to say.
+    /// Sends all of it. A peer that has closed is noticed by its missing replies.
     pub(super) fn send(&mut self, bytes: &[u8], meaning: impl Into<String>) -> Checked {
         self.note(self.names.0, bytes, meaning.into());
         match self.write(bytes) {
@@ -280,7 +280,7 @@ impl Talk {
                     "expected the end of the connection {why}, got more"
                 ))
             }
-            // A part of what was asked for may have come.
+            // A part of the requested bytes may have come.
             Err(_) => {
                 self.came(&[], "nothing, and not the end of the connection".into());
                 must(format!(

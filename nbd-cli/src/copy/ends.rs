@@ -44,7 +44,7 @@ pub(super) enum Source {
 #[derive(Clone, Debug)]
 pub(super) enum Sink {
     Disk(Disk),
-    /// A file that becomes as long as what is written to it.
+    /// A file that becomes as long as the data written to it.
     Growing(Disk, Arc<fs::File>),
     Stream(Writer),
 }

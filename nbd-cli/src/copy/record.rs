@@ -186,7 +186,7 @@ impl Record {
         }
     }
 
-    /// Records what is on stable storage now.
+    /// Records ranges that are on stable storage now.
     pub(super) fn add(&self, copied: Ranges) -> Result<()> {
         let Some((path, state)) = &self.kept else {
             return Ok(());

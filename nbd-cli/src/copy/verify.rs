@@ -1,4 +1,4 @@
-//! Whether what was copied is there.
+//! Verification of copied data.
 
 use super::{
     digest::Digest,

@@ -286,7 +286,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes a file as long as what it is to hold, or says that a disk is too short.
+    /// Makes a file as long as its data, or fails because a disk is too short.
     fn make_room(&self, end: u64) -> Result<()> {
         match &self.sink {
             Sink::Growing(disk, file) if end > disk.size() => {
@@ -399,7 +399,7 @@ impl Worker {
         self.copied.borrow_mut().add(range);
     }
 
-    /// Records from time to time what is on stable storage. It ends when that fails.
+    /// Records ranges on stable storage from time to time. It ends when that fails.
     async fn keep_record(&self) -> Result<()> {
         if !self.job.record.is_kept() {
             return std::future::pending().await;
@@ -410,7 +410,7 @@ impl Worker {
         }
     }
 
-    /// Has what was copied so far on stable storage, and records it.
+    /// Flushes the ranges copied so far, and records them.
     async fn make_safe(&self) -> Result<()> {
         let Some(disk) = self.sink.disk() else {
             return Ok(());

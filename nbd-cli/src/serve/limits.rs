@@ -1,4 +1,4 @@
-//! Limits of what clients may use.
+//! Limits of clients.
 
 use crate::{connect::seconds, size};
 use clap::{Args, builder::RangedU64ValueParser};

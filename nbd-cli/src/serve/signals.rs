@@ -19,7 +19,7 @@ pub(super) struct Signals(Arriving);
 pub(super) struct SignalTargets {
     pub(super) stopper: Stopper,
     pub(super) child: Option<Arc<Child>>,
-    /// Called when the server is stopped, to end what runs beside it.
+    /// Called when the server is stopped, to end other work with it.
     pub(super) on_stop: Option<Box<dyn Fn() + Send>>,
     /// Overlays that are to be committed.
     pub(super) overlays: Option<Arc<Overlays>>,

@@ -1,4 +1,4 @@
-//! Limits of what clients may use, and for how long.
+//! Limits of clients, and of their time.
 
 use crate::support::{Serving, failed, run_nbd};
 use interop::run;

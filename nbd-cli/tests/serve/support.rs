@@ -153,7 +153,7 @@ impl Serving {
         (self.child.wait().unwrap(), said)
     }
 
-    /// Stops it, and returns what it said.
+    /// Stops it, and returns its standard error.
     pub(crate) fn stop(self) -> String {
         self.signal(Signal::TERM);
         let (status, said) = self.wait();

@@ -30,7 +30,7 @@ impl End {
         }
     }
 
-    /// How many bytes may pass now; none means to be polled again.
+    /// Number of bytes that may pass now; none means to be polled again.
     fn portion(&self, cx: &Context<'_>) -> usize {
         let chop = lock(&self.sim.net).chop;
         if chop == usize::MAX {
@@ -167,8 +167,8 @@ impl Drop for End {
             let has_unread = !connection.ways[1 - self.side].segments.is_empty();
             let peer = &mut connection.ends[1 - self.side];
             peer.unwritable = Some(at);
-            // As TCP has it: what was sent to a socket that was closed is answered by a reset,
-            // which overtakes what the peer has not read.
+            // As with TCP: bytes for a closed socket are answered by a reset, which overtakes bytes
+            // that the peer has not read.
             if has_unread && peer.reset.is_none() {
                 peer.reset = Some(at);
             }

@@ -1,8 +1,8 @@
-//! What a scripted server has.
+//! The disk of a scripted server.
 
 use crate::check::wire::export;
 
-/// An export, and what can be negotiated about it.
+/// An export, and the features that can be negotiated about it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Disk {
     /// Transmission flags.
@@ -11,7 +11,8 @@ pub(super) struct Disk {
     pub(super) has_extended: bool,
     /// The minimum block size, the preferred one and the maximum payload.
     pub(super) sizes: [u32; 3],
-    /// How many requests are waited for, a moment each, before they are answered: the last one first.
+    /// Number of requests that are waited for, a moment each, before they are answered: the last
+    /// one first.
     pub(super) gathers: usize,
 }
 

@@ -1,5 +1,5 @@
-//! A server that keeps the protocol to the letter, looks at every message of its client, and has a rule
-//! spoil what it says.
+//! A server that keeps the protocol to the letter, checks every message of its client, and has a
+//! rule spoil its own messages.
 
 use super::{
     Rule,
@@ -22,7 +22,7 @@ pub(super) const CONTEXT: u32 = 0x4e42;
 /// The longest payload that is read.
 const LONGEST: u64 = 64 << 20;
 
-/// What the connections of a run have in common.
+/// State that the connections of a run share.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) run: Arc<Mutex<Run>>,
@@ -48,11 +48,11 @@ pub(super) struct Host {
     sent: u32,
     /// Whether a message on this connection was spoilt.
     is_spoilt: bool,
-    /// Whether the client was told that there is no more than an end.
+    /// Whether the server has announced to the client that only the end may follow.
     is_over: bool,
 }
 
-/// How a connection goes on.
+/// The next phase of a connection.
 enum Next {
     Negotiation,
     Transmission,
@@ -252,7 +252,7 @@ impl Host {
                 return Ok(Next::End);
             }
         }
-        // What was spoilt may be a refusal now.
+        // A spoilt reply may be a refusal now.
         if self.sent >> 31 == 1 {
             then = Next::Negotiation;
             if code == option::STRUCTURED_REPLY || code == option::EXTENDED_HEADERS {
@@ -263,7 +263,7 @@ impl Host {
         Ok(then)
     }
 
-    /// What is said of the export, in reply to an option that must be right.
+    /// The information on the export, in reply to an option that must be right.
     fn infos(&mut self, code: u32, data: &[u8]) -> Option<Vec<Vec<u8>>> {
         let mut fields = Fields(data);
         let parsed = fields.counted().zip(fields.u16());

@@ -1,8 +1,8 @@
-//! What a client made of a server.
+//! The verdict on a client, from its run.
 
 use crate::check::rule::{Checked, Fault, must, not, should};
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum End {
     Code(i32),
@@ -16,21 +16,21 @@ pub(super) enum End {
 #[derive(Debug, Default)]
 pub(super) struct Run {
     pub(super) end: End,
-    /// How many connections it made.
+    /// Number of its connections.
     pub(super) connections: usize,
     /// Whether a message was sent that is wrong.
     pub(super) is_spoilt: bool,
     /// Whether a message of the client came after that on the same connection.
     pub(super) went_on_after_spoilt: bool,
-    /// What was wrong with the messages of the client, by rule.
+    /// Violations in the client's messages, by rule.
     pub(super) wrongs: Vec<(&'static str, String)>,
-    /// How many connections were ended otherwise than by NBD_OPT_ABORT and NBD_CMD_DISC.
+    /// Number of connections that ended otherwise than by NBD_OPT_ABORT and NBD_CMD_DISC.
     pub(super) abrupt: usize,
     /// Options and requests after a message that allowed none.
     pub(super) went_on: Option<String>,
     /// Whether NBD_OPT_GO asked for block sizes.
     pub(super) asked_for_sizes: bool,
-    /// Which options and commands it sent.
+    /// The options and commands that it sent.
     pub(super) options: Vec<u32>,
     pub(super) commands: Vec<u16>,
 }
@@ -96,8 +96,8 @@ pub(super) fn should_tolerate(run: &Run) -> Checked {
     }
 }
 
-/// It must not take it for good. A command may go on without what it wanted to know, if it has ended
-/// the connection at once.
+/// The client must not accept the message. A command may go on without the information, if it has
+/// ended the connection at once.
 pub(super) fn refuses(run: &Run) -> Checked {
     run.was_spoilt()?;
     match run.ended()? {

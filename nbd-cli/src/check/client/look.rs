@@ -1,4 +1,4 @@
-//! What a request of a client must not have.
+//! Checks of a client's requests.
 
 use super::{
     disk::{Disk, SIZE},
@@ -7,7 +7,7 @@ use super::{
 use crate::check::wire::{Request, Style, command, export, flag};
 
 impl Host {
-    /// Looks at what a request must not have.
+    /// Checks a request for everything that it must not have.
     pub(super) fn look_at(&self, request: &Request) {
         let Disk {
             sizes: [minimum, _, maximum],
@@ -61,7 +61,7 @@ impl Host {
         if request.len == 0 {
             self.wrong("C-183", format!("{what}: a length of 0"));
         }
-        // Without an offer of sizes 512 is what a cautious client uses.
+        // Without an offer of sizes a cautious client uses 512.
         let minimum = u64::from(minimum);
         if self.asked_for_sizes
             && !(request.offset.is_multiple_of(minimum) && request.len.is_multiple_of(minimum))

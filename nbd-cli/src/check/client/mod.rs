@@ -26,11 +26,11 @@ use super::rule::{About, Checked, Level, Place};
 #[derive(Clone, Copy)]
 pub(super) struct Rule {
     pub(super) about: About,
-    /// What the server has.
+    /// The disk of the server.
     disk: Disk,
-    /// What it does wrong.
+    /// The error that it injects.
     spoil: fn(&mut Scene),
-    /// What the client made of it.
+    /// The verdict on the client's run.
     judge: fn(&Run) -> Checked,
 }
 

@@ -1,4 +1,4 @@
-//! What a server may say, and must not, before requests.
+//! Messages that a server may send before requests, and those that it must not.
 
 use super::{
     Rule,
@@ -264,7 +264,7 @@ fn handshake_flags(scene: &mut Scene) {
     }
 }
 
-/// Refuses whatever a client can do without.
+/// Refuses every option that a client can do without.
 fn refuse_optional(scene: &mut Scene, kind: u32, text: &[u8]) {
     let optional = [
         option::STRUCTURED_REPLY,
@@ -301,7 +301,7 @@ fn message(scene: &mut Scene) {
     );
 }
 
-/// Replaces what is said to NBD_OPT_GO.
+/// Replaces the reply to NBD_OPT_GO.
 fn answer_go(scene: &mut Scene, bytes: &[u8]) {
     if scene.event == Event::Option(option::GO, rep::INFO) {
         scene.bytes.clear();

@@ -1,4 +1,5 @@
-//! What a server may reply to requests, and must not, but for the contents of chunks.
+//! Replies to requests that a server may send, and those that it must not, but for the contents of
+//! chunks.
 
 use super::{
     Rule,
@@ -141,7 +142,7 @@ pub(super) const RULES: &[Rule] = &[
     ),
 ];
 
-/// The command does what it does with any server.
+/// The command works as with any server.
 fn works(run: &Run) -> Checked {
     if run.commands.is_empty() {
         return not("the command sends no requests");

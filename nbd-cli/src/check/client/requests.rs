@@ -1,4 +1,4 @@
-//! What a client sends to a server that does everything right.
+//! Requests of a client to a server without errors.
 
 use super::{
     Rule,

@@ -35,10 +35,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the end of the command is looked for, and the end of a run by those who accept.
+/// Interval at which the end of the command is looked for, and the end of a run by the accepting
+/// threads.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// What the URI stands for in the command.
+/// Stands for the URI in the command.
 const PLACE: &[u8] = b"{uri}";
 
 /// Where the server listens that the command is given.
@@ -98,7 +99,7 @@ impl Listening {
         })
     }
 
-    /// What is checked.
+    /// The command that is checked.
     pub(in crate::check) fn target(&self) -> String {
         let words: Vec<_> = self
             .command
@@ -191,7 +192,7 @@ impl Listening {
     fn accept(&self, rule: Rule, shared: &Shared, record: &Record, is_over: &AtomicBool) {
         thread::scope(|scope| {
             loop {
-                // What is there before the end is served.
+                // Clients that are there before the end are served.
                 let was_over = is_over.load(Ordering::Acquire);
                 match self.socket.accept() {
                     Ok((socket, _)) if socket.set_nonblocking(false).is_ok() => {

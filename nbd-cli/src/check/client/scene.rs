@@ -3,7 +3,7 @@
 use super::disk::SIZE;
 use crate::check::wire::{self, Request, Style, chunk, command, option, rep};
 
-/// What the message is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Greeting,
@@ -13,23 +13,23 @@ pub(super) enum Event {
     Reply,
 }
 
-/// What follows the message.
+/// The action after the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     GoOn,
     /// The end of the connection.
     Close,
-    /// Whatever comes, but nothing may come but the end.
+    /// Any message of the client may come, but only the end may follow it.
     LastWords,
 }
 
 #[derive(Debug)]
 pub(super) struct Scene {
     pub(super) event: Event,
-    /// What is replied to.
+    /// The request that is replied to.
     pub(super) request: Request,
     pub(super) style: Style,
-    /// What is right.
+    /// The right bytes.
     pub(super) bytes: Vec<u8>,
     pub(super) then: Then,
     /// Whether it was spoilt.

@@ -147,7 +147,7 @@ fn magic(server: &Server) -> Checked {
     bytes[0] ^= 0x20;
     entered.send_bytes(&request, &bytes)?;
     entered.expect(request);
-    // Without an end a server may wait for more of whatever it takes this for.
+    // Without an end a server may wait for more bytes.
     entered.talk.stop_sending();
     match entered.reply() {
         Ok(reply) if reply.error == 0 => must("the request was obeyed"),

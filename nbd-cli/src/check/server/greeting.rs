@@ -134,7 +134,7 @@ fn magic(server: &Server) -> Checked {
     let mut bytes = option(option::LIST, &[]);
     bytes[0] ^= 0x20;
     talk.send(&bytes, "NBD_OPT_LIST with a wrong magic number")?;
-    // Without an end a server may wait for more of whatever it takes this for.
+    // Without an end a server may wait for more bytes.
     talk.stop_sending();
     match talk.answer(option::LIST) {
         Ok(answer) if answer.is_ack() => must("NBD_OPT_LIST was obeyed"),

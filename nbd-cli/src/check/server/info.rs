@@ -1,4 +1,4 @@
-//! NBD_OPT_INFO and NBD_OPT_GO, and what they say of an export.
+//! NBD_OPT_INFO and NBD_OPT_GO, and the information in their replies.
 
 use super::{Rule, Server, block_sizes, described, goes_on, is_refused, rule, still_serves};
 use crate::check::{
@@ -187,7 +187,7 @@ fn no_padding(server: &Server) -> Checked {
     still_serves(&mut entered)
 }
 
-/// Kinds of information and what they are, in an order of its own.
+/// Kinds of information with their values, in an order of its own.
 fn sorted(replies: &[OptionReply]) -> Vec<&[u8]> {
     let mut sorted: Vec<_> = replies.iter().map(|reply| &reply.data[..]).collect();
     sorted.sort_unstable();

@@ -1,4 +1,4 @@
-//! NBD_CMD_READ and what all replies have in common.
+//! NBD_CMD_READ and the common rules of all replies.
 
 use super::{INVALID, Rule, Server, refuses, rule, still_serves};
 use crate::check::{

@@ -27,7 +27,7 @@ pub(super) fn len(server: &Server) -> u64 {
 }
 
 impl Scratch {
-    /// Keeps what is there, and says so; `None` where rules write nothing.
+    /// Keeps the data of the range, and reports that; `None` where rules write nothing.
     pub(in crate::check) fn keep(server: &Server) -> Result<Option<Self>> {
         if !server.writes || server.has(export::READ_ONLY) || server.profile.forces_tls {
             return Ok(None);
@@ -52,7 +52,7 @@ impl Scratch {
         Ok(Some(Self { bytes, file }))
     }
 
-    /// Writes back what was there.
+    /// Writes the kept data back.
     pub(in crate::check) fn restore(self, server: &Server) -> Result<()> {
         let Err(fault) = self.write_back(server) else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! A server that is checked: how to reach it, and what it has.
+//! A server that is checked: its address and its features.
 
 use crate::{
     check::{
@@ -93,7 +93,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Checks a rule. A server that is gone afterwards has failed, whatever the rule is about.
+    /// Checks a rule. A server that is gone afterwards has failed, by any rule.
     pub(in crate::check) fn check(&self, rule: &Rule) -> Outcome {
         let begin = Instant::now();
         let mut checked = if self.is_gone.get() {
@@ -128,7 +128,7 @@ impl Server {
         self.uri.export().as_str().as_bytes()
     }
 
-    /// Learns what the server has.
+    /// Finds out the features of the server.
     fn look(&self) -> Checked<Profile> {
         let (mut talk, handshake) = self.greeted()?;
         let mut profile = Profile {

@@ -1,4 +1,4 @@
-//! NBD_OPT_STARTTLS and what it changes.
+//! NBD_OPT_STARTTLS and its effects.
 
 use super::{Rule, Server, goes_on, rule};
 use crate::check::{
@@ -249,7 +249,7 @@ fn abort_before(server: &Server) -> Checked {
     Ok(())
 }
 
-/// The rule is about what is said inside TLS.
+/// The rule is about messages inside TLS.
 fn inside(server: &Server) -> Checked<Talk> {
     if !server.is_secure() {
         return not("the URI is without TLS");

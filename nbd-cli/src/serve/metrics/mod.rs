@@ -199,7 +199,7 @@ fn end(reason: &CloseReason) -> usize {
         CloseReason::Panicked => 7,
         CloseReason::Negotiation(_) => 8,
         CloseReason::Protocol(_) => 9,
-        // And what later versions of the library know.
+        // And reasons of later versions of the library.
         _ => 10,
     }
 }

@@ -148,7 +148,7 @@ impl Running {
     }
 }
 
-/// The error among what was printed.
+/// The error in the output.
 fn error(ended: &Ended) -> &str {
     let mut lines = ended.stderr.lines();
     lines

@@ -92,7 +92,7 @@ impl Ask {
     }
 }
 
-/// How many requests were answered whole, each of them once.
+/// Number of requests that were answered whole, each of them once.
 fn count_answers(mut bytes: &[u8], asked: &[Ask]) -> usize {
     let mut answers = HashSet::new();
     while let Some((header, rest)) = bytes.split_first_chunk::<16>() {
@@ -235,7 +235,7 @@ fn check(setup: Setup, asked: &[Ask], script: Vec<Act>) -> TestCaseResult {
             if answered == came {
                 break;
             }
-            // What is limited is a matter of time.
+            // A limited rate is a matter of time.
             prop_assert!(setup.is_limited && passed < 1_000, "{answered} of {came}");
             passed += 10;
             world.pass(Duration::from_millis(10));

@@ -30,7 +30,7 @@ thread_local! {
     pub(super) static SESSION: RefCell<Option<Serving>> = const { RefCell::new(None) };
 }
 
-/// A client, a clock and threads without work of their own: what they do next is in the script.
+/// A client, a clock and threads without work of their own: the script has their next steps.
 #[derive(Clone)]
 pub(super) struct World {
     state: Arc<Mutex<State>>,
@@ -41,12 +41,12 @@ pub(super) struct World {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) script: VecDeque<Act>,
-    /// What the client has still to send, what of it has come, and how much of it that was.
+    /// Bytes that the client has still to send, bytes of it that have come, and their number.
     pub(super) unsent: VecDeque<u8>,
     arrived: VecDeque<u8>,
     pub(super) delivered: usize,
     reader: Option<Waker>,
-    /// How many bytes the client still takes, and those that it took.
+    /// Number of bytes that the client still takes, and those that it took.
     pub(super) room: usize,
     pub(super) taken: Vec<u8>,
     writer: Option<Waker>,
@@ -84,7 +84,7 @@ fn poll(woken: &Arc<Woken>) {
     SESSION.set(Some(session));
 }
 
-/// How the server is set up.
+/// Settings of the server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setup {
     pub(super) style: HeaderStyle,
@@ -180,7 +180,7 @@ impl World {
         due.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
-    /// What happens while an export carries out a request on another thread.
+    /// Events while an export carries out a request on another thread.
     pub(super) fn meanwhile(&self) {
         if self.state().running > 0 {
             let act = self.state().script.pop_front();
@@ -269,7 +269,7 @@ impl Transport for World {
         for buf in bufs {
             let read = state.arrived.read(buf)?;
             n += read;
-            // A queue is read from in one or two pieces, and so is short of what is there.
+            // A queue is read from in one or two pieces, the first of which is short.
             if read < buf.len() {
                 break;
             }
