@@ -1,10 +1,10 @@
 //! `nbd compare`: whether two disks are the same.
 
 use crate::{
-    attend::attend,
     cli::Common,
     disk::{Disk, Run},
     embedded::{Embedded, Pair},
+    interrupt::run_until_interrupted,
     outcome::Result,
     output,
     progress::Progress,
@@ -60,7 +60,7 @@ pub(crate) struct Compare {
 
 /// Settings of a comparison.
 #[derive(Clone, Debug)]
-pub(crate) struct How {
+pub(crate) struct Comparison {
     pub(crate) requests: usize,
     pub(crate) request_size: u64,
     /// Whether to stop at the first difference.
@@ -106,7 +106,7 @@ impl Compare {
         let difference = if self.strict && sizes[0] != sizes[1] {
             None
         } else {
-            let how = How {
+            let comparison = Comparison {
                 requests: self.transfer.requests().unwrap_or(REQUESTS),
                 request_size: self.transfer.request_size(),
                 first: self.first,
@@ -115,8 +115,8 @@ impl Compare {
             let all = Ranges::from(0..sizes[0].max(sizes[1]));
             let work = Work::new(&all, 1);
             progress.begin("compare", Some(all.len()), 0);
-            let differences = differences(&work, progress, [&a, &b], &how);
-            let found = attend(&work, progress, differences).await;
+            let differences = differences(&work, progress, [&a, &b], &comparison);
+            let found = run_until_interrupted(&work, progress, differences).await;
             progress.clear();
             Some(found?)
         };
@@ -173,18 +173,18 @@ pub(crate) async fn differences(
     work: &Work,
     progress: &Progress,
     disks: [&Disk; 2],
-    how: &How,
+    comparison: &Comparison,
 ) -> Result<Difference> {
     let buffers = RefCell::new(Vec::new());
     let plan = async |stretch: Range<u64>| {
         let [a, b] = disks;
         let (a, b) = try_join(
-            known(a, stretch.clone(), how.only.as_ref()),
+            known(a, stretch.clone(), comparison.only.as_ref()),
             known(b, stretch.clone(), None),
         )
         .await?;
         let all = stretch.end - stretch.start;
-        let parts: Vec<_> = parts(&a, &b, how.request_size).collect();
+        let parts: Vec<_> = parts(&a, &b, comparison.request_size).collect();
         let left: u64 = parts
             .iter()
             .map(|part| part.range.end - part.range.start)
@@ -194,15 +194,15 @@ pub(crate) async fn differences(
     };
     let compared = work
         .pieces(plan)
-        .map_ok(|part| compare_part(disks, part, how.first, &buffers))
-        .try_buffered(how.requests);
+        .map_ok(|part| compare_part(disks, part, comparison.first, &buffers))
+        .try_buffered(comparison.requests);
     let mut compared = pin!(compared);
     let mut all = Difference::default();
     while let Some((len, found)) = compared.try_next().await? {
         progress.add(len);
         all.first = all.first.or(found.first);
         all.bytes += found.bytes;
-        if how.first && all.first.is_some() {
+        if comparison.first && all.first.is_some() {
             break;
         }
     }

@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-mod attend;
 mod bench;
 mod check;
 mod cli;
@@ -15,6 +14,7 @@ mod dump;
 mod embedded;
 mod generate;
 mod info;
+mod interrupt;
 mod list;
 mod log;
 mod map;

@@ -142,12 +142,12 @@ impl Progress {
     }
 
     /// Says something beside the bar, if anything is to be said.
-    pub(crate) fn tell(&self, line: &str) {
-        let tell = || say(format_args!("{line}"));
+    pub(crate) fn message(&self, line: &str) {
+        let print = || say(format_args!("{line}"));
         match self.bar.get() {
-            Some(bar) => bar.suspend(tell),
+            Some(bar) => bar.suspend(print),
             None if self.quiet => {}
-            None => tell(),
+            None => print(),
         }
     }
 

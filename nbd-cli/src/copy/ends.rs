@@ -19,7 +19,7 @@ use std::{
 };
 
 /// Limit in bytes of unflushed writes that are kept, to be replayed to a server that comes back.
-const KEPT: u64 = 8 << 20;
+const UNFLUSHED_LIMIT: u64 = 8 << 20;
 
 /// Settings to open both ends, once for each thread.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl Ends {
     pub(super) fn new(task: &Task, threads: usize, resumes: bool) -> Self {
         let options = &task.options;
         let access = options.transfer.access(threads);
-        let kept = |policy: Reconnect| policy.keep_unflushed(KEPT);
+        let kept = |policy: Reconnect| policy.keep_unflushed(UNFLUSHED_LIMIT);
         Self {
             source: task.source.clone(),
             destination: task.destination.clone(),

@@ -10,9 +10,9 @@ mod window;
 mod worker;
 
 use crate::{
-    attend::attend,
     cli::Common,
     embedded::{Embedded, Pair},
+    interrupt::run_until_interrupted,
     outcome::{Answer, Context, Error, Result, say},
     output,
     progress::Progress,
@@ -179,7 +179,7 @@ impl Task {
         });
         let digest = options.hash || options.verify && self.source.is_stream();
         let worker = Worker::new(&job, source, sink, digest);
-        let copied = attend(
+        let copied = run_until_interrupted(
             &job.work,
             &job.progress,
             run(
@@ -192,7 +192,7 @@ impl Task {
         )
         .await;
         if let Err(error) = copied {
-            self.tell(&job, &error);
+            self.report_failure(&job, &error);
             return Err(error);
         }
         if options.verify {
@@ -213,8 +213,8 @@ impl Task {
         Ok(Answer::Yes)
     }
 
-    /// Says how far it came.
-    fn tell(&self, job: &Job, error: &Error) {
+    /// Prints how far the copy came.
+    fn report_failure(&self, job: &Job, error: &Error) {
         job.progress.clear();
         let what = match error {
             Error::Output(_) => return,
@@ -247,9 +247,9 @@ async fn run(
     threads: usize,
     one_is_enough: bool,
 ) -> Result<()> {
-    let (tell, mut ended) = mpsc::unbounded_channel();
+    let (results, mut finished) = mpsc::unbounded_channel();
     for _ in 1..threads {
-        let (job, ends, tell) = (job.clone(), ends.clone(), tell.clone());
+        let (job, ends, results) = (job.clone(), ends.clone(), results.clone());
         let (source, sink) = worker.ends();
         let thread = thread::Builder::new().name("copy".into());
         let started = thread.spawn(move || {
@@ -271,16 +271,16 @@ async fn run(
                 job.work.stop();
             }
             // The other side is gone if the user did not want to wait.
-            let _ = tell.send(copied);
+            let _ = results.send(copied);
         });
         started.step(|| "cannot start a thread")?;
     }
-    drop(tell);
+    drop(results);
     let mut copied = worker.run().await;
     if copied.is_err() {
         job.work.stop();
     }
-    while let Some(other) = ended.recv().await {
+    while let Some(other) = finished.recv().await {
         copied = copied.and(other);
     }
     copied

@@ -6,9 +6,9 @@ use super::{
     worker::Job,
 };
 use crate::{
-    attend::attend,
-    compare::{How, differences},
+    compare::{Comparison, differences},
     disk::Disk,
+    interrupt::run_until_interrupted,
     outcome::{Error, Result},
     work::{Work, cut},
 };
@@ -50,7 +50,7 @@ async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String
     let Job {
         settings, progress, ..
     } = job;
-    let how = How {
+    let comparison = Comparison {
         requests: settings.most(),
         request_size: settings.request_size,
         first: true,
@@ -59,8 +59,8 @@ async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String
     let size = source.size();
     let work = Work::new(&(0..size).into(), 1);
     progress.begin("verify", Some(size), 0);
-    let differences = differences(&work, progress, [source, sink], &how);
-    let found = attend(&work, progress, differences).await?;
+    let differences = differences(&work, progress, [source, sink], &comparison);
+    let found = run_until_interrupted(&work, progress, differences).await?;
     let at = |first| format!("it differs from {} at {first}", source.name());
     Ok(found.first.map(at))
 }
@@ -87,5 +87,5 @@ async fn digest_of(job: &Job, disk: &Disk) -> Result<String> {
         }
         Ok(digest.hex())
     };
-    attend(&work, progress, read).await
+    run_until_interrupted(&work, progress, read).await
 }

@@ -16,7 +16,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Carries out `task` to its end. The first Ctrl-C or SIGTERM has `work` stop, so that the task ends
 /// soon; the second one is not waited for.
-pub(crate) async fn attend<T>(
+pub(crate) async fn run_until_interrupted<T>(
     work: &Work,
     progress: &Progress,
     task: impl Future<Output = Result<T>>,
@@ -36,7 +36,7 @@ pub(crate) async fn attend<T>(
             _ = ticks.tick() => progress.show(),
         }
     }
-    progress.tell("stopping when requests in flight are done; once more stops at once");
+    progress.message("stopping when requests in flight are done; once more stops at once");
     work.stop();
     let ended = tokio::select! {
         done = &mut task => done.map(drop),
@@ -45,7 +45,7 @@ pub(crate) async fn attend<T>(
         () = sleep(GRACE) => Ok(()),
     };
     if let Err(error) = ended {
-        progress.tell(&error.to_string());
+        progress.message(&error.to_string());
     }
     Err(Error::Interrupted)
 }
