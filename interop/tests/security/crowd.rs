@@ -5,12 +5,13 @@
 use crate::{
     bounded::{bounded, resident},
     drivers::{Driver, Host, LIMIT, Setup},
-    raw::{CLIENT, GO, memory, option, request, wanted},
+    raw::{CLIENT, GO, Secure, entered_securely, memory, option, request, wanted},
 };
 use interop::Certificates;
 use nbd_io::tls::ServerTls;
 use std::{
     io::Write,
+    net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
@@ -45,6 +46,13 @@ fn steps() -> Vec<Vec<u8>> {
     ]
 }
 
+/// A client that says nothing more.
+#[expect(dead_code, reason = "it only has to be there")]
+enum Stalled {
+    Plain(TcpStream),
+    Secure(Box<Secure>),
+}
+
 #[test]
 fn clients_that_stall_at_every_step_are_no_burden_for_another() {
     // H-041, H-048, H-052, H-054, H-068
@@ -60,10 +68,19 @@ fn clients_that_stall_at_every_step_are_no_burden_for_another() {
             let host = Host::start(driver, &setup);
             let empty = resident();
             let crowd: Vec<_> = (0..count)
-                .map(|number| {
-                    let mut stream = host.raw();
-                    stream.write_all(&steps[number % steps.len()]).unwrap();
-                    stream
+                .map(|number| match steps.get(number % (steps.len() + 1)) {
+                    Some(step) => {
+                        let mut stream = host.raw();
+                        stream.write_all(step).unwrap();
+                        Stalled::Plain(stream)
+                    }
+                    None => {
+                        let mut stream = entered_securely(&host, &certificates);
+                        // Half a request, and half a record.
+                        stream.write_all(&request(0, 1, 0, 512)[..7]).unwrap();
+                        stream.sock.write_all(b"\x17\x03\x03\x01\0").unwrap();
+                        Stalled::Secure(Box::new(stream))
+                    }
                 })
                 .collect();
             while host.stopper.connections() < count {

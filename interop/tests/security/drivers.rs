@@ -4,10 +4,12 @@ use crate::waiting;
 use nbd_async_std::AsyncStd;
 use nbd_io::{
     Exports,
+    client::Error,
     runtime::Tasks,
     server::{Server, Stopper},
     tls::ServerTls,
 };
+use nbd_proto::{Uri, client::ListEntry};
 use nbd_socket::Listener;
 use nbd_tokio::Tokio;
 use socket2::{Domain, Socket, Type};
@@ -75,6 +77,27 @@ macro_rules! each_client {
     }};
 }
 pub(crate) use each_client;
+
+/// Options of a client that lists exports.
+pub(crate) trait List {
+    fn list(&self, uri: &str) -> Result<Vec<ListEntry>, Error>;
+}
+
+impl List for nbd_blocking::ConnectOptions {
+    fn list(&self, uri: &str) -> Result<Vec<ListEntry>, Error> {
+        match self.start(&Uri::parse(uri).unwrap())? {
+            nbd_blocking::negotiation::Greeted::FixedNewstyle(mut options) => options.list(),
+            _ => panic!("the server knows options"),
+        }
+    }
+}
+
+impl<D: waiting::Driver> List for waiting::ConnectOptions<D> {
+    fn list(&self, uri: &str) -> Result<Vec<ListEntry>, Error> {
+        let negotiation = self.start(&Uri::parse(uri).unwrap())?.negotiation();
+        negotiation.unwrap().list()
+    }
+}
 
 /// A server under attack, and its settings.
 pub(crate) struct Setup {

@@ -1,7 +1,14 @@
 //! The bytes of a client without a client behind them.
 
 use crate::drivers::{Host, LIMIT};
-use nbd_io::{Memory, NamedExports};
+use interop::Certificates;
+use nbd_io::{
+    Memory, NamedExports,
+    tls::{
+        ClientTls,
+        rustls::{ClientConnection, StreamOwned},
+    },
+};
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
@@ -15,6 +22,8 @@ pub(crate) const EXPORT_NAME: u32 = 1;
 pub(crate) const LIST: u32 = 3;
 pub(crate) const INFO: u32 = 6;
 pub(crate) const GO: u32 = 7;
+pub(crate) const STARTTLS: u32 = 5;
+pub(crate) const EXTENDED: u32 = 11;
 pub(crate) const STRUCTURED: u32 = 8;
 pub(crate) const SET_META_CONTEXT: u32 = 10;
 
@@ -63,7 +72,7 @@ pub(crate) fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u
 }
 
 /// The code and the data of the next reply to an option.
-pub(crate) fn reply(stream: &mut TcpStream) -> (u32, Vec<u8>) {
+pub(crate) fn reply(stream: &mut impl Read) -> (u32, Vec<u8>) {
     let mut header = [0; 20];
     stream.read_exact(&mut header).unwrap();
     let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
@@ -75,7 +84,7 @@ pub(crate) fn reply(stream: &mut TcpStream) -> (u32, Vec<u8>) {
 }
 
 /// The code of the last reply to an option.
-pub(crate) fn last_reply(stream: &mut TcpStream) -> u32 {
+pub(crate) fn last_reply(stream: &mut impl Read) -> u32 {
     loop {
         match reply(stream).0 {
             code if code == ACK || code >> 31 == 1 => return code,
@@ -85,7 +94,7 @@ pub(crate) fn last_reply(stream: &mut TcpStream) -> u32 {
 }
 
 /// The errno of a simple reply, and its data if there is no error.
-pub(crate) fn simple(stream: &mut TcpStream, len: usize) -> (u32, Vec<u8>) {
+pub(crate) fn simple(stream: &mut impl Read, len: usize) -> (u32, Vec<u8>) {
     let mut header = [0; 16];
     stream.read_exact(&mut header).unwrap();
     assert_eq!(header[..4], 0x6744_6698_u32.to_be_bytes());
@@ -96,12 +105,14 @@ pub(crate) fn simple(stream: &mut TcpStream, len: usize) -> (u32, Vec<u8>) {
 }
 
 /// The server closes the connection, whatever it has said before.
-pub(crate) fn is_closed(stream: &mut TcpStream) {
+pub(crate) fn is_closed(stream: &mut impl Read) {
     let start = Instant::now();
     loop {
         match stream.read(&mut [0; 4096]) {
             Ok(0) => return,
             Ok(_) => assert!(start.elapsed() < LIMIT, "it goes on"),
+            // Of TLS, the end may come without a word.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
             Err(error) => panic!("it is not closed: {error}"),
         }
@@ -116,4 +127,46 @@ pub(crate) fn entered(host: &Host) -> TcpStream {
         .unwrap();
     assert_eq!(last_reply(&mut stream), ACK);
     stream
+}
+
+/// A client that uses the default export over TLS.
+pub(crate) fn entered_securely(host: &Host, certificates: &Certificates) -> Secure {
+    let mut plain = host.greeted();
+    plain
+        .write_all(&[&CLIENT[..], &option(STARTTLS, &[])].concat())
+        .unwrap();
+    assert_eq!(last_reply(&mut plain), ACK);
+    let tls = ClientTls::new();
+    let tls = tls.roots_file(certificates.ca_certificate()).unwrap();
+    let (config, name) = tls.client(Some("localhost")).unwrap();
+    let session = ClientConnection::new(config, name).unwrap();
+    let mut stream = StreamOwned::new(session, plain);
+    stream.write_all(&option(GO, &wanted(b""))).unwrap();
+    assert_eq!(last_reply(&mut stream), ACK);
+    stream
+}
+
+pub(crate) type Secure = StreamOwned<ClientConnection, TcpStream>;
+
+/// A request with an extended header.
+pub(crate) fn extended(flags: u16, command: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = 0x21e4_1c71_u32.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    for number in [cookie, offset, len] {
+        bytes.extend(number.to_be_bytes());
+    }
+    bytes
+}
+
+/// Whether the next reply with an extended header is an error.
+pub(crate) fn is_refused(stream: &mut impl Read) -> bool {
+    let mut header = [0; 32];
+    stream.read_exact(&mut header).unwrap();
+    assert_eq!(header[..4], 0x6e8a_278c_u32.to_be_bytes());
+    let len = u64::from_be_bytes(header[24..].try_into().unwrap());
+    stream
+        .read_exact(&mut vec![0; usize::try_from(len).unwrap()])
+        .unwrap();
+    header[6] & 0x80 != 0
 }

@@ -3,9 +3,9 @@
 use crate::{
     bounded::bounded,
     drivers::{Driver, Host, Setup, each_client},
-    raw::{GO, memory, option},
+    raw::{GO, STARTTLS, memory, option},
 };
-use interop::{Certificates, Flaw};
+use interop::{Certificates, Conversation, Flaw, Scripted};
 use nbd_blocking::negotiation::Greeted;
 use nbd_io::tls::{ClientTls, ServerTls};
 use nbd_proto::{ExportName, HeaderStyle, Uri, client::Go};
@@ -57,6 +57,31 @@ fn options_in_the_clear_behind_starttls_are_not_obeyed() {
             // The reply to STARTTLS at most, and an alert of TLS: no export.
             assert!(said.len() < 40, "{said:02x?}");
         });
+    });
+}
+
+#[test]
+fn a_server_that_goes_on_in_the_clear_after_its_ack_is_left() {
+    // H-013, H-014
+    bounded(64, || {
+        let scripts: [fn(&mut Conversation); 2] = [
+            |peer| peer.ack(STARTTLS),
+            |peer| peer.accept(GO, 1 << 20, 1),
+        ];
+        for go_on in scripts {
+            each_client!(|options| {
+                let server = Scripted::start(1, move |_, peer| {
+                    peer.greet(3);
+                    assert_eq!(peer.option().0, STARTTLS);
+                    peer.ack(STARTTLS);
+                    go_on(peer);
+                    peer.rest();
+                });
+                options.connect(&server.tls_uri("secret")).unwrap_err();
+                let said = server.finish().remove(0).client;
+                assert!(!said.windows(6).any(|bytes| bytes == b"secret"));
+            });
+        }
     });
 }
 

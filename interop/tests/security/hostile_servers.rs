@@ -1,4 +1,4 @@
-//! The rules about hostile peers of `docs/conformance.md`, over real sockets.
+//! The rules about hostile servers of `docs/conformance.md`, over real sockets.
 
 use crate::{
     bounded::bounded,
@@ -6,20 +6,13 @@ use crate::{
         BLOCK_STATUS, DONE, EXPORT, FLAGS, NONE, OFFSET_DATA, SIZE, STRUCTURED, Style, answers,
         chunk, data, negotiate,
     },
-    drivers::{Setup, each_client},
-    raw::{
-        CLIENT, GO, MIB, entered, is_closed, last_reply, memory, option, option_of, request,
-        simple, wanted,
-    },
+    drivers::{List, each_client},
+    raw::{GO, LIST, MIB},
 };
 use interop::{Conversation, Scripted};
-use nbd_io::{Memory, NamedExports, client::Error};
+use nbd_io::client::Error;
 use nbd_proto::ContextName;
-use std::{
-    io::{Read, Write},
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::{sync::mpsc, time::Duration};
 
 /// The header of a reply to an option.
 fn reply_header(option: u32, code: u32, len: u32) -> Vec<u8> {
@@ -94,6 +87,56 @@ fn no_reply_to_an_option_takes_memory_or_never_ends() {
     });
 }
 
+#[test]
+fn no_list_of_exports_takes_memory_or_never_ends() {
+    // H-003, H-008, H-009
+    bounded(96, || {
+        // A name longer than its reply, one of all ones, and no room for a length.
+        let ill: [&[u8]; 3] = [b"\0\0\0\x05name", b"\xff\xff\xff\xffname", b"\0\0"];
+        for data in ill {
+            each_client!(|options| {
+                let server = Scripted::start(1, move |_, peer| {
+                    peer.greet(FLAGS);
+                    assert_eq!(peer.option().0, LIST);
+                    peer.reply(LIST, 2, data);
+                    peer.ack(LIST);
+                    peer.rest();
+                });
+                options.list(&server.uri("")).unwrap_err();
+                server.finish();
+            });
+        }
+        each_client!(|options| {
+            let server = Scripted::start(1, |_, peer| {
+                peer.greet(FLAGS);
+                assert_eq!(peer.option().0, LIST);
+                let entry = [&reply_header(LIST, 2, 8)[..], b"\0\0\0\x04name"].concat();
+                while peer.try_send(&entry.repeat(64)).is_ok() {}
+            });
+            options.list(&server.uri("")).unwrap_err();
+            server.finish();
+        });
+        // Names are bytes of the server's, and shown in a way that does nothing to a terminal.
+        each_client!(|options| {
+            let server = Scripted::start(1, |_, peer| {
+                peer.greet(FLAGS);
+                assert_eq!(peer.option().0, LIST);
+                peer.reply(LIST, 2, b"\0\0\0\x0d../\x1b[2J%n\n\xe2\x80\xae");
+                peer.ack(LIST);
+                peer.rest();
+            });
+            if let Ok(entries) = options.list(&server.uri("")) {
+                let mut shown = format!("{entries:?}");
+                if let Ok(name) = &entries[0].name {
+                    shown += &name.to_string();
+                }
+                assert!(!shown.contains(['\x1b', '\n', '\u{202e}']), "{shown:?}");
+            }
+            server.finish();
+        });
+    });
+}
+
 fn refuse_until(peer: &mut Conversation, last: u32) {
     loop {
         match peer.option() {
@@ -105,7 +148,7 @@ fn refuse_until(peer: &mut Conversation, last: u32) {
 
 #[test]
 fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
-    // H-017, H-020, H-022, H-023, H-027, H-035, H-036
+    // H-017, H-020, H-022, H-023, H-027, H-034, H-035, H-036
     bounded(64, || {
         type Answer = fn(u64) -> Vec<u8>;
         let simple_reply = |cookie: u64| {
@@ -135,6 +178,28 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
                 let client = options.connect(&server.uri("")).unwrap();
                 let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
                 assert!(error.is_lost(), "{error}");
+                drop(client);
+                server.finish();
+            });
+        }
+        // A text that is longer than its chunk, and one that is no text.
+        let texts: [Answer; 2] = [
+            |cookie| chunk(DONE, 1 << 15 | 1, cookie, &[0, 0, 0, 5, 0xff, 0xff]),
+            |cookie| {
+                let text = [&[0, 0, 0, 5, 0, 8][..], b"\0\x1b[2J\xff\xff\n"].concat();
+                chunk(DONE, 1 << 15 | 1, cookie, &text)
+            },
+        ];
+        for answer in texts {
+            each_client!(|options| {
+                let server = answers(Style::Structured, SIZE, answer);
+                let client = options.connect(&server.uri("")).unwrap();
+                let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+                let text = error.to_string();
+                assert!(
+                    !text.contains(|letter: char| letter.is_control()),
+                    "{text:?}"
+                );
                 drop(client);
                 server.finish();
             });
@@ -251,126 +316,5 @@ fn a_server_that_reads_nothing_and_floods_is_given_up_in_time() {
                 server.finish();
             });
         }
-    });
-}
-
-#[test]
-fn options_without_end_are_the_end_of_a_connection() {
-    // H-042, H-046, H-047, H-066
-    bounded(64, || {
-        Setup::new(memory()).attack(|host| {
-            for data in [
-                option(3, &[]),
-                option(6, &wanted(b"")),
-                option(0x7777, &[1; 100]),
-                option(9, b"\0\0\0\0\0\0\0\0"),
-            ] {
-                let mut stream = host.greeted();
-                stream.write_all(&CLIENT).unwrap();
-                let mut options = 0;
-                // The replies are not read, or both would wait for each other.
-                let mut reader = stream.try_clone().unwrap();
-                let reading = std::thread::spawn(move || is_closed(&mut reader));
-                while stream.write_all(&data).is_ok() {
-                    options += 1;
-                    assert!(options < 1 << 20, "it answers and answers");
-                }
-                reading.join().unwrap();
-            }
-            // Client flags that do not exist.
-            let mut stream = host.greeted();
-            stream.write_all(&[0xff; 4]).unwrap();
-            is_closed(&mut stream);
-            // More queries than there are bytes, and as many infos as the field can count.
-            let mut stream = host.greeted();
-            stream.write_all(&CLIENT).unwrap();
-            let queries = [&[0; 4][..], &[0xff; 4], &[0, 0, 0, 1, b'a']].concat();
-            let infos = [&[0, 0, 0, 0, 0xff, 0xff][..], &[0; 2 * 65_535]].concat();
-            for (kind, data) in [(8, &[][..]), (9, &queries), (10, &queries), (GO, &infos)] {
-                stream.write_all(&option(kind, data)).unwrap();
-                let code = last_reply(&mut stream);
-                assert!(kind == 8 || code >> 31 == 1, "{kind}: {code:x}");
-            }
-            stream
-                .write_all(&option_of(8, 1 << 21, &[0; 1 << 16]))
-                .unwrap();
-            is_closed(&mut stream);
-        });
-    });
-}
-
-#[test]
-fn requests_that_make_no_sense_are_refused_one_by_one() {
-    // H-055, H-058, H-061, H-062, H-065
-    bounded(64, || {
-        Setup::new(memory()).attack(|host| {
-            let mut stream = entered(host);
-            for (command, offset, len) in [
-                (0, u64::MAX, 1),
-                (0, u64::MAX - 511, 512),
-                (0, 64 * MIB, 512),
-                (4, u64::MAX, 512),
-                (6, 64 * MIB - 1, u32::MAX),
-                (7, 0, 512),
-                (8, 0, 512),
-                (0xffff, u64::MAX, u32::MAX),
-            ] {
-                stream.write_all(&request(command, 9, offset, len)).unwrap();
-                assert_ne!(simple(&mut stream, 0).0, 0, "{command}");
-            }
-            for flags in 0..=u16::MAX {
-                if flags % 257 != 0 || flags == 0 {
-                    continue;
-                }
-                let mut read = request(0, 9, 0, 512);
-                read[4..6].copy_from_slice(&flags.to_be_bytes());
-                stream.write_all(&read).unwrap();
-                assert_ne!(simple(&mut stream, 0).0, 0, "{flags}");
-            }
-            // The same cookie many times, and many flushes.
-            let reads = request(0, 5, 512, 512).repeat(40);
-            stream
-                .write_all(&[reads, request(3, 6, 0, 0).repeat(40)].concat())
-                .unwrap();
-            for number in 0..80 {
-                let len = if number < 40 { 512 } else { 0 };
-                assert_eq!(simple(&mut stream, len).0, 0);
-            }
-            // Nothing behind NBD_CMD_DISC is looked at.
-            let mut last = request(2, 7, 0, 0);
-            last.extend([0xee; 4096]);
-            stream.write_all(&last).unwrap();
-            is_closed(&mut stream);
-        });
-    });
-}
-
-#[test]
-fn payload_that_is_refused_is_skipped_and_headers_of_the_other_kind_are_the_end() {
-    // H-064, H-067
-    bounded(96, || {
-        let disk = Memory::new(MIB).read_only();
-        Setup::new(NamedExports::single(Arc::new(disk))).attack(|host| {
-            let mut stream = entered(host);
-            let mut write = request(1, 1, 0, 1 << 20);
-            write.resize(28 + (1 << 20), 7);
-            stream.write_all(&write).unwrap();
-            assert_eq!(simple(&mut stream, 0).0, 1);
-            // A compact header, where extended ones were agreed on.
-            let mut stream = host.greeted();
-            stream
-                .write_all(&[&CLIENT[..], &option(11, &[])].concat())
-                .unwrap();
-            assert_eq!(last_reply(&mut stream), 1);
-            stream.write_all(&option(GO, &wanted(b""))).unwrap();
-            assert_eq!(last_reply(&mut stream), 1);
-            stream.write_all(&request(0, 1, 0, 512)).unwrap();
-            is_closed(&mut stream);
-            // And the other way round.
-            let mut stream = entered(host);
-            stream.write_all(&0x21e4_1c71_u32.to_be_bytes()).unwrap();
-            let mut byte = [0];
-            assert!(!matches!(stream.read(&mut byte), Ok(1..)));
-        });
     });
 }
