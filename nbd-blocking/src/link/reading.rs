@@ -136,6 +136,8 @@ impl Link {
                 in_system &= left >= READ_IN_SYSTEM;
             }
             let plan = state.engine.plan_read(place);
+            // The buffer of an owned read leaves the table for the time of the system call: payload
+            // goes straight to it, and other callers use the engine meanwhile.
             let owned = match &plan {
                 ReadPlan::HandOver(caller) => break Stop::HandOver(*caller),
                 ReadPlan::Owned(cookie, _) => state.engine.owned(*cookie).map(mem::take),
@@ -154,7 +156,7 @@ impl Link {
             let (front, staged) = inbox.space(beside).split_at_mut(plan.front());
             let result = self.receive([front, direct, staged], until, in_system, limit);
             state = self.lock();
-            // Unless the request was abandoned meanwhile.
+            // It goes back before its bytes are counted, unless the request was abandoned meanwhile.
             if let (ReadPlan::Owned(cookie, _), Some(buffer)) = (&plan, owned)
                 && let Some(place) = state.engine.owned(*cookie)
             {

@@ -377,6 +377,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 self.looked = false;
             }
             any = true;
+            // There are four ways to carry out a request. In place, if the export never waits; in
+            // place, if only this connection waits for the thread and the last requests were quick;
+            // from a cache (`carry_out_now`), if the export has one and it hits; else as a job on
+            // another thread. The first two have a clock, because a slow request ends the second.
             let clock = if self.in_place {
                 Some(Duration::ZERO)
             } else if self.jobs.quick_streak() >= QUICK_STREAK
