@@ -14,7 +14,7 @@ use crate::{
     target::Target,
     transfer::Transfer,
     work::{Work, cut},
-    zeroes::is_zero,
+    zeroes::{is_same, is_zero},
 };
 use clap::Args;
 use futures_util::{TryStreamExt, future::try_join};
@@ -262,7 +262,7 @@ async fn compare_part(
     };
     let (a, b) = try_join(read(0), read(1)).await?;
     let found = match (&a, &b) {
-        (Some(a), Some(b)) if a == b => None,
+        (Some(a), Some(b)) if is_same(a, b) => None,
         (Some(a), Some(b)) => Some(count(a.iter().zip(b.iter()).map(|(a, b)| a != b), first)),
         (Some(one), None) | (None, Some(one)) if is_zero(one) => None,
         (Some(one), None) | (None, Some(one)) => {

@@ -5,6 +5,9 @@ use std::ops::Range;
 /// Number of bytes that are looked at first: most blocks that are not zero show it at once.
 const FIRST_BYTES: usize = 16;
 
+/// Number of bytes that are looked at without a branch between them.
+const VECTORS: usize = 256;
+
 /// Whether all bytes are zero.
 pub(crate) fn is_zero(data: &[u8]) -> bool {
     let (first, rest) = data.split_at(data.len().min(FIRST_BYTES));
@@ -12,9 +15,21 @@ pub(crate) fn is_zero(data: &[u8]) -> bool {
         return false;
     }
     // In blocks that fit into vector registers, without a branch in them.
-    let mut blocks = rest.chunks_exact(256);
+    let mut blocks = rest.chunks_exact(VECTORS);
     let any = |block: &[u8]| block.iter().fold(0, |any, byte| any | byte);
     blocks.by_ref().all(|block| any(block) == 0) && any(blocks.remainder()) == 0
+}
+
+/// Whether all bytes are equal. `==` calls `memcmp`, and that of musl looks at one byte after the other.
+pub(crate) fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let (mut blocks, mut others) = (a.chunks_exact(VECTORS), b.chunks_exact(VECTORS));
+    let differ = |a: &[u8], b: &[u8]| a.iter().zip(b).fold(0, |any, (a, b)| any | (a ^ b)) != 0;
+    a.len() == b.len()
+        && blocks
+            .by_ref()
+            .zip(others.by_ref())
+            .all(|(a, b)| !differ(a, b))
+        && !differ(blocks.remainder(), others.remainder())
 }
 
 /// Cuts data that begins at `offset` of the disk into zeroes, in whole blocks of that size, and the
@@ -66,6 +81,20 @@ mod tests {
                 assert!(!is_zero(&data), "{at} of {len}");
                 data[at] = 0;
             }
+        }
+    }
+
+    #[test]
+    fn one_byte_makes_a_difference() {
+        for len in [0, 1, 255, 256, 300, 5000] {
+            let (a, mut b) = (vec![7; len], vec![7; len]);
+            assert!(is_same(&a, &b), "{len}");
+            for at in (0..len).step_by(7).chain(len.checked_sub(1)) {
+                b[at] = 8;
+                assert!(!is_same(&a, &b), "{at} of {len}");
+                b[at] = 7;
+            }
+            assert!(!is_same(&a, &[&b[..], &[7]].concat()), "{len}");
         }
     }
 

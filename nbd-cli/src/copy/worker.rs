@@ -319,7 +319,7 @@ impl Worker {
 
     /// Writes the blocks of data that are not there.
     async fn put_changes(&self, data: &Bytes, there: &[u8], offset: u64) -> Result<()> {
-        let differs = |range: Range<usize>| data[range.clone()] != there[range];
+        let differs = |range: Range<usize>| !zeroes::is_same(&data[range.clone()], &there[range]);
         let runs = zeroes::alike(data.len(), offset, self.block(), differs);
         let changes = runs.filter(|(_, differs)| *differs);
         try_join_all(changes.map(|(run, _)| {
