@@ -302,6 +302,7 @@ platforms() {
         # shellcheck disable=SC2086
         cargo check --locked --target "$platform" --no-default-features ${packages//+/ --package }
     done <<'END'
+x86_64-unknown-linux-musl +nbd-cli
 x86_64-unknown-freebsd +nbd-blocking+nbd-tokio+nbd-async-std
 x86_64-apple-darwin +nbd-blocking+nbd-tokio+nbd-async-std
 x86_64-pc-windows-gnu +nbd-io --features=nbd-io/tls
