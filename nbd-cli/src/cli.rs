@@ -69,7 +69,7 @@ impl Cli {
             command,
         } = self;
         if matches!(command, Command::Ping(_)) && common.verbose > 0 {
-            // What is looked for by it is in the messages.
+            // The events that a program looks for with it are messages.
             common.verbose = u8::MAX;
         }
         let server = match &command {

@@ -99,7 +99,7 @@ impl Embedded {
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) targets: [Target; 2],
-    /// What serves them, if they were not named.
+    /// Servers of the disks that are files or defaults, and no URIs.
     _servers: Vec<Embedded>,
 }
 

@@ -15,7 +15,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Panics of any thread, those included that a runtime catches.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
-/// Ample even for a loaded machine, and far below what an endless loop or a hang takes.
+/// Ample even for a loaded machine, and far shorter than an endless loop or a hang.
 const TIME: Duration = Duration::from_secs(60);
 
 /// Runs a test that may take so many MiB of memory beyond those of the process at its start, and in

@@ -22,7 +22,7 @@ pub(crate) const FLAGS: u16 = 3;
 pub(crate) const EXPORT: u16 = 5;
 pub(crate) const SIZE: u64 = 1 << 20;
 
-/// How a scripted server negotiates.
+/// The style of negotiation of a scripted server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
     Simple,
@@ -70,7 +70,7 @@ pub(crate) fn data(offset: u64, bytes: &[u8]) -> Vec<u8> {
     [&offset.to_be_bytes(), bytes].concat()
 }
 
-/// A server that answers the first request like that, whatever it is.
+/// A server that answers the first request like that, of any kind.
 pub(crate) fn answers(
     style: Style,
     size: u64,

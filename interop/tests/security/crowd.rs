@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the honest client writes a block and reads it back.
+/// Number of times that the honest client writes a block and reads it back.
 const ROUNDS: u64 = 200;
 
 /// Memory for each client, in bytes, on average: some of them ask for data that they do not take.

@@ -100,7 +100,7 @@ fn cve_2025_47712_the_longest_question_is_not_rounded_up_to_nothing() {
             goes_beyond: false,
         };
         status_of_all(export, 4095);
-        // What is no number of blocks is refused, and not rounded.
+        // An odd size is refused, and not rounded to whole blocks.
         Setup::new(NamedExports::single(Arc::new(export))).attack(|host| {
             let mut stream = host.greeted();
             stream.write_all(&CLIENT).unwrap();

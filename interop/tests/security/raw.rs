@@ -104,7 +104,7 @@ pub(crate) fn simple(stream: &mut impl Read, len: usize) -> (u32, Vec<u8>) {
     (errno, data)
 }
 
-/// The server closes the connection, whatever it has said before.
+/// The server closes the connection, after any messages.
 pub(crate) fn is_closed(stream: &mut impl Read) {
     let start = Instant::now();
     loop {

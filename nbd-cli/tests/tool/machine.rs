@@ -1,5 +1,5 @@
-//! Block devices, file systems that are full, and vsock: what needs rights or a kernel that the machine
-//! of a test need not have. The tests that are `#[ignore]`d run in the emulated machine.
+//! Block devices, file systems that are full, and vsock: they need rights or a kernel that the
+//! machine of a test need not have. The tests that are `#[ignore]`d run in the emulated machine.
 
 use crate::support::search_path;
 use interop::{Certificates, deadline, ignored_tests_in_linux, pattern, run};

@@ -1,5 +1,5 @@
-//! What goes over the wire, message by message, for `tracing`: kinds, flags, lengths and cookies, and
-//! no payload.
+//! Messages on the wire, one event of `tracing` each: kinds, flags, lengths and cookies, and no
+//! payload.
 
 use nbd_proto::{
     HeaderStyle,
@@ -16,7 +16,7 @@ use tracing::Level;
 struct Messages {
     /// The beginning of a header.
     head: Vec<u8>,
-    /// How much follows the header before the next one, in bytes.
+    /// Number of bytes behind the header before the next one.
     left: u64,
 }
 

@@ -66,7 +66,8 @@ pub struct Engine<B, T> {
     /// The deviations of the server's that were reported.
     #[cfg(feature = "tracing")]
     tolerated: Tolerance,
-    /// What is received, if it is traced. A connection that began without that goes on without.
+    /// The state of message tracing for replies, if they are traced. A connection that began
+    /// without that goes on without.
     #[cfg(feature = "tracing")]
     replies: Option<Box<Replies>>,
     /// Reads in flight whose payload is worth a system call of its own.

@@ -216,7 +216,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         self.lost.is_none()
     }
 
-    /// Reports the headers in what is received, and passes over so much payload behind it.
+    /// Reports the headers in received bytes, and passes over so much payload behind them.
     #[inline(always)]
     fn trace_replies(&mut self, bytes: &[u8], payload: usize) {
         #[cfg(feature = "tracing")]

@@ -154,9 +154,9 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         self.owners[owner].done.clear();
     }
 
-    /// Takes a request in. `start` makes it and puts what has to be sent into the outbox, unless
-    /// the driver writes that by itself. Its time begins `now`, or when
-    /// [that is said](Engine::begin_time) of all that have none.
+    /// Takes a request in. `start` makes it and puts its frame into the outbox, unless the driver
+    /// writes that by itself. Its time begins `now`, or when [`begin_time`](Engine::begin_time) is
+    /// called for all that have none.
     ///
     /// INVARIANT: the engine [takes requests](Engine::takes_requests) and [has
     /// room](Engine::has_room).

@@ -31,7 +31,7 @@ pub struct StatusRun {
     /// Contexts that the server does not have are not among them: [`status_of`](Self::status_of)
     /// finds one by its name.
     pub status: Vec<u64>,
-    /// How many bytes behind the range that was asked for the server has said the same of. It is 0
+    /// Number of bytes behind the requested range that have the same status, by the same answer. 0
     /// for all runs that do not end with that range.
     pub beyond: u64,
     /// The contexts of `status`.
@@ -247,7 +247,7 @@ impl StatusRuns {
     }
 
     /// Merges a run with the one before, or makes that one ready. `whole` is its length before it was
-    /// cut to what was asked for.
+    /// cut to the requested range.
     fn push(&mut self, mut run: StatusRun, whole: u64) {
         let start = run.offset.max(self.range.start);
         let end = (run.offset + run.len).min(self.range.end);
@@ -409,7 +409,7 @@ mod tests {
             beyond(&[(1488, 7), (9000, 1)], &[(9000, 8)]),
             [(1000, 0), (1000, 6512)]
         );
-        // What ends with the range, or with the last block of it, is known no further.
+        // Runs that end with the range, or with its last block, have nothing known behind it.
         assert_eq!(beyond(&[(2488, 7), (9000, 1)], &[(9000, 8)]), [(2000, 0)]);
         assert_eq!(beyond(&[(2560, 7), (9000, 1)], &[(9000, 8)]), [(2000, 72)]);
         assert_eq!(
