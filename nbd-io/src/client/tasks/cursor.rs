@@ -106,8 +106,8 @@ impl<R: Network> Cursor<R> {
             return Poll::Pending;
         };
         self.buffer = read?;
-        // A buffer that another read asked for and this one does not want is read again: it would
-        // be old.
+        // Bytes that another read asked for and this one does not want are dropped: they would be
+        // old by the time of the next one.
         let n = wanted.min(self.buffer.len());
         self.position += n as u64;
         Poll::Ready(Ok(&self.buffer[..n]))

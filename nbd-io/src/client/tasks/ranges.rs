@@ -60,7 +60,8 @@ impl<R: Network> Client<R> {
         let take = |(offset, part)| parts.add(offset, part);
         match self.pieces(offset, len, max, start, take).await {
             Ok(()) => Done::new(Ok(Outcome::Done), parts.whole()),
-            // Without the parts, the rest has the memory for itself, and can have all of it.
+            // The parts are gone, so that the rest is the only user of the memory and can have all
+            // of it.
             Err(error) => Done::new(Err(error), buffer),
         }
     }
