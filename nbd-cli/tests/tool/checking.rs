@@ -11,6 +11,7 @@ use std::{
     path::Path,
     process::Command,
     thread,
+    time::Duration,
 };
 
 /// Serves something and checks it, by a line of a shell in which `$NBD_URI` is the server's.
@@ -74,6 +75,25 @@ fn a_server_of_this_project_passes_every_rule() {
                 assert_eq!(total(&document, "warning"), 0, "{document:#}");
                 assert!(total(&document, "pass") > 100, "{document:#}");
             }
+        }
+        // The example of the third runtime, which `nbd` has only as a feature.
+        let examples = Path::new(env!("CARGO_BIN_EXE_nbd")).with_file_name("examples");
+        let example = examples.join("async_std_serve");
+        if example.is_file() {
+            let socket = dir.path().join("async-std");
+            let mut serve = Command::new(example);
+            let serve = serve.arg("--quiet").arg("--unix").arg(&socket).spawn();
+            let mut serve = serve.unwrap();
+            while UnixStream::connect(&socket).is_err() {
+                assert!(serve.try_wait().unwrap().is_none(), "it serves");
+                thread::sleep(Duration::from_millis(5));
+            }
+            let uri = format!("nbd+unix:///?socket={}", socket.display());
+            let checked = nbd(["check", "--json", "--write", &uri]);
+            drop(serve.kill());
+            drop(serve.wait());
+            let document = checked.json();
+            assert_eq!(total(&document, "warning"), 0, "{document:#}");
         }
         // Overwritten bytes are there again.
         assert!(fs::read(dir.path().join("disk")).unwrap() == vec![7; 1 << 20]);

@@ -7,4 +7,5 @@ mod help;
 mod looking;
 mod machine;
 mod measuring;
+mod others;
 mod support;
