@@ -62,6 +62,8 @@ impl Scripted {
                 let (stream, _) = listener.accept().expect("a listener accepts");
                 let timeout = stream.set_read_timeout(Some(LIMIT));
                 timeout.expect("a socket takes any timeout but 0");
+                // Messages are sent in pieces, which would wait for each other.
+                stream.set_nodelay(true).expect("TCP can do that");
                 let mut conversation = Conversation {
                     stream,
                     recording: Recording::default(),
@@ -75,6 +77,11 @@ impl Scripted {
             address,
             thread: thread::spawn(serve),
         }
+    }
+
+    /// Its address.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The URI of an export.

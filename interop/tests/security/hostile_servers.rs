@@ -8,9 +8,13 @@ use crate::{
     },
     drivers::{List, each_client},
     raw::{GO, LIST, MIB},
+    relay::behind_tls,
 };
-use interop::{Conversation, Scripted};
-use nbd_io::client::Error;
+use interop::{Certificates, Conversation, Scripted};
+use nbd_io::{
+    client::{Error, TlsPolicy},
+    tls::ClientTls,
+};
 use nbd_proto::ContextName;
 use std::{sync::mpsc, time::Duration};
 
@@ -151,6 +155,7 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
     // H-017, H-020, H-022, H-023, H-027, H-034, H-035, H-036
     bounded(64, || {
         type Answer = fn(u64) -> Vec<u8>;
+        let certificates = Certificates::new();
         let simple_reply = |cookie: u64| {
             let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
             bytes.extend([0; 4]);
@@ -176,6 +181,19 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
             each_client!(|options| {
                 let server = answers(Style::Structured, SIZE, answer);
                 let client = options.connect(&server.uri("")).unwrap();
+                let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+                assert!(error.is_lost(), "{error}");
+                drop(client);
+                server.finish();
+            });
+            // Nor inside TLS.
+            each_client!(|options| {
+                let server = answers(Style::Structured, SIZE, answer);
+                let tls = ClientTls::new();
+                let tls = tls.roots_file(certificates.ca_certificate()).unwrap();
+                let options = options.tls(tls).tls_policy(TlsPolicy::Always);
+                let uri = behind_tls(&server, &certificates);
+                let client = options.connect(&uri).unwrap();
                 let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
                 assert!(error.is_lost(), "{error}");
                 drop(client);

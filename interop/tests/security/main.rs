@@ -17,6 +17,7 @@ mod extents;
 mod hostile_clients;
 mod hostile_servers;
 mod raw;
+mod relay;
 mod servers;
 mod table;
 mod tls;
