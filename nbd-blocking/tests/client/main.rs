@@ -2,6 +2,7 @@
 
 mod bad;
 mod disconnects;
+mod extents;
 mod flow;
 mod late;
 mod negotiation;

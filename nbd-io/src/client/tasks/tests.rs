@@ -1,5 +1,6 @@
 mod api;
 mod buffers;
+mod connecting;
 mod cursor;
 mod dialing;
 mod dropping;
