@@ -36,7 +36,7 @@ pub trait Exports: Send + Sync {
     }
 
     /// Whether a call may wait for a disk, a network, or a timer, or the exports themselves [may]
-    /// when they are asked what they are like.
+    /// when they are asked for their description.
     ///
     /// Where nothing does, an asynchronous server calls it in place; otherwise on a thread that may
     /// wait, so that no other client waits. True, unless it is implemented.

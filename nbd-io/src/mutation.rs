@@ -14,7 +14,7 @@ pub enum Mutation {
     DropReplay,
     /// They are replayed from the last to the first.
     ReorderReplay,
-    /// They are replayed with what later ones have overwritten.
+    /// They are replayed with the parts that later ones have overwritten.
     ReplayOverwritten,
     /// A server answers a flush that it has not carried out.
     EarlyFlush,

@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-/// How long one direction is waited for before the other gets its turn.
+/// Time that one direction is waited for before the other one is.
 const TURN: Duration = Duration::from_millis(2);
 
-/// The URI of a server for one client that starts TLS. What follows is for the scripted server, without
-/// TLS and as if it came from the client itself.
+/// The URI of a server for one client that starts TLS. The bytes behind that are for the scripted
+/// server, without TLS and as if it came from the client itself.
 pub(crate) fn behind_tls(server: &Scripted, certificates: &Certificates) -> String {
     let config = ServerTls::from_directory(certificates.dir()).unwrap();
     let config = config.server().unwrap();
@@ -27,7 +27,7 @@ pub(crate) fn behind_tls(server: &Scripted, certificates: &Certificates) -> Stri
     let server = server.address();
     thread::spawn(move || {
         let (client, _) = listener.accept().unwrap();
-        // Its end, of whatever kind, is the end for both.
+        // Its end, of either kind, is the end for both.
         drop(relay(client, server, config));
     });
     format!("nbd://{address}/")

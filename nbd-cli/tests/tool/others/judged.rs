@@ -6,7 +6,7 @@ use interop::Peer;
 pub(super) struct Judged {
     pub(super) program: Peer,
     pub(super) id: &'static str,
-    /// What comes out, in the words of the tables.
+    /// The result, in the words of the tables.
     pub(super) verdict: &'static str,
     /// Whether that depends on the order of events.
     pub(super) at_times: bool,

@@ -95,10 +95,10 @@ fn compare(subject: &Subject, found: &BTreeMap<String, (String, String)>) -> Vec
     unknown.map(name).collect()
 }
 
-/// What came of the programs that are installed.
+/// Results of the programs that are installed.
 struct Results {
     table: String,
-    /// What is not judged.
+    /// Rules without a judgement.
     unknown: Vec<String>,
     /// Judged rules that were kept.
     kept: BTreeSet<(&'static str, &'static str)>,

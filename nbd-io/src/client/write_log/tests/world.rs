@@ -22,8 +22,8 @@ pub(super) enum Step {
     GiveUp,
     /// The server carries out some request in flight.
     Execute(usize),
-    /// The disk fails some flush in flight, and does not write later what it could not write then. The
-    /// reply is read at once: of two flushes, the one that succeeds might cover too much otherwise.
+    /// The disk fails some flush in flight, and does not write its data later. The reply is read at
+    /// once: of two flushes, the one that succeeds might cover too much otherwise.
     Fail(usize),
     /// A reply is read, of some request that was carried out.
     Reply(usize),
