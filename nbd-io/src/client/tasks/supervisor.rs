@@ -129,13 +129,26 @@ struct Dialing<R: Network> {
 /// A connection that is closed unless it becomes a member.
 struct Candidate {
     link: Arc<Link>,
-    has_joined: bool,
+    state: CandidateState,
+}
+
+enum CandidateState {
+    /// Nothing that changes the export is in flight.
+    Idle,
+    Replaying,
+    Joined,
 }
 
 impl Drop for Candidate {
     fn drop(&mut self) {
-        if !self.has_joined {
-            self.link.close();
+        match self.state {
+            CandidateState::Idle => {
+                self.link.close();
+            }
+            // What is not sent yet must not be: another connection replays the same, and later
+            // changes follow there.
+            CandidateState::Replaying => self.link.abort(Lost::GivenUp),
+            CandidateState::Joined => {}
         }
     }
 }
@@ -157,18 +170,18 @@ impl<R: Network> Dialing<R> {
         self.common.keep(self.pool.clone(), link.clone());
         let mut candidate = Candidate {
             link,
-            has_joined: false,
+            state: CandidateState::Idle,
         };
-        self.join(&candidate.link).await?;
-        candidate.has_joined = true;
+        self.join(&mut candidate).await?;
+        candidate.state = CandidateState::Joined;
         Ok(())
     }
 
     /// Takes the steps that come before requests may use the connection, and then lets them.
-    async fn join(&mut self, link: &Arc<Link>) -> Result<(), Error> {
+    async fn join(&mut self, candidate: &mut Candidate) -> Result<(), Error> {
         let mut replayed = None;
         loop {
-            let join = self.ask(link, replayed.take()).await?;
+            let join = self.ask(&candidate.link, replayed.take()).await?;
             match join {
                 Join::Joined => return Ok(()),
                 Join::Unwanted => return Err(Error::lost(Lost::Disconnected)),
@@ -193,10 +206,13 @@ impl<R: Network> Dialing<R> {
                         continue;
                     };
                     let (epoch, kept) = log.lock().replay();
+                    candidate.state = CandidateState::Replaying;
                     // One after the other, because they may overlap.
                     for request in kept {
-                        link.call(request, BytesMut::new()).await.result?;
+                        let call = candidate.link.call(request, BytesMut::new());
+                        call.await.result?;
                     }
+                    candidate.state = CandidateState::Idle;
                     replayed = Some(epoch);
                 }
             }

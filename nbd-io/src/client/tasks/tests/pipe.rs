@@ -123,6 +123,11 @@ impl Cutter {
         lock(&self.1).writes
     }
 
+    /// Whether the other end was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.0).closed
+    }
+
     /// Half-closes both ways: bytes that were sent before can still be read.
     pub(crate) fn end(&self) {
         lock(&self.0).close();

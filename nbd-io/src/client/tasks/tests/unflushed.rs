@@ -1,10 +1,13 @@
 //! Writes that are kept until they are flushed: their order, and their number.
 
 use super::{
+    pipe::Cutter,
     recovery::{Machine, options, policy},
+    server::{Behaviour, Log, serve},
     sim::{Sim, join_all},
 };
 use crate::{
+    Memory, NamedExports,
     client::{Error, tasks::Client},
     runtime::Runtime,
 };
@@ -12,7 +15,7 @@ use bytes::Bytes;
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
@@ -114,6 +117,44 @@ fn writes_that_there_is_no_room_for_share_flushes() {
         flushes += machine.disk.flushes.load(Ordering::Relaxed);
     }
     assert!(flushes < 20 * usize::from(WRITES) / 2, "{flushes}");
+}
+
+#[test]
+fn a_replay_that_is_not_wanted_any_more_ends_with_its_connection() {
+    let sim = Sim::new(1);
+    let export = Arc::new(Memory::new(4096));
+    let cutters = Arc::<Mutex<Vec<Cutter>>>::default();
+    let (server, log, open) = (sim.clone(), Log::default(), cutters.clone());
+    let requests = log.clone();
+    sim.on_connect(move |pipe| {
+        let mut open = open.lock().unwrap();
+        open.push(pipe.cutter());
+        let is_second = open.len() == 2;
+        let behaviour = Behaviour {
+            silent: is_second.then(|| Arc::new(|_| true) as _),
+            log: if is_second {
+                log.clone()
+            } else {
+                Log::default()
+            },
+            ..Behaviour::default()
+        };
+        let exports = Arc::new(NamedExports::single(export.clone()));
+        serve(&server, pipe, exports, behaviour);
+        Ok(())
+    });
+    sim.run(async {
+        let client = connect(&sim, 1 << 20).await;
+        client.write(vec![7; 512], 0).await.unwrap();
+        cutters.lock().unwrap()[0].cut();
+        while requests.lock().unwrap().is_empty() {
+            sim.sleep(Duration::from_millis(1)).await;
+        }
+        client.reconnect_now().unwrap();
+        assert_eq!(client.read(0, 512).await.unwrap()[..], [7; 512]);
+        // Or else what is left of it would be sent now, over what was written meanwhile.
+        assert!(cutters.lock().unwrap()[1].is_closed());
+    });
 }
 
 #[test]
