@@ -67,7 +67,7 @@ pub struct Operation {
     pub outcome: Outcome,
     /// The values that it has read.
     pub read: Vec<Value>,
-    /// From when on answered writes are covered, if it is a flush.
+    /// From when on begun writes are covered, if it is a flush.
     pub since: Time,
 }
 

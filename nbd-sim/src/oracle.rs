@@ -216,7 +216,7 @@ impl<'a> Sector<'a> {
                 && ended < flush.begun
                 && flush.ended.is_some_and(|flushed| {
                     flushed < before
-                        && (flush.domain == operation.domain && flush.since <= ended
+                        && (flush.domain == operation.domain && flush.since <= operation.begun
                             || !self.has_crashed(operation.begun, flushed))
                 })
         };

@@ -301,8 +301,9 @@ impl Client {
     }
 
     /// A handle to the same client that leaves behind writes that were lost: its
-    /// [`flush`](Client::flush) covers writes that are answered from now on. It is for a program
-    /// that has met [`Error::Unflushed`] and writes again.
+    /// [`flush`](Client::flush) covers writes that are begun from now on. One that is in flight now may
+    /// have been carried out in part before the loss. It is for a program that has met
+    /// [`Error::Unflushed`] and writes again.
     ///
     /// ```no_run
     /// use nbd_blocking::{ConnectOptions, Error, Reconnect};

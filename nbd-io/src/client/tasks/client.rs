@@ -247,7 +247,7 @@ impl<R: Network> Client<R> {
     }
 
     /// A handle to the same client that leaves behind writes that were lost: its
-    /// [`flush`](Client::flush) covers writes that are answered from now on.
+    /// [`flush`](Client::flush) covers writes that are begun from now on.
     #[must_use]
     pub fn new_epoch(&self) -> Self {
         Self {
