@@ -136,7 +136,7 @@ impl Plan {
             capacity: *pick(rng, &[100, 4096, 65_536, 1 << 20]),
             chop: *pick(rng, &[40, 1000, usize::MAX, usize::MAX]),
             concurrency: *pick(rng, &[1, 4, 16]),
-            idle_timeout: rng.bool().then(|| ms(50..1000, rng)),
+            idle_timeout: rng.bool().then(|| ms(500..2000, rng)),
             clients: Vec::new(),
             faults: Vec::new(),
             heals,
