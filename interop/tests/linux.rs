@@ -177,9 +177,12 @@ impl Export for Counted {
 /// Whether the kernel has not run the thread that receives the replies of a connection: a request has
 /// timed out, and its reply was received later, when the device was disconnected. A thread that waits
 /// for a reply ends as soon as the kernel gives the connection up and says so ("Receive control
-/// failed"). Here it had not begun to wait, and the reply was lying there. Linux 6.1 hands these threads
-/// to a workqueue, and has been seen to leave one there where two processors emulated it on a busy
-/// machine; no server can do anything about it.
+/// failed"). Here it had not begun to wait, and the reply was lying there.
+///
+/// No server can do anything about it. Linux 6.1 does the same with nbdkit where real-time processes hold
+/// the guest up while it connects. Its receivers are work of a queue that promises progress: if no thread
+/// can be started in time, one takes all that waits there and does it one after the other, and a receiver
+/// is not done before its connection has ended.
 fn left_a_receiver_waiting(said: &str) -> bool {
     let has_late_reply = said.contains("Connection timed out") && said.contains("Unexpected reply");
     has_late_reply && !said.contains("Receive control failed")
