@@ -98,7 +98,7 @@ fn compare(subject: &Subject, found: &BTreeMap<String, (String, String)>) -> Vec
 /// Results of the programs that are installed.
 struct Results {
     table: String,
-    /// Rules without a judgement.
+    /// Differences without a judgement.
     unknown: Vec<String>,
     /// Judged rules that were kept.
     kept: BTreeSet<(&'static str, &'static str)>,
