@@ -2,7 +2,7 @@
 
 use crate::{
     cli::Common,
-    disk::{Disk, Run},
+    disk::{Access, Disk, Run},
     embedded::{Embedded, Pair},
     interrupt::run_until_interrupted,
     outcome::Result,
@@ -12,6 +12,7 @@ use crate::{
     runtime,
     size::exact,
     target::Target,
+    threads::share,
     transfer::Transfer,
     work::{Work, cut},
     zeroes::{is_same, is_zero},
@@ -20,7 +21,7 @@ use clap::Args;
 use futures_util::{TryStreamExt, future::try_join};
 use nbd_tokio::{ContextName, bytes::BytesMut};
 use serde::Serialize;
-use std::{cell::RefCell, ops::Range, pin::pin};
+use std::{cell::RefCell, ops::Range, pin::pin, sync::Arc};
 
 /// Number of requests in flight to each disk.
 const REQUESTS: usize = 4;
@@ -93,12 +94,26 @@ struct Report {
 impl Compare {
     pub(crate) fn run(mut self, common: &Common) -> Result {
         let pair = Pair::new([self.a.take(), self.b.take()], Embedded::sample)?;
-        let progress = self.transfer.progress(common.quiet);
+        let progress = Arc::new(self.transfer.progress(common.quiet));
         runtime::block_on(self.compare(&pair.targets, &progress, common.quiet))
     }
 
-    async fn compare(&self, targets: &[Target; 2], progress: &Progress, quiet: bool) -> Result {
-        let access = self.transfer.access(1);
+    async fn compare(
+        &self,
+        targets: &[Target; 2],
+        progress: &Arc<Progress>,
+        quiet: bool,
+    ) -> Result {
+        let has_file = targets
+            .iter()
+            .any(|target| matches!(target, Target::Path(_)));
+        // One thread goes through the disks in order, and so finds the first difference first.
+        let threads = if self.first {
+            1
+        } else {
+            self.transfer.threads(has_file)
+        };
+        let access = self.transfer.access(threads);
         let [a, b] = targets;
         let opened = try_join(Disk::open(a, &access), Disk::open(b, &access));
         let (a, b) = opened.await?;
@@ -113,12 +128,37 @@ impl Compare {
                 only: None,
             };
             let all = Ranges::from(0..sizes[0].max(sizes[1]));
-            let work = Work::new(&all, 1);
+            let threads = if a.is_shareable() && b.is_shareable() {
+                threads
+            } else {
+                1
+            };
+            let work = Arc::new(Work::new(&all, threads));
             progress.begin("compare", Some(all.len()), 0);
-            let differences = differences(&work, progress, [&a, &b], &comparison);
-            let found = run_until_interrupted(&work, progress, differences).await;
+            let first = differences(&work, progress, [&a, &b], &comparison);
+            let another = || {
+                let (work, progress) = (work.clone(), progress.clone());
+                let (comparison, access) = (comparison.clone(), access.clone());
+                let (disks, targets) = ([a.clone(), b.clone()], targets.clone());
+                move || {
+                    runtime::block_on(differences_again(
+                        &work,
+                        &progress,
+                        disks,
+                        &targets,
+                        &comparison,
+                        &access,
+                    ))
+                }
+            };
+            let shared = share(&work, threads - 1, first, another);
+            let found = run_until_interrupted(&work, progress, shared).await;
             progress.clear();
-            Some(found?)
+            Some(
+                found?
+                    .into_iter()
+                    .fold(Difference::default(), Difference::and),
+            )
         };
         a.close().await;
         b.close().await;
@@ -168,6 +208,43 @@ struct Part {
     zero: [bool; 2],
 }
 
+impl Difference {
+    /// Both of two parts.
+    fn and(self, other: Self) -> Self {
+        Self {
+            first: match (self.first, other.first) {
+                (Some(one), Some(another)) => Some(one.min(another)),
+                (one, another) => one.or(another),
+            },
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+/// Compares on another thread, over connections of its own. Where there are no more of these, the
+/// other threads do all of the work.
+async fn differences_again(
+    work: &Work,
+    progress: &Progress,
+    [a, b]: [Disk; 2],
+    [target_a, target_b]: &[Target; 2],
+    comparison: &Comparison,
+    access: &Access,
+) -> Result<Difference> {
+    let opened = try_join(a.again(target_a, access), b.again(target_b, access)).await;
+    let (a, b) = match opened {
+        Err(error) if access.may_be_fewer => {
+            tracing::warn!("{error}, and one thread goes on");
+            return Ok(Difference::default());
+        }
+        opened => opened?,
+    };
+    let found = differences(work, progress, [&a, &b], comparison).await?;
+    a.close().await;
+    b.close().await;
+    Ok(found)
+}
+
 /// Compares the ranges of `work` on two disks.
 pub(crate) async fn differences(
     work: &Work,
@@ -200,8 +277,7 @@ pub(crate) async fn differences(
     let mut all = Difference::default();
     while let Some((len, found)) = compared.try_next().await? {
         progress.add(len);
-        all.first = all.first.or(found.first);
-        all.bytes += found.bytes;
+        all = all.and(found);
         if comparison.first && all.first.is_some() {
             break;
         }

@@ -31,6 +31,7 @@ mod session;
 mod size;
 mod target;
 mod text;
+mod threads;
 mod transfer;
 mod work;
 mod zeroes;

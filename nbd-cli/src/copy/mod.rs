@@ -13,12 +13,13 @@ use crate::{
     cli::Common,
     embedded::{Embedded, Pair},
     interrupt::run_until_interrupted,
-    outcome::{Answer, Context, Error, Result, say},
+    outcome::{Answer, Error, Result, say},
     output,
     progress::Progress,
     runtime,
     size::{self, Size},
     target::Target,
+    threads::share,
     transfer::Transfer,
     work::Work,
 };
@@ -27,8 +28,7 @@ use ends::Ends;
 use nbd_tokio::ContextName;
 use pace::Pace;
 use record::{Record, State};
-use std::{path::PathBuf, sync::Arc, thread};
-use tokio::sync::mpsc;
+use std::{path::PathBuf, sync::Arc};
 use worker::{Job, Settings, Worker};
 
 /// `nbd copy`.
@@ -172,7 +172,7 @@ impl Task {
                 only: options.only.clone(),
                 flush: !options.no_flush,
             },
-            work: Work::new(&left, threads),
+            work: Arc::new(Work::new(&left, threads)),
             pace: options.limit_rate.map(Pace::new),
             progress,
             record,
@@ -247,13 +247,10 @@ async fn run(
     threads: usize,
     one_is_enough: bool,
 ) -> Result<()> {
-    let (results, mut finished) = mpsc::unbounded_channel();
-    for _ in 1..threads {
-        let (job, ends, results) = (job.clone(), ends.clone(), results.clone());
-        let (source, sink) = worker.ends();
-        let thread = thread::Builder::new().name("copy".into());
-        let started = thread.spawn(move || {
-            let copied = runtime::block_on(async {
+    let another = || {
+        let (job, ends, (source, sink)) = (job.clone(), ends.clone(), worker.ends());
+        move || {
+            runtime::block_on(async {
                 let opened = ends.open_again(&source, &sink).await;
                 let (source, sink) = match opened {
                     Err(error) if one_is_enough => {
@@ -266,22 +263,10 @@ async fn run(
                 worker.run().await?;
                 worker.close().await;
                 Ok(())
-            });
-            if copied.is_err() {
-                job.work.stop();
-            }
-            // The other side is gone if the user did not want to wait.
-            let _ = results.send(copied);
-        });
-        started.step(|| "cannot start a thread")?;
-    }
-    drop(results);
-    let mut copied = worker.run().await;
-    if copied.is_err() {
-        job.work.stop();
-    }
-    while let Some(other) = finished.recv().await {
-        copied = copied.and(other);
-    }
-    copied
+            })
+        }
+    };
+    share(&job.work, threads - 1, worker.run(), another)
+        .await
+        .map(drop)
 }

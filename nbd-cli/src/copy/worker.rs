@@ -35,7 +35,7 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) settings: Settings,
-    pub(super) work: Work,
+    pub(super) work: Arc<Work>,
     pub(super) pace: Option<Pace>,
     pub(super) progress: Arc<Progress>,
     pub(super) record: Record,

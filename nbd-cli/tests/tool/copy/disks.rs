@@ -381,11 +381,13 @@ fn disks_are_compared_byte_by_byte() {
         file.write_all_at(&[0; 9], 1234).unwrap();
         let lost = contents()[1234..][..9].to_vec();
         let different = lost.iter().filter(|byte| **byte != 0).count() as u64 + 1;
-        let said = compare(&[]).expect(1);
-        assert_eq!(
-            said,
-            format!("different: {different} bytes, the first at 1234\n")
-        );
+        for threads in ["--threads=1", "--threads=2"] {
+            let said = compare(&[threads]).expect(1);
+            assert_eq!(
+                said,
+                format!("different: {different} bytes, the first at 1234\n")
+            );
+        }
         let said = compare(&["--first"]).expect(1);
         assert_eq!(said, "different: the first byte at 1234\n");
         let said: serde_json::Value =
