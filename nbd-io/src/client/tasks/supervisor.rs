@@ -145,8 +145,8 @@ impl Drop for Candidate {
             CandidateState::Idle => {
                 self.link.close();
             }
-            // What is not sent yet must not be: another connection replays the same, and later
-            // changes follow there.
+            // Requests that are not sent yet must not be sent: another connection replays the same,
+            // and later changes follow there.
             CandidateState::Replaying => self.link.abort(Lost::GivenUp),
             CandidateState::Joined => {}
         }
