@@ -10,6 +10,9 @@ use nbd_tokio::nbd_proto::wire::{Command, Errno, ReplyType};
 /// More than any payload that is asked for here, and the overhead of a chunk.
 const LONGEST_PAYLOAD: u64 = (64 << 20) + 16;
 
+/// The most of a chunk that is not its variable part.
+const OVERHEAD: u64 = 16;
+
 /// A reply as a whole.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
@@ -52,6 +55,8 @@ pub(super) struct Entered {
     pub(super) style: Style,
     pub(super) size: u64,
     pub(super) flags: u16,
+    /// The maximum payload, if it is advertised.
+    pub(super) maximum: u64,
     /// The ids of the selected meta contexts.
     pub(super) contexts: Vec<u32>,
     pending: Vec<Pending>,
@@ -70,6 +75,7 @@ impl Entered {
             style,
             size,
             flags,
+            maximum: LONGEST_PAYLOAD,
             contexts,
             pending: Vec::new(),
             cookies: 0x6e62_6400,
@@ -224,6 +230,13 @@ impl Entered {
             self.talk.came(&header, meaning);
             return must(format!(
                 "expected a chunk of a sane length, got {len} bytes"
+            ));
+        }
+        if len > self.maximum.saturating_add(OVERHEAD) {
+            self.talk.came(&header, meaning);
+            return must(format!(
+                "a chunk of {len} bytes, above the maximum payload {} (S-191)",
+                self.maximum
             ));
         }
         let at = self.position(cookie).inspect_err(|_| {

@@ -77,6 +77,13 @@ pub(super) const RULES: &[Rule] = &[
         cache_flag,
     ),
     rule(
+        "S-166",
+        Should,
+        "NBD_CMD_CACHE of the whole export does not end the connection",
+        "Size constraints",
+        cache_all,
+    ),
+    rule(
         "S-159",
         Should,
         "NBD_CMD_CACHE across the end: EINVAL",
@@ -219,4 +226,14 @@ fn cache_unaligned(server: &Server) -> Checked {
         Request::new(command::CACHE, block / 2, block),
         INVALID,
     )
+}
+
+fn cache_all(server: &Server) -> Checked {
+    server.needs(export::CACHE, "NBD_FLAG_SEND_CACHE")?;
+    let len = server.profile.size.min(1 << 30) / server.block() * server.block();
+    server.has_bytes(len.max(1))?;
+    let mut entered = server.enter_best()?;
+    // It may be refused, for its length or for any other reason.
+    Fault::may_leave(entered.call(Request::new(command::CACHE, 0, len)))?;
+    Fault::may_leave(still_serves(&mut entered))
 }

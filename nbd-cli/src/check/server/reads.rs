@@ -83,6 +83,13 @@ pub(super) const RULES: &[Rule] = &[
         long,
     ),
     rule(
+        "S-190",
+        May,
+        "a read above the maximum payload: data, or an error",
+        TYPES,
+        above_maximum,
+    ),
+    rule(
         "S-196",
         Must,
         "NBD_CMD_FLAG_DF: 64 KiB in one piece",
@@ -218,6 +225,27 @@ fn long(server: &Server) -> Checked {
             crate::check::replies::error_name(error)
         )),
     }
+}
+
+fn above_maximum(server: &Server) -> Checked {
+    let most = server
+        .profile
+        .sizes
+        .map_or(u64::MAX, |[.., maximum]| maximum.into());
+    let len = most.saturating_add(1).next_multiple_of(server.block());
+    if most > 1 << 25 || server.profile.size < len {
+        return not("the maximum payload is above the size, or above 32 MiB");
+    }
+    let mut entered = server.enter(Style::Structured)?;
+    // A longer chunk than the maximum would be a fault of its own, but one chunk need not have all.
+    let reply = entered.call(Request::new(command::READ, 0, len))?;
+    if ![0, errno::EOVERFLOW, errno::EINVAL].contains(&reply.error) {
+        return should(format!(
+            "expected data, NBD_EOVERFLOW or NBD_EINVAL, got {}",
+            reply.error_name()
+        ));
+    }
+    still_serves(&mut entered)
 }
 
 fn in_one_piece(server: &Server) -> Checked {

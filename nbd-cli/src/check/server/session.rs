@@ -377,7 +377,11 @@ impl Server {
             ));
         }
         let described = described(&answer.before)?;
-        Ok(Entered::new(talk, style, described, contexts))
+        let mut entered = Entered::new(talk, style, described, contexts);
+        if let Some([.., maximum]) = block_sizes(&answer.before) {
+            entered.maximum = maximum.into();
+        }
+        Ok(entered)
     }
 
     /// Whether the export has this flag.
