@@ -120,11 +120,11 @@ impl Completion {
     fn new(done: Done) -> Self {
         let Done {
             cookie,
-            result,
+            reply,
             sink,
         } = done;
         let buffer = sink.into_owned();
-        let (result, extents) = match result {
+        let (result, extents) = match reply.into_result() {
             Ok(Outcome::Extents(extents)) => (Ok(()), extents),
             Ok(_) => (Ok(()), Vec::new()),
             Err(error) => (Err(error), Vec::new()),
@@ -422,7 +422,7 @@ impl Queue {
             }
             let done = self.received.pop_front()?;
             let is_plain = self.afterwards.is_empty() && self.flushing.is_none();
-            if done.result.is_ok() && is_plain && self.watched.is_empty() {
+            if done.reply.is_ok() && is_plain && self.watched.is_empty() {
                 break done;
             }
             self.take(done);
@@ -460,11 +460,11 @@ impl Queue {
         if !self.watched.is_empty() {
             self.watched.remove(&done.cookie);
         }
-        if let Err(error) = &done.result {
+        if let Some(error) = done.reply.error() {
             self.notice(error);
         }
         if let Some((_, count)) = self.flushing.take_if(|(own, _)| *own == done.cookie) {
-            self.covered(count, &done.result.map(drop));
+            self.covered(count, &done.reply.into_result().map(drop));
             self.cover();
             return;
         }
@@ -473,13 +473,13 @@ impl Queue {
             return;
         }
         match self.afterwards.remove(&done.cookie) {
-            Some(Afterwards::Flush) if done.result.is_ok() => {
+            Some(Afterwards::Flush) if done.reply.is_ok() => {
                 self.unflushed.push_back(done);
                 self.cover();
                 return;
             }
-            Some(Afterwards::CheckLosses) if done.result.is_ok() => {
-                done.result = self.client.check_losses().map(|()| Outcome::Done);
+            Some(Afterwards::CheckLosses) if done.reply.is_ok() => {
+                done.reply = self.client.check_losses().map(|()| Outcome::Done).into();
             }
             _ => {}
         }
@@ -502,7 +502,7 @@ impl Queue {
     fn covered(&mut self, count: usize, flushed: &Result<(), Error>) {
         for mut done in self.unflushed.drain(..count) {
             if let Err(error) = flushed {
-                done.result = Err(error.clone());
+                done.reply = error.clone().into();
             }
             self.ready.push_back(done);
         }

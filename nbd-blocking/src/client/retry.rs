@@ -311,7 +311,12 @@ fn in_flight<'a>(
                 };
                 let slot = window.iter_mut().find(own).and_then(Option::take);
                 if let Some((cookie, piece, _watched)) = slot {
-                    let taken = take(piece, done.result.map_err(|error| (error, Some(cookie))));
+                    let taken = take(
+                        piece,
+                        done.reply
+                            .into_result()
+                            .map_err(|error| (error, Some(cookie))),
+                    );
                     result = result.and(taken);
                 }
             }

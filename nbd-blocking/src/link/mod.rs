@@ -223,7 +223,7 @@ impl Link {
             .map_err(failed)?
             .expect("a caller waits until it is served");
         done.settle(dest);
-        done.result.map_err(failed)
+        done.reply.into_result().map_err(failed)
     }
 
     // Inlined, because the kind of call is known where it is made.

@@ -290,7 +290,7 @@ impl State {
 /// Whether a request has failed with the connection, like all that were in flight. That is said once
 /// for all of them.
 fn is_failed_by(done: &Done, lost: &Arc<Lost>) -> bool {
-    matches!(&done.result, Err(Error::Lost(why)) if Arc::ptr_eq(why, lost))
+    matches!(done.reply.error(), Some(Error::Lost(why)) if Arc::ptr_eq(why, lost))
 }
 
 impl Caller {

@@ -156,7 +156,7 @@ impl Asked {
             Err(error) => Err(error.clone()),
         };
         match answer {
-            Ok(Some(done)) => Poll::Ready(done.result.map(drop)),
+            Ok(Some(done)) => Poll::Ready(done.reply.into_result().map(drop)),
             Ok(None) => Poll::Pending,
             Err(error) => Poll::Ready(Err(error)),
         }

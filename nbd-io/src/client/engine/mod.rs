@@ -9,6 +9,7 @@
 
 mod outbox;
 mod receive;
+mod reply;
 mod spill;
 mod table;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests;
 
 pub use outbox::Outbox;
 pub use receive::{Inbox, LARGE, ReadPlan, Reader, no_reader};
+pub use reply::Reply;
 pub use spill::Spill;
 pub use table::{Done, Sink, Submission, Ticket};
 
@@ -236,8 +238,8 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             if let Some(cookie) = request.cookie.take()
                 && owner != ABANDONED
             {
-                let result = Err(Error::Lost(lost.clone()));
-                self.finish(owner, cookie, result, sink);
+                let reply = Error::Lost(lost.clone()).into();
+                self.finish(owner, cookie, reply, sink);
             }
         }
     }
@@ -323,8 +325,8 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             silent |= request.receipts == self.receipts;
             let (owner, command) = (request.owner, request.command);
             let sink = self.abandon(cookie);
-            let result = Err(Error::Timeout { command, after });
-            self.finish(owner, cookie, result, sink);
+            let reply = Error::Timeout { command, after }.into();
+            self.finish(owner, cookie, reply, sink);
         }
         self.first_due = first;
         if silent && self.lose_when_silent {

@@ -8,7 +8,7 @@
 //! payload. Then one read takes in all of it, each part in its place. If the bytes turn out to be
 //! others, those in the wrong place are taken from there.
 
-use super::{ABANDONED, Done, Engine, Sink, Spill, Ticket};
+use super::{ABANDONED, Done, Engine, Reply, Sink, Spill, Ticket};
 use crate::client::Error;
 use nbd_proto::{
     Command, Error as Violation,
@@ -257,7 +257,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             .whole_reply(front, have_come, Some(cookie));
         if whole.is_some() {
             self.trace_replies(front, direct);
-            self.complete(cookie, Ok(Outcome::Done));
+            self.complete(cookie, Reply::DONE);
             return self.take_in(0, rest, (reader, lent));
         }
         let expected = Payload {
@@ -307,7 +307,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
                 bytes = rest;
                 self.trace_replies(&reply[..header], payload);
                 self.put(cookie, 0, &reply[header..], &mut reader);
-                self.complete(cookie, Ok(Outcome::Done));
+                self.complete(cookie, Reply::DONE);
                 continue;
             }
             let fed = self.transmission.feed(bytes)?;
@@ -335,7 +335,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             Event::Complete {
                 cookie,
                 outcome: Outcome::Done,
-            } => self.complete(cookie, Ok(Outcome::Done)),
+            } => self.complete(cookie, Reply::DONE),
             event => self.handle_other(event, reader),
         }
     }
@@ -352,7 +352,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
                     Destination::Nowhere => {}
                 }
                 if done {
-                    self.complete(cookie, Ok(Outcome::Done));
+                    self.complete(cookie, Reply::DONE);
                 }
             }
             Event::Complete {
@@ -360,9 +360,9 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
                 outcome: Outcome::Failed(source),
             } => {
                 let command = self.in_flight[cookie.slot()].command;
-                self.complete(cookie, Err(Error::Failed { command, source }));
+                self.complete(cookie, Error::Failed { command, source }.into());
             }
-            Event::Complete { cookie, outcome } => self.complete(cookie, Ok(outcome)),
+            Event::Complete { cookie, outcome } => self.complete(cookie, Ok(outcome).into()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The requests in flight and their owners.
 
-use super::{ABANDONED, Engine, LARGE, Outbox, Spill};
+use super::{ABANDONED, Engine, LARGE, Outbox, Reply, Spill};
 use crate::client::Error;
 use nbd_proto::{
     Command, Misuse,
@@ -102,7 +102,7 @@ pub struct Done<B> {
     /// The request.
     pub cookie: Cookie,
     /// The outcome of the request.
-    pub result: Result<Outcome, Error>,
+    pub reply: Reply,
     /// Where its payload is. Its contents are to be trusted only after success.
     pub sink: Sink<B>,
 }
@@ -248,7 +248,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     #[must_use]
     pub fn has_refused(&self, owner: usize) -> bool {
         let done = self.owners[owner].done.front();
-        done.is_some_and(|done| matches!(done.result, Err(Error::Failed { .. })))
+        done.is_some_and(|done| matches!(done.reply.error(), Some(Error::Failed { .. })))
     }
 
     /// The next owner for whom there is something new.
@@ -267,18 +267,12 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
 
     /// Leaves an owner a result.
     #[inline(always)]
-    pub(super) fn finish(
-        &mut self,
-        owner: usize,
-        cookie: Cookie,
-        result: Result<Outcome, Error>,
-        sink: Sink<B>,
-    ) {
+    pub(super) fn finish(&mut self, owner: usize, cookie: Cookie, reply: Reply, sink: Sink<B>) {
         let entry = &mut self.owners[owner];
         entry.outstanding -= 1;
         entry.done.push_back(Done {
             cookie,
-            result,
+            reply,
             sink,
         });
         self.set_ready(owner);
@@ -294,7 +288,7 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
 
     /// A request was answered, and its cookie is free.
     #[inline(always)]
-    pub(super) fn complete(&mut self, cookie: Cookie, mut result: Result<Outcome, Error>) {
+    pub(super) fn complete(&mut self, cookie: Cookie, mut reply: Reply) {
         let slot = cookie.slot();
         let request = &mut self.in_flight[slot];
         request.cookie = None;
@@ -303,11 +297,13 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         let owner = mem::replace(&mut request.owner, ABANDONED);
         let sink = mem::take(&mut request.sink);
         if let Some(mut ticket) = self.tickets[slot].take() {
+            let mut result = reply.into_result();
             ticket.answered(&mut result);
+            reply = result.into();
             self.released.push(ticket);
         }
         if owner != ABANDONED {
-            self.finish(owner, cookie, result, sink);
+            self.finish(owner, cookie, reply, sink);
         }
         // C-188
         if self.transmission.server_shuts_down() {

@@ -330,7 +330,7 @@ impl Bench {
                 assert_eq!(known.owner, owner);
                 known.over = true;
                 done.settle(&mut self.lent[owner]);
-                match done.result {
+                match done.reply.into_result() {
                     Ok(_) => {
                         assert_eq!(known.fails, Some(false));
                         let mut expected = content(known.offset, known.len);
@@ -449,9 +449,9 @@ fn a_server_that_says_nothing_is_given_up_by_the_first_late_request() {
     let lost = bench.engine.lost().unwrap();
     assert!(matches!(**lost, Lost::Silent { after: TIMEOUT }));
     let owner = bench.owners[0];
-    let late = bench.engine.take(owner).unwrap().result;
+    let late = bench.engine.take(owner).unwrap().reply.into_result();
     assert!(matches!(late, Err(Error::Timeout { .. })));
-    let other = bench.engine.take(owner).unwrap().result;
+    let other = bench.engine.take(owner).unwrap().reply.into_result();
     assert!(matches!(other, Err(Error::Lost(_))));
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     ReadIntoError, extents::Extents, link::Request, pool::Pool, range_guard::SharedRangeLocks,
+    ranges::read_request,
 };
 use crate::{
     client::{ConnectionState, Error, Lost, Negotiated, Piece, index, length},
@@ -167,11 +168,14 @@ impl<R: Network> Client<R> {
             Err(misuse) => return Err(ReadIntoError::new(misuse.into(), buffer, len)),
         };
         if self.negotiated().is_whole(&range) {
-            let done = match self.single_read(offset, buffer) {
-                Ok(call) => call.await,
-                Err(buffer) => self.read_whole(offset, buffer).await,
+            let done = match self.straight_read(len) {
+                Some(link) => {
+                    let len = len as u64;
+                    link.call(read_request(Piece { offset, len }), buffer).await
+                }
+                None => self.read_whole(offset, buffer).await,
             };
-            return match done.result {
+            return match done.reply.into_result() {
                 Ok(_) => Ok(done.sink),
                 Err(error) => Err(ReadIntoError::new(error, done.sink, len)),
             };

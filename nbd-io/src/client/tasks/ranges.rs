@@ -2,12 +2,14 @@
 
 use super::{
     client::Client,
-    link::{Call, Done, Held, Link, Request, is_answer},
+    link::{Done, Held, Link, Request, is_answer},
     range_guard::RangeGuard,
     window::{Parts, in_flight},
 };
 use crate::{
-    client::{Admission, Error, FlushStep, Kept, Part, Piece, Uncovered, index, length},
+    client::{
+        Admission, Error, FlushStep, Kept, Part, Piece, Uncovered, engine::Reply, index, length,
+    },
     mutation::Mutation,
     runtime::Network,
 };
@@ -25,28 +27,22 @@ use std::{
 };
 
 impl<R: Network> Client<R> {
-    /// A read that one request on the only connection will do for, without anything to wait for
-    /// before. Otherwise the buffer comes back, for [`read_whole`](Self::read_whole).
-    pub(super) fn single_read(&self, offset: u64, buffer: BytesMut) -> Result<Call<'_>, BytesMut> {
-        let len = buffer.len() as u64;
-        match self.shared.pool.only() {
-            Some(link) if len > 0 && len <= self.negotiated().max_payload => {
-                Ok(link.call(read_request(Piece { offset, len }), buffer))
-            }
-            _ => Err(buffer),
-        }
+    /// The connection of a read for which one request will do, without anything to wait for before.
+    /// Other reads are for [`read_whole`](Self::read_whole).
+    pub(super) fn straight_read(&self, len: usize) -> Option<&Link> {
+        let is_single = len > 0 && len as u64 <= self.negotiated().max_payload;
+        self.shared.pool.only().filter(|_| is_single)
     }
 
     /// Fills a buffer from whole blocks. The buffer comes back with an error, too.
-    pub(super) async fn read_whole(&self, offset: u64, buffer: BytesMut) -> Done {
-        let mut buffer = match self.single_read(offset, buffer) {
-            Ok(call) => return call.await,
-            Err(buffer) => buffer,
-        };
+    pub(super) async fn read_whole(&self, offset: u64, mut buffer: BytesMut) -> Done {
         let max = self.negotiated().max_payload;
         let len = buffer.len() as u64;
+        if let Some(link) = self.straight_read(buffer.len()) {
+            return link.call(read_request(Piece { offset, len }), buffer).await;
+        }
         if len == 0 {
-            return Done::new(Ok(Outcome::Done), buffer);
+            return Done::new(Reply::DONE, buffer);
         }
         let read = |piece, buffer| self.perform(read_request(piece), buffer);
         if len <= max {
@@ -59,10 +55,10 @@ impl<R: Network> Client<R> {
         };
         let take = |(offset, part)| parts.add(offset, part);
         match self.pieces(offset, len, max, start, take).await {
-            Ok(()) => Done::new(Ok(Outcome::Done), parts.whole()),
+            Ok(()) => Done::new(Reply::DONE, parts.whole()),
             // The parts are gone, so that the rest is the only user of the memory and can have all
             // of it.
-            Err(error) => Done::new(Err(error), buffer),
+            Err(error) => Done::failed(error, buffer),
         }
     }
 
@@ -115,7 +111,7 @@ impl<R: Network> Client<R> {
             flags,
         };
         let done = self.perform_in_turn(request, BytesMut::new(), Some(guard));
-        done.await.result.map(drop)
+        done.await.result().map(drop)
     }
 
     /// A command with a range and without payload. Servers may find a range too long that others
@@ -159,10 +155,12 @@ impl<R: Network> Client<R> {
             flags,
             ids,
         };
-        Ok(match self.perform(request, BytesMut::new()).await.result? {
-            Outcome::Extents(extents) => extents,
-            Outcome::Done | Outcome::Failed(_) => Vec::new(),
-        })
+        Ok(
+            match self.perform(request, BytesMut::new()).await.result()? {
+                Outcome::Extents(extents) => extents,
+                Outcome::Done | Outcome::Failed(_) => Vec::new(),
+            },
+        )
     }
 
     /// Cuts a request into pieces and has several of them in flight. `take` is given their results,
@@ -181,12 +179,11 @@ impl<R: Network> Client<R> {
 
     pub(super) async fn done(&self, request: Request) -> Result<(), Error> {
         match self.straight(&request) {
-            Some(link) => link.call(request, BytesMut::new()).await.result.map(drop),
-            None => self
-                .perform(request, BytesMut::new())
-                .await
-                .result
-                .map(drop),
+            Some(link) => link.call(request, BytesMut::new()).await.result().map(drop),
+            None => {
+                let done = self.perform(request, BytesMut::new()).await;
+                done.result().map(drop)
+            }
         }
     }
 
@@ -204,7 +201,7 @@ impl<R: Network> Client<R> {
             Some(range) if self.locks_ranges() => {
                 match self.lock_range(request.command(), range).await {
                     Ok(guard) => Some(guard),
-                    Err(error) => return Done::new(Err(error), sink),
+                    Err(error) => return Done::failed(error, sink),
                 }
             }
             _ => None,
@@ -234,7 +231,7 @@ impl<R: Network> Client<R> {
                     let mut watch = pool.watch();
                     link = match poll_fn(|cx| pool.poll_link(&mut watch.place, cx)).await {
                         Ok(link) => link,
-                        Err(error) => return Done::new(Err(error), sink),
+                        Err(error) => return Done::failed(error, sink),
                     };
                     &link
                 }
@@ -259,13 +256,13 @@ impl<R: Network> Client<R> {
             let epoch = log.lock().epoch();
             let changed = self.retry(&request, BytesMut::new(), guard.clone(), None);
             let changed = changed.await;
-            if changed.result.is_err() {
+            if !changed.reply.is_ok() {
                 return changed;
             }
             match self.cover(log.uncovered(epoch)).await {
                 Ok(true) => return changed,
                 Ok(false) => {}
-                Err(error) => return Done::new(Err(error), changed.sink),
+                Err(error) => return Done::failed(error, changed.sink),
             }
         }
     }
@@ -286,7 +283,7 @@ impl<R: Network> Client<R> {
                 FlushStep::Flush(turn) => turn,
             };
             let flushed = self.retry(&Request::Flush, BytesMut::new(), None, None);
-            flushed.await.result?;
+            flushed.await.result()?;
         }
     }
 
@@ -304,7 +301,7 @@ impl<R: Network> Client<R> {
         loop {
             let link = match self.link(command, &mut late).await {
                 Ok(link) => link,
-                Err(error) => return Done::new(Err(error), sink),
+                Err(error) => return Done::failed(error, sink),
             };
             let record = link.log().and_then(|log| match command {
                 Command::Flush => Some(log.flush()),
@@ -316,7 +313,7 @@ impl<R: Network> Client<R> {
             let guard = guard.clone();
             let call = link.call_with(request.clone(), sink, Held::new(record, guard));
             let done = call.await;
-            if is_answer(&done.result) || pool.is_closing() {
+            if is_answer(done.reply.error()) || pool.is_closing() {
                 return done;
             }
             sink = done.sink;
@@ -377,7 +374,7 @@ impl<R: Network> Client<R> {
     }
 }
 
-const fn read_request(Piece { offset, len }: Piece) -> Request {
+pub(super) const fn read_request(Piece { offset, len }: Piece) -> Request {
     Request::Read {
         offset,
         len,

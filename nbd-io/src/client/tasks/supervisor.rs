@@ -187,7 +187,7 @@ impl<R: Network> Dialing<R> {
                 Join::Unwanted => return Err(Error::lost(Lost::Disconnected)),
                 Join::Wait => {}
                 Join::Probe(other) => {
-                    let answer = other.call(Request::Flush, BytesMut::new()).await.result;
+                    let answer = other.call(Request::Flush, BytesMut::new()).await.result();
                     let Some(pool) = self.pool.upgrade() else {
                         continue;
                     };
@@ -210,7 +210,7 @@ impl<R: Network> Dialing<R> {
                     // One after the other, because they may overlap.
                     for request in kept {
                         let call = candidate.link.call(request, BytesMut::new());
-                        call.await.result?;
+                        call.await.result()?;
                     }
                     candidate.state = CandidateState::Idle;
                     replayed = Some(epoch);

@@ -1,7 +1,7 @@
 //! One request, as a future.
 
 use super::{Held, Link, Request, State, Stop};
-use crate::client::Error;
+use crate::client::{Error, engine::Reply};
 use bytes::BytesMut;
 use nbd_proto::client::Outcome;
 use std::{
@@ -33,19 +33,29 @@ enum Stage {
 /// The outcome of a call.
 #[derive(Debug)]
 pub(crate) struct Done {
-    pub(crate) result: Result<Outcome, Error>,
+    pub(crate) reply: Reply,
     /// The buffer that was handed over. Its contents are to be trusted only after success.
     pub(crate) sink: BytesMut,
 }
 
 impl Done {
-    pub(crate) const fn new(result: Result<Outcome, Error>, sink: BytesMut) -> Self {
-        Self { result, sink }
+    pub(crate) const fn new(reply: Reply, sink: BytesMut) -> Self {
+        Self { reply, sink }
+    }
+
+    /// The outcome of a call that could not be made, with its buffer.
+    pub(crate) fn failed(error: Error, sink: BytesMut) -> Self {
+        Self::new(error.into(), sink)
+    }
+
+    /// The outcome without the buffer.
+    pub(crate) fn result(self) -> Result<Outcome, Error> {
+        self.reply.into_result()
     }
 
     /// The outcome of a read.
     pub(crate) fn into_read(self) -> Result<BytesMut, Error> {
-        self.result.map(|_| self.sink)
+        self.reply.into_result().map(|_| self.sink)
     }
 }
 

@@ -209,7 +209,7 @@ impl Ticket for Held {
         if let Some(mut record) = self.record.take() {
             record.answered(result);
         }
-        self.is_answered = is_answer(result);
+        self.is_answered = is_answer(result.as_ref().err());
     }
 }
 
@@ -222,11 +222,11 @@ impl Drop for Held {
     }
 }
 
-/// Whether a request with this result need not be sent again.
-pub(crate) fn is_answer(result: &Result<Outcome, Error>) -> bool {
-    match result {
-        Err(Error::Lost(_)) => false,
-        Err(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
+/// Whether a request with this error, or none, need not be sent again.
+pub(crate) fn is_answer(error: Option<&Error>) -> bool {
+    match error {
+        Some(Error::Lost(_)) => false,
+        Some(Error::Failed { source, .. }) => source.errno != Errno::Shutdown,
         _ => true,
     }
 }

@@ -265,7 +265,10 @@ impl State {
     /// connection task.
     #[inline]
     fn pass_on(&mut self) {
-        self.driver = self.next_waiting();
+        self.driver = None;
+        if !self.waiting.is_empty() {
+            self.driver = self.next_waiting();
+        }
         if self.driver.is_some() {
             self.call_driver();
         } else if self.has_work() {
@@ -336,10 +339,10 @@ impl State {
         if self.calls[key].is_sent {
             let done = self.engine.take(key)?;
             let sink = done.sink.into_owned().unwrap_or_default();
-            return Some(Done::new(done.result, sink));
+            return Some(Done::new(done.reply, sink));
         }
         match mem::take(&mut self.unsent[key]) {
-            Unsent::Failed(error, sink) => Some(Done::new(Err(error), sink)),
+            Unsent::Failed(error, sink) => Some(Done::failed(error, sink)),
             unsent => {
                 self.unsent[key] = unsent;
                 None

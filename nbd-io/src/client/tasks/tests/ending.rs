@@ -43,7 +43,7 @@ fn a_request_that_is_not_answered_in_time_ends_alone() {
             async move {
                 let start = sim.now();
                 let done = write(link, n.into(), vec![n]).await;
-                (done.result, sim.now() - start)
+                (done.result(), sim.now() - start)
             }
         }))
         .await;
@@ -78,7 +78,7 @@ fn a_request_has_its_full_timeout_after_any_earlier_ones() {
                 0 => drop(write(&link, 0, vec![1; 10]).await),
                 1 => {
                     let senseless = read(&link, u64::MAX - 10, 5).await;
-                    assert!(matches!(senseless.result, Err(Error::Misuse(_))));
+                    assert!(matches!(senseless.result(), Err(Error::Misuse(_))));
                 }
                 2 => {
                     dropped_after(write(&link, 0, vec![1; 10]), 1).await;
@@ -96,7 +96,7 @@ fn a_request_has_its_full_timeout_after_any_earlier_ones() {
             }
             sim.sleep(Duration::from_secs(20)).await;
             let done = read(&link, 0, 10).await;
-            assert!(done.result.is_ok(), "{before}: {:?}", done.result);
+            assert!(done.reply.is_ok(), "{before}: {:?}", done.reply);
         }
     });
 }
@@ -118,7 +118,7 @@ fn a_request_that_finds_no_room_in_time_ends_alone() {
         let Bench { link, .. } = setup.connect(&sim).await;
         let (first, second) = super::sim::join(read(&link, 0, 1), read(&link, 1, 1)).await;
         for done in [first, second] {
-            assert!(matches!(done.result, Err(Error::Timeout { .. })));
+            assert!(matches!(done.result(), Err(Error::Timeout { .. })));
         }
         assert_eq!(log.lock().unwrap().len(), 1);
     });
@@ -153,7 +153,7 @@ fn a_connection_that_breaks_ends_every_call_with_its_cause() {
                     let mut done = 0;
                     loop {
                         let wrote = write(link, u64::from(n) * 9000, vec![n; 9000]).await;
-                        match wrote.result {
+                        match wrote.result() {
                             Ok(_) => done += 1,
                             Err(Error::Lost(lost)) => return (done, lost),
                             Err(other) => panic!("{other}"),
@@ -166,7 +166,7 @@ fn a_connection_that_breaks_ends_every_call_with_its_cause() {
                 assert!(ends.iter().all(|(_, lost)| Arc::ptr_eq(lost, &first)));
                 let late = read(link, 0, 1).await;
                 assert!(
-                    matches!(late.result, Err(Error::Lost(lost)) if Arc::ptr_eq(&lost, &first))
+                    matches!(late.result(), Err(Error::Lost(lost)) if Arc::ptr_eq(&lost, &first))
                 );
                 sim.sleep(Duration::from_millis(1)).await;
             });
@@ -275,9 +275,9 @@ fn a_disconnect_waits_for_requests_in_flight() {
             };
             let (calls, lost) = super::sim::join(calls, disconnect).await;
             assert!(matches!(*lost, Lost::Disconnected));
-            let done = calls.iter().filter(|call| call.result.is_ok()).count();
+            let done = calls.iter().filter(|call| call.reply.is_ok()).count();
             let refused = calls.iter().filter(
-                |call| matches!(&call.result, Err(Error::Lost(lost)) if matches!(**lost, Lost::Disconnected)),
+                |call| matches!(call.reply.error(), Some(Error::Lost(lost)) if matches!(**lost, Lost::Disconnected)),
             );
             // A reply that has come before makes room for one more.
             assert!(done >= 4, "{done}");
