@@ -1,6 +1,6 @@
 //! A caller's request, with the buffers that it lends.
 
-use super::table::Held;
+use super::table::{Caller, Held};
 use nbd_io::client::{
     Request,
     engine::{Engine, Outbox, Sink, Submission},
@@ -77,7 +77,7 @@ impl<'a> Call<'a> {
     #[inline(always)]
     pub(super) fn begin(
         self,
-        engine: &mut Engine<Vec<u8>, Held>,
+        engine: &mut Engine<Vec<u8>, Held, Caller>,
         now: Option<Duration>,
         place: usize,
         alone: bool,

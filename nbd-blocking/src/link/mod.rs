@@ -161,7 +161,7 @@ impl Link {
     }
 
     pub(crate) fn enter(&self) -> usize {
-        self.lock().enter()
+        self.lock().engine.enter()
     }
 
     /// Gives a place back. Requests that were made from it and are not complete are abandoned.
@@ -190,7 +190,7 @@ impl Link {
     /// One request and its reply, from a place of its own.
     pub(crate) fn call(&self, call: Call<'_>, dest: &mut [u8]) -> Answer {
         let mut state = self.lock();
-        let place = state.enter();
+        let place = state.engine.enter();
         match self.submit_locked(state, place, call, dest, &mut None, true) {
             Ok((state, cookie)) => self.answer(state, place, cookie, dest),
             Err(error) => {
@@ -244,7 +244,7 @@ impl Link {
         }
         // The time of a frame that waits in the outbox begins when that is written.
         let now = (alone || call.has_own_frame()).then(|| self.now());
-        state.callers[place].since = now.filter(|_| alone);
+        state.engine.owner_mut(place).since = now.filter(|_| alone);
         let (begun, own) = call.begin(&mut state.engine, now, place, alone);
         // If there is still room, or if this caller makes no use of it.
         state.wake_for_room();

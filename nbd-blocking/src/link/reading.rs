@@ -89,17 +89,17 @@ impl Link {
         until: WaitFor,
         limit: Option<Duration>,
     ) -> MutexGuard<'a, State> {
-        state.callers[place].since = None;
-        let wake = state.callers[place].wake.clone();
+        state.engine.owner_mut(place).since = None;
+        let wake = state.engine.owner(place).wake.clone();
         let for_others = usize::from(matches!(until, WaitFor::Answer(_)));
-        state.callers[place].waits = Some(until);
+        state.engine.owner_mut(place).waits = Some(until);
         state.waiting += 1;
         state.wait_for_room += usize::from(matches!(until, WaitFor::Room { .. }));
         state.wait_for_others += for_others;
         state = wait_until(&wake, state, limit.and_then(|limit| self.at(limit)));
         state.wait_for_others -= for_others;
         // Unless it was woken because there is room.
-        if let Some(waited) = state.callers[place].waits.take() {
+        if let Some(waited) = state.engine.owner_mut(place).waits.take() {
             state.waiting -= 1;
             state.wait_for_room -= usize::from(matches!(waited, WaitFor::Room { .. }));
         }
@@ -117,7 +117,7 @@ impl Link {
         limit: Option<Duration>,
     ) -> (MutexGuard<'a, State>, Stop) {
         state.reader = None;
-        let mut since = state.callers[place].since.take();
+        let mut since = state.engine.owner_mut(place).since.take();
         let stop = loop {
             if state.engine.lost().is_some() || state.serves(until, place) {
                 break Stop::Served;

@@ -32,9 +32,7 @@ impl Ticket for Held {
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) engine: Engine<Vec<u8>, Held>,
-    /// State per owner in the engine.
-    pub(super) callers: Vec<Caller>,
+    pub(super) engine: Engine<Vec<u8>, Held, Caller>,
     /// Number of callers that wait.
     pub(super) waiting: usize,
     /// Number of callers that wait until one more request may be in flight.
@@ -103,10 +101,9 @@ pub(super) struct Caller {
 }
 
 impl State {
-    pub(super) fn new(engine: Engine<Vec<u8>, Held>, max_weight: u64) -> Self {
+    pub(super) fn new(engine: Engine<Vec<u8>, Held, Caller>, max_weight: u64) -> Self {
         Self {
             engine,
-            callers: Vec::new(),
             waiting: 0,
             wait_for_room: 0,
             wait_for_others: 0,
@@ -123,19 +120,10 @@ impl State {
     }
 
     #[inline]
-    pub(super) fn enter(&mut self) -> usize {
-        let place = self.engine.enter();
-        if place == self.callers.len() {
-            self.callers.push(Caller::default());
-        }
-        place
-    }
-
-    #[inline]
     pub(super) fn leave(&mut self, place: usize) {
         self.engine.leave(place);
         self.forget_heavy(place);
-        let caller = &mut self.callers[place];
+        let caller = self.engine.owner_mut(place);
         caller.waits = None;
         caller.since = None;
         if self.reader == Some(place) {
@@ -222,7 +210,7 @@ impl State {
             if self.reader == Some(owner) && self.engine.is_done(owner) {
                 self.reader = None;
             }
-            self.callers[owner].notify();
+            self.engine.owner(owner).notify();
         }
         if self.wait_for_room > 0 {
             if self.engine.takes_requests() {
@@ -232,7 +220,7 @@ impl State {
             }
         }
         if self.wait_for_others > 0 {
-            for caller in &self.callers {
+            for caller in self.engine.owners() {
                 if let Some(WaitFor::Answer(cookie)) = caller.waits
                     && self.engine.is_answered(cookie)
                 {
@@ -244,7 +232,7 @@ impl State {
 
     /// Wakes all callers.
     pub(super) fn notify_all(&self) {
-        self.callers.iter().for_each(Caller::notify);
+        self.engine.owners().for_each(Caller::notify);
     }
 
     /// Wakes a caller that waits until one more request may be in flight. It wakes the next one.
@@ -257,12 +245,13 @@ impl State {
 
     #[cold]
     fn wake_first_for_room(&mut self) {
-        let may_go = |place: &usize| match self.callers[*place].waits {
-            Some(WaitFor::Room { weight }) => self.has_room(*place, weight),
-            _ => false,
+        let may_go = |(place, caller): (usize, &Caller)| match caller.waits {
+            Some(WaitFor::Room { weight }) if self.has_room(place, weight) => Some(place),
+            _ => None,
         };
-        if let Some(place) = (0..self.callers.len()).find(may_go) {
-            let caller = &mut self.callers[place];
+        let first = self.engine.owners().enumerate().find_map(may_go);
+        if let Some(place) = first {
+            let caller = self.engine.owner_mut(place);
             // The next one to be woken is another one.
             caller.waits = None;
             self.waiting -= 1;
@@ -278,8 +267,8 @@ impl State {
             return;
         }
         let next = match self.reader {
-            Some(reader) => self.callers.get(reader),
-            None => self.callers.iter().find(|caller| caller.waits.is_some()),
+            Some(reader) => Some(self.engine.owner(reader)),
+            None => self.engine.owners().find(|caller| caller.waits.is_some()),
         };
         if let Some(caller) = next {
             caller.notify();

@@ -50,7 +50,7 @@ impl Link {
                 state.engine.outbox().push_copied(header, payload);
                 return Ok(state);
             }
-            state.callers[place].since = None;
+            state.engine.owner_mut(place).since = None;
             state.wait_to_write += 1;
             state = self
                 .may_write
@@ -184,7 +184,7 @@ impl Link {
         pause: Duration,
     ) -> io::Result<()> {
         let mut state = self.lock();
-        state.callers[place].since = None;
+        state.engine.owner_mut(place).since = None;
         let mut reads = false;
         if state.engine.lost().is_none()
             && state.reader.is_none_or(|reader| reader == place)

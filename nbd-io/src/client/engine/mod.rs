@@ -36,16 +36,16 @@ const ABANDONED: usize = usize::MAX;
 /// A connection in transmission.
 ///
 /// `B` are the buffers that reads hand over, `T` is a driver's attachment to a request until it is
-/// answered.
+/// answered, `O` is the driver's state per owner.
 #[derive(Debug)]
-pub struct Engine<B, T> {
+pub struct Engine<B, T, O = ()> {
     transmission: Transmission,
     /// State per request in flight, by the slot of its cookie.
     in_flight: Vec<InFlight<B>>,
     /// A driver's attachments to requests in flight, by slot. They are apart, because most requests
     /// have none.
     tickets: Vec<Option<T>>,
-    owners: Vec<Owner<B>>,
+    owners: Vec<Owner<B, O>>,
     free_owners: Vec<usize>,
     /// Owners with something new, for the driver to wake.
     ready: Vec<usize>,
@@ -86,7 +86,7 @@ pub struct Engine<B, T> {
     lost: Option<Arc<Lost>>,
 }
 
-impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
+impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
     /// A connection whose requests may take `timeout` each. With `lose_when_silent`, a request that
     /// is late ends the connection if the server has sent nothing since.
     #[must_use]

@@ -119,7 +119,7 @@ pub const fn no_reader() -> Reader<'static> {
     (ABANDONED, &mut [])
 }
 
-impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
+impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
     /// The place of the next bytes when this owner reads.
     #[inline]
     pub fn plan_read(&mut self, reader: usize) -> ReadPlan {

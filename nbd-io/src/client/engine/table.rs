@@ -80,6 +80,12 @@ pub trait Ticket {
     fn answered(&mut self, result: &mut Result<Outcome, Error>);
 }
 
+impl<T: Ticket + ?Sized> Ticket for Box<T> {
+    fn answered(&mut self, result: &mut Result<Outcome, Error>) {
+        (**self).answered(result);
+    }
+}
+
 /// For drivers that attach nothing.
 impl Ticket for () {
     fn answered(&mut self, _: &mut Result<Outcome, Error>) {}
@@ -109,14 +115,16 @@ pub struct Done<B> {
 
 /// A caller to whom requests in flight belong.
 #[derive(Debug)]
-pub(super) struct Owner<B> {
+pub(super) struct Owner<B, O> {
     done: VecDeque<Done<B>>,
     outstanding: usize,
     ready: bool,
+    /// The driver's state of it.
+    kept: O,
 }
 
-impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
-    /// A new owner.
+impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
+    /// A new owner. The driver's state of it is as the last owner with this number has left it.
     #[inline]
     pub fn enter(&mut self) -> usize {
         self.free_owners.pop().unwrap_or_else(|| {
@@ -124,9 +132,28 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
                 done: VecDeque::new(),
                 outstanding: 0,
                 ready: false,
+                kept: O::default(),
             });
             self.owners.len() - 1
         })
+    }
+
+    /// The driver's state of an owner.
+    #[inline]
+    #[must_use]
+    pub fn owner(&self, owner: usize) -> &O {
+        &self.owners[owner].kept
+    }
+
+    /// The driver's state of an owner.
+    #[inline]
+    pub fn owner_mut(&mut self, owner: usize) -> &mut O {
+        &mut self.owners[owner].kept
+    }
+
+    /// The driver's state of each owner, by their numbers, owners that have left included.
+    pub fn owners(&self) -> impl Iterator<Item = &O> {
+        self.owners.iter().map(|owner| &owner.kept)
     }
 
     /// An owner goes. Its requests in flight are given up: they are sent and their replies thrown
@@ -190,12 +217,16 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
             weight,
             sink,
         } = submission;
-        let due = now.map_or(Duration::MAX, |now| self.due(now));
+        let mut due = Duration::MAX;
         let large = command == Command::Read && weight >= LARGE as u64;
         let slot = cookie.slot();
         self.latest = slot;
-        if now.is_none() {
-            self.untimed.push(slot);
+        match now {
+            Some(now) => {
+                due = self.due(now);
+                self.first_due = self.first_due.min(due);
+            }
+            None => self.untimed.push(slot),
         }
         // Slots are taken one after the other.
         if slot == self.in_flight.len() {
@@ -211,7 +242,6 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
         request.weight = weight;
         request.large = large;
         request.sink = sink;
-        self.first_due = self.first_due.min(due);
         self.owners[owner].outstanding += 1;
         self.weight += weight;
         self.large += usize::from(large);
@@ -249,6 +279,13 @@ impl<B: AsMut<[u8]>, T: Ticket> Engine<B, T> {
     pub fn has_refused(&self, owner: usize) -> bool {
         let done = self.owners[owner].done.front();
         done.is_some_and(|done| matches!(done.reply.error(), Some(Error::Failed { .. })))
+    }
+
+    /// Whether there is something new for an owner.
+    #[inline]
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// The next owner for whom there is something new.

@@ -21,7 +21,7 @@ pub(crate) struct Call<'a> {
     link: &'a Link,
     stage: Stage,
     /// The attachment of the request, until it is begun.
-    held: Option<Held>,
+    held: Option<Box<Held>>,
 }
 
 enum Stage {
@@ -64,7 +64,7 @@ impl<'a> Call<'a> {
         link: &'a Link,
         request: Request,
         sink: BytesMut,
-        held: Option<Held>,
+        held: Option<Box<Held>>,
     ) -> Self {
         Self {
             link,

@@ -100,13 +100,12 @@ const CLOSED: usize = usize::MAX;
 struct State {
     /// `None` when the connection is over.
     stream: Option<Stream>,
-    engine: Engine<BytesMut, Held>,
+    engine: Engine<BytesMut, Box<Held>, Entry>,
     inbox: Inbox,
     /// The stream may hold back written bytes, or is still to be shut down for writing.
     unflushed: bool,
-    /// State per owner in the engine.
-    calls: Vec<Entry>,
-    /// The requests of those calls that have not sent them. They are apart, because most have.
+    /// The requests of calls that have not sent them, by their numbers. They are apart, because most
+    /// have.
     unsent: Vec<Unsent>,
     live: usize,
     /// Calls whose requests wait until they may be in flight, in order, with their numbers. Those
@@ -178,7 +177,7 @@ struct Queued {
     number: u64,
     request: Request,
     sink: BytesMut,
-    held: Option<Held>,
+    held: Option<Box<Held>>,
     /// When it has taken too long.
     due: Duration,
 }
@@ -194,12 +193,15 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// `None` if a request has nothing.
-    pub(crate) fn new(record: Option<Record>, turn: Option<Arc<RangeGuard>>) -> Option<Self> {
-        (record.is_some() || turn.is_some()).then_some(Self {
-            record,
-            turn,
-            is_answered: false,
+    /// `None` if a request has nothing. In a box, because most have nothing, and every call has room
+    /// for it.
+    pub(crate) fn new(record: Option<Record>, turn: Option<Arc<RangeGuard>>) -> Option<Box<Self>> {
+        (record.is_some() || turn.is_some()).then(|| {
+            Box::new(Self {
+                record,
+                turn,
+                is_answered: false,
+            })
         })
     }
 }
@@ -252,7 +254,6 @@ impl Link {
                 engine: Engine::new(transmission, timeout, lose_when_silent),
                 inbox: Inbox::default(),
                 unflushed: false,
-                calls: Vec::new(),
                 unsent: Vec::new(),
                 live: 0,
                 queue: VecDeque::new(),
@@ -302,7 +303,7 @@ impl Link {
         &self,
         request: Request,
         sink: BytesMut,
-        held: Option<Held>,
+        held: Option<Box<Held>>,
     ) -> Call<'_> {
         Call::new(self, request, sink, held)
     }
@@ -374,7 +375,9 @@ impl Link {
     #[inline(always)]
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
         let load = if state.settle() { state.live() } else { CLOSED };
-        state.notify();
+        if state.engine.has_ready() {
+            state.notify();
+        }
         self.load.store(load, Ordering::Relaxed);
         if !state.wakes.is_empty() || !state.engine.released().is_empty() {
             self.unlock_and_wake(state);

@@ -1,6 +1,6 @@
 //! The calls of a connection, from their beginning to their end, and whom to wake.
 
-use super::{Done, Entry, Held, Queued, Request, State, Stop, Unsent};
+use super::{Done, Held, Queued, Request, State, Stop, Unsent};
 use crate::client::{
     Error, Lost,
     engine::{Inbox, Sink, Submission},
@@ -25,11 +25,10 @@ impl State {
         &mut self,
         request: Request,
         sink: BytesMut,
-        held: &mut Option<Held>,
+        held: &mut Option<Box<Held>>,
     ) -> usize {
         let key = self.engine.enter();
-        if key == self.calls.len() {
-            self.calls.push(Entry::default());
+        if key == self.unsent.len() {
             self.unsent.push(Unsent::default());
         }
         self.live += 1;
@@ -95,7 +94,7 @@ impl State {
         key: usize,
         request: Request,
         sink: BytesMut,
-        held: &mut Option<Held>,
+        held: &mut Option<Box<Held>>,
     ) {
         let submission = Submission {
             command: request.command(),
@@ -109,7 +108,7 @@ impl State {
             });
         match sent {
             Ok(cookie) => {
-                self.calls[key].is_sent = true;
+                self.engine.owner_mut(key).is_sent = true;
                 if held.is_some()
                     && let Some(ticket) = self.engine.ticket(cookie)
                 {
@@ -188,14 +187,14 @@ impl State {
     #[inline]
     #[must_use]
     pub(super) fn set_waker(&mut self, key: usize, waker: &Waker) -> Option<Waker> {
-        let entry = &mut self.calls[key];
+        let entry = self.engine.owner_mut(key);
         entry.absent = false;
         replace(&mut entry.waker, waker)
     }
 
     /// Puts a call among those that can take the role of the driver.
     fn list(&mut self, key: usize) {
-        if !mem::replace(&mut self.calls[key].listed, true) {
+        if !mem::replace(&mut self.engine.owner_mut(key).listed, true) {
             self.waiting.push_back(key);
         }
     }
@@ -238,7 +237,7 @@ impl State {
     #[inline]
     fn may_lead(&self, key: usize, waker: &Waker) -> bool {
         let may_lead = self.driver.is_none_or(|driver| {
-            let kept = &self.calls[driver].waker;
+            let kept = &self.engine.owner(driver).waker;
             driver == key || kept.as_ref().is_some_and(|kept| kept.will_wake(waker))
         });
         may_lead && !self.engine.is_closing()
@@ -280,7 +279,7 @@ impl State {
     fn call_driver(&mut self) {
         if let Some(driver) = self.driver {
             self.called = true;
-            let waker = &self.calls[driver].waker;
+            let waker = &self.engine.owner(driver).waker;
             self.wakes.extend(waker.clone());
         }
     }
@@ -296,8 +295,8 @@ impl State {
     /// listed while others have its place.
     fn next_waiting(&mut self) -> Option<usize> {
         while let Some(key) = self.waiting.pop_front() {
-            self.calls[key].listed = false;
-            let entry = &self.calls[key];
+            self.engine.owner_mut(key).listed = false;
+            let entry = self.engine.owner(key);
             if entry.waker.is_some() && !entry.absent && !self.is_done(key) {
                 return Some(key);
             }
@@ -308,7 +307,7 @@ impl State {
     /// Takes the role of the driver from a call that does not come.
     pub(super) fn clear_driver(&mut self) {
         if let Some(driver) = self.take_lead() {
-            self.calls[driver].absent = true;
+            self.engine.owner_mut(driver).absent = true;
         }
     }
 
@@ -327,7 +326,7 @@ impl State {
 
     #[inline]
     pub(super) fn is_done(&self, key: usize) -> bool {
-        match self.calls[key].is_sent {
+        match self.engine.owner(key).is_sent {
             true => self.engine.is_done(key),
             false => matches!(self.unsent[key], Unsent::Failed(..)),
         }
@@ -336,7 +335,7 @@ impl State {
     /// The outcome of a call, which is then to be [released](State::release).
     #[inline]
     pub(super) fn take(&mut self, key: usize) -> Option<Done> {
-        if self.calls[key].is_sent {
+        if self.engine.owner(key).is_sent {
             let done = self.engine.take(key)?;
             let sink = done.sink.into_owned().unwrap_or_default();
             return Some(Done::new(done.reply, sink));
@@ -354,7 +353,7 @@ impl State {
     #[inline]
     #[must_use]
     pub(super) fn release(&mut self, key: usize) -> Option<Waker> {
-        let entry = &mut self.calls[key];
+        let entry = self.engine.owner_mut(key);
         entry.absent = false;
         let waker = entry.waker.take();
         if !mem::take(&mut entry.is_sent) {
@@ -465,14 +464,14 @@ impl State {
     }
 
     /// Collects whom to wake.
-    #[inline]
     pub(super) fn notify(&mut self) {
         while let Some(key) = self.engine.next_ready() {
             self.begun = 0;
             if self.current != Some(key) {
-                let entry = self.calls.get_mut(key);
-                self.wakes
-                    .extend(entry.and_then(|entry| entry.waker.take()));
+                let waker = self.engine.owner_mut(key).waker.take();
+                if let Some(waker) = waker {
+                    self.wakes.push(waker);
+                }
             }
         }
     }
