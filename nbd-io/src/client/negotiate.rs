@@ -127,6 +127,8 @@ impl NegotiationError {
 
 /// Negotiates until an export is entered; `upgrade` does the TLS handshake on the transport.
 ///
+/// Steps that few servers want are in boxes, so that the future has no room for them.
+///
 /// # Errors
 ///
 /// When the export cannot be entered. If the server speaks the protocol, the session has been
@@ -145,21 +147,21 @@ where
     F: Future<Output = Result<T, NegotiationError>>,
 {
     if config.tls == TlsPolicy::Always {
-        let only = greet_secure(transport, config.protocol).await?;
-        return Box::pin(negotiate_options(only.start_tls(upgrade).await?, config)).await;
+        let only = Box::pin(greet_secure(transport, config.protocol)).await?;
+        let exchange = Box::pin(only.start_tls(upgrade)).await?;
+        return Box::pin(negotiate_options(exchange, config)).await;
     }
     match greet(transport, config.protocol).await? {
         Greeted::FixedNewstyle(exchange) if config.tls == TlsPolicy::IfOffered => {
-            match exchange.start_tls(upgrade).await? {
+            match Box::pin(exchange.start_tls(upgrade)).await? {
                 Ok(exchange) => Box::pin(negotiate_options(exchange, config)).await,
                 Err(refused) => Box::pin(negotiate_options(refused.handle, config)).await,
             }
         }
-        // In a box, because everything above it would move a future of its size.
-        Greeted::FixedNewstyle(exchange) => Box::pin(negotiate_options(exchange, config)).await,
+        Greeted::FixedNewstyle(exchange) => negotiate_options(exchange, config).await,
         Greeted::Newstyle(transport, newstyle) => {
             require(config, &[], TOO_OLD)?;
-            enter_newstyle(transport, newstyle, &config.export).await
+            Box::pin(enter_newstyle(transport, newstyle, &config.export)).await
         }
         Greeted::Oldstyle(_, _) if !config.export.is_default() => {
             Err(NegotiationError::NoExportNames {
@@ -201,7 +203,7 @@ async fn negotiate_options<T: Transport, S>(
         Err(refused) => refused,
     };
     if error.code == OptionReplyCode::ErrUnsup && exchange.mode() != HeaderStyle::Extended {
-        return exchange.export_name(&config.export).await;
+        return Box::pin(exchange.export_name(&config.export)).await;
     }
     exchange.abort().await;
     Err(NegotiationError::Refused(error).or_tls_wanted())
