@@ -92,7 +92,8 @@ async fn enter<T: Transport, R: Runtime>(
         &settings.options,
         &authorizer,
         place.stopping(),
-        |transport| upgrade(settings, transport),
+        // In a box, so that connections without TLS have no room for its handshake.
+        |transport| Box::pin(upgrade(settings, transport)),
     ));
     let mut deadline = settings
         .handshake_timeout
