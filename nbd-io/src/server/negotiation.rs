@@ -177,18 +177,21 @@ where
     let start = if options.tls == TlsMode::Forced {
         let handshake = Handshake::forced_tls(config, &mut out);
         let asked = table.forced(&mut transport, &mut out, handshake).await;
-        match close_on_error(&mut transport, asked).await? {
+        close_if(asked.is_err(), &mut transport).await;
+        match asked? {
             Ok(start) => start,
             Err(ended) => return Ok(Err(ended)),
         }
     } else {
         let handshake = Handshake::new(config, &mut out);
         let asked = table.next(&mut transport, &mut out, handshake).await;
-        let Some(negotiation) = close_on_error(&mut transport, asked).await? else {
+        close_if(asked.is_err(), &mut transport).await;
+        let Some(negotiation) = asked? else {
             return Ok(Err(Ended::Closed));
         };
         let negotiated = table.negotiate(&mut transport, &mut out, negotiation).await;
-        match close_on_error(&mut transport, negotiated).await? {
+        close_if(negotiated.is_err(), &mut transport).await;
+        match negotiated? {
             Negotiated::StartTls(start) => start,
             negotiated => return Ok(negotiated.outcome(transport, false)),
         }
@@ -200,19 +203,15 @@ where
     let negotiated = table
         .negotiate(&mut transport, &mut out, ready.upgraded())
         .await;
-    let negotiated = close_on_error(&mut transport, negotiated).await?;
-    Ok(negotiated.outcome(transport, true))
+    close_if(negotiated.is_err(), &mut transport).await;
+    Ok(negotiated?.outcome(transport, true))
 }
 
-/// Shuts the transport down when nothing else can be done with it.
-async fn close_on_error<T: Transport, R>(
-    transport: &mut T,
-    result: Result<R, NegotiationError>,
-) -> Result<R, NegotiationError> {
-    if result.is_err() {
+/// Shuts the transport down if nothing else can be done with it.
+async fn close_if<T: Transport>(has_failed: bool, transport: &mut T) {
+    if has_failed {
         let _ = poll_fn(|cx| transport.poll_shutdown(cx)).await;
     }
-    result
 }
 
 /// The outcome of the options of a connection.

@@ -138,7 +138,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     }
 
     /// Serves the client until it leaves.
-    pub(super) async fn run(mut self) -> CloseReason {
+    pub(super) async fn run(&mut self) -> CloseReason {
         let ending = poll_fn(|cx| self.poll(cx)).await;
         let has_parted = matches!(ending, CloseReason::Disconnected)
             && !self.intake.has_bytes()
