@@ -84,9 +84,9 @@ impl<'a> Call<'a> {
         let stop = if state.is_done(key) {
             Stop::Served
         } else if others_come {
-            state.leave_to_driver(key)
+            state.leave_to_poller(key)
         } else {
-            state.drive_for(key, waker)
+            state.poll_stream_for(key, waker)
         };
         (key, stop)
     }
@@ -114,7 +114,7 @@ impl Future for Call<'_> {
         let old = state.set_waker(key, cx.waker());
         link.unlock(state);
         drop(old);
-        if stop == Stop::Tired {
+        if stop == Stop::Yield {
             cx.waker().wake_by_ref();
         }
         Poll::Pending

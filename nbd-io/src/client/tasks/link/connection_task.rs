@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-/// Time for which a driver may stay away while other calls wait; at most twice this.
+/// Time for which a poller may stay away while other calls wait; at most twice this.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Time limit of disconnecting.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Drives a connection when no call does, keeps its time and sends NBD_CMD_DISC. It ends when the
+/// Polls a connection when no call does, keeps its time and sends NBD_CMD_DISC. It ends when the
 /// connection is over. If it is dropped before, with its runtime, the connection is over too.
 #[must_use]
 pub(crate) struct ConnectionTask<R: Runtime> {
@@ -24,8 +24,8 @@ pub(crate) struct ConnectionTask<R: Runtime> {
     runtime: R,
     tick: Option<R::Sleep>,
     watch: Option<R::Sleep>,
-    /// The value of [`State::drives`](super::State) at the last look.
-    drives: Option<u64>,
+    /// The value of [`State::polls`](super::State) at the last look.
+    polls: Option<u64>,
     disconnect: Option<R::Sleep>,
     /// When the first request may be late.
     deadline: Option<(Duration, R::Sleep)>,
@@ -38,7 +38,7 @@ impl<R: Runtime> ConnectionTask<R> {
             runtime,
             tick: None,
             watch: None,
-            drives: None,
+            polls: None,
             disconnect: None,
             deadline: None,
         }
@@ -104,15 +104,16 @@ impl<R: Runtime> Future for ConnectionTask<R> {
             state.watching = state.live() > 1 || state.engine.has_output();
             looks = true;
         }
-        if looks && this.drives.replace(state.drives) == Some(state.drives) {
-            // Either the stream had nothing to wake the driver for, or it does not come. The end of
+        if looks && this.polls.replace(state.polls) == Some(state.polls) {
+            // Either the stream had nothing to wake the poller for, or it does not come. The end of
             // the stream has to be noticed all the same.
-            state.clear_driver();
+            state.clear_poller();
         }
         if state.engine.is_closing() {
-            state.take_lead();
+            state.release_poller();
         }
-        let mut tired = state.driver.is_none() && state.drive(cx.waker(), None) == Stop::Tired;
+        let mut yields =
+            state.poller.is_none() && state.poll_stream(cx.waker(), None) == Stop::Yield;
 
         // Once the stream is shut down, it lets reads wait only a while by itself.
         if state.engine.is_closing() && state.engine.lost().is_none() && !state.shut_down {
@@ -122,7 +123,7 @@ impl<R: Runtime> Future for ConnectionTask<R> {
                 let why = state.engine.end_of_session();
                 state.lose(why);
             } else if state.engine.has_output() {
-                tired |= state.drive(cx.waker(), None) == Stop::Tired;
+                yields |= state.poll_stream(cx.waker(), None) == Stop::Yield;
             }
         }
         let lost = state.engine.lost().cloned();
@@ -131,7 +132,7 @@ impl<R: Runtime> Future for ConnectionTask<R> {
         match lost {
             Some(lost) => Poll::Ready(lost),
             None => {
-                if tired {
+                if yields {
                     cx.waker().wake_by_ref();
                 }
                 Poll::Pending

@@ -2,24 +2,25 @@
 //!
 //! ```text
 //!  Call ── begin ──▶ queue ── pump ──▶ Outbox ──▶ ┐
-//!                                                 │ drive ◀──▶ stream
+//!                                                 │ poll  ◀──▶ stream
 //!  Call ◀─ take ──── calls ◀───────── Inbox ◀──── ┘
 //! ```
 //!
-//! **Driving.** A [`Call`] that is polled and has no reply yet moves the connection on by itself:
+//! **Polling.** A [`Call`] that is polled and has no reply yet moves the connection on by itself:
 //! it writes the requests that all calls left in the outbox and takes in replies for all of them.
 //! There is no hand-over to another task, and a lone caller wakes no task. The stream wakes the
-//! task that has polled it last: that of the driver. When the driver has its reply or is dropped,
+//! task that has polled it last: that of the poller. When the poller has its reply or is dropped,
 //! the role goes to another call that waits, which is woken to poll the stream itself.
 //!
 //! Where others are about to begin requests too, a new call leaves its own in the outbox, and the
-//! driver is called, which comes after them: so they are written by one system call.
+//! poller is woken, which comes after them: so they are written by one system call.
 //!
-//! **The connection task** is the one task behind a connection. It drives when no call does:
-//! requests that dropped calls have left half sent, replies that no call waits for, the end of the
-//! stream, NBD_CMD_DISC. It also keeps time, in coarse ticks and only while there is something to
-//! do, so that no request needs a timer of its own. And if the driver does not come for a while,
-//! perhaps because its task waits for something else, the connection task takes the role from it.
+//! **The connection task** is the one task behind a connection. It polls the stream when no call
+//! does: requests that dropped calls have left half sent, replies that no call waits for, the end
+//! of the stream, NBD_CMD_DISC. It also keeps time, in coarse ticks and only while there is
+//! something to do, so that no request needs a timer of its own. And if the poller does not come
+//! for a while, perhaps because its task waits for something else, the connection task takes the
+//! role from it.
 //!
 //! **Dropping** a call at any time is safe, because nothing here is borrowed from it: payloads are
 //! owned by the outbox, and reads go to buffers that are owned by the table of calls.
@@ -29,7 +30,7 @@
 
 mod call;
 mod connection_task;
-mod drive;
+mod polling;
 mod table;
 
 use super::{
@@ -44,11 +45,11 @@ use crate::{
     watchers::{WatcherId, Watchers},
 };
 use bytes::BytesMut;
-use drive::Stop;
 use nbd_proto::{
     Errno,
     client::{Outcome, Transmission},
 };
+use polling::Stop;
 use std::{
     collections::VecDeque,
     fmt, mem,
@@ -116,17 +117,17 @@ struct State {
     /// Requests that were begun since the last one ended.
     begun: usize,
     max_weight: u64,
-    /// Calls that wait and can take the role of the driver. Some may be gone.
+    /// Calls that wait and can take the role of the poller. Some may be gone.
     waiting: VecDeque<usize>,
-    /// The call that the stream wakes, or that was called to poll it; the connection task if there is
+    /// The call that the stream wakes, or that was woken to poll it; the connection task if there is
     /// none.
-    driver: Option<usize>,
-    /// The driver was woken by others than the stream, and has not come yet.
-    called: bool,
-    /// The call that is driving right now and need not be woken.
+    poller: Option<usize>,
+    /// The poller was woken by others than the stream, and has not come yet.
+    poller_woken: bool,
+    /// The call that is polling right now and need not be woken.
     current: Option<usize>,
     /// Number of times that a task came to poll the stream.
-    drives: u64,
+    polls: u64,
     connection_task: Option<Waker>,
     clock: Clock,
     /// When the connection task's timer for late requests goes off.
@@ -135,7 +136,7 @@ struct State {
     ticking: bool,
     /// There were requests since the last tick.
     busy: bool,
-    /// The connection task sees to it that drivers come, since others wait for them.
+    /// The connection task sees to it that pollers come, since others wait for them.
     watching: bool,
     /// The connection task knows that the session is about to end.
     closing_noted: bool,
@@ -157,7 +158,7 @@ struct Entry {
     is_sent: bool,
     /// The task that waits.
     waker: Option<Waker>,
-    /// It was the driver and did not come.
+    /// It was the poller and did not come.
     absent: bool,
     /// Its place is among those that wait.
     listed: bool,
@@ -262,10 +263,10 @@ impl Link {
                 begun: 0,
                 max_weight: bytes_in_flight,
                 waiting: VecDeque::new(),
-                driver: None,
-                called: false,
+                poller: None,
+                poller_woken: false,
                 current: None,
-                drives: 0,
+                polls: 0,
                 connection_task: None,
                 clock,
                 armed: Duration::MAX,

@@ -192,7 +192,7 @@ impl State {
         replace(&mut entry.waker, waker)
     }
 
-    /// Puts a call among those that can take the role of the driver.
+    /// Puts a call among those that can take the role of the poller.
     fn list(&mut self, key: usize) {
         if !mem::replace(&mut self.engine.owner_mut(key).listed, true) {
             self.waiting.push_back(key);
@@ -205,16 +205,16 @@ impl State {
         self.live > 0 && self.begun > 0 || self.live > self.engine.in_flight() + self.queued()
     }
 
-    /// Leaves a request in the outbox to the driver, which comes after all that are left so. If none
-    /// was called, it is this call.
-    pub(super) fn leave_to_driver(&mut self, key: usize) -> Stop {
-        if self.driver.is_some() && self.called {
+    /// Leaves a request in the outbox to the poller, which comes after all that are left so. If none
+    /// was woken, it is this call.
+    pub(super) fn leave_to_poller(&mut self, key: usize) -> Stop {
+        if self.poller.is_some() && self.poller_woken {
             self.list(key);
             return Stop::Quiet;
         }
-        self.lead(key);
-        self.called = true;
-        Stop::Tired
+        self.become_poller(key);
+        self.poller_woken = true;
+        Stop::Yield
     }
 
     /// A call that waits is polled again.
@@ -223,72 +223,72 @@ impl State {
         if self.is_done(key) {
             return Stop::Served;
         }
-        if self.may_lead(key, waker) {
-            return self.drive_for(key, waker);
+        if self.may_poll(key, waker) {
+            return self.poll_stream_for(key, waker);
         }
         self.list(key);
         Stop::Quiet
     }
 
-    /// Whether a call that waits may drive: it is the driver, there is none, or that is of the same
-    /// task. Two tasks must not take the role from each other, since there are streams that wake the
-    /// one that waited when the other one begins to. When the session ends, the connection task
-    /// drives.
+    /// Whether a call that waits may poll the stream itself: it is the poller, there is none, or
+    /// that is of the same task. Two tasks must not take the role from each other, since there are
+    /// streams that wake the one that waited when the other one begins to. When the session ends,
+    /// the connection task polls.
     #[inline]
-    fn may_lead(&self, key: usize, waker: &Waker) -> bool {
-        let may_lead = self.driver.is_none_or(|driver| {
-            let kept = &self.engine.owner(driver).waker;
-            driver == key || kept.as_ref().is_some_and(|kept| kept.will_wake(waker))
+    fn may_poll(&self, key: usize, waker: &Waker) -> bool {
+        let may_poll = self.poller.is_none_or(|poller| {
+            let kept = &self.engine.owner(poller).waker;
+            poller == key || kept.as_ref().is_some_and(|kept| kept.will_wake(waker))
         });
-        may_lead && !self.engine.is_closing()
+        may_poll && !self.engine.is_closing()
     }
 
     /// Has this call move the connection on.
     #[inline]
-    pub(super) fn drive_for(&mut self, key: usize, waker: &Waker) -> Stop {
-        self.lead(key);
-        self.drive(waker, Some(key))
+    pub(super) fn poll_stream_for(&mut self, key: usize, waker: &Waker) -> Stop {
+        self.become_poller(key);
+        self.poll_stream(waker, Some(key))
     }
 
-    /// Makes a call the driver.
+    /// Makes a call the poller.
     #[inline]
-    fn lead(&mut self, key: usize) {
-        if self.driver != Some(key)
-            && let Some(former) = self.driver.replace(key)
+    fn become_poller(&mut self, key: usize) {
+        if self.poller != Some(key)
+            && let Some(former) = self.poller.replace(key)
         {
             self.list(former);
         }
     }
 
-    /// Gives the role of the driver to another call that waits, which is woken, else to the
+    /// Gives the role of the poller to another call that waits, which is woken, else to the
     /// connection task.
     #[inline]
     fn pass_on(&mut self) {
-        self.driver = None;
+        self.poller = None;
         if !self.waiting.is_empty() {
-            self.driver = self.next_waiting();
+            self.poller = self.next_waiting();
         }
-        if self.driver.is_some() {
-            self.call_driver();
+        if self.poller.is_some() {
+            self.wake_poller();
         } else if self.has_work() {
             self.wake_connection_task();
         }
     }
 
-    /// Wakes the driver.
-    fn call_driver(&mut self) {
-        if let Some(driver) = self.driver {
-            self.called = true;
-            let waker = &self.engine.owner(driver).waker;
+    /// Wakes the poller.
+    fn wake_poller(&mut self) {
+        if let Some(poller) = self.poller {
+            self.poller_woken = true;
+            let waker = &self.engine.owner(poller).waker;
             self.wakes.extend(waker.clone());
         }
     }
 
-    /// Takes the role of the driver from a call, which goes on waiting.
-    pub(super) fn take_lead(&mut self) -> Option<usize> {
-        let driver = self.driver.take()?;
-        self.list(driver);
-        Some(driver)
+    /// Takes the role of the poller from a call, which goes on waiting.
+    pub(super) fn release_poller(&mut self) -> Option<usize> {
+        let poller = self.poller.take()?;
+        self.list(poller);
+        Some(poller)
     }
 
     /// A call that waits, the one that has been listed longest. Each call is listed once, and stays
@@ -304,10 +304,10 @@ impl State {
         None
     }
 
-    /// Takes the role of the driver from a call that does not come.
-    pub(super) fn clear_driver(&mut self) {
-        if let Some(driver) = self.take_lead() {
-            self.engine.owner_mut(driver).absent = true;
+    /// Takes the role of the poller from a call that does not come.
+    pub(super) fn clear_poller(&mut self) {
+        if let Some(poller) = self.release_poller() {
+            self.engine.owner_mut(poller).absent = true;
         }
     }
 
@@ -349,7 +349,7 @@ impl State {
         }
     }
 
-    /// Frees the place of a call, which is the driver no more.
+    /// Frees the place of a call, which is the poller no more.
     #[inline]
     #[must_use]
     pub(super) fn release(&mut self, key: usize) -> Option<Waker> {
@@ -361,7 +361,7 @@ impl State {
         }
         self.live -= 1;
         self.engine.leave(key);
-        if self.driver == Some(key) {
+        if self.poller == Some(key) {
             self.pass_on();
         }
         waker
@@ -385,12 +385,12 @@ impl State {
     /// A call was dropped.
     #[must_use]
     pub(super) fn drop_call(&mut self, key: usize) -> Option<Waker> {
-        let was_driver = self.driver == Some(key);
+        let was_poller = self.poller == Some(key);
         let waker = self.release(key);
         self.pump();
         // The requests that it left in the outbox may have no other task that sends them.
-        match self.driver {
-            Some(_) if !was_driver && self.engine.has_output() => self.call_driver(),
+        match self.poller {
+            Some(_) if !was_poller && self.engine.has_output() => self.wake_poller(),
             None if self.has_work() => self.wake_connection_task(),
             _ => {}
         }

@@ -20,7 +20,7 @@ fn begin(future: Pin<&mut impl Future>) {
 }
 
 #[test]
-fn a_driver_that_was_called_by_another_and_does_not_come_is_replaced_soon() {
+fn a_poller_that_was_woken_by_another_and_does_not_come_is_replaced_soon() {
     for seed in 0..20 {
         let sim = Sim::new(seed);
         sim.run(async {

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Number of reads by a task before it lets others run.
-const TURNS: usize = 32;
+const MAX_READS: usize = 32;
 
 /// The result of polling a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,16 +18,16 @@ pub(super) enum Stop {
     /// Nothing more can be done; the stream or another call will wake the task.
     Quiet,
     /// There is more to do, after others had their turn: the task comes again at once.
-    Tired,
+    Yield,
 }
 
 impl State {
     /// Writes and reads until `current` is done or nothing more can be done without waiting. The
     /// stream wakes the task with this waker from now on.
-    pub(super) fn drive(&mut self, waker: &Waker, current: Option<usize>) -> Stop {
-        self.called = false;
+    pub(super) fn poll_stream(&mut self, waker: &Waker, current: Option<usize>) -> Stop {
+        self.poller_woken = false;
         self.begin_time();
-        self.drives = self.drives.wrapping_add(1);
+        self.polls = self.polls.wrapping_add(1);
         self.current = current;
         let mut context = Context::from_waker(waker);
         let stop = self.steps(&mut context, current);
@@ -37,7 +37,7 @@ impl State {
 
     fn steps(&mut self, cx: &mut Context<'_>, current: Option<usize>) -> Stop {
         let mut writable = self.write(cx);
-        for _ in 0..TURNS {
+        for _ in 0..MAX_READS {
             if self.stream.is_none() {
                 return Stop::Served;
             }
@@ -51,7 +51,7 @@ impl State {
                 return Stop::Served;
             }
         }
-        Stop::Tired
+        Stop::Yield
     }
 
     /// Writes the bytes in the outbox. Returns whether the stream takes more.
