@@ -15,7 +15,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(32);
 
 /// Payloads up to this length are left to the system to send as a whole, in bytes.
-const PATIENT: u64 = 256 << 10;
+const WAIT_IN_SYSTEM: u64 = 256 << 10;
 
 /// Borrowed payloads up to this length are copied when another caller is writing, in bytes.
 const COPIED: usize = 64 << 10;
@@ -71,12 +71,13 @@ impl Link {
         loop {
             // A server that owes no other reply takes the whole request, and the system waits for
             // it with fewer calls than this could. It waits for each part of a long one anew, though.
-            let patient = state.engine.in_flight() <= 1 && state.engine.weight() <= PATIENT;
+            let in_system =
+                state.engine.in_flight() <= 1 && state.engine.weight() <= WAIT_IN_SYSTEM;
             let written;
             if let Some(header) = alone.take() {
                 drop(state);
                 let last = mem::take(&mut payload);
-                written = self.write_alone(header, last, place, dest, limit, patient);
+                written = self.write_alone(header, last, place, dest, limit, in_system);
                 state = self.lock();
             } else {
                 if state.engine.has_untimed() {
@@ -85,7 +86,7 @@ impl Link {
                 let mut outbox = state.spare.take().unwrap_or_default();
                 mem::swap(&mut *outbox, state.engine.outbox());
                 drop(state);
-                written = self.write_out(&mut outbox, &mut payload, place, dest, limit, patient);
+                written = self.write_out(&mut outbox, &mut payload, place, dest, limit, in_system);
                 state = self.lock();
                 state.spare = Some(outbox);
             }
@@ -118,11 +119,11 @@ impl Link {
         place: usize,
         dest: &mut [u8],
         limit: Option<Duration>,
-        patient: bool,
+        in_system: bool,
     ) -> io::Result<()> {
         let slices = [IoSlice::new(header), IoSlice::new(payload)];
         let count = 1 + usize::from(!payload.is_empty());
-        let n = match self.stream.write(&slices[..count], patient) {
+        let n = match self.stream.write(&slices[..count], in_system) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             done => done?,
         };
@@ -143,7 +144,7 @@ impl Link {
         place: usize,
         dest: &mut [u8],
         limit: Option<Duration>,
-        mut patient: bool,
+        mut in_system: bool,
     ) -> io::Result<()> {
         let mut pause = SHORTEST_PAUSE;
         let mut deadline = None;
@@ -152,10 +153,10 @@ impl Link {
             let attempt = if done {
                 self.stream.flush().map(|()| 0)
             } else {
-                outbox.with_slices(last, |slices| self.stream.write(slices, patient))
+                outbox.with_slices(last, |slices| self.stream.write(slices, in_system))
             };
             // Once the system had to wait, there may be replies to take.
-            patient = false;
+            in_system = false;
             match attempt {
                 Ok(_) if done => return Ok(()),
                 Ok(n) => {
