@@ -5,6 +5,7 @@ use super::{
     Rule,
     disk::{Disk, SIZE},
     judge::Run,
+    last_words::LastWords,
     scene::{
         Event, Scene, Then, export_info, make_chunk, make_error, make_option_reply, make_simple,
         size_info, status_payload,
@@ -48,8 +49,8 @@ pub(super) struct Host {
     sent: u32,
     /// Whether a message on this connection was spoilt.
     is_spoilt: bool,
-    /// Whether the server has announced to the client that only the end may follow.
-    is_over: bool,
+    /// The announcement that only the end may follow.
+    last_words: LastWords,
 }
 
 /// The next phase of a connection.
@@ -60,7 +61,7 @@ enum Next {
 }
 
 impl Host {
-    pub(super) const fn new(talk: Talk, rule: Rule, shared: Shared) -> Self {
+    pub(super) fn new(talk: Talk, rule: Rule, shared: Shared) -> Self {
         Self {
             talk,
             rule,
@@ -72,7 +73,7 @@ impl Host {
             asked_for_sizes: false,
             sent: 0,
             is_spoilt: false,
-            is_over: false,
+            last_words: LastWords::default(),
         }
     }
 
@@ -122,7 +123,7 @@ impl Host {
             self.sent = kind.unwrap_or(self.sent);
         }
         if scene.then == Then::LastWords {
-            self.is_over = true;
+            self.last_words.say();
         }
         Ok(scene.then != Then::Close)
     }
@@ -181,7 +182,7 @@ impl Host {
             format!("{name} with {len} bytes"),
         );
         self.note(|run| run.options.push(code));
-        if self.is_over && code != option::ABORT {
+        if self.last_words.are_known() && code != option::ABORT {
             lock(&self.shared.run).went_on = Some(format!("the client went on with {name}"));
         }
         if self.offered & wire::FIXED_NEWSTYLE == 0 && code != option::EXPORT_NAME {
@@ -357,11 +358,8 @@ impl Host {
     fn transmission(&mut self) -> Checked<bool> {
         let mut held: Vec<Request> = Vec::new();
         loop {
-            let header_len = if self.style == Style::Extended {
-                32
-            } else {
-                28
-            };
+            let is_extended = self.style == Style::Extended;
+            let header_len = if is_extended { 32 } else { 28 };
             let Some(header) = self.talk.take_or_end(header_len, "a request")? else {
                 return Ok(false);
             };
@@ -378,12 +376,14 @@ impl Host {
                 }
                 return Ok(true);
             }
-            if self.is_over {
+            if self.last_words.are_known() {
                 let text = format!("the client went on with {}", request.meaning());
                 lock(&self.shared.run).went_on = Some(text);
             }
+            if !held.is_empty() || self.talk.has_more() {
+                self.last_words.overlap();
+            }
             held.push(request);
-            // Others that are on their way come first.
             if held.len() < self.disk().gathers && self.talk.has_more_soon() {
                 continue;
             }

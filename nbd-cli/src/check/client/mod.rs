@@ -6,6 +6,7 @@ mod disk;
 mod errors;
 mod host;
 mod judge;
+mod last_words;
 mod look;
 mod negotiation;
 mod replies;
