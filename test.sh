@@ -324,17 +324,24 @@ fuzz() {
         because "cargo-fuzz is missing"
         return "$SKIPPED"
     fi
-    local name
     # Without a sanitizer the stable compiler will do; overflow checks and panics are still caught.
     cargo fuzz build --sanitizer none
-    for name in $(cargo fuzz list); do
-        # Findings go to the first directory, the seeds of the repository are only read.
-        local corpora=("$target/fuzz-corpus/$name")
-        mkdir -p "${corpora[0]}"
-        [[ ! -d fuzz/corpus/$name ]] || corpora+=("fuzz/corpus/$name")
-        cargo fuzz run --sanitizer none "$name" "${corpora[@]}" -- \
-            -max_total_time="$FUZZ_SECONDS" -timeout=10 -verbosity=0 -print_final_stats=1
-    done
+    export target FUZZ_SECONDS
+    export -f fuzz_target
+    cargo fuzz list | xargs -P "$(nproc)" -I NAME bash -c 'fuzz_target NAME'
+}
+
+# Each has a processor to itself; its output is printed when it has ended.
+fuzz_target() {
+    local name=$1 output status=0
+    # Findings go to the first directory, the seeds of the repository are only read.
+    local corpora=("$target/fuzz-corpus/$name")
+    mkdir -p "${corpora[0]}"
+    [[ ! -d fuzz/corpus/$name ]] || corpora+=("fuzz/corpus/$name")
+    output=$(cargo fuzz run --sanitizer none "$name" "${corpora[@]}" -- \
+        -max_total_time="$FUZZ_SECONDS" -timeout=10 -verbosity=0 -print_final_stats=1 2>&1) || status=$?
+    printf '%s\n' "$output"
+    return "$status"
 }
 
 stage "foreign programs" peers
