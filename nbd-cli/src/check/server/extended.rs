@@ -115,8 +115,9 @@ pub(super) const RULES: &[Rule] = &[
 fn reads(server: &Server) -> Checked {
     let len = server.unit();
     server.has_bytes(len)?;
-    let mut entered = server.enter(Style::Extended)?;
-    if entered.read(0, len)? != server.enter(Style::Simple)?.read(0, len)? {
+    // One connection after the other, because there are servers of one client at a time.
+    let extended = server.enter(Style::Extended)?.read(0, len)?;
+    if extended != server.enter(Style::Simple)?.read(0, len)? {
         return must("the bytes are not those of simple replies");
     }
     Ok(())
