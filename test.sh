@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
+MOTO=5.2.5
+AZURITE=3.35.0
 FUZZ_SECONDS=10
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -118,6 +120,33 @@ install_packages() {
     local install=(apt-get install -y -q --no-remove --no-install-recommends)
     export DEBIAN_FRONTEND=noninteractive
     "${install[@]}" "$@" || { apt-get update -q && "${install[@]}" "$@"; }
+}
+
+# Servers of object stores. Each takes half a minute to fetch, once.
+object_stores() {
+    local absent=0 azurite=$tools/azurite-$AZURITE moto=$tools/moto-$MOTO fetching
+    mkdir -p "$tools/bin"
+    {
+        [[ -e $azurite/made ]] ||
+            npm install --silent --no-fund --no-audit --prefix "$azurite" "azurite@$AZURITE" &&
+            ln -sfn "$azurite/node_modules/.bin/azurite-blob" "$tools/bin/" && touch "$azurite/made"
+    } &
+    fetching=$!
+    {
+        [[ -e $moto/made ]] ||
+            { python3 -m venv --clear "$moto" && "$moto/bin/pip" install --quiet \
+                --disable-pip-version-check "moto[s3]==$MOTO" flask flask-cors; } &&
+            ln -sfn "$moto/bin/moto_server" "$tools/bin/" && touch "$moto/made"
+    } || {
+        because "tests with moto are not run: it takes python3 with venv and pip, and a registry"
+        absent=1
+    }
+    wait "$fetching" || {
+        because "tests with Azurite are not run: it takes npm and a registry"
+        absent=1
+    }
+    ((absent == 0)) || return "$SKIPPED"
+    printf 'moto %s, Azurite %s\n' "$MOTO" "$AZURITE"
 }
 
 tools() {
@@ -345,6 +374,7 @@ fuzz_target() {
 }
 
 stage "foreign programs" peers
+stage "object stores" object_stores
 stage "cargo's tools" tools
 stage "formatting" formatted
 stage "lints" lints

@@ -23,6 +23,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Peer {
+    /// A server with the protocol of Azure's object store.
+    Azurite,
     /// GnuTLS's tool for X.509 certificates.
     Certtool,
     /// The flexible I/O tester, which is a client by libnbd.
@@ -30,6 +32,8 @@ pub enum Peer {
     /// An emulated machine with the kernel's client and vsock, which takes the kernel's arguments;
     /// made by `interop/linux/prepare.sh`.
     Linux,
+    /// A server with the protocol of Amazon's object store, S3.
+    Moto,
     /// The kernel client's control program.
     NbdClient,
     /// libnbd's copying program.
@@ -60,9 +64,11 @@ impl Peer {
     /// The name of the program in a shell.
     pub const fn command(self) -> &'static str {
         match self {
+            Self::Azurite => "azurite-blob",
             Self::Certtool => "certtool",
             Self::Fio => "fio",
             Self::Linux => "linux-with-nbd",
+            Self::Moto => "moto_server",
             Self::NbdClient => "nbd-client",
             Self::NbdCopy => "nbdcopy",
             Self::NbdDump => "nbddump",
@@ -88,9 +94,11 @@ impl Peer {
     const fn version_option(self) -> &'static str {
         match self {
             Self::NbdClient | Self::NbdServer => "-V",
-            Self::Certtool
+            Self::Azurite
+            | Self::Certtool
             | Self::Fio
             | Self::Linux
+            | Self::Moto
             | Self::NbdCopy
             | Self::NbdDump
             | Self::NbdInfo
