@@ -234,7 +234,7 @@ tests() {
 # The packages as they would be published, taken out of the repository: all that they have is
 # compiled, and their doctests are run.
 packages() {
-    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std nbd-cli)
+    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std nbd-object nbd-cli)
     local directory=$target/unpacked crate file version
     rm -rf "$directory" "$target"/package/nbd-*.crate
     mkdir -p "$directory"

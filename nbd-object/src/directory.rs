@@ -1,0 +1,205 @@
+//! A directory as a store that keeps conditions.
+
+use crate::format::checksum;
+use async_trait::async_trait;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use object_store::{
+    Attributes, CopyOptions, Error, Extensions, GetOptions, GetResult, GetResultPayload,
+    ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions,
+    PutPayload, PutResult, RenameOptions, Result, UpdateVersion, local::LocalFileSystem,
+    path::Path,
+};
+use std::{fmt, io};
+
+/// Objects up to this size can be swapped. Their entity tag is a hash of their bytes.
+const SWAPPABLE: u64 = 4096;
+
+/// A directory of a local file system as a store, whose writes are on the disk when they return.
+///
+/// It is [`LocalFileSystem`] with two additions. A put is followed by `fsync` of the file and of its
+/// directory. Small objects can be swapped on a condition, which that store cannot: a swap holds a
+/// lock, compares the bytes that are there, and renames a new file over them. The lock is one of the
+/// kernel's (`flock`) on a file beside the object, and so ends with a process that dies.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    files: LocalFileSystem,
+}
+
+impl Directory {
+    /// Opens a directory, which is created if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be created or opened.
+    pub fn open(path: impl AsRef<std::path::Path>) -> io::Result<Self> {
+        std::fs::create_dir_all(&path)?;
+        let files = LocalFileSystem::new_with_prefix(path)?.with_fsync(true);
+        Ok(Self { files })
+    }
+}
+
+impl fmt::Display for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.files.fmt(f)
+    }
+}
+
+fn tag(bytes: &[u8]) -> String {
+    format!("\"{:016x}-{}\"", checksum(bytes), bytes.len())
+}
+
+fn generic(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Generic {
+        store: "Directory",
+        source: error.into(),
+    }
+}
+
+/// Replaces a file if it has the bytes of `expected`, and returns the new tag.
+#[cfg(unix)]
+fn swap(
+    path: &std::path::Path,
+    location: &Path,
+    new: &[u8],
+    expected: &UpdateVersion,
+) -> Result<String> {
+    use rustix::fs::{FlockOperation, flock};
+    use std::{fs, io::Write};
+
+    let beside = |suffix: &str| {
+        // Such names are no objects: listings leave them out.
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        std::path::PathBuf::from(name)
+    };
+    let parent = path
+        .parent()
+        .ok_or_else(|| generic("a file without a directory"))?;
+    let lock = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(beside("#0"))
+        .map_err(generic)?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(|error| generic(io::Error::from(error)))?;
+    let found = match fs::read(path) {
+        Ok(bytes) => Some(tag(&bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(generic(error)),
+    };
+    if found != expected.e_tag {
+        return Err(Error::Precondition {
+            path: location.to_string(),
+            source: format!("{found:?} does not match {:?}", expected.e_tag).into(),
+        });
+    }
+    // Only the holder of the lock writes this file.
+    let staged = beside("#00");
+    let mut file = fs::File::create(&staged).map_err(generic)?;
+    file.write_all(new)
+        .and_then(|()| file.sync_all())
+        .map_err(generic)?;
+    fs::rename(&staged, path).map_err(generic)?;
+    fs::File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(generic)?;
+    Ok(tag(new))
+}
+
+#[cfg(not(unix))]
+fn swap(_: &std::path::Path, _: &Path, _: &[u8], _: &UpdateVersion) -> Result<String> {
+    Err(Error::NotImplemented {
+        operation: "conditional swap in a directory".into(),
+        implementer: "this system".into(),
+    })
+}
+
+/// Does what waits for a disk on a thread that may, where there is Tokio, as `LocalFileSystem` does.
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => runtime.spawn_blocking(job).await.map_err(generic)?,
+        Err(_) => job(),
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Directory {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        let small = (payload.content_length() as u64 <= SWAPPABLE)
+            .then(|| payload.iter().flatten().copied().collect::<Vec<u8>>());
+        if let PutMode::Update(expected) = options.mode {
+            let Some(new) = small else {
+                return Err(generic("an object as large as this cannot be swapped"));
+            };
+            let path = self.files.path_to_filesystem(location)?;
+            let location = location.clone();
+            let tag = blocking(move || swap(&path, &location, &new, &expected)).await?;
+            return Ok(PutResult {
+                e_tag: Some(tag),
+                version: None,
+                extensions: Extensions::default(),
+            });
+        }
+        let mut done = self.files.put_opts(location, payload, options).await?;
+        if let Some(bytes) = small {
+            done.e_tag = Some(tag(&bytes));
+        }
+        Ok(done)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.files.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let whole = options.range.is_none() && !options.head;
+        let found = self.files.get_opts(location, options).await?;
+        if !whole || found.meta.size > SWAPPABLE {
+            return Ok(found);
+        }
+        let (mut meta, range) = (found.meta.clone(), found.range.clone());
+        let bytes = found.bytes().await?;
+        meta.e_tag = Some(tag(&bytes));
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(stream::iter([Ok(bytes)]).boxed()),
+            meta,
+            range,
+            attributes: Attributes::default(),
+            extensions: Extensions::default(),
+        })
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        self.files.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.files.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.files.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.files.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.files.rename_opts(from, to, options).await
+    }
+}

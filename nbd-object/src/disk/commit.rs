@@ -1,0 +1,421 @@
+//! Commits: changes become objects, and a swap of the head makes them the disk.
+
+use super::{Disk, Inner, State};
+use crate::{
+    Compression, Error,
+    changes::Changes,
+    format::{HEAD_LIMIT, Head, Kind, ObjectId, Piece, checksum, levels_for, segment},
+    map::{Edit, Root, edit},
+    statistics::Counters,
+    store::Put,
+};
+use bytes::Bytes;
+use futures_util::{
+    stream::{self, StreamExt, TryStreamExt},
+    try_join,
+};
+use object_store::{PutMode, PutPayload, UpdateVersion};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// The name of the head below a disk's prefix.
+pub(crate) const HEAD: &str = "head";
+
+/// Puts of one commit at the same time.
+const PUTS: usize = 16;
+
+/// Stored blocks that are got at once to complete blocks that were written in part.
+const COMPLETED: usize = 256;
+
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A call that waits for a commit that begins later.
+pub(crate) struct Wish {
+    pub(super) collect: bool,
+    pub(super) size: Option<u64>,
+    done: oneshot::Sender<Result<Committed, Error>>,
+}
+
+/// A commit that has ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Committed {
+    pub(crate) head: Head,
+    /// Objects of this writer from this number on belong to later commits.
+    pub(crate) next: u64,
+}
+
+impl Disk {
+    /// Brings every write that has returned into the store. Flushes that wait at the same time
+    /// share one commit.
+    ///
+    /// It costs a put for each full segment and one for the rest, one for each 4 MiB of changed pages
+    /// of the map, all at the same time, and then one for the head: three for a single write. Nothing
+    /// if there is nothing to commit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`] if another program has opened the disk. Other errors may be temporary: the
+    /// data stays in memory.
+    pub async fn flush(&self) -> Result<(), Error> {
+        Counters::count(&self.inner.objects.counters.flushes, 1);
+        let joined = {
+            let mut state = self.inner.state();
+            state.check()?;
+            if state.active.is_empty() {
+                if state.frozen.is_none() {
+                    return Ok(());
+                }
+                let (sender, receiver) = oneshot::channel();
+                state.joined.push(sender);
+                Some(receiver)
+            } else {
+                None
+            }
+        };
+        match joined {
+            Some(joined) => joined.await.map_err(|_| Error::Aborted)?,
+            None => self.commit(false, None).await.map(drop),
+        }
+    }
+
+    /// Has a commit made, also if nothing has changed.
+    pub(crate) async fn commit(
+        &self,
+        collect: bool,
+        size: Option<u64>,
+    ) -> Result<Committed, Error> {
+        let receiver = {
+            let mut state = self.inner.state();
+            state.check()?;
+            let (done, receiver) = oneshot::channel();
+            state.wishes.push(Wish {
+                collect,
+                size,
+                done,
+            });
+            self.start_commits(&mut state);
+            receiver
+        };
+        receiver.await.map_err(|_| Error::Aborted)?
+    }
+
+    /// Makes the disk larger.
+    ///
+    /// # Errors
+    ///
+    /// When `size` is smaller than it is, or no multiple of 512, and as [`flush`](Self::flush).
+    pub async fn grow(&self, size: u64) -> Result<(), Error> {
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
+        }
+        crate::location::check_size(size)?;
+        let now = self.size();
+        if size < now {
+            return Err(Error::Invalid(format!(
+                "a disk of {now} bytes cannot shrink to {size}"
+            )));
+        }
+        self.commit(false, Some(size)).await.map(drop)
+    }
+
+    /// Starts the task that commits, unless it is at work.
+    pub(super) fn start_commits(&self, state: &mut State) {
+        if !state.committing {
+            state.committing = true;
+            let inner = self.inner.clone();
+            self.inner
+                .objects
+                .runtime
+                .spawn(async move { inner.commits().await });
+        }
+    }
+}
+
+impl Inner {
+    /// Commits as long as there is demand.
+    async fn commits(self: Arc<Self>) {
+        let mut failed = false;
+        loop {
+            let (frozen, wishes, head) = {
+                let mut state = self.state();
+                let full = state.active.weight() >= self.options.dirty_limit / 2 && !failed;
+                if state.failed.is_some() || (state.wishes.is_empty() && !full) {
+                    state.committing = false;
+                    if let Some(error) = state.failed.clone() {
+                        for wish in std::mem::take(&mut state.wishes) {
+                            let _ = wish.done.send(Err(error.clone()));
+                        }
+                    }
+                    return;
+                }
+                let active = std::mem::replace(&mut state.active, Changes::new(self.block_size));
+                let frozen = Arc::new(active);
+                state.frozen = Some(frozen.clone());
+                (
+                    frozen,
+                    std::mem::take(&mut state.wishes),
+                    state.head.clone(),
+                )
+            };
+            let begin = self.objects.runtime.now();
+            let result = self.commit_once(&frozen, head, &wishes).await;
+            failed = result.is_err();
+            let counters = &self.objects.counters;
+            Counters::count(
+                if failed {
+                    &counters.failed_commits
+                } else {
+                    &counters.commits
+                },
+                1,
+            );
+            counters.commit_took(self.objects.runtime.now().saturating_sub(begin));
+            self.conclude(frozen, wishes, result);
+        }
+    }
+
+    /// Takes the result over into the state, and answers all that wait.
+    fn conclude(
+        &self,
+        frozen: Arc<Changes>,
+        wishes: Vec<Wish>,
+        result: Result<(Head, UpdateVersion), Error>,
+    ) {
+        let mut state = self.state();
+        state.frozen = None;
+        let result = match result {
+            Ok((head, version)) => {
+                state.head = head;
+                state.version = Some(version);
+                Ok(Committed {
+                    head: state.head.clone(),
+                    next: state.next,
+                })
+            }
+            Err(error) => {
+                // They are no longer frozen, so that nothing but this has them.
+                let older = Arc::try_unwrap(frozen).unwrap_or_else(|shared| (*shared).clone());
+                let newer = std::mem::replace(&mut state.active, Changes::new(self.block_size));
+                state.active = older.and_then(newer);
+                state.version = None;
+                if let Error::Fenced { .. } = error {
+                    state.failed = Some(error.clone());
+                }
+                Err(error)
+            }
+        };
+        let brief = result.as_ref().map(drop).map_err(Clone::clone);
+        for waiting in std::mem::take(&mut state.joined)
+            .into_iter()
+            .chain(std::mem::take(&mut state.waiting))
+        {
+            let _ = waiting.send(brief.clone());
+        }
+        drop(state);
+        for wish in wishes {
+            let _ = wish.done.send(result.clone());
+        }
+    }
+
+    async fn commit_once(
+        &self,
+        changes: &Changes,
+        old: Head,
+        wishes: &[Wish],
+    ) -> Result<(Head, UpdateVersion), Error> {
+        let mut head = old.clone();
+        head.generation += 1;
+        head.collections += u64::from(wishes.iter().any(|wish| wish.collect));
+        head.size = wishes
+            .iter()
+            .filter_map(|wish| wish.size)
+            .fold(head.size, u64::max);
+        head.levels = levels_for(head.blocks());
+        let root = Root::from(&old);
+        let blocks = self.whole_blocks(root, changes).await?;
+        let packed = self.pack(changes, &blocks);
+        let segments = self.put_all(Kind::Segment, packed.segments);
+        let pages = async {
+            let next = || self.state().next_object();
+            let edited = edit(&self.pages, root, head.levels, &packed.edits, next).await?;
+            self.put_all(Kind::Map, edited.objects).await?;
+            Ok(edited.root)
+        };
+        let ((), root) = try_join!(segments, pages)?;
+        head.root = root.page;
+        let version = self.swap_head(&mut head).await?;
+        for (piece, block) in packed.records {
+            self.records.insert(&piece, block);
+        }
+        Ok((head, version))
+    }
+
+    /// All written blocks, completed by stored bytes where only a part was written.
+    async fn whole_blocks(
+        &self,
+        root: Root,
+        changes: &Changes,
+    ) -> Result<Vec<(u64, Bytes)>, Error> {
+        let parts: Vec<u64> = changes
+            .blocks()
+            .iter()
+            .filter_map(|(index, block)| (!block.is_whole()).then_some(*index))
+            .collect();
+        let mut stored = Vec::with_capacity(parts.len());
+        for some in parts.chunks(COMPLETED) {
+            stored.extend(self.stored(root, some).await?);
+        }
+        let mut stored = stored.into_iter();
+        Ok(changes
+            .blocks()
+            .iter()
+            .map(|(index, block)| {
+                let whole = if block.is_whole() {
+                    block.whole()
+                } else {
+                    block.over(stored.next().flatten().as_ref())
+                };
+                (*index, whole)
+            })
+            .collect())
+    }
+
+    /// Blocks as records of segments, and the changes of the map.
+    fn pack(&self, changes: &Changes, blocks: &[(u64, Bytes)]) -> Packed {
+        let mut packed = Packed::default();
+        for blocks in changes.holes() {
+            packed.edits.push(Edit {
+                blocks,
+                record: None,
+            });
+        }
+        let level = match self.options.compression {
+            Compression::Off => None,
+            Compression::Zstd(level) => Some(level),
+        };
+        let mut open: Option<(ObjectId, Vec<Bytes>, u32)> = None;
+        for (index, block) in blocks {
+            let mut record = None;
+            if block[..] != ZEROES[..block.len()] {
+                let (codec, stored) = segment::encode_record(block, level);
+                let len = u32::try_from(stored.len()).expect("a block is small");
+                if open
+                    .as_ref()
+                    .is_some_and(|(_, _, end)| end + len > self.options.segment_size)
+                {
+                    packed.segments.extend(
+                        open.take()
+                            .map(|(id, parts, _)| (id, PutPayload::from_iter(parts))),
+                    );
+                }
+                let (object, parts, end) = open.get_or_insert_with(|| {
+                    let id = self.state().next_object();
+                    (id, vec![segment::header(id)], segment::HEADER)
+                });
+                let piece = Piece {
+                    object: *object,
+                    offset: *end,
+                    len,
+                    codec,
+                    checksum: checksum(&stored),
+                };
+                *end += len;
+                parts.push(stored);
+                packed.records.push((piece, block.clone()));
+                record = Some(piece);
+            }
+            packed.edits.push(Edit {
+                blocks: *index..*index + 1,
+                record,
+            });
+        }
+        packed
+            .segments
+            .extend(open.map(|(id, parts, _)| (id, PutPayload::from_iter(parts))));
+        packed.edits.sort_by_key(|edit| edit.blocks.start);
+        packed
+    }
+
+    async fn put_all(&self, kind: Kind, objects: Vec<(ObjectId, PutPayload)>) -> Result<(), Error> {
+        let puts: Vec<_> = objects
+            .into_iter()
+            .map(|(id, payload)| self.objects.put_immutable(kind, id, payload))
+            .collect();
+        stream::iter(puts)
+            .buffer_unordered(PUTS)
+            .try_collect()
+            .await
+    }
+
+    /// Replaces the head, if it is still this writer's.
+    ///
+    /// A swap may have been carried out although its answer was lost: then the next attempt is
+    /// refused, and the head is found to be the new one already.
+    async fn swap_head(&self, head: &mut Head) -> Result<UpdateVersion, Error> {
+        const ATTEMPTS: u32 = 5;
+        let mut version = self.state().version.take();
+        for _ in 0..ATTEMPTS {
+            let expected = match version.take() {
+                Some(version) => version,
+                None => {
+                    let (found, version) =
+                        read_head(&self.objects, HEAD).await?.ok_or(Error::Fenced {
+                            expected: head.epoch,
+                            found: 0,
+                        })?;
+                    if (found.epoch, found.nonce) != (head.epoch, head.nonce) {
+                        return Err(Error::Fenced {
+                            expected: head.epoch,
+                            found: found.epoch,
+                        });
+                    }
+                    if found == *head {
+                        return Ok(version);
+                    }
+                    // It may be that of a commit whose outcome was never learnt.
+                    head.generation = found.generation + 1;
+                    version
+                }
+            };
+            let payload = PutPayload::from(head.encode());
+            match self
+                .objects
+                .put(HEAD, payload, PutMode::Update(expected))
+                .await?
+            {
+                Put::Done(new) if new.e_tag.is_some() || new.version.is_some() => return Ok(new),
+                Put::Done(_) | Put::Refused => {}
+            }
+        }
+        Err(Error::IgnoresConditions(
+            "a swap of the head was refused, although nothing has changed it".into(),
+        ))
+    }
+}
+
+/// A head or a snapshot, and its version.
+pub(crate) async fn read_head(
+    objects: &crate::store::Objects,
+    name: &str,
+) -> Result<Option<(Head, UpdateVersion)>, Error> {
+    let Some(found) = objects.get(name, HEAD_LIMIT).await? else {
+        return Ok(None);
+    };
+    let head = Head::decode(&found.bytes).map_err(|detail| {
+        Error::Damaged(crate::Damage {
+            object: objects.path(name).to_string(),
+            range: 0..found.bytes.len() as u64,
+            disk: None,
+            detail,
+        })
+    })?;
+    Ok(Some((head, found.version)))
+}
+
+#[derive(Default)]
+struct Packed {
+    segments: Vec<(ObjectId, PutPayload)>,
+    edits: Vec<Edit>,
+    /// For the cache.
+    records: Vec<(Piece, Bytes)>,
+}

@@ -1,0 +1,314 @@
+//! Reads: changes in memory above blocks of the store.
+
+use super::{Disk, Inner};
+use crate::{
+    Error,
+    changes::{Changes, Known, split},
+    format::Piece,
+    map::{Found, Root},
+    statistics::Counters,
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+/// A part of what was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// Bytes, which are lent from memory where that is possible.
+    Data(Bytes),
+    /// So many zeroes.
+    Zeroes(u64),
+}
+
+impl Chunk {
+    /// The number of bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Data(bytes) => bytes.len() as u64,
+            Self::Zeroes(len) => *len,
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A part of a block that is to be read, and its state.
+struct Part {
+    block: u64,
+    range: Range<usize>,
+    /// Parts above the stored block, the newest last.
+    above: Vec<(usize, Bytes)>,
+    below: Below,
+}
+
+enum Below {
+    /// All bytes are in `above`.
+    Covered,
+    Zeroes,
+    Stored,
+}
+
+/// Limit of tasks that get blocks ahead.
+const AHEAD: usize = 8;
+
+impl Disk {
+    /// Reads `len` bytes from `offset` on.
+    ///
+    /// The cost is a get for each run of blocks that are neighbours in their segment and in no cache,
+    /// up to [`get_size`](crate::Options::get_size); all at the same time. Before them comes one for
+    /// each page of the map that is in no cache: one where the upper levels are, and none for zeroes.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails, or has other bytes than were written.
+    pub async fn read(&self, offset: u64, len: u64) -> Result<Vec<Chunk>, Error> {
+        let counters = &self.inner.objects.counters;
+        Counters::count(&counters.reads, 1);
+        Counters::count(&counters.bytes_read, len);
+        let mut tries = 0;
+        loop {
+            let (parts, root, ahead) = {
+                let mut state = self.inner.state();
+                state.check_range(offset, len)?;
+                let layers = [state.frozen.as_deref(), Some(&state.active)];
+                let parts: Vec<_> = split(self.inner.block_size, offset, len)
+                    .map(|(block, range)| part(layers, block, range))
+                    .collect();
+                let size = state.head.size;
+                let ahead = state
+                    .streams
+                    .note(&(offset..offset + len), self.inner.options.read_ahead);
+                (
+                    parts,
+                    state.root(),
+                    ahead.map(|range| range.start..range.end.min(size)),
+                )
+            };
+            if let Some(range) = ahead {
+                self.read_ahead(range);
+            }
+            match self.inner.compose(parts, root).await {
+                // A collection of garbage has overtaken this read; there is a newer map.
+                Err(error) if error.is_missing_object() && tries < 3 => {
+                    if self.inner.state().root() == root {
+                        return Err(error);
+                    }
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Has blocks got into the cache that are going to be read.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails, or has other bytes than were written.
+    pub async fn cache(&self, offset: u64, len: u64) -> Result<(), Error> {
+        let root = {
+            let state = self.inner.state();
+            state.check_range(offset, len)?;
+            state.root()
+        };
+        // More would drive out the first ones.
+        let len = len.min(self.inner.options.cache_size / 2);
+        self.inner.fetch(root, offset..offset + len).await?;
+        Ok(())
+    }
+
+    fn read_ahead(&self, range: Range<u64>) {
+        let inner = self.inner.clone();
+        if range.is_empty() || inner.reading_ahead.fetch_add(1, Relaxed) >= AHEAD {
+            inner.reading_ahead.fetch_sub(1, Relaxed);
+            return;
+        }
+        self.inner.objects.runtime.spawn(async move {
+            let root = inner.state().root();
+            // The read that wants them meets the error again.
+            if let Ok(count) = inner.fetch(root, range).await {
+                Counters::count(&inner.objects.counters.read_ahead_blocks, count);
+            }
+            inner.reading_ahead.fetch_sub(1, Relaxed);
+        });
+    }
+}
+
+fn part(layers: [Option<&Changes>; 2], block: u64, range: Range<usize>) -> Part {
+    let mut above = Vec::new();
+    let mut below = Below::Stored;
+    for layer in layers.into_iter().flatten() {
+        match layer.known(block, &range) {
+            Known::Nothing => {}
+            Known::Zeroes => {
+                above.clear();
+                below = Below::Zeroes;
+            }
+            Known::All(bytes) => {
+                above = vec![(range.start, bytes)];
+                below = Below::Covered;
+            }
+            Known::Parts(parts) => above.extend(parts),
+        }
+    }
+    Part {
+        block,
+        range,
+        above,
+        below,
+    }
+}
+
+impl Inner {
+    async fn compose(&self, parts: Vec<Part>, root: Root) -> Result<Vec<Chunk>, Error> {
+        let wanted: Vec<u64> = parts
+            .iter()
+            .filter(|part| matches!(part.below, Below::Stored))
+            .map(|part| part.block)
+            .collect();
+        let stored = self.stored(root, &wanted).await?;
+        let mut stored = stored.into_iter();
+        let mut chunks: Vec<Chunk> = Vec::with_capacity(parts.len());
+        for part in parts {
+            let base = match part.below {
+                Below::Stored => stored.next().flatten(),
+                Below::Covered | Below::Zeroes => None,
+            };
+            push(&mut chunks, part, base);
+        }
+        Ok(chunks)
+    }
+
+    /// The blocks with these numbers, which ascend, as the store has them; `None` for holes.
+    pub(crate) async fn stored(
+        &self,
+        root: Root,
+        wanted: &[u64],
+    ) -> Result<Vec<Option<Bytes>>, Error> {
+        let mut blocks: Vec<Option<Bytes>> = vec![None; wanted.len()];
+        let (mut places, mut pieces) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        while let Some(block) = wanted.get(at) {
+            match self.find(root, *block).await? {
+                Found::Hole { until } => {
+                    at += wanted[at..].partition_point(|block| *block < until);
+                }
+                Found::Leaf { page, first } => {
+                    while let Some(index) = wanted
+                        .get(at)
+                        .and_then(|block| u8::try_from(block - first).ok())
+                    {
+                        if let Some(piece) = page.get(index) {
+                            places.push(at);
+                            pieces.push(piece);
+                        }
+                        at += 1;
+                    }
+                }
+            }
+        }
+        let got = self
+            .records
+            .blocks(&pieces)
+            .await
+            .map_err(|error| self.locate(error, &pieces, |at| wanted[places[at]]))?;
+        for (place, block) in places.into_iter().zip(got) {
+            blocks[place] = Some(block);
+        }
+        Ok(blocks)
+    }
+
+    /// The part of the map around `block`.
+    pub(crate) async fn find(&self, root: Root, block: u64) -> Result<Found, Error> {
+        let start = block.saturating_mul(self.block_size as u64);
+        let end = start.saturating_add(self.block_size as u64);
+        self.pages
+            .find(root, block)
+            .await
+            .map_err(|error| error.at(start..end))
+    }
+
+    /// Adds the bytes of the disk to a damage of a record.
+    fn locate(&self, mut error: Error, pieces: &[Piece], block: impl Fn(usize) -> u64) -> Error {
+        if let Error::Damaged(damage) = &mut error
+            && let Some(at) = pieces.iter().position(|piece| {
+                damage.range.start == piece.range().start
+                    && damage
+                        .object
+                        .ends_with(&piece.object.name(crate::format::Kind::Segment))
+            })
+        {
+            let start = block(at).saturating_mul(self.block_size as u64);
+            damage.disk = Some(start..start.saturating_add(self.block_size as u64));
+        }
+        error
+    }
+
+    /// Gets all blocks of a range into the cache, and returns their number.
+    async fn fetch(self: &Arc<Self>, root: Root, range: Range<u64>) -> Result<u64, Error> {
+        let size = self.block_size as u64;
+        let (mut block, end) = (range.start / size, range.end.div_ceil(size));
+        let mut pieces = Vec::new();
+        while block < end {
+            match self.find(root, block).await? {
+                Found::Hole { until } => block = until,
+                Found::Leaf { page, first } => {
+                    let stop = end.min(first + 256);
+                    for block in block..stop {
+                        let index = u8::try_from(block - first).expect("a leaf has 256 slots");
+                        pieces.extend(
+                            page.get(index)
+                                .filter(|piece| !self.records.is_cached(piece)),
+                        );
+                    }
+                    block = stop;
+                }
+            }
+        }
+        self.records.blocks(&pieces).await?;
+        Ok(pieces.len() as u64)
+    }
+}
+
+/// Adds a part to what was read before.
+fn push(chunks: &mut Vec<Chunk>, part: Part, base: Option<Bytes>) {
+    let Part {
+        range,
+        mut above,
+        below,
+        ..
+    } = part;
+    if let Below::Covered = below
+        && let [(start, bytes)] = &mut above[..]
+        && *start == range.start
+        && bytes.len() == range.len()
+    {
+        chunks.push(Chunk::Data(std::mem::take(bytes)));
+        return;
+    }
+    if above.is_empty() {
+        match (base, chunks.last_mut()) {
+            (Some(base), _) => chunks.push(Chunk::Data(base.slice(range))),
+            (None, Some(Chunk::Zeroes(len))) => *len += range.len() as u64,
+            (None, _) => chunks.push(Chunk::Zeroes(range.len() as u64)),
+        }
+        return;
+    }
+    let mut bytes = match base {
+        Some(base) => BytesMut::from(&base[range.clone()]),
+        None => BytesMut::zeroed(range.len()),
+    };
+    for (start, part) in above {
+        let at = start - range.start;
+        bytes[at..at + part.len()].copy_from_slice(&part);
+    }
+    chunks.push(Chunk::Data(bytes.freeze()));
+}

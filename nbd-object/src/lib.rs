@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod changes;
+mod check;
+mod collect;
+mod directory;
+mod disk;
+mod error;
+mod format;
+mod location;
+mod map;
+mod options;
+mod probe;
+mod records;
+mod runtime;
+mod statistics;
+mod store;
+
+pub use check::Report;
+pub use collect::Collected;
+pub use directory::Directory;
+pub use disk::{Chunk, Disk, Extent};
+pub use error::{Damage, Error};
+pub use location::{Info, Location, Snapshot};
+pub use options::{Compression, Layout, Options};
+pub use statistics::{Histogram, Statistics};
+pub use store::Retry;
+
+/// The stores that a disk can be in, and their builders.
+pub use object_store;
+
+#[cfg(test)]
+mod tests;

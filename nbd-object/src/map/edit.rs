@@ -1,0 +1,241 @@
+//! Changes of the map: new pages beside the old ones, from the leaves up.
+
+use super::{Pages, Root, span};
+use crate::{
+    Error,
+    format::{FANOUT, ObjectId, Page, Piece, Slots, checksum, encode_page, segment},
+};
+use bytes::Bytes;
+use futures_util::{
+    future::{BoxFuture, FutureExt},
+    stream::{self, StreamExt, TryStreamExt},
+};
+use object_store::PutPayload;
+use std::{ops::Range, sync::Mutex};
+
+/// A run of blocks that becomes a hole, or a block that gets a record.
+#[derive(Clone, Debug)]
+pub(crate) struct Edit {
+    pub(crate) blocks: Range<u64>,
+    pub(crate) record: Option<Piece>,
+}
+
+/// Limit of an object with pages, in bytes.
+const OBJECT_SIZE: usize = 4 << 20;
+
+/// Children of a page that are worked on at the same time.
+const CONCURRENT: usize = 32;
+
+/// New pages, and the objects that have to be put before a head may refer to them.
+#[derive(Debug)]
+pub(crate) struct Edited {
+    pub(crate) root: Root,
+    pub(crate) objects: Vec<(ObjectId, PutPayload)>,
+}
+
+/// Makes the pages of a map with `edits`, which are in order and do not overlap.
+pub(crate) async fn edit(
+    pages: &Pages,
+    root: Root,
+    levels: u8,
+    edits: &[Edit],
+    mut next: impl FnMut() -> ObjectId + Send,
+) -> Result<Edited, Error> {
+    let writer = Mutex::new(Writer {
+        next: &mut next,
+        open: None,
+        done: Vec::new(),
+    });
+    let editor = Editor { pages, writer };
+    let mut page = root.page;
+    // A disk that has grown: the old map is the first child of each level above it.
+    for level in root.levels..levels {
+        if let Some(piece) = page {
+            let mut slots = Slots::from([None; 256]);
+            slots[0] = Some(piece);
+            page = editor.add(level, &slots);
+        }
+    }
+    let page = match levels.checked_sub(1) {
+        Some(top) => editor.apply(page, top, 0, edits).await?,
+        None => None,
+    };
+    let mut writer = editor
+        .writer
+        .into_inner()
+        .expect("no holder of the lock panics");
+    writer.close();
+    Ok(Edited {
+        root: Root { page, levels },
+        objects: writer.done,
+    })
+}
+
+struct Editor<'a> {
+    pages: &'a Pages,
+    writer: Mutex<Writer<'a>>,
+}
+
+impl Editor<'_> {
+    /// The page at `piece` with the edits that are in its span, which begins at `first`.
+    fn apply<'f>(
+        &'f self,
+        piece: Option<Piece>,
+        level: u8,
+        first: u64,
+        edits: &'f [Edit],
+    ) -> BoxFuture<'f, Result<Option<Piece>, Error>> {
+        async move {
+            if piece.is_none() && edits.iter().all(|edit| edit.record.is_none()) {
+                return Ok(None);
+            }
+            let end = first.saturating_add(span(level));
+            if let [
+                Edit {
+                    blocks,
+                    record: None,
+                },
+            ] = edits
+                && blocks.start <= first
+                && blocks.end >= end
+            {
+                return Ok(None);
+            }
+            let mut slots = match &piece {
+                Some(piece) => self.pages.load(piece, level).await?.slots(),
+                None => Slots::from([None; 256]),
+            };
+            let before = slots.clone();
+            if level == 0 {
+                for edit in edits {
+                    let start = edit.blocks.start.max(first) - first;
+                    let stop = edit.blocks.end.min(end) - first;
+                    for index in start..stop {
+                        slots[place(index)] = edit.record;
+                    }
+                }
+            } else {
+                let jobs: Vec<_> = children(&slots, level, first, edits)
+                    .into_iter()
+                    .map(|job| self.child(job, level - 1))
+                    .collect();
+                let changed: Vec<(usize, Option<Piece>)> = stream::iter(jobs)
+                    .buffer_unordered(CONCURRENT)
+                    .try_collect()
+                    .await?;
+                for (index, below) in changed {
+                    slots[index] = below;
+                }
+            }
+            if *slots == *before {
+                return Ok(piece);
+            }
+            Ok(self.add(level, &slots))
+        }
+        .boxed()
+    }
+
+    async fn child(&self, job: Job<'_>, level: u8) -> Result<(usize, Option<Piece>), Error> {
+        Ok((
+            job.index,
+            self.apply(job.piece, level, job.first, job.edits).await?,
+        ))
+    }
+
+    fn add(&self, level: u8, slots: &Slots) -> Option<Piece> {
+        let bytes = encode_page(level, slots)?;
+        let piece = self
+            .writer
+            .lock()
+            .expect("no holder of the lock panics")
+            .add(&bytes);
+        if let Ok(page) = Page::decode(bytes, level) {
+            self.pages.insert(&piece, page);
+        }
+        Some(piece)
+    }
+}
+
+struct Job<'a> {
+    index: usize,
+    piece: Option<Piece>,
+    first: u64,
+    edits: &'a [Edit],
+}
+
+/// The children of a page that have edits.
+fn children<'a>(slots: &Slots, level: u8, first: u64, edits: &'a [Edit]) -> Vec<Job<'a>> {
+    let below = span(level - 1);
+    let mut jobs = Vec::new();
+    for index in 0..FANOUT {
+        let start = first.saturating_add(index.saturating_mul(below));
+        let end = start.saturating_add(below);
+        let from = edits.partition_point(|edit| edit.blocks.end <= start);
+        let to = edits.partition_point(|edit| edit.blocks.start < end);
+        if from < to {
+            let index = place(index);
+            jobs.push(Job {
+                index,
+                piece: slots[index],
+                first: start,
+                edits: &edits[from..to],
+            });
+        }
+    }
+    jobs
+}
+
+fn place(index: u64) -> usize {
+    usize::try_from(index).expect("a page has 256 slots")
+}
+
+/// Collects pages to objects.
+struct Writer<'a> {
+    next: &'a mut (dyn FnMut() -> ObjectId + Send),
+    open: Option<Open>,
+    done: Vec<(ObjectId, PutPayload)>,
+}
+
+struct Open {
+    id: ObjectId,
+    parts: Vec<Bytes>,
+    len: usize,
+}
+
+impl Writer<'_> {
+    fn add(&mut self, page: &Bytes) -> Piece {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.len + page.len() > OBJECT_SIZE)
+        {
+            self.close();
+        }
+        let next = &mut self.next;
+        let open = self.open.get_or_insert_with(|| {
+            let id = next();
+            let header = segment::header(id);
+            Open {
+                id,
+                len: header.len(),
+                parts: vec![header],
+            }
+        });
+        let piece = Piece {
+            object: open.id,
+            offset: u32::try_from(open.len).expect("an object with pages is small"),
+            len: u32::try_from(page.len()).expect("a page is small"),
+            codec: crate::format::Codec::Raw,
+            checksum: checksum(page),
+        };
+        open.len += page.len();
+        open.parts.push(page.clone());
+        piece
+    }
+
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.done.push((open.id, PutPayload::from_iter(open.parts)));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The map of a disk: a tree of immutable pages, from blocks to records.
+
+mod edit;
+mod walk;
+
+pub(crate) use edit::{Edit, edit};
+pub(crate) use walk::Walk;
+
+use crate::{
+    Error,
+    format::{FANOUT, Head, Kind, ObjectId, PAGE_LIMIT, Page, Piece},
+    statistics::Counters,
+    store::Objects,
+};
+use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+use std::sync::Arc;
+
+/// The number of blocks below a page of `level`, which is zero for leaves.
+pub(crate) fn span(level: u8) -> u64 {
+    FANOUT.saturating_pow(u32::from(level) + 1)
+}
+
+/// The topmost page of a tree, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Root {
+    pub(crate) page: Option<Piece>,
+    pub(crate) levels: u8,
+}
+
+impl From<&Head> for Root {
+    fn from(head: &Head) -> Self {
+        Self {
+            page: head.root,
+            levels: head.levels,
+        }
+    }
+}
+
+/// The part of the map around a block.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// No block up to `until` has data.
+    Hole { until: u64 },
+    /// A leaf, and its first block.
+    Leaf { page: Page, first: u64 },
+}
+
+#[derive(Clone, Debug)]
+struct PageWeight;
+
+impl Weighter<(ObjectId, u32), Page> for PageWeight {
+    fn weight(&self, _: &(ObjectId, u32), page: &Page) -> u64 {
+        page.len() as u64 + 128
+    }
+}
+
+/// Pages, got when they are needed and kept in bounded memory.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    pub(crate) objects: Arc<Objects>,
+    cache: Cache<(ObjectId, u32), Page, PageWeight>,
+}
+
+impl Pages {
+    pub(crate) fn new(objects: Arc<Objects>, capacity: u64) -> Self {
+        Self {
+            objects,
+            cache: bounded(capacity, 6000, PageWeight),
+        }
+    }
+
+    /// The page that `piece` refers to, which has to be of `level`.
+    pub(crate) async fn load(&self, piece: &Piece, level: u8) -> Result<Page, Error> {
+        let page = self
+            .cache
+            .get_or_insert_async(&piece.key(), self.get(piece, level))
+            .await?;
+        // A page that was got for another level is in the cache if the map refers to it twice.
+        if page.level() == level {
+            Ok(page)
+        } else {
+            Err(self
+                .objects
+                .damage(Kind::Map, piece, "a page is at two levels of the map"))
+        }
+    }
+
+    /// The same past the cache.
+    pub(crate) async fn get(&self, piece: &Piece, level: u8) -> Result<Page, Error> {
+        if piece.len > PAGE_LIMIT {
+            let detail = format!("a page of {} bytes is longer than {PAGE_LIMIT}", piece.len);
+            return Err(self.objects.damage(Kind::Map, piece, detail));
+        }
+        Counters::count(&self.objects.counters.page_misses, 1);
+        let bytes = self
+            .objects
+            .get_range(Kind::Map, piece.object, piece.range())
+            .await?;
+        if crate::format::checksum(&bytes) != piece.checksum {
+            return Err(self
+                .objects
+                .damage(Kind::Map, piece, "the checksum of a page is wrong"));
+        }
+        Page::decode(bytes, level).map_err(|detail| self.objects.damage(Kind::Map, piece, detail))
+    }
+
+    pub(crate) fn insert(&self, piece: &Piece, page: Page) {
+        self.cache.insert(piece.key(), page);
+    }
+
+    /// The part of the map around `block`.
+    pub(crate) async fn find(&self, root: Root, block: u64) -> Result<Found, Error> {
+        let Some(mut level) = root.levels.checked_sub(1) else {
+            return Ok(Found::Hole { until: u64::MAX });
+        };
+        let Some(mut piece) = root.page else {
+            return Ok(Found::Hole { until: u64::MAX });
+        };
+        loop {
+            let page = self.load(&piece, level).await?;
+            let first = block - block % span(level);
+            if level == 0 {
+                return Ok(Found::Leaf { page, first });
+            }
+            let below = span(level - 1);
+            let index = u8::try_from((block - first) / below).expect("a page has 256 slots");
+            match page.get(index) {
+                Some(child) => (piece, level) = (child, level - 1),
+                None => {
+                    let empty = page.empty_from(index);
+                    let until = (first + u64::from(index) * below)
+                        .saturating_add(empty.saturating_mul(below));
+                    return Ok(Found::Hole { until });
+                }
+            }
+        }
+    }
+}
+
+/// A cache of so many bytes. Small ones are in one piece, so that one item never is too large.
+pub(crate) fn bounded<V: Clone, W: Weighter<(ObjectId, u32), V> + Clone>(
+    capacity: u64,
+    item: u64,
+    weighter: W,
+) -> Cache<(ObjectId, u32), V, W> {
+    let items = usize::try_from(capacity / item).unwrap_or(usize::MAX);
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(items.clamp(1, 1 << 20))
+        .weight_capacity(capacity)
+        .shards(if capacity / item < 1024 { 1 } else { 8 })
+        .build()
+        .expect("both capacities are given");
+    Cache::with_options(
+        options,
+        weighter,
+        quick_cache::DefaultHashBuilder::default(),
+        quick_cache::sync::DefaultLifecycle::default(),
+    )
+}

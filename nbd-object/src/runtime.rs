@@ -1,0 +1,54 @@
+//! The runtime of a disk, without a type parameter.
+
+use futures_util::future::BoxFuture;
+use nbd_io::runtime::Tasks;
+use std::{fmt, sync::Arc, time::Duration};
+
+/// The tasks and timers that disks use: those of any runtime that a driver has, such as
+/// `nbd_tokio::Tokio`.
+#[derive(Clone)]
+pub(crate) struct Runtime(Arc<dyn Dynamic>);
+
+trait Dynamic: Send + Sync {
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+    fn now(&self) -> Duration;
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+}
+
+impl<T: Tasks> Dynamic for T {
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(nbd_io::runtime::Runtime::sleep(self, time))
+    }
+
+    fn now(&self) -> Duration {
+        nbd_io::runtime::Runtime::now(self)
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        Tasks::spawn(self, task);
+    }
+}
+
+impl Runtime {
+    pub(crate) fn new(runtime: impl Tasks) -> Self {
+        Self(Arc::new(runtime))
+    }
+
+    pub(crate) fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.0.sleep(time)
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(Box::pin(task));
+    }
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime").finish_non_exhaustive()
+    }
+}
