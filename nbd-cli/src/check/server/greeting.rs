@@ -96,7 +96,9 @@ fn flags(server: &Server) -> Checked {
 fn fixed(server: &Server) -> Checked {
     let (_, flags) = server.greeted()?;
     if flags & FIXED_NEWSTYLE == 0 {
-        return must(format!("the handshake flags are {flags:#x}"));
+        return not(format!(
+            "the handshake flags are {flags:#x}: NBD_OPT_EXPORT_NAME has to be the only option"
+        ));
     }
     Ok(())
 }
@@ -149,7 +151,7 @@ fn export_name(server: &Server, flags: u16) -> Checked<(Talk, Vec<u8>)> {
         return not("only checked without TLS");
     }
     let (mut talk, _) = server.greeted()?;
-    let flags = u32::from(flags);
+    let flags = u32::from(flags & server.profile.handshake);
     talk.send(&flags.to_be_bytes(), format!("client flags {flags:#x}"))?;
     talk.option(option::EXPORT_NAME, server.export())?;
     let len = if flags & u32::from(NO_ZEROES) == 0 {

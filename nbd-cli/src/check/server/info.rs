@@ -177,6 +177,7 @@ fn go(server: &Server) -> Checked {
 }
 
 fn no_padding(server: &Server) -> Checked {
+    server.has_options()?;
     let (mut talk, _) = server.greeted()?;
     if server.is_secure() || server.profile.forces_tls {
         return not("only checked without TLS");

@@ -6,6 +6,7 @@ mod extended;
 mod greeting;
 mod info;
 mod meta;
+mod oldstyle;
 mod options;
 mod reads;
 mod scratch;
@@ -75,6 +76,7 @@ const fn extended(
 pub(super) fn rules() -> Vec<Rule> {
     [
         greeting::RULES,
+        oldstyle::RULES,
         tls::RULES,
         options::RULES,
         info::RULES,

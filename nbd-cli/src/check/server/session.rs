@@ -24,9 +24,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The first bytes of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::check) enum Greeting {
+    #[default]
+    FixedNewstyle,
+    /// No option but NBD_OPT_EXPORT_NAME.
+    Newstyle,
+    /// No options.
+    Oldstyle,
+}
+
 /// The abilities of a server, as found at the first connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::check) struct Profile {
+    pub(in crate::check) greeting: Greeting,
     /// Handshake flags.
     pub(in crate::check) handshake: u16,
     /// Whether options are refused before TLS.
@@ -103,7 +115,7 @@ impl Server {
         };
         let transcript = self.record.take();
         if let Err(Fault::Must(text) | Fault::Should(text) | Fault::Gone(text)) = &checked
-            && self.greeted().is_err()
+            && self.begin().is_err()
         {
             self.is_gone.set(true);
             checked = must(format!("{text}; and now the server takes no connections"));
@@ -130,13 +142,20 @@ impl Server {
 
     /// Finds out the features of the server.
     fn look(&self) -> Checked<Profile> {
-        let (mut talk, handshake) = self.greeted()?;
+        let (mut talk, greeting, handshake) = self.begin()?;
         let mut profile = Profile {
+            greeting,
             handshake,
             ..Profile::default()
         };
-        if handshake & wire::FIXED_NEWSTYLE == 0 {
-            return not("it does not speak fixed newstyle");
+        if greeting != Greeting::FixedNewstyle {
+            if self.is_secure() {
+                return not("it has no options, so no TLS");
+            }
+            let mut entered = self.without_options(talk, greeting, handshake)?;
+            (profile.size, profile.flags) = (entered.size, entered.flags);
+            entered.disconnect()?;
+            return Ok(profile);
         }
         talk.send(&u32::from(handshake & 3).to_be_bytes(), "client flags")?;
         self.secure(&mut talk)?;
@@ -218,24 +237,17 @@ impl Server {
         }
     }
 
-    /// Connects and receives the greeting.
+    /// Connects and receives the greeting of newstyle.
     pub(in crate::check) fn greeted(&self) -> Checked<(Talk, u16)> {
-        let mut talk = self.connect()?;
-        let bytes = talk.take(18, "the greeting")?;
-        let mut fields = Fields(&bytes);
-        let (first, second, flags) = (fields.u64(), fields.u64(), fields.u16().unwrap_or(0));
-        talk.came(&bytes, format!("greeting, handshake flags {flags:#x}"));
-        if first != Some(wire::NBDMAGIC) {
-            return must("expected NBDMAGIC");
+        match self.begin()? {
+            (_, Greeting::Oldstyle, _) => not("the server speaks oldstyle"),
+            (talk, _, flags) => Ok((talk, flags)),
         }
-        if second != Some(wire::IHAVEOPT) {
-            return not("the server speaks oldstyle");
-        }
-        Ok((talk, flags))
     }
 
     /// Connects as far as to options in the clear, with all flags that are offered.
     pub(in crate::check) fn clear(&self) -> Checked<Talk> {
+        self.has_options()?;
         let (mut talk, flags) = self.greeted()?;
         talk.send(
             &u32::from(flags & 3).to_be_bytes(),
@@ -305,6 +317,10 @@ impl Server {
 
     /// Enters the export.
     pub(in crate::check) fn enter(&self, style: Style) -> Checked<Entered> {
+        if style == Style::Simple && self.profile.greeting != Greeting::FixedNewstyle {
+            let (talk, greeting, handshake) = self.begin()?;
+            return self.without_options(talk, greeting, handshake);
+        }
         let talk = self.agreed(style)?;
         self.go(talk, style, Vec::new())
     }

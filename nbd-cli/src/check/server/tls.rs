@@ -154,7 +154,7 @@ fn with_data(server: &Server) -> Checked {
     let mut talk = server.clear()?;
     let answer = Fault::may_leave(talk.ask(option::STARTTLS, b"data"))?;
     match answer.last.kind {
-        rep::ERR_INVALID => goes_on(&mut talk),
+        rep::ERR_INVALID => Fault::may_leave(goes_on(&mut talk)),
         rep::ACK => should("NBD_OPT_STARTTLS with data is accepted"),
         // It need not know the option.
         rep::ERR_UNSUP | rep::ERR_POLICY => not("the server has no TLS"),
