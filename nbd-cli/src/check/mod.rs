@@ -21,9 +21,16 @@ use crate::{
     target::Target,
 };
 use clap::Args;
+use nbd_tokio::TlsPolicy;
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::PathBuf,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -31,6 +38,7 @@ use std::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A client is a command, which is run once for each rule with $NBD_URI or {uri} for a server that breaks it.
+With --tls always it finds that server's authority in the directory {certs}, which {uri} names, too.
 Exit codes: 0 if no rule failed, 1 if one did, 2 if the check could not be done.
 
 Examples:
@@ -52,6 +60,10 @@ pub(crate) struct Check {
     /// Check a client: serve it at HOST:PORT, at a PORT of localhost (0 for any), or at a PATH.
     #[arg(long, value_name = "ADDR", requires = "command", conflicts_with_all = ["target", "write"])]
     listen: Option<String>,
+    /// Run the client so many times at once, with a number from 1 on in the place of {job}.
+    #[arg(long, value_name = "NUMBER", default_value = "1", requires = "listen",
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
     /// Print the rules instead.
     #[arg(long)]
     list_rules: bool,
@@ -111,13 +123,21 @@ impl Check {
     fn client(&self, place: &str, quiet: bool) -> Result {
         let mut rules = client::rules();
         self.select(&mut rules, |rule| rule.about)?;
-        let listening = Listening::new(place, &self.command, self.rule_timeout)?;
+        let is_secure = match self.connect.policy() {
+            TlsPolicy::Never => false,
+            TlsPolicy::Always => true,
+            other => {
+                return Err(Error::new(format!(
+                    "a client is checked with TLS or without: expected always or never, got {other:?}"
+                )));
+            }
+        };
+        let (jobs, time) = (usize::from(self.jobs), self.rule_timeout);
+        let listening = Listening::new(place, jobs, is_secure, &self.command, time)?;
         listening.try_out(&rules)?;
         let report = Report {
             target: listening.target(),
-            outcomes: self.each((&rules, |rule| rule.about), quiet, |rule| {
-                listening.check(*rule)
-            })?,
+            outcomes: self.all_at_once(&listening, &rules, quiet)?,
         };
         self.finish(&report)
     }
@@ -152,15 +172,62 @@ impl Check {
             let outcome = if start.elapsed() < self.timeout {
                 check(rule)
             } else {
-                let late = Fault::Impossible("no time was left (--timeout)".into());
-                Outcome::new(about(rule), Err(late), Vec::new(), 0.0)
+                late(about(rule))
             };
-            if !(self.json || quiet && outcome.transcript.is_empty()) {
-                report::line(&outcome)?;
-            }
+            self.show(&outcome, quiet)?;
             outcomes.push(outcome);
         }
         Ok(outcomes)
+    }
+
+    /// Checks several rules at once, as long as there is time, and shows them in their order.
+    fn all_at_once(
+        &self,
+        listening: &Listening,
+        rules: &[client::Rule],
+        quiet: bool,
+    ) -> Result<Vec<Outcome>> {
+        let start = Instant::now();
+        let next = AtomicUsize::new(0);
+        let (done, results) = mpsc::channel();
+        thread::scope(|scope| {
+            for job in 0..listening.jobs() {
+                let (next, done) = (&next, done.clone());
+                scope.spawn(move || {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(rule) = rules.get(at) else { return };
+                        let outcome = if start.elapsed() < self.timeout {
+                            listening.check(job, *rule)
+                        } else {
+                            late(rule.about)
+                        };
+                        // After an error of the output the rest is not wanted.
+                        if done.send((at, outcome)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(done);
+            let mut early = BTreeMap::new();
+            let mut outcomes = Vec::with_capacity(rules.len());
+            for (at, outcome) in results {
+                early.insert(at, outcome);
+                while let Some(outcome) = early.remove(&outcomes.len()) {
+                    self.show(&outcome, quiet)?;
+                    outcomes.push(outcome);
+                }
+            }
+            Ok(outcomes)
+        })
+    }
+
+    fn show(&self, outcome: &Outcome, quiet: bool) -> Result<()> {
+        if self.json || quiet && outcome.transcript.is_empty() {
+            return Ok(());
+        }
+        report::line(outcome)
     }
 
     fn finish(&self, report: &Report) -> Result {
@@ -180,4 +247,10 @@ impl Check {
             n => Err(Error::new(format!("{n} rules could not be checked"))),
         }
     }
+}
+
+/// The result of a rule for which no time was left.
+fn late(about: About) -> Outcome {
+    let late = Fault::Impossible("no time was left (--timeout)".into());
+    Outcome::new(about, Err(late), Vec::new(), 0.0)
 }

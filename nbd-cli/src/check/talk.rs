@@ -88,7 +88,7 @@ pub(super) fn reply_name(kind: u32) -> String {
 pub(super) struct Talk {
     socket: Socket,
     #[cfg(feature = "tls-base")]
-    tls: Option<Box<rustls::ClientConnection>>,
+    tls: Option<Box<rustls::Connection>>,
     deadline: Instant,
     record: Record,
     connection: usize,
@@ -107,16 +107,20 @@ impl Talk {
     }
 
     /// Whether something has come already.
-    pub(super) fn has_more(&self) -> bool {
+    pub(super) fn has_more(&mut self) -> bool {
         self.has_more_within(Duration::from_millis(1))
     }
 
     /// Whether something comes in a moment.
-    pub(super) fn has_more_soon(&self) -> bool {
+    pub(super) fn has_more_soon(&mut self) -> bool {
         self.has_more_within(Duration::from_millis(30))
     }
 
-    fn has_more_within(&self, time: Duration) -> bool {
+    fn has_more_within(&mut self, time: Duration) -> bool {
+        #[cfg(feature = "tls-base")]
+        if self.tls.is_some() {
+            return self.has_decrypted_within(time);
+        }
         let mut byte = [MaybeUninit::uninit()];
         let waits = self.socket.set_read_timeout(Some(time));
         waits.is_ok() && matches!(self.socket.peek(&mut byte), Ok(1))
@@ -183,8 +187,13 @@ impl Talk {
         &mut self,
         act: impl FnOnce(&mut dyn ReadWrite) -> io::Result<T>,
     ) -> io::Result<T> {
-        match &mut self.tls {
-            Some(tls) => act(&mut rustls::Stream::new(&mut **tls, &mut self.socket)),
+        match self.tls.as_deref_mut() {
+            Some(rustls::Connection::Client(tls)) => {
+                act(&mut rustls::Stream::new(tls, &mut self.socket))
+            }
+            Some(rustls::Connection::Server(tls)) => {
+                act(&mut rustls::Stream::new(tls, &mut self.socket))
+            }
             None => act(&mut self.socket),
         }
     }
@@ -376,20 +385,61 @@ impl Talk {
         config: Arc<rustls::ClientConfig>,
         name: rustls::pki_types::ServerName<'static>,
     ) -> Checked {
+        let connection = rustls::ClientConnection::new(config, name);
+        self.shake_hands(connection.map(rustls::Connection::from))
+    }
+
+    /// Does the handshake of a server.
+    pub(super) fn accept_tls(&mut self, config: Arc<rustls::ServerConfig>) -> Checked {
+        let connection = rustls::ServerConnection::new(config);
+        self.shake_hands(connection.map(rustls::Connection::from))
+    }
+
+    fn shake_hands(&mut self, made: Result<rustls::Connection, rustls::Error>) -> Checked {
         let impossible = |error: &dyn std::fmt::Display| Fault::Impossible(format!("TLS: {error}"));
-        let mut connection =
-            rustls::ClientConnection::new(config, name).map_err(|error| impossible(&error))?;
+        let mut connection = made.map_err(|error| impossible(&error))?;
         while connection.is_handshaking() {
             let left = self.left().map_err(|error| impossible(&error))?;
             let timed = self.socket.set_read_timeout(Some(left));
             timed.map_err(|error| impossible(&error))?;
-            connection
-                .complete_io(&mut self.socket)
-                .map_err(|error| impossible(&error))?;
+            let done = connection.complete_io(&mut self.socket);
+            done.map_err(|error| impossible(&error))?;
         }
         self.note(self.names.0, &[], "TLS from here on".into());
         self.tls = Some(Box::new(connection));
         Ok(())
+    }
+
+    pub(super) const fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Whether bytes come in time that are no mere end of TLS.
+    fn has_decrypted_within(&mut self, time: Duration) -> bool {
+        let Self { tls, socket, .. } = self;
+        let Some(tls) = tls else { return false };
+        let waits = socket.set_read_timeout(Some(time));
+        loop {
+            match tls.process_new_packets() {
+                Ok(state) if state.plaintext_bytes_to_read() > 0 => return true,
+                Ok(state) if state.peer_has_closed() => return false,
+                Ok(_) => {}
+                // The next read reports it.
+                Err(_) => return false,
+            }
+            if waits.is_err() || !matches!(tls.read_tls(socket), Ok(1..)) {
+                return false;
+            }
+        }
+    }
+
+    /// Says that TLS ends, and that no more will come.
+    pub(super) fn end_tls(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            // The peer may have left already.
+            let _ = tls.write_tls(&mut self.socket);
+        }
     }
 
     /// Whether the peer has ended TLS before it ended the connection; `None` without TLS.
@@ -405,6 +455,12 @@ impl Talk {
     pub(super) const fn ended_tls(&mut self) -> Option<bool> {
         None
     }
+
+    pub(super) const fn is_secure(&self) -> bool {
+        false
+    }
+
+    pub(super) const fn end_tls(&mut self) {}
 }
 
 trait ReadWrite: Read + Write {}

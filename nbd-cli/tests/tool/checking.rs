@@ -248,14 +248,78 @@ fn clients_of_this_project_pass_every_rule() {
     run(|| {
         // Each rule is a run of the command: all of them for one client, and some for the other.
         let bench = "nbd bench --runtime blocking --op mix --destroy-data --ops 20 {uri}";
-        let some = "C-042 C-169 C-170 C-188 C-196 C-204 C-209 C-225 C-226 C-230";
-        for (rules, command) in [("", "nbd copy {uri} copy.img"), (some, bench)] {
+        let some = "C-042 C-059 C-169 C-170 C-188 C-196 C-204 C-209 C-225 C-226 C-230";
+        let copy = "nbd copy {uri} copy{job}.img";
+        for (tls, rules, command) in [
+            ("never", "", copy),
+            ("always", "", copy),
+            ("always", some, bench),
+        ] {
             let rules = rules.split_whitespace().flat_map(|rule| ["--rule", rule]);
-            let args: Vec<_> = ["--json"].into_iter().chain(rules).collect();
+            let args = ["--json", "--jobs", "4", "--tls", tls];
+            let args: Vec<_> = args.into_iter().chain(rules).collect();
             let command: Vec<_> = command.split(' ').collect();
             let document = client(&args, &command).json();
             assert_eq!(total(&document, "warning"), 0, "{document:#}");
-            assert!(total(&document, "not_applicable") < 5, "{document:#}");
+            // Without TLS, the rules about it do not apply.
+            let most = if tls == "never" { 22 } else { 5 };
+            assert!(total(&document, "not_applicable") < most, "{document:#}");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_trusts_any_certificate_or_goes_on_without_tls_has_failed() {
+    run(|| {
+        let insecure = ["bash", "-c", "nbd info --tls-insecure nbds${NBD_URI#nbds}"];
+        let said = client(&["--tls", "always", "--rule", "C-059"], &insecure).expect(1);
+        for expected in [
+            "pass  C-059  an end within the handshake",
+            "FAIL  C-059  a certificate for another host is refused",
+            "FAIL  C-059  a certificate that has expired is refused",
+            "FAIL  C-059  a certificate of an authority that is not trusted is refused",
+            "FAIL  C-059  a certificate that is signed with its own key is refused",
+            "4 failed",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        let place = "address=${NBD_URI#nbds}; address=nbd${address%%[?]*}";
+        let trust = "nbd info --tls if-offered --tls-ca {certs}/ca-cert.pem";
+        let script = format!("{place}; {trust} $address");
+        let args = ["--tls", "always", "--rule", "H-015", "--rule", "C-057"];
+        let said = client(&args, &["bash", "-c", &script]).expect(1);
+        for expected in [
+            "pass  C-057  ",
+            "FAIL  H-015  NBD_OPT_STARTTLS is refused: nothing is sent in the clear",
+            "FAIL  H-015  a server without fixed newstyle",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    });
+}
+
+#[test]
+fn servers_without_options_are_checked_by_the_rules_that_apply() {
+    run(|| {
+        let old = interop::Nbdkit::new("memory").param("size=1M");
+        let newstyle = old.clone().mask_handshake(0).start();
+        for (server, rule, expected) in [
+            (old.oldstyle().start(), "S-008", "pass  S-008  an oldstyle"),
+            (newstyle, "S-012", "pass  S-012  NBD_OPT_EXPORT_NAME: 134"),
+        ] {
+            let Some(server) = server else { return };
+            let uri = server.uri("");
+            let rules = [
+                "check", "--rule", "S-174", "--rule", "S-019", "--rule", rule,
+            ];
+            let said = nbd(rules.into_iter().chain([&uri[..]])).expect(0);
+            for expected in [
+                expected,
+                "pass  S-174  reads by simple replies",
+                "n/a   S-019  an unknown option",
+            ] {
+                assert!(said.contains(expected), "{expected}: {said}");
+            }
         }
     });
 }

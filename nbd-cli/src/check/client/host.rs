@@ -7,14 +7,14 @@ use super::{
     judge::Run,
     last_words::LastWords,
     scene::{
-        Event, Scene, Then, export_info, make_chunk, make_error, make_option_reply, make_simple,
-        size_info, status_payload,
+        Event, Scene, Then, make_chunk, make_error, make_option_reply, make_simple, status_payload,
     },
+    secure::{Authority, Shown},
 };
 use crate::check::{
     rule::{Checked, must},
     talk::Talk,
-    wire::{self, Fields, Request, Style, chunk, command, errno, export, flag, kind, option, rep},
+    wire::{self, Fields, Request, Style, chunk, command, errno, export, flag, option, rep},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,37 +35,49 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One connection.
-pub(super) struct Host {
-    talk: Talk,
+pub(super) struct Host<'a> {
+    pub(super) talk: Talk,
     rule: Rule,
-    shared: Shared,
+    pub(super) shared: Shared,
+    /// Without TLS there is none.
+    authority: Option<&'a Authority>,
     pub(super) style: Style,
     /// Handshake flags as they were sent.
     offered: u16,
-    client_flags: u32,
+    pub(super) client_flags: u32,
     pub(super) has_context: bool,
     pub(super) asked_for_sizes: bool,
     /// The type of the reply to an option that was sent last.
-    sent: u32,
+    pub(super) sent: u32,
     /// Whether a message on this connection was spoilt.
     is_spoilt: bool,
+    /// Whether TLS is acknowledged, and does not start.
+    stays_in_clear: bool,
     /// The announcement that only the end may follow.
     last_words: LastWords,
 }
 
 /// The next phase of a connection.
-enum Next {
+pub(super) enum Next {
     Negotiation,
+    /// Negotiation inside TLS.
+    Tls,
     Transmission,
     End,
 }
 
-impl Host {
-    pub(super) fn new(talk: Talk, rule: Rule, shared: Shared) -> Self {
+impl<'a> Host<'a> {
+    pub(super) fn new(
+        talk: Talk,
+        rule: Rule,
+        shared: Shared,
+        authority: Option<&'a Authority>,
+    ) -> Self {
         Self {
             talk,
             rule,
             shared,
+            authority,
             style: Style::Simple,
             offered: 0,
             client_flags: 0,
@@ -73,6 +85,7 @@ impl Host {
             asked_for_sizes: false,
             sent: 0,
             is_spoilt: false,
+            stays_in_clear: false,
             last_words: LastWords::default(),
         }
     }
@@ -81,8 +94,13 @@ impl Host {
         self.rule.disk
     }
 
+    /// Whether clients have to start TLS, and have not yet.
+    pub(super) const fn wants_tls(&self) -> bool {
+        self.authority.is_some() && !self.talk.is_secure()
+    }
+
     /// Notes a message of the client.
-    fn note(&self, what: impl FnOnce(&mut Run)) {
+    pub(super) fn note(&self, what: impl FnOnce(&mut Run)) {
         let mut run = lock(&self.shared.run);
         run.went_on_after_spoilt |= self.is_spoilt;
         what(&mut run);
@@ -104,11 +122,14 @@ impl Host {
     }
 
     /// Sends a message, spoilt or not; `false` ends the connection.
-    fn say(&mut self, mut scene: Scene, meaning: &str) -> Checked<bool> {
-        (self.rule.spoil)(&mut scene);
+    pub(super) fn say(&mut self, mut scene: Scene, meaning: &str) -> Checked<bool> {
+        let is_start = matches!(scene.event, Event::Option(option::STARTTLS, _));
+        // Without its start there would be nothing to check of a rule about other messages.
+        if self.authority.is_none() || !is_start || self.rule.shown != Shown::Any {
+            (self.rule.spoil)(&mut scene);
+        }
         let meaning = if scene.is_spoilt {
-            lock(&self.shared.run).is_spoilt = true;
-            self.is_spoilt = true;
+            self.spoil();
             format!("{meaning} (spoilt)")
         } else {
             meaning.to_owned()
@@ -125,7 +146,44 @@ impl Host {
         if scene.then == Then::LastWords {
             self.last_words.say();
         }
+        self.stays_in_clear |= scene.then == Then::StayInClear;
         Ok(scene.then != Then::Close)
+    }
+
+    /// Something is wrong from now on.
+    fn spoil(&mut self) {
+        lock(&self.shared.run).is_spoilt = true;
+        self.is_spoilt = true;
+    }
+
+    /// Starts TLS, after which nothing counts that was agreed on before.
+    fn start_tls(&mut self) -> Checked {
+        self.style = Style::Simple;
+        self.has_context = false;
+        self.asked_for_sizes = false;
+        if self.stays_in_clear {
+            return self.answer_handshake_in_clear();
+        }
+        let Some(authority) = self.authority else {
+            return Ok(());
+        };
+        if self.rule.shown.is_flawed() {
+            self.spoil();
+        }
+        authority.secure(&mut self.talk, self.rule.shown)
+    }
+
+    /// Skips a ClientHello, and replies to the options that clients send first.
+    fn answer_handshake_in_clear(&mut self) -> Checked {
+        let header = self.talk.take(5, "a ClientHello")?;
+        let mut fields = Fields(header.get(3..).unwrap_or_default());
+        let len = usize::from(fields.u16().unwrap_or(0));
+        self.talk.take(len, "a ClientHello")?;
+        self.talk.came(&header, "a record of TLS".into());
+        let replies = [option::EXTENDED_HEADERS, option::STRUCTURED_REPLY]
+            .map(|code| make_option_reply(code, rep::ERR_UNSUP, &[]));
+        self.talk
+            .send(&replies.concat(), "replies to options, in the clear")
     }
 
     /// Whether the client has ended the connection as it should.
@@ -158,8 +216,12 @@ impl Host {
             };
             match self.option(&header)? {
                 Next::Negotiation => {}
+                Next::Tls => self.start_tls()?,
                 Next::Transmission => return self.transmission(),
-                Next::End => return Ok(true),
+                Next::End => {
+                    self.end_tls();
+                    return Ok(true);
+                }
             }
         }
     }
@@ -185,6 +247,15 @@ impl Host {
         if self.last_words.are_known() && code != option::ABORT {
             lock(&self.shared.run).went_on = Some(format!("the client went on with {name}"));
         }
+        if self.wants_tls() && ![option::STARTTLS, option::ABORT].contains(&code) {
+            self.wrong("C-056", format!("{name} in the clear"));
+            if !self.is_spoilt {
+                self.wrong("C-057", format!("{name} before NBD_OPT_STARTTLS"));
+            }
+        }
+        if self.talk.is_secure() && code == option::STARTTLS {
+            self.wrong("C-049", "NBD_OPT_STARTTLS inside TLS");
+        }
         if self.offered & wire::FIXED_NEWSTYLE == 0 && code != option::EXPORT_NAME {
             self.wrong(
                 "C-017",
@@ -204,154 +275,15 @@ impl Host {
         self.answer(code, &data)
     }
 
-    /// Answers an option.
-    fn answer(&mut self, code: u32, data: &[u8]) -> Checked<Next> {
-        let disk = self.disk();
-        let mut replies = Vec::new();
-        let mut last = rep::ACK;
-        let mut then = Next::Negotiation;
-        match code {
-            option::EXPORT_NAME => return self.export_name(),
-            option::ABORT => then = Next::End,
-            option::LIST => replies.push((rep::SERVER, 0_u32.to_be_bytes().to_vec())),
-            option::INFO | option::GO => match self.infos(code, data) {
-                Some(infos) => {
-                    replies.extend(infos.into_iter().map(|info| (rep::INFO, info)));
-                    if code == option::GO {
-                        then = Next::Transmission;
-                    }
-                }
-                None => last = rep::ERR_INVALID,
-            },
-            option::STRUCTURED_REPLY if disk.has_structured => {
-                if self.style == Style::Simple {
-                    self.style = Style::Structured;
-                }
-            }
-            option::EXTENDED_HEADERS if disk.has_extended => self.style = Style::Extended,
-            option::LIST_META | option::SET_META if disk.has_structured => {
-                match self.contexts(code, data) {
-                    Some(contexts) => replies.extend(contexts),
-                    None => last = rep::ERR_INVALID,
-                }
-            }
-            _ => last = rep::ERR_UNSUP,
+    /// Ends TLS after NBD_OPT_ABORT, and looks whether the client does.
+    fn end_tls(&mut self) {
+        if !self.talk.is_secure() {
+            return;
         }
-        if last != rep::ACK {
-            then = Next::Negotiation;
-        }
-        replies.push((last, Vec::new()));
-        for (kind, data) in replies {
-            let bytes = make_option_reply(code, kind, &data);
-            let scene = Scene::new(Event::Option(code, kind), self.style, bytes);
-            let meaning = format!(
-                "{} to {}",
-                crate::check::talk::reply_name(kind),
-                wire::option_name(code)
-            );
-            if !self.say(scene, &meaning)? {
-                return Ok(Next::End);
-            }
-        }
-        // A spoilt reply may be a refusal now.
-        if self.sent >> 31 == 1 {
-            then = Next::Negotiation;
-            if code == option::STRUCTURED_REPLY || code == option::EXTENDED_HEADERS {
-                self.style = Style::Simple;
-            }
-            self.has_context &= code != option::SET_META;
-        }
-        Ok(then)
-    }
-
-    /// The information on the export, in reply to an option that must be right.
-    fn infos(&mut self, code: u32, data: &[u8]) -> Option<Vec<Vec<u8>>> {
-        let mut fields = Fields(data);
-        let parsed = fields.counted().zip(fields.u16());
-        let rest = fields.0;
-        let Some((name, count)) = parsed.filter(|(_, n)| usize::from(*n) * 2 == rest.len()) else {
-            self.wrong("C-079", "the lengths of the option do not add up");
-            return None;
-        };
-        if name.contains(&0) || std::str::from_utf8(name).is_err() || name.len() > 4096 {
-            self.wrong("C-001", "the name of the export is no string");
-        }
-        let mut asked: Vec<_> = (0..count).filter_map(|_| fields.u16()).collect();
-        asked.sort_unstable();
-        if asked.windows(2).any(|pair| pair[0] == pair[1]) {
-            self.wrong("C-080", "a kind of information is asked for twice");
-        }
-        let mut infos = vec![export_info(SIZE, self.flags())];
-        if asked.contains(&kind::BLOCK_SIZE) {
-            infos.push(size_info(self.disk().sizes));
-            self.asked_for_sizes |= code == option::GO;
-            lock(&self.shared.run).asked_for_sizes |= code == option::GO;
-        }
-        Some(infos)
-    }
-
-    pub(super) const fn flags(&self) -> u16 {
-        match self.style {
-            Style::Simple => self.disk().flags & !export::DF,
-            _ => self.disk().flags,
-        }
-    }
-
-    fn contexts(&mut self, code: u32, data: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
-        let mut fields = Fields(data);
-        let count = fields.counted().and_then(|_| fields.u32());
-        let mut queries = Vec::new();
-        for _ in 0..count.unwrap_or(0).min(1000) {
-            queries.extend(fields.counted());
-        }
-        if count != u32::try_from(queries.len()).ok() || !fields.0.is_empty() {
-            self.wrong("C-167", "the lengths of the option do not add up");
-            return None;
-        }
-        if code == option::SET_META {
-            if self.style == Style::Simple {
-                self.wrong(
-                    "C-149",
-                    "NBD_OPT_SET_META_CONTEXT before structured replies",
-                );
-                return None;
-            }
-            self.has_context = false;
-        }
-        if queries.iter().any(|query| !query.contains(&b':')) {
-            self.wrong("C-151", "a query without a namespace");
-        }
-        let is_listed =
-            code == option::LIST_META && (count == Some(0) || queries.contains(&&b"base:"[..]));
-        if !is_listed && !queries.contains(&&b"base:allocation"[..]) {
-            return Some(Vec::new());
-        }
-        let mut reply = 0_u32.to_be_bytes().to_vec();
-        if code == option::SET_META {
-            self.has_context = true;
-            reply = CONTEXT.to_be_bytes().to_vec();
-        }
-        reply.extend(b"base:allocation");
-        Some(vec![(rep::META_CONTEXT, reply)])
-    }
-
-    fn export_name(&mut self) -> Checked<Next> {
-        if self.style == Style::Extended {
-            self.wrong("C-102", "NBD_OPT_EXPORT_NAME with extended headers");
-        }
-        let mut bytes = SIZE.to_be_bytes().to_vec();
-        bytes.extend(self.flags().to_be_bytes());
-        if self.client_flags & u32::from(wire::NO_ZEROES) == 0 {
-            bytes.extend([0; 124]);
-        }
-        let scene = Scene::new(
-            Event::Option(option::EXPORT_NAME, rep::ACK),
-            self.style,
-            bytes,
-        );
-        match self.say(scene, "size and flags")? {
-            true => Ok(Next::Transmission),
-            false => Ok(Next::End),
+        self.talk.end_tls();
+        let ended = self.talk.ends("after NBD_OPT_ABORT");
+        if ended.is_ok() && self.talk.ended_tls() == Some(false) {
+            self.wrong("C-036", "NBD_OPT_ABORT without an end of TLS");
         }
     }
 

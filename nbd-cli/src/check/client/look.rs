@@ -6,7 +6,7 @@ use super::{
 };
 use crate::check::wire::{Request, Style, command, export, flag};
 
-impl Host {
+impl Host<'_> {
     /// Checks a request for everything that it must not have.
     pub(super) fn look_at(&self, request: &Request) {
         let Disk {

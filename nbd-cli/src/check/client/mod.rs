@@ -9,10 +9,13 @@ mod judge;
 mod last_words;
 mod look;
 mod negotiation;
+mod options;
 mod replies;
 mod requests;
 mod run;
 mod scene;
+mod secure;
+mod tls;
 
 pub(super) use run::Listening;
 
@@ -20,6 +23,7 @@ use self::{
     disk::{Disk, EXTENDED},
     judge::Run,
     scene::Scene,
+    secure::Shown,
 };
 use super::rule::{About, Checked, Level, Place};
 
@@ -29,6 +33,8 @@ pub(super) struct Rule {
     pub(super) about: About,
     /// The disk of the server.
     disk: Disk,
+    /// The certificate of the server.
+    shown: Shown,
     /// The error that it injects.
     spoil: fn(&mut Scene),
     /// The verdict on the client's run.
@@ -52,6 +58,7 @@ const fn rule(
             place: Place::Protocol(heading),
         },
         disk,
+        shown: Shown::Any,
         spoil,
         judge,
     }
@@ -74,6 +81,7 @@ const fn extended(
             place: Place::ExtendedHeaders(heading),
         },
         disk: EXTENDED,
+        shown: Shown::Any,
         spoil,
         judge,
     }
@@ -83,6 +91,7 @@ const fn extended(
 pub(super) fn rules() -> Vec<Rule> {
     [
         negotiation::RULES,
+        tls::RULES,
         replies::RULES,
         chunks::RULES,
         errors::RULES,

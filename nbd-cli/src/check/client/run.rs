@@ -6,15 +6,19 @@ use super::{
     host::{Host, Shared, lock},
     judge::{End, Run},
     scene::honest,
+    secure::{Authority, Shown},
 };
 use crate::{
     check::{
-        rule::{Checked, Fault, Outcome},
+        rule::{Checked, Fault, Outcome, not},
         talk::{Record, Talk},
     },
     outcome::{Context, Error, Result},
 };
-use nbd_tokio::Uri;
+use nbd_tokio::{
+    Uri,
+    nbd_proto::uri::{Address, Host as HostName, Tls},
+};
 use rustix::process::{Pid, Signal, kill_process_group};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -39,23 +43,18 @@ use std::{
 /// threads.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Stands for the URI in the command.
-const PLACE: &[u8] = b"{uri}";
-
-/// Where the server listens that the command is given.
+/// Where a server listens.
 #[derive(Debug)]
-pub(in crate::check) struct Listening {
+struct Place {
     socket: Socket,
     uri: Uri,
     /// Removed at the end.
     path: Option<OsString>,
-    command: Vec<OsString>,
-    time: Duration,
 }
 
-impl Listening {
+impl Place {
     /// Listens at HOST:PORT, at PORT of localhost, or at the path of a Unix socket.
-    pub(in crate::check) fn new(place: &str, command: &[OsString], time: Duration) -> Result<Self> {
+    fn new(place: &str) -> Result<Self> {
         let what = || format!("cannot listen at {place}");
         let is_path = place.contains('/');
         let address = if is_path {
@@ -94,9 +93,82 @@ impl Listening {
             socket,
             uri: uri.step(what)?,
             path: is_path.then(|| place.into()),
+        })
+    }
+
+    /// Demands TLS, and names the authority's directory.
+    fn secure(&mut self, authority: &Authority) -> Result<()> {
+        let dir = authority.dir().as_os_str().as_bytes();
+        let tls = Tls::new().with_certificates(dir);
+        let mut tls = tls.step(|| "the directory of certificates")?;
+        if self.path.is_some() {
+            // A path has no name to verify.
+            let name = HostName::new("localhost");
+            tls = tls.with_hostname(name.step(|| "the name of the host")?);
+        }
+        self.uri = self.uri.clone().with_tls(tls);
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The servers that the command is given: one for each run at the same time.
+#[derive(Debug)]
+pub(in crate::check) struct Listening {
+    places: Vec<Place>,
+    /// With TLS.
+    authority: Option<Authority>,
+    command: Vec<OsString>,
+    time: Duration,
+}
+
+impl Listening {
+    /// Listens for so many runs at the same time.
+    pub(in crate::check) fn new(
+        place: &str,
+        jobs: usize,
+        is_secure: bool,
+        command: &[OsString],
+        time: Duration,
+    ) -> Result<Self> {
+        let is_any = place == "0" || place.ends_with(":0");
+        if jobs > 1 && !is_any {
+            return Err(Error::new(format!(
+                "--jobs {jobs} needs a port for each: expected --listen 0, got {place}"
+            )));
+        }
+        let places = (0..jobs.max(1)).map(|_| Place::new(place));
+        let mut places = places.collect::<Result<Vec<_>>>()?;
+        let mut authority = None;
+        if is_secure {
+            let address = places.first().and_then(|place| match place.uri.address() {
+                Address::Tcp { host, .. } => Some(host.as_str().to_owned()),
+                _ => None,
+            });
+            let made = Authority::new(address)?;
+            for place in &mut places {
+                place.secure(&made)?;
+            }
+            authority = Some(made);
+        }
+        Ok(Self {
+            places,
+            authority,
             command: command.to_vec(),
             time,
         })
+    }
+
+    /// Number of runs at the same time.
+    pub(in crate::check) const fn jobs(&self) -> usize {
+        self.places.len()
     }
 
     /// The command that is checked.
@@ -116,10 +188,11 @@ impl Listening {
         };
         let plain = Rule {
             disk: FULL,
+            shown: Shown::Any,
             spoil: honest,
             ..*first
         };
-        let run = self.run(plain, &Record::default())?;
+        let run = self.run(0, plain, &Record::default())?;
         if run.connections == 0 {
             return Err(Error::new(format!(
                 "the command makes no connection ({:?}): {}; it finds a server in {{uri}} or $NBD_URI",
@@ -136,13 +209,17 @@ impl Listening {
         }
     }
 
-    /// Checks a rule.
-    pub(in crate::check) fn check(&self, rule: Rule) -> Outcome {
+    /// Checks a rule, by a run of this job.
+    pub(in crate::check) fn check(&self, job: usize, rule: Rule) -> Outcome {
         let begin = Instant::now();
         let record = Record::default();
-        let checked: Checked = match self.run(rule, &record) {
-            Ok(run) => (rule.judge)(&run),
-            Err(error) => Err(Fault::Impossible(error.to_string())),
+        let checked: Checked = if rule.shown != Shown::Any && self.authority.is_none() {
+            not("needs --tls always")
+        } else {
+            match self.run(job, rule, &record) {
+                Ok(run) => (rule.judge)(&run),
+                Err(error) => Err(Fault::Impossible(error.to_string())),
+            }
         };
         Outcome::new(
             rule.about,
@@ -153,15 +230,17 @@ impl Listening {
     }
 
     /// Runs the command with such a server.
-    fn run(&self, rule: Rule, record: &Record) -> Result<Run> {
+    fn run(&self, job: usize, rule: Rule, record: &Record) -> Result<Run> {
+        let place = self.places.get(job);
+        let place = place.ok_or_else(|| Error::new("no such job"))?;
         let shared = Shared {
             run: Arc::new(Mutex::new(Run::default())),
             bytes: Arc::new(Mutex::new(disk())),
         };
         let is_over = AtomicBool::new(false);
-        let mut child = self.start()?;
+        let mut child = self.start(place, job)?;
         let end = thread::scope(|scope| {
-            scope.spawn(|| self.accept(rule, &shared, record, &is_over));
+            scope.spawn(|| self.accept(&place.socket, rule, &shared, record, &is_over));
             let end = wait(&mut child, self.time);
             is_over.store(true, Ordering::Release);
             end
@@ -171,9 +250,17 @@ impl Listening {
         Ok(run)
     }
 
-    fn start(&self) -> Result<Child> {
-        let uri = self.uri.to_string();
-        let mut words = self.command.iter().map(|word| replace(word, &uri));
+    fn start(&self, place: &Place, job: usize) -> Result<Child> {
+        let uri = place.uri.to_string();
+        let dir = self.authority.as_ref();
+        let dir = dir.map(|authority| authority.dir().as_os_str().as_bytes());
+        let job = (job + 1).to_string();
+        let values = [
+            (&b"{uri}"[..], uri.as_bytes()),
+            (b"{certs}", dir.unwrap_or_default()),
+            (b"{job}", job.as_bytes()),
+        ];
+        let mut words = self.command.iter().map(|word| replace(word, &values));
         let program = words.next().unwrap_or_default();
         let mut command = Command::new(&program);
         command
@@ -189,17 +276,24 @@ impl Listening {
     }
 
     /// Serves clients until the run is over, and those that are there to their end.
-    fn accept(&self, rule: Rule, shared: &Shared, record: &Record, is_over: &AtomicBool) {
+    fn accept(
+        &self,
+        socket: &Socket,
+        rule: Rule,
+        shared: &Shared,
+        record: &Record,
+        is_over: &AtomicBool,
+    ) {
         thread::scope(|scope| {
             loop {
                 // Clients that are there before the end are served.
                 let was_over = is_over.load(Ordering::Acquire);
-                match self.socket.accept() {
+                match socket.accept() {
                     Ok((socket, _)) if socket.set_nonblocking(false).is_ok() => {
                         let _ = socket.set_tcp_nodelay(true);
                         lock(&shared.run).connections += 1;
                         let talk = Talk::server(socket, self.time, record);
-                        let host = Host::new(talk, rule, shared.clone());
+                        let host = Host::new(talk, rule, shared.clone(), self.authority.as_ref());
                         scope.spawn(|| host.serve());
                     }
                     _ if was_over => return,
@@ -210,29 +304,30 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 /// A disk with something in each block.
 fn disk() -> Vec<u8> {
     let len = usize::try_from(SIZE).unwrap_or(0);
     (0..len).map(|at| at.to_le_bytes()[1] | 1).collect()
 }
 
-/// A word of the command with the URI in its place.
-fn replace(word: &OsStr, uri: &str) -> OsString {
-    let bytes = word.as_bytes();
-    let Some(at) = bytes.windows(PLACE.len()).position(|part| part == PLACE) else {
-        return word.to_owned();
-    };
-    let (before, rest) = bytes.split_at(at);
-    let rest = rest.get(PLACE.len()..).unwrap_or_default();
-    OsString::from_vec([before, uri.as_bytes(), rest].concat())
+/// A word of the command with values in the place of names in braces.
+fn replace(word: &OsStr, values: &[(&[u8], &[u8])]) -> OsString {
+    let mut rest = word.as_bytes();
+    let mut made = Vec::with_capacity(rest.len());
+    while let Some((first, others)) = rest.split_first() {
+        let found = values.iter().find(|(name, _)| rest.starts_with(name));
+        match found.and_then(|(name, value)| Some((value, rest.get(name.len()..)?))) {
+            Some((value, others)) => {
+                made.extend_from_slice(value);
+                rest = others;
+            }
+            None => {
+                made.push(*first);
+                rest = others;
+            }
+        }
+    }
+    OsString::from_vec(made)
 }
 
 /// Waits for the end of the command, and kills it with all that it has started when it is late.

@@ -21,6 +21,8 @@ pub(super) enum Then {
     Close,
     /// Any message of the client may come, but only the end may follow it.
     LastWords,
+    /// Replies without TLS, although its start was acknowledged.
+    StayInClear,
 }
 
 #[derive(Debug)]

@@ -10,6 +10,8 @@ pub(super) struct Judged {
     pub(super) verdict: &'static str,
     /// Whether that depends on the order of events.
     pub(super) at_times: bool,
+    /// The ending of the descriptions of the configurations that break it.
+    pub(super) only: &'static str,
     pub(super) why: &'static str,
 }
 
@@ -24,6 +26,7 @@ const fn judged(
         id,
         verdict,
         at_times: false,
+        only: "",
         why,
     }
 }
@@ -39,6 +42,14 @@ const fn at_times(
         ..judged(program, id, verdict, why)
     }
 }
+
+/// The rule is broken in some configurations.
+const fn only(only: &'static str, judged: Judged) -> Judged {
+    Judged { only, ..judged }
+}
+
+const TLS: &str = "over TLS";
+const OLDSTYLE: &str = "oldstyle";
 
 pub(super) const JUDGED: &[Judged] = &[
     judged(
@@ -58,6 +69,54 @@ pub(super) const JUDGED: &[Judged] = &[
         "S-164",
         "warning",
         "`NBD_CMD_DISC` right behind reads ends the connection before their replies",
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::QemuNbd,
+            "S-047",
+            "warning",
+            "`NBD_OPT_STARTTLS` with data ends the connection",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::QemuNbd,
+            "S-056",
+            "fail",
+            "`NBD_OPT_ABORT` before TLS gets `NBD_REP_ERR_TLS_REQD`",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::QemuNbd,
+            "S-085",
+            "warning",
+            "connections end without an end of TLS",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::QemuNbd,
+            "S-164",
+            "fail",
+            "the same after `NBD_CMD_DISC`, where it must not",
+        ),
+    ),
+    judged(
+        Peer::QemuStorageDaemon,
+        "S-159",
+        "warning",
+        "see `qemu-nbd`",
+    ),
+    at_times(
+        Peer::QemuStorageDaemon,
+        "S-164",
+        "warning",
+        "see `qemu-nbd`",
     ),
     judged(
         Peer::Nbdkit,
@@ -82,6 +141,56 @@ pub(super) const JUDGED: &[Judged] = &[
         "S-233",
         "fail",
         "a client that leaves with reads in flight can end the whole server: the assertion `sock >= 0` fails",
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::Nbdkit,
+            "S-148",
+            "warning",
+            "the payload of a write that is refused is read past TLS, and the connection hangs",
+        ),
+    ),
+    only(TLS, judged(Peer::Nbdkit, "S-159", "warning", "the same")),
+    only(
+        OLDSTYLE,
+        judged(
+            Peer::Nbdkit,
+            "S-220",
+            "fail",
+            "the flags of oldstyle announce `NBD_CMD_FLUSH` and all other commands, which get `NBD_EINVAL`",
+        ),
+    ),
+    only(OLDSTYLE, judged(Peer::Nbdkit, "S-221", "fail", "the same")),
+    only(
+        OLDSTYLE,
+        judged(
+            Peer::Nbdkit,
+            "S-222",
+            "fail",
+            "the same with `NBD_CMD_FLAG_FUA`",
+        ),
+    ),
+    only(OLDSTYLE, judged(Peer::Nbdkit, "S-149", "fail", "the same")),
+    only(
+        OLDSTYLE,
+        judged(
+            Peer::Nbdkit,
+            "S-225",
+            "fail",
+            "the same with `NBD_CMD_WRITE_ZEROES`",
+        ),
+    ),
+    only(OLDSTYLE, judged(Peer::Nbdkit, "S-151", "fail", "the same")),
+    only(OLDSTYLE, judged(Peer::Nbdkit, "S-155", "fail", "the same")),
+    only(
+        OLDSTYLE,
+        judged(
+            Peer::Nbdkit,
+            "S-224",
+            "fail",
+            "the same with `NBD_CMD_TRIM`",
+        ),
     ),
     judged(
         Peer::NbdServer,
@@ -109,6 +218,48 @@ pub(super) const JUDGED: &[Judged] = &[
         "after its answer to a name above 4096 bytes it is silent",
     ),
     judged(
+        Peer::NbdServer,
+        "S-150",
+        "warning",
+        "`NBD_CMD_FLAG_FUA` without an offer is taken",
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::NbdServer,
+            "S-047",
+            "warning",
+            "`NBD_OPT_STARTTLS` with data: it is silent",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::NbdServer,
+            "S-056",
+            "fail",
+            "`NBD_OPT_ABORT` ends the connection without `NBD_REP_ACK` before TLS, too",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::NbdServer,
+            "S-085",
+            "warning",
+            "connections end without an end of TLS",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::NbdServer,
+            "S-164",
+            "fail",
+            "the same after `NBD_CMD_DISC`, where it must not",
+        ),
+    ),
+    judged(
         Peer::NbdInfo,
         "C-086",
         "warning",
@@ -133,6 +284,10 @@ pub(super) const JUDGED: &[Judged] = &[
     judged(Peer::NbdInfo, "C-226", "warning", "see `nbdcopy`"),
     judged(Peer::NbdInfo, "C-227", "fail", "see `nbdcopy`"),
     judged(Peer::NbdInfo, "C-230", "warning", "see `nbdcopy`"),
+    only(
+        TLS,
+        judged(Peer::NbdInfo, "C-059", "warning", "see `nbdcopy`"),
+    ),
     judged(
         Peer::NbdCopy,
         "C-124",
@@ -169,6 +324,15 @@ pub(super) const JUDGED: &[Judged] = &[
         "fail",
         "libnbd takes an extent of length 0",
     ),
+    only(
+        TLS,
+        judged(
+            Peer::NbdCopy,
+            "C-059",
+            "warning",
+            "a certificate that is made for clients is taken for a server's",
+        ),
+    ),
     judged(
         Peer::QemuImg,
         "C-226",
@@ -193,6 +357,24 @@ pub(super) const JUDGED: &[Judged] = &[
         "warning",
         "the offset of an extended reply is not compared; a client need not check that",
     ),
+    only(
+        TLS,
+        judged(
+            Peer::QemuImg,
+            "C-036",
+            "fail",
+            "`NBD_OPT_ABORT` ends the connection without an end of TLS",
+        ),
+    ),
+    only(
+        TLS,
+        judged(
+            Peer::QemuImg,
+            "C-059",
+            "warning",
+            "a certificate that is made for clients is taken for a server's",
+        ),
+    ),
     judged(
         Peer::QemuIo,
         "C-145",
@@ -214,7 +396,7 @@ pub(super) const JUDGED: &[Judged] = &[
         "fail",
         "connections are closed without `NBD_CMD_DISC`",
     ),
-    judged(
+    at_times(
         Peer::Fio,
         "C-188",
         "fail",

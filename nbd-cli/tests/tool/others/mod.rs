@@ -61,13 +61,22 @@ fn differences() -> String {
         id,
         verdict,
         at_times,
+        only,
         why,
     } in JUDGED
     {
+        let only = if only.is_empty() {
+            String::new()
+        } else {
+            format!(", {only}")
+        };
         let at_times = if *at_times { ", at times" } else { "" };
         let name = program.command();
-        writeln!(table, "| {name} | {id} | {verdict}{at_times} | {why} |")
-            .expect("a string takes all");
+        writeln!(
+            table,
+            "| {name}{only} | {id} | {verdict}{at_times} | {why} |"
+        )
+        .expect("a string takes all");
     }
     table
 }
@@ -85,7 +94,10 @@ fn compare(subject: &Subject, found: &BTreeMap<String, (String, String)>) -> Vec
     let is_known = |(id, (verdict, _)): &(&String, &(String, String))| {
         let program = subject.program;
         let mut judged = JUDGED.iter();
-        judged.any(|one| one.program == program && one.id == *id && one.verdict == *verdict)
+        judged.any(|one| {
+            let is_same = one.program == program && subject.what.ends_with(one.only);
+            is_same && one.id == *id && one.verdict == *verdict
+        })
     };
     let unknown = found.iter().filter(|difference| !is_known(difference));
     let name = |(id, (verdict, reason)): (&String, &(String, String))| {

@@ -1,8 +1,10 @@
 //! The programs of others, and how they are checked.
 
 use crate::support::{command, search_path};
-use interop::{Image, MIB, NbdServer, Nbdkit, Peer, QemuNbd, Server, require};
-use serde_json::Value;
+use interop::{
+    Certificates, Image, MIB, NbdServer, Nbdkit, Peer, QemuNbd, Server, StorageDaemon, require,
+};
+use serde_json::{Value, json};
 use std::fs;
 
 /// A program that is checked, in one configuration.
@@ -41,6 +43,20 @@ pub(super) const SUBJECTS: &[Subject] = &[
                 rules,
             )
         },
+    },
+    Subject {
+        program: Peer::QemuNbd,
+        what: "a raw image, over TLS",
+        check: |rules| {
+            let certificates = Certificates::new();
+            let server = QemuNbd::new(Image::raw(8 * MIB)).tls_required(&certificates);
+            secure_server(server.start()?, "", &certificates, rules)
+        },
+    },
+    Subject {
+        program: Peer::QemuStorageDaemon,
+        what: "a qcow2 image with a bitmap",
+        check: storage_daemon,
     },
     Subject {
         program: Peer::Nbdkit,
@@ -83,6 +99,32 @@ pub(super) const SUBJECTS: &[Subject] = &[
         check: |rules| server(Nbdkit::file(Image::raw(4 * MIB)).start()?, "", rules),
     },
     Subject {
+        program: Peer::Nbdkit,
+        what: "`memory`, over TLS",
+        check: |rules| {
+            let certificates = Certificates::new();
+            let server = Nbdkit::new("memory").param("size=8M");
+            let server = server.tls_required(&certificates).start()?;
+            secure_server(server, "", &certificates, rules)
+        },
+    },
+    Subject {
+        program: Peer::Nbdkit,
+        what: "`memory`, oldstyle",
+        check: |rules| {
+            let server = Nbdkit::new("memory").param("size=8M").oldstyle();
+            self::server(server.start()?, "", rules)
+        },
+    },
+    Subject {
+        program: Peer::Nbdkit,
+        what: "`memory`, newstyle that is not fixed",
+        check: |rules| {
+            let server = Nbdkit::new("memory").param("size=8M").mask_handshake(0);
+            self::server(server.start()?, "", rules)
+        },
+    },
+    Subject {
         program: Peer::NbdServer,
         what: "flush, FUA, trim",
         check: |rules| {
@@ -92,9 +134,24 @@ pub(super) const SUBJECTS: &[Subject] = &[
         },
     },
     Subject {
+        program: Peer::NbdServer,
+        what: "over TLS",
+        check: |rules| {
+            let certificates = Certificates::new();
+            let reference = NbdServer::new("disk", Image::raw(8 * MIB)).list();
+            let reference = reference.tls_forced(&certificates).start()?;
+            secure_server(reference, "disk", &certificates, rules)
+        },
+    },
+    Subject {
         program: Peer::NbdInfo,
         what: "`nbdinfo`",
         check: |rules| client(Peer::NbdInfo, "{uri}", rules),
+    },
+    Subject {
+        program: Peer::NbdInfo,
+        what: "`nbdinfo`, over TLS",
+        check: |rules| secure_client(Peer::NbdInfo, "{uri}", rules),
     },
     Subject {
         program: Peer::NbdCopy,
@@ -107,9 +164,31 @@ pub(super) const SUBJECTS: &[Subject] = &[
         check: |rules| client(Peer::NbdCopy, "disk {uri}", rules),
     },
     Subject {
+        program: Peer::NbdCopy,
+        what: "`nbdcopy`, from a server over TLS",
+        check: |rules| secure_client(Peer::NbdCopy, "{uri} null:", rules),
+    },
+    Subject {
         program: Peer::QemuImg,
         what: "`qemu-img convert`",
-        check: |rules| client(Peer::QemuImg, "convert -f raw -O raw {uri} copy", rules),
+        check: |rules| {
+            client(
+                Peer::QemuImg,
+                "convert -f raw -O raw {uri} copy{job}",
+                rules,
+            )
+        },
+    },
+    Subject {
+        program: Peer::QemuImg,
+        what: "`qemu-img convert`, over TLS",
+        check: |rules| {
+            let tls = "convert --object tls-creds-x509,id=tls,endpoint=client,dir={certs}";
+            let disk = "driver=nbd,server.type=unix,server.path=nbd.sock,tls-creds=tls,tls-hostname=localhost";
+            let words = format!("{tls} --image-opts {disk} -O raw copy");
+            let at = ["--tls", "always", "--listen", "./nbd.sock"];
+            client_at(&at, Peer::QemuImg, &words, rules)
+        },
     },
     Subject {
         program: Peer::QemuIo,
@@ -163,8 +242,55 @@ fn server(server: Server, export: &str, rules: &[&str]) -> Option<Value> {
     ))
 }
 
-/// Checks a client. Words have underscores in the place of spaces.
+/// Checks a server that wants TLS, and perhaps the certificate of a client.
+fn secure_server(
+    server: Server,
+    export: &str,
+    certificates: &Certificates,
+    rules: &[&str],
+) -> Option<Value> {
+    let dir = certificates.dir().display();
+    let uri = server.uri(export);
+    let tls = format!(
+        "--write --rule-timeout 3 --tls always --tls-hostname localhost --tls-ca {dir}/ca-cert.pem \
+         --tls-cert {dir}/client-cert.pem --tls-key {dir}/client-key.pem {uri}"
+    );
+    Some(check(rules, tls.split_whitespace(), &[]))
+}
+
+/// Checks the daemon, on a Unix socket that it is asked to make.
+fn storage_daemon(rules: &[&str]) -> Option<Value> {
+    let image = Image::qcow2(16 * MIB)?;
+    let mut daemon = StorageDaemon::start()?;
+    let file = json!({"driver": "file", "filename": image.path()});
+    let disk = json!({"driver": "qcow2", "node-name": "disk", "file": file});
+    daemon.execute("blockdev-add", &disk);
+    let bitmap = json!({"node": "disk", "name": "b0"});
+    daemon.execute("block-dirty-bitmap-add", &bitmap);
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let path = dir.path().join("nbd.sock");
+    let address = json!({"type": "unix", "data": {"path": path}});
+    daemon.execute("nbd-server-start", &json!({"addr": address}));
+    let export = json!({"type": "nbd", "id": "disk", "node-name": "disk", "name": "disk", "writable": true, "bitmaps": ["b0"]});
+    daemon.execute("block-export-add", &export);
+    let uri = format!("nbd+unix:///disk?socket={}", path.display());
+    Some(check(rules, ["--write", "--rule-timeout", "3", &uri], &[]))
+}
+
+/// Number of runs of a client at once.
+const JOBS: [&str; 4] = ["--listen", "127.0.0.1:0", "--jobs", "4"];
+
 fn client(program: Peer, words: &str, rules: &[&str]) -> Option<Value> {
+    client_at(&JOBS, program, words, rules)
+}
+
+fn secure_client(program: Peer, words: &str, rules: &[&str]) -> Option<Value> {
+    let args: Vec<_> = ["--tls", "always"].into_iter().chain(JOBS).collect();
+    client_at(&args, program, words, rules)
+}
+
+/// Checks a client. Words have underscores in the place of spaces.
+fn client_at(at: &[&str], program: Peer, words: &str, rules: &[&str]) -> Option<Value> {
     require(program)?;
     let words: Vec<_> = words
         .split(' ')
@@ -174,6 +300,6 @@ fn client(program: Peer, words: &str, rules: &[&str]) -> Option<Value> {
         .into_iter()
         .chain(words.iter().map(String::as_str))
         .collect();
-    let args = ["--listen", "127.0.0.1:0", "--rule-timeout", "20", "--"];
-    Some(check(rules, args, &words))
+    let args = at.iter().chain(&["--rule-timeout", "20", "--"]);
+    Some(check(rules, args.copied(), &words))
 }
