@@ -16,7 +16,7 @@ pub(super) struct Clocks<S> {
     /// Until a request is refused for which there is no memory.
     pub(super) shortage: Option<Clock<S>>,
     /// Until another request may be taken, of a client that has had more than its rate allows.
-    pub(super) debt: Option<S>,
+    pub(super) deficit: Option<S>,
     /// While the server stops: until the client is taken to have no more requests.
     pub(super) quiet: Option<Clock<S>>,
     /// While the server stops: until it is done in any case.
@@ -32,7 +32,7 @@ impl<S> Clocks<S> {
             idle: None,
             idle_shrink: None,
             shortage: None,
-            debt: None,
+            deficit: None,
             quiet: None,
             stop_deadline: None,
             disconnect: None,

@@ -57,9 +57,9 @@ pub(super) struct Jobs<R: Runtime> {
     spare: Vec<Job>,
     /// Number of requests in a row that were quick and could have been slow.
     quick_streak: u32,
-    looking: bool,
-    /// A read that was looked at and is not all zero.
-    returned: Option<Request>,
+    asking_for_zeroes: bool,
+    /// A read that was found not to be all zero.
+    not_zero: Option<Request>,
 }
 
 /// State that the threads share.
@@ -86,9 +86,9 @@ struct Job {
     /// Bytes of payload, both ways.
     moves: u64,
     timed: bool,
-    /// It is answered only if it needs no memory, or else returned.
-    looks: bool,
-    returned: Option<Request>,
+    /// It is a read that is answered only if it is all zero.
+    zeroes_only: bool,
+    not_zero: Option<Request>,
     result: JobResult,
 }
 
@@ -197,9 +197,9 @@ impl Shared {
             let payload = &job.payload[..job.len];
             let (export, replies) = (&*self.export, &mut job.replies);
             let carried_out = guard(|| {
-                if job.looks {
+                if job.zeroes_only {
                     let left = carry_out_zeroes(export, request, replies, &self.report);
-                    job.returned = left.err();
+                    job.not_zero = left.err();
                 } else {
                     carry_out(export, request, payload, replies, &self.report);
                 }
@@ -245,31 +245,31 @@ impl<R: Runtime> Jobs<R> {
             done: 0,
             spare: Vec::new(),
             quick_streak: 0,
-            looking: false,
-            returned: None,
+            asking_for_zeroes: false,
+            not_zero: None,
         }
     }
 
-    /// Whether a read is being [looked at](Self::look).
-    pub(super) const fn is_looking(&self) -> bool {
-        self.looking
+    /// Whether the export is being [asked](Self::ask_for_zeroes) whether a read is all zero.
+    pub(super) const fn is_asking_for_zeroes(&self) -> bool {
+        self.asking_for_zeroes
     }
 
-    /// A read that was [looked at](Self::look), and that has to be carried out with memory.
+    /// A read that is [not all zero](Self::ask_for_zeroes), and that has to be carried out with memory.
     #[inline]
-    pub(super) const fn take_returned(&mut self) -> Option<Request> {
+    pub(super) const fn take_not_zero(&mut self) -> Option<Request> {
         // Without the question all of a request is moved each time.
-        if self.returned.is_none() {
+        if self.not_zero.is_none() {
             return None;
         }
-        self.returned.take()
+        self.not_zero.take()
     }
 
     /// Has a read answered, for which there is no memory, if the export knows that all of it is zero.
-    pub(super) fn look(&mut self, request: Request) {
-        self.looking = true;
+    pub(super) fn ask_for_zeroes(&mut self, request: Request) {
+        self.asking_for_zeroes = true;
         let mut job = self.job();
-        (job.len, job.moves, job.timed, job.looks) = (0, 0, false, true);
+        (job.len, job.moves, job.timed, job.zeroes_only) = (0, 0, false, true);
         self.begin(request, job);
     }
 
@@ -326,8 +326,8 @@ impl<R: Runtime> Jobs<R> {
             replies: Replies::elsewhere(Arc::clone(&self.buffers)),
             moves: 0,
             timed: false,
-            looks: false,
-            returned: None,
+            zeroes_only: false,
+            not_zero: None,
             result: JobResult::Quick,
         })
     }
@@ -400,8 +400,8 @@ impl<R: Runtime> Jobs<R> {
                 }
             }
             replies.absorb(&mut job.replies);
-            if mem::take(&mut job.looks) {
-                (self.looking, self.returned) = (false, job.returned.take());
+            if mem::take(&mut job.zeroes_only) {
+                (self.asking_for_zeroes, self.not_zero) = (false, job.not_zero.take());
             }
             if job.payload.len() > SMALL {
                 self.buffers.keep(mem::take(&mut job.payload));
@@ -420,11 +420,11 @@ impl<R: Runtime> Jobs<R> {
     #[inline]
     pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) {
         if self.running > 0 || self.tick.is_some() {
-            self.look_at_tick(cx);
+            self.poll_running_tick(cx);
         }
     }
 
-    fn look_at_tick(&mut self, cx: &mut Context<'_>) {
+    fn poll_running_tick(&mut self, cx: &mut Context<'_>) {
         loop {
             if self.running == 0 || self.shared.lock().waiting.is_empty() {
                 self.tick = None;

@@ -128,7 +128,7 @@ impl Client {
 pub(super) struct Rates {
     server: Option<Arc<Bucket>>,
     of_client: Rate,
-    /// Those of clients that are there, or left with a debt.
+    /// Those of clients that are there, or left with a deficit.
     clients: Mutex<HashMap<Client, Arc<Bucket>>>,
 }
 
@@ -190,8 +190,8 @@ impl RateLimiter {
         let now = nanoseconds(runtime.now());
         let buckets = self.buckets.iter().flatten();
         let until = buckets.map(|bucket| bucket.take(bytes, now)).max()?;
-        let debt = until.saturating_sub(now);
-        (debt > 0).then(|| Duration::from_nanos(debt))
+        let deficit = until.saturating_sub(now);
+        (deficit > 0).then(|| Duration::from_nanos(deficit))
     }
 }
 

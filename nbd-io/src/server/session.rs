@@ -78,8 +78,9 @@ pub(super) struct Session<'a, T, R: Runtime> {
     rate_limiter: Option<RateLimiter>,
     /// A read for which there is no memory yet.
     held: Option<Request>,
-    /// Whether the read that is held was found not to be all zero, for which memory is needed.
-    looked: bool,
+    /// Whether the export was asked whether the read that is held is all zero. It is not, and needs
+    /// memory.
+    asked_for_zeroes: bool,
     /// Memory is waited for.
     short: bool,
     /// Every request is carried out in place.
@@ -127,7 +128,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             share: Share::new(Arc::clone(&settings.budget)),
             rate_limiter: settings.rates.enter(peer, runtime),
             held: None,
-            looked: false,
+            asked_for_zeroes: false,
             short: false,
             unflushed: false,
             moved: 0,
@@ -177,8 +178,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             Ok(any) => any,
             Err(Panicked) => self.end(CloseReason::Panicked),
         };
-        if let Some(request) = self.jobs.take_returned() {
-            (self.held, self.looked) = (Some(request), true);
+        if let Some(request) = self.jobs.take_not_zero() {
+            (self.held, self.asked_for_zeroes) = (Some(request), true);
         }
         if self.ending.is_none() && (self.intake.has_bytes() || self.held.is_some()) {
             any |= match guard(|| self.consume(cx)) {
@@ -202,7 +203,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             }
             return Ok(any);
         }
-        let is_ready = self.held.is_none() && !self.is_throttled() && !self.jobs.is_looking();
+        let is_ready =
+            self.held.is_none() && !self.is_throttled() && !self.jobs.is_asking_for_zeroes();
         if !is_ready || !self.has_room() || self.intake.has_bytes() {
             return Ok(any);
         }
@@ -282,7 +284,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Refuses the request for which memory was waited for too long.
     fn refuse_for_memory(&mut self) {
-        (self.short, self.looked) = (false, false);
+        (self.short, self.asked_for_zeroes) = (false, false);
         match self.held.take() {
             Some(request) => self.refuse(request),
             None => self.intake.discard(),
@@ -301,15 +303,15 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Whether the client has to wait, because it has done more than its rate allows.
     const fn is_throttled(&self) -> bool {
-        self.clocks.debt.is_some()
+        self.clocks.deficit.is_some()
     }
 
     /// Has the client pay for a request, if there is a limit of its rate.
     #[inline]
     fn charge(&mut self, request: &Request) {
         if let Some(rate_limiter) = &self.rate_limiter {
-            let debt = rate_limiter.pay(request, self.runtime);
-            self.clocks.debt = debt.map(|debt| self.runtime.sleep(debt));
+            let deficit = rate_limiter.pay(request, self.runtime);
+            self.clocks.deficit = deficit.map(|deficit| self.runtime.sleep(deficit));
         }
     }
 
@@ -320,7 +322,10 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         if self.place.is_stopping() {
             self.intake.transmission.shut_down();
         }
-        while self.replies.len() < REPLIES_AT_ONCE && self.has_room() && !self.jobs.is_looking() {
+        while self.replies.len() < REPLIES_AT_ONCE
+            && self.has_room()
+            && !self.jobs.is_asking_for_zeroes()
+        {
             if self.is_throttled() && self.held.is_none() {
                 break;
             }
@@ -374,7 +379,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                     }
                     continue;
                 }
-                self.looked = false;
+                self.asked_for_zeroes = false;
             }
             any = true;
             // There are four ways to carry out a request. In place, if the export never waits; in
@@ -426,16 +431,16 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// it back if it has to wait.
     fn answer_without_memory(&mut self, request: Request) -> Option<Request> {
         let is_read = matches!(request, Request::Read { .. });
-        if self.looked || !is_read || !may_know_zeroes(&*self.export) {
+        if self.asked_for_zeroes || !is_read || !may_know_zeroes(&*self.export) {
             return Some(request);
         }
         if self.in_place {
             let (export, replies) = (&*self.export, &mut self.replies);
             let left = carry_out_zeroes(export, request, replies, &self.report).err();
-            (self.short, self.looked) = (left.is_some(), left.is_some());
+            (self.short, self.asked_for_zeroes) = (left.is_some(), left.is_some());
             return left;
         }
-        self.jobs.look(request);
+        self.jobs.ask_for_zeroes(request);
         self.short = false;
         None
     }

@@ -91,10 +91,10 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
         clocks.timer_waker.set_waker::<R>(self.place, cx);
-        if let Some(debt) = &mut clocks.debt
-            && (self.place.is_stopping() || Pin::new(debt).poll(cx).is_ready())
+        if let Some(deficit) = &mut clocks.deficit
+            && (self.place.is_stopping() || Pin::new(deficit).poll(cx).is_ready())
         {
-            clocks.debt = None;
+            clocks.deficit = None;
             return Poll::Ready(None);
         }
         if self.ending.is_some() {
@@ -133,7 +133,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
             )
             && self.jobs.running() == 0
             // A client that is made to wait is not idle.
-            && clocks.debt.is_none()
+            && clocks.deficit.is_none()
         {
             return Poll::Ready(Some(CloseReason::Idle));
         }
