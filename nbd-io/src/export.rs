@@ -1,8 +1,16 @@
 //! The storage behind an export: the interface by which a server uses it.
 
+mod any;
+mod asynchronous;
 mod forward;
+mod forward_async;
+mod read_data;
 mod values;
 
+pub use any::AnyExport;
+pub(crate) use any::Kind;
+pub use asynchronous::AsyncExport;
+pub use read_data::{Piece, ReadData};
 pub use values::{MetaContext, ZeroMode};
 
 use nbd_proto::{
@@ -56,7 +64,7 @@ pub enum Content {
 ///
 /// The methods are synchronous. An asynchronous server calls them on a thread that may block,
 /// unless [`may_block`](Self::may_block) says that they never wait for anything slow. Storage that
-/// is asynchronous itself is waited for there, by Tokio's `Handle::block_on` or the like.
+/// is asynchronous itself is better an [`AsyncExport`], for which no thread waits.
 ///
 /// So a call that waits takes up a thread for as long, and how many there are decides on throughput.
 /// On a connection `n` requests are carried out at once, where `n` is the smallest of
@@ -342,10 +350,7 @@ pub trait Export: Send + Sync {
         each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         if !is_base_allocation(context) {
-            return Err(Failure {
-                message: format!("this export has no meta context {context}").into(),
-                ..Errno::Inval.into()
-            });
+            return Err(unknown_context(context));
         }
         let (mut at, mut rest) = (offset, len);
         let mut last: Option<Extent> = None;
@@ -406,13 +411,20 @@ impl fmt::Debug for dyn Export {
 /// ```
 #[must_use]
 pub fn export_info(export: &dyn Export) -> ExportInfo {
-    let sizes = export.block_sizes();
-    let size = export.size();
-    let mut info = ExportInfo::new(
-        size - size % u64::from(sizes.minimum()),
-        coherent(export.flags()),
-    );
-    info.description = sendable(export.description());
+    let (size, flags) = (export.size(), export.flags());
+    info_of(size, flags, export.block_sizes(), export.description())
+}
+
+/// The description of an export of either kind.
+fn info_of(
+    size: u64,
+    flags: TransmissionFlags,
+    sizes: BlockSizes,
+    description: &str,
+) -> ExportInfo {
+    let whole = size - size % u64::from(sizes.minimum());
+    let mut info = ExportInfo::new(whole, coherent(flags));
+    info.description = sendable(description);
     info.block_sizes = Some(sizes);
     info
 }
@@ -425,6 +437,13 @@ pub(crate) fn check_range(size: u64, offset: u64, len: u64, errno: Errno) -> Res
             message: format!("{len} bytes at {offset} do not lie within {size} bytes").into(),
             ..errno.into()
         }),
+    }
+}
+
+fn unknown_context(context: &ContextName) -> Failure {
+    Failure {
+        message: format!("this export has no meta context {context}").into(),
+        ..Errno::Inval.into()
     }
 }
 

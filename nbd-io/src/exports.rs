@@ -1,8 +1,8 @@
 //! The exports that a server has.
 
-use crate::{Export, export_info};
+use crate::{AnyExport, AsyncExport, Export};
 use nbd_proto::{ExportName, Text, server::Refusal};
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, future::ready, sync::Arc};
 
 /// The exports of a server: finds one by its name.
 ///
@@ -44,6 +44,61 @@ pub trait Exports: Send + Sync {
     /// [may]: Export::refresh_may_block
     fn may_block(&self) -> bool {
         true
+    }
+}
+
+/// The exports of a server that are looked up asynchronously, such as on another host. A lookup that
+/// waits holds up no other client, and needs no thread.
+///
+/// ```
+/// use nbd_io::{AsyncExports, Memory, Offer, Unavailable};
+/// use nbd_proto::ExportName;
+/// use std::sync::Arc;
+///
+/// /// Finds exports in a catalogue on another host.
+/// struct Catalogue;
+///
+/// impl AsyncExports for Catalogue {
+///     async fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+///         // Here it would be asked, and the answer awaited.
+///         match name.as_str() {
+///             "scratch" => Ok(Offer::new(Arc::new(Memory::new(1 << 30)))),
+///             _ => Err(Unavailable::unknown()),
+///         }
+///     }
+/// }
+/// ```
+///
+/// A program's [`authorize`](crate::server::Server::authorize) is called in the task of the
+/// connection and must not wait there.
+///
+/// # Cancel safety
+///
+/// A future is dropped when its client takes too long to negotiate or the server stops.
+pub trait AsyncExports: Send + Sync + 'static {
+    /// The export of that name. The empty name asks for the default export. A client that negotiates
+    /// looks the same name up several times.
+    ///
+    /// # Errors
+    ///
+    /// When there is [none](Unavailable::unknown), or it cannot be used now.
+    fn find(&self, name: &ExportName) -> impl Future<Output = Result<Offer, Unavailable>> + Send;
+
+    /// Every export that is to be listed, each once.
+    ///
+    /// None, unless it is implemented: a server does not have to list its exports.
+    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send {
+        ready(Vec::new())
+    }
+}
+
+impl<E: AsyncExports> AsyncExports for Arc<E> {
+    fn find(&self, name: &ExportName) -> impl Future<Output = Result<Offer, Unavailable>> + Send {
+        E::find(self, name)
+    }
+
+    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send {
+        E::list(self)
     }
 }
 
@@ -109,7 +164,7 @@ impl From<Refusal> for Unavailable {
 #[non_exhaustive]
 pub struct Offer {
     /// The export.
-    pub export: Arc<dyn Export>,
+    pub export: AnyExport,
     /// The canonical name to send to the client, if it is not the one that was asked for.
     pub name: Option<ExportName>,
     /// Only to be served once TLS is up. Without TLS its size, flags and contexts are not sent.
@@ -125,6 +180,18 @@ impl Offer {
     /// Offers an export to every client, under the name that was asked for.
     #[must_use]
     pub fn new(export: Arc<dyn Export>) -> Self {
+        Self::of(export.into())
+    }
+
+    /// Like [`new`](Self::new), for an asynchronous export.
+    #[must_use]
+    pub fn asynchronous(export: impl AsyncExport) -> Self {
+        Self::of(AnyExport::asynchronous(export))
+    }
+
+    /// Like [`new`](Self::new), for an export of either kind.
+    #[must_use]
+    pub const fn of(export: AnyExport) -> Self {
         Self {
             export,
             name: None,
@@ -226,9 +293,24 @@ impl NamedExports {
         self.with_offer(name, Offer::new(export).tls_only())
     }
 
-    fn with_offer(mut self, name: ExportName, offer: Offer) -> Self {
+    /// Only `export`, which is asynchronous, as the default export.
+    #[must_use]
+    pub fn single_async(export: impl AsyncExport) -> Self {
+        Self::new().with_async(ExportName::default(), export)
+    }
+
+    /// Like [`with`](Self::with), for an asynchronous export.
+    #[must_use]
+    pub fn with_async(self, name: ExportName, export: impl AsyncExport) -> Self {
+        self.with_offer(name, Offer::asynchronous(export))
+    }
+
+    /// Like [`with`](Self::with), on the terms of an offer.
+    #[must_use]
+    pub fn with_offer(mut self, name: ExportName, offer: Offer) -> Self {
         // Once and for all, because it is asked for at every option of every client.
-        self.may_block |= offer.export.refresh_may_block();
+        let sync = offer.export.as_sync();
+        self.may_block |= sync.is_some_and(Export::refresh_may_block);
         self.offers.insert(name, offer);
         self
     }
@@ -256,7 +338,7 @@ impl Exports for NamedExports {
         let offers = self.offers.iter();
         offers
             .map(|(name, offer)| Listing {
-                description: export_info(&offer.export).description.unwrap_or_default(),
+                description: offer.export.info().description.unwrap_or_default(),
                 tls_only: offer.tls_only,
                 ..Listing::new(name.clone())
             })
@@ -352,136 +434,4 @@ impl<F> fmt::Debug for ExportsByName<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Memory;
-    use nbd_proto::Failure;
-
-    fn name(name: &str) -> ExportName {
-        ExportName::new(name).unwrap()
-    }
-
-    fn memory(size: u64) -> Arc<dyn Export> {
-        Arc::new(Memory::new(size).with_description(format!("{size} bytes")))
-    }
-
-    #[test]
-    fn an_export_is_found_by_its_exact_name() {
-        let exports: &dyn Exports = &NamedExports::new()
-            .with(name("a"), memory(1))
-            .with(name("a"), memory(2))
-            .with(name("b"), memory(3));
-        let offer = exports.lookup(&name("a")).unwrap();
-        assert_eq!((offer.export.size(), offer.name), (2, None));
-        for unknown in ["", "A", "a ", "c"] {
-            assert!(exports.lookup(&name(unknown)).is_none(), "{unknown:?}");
-        }
-    }
-
-    #[test]
-    fn the_default_export_has_a_name_of_its_own() {
-        let exports = NamedExports::new()
-            .with(name("a"), memory(1))
-            .with_default(name("a"));
-        let offer = exports.lookup(&ExportName::default()).unwrap();
-        assert_eq!((offer.export.size(), offer.name), (1, Some(name("a"))));
-        let exports = exports.with(ExportName::default(), memory(2));
-        let offer = exports.lookup(&ExportName::default()).unwrap();
-        assert_eq!((offer.export.size(), offer.name), (2, None));
-        let dangling = NamedExports::new().with_default(name("a"));
-        assert!(dangling.lookup(&ExportName::default()).is_none());
-        let single = NamedExports::single(memory(4));
-        assert!(single.lookup(&ExportName::default()).is_some());
-        assert!(single.lookup(&name("a")).is_none());
-    }
-
-    #[test]
-    fn a_list_marks_exports_for_tls_only() {
-        let exports = NamedExports::new()
-            .with_tls_only(name("b"), memory(2))
-            .with(name("a"), memory(1));
-        assert_eq!(
-            exports.list(),
-            [
-                Listing {
-                    name: name("a"),
-                    description: "1 bytes".into(),
-                    tls_only: false,
-                },
-                Listing {
-                    name: name("b"),
-                    description: "2 bytes".into(),
-                    tls_only: true,
-                },
-            ]
-        );
-        assert!(exports.lookup(&name("b")).unwrap().tls_only);
-    }
-
-    #[test]
-    fn a_function_finds_exports_without_listing_them() {
-        let exports: Arc<dyn Exports> = Arc::new(ExportsByName::new(|name: &ExportName| {
-            (name.as_str() == "x").then(|| Offer::new(memory(1)).tls_only())
-        }));
-        assert!(exports.lookup(&name("x")).unwrap().tls_only);
-        assert!(exports.lookup(&name("y")).is_none());
-        assert!(exports.list().is_empty());
-    }
-
-    /// An export that may wait; when it is described, if it says so.
-    struct Slow(bool);
-
-    impl Export for Slow {
-        fn refresh_may_block(&self) -> bool {
-            self.0
-        }
-
-        fn size(&self) -> u64 {
-            1
-        }
-
-        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Failure> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn exports_that_wait_for_nothing_are_asked_for_in_place() {
-        let offer = |_: &ExportName| Some(Offer::new(memory(1)));
-        let one = NamedExports::single(memory(1));
-        let described = one.clone().with(name("slow"), Arc::new(Slow(false)));
-        let other = one.clone().with(name("slow"), Arc::new(Slow(true)));
-        let secret = one
-            .clone()
-            .with_tls_only(name("slow"), Arc::new(Slow(true)));
-        for (exports, may_block) in [
-            (&NamedExports::new() as &dyn Exports, false),
-            (&one, false),
-            (&described, false),
-            (&other, true),
-            (&secret, true),
-            // There is no telling of a function.
-            (&ExportsByName::new(offer), true),
-            (&ExportsByName::shared(offer), true),
-            (&ExportsByName::new(offer).non_blocking(), false),
-            (&ExportsByName::shared(offer).non_blocking(), false),
-        ] {
-            assert_eq!(exports.may_block(), may_block);
-        }
-    }
-
-    #[test]
-    fn exports_of_a_function_are_private_unless_shared() {
-        let offer = |_: &ExportName| Some(Offer::new(memory(1)));
-        let private = |_: &ExportName| Some(Offer::new(memory(1)).private());
-        for (exports, expected) in [
-            (&ExportsByName::new(offer) as &dyn Exports, true),
-            (&ExportsByName::shared(offer), false),
-            (&ExportsByName::shared(private), true),
-            (&NamedExports::single(memory(1)), false),
-        ] {
-            let offer = exports.lookup(&ExportName::default()).unwrap();
-            assert_eq!(offer.private, expected);
-        }
-    }
-}
+mod tests;

@@ -31,8 +31,13 @@ mod watchers;
 #[cfg(unix)]
 pub use directory::Directory;
 pub use errno::{failure, fast_zero_failure, reportable};
-pub use export::{Content, Export, MetaContext, ZeroMode, export_info};
-pub use exports::{Exports, ExportsByName, Listing, NamedExports, Offer, Unavailable};
+pub(crate) use export::Kind;
+pub use export::{
+    AnyExport, AsyncExport, Content, Export, MetaContext, Piece, ReadData, ZeroMode, export_info,
+};
+pub use exports::{
+    AsyncExports, Exports, ExportsByName, Listing, NamedExports, Offer, Unavailable,
+};
 pub use faulty::{Fault, Faults, Faulty};
 #[cfg(unix)]
 pub use file::File;

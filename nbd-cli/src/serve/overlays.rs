@@ -69,8 +69,11 @@ impl Overlays {
         if let Some(overlay) = made.get(name) {
             return Ok(Offer::new(Arc::clone(overlay) as Arc<dyn Export>));
         }
-        let disk = open()?.export;
-        let overlay = self.over(disk).map_err(|error| {
+        let overlay = match open()?.export.into_sync() {
+            Some(disk) => self.over(disk),
+            None => Err(io::Error::other("an overlay needs a synchronous export")),
+        };
+        let overlay = overlay.map_err(|error| {
             let words = format!("changes cannot be laid over the export: {error}");
             Unavailable::new(Refusal::Policy, words)
         })?;

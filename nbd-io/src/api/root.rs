@@ -102,10 +102,11 @@ macro_rules! driver_root {
             $($more_exports)*
             #[doc(inline)]
             pub use $crate::{
-                Content, Directory, Export, Exports, ExportsByName, Fault, Faults, Faulty, File,
-                Listing, Memory, MetaContext, NamedExports, Offer, Overlay, OverlayError, ReadOnly,
-                Slice, SliceError, Unavailable, ZeroMode, export_info, failure, fast_zero_failure,
-                forward_export, reportable,
+                AnyExport, AsyncExport, AsyncExports, Content, Directory, Export, Exports,
+                ExportsByName, Fault, Faults, Faulty, File, Listing, Memory, MetaContext,
+                NamedExports, Offer, Overlay, OverlayError, Piece, ReadData, ReadOnly, Slice,
+                SliceError, Unavailable, ZeroMode, export_info, failure, fast_zero_failure,
+                forward_async_export, forward_export, reportable,
             };
             #[doc(inline)]
             pub use $crate::nbd_proto::{

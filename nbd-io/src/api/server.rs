@@ -64,6 +64,54 @@ macro_rules! driver_server {
                 Self($crate::server::Server::single(export))
             }
 
+            /// Serves one [asynchronous](exports::AsyncExport) export under the empty name, which is the
+            /// default export's.
+            ///
+            /// ```no_run
+            #[doc = $begin]
+            /// /// Every byte is zero.
+            /// struct Zeroes;
+            ///
+            /// impl AsyncExport for Zeroes {
+            ///     fn size(&self) -> u64 {
+            ///         1 << 30
+            ///     }
+            ///
+            ///     async fn read(&self, _: u64, len: usize) -> Result<ReadData, Failure> {
+            ///         Ok(ReadData::zeroes(len))
+            ///     }
+            /// }
+            ///
+            /// let server = Server::single_async(Zeroes);
+            #[doc = $end]
+            /// ```
+            #[must_use]
+            pub fn single_async(export: impl $crate::AsyncExport) -> Self {
+                Self($crate::server::Server::single_async(export))
+            }
+
+            /// Like [`new`](Self::new), for exports that are looked up asynchronously.
+            ///
+            /// ```no_run
+            #[doc = $begin]
+            /// /// Finds exports in a catalogue on another host.
+            /// struct Catalogue;
+            ///
+            /// impl AsyncExports for Catalogue {
+            ///     async fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
+            ///         // Here it would be asked, and the answer awaited.
+            ///         Err(Unavailable::unknown())
+            ///     }
+            /// }
+            ///
+            /// let server = Server::new_async(Catalogue);
+            #[doc = $end]
+            /// ```
+            #[must_use]
+            pub fn new_async(exports: impl $crate::AsyncExports) -> Self {
+                Self($crate::server::Server::new_async(exports))
+            }
+
             /// Like [`new`](Self::new), for exports that others use too.
             ///
             /// ```no_run
@@ -92,6 +140,15 @@ macro_rules! driver_server {
                 exports: std::sync::Arc<dyn $crate::Exports>,
             ) -> Self {
                 Self($crate::server::Server::on_runtime(runtime, exports))
+            }
+
+            /// Like [`new_async`](Self::new_async), on a certain runtime.
+            #[must_use]
+            pub fn on_runtime_async(
+                runtime: $runtime,
+                exports: impl $crate::AsyncExports,
+            ) -> Self {
+                Self($crate::server::Server::on_runtime_async(runtime, exports))
             }
 
             /// Lets clients start TLS, so that they get the exports that are for TLS only.
@@ -319,7 +376,8 @@ macro_rules! driver_server {
             }
 
             /// Limit of requests of one connection that are carried out at once, where the export
-            /// may wait. Default 16; 0 counts as 1.
+            /// may wait: each takes a thread. Default 16; 0 counts as 1. An
+            /// [asynchronous](exports::AsyncExport) export needs none, and is not limited by this.
             ///
             /// ```no_run
             #[doc = $begin]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{export_info, model::read};
+use crate::model::read;
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 
@@ -28,9 +28,10 @@ fn a_file_is_an_export_of_its_name_as_long_as_it_is_there() {
     let exports = exports.with_description("an image");
     let offer = exports.lookup(&name("a")).unwrap();
     assert!(exports.may_block() && !offer.private);
-    assert_eq!(read(&*offer.export, 0, 1), b"a");
-    assert_eq!(offer.export.description(), "an image");
-    offer.export.write(0, b"x", true).unwrap();
+    let export = offer.export.into_sync().unwrap();
+    assert_eq!(read(&*export, 0, 1), b"a");
+    assert_eq!(export.description(), "an image");
+    export.write(0, b"x", true).unwrap();
     assert_eq!(fs::read(directory.path().join("a")).unwrap(), b"x");
     assert_eq!(listed(&exports), ["a", "b"]);
     assert_eq!(exports.list()[0].description.as_str(), "an image");
@@ -89,7 +90,14 @@ fn no_name_leads_out_of_the_directory_or_to_anything_but_a_file() {
 fn clients_of_a_file_share_it() {
     let (directory, exports) = images(&["a", "b"]);
     fs::hard_link(directory.path().join("a"), directory.path().join("same")).unwrap();
-    let export = |file| exports.find(&name(file)).unwrap().export;
+    let export = |file| {
+        exports
+            .find(&name(file))
+            .unwrap()
+            .export
+            .into_sync()
+            .unwrap()
+    };
     let first = export("a");
     assert!(Arc::ptr_eq(&first, &export("a")) && Arc::ptr_eq(&first, &export("same")));
     assert!(!Arc::ptr_eq(&first, &export("b")));
@@ -106,7 +114,14 @@ fn clients_of_a_file_share_it() {
 fn threads_that_open_a_file_at_once_share_it() {
     let (_directory, exports) = images(&["a"]);
     for _ in 0..50 {
-        let open = || exports.find(&name("a")).unwrap().export;
+        let open = || {
+            exports
+                .find(&name("a"))
+                .unwrap()
+                .export
+                .into_sync()
+                .unwrap()
+        };
         #[expect(
             clippy::disallowed_methods,
             reason = "the threads of a server stand for themselves"
@@ -121,11 +136,18 @@ fn threads_that_open_a_file_at_once_share_it() {
 #[test]
 fn files_are_read_only_where_the_directory_says_so() {
     let (_directory, exports) = images(&["a"]);
-    assert!(!export_info(&exports.lookup(&name("a")).unwrap().export).is_read_only());
+    assert!(
+        !exports
+            .lookup(&name("a"))
+            .unwrap()
+            .export
+            .info()
+            .is_read_only()
+    );
     let exports = exports.read_only();
     let export = exports.lookup(&name("a")).unwrap().export;
-    assert!(export_info(&export).is_read_only());
-    assert!(export.write(0, b"x", false).is_err());
+    assert!(export.info().is_read_only());
+    assert!(export.into_sync().unwrap().write(0, b"x", false).is_err());
 }
 
 #[test]

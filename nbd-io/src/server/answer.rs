@@ -1,10 +1,13 @@
 //! The answers to a client's questions.
 
-use super::negotiation::Negotiated;
-use crate::{Exports, Offer, Unavailable, export_info};
+use super::{
+    lookup::{Found, FoundExport},
+    negotiation::Negotiated,
+};
+use crate::Unavailable;
 use bytes::BytesMut;
 use nbd_proto::{
-    Error, ExportInfo, ExportName, HeaderStyle, TransmissionFlags,
+    Error, HeaderStyle,
     server::{
         ExportNameRequest, GoRequest, InfoRequest, ListMetaContextRequest, ListRequest, Options,
         Refusal, Requested, Security, SetMetaContextRequest,
@@ -29,85 +32,42 @@ pub(super) enum Answer<S> {
 /// Answers an option; the reply is appended to `out`.
 pub(super) fn answer<S: Security>(
     requested: Requested<S>,
-    exports: &dyn Exports,
+    found: Found,
     out: &mut BytesMut,
 ) -> Result<Answer<S>, Error> {
     Ok(match requested {
-        Requested::List(request) => Answer::Options(list(request, exports, out)),
-        Requested::Info(request) => Answer::Options(info(request, exports, out)),
-        Requested::Go(request) => go(request, exports, out),
-        Requested::ExportName(request) => Answer::Negotiated(export_name(request, exports, out)?),
+        Requested::List(request) => Answer::Options(list(request, found, out)),
+        Requested::Info(request) => Answer::Options(info(request, found.export(), out)),
+        Requested::Go(request) => go(request, found.export(), out),
+        Requested::ExportName(request) => {
+            Answer::Negotiated(export_name(request, found.export(), out)?)
+        }
         Requested::ListMetaContext(request) => {
-            Answer::Options(list_meta_context(request, exports, out))
+            Answer::Options(list_meta_context(request, found.export(), out))
         }
         Requested::SetMetaContext(request) => {
-            Answer::Options(set_meta_context(request, exports, out))
+            Answer::Options(set_meta_context(request, found.export(), out))
         }
         Requested::StartTls(start) => Answer::Negotiated(Negotiated::StartTls(start.into())),
         Requested::Abort(_) => Answer::Aborted,
     })
 }
 
-/// Finds an export for a client that may or may not have TLS up.
-fn find(exports: &dyn Exports, name: &ExportName, secure: bool) -> Result<Offer, Unavailable> {
-    let offer = exports.find(name)?;
-    if offer.tls_only && !secure {
-        return Err(Refusal::TlsRequired.into());
-    }
-    Ok(offer)
-}
-
-/// The description of an export for a client that called it `name`.
-fn describe(offer: &Offer, name: &ExportName) -> ExportInfo {
-    offer.export.refresh();
-    let mut info = export_info(&offer.export);
-    info.name = Some(offer.name.as_ref().unwrap_or(name).clone());
-    // The answer drops those of these flags that are impossible with the negotiated headers.
-    info.flags = info.flags | TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
-    if offer.private {
-        info.flags = info.flags.without(TransmissionFlags::CAN_MULTI_CONN);
-    }
-    info
-}
-
-/// Whether `asked`, for which `offer` was found, is the export for which contexts were selected.
-fn is_same(
-    exports: &dyn Exports,
-    offer: &Offer,
-    asked: &ExportName,
-    selected: Option<&ExportName>,
-) -> bool {
-    let Some(selected) = selected else {
-        return false;
-    };
-    let canonical = |offer: &Offer, name: &ExportName| {
-        offer
-            .name
-            .as_ref()
-            .map_or_else(|| name.clone(), Clone::clone)
-    };
-    asked == selected
-        || exports
-            .lookup(selected)
-            .is_some_and(|other| canonical(&other, selected) == canonical(offer, asked))
-}
+/// The export that an answer is about, or the reason for which the client does not get it.
+type Wanted = Result<Box<FoundExport>, Unavailable>;
 
 /// Refuses clients that would not keep to the block sizes because they do not ask for them.
-fn check_block_sizes(info: &ExportInfo, asks: bool) -> Result<(), Refusal> {
-    match info.block_sizes {
+fn check_block_sizes(found: Box<FoundExport>, asks: bool) -> Wanted {
+    match found.info.block_sizes {
         Some(sizes) if !asks && sizes.minimum() > USUAL_MINIMUM => {
-            Err(Refusal::BlockSizeRequired(sizes))
+            Err(Refusal::BlockSizeRequired(sizes).into())
         }
-        _ => Ok(()),
+        _ => Ok(found),
     }
 }
 
-fn list<S: Security>(
-    mut request: ListRequest<S>,
-    exports: &dyn Exports,
-    out: &mut BytesMut,
-) -> Options<S> {
-    for listing in exports.list() {
+fn list<S: Security>(mut request: ListRequest<S>, found: Found, out: &mut BytesMut) -> Options<S> {
+    for listing in found.list() {
         if request.is_secure() || !listing.tls_only {
             request.entry(&listing.name, listing.description.as_str(), out);
         }
@@ -115,39 +75,27 @@ fn list<S: Security>(
     request.done(out)
 }
 
-fn info<S: Security>(
-    request: InfoRequest<S>,
-    exports: &dyn Exports,
-    out: &mut BytesMut,
-) -> Options<S> {
-    let found = find(exports, request.name(), request.is_secure()).and_then(|offer| {
-        let info = describe(&offer, request.name());
-        check_block_sizes(&info, request.wants(InfoType::BlockSize))?;
-        Ok((offer, info))
-    });
-    match found {
-        Ok((offer, info)) => {
-            let same = is_same(exports, &offer, request.name(), request.contexts_export());
-            request.same_export_as_contexts(same).accept(&info, out)
-        }
+fn info<S: Security>(request: InfoRequest<S>, wanted: Wanted, out: &mut BytesMut) -> Options<S> {
+    let asks = request.wants(InfoType::BlockSize);
+    match wanted.and_then(|found| check_block_sizes(found, asks)) {
+        Ok(found) => request
+            .same_export_as_contexts(found.same)
+            .accept(&found.info, out),
         Err(why) => request.refuse(why.refusal, why.message.as_str(), out),
     }
 }
 
-fn go<S: Security>(request: GoRequest<S>, exports: &dyn Exports, out: &mut BytesMut) -> Answer<S> {
-    let found = find(exports, request.name(), request.is_secure()).and_then(|offer| {
-        let info = describe(&offer, request.name());
-        check_block_sizes(&info, request.wants(InfoType::BlockSize))?;
-        Ok((offer, info))
-    });
-    match found {
-        Ok((offer, info)) => {
+fn go<S: Security>(request: GoRequest<S>, wanted: Wanted, out: &mut BytesMut) -> Answer<S> {
+    let asks = request.wants(InfoType::BlockSize);
+    match wanted.and_then(|found| check_block_sizes(found, asks)) {
+        Ok(found) => {
             let name = request.name().clone();
-            let same = is_same(exports, &offer, &name, request.contexts_export());
-            let transmission = request.same_export_as_contexts(same).accept(&info, out);
+            let transmission = request
+                .same_export_as_contexts(found.same)
+                .accept(&found.info, out);
             Answer::Negotiated(Negotiated::Entered {
                 transmission,
-                export: offer.export,
+                export: found.export,
                 name,
             })
         }
@@ -157,11 +105,11 @@ fn go<S: Security>(request: GoRequest<S>, exports: &dyn Exports, out: &mut Bytes
 
 fn export_name<S: Security>(
     request: ExportNameRequest<S>,
-    exports: &dyn Exports,
+    wanted: Wanted,
     out: &mut BytesMut,
 ) -> Result<Negotiated, Error> {
-    let offer = match find(exports, request.name(), request.is_secure()) {
-        Ok(offer) => offer,
+    let found = match wanted {
+        Ok(found) => found,
         Err(Unavailable { refusal, .. }) => {
             return Err(request.refuse(match refusal {
                 Refusal::TlsRequired => "the export is available with TLS only",
@@ -171,28 +119,28 @@ fn export_name<S: Security>(
         }
     };
     let name = request.name().clone();
-    let info = describe(&offer, &name);
-    let same = is_same(exports, &offer, &name, request.contexts_export());
-    let transmission = request.same_export_as_contexts(same).accept(&info, out);
+    let transmission = request
+        .same_export_as_contexts(found.same)
+        .accept(&found.info, out);
     Ok(Negotiated::Entered {
         transmission,
-        export: offer.export,
+        export: found.export,
         name,
     })
 }
 
 fn list_meta_context<S: Security>(
     mut request: ListMetaContextRequest<S>,
-    exports: &dyn Exports,
+    wanted: Wanted,
     out: &mut BytesMut,
 ) -> Options<S> {
-    let offer = match find(exports, request.name(), request.is_secure()) {
-        Ok(offer) => offer,
+    let found = match wanted {
+        Ok(found) => found,
         Err(why) => return request.refuse(why.refusal, why.message.as_str(), out),
     };
     let extended = request.mode() == HeaderStyle::Extended;
     let (mut listed, mut left_out) = (false, false);
-    for context in offer.export.contexts() {
+    for context in found.contexts {
         if context.wide && !extended {
             left_out |= request.wants(&context.name);
         } else {
@@ -208,15 +156,15 @@ fn list_meta_context<S: Security>(
 
 fn set_meta_context<S: Security>(
     mut request: SetMetaContextRequest<S>,
-    exports: &dyn Exports,
+    wanted: Wanted,
     out: &mut BytesMut,
 ) -> Options<S> {
-    let offer = match find(exports, request.name(), request.is_secure()) {
-        Ok(offer) => offer,
+    let found = match wanted {
+        Ok(found) => found,
         Err(why) => return request.refuse(why.refusal, why.message.as_str(), out),
     };
     let extended = request.mode() == HeaderStyle::Extended;
-    for context in offer.export.contexts() {
+    for context in found.contexts {
         // A description that cannot be sent counts as missing: the client goes on with the others.
         if !context.wide || extended {
             request.select(&context.name, out);

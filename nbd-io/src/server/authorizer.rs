@@ -2,19 +2,16 @@
 
 use super::{
     Peer, Settings,
-    answer::{Answer, answer},
+    lookup::{AnyExports, Authorized, Found, Question, look_up},
 };
 use crate::{
-    Exports, Listing, Offer, Unavailable,
+    Exports,
     runtime::{Runtime, unblock},
+    transport::block_on_ready,
 };
-use bytes::BytesMut;
-use nbd_proto::{
-    Error, ExportName,
-    server::{Requested, Security},
-};
+use nbd_proto::ExportName;
 use std::{
-    fmt, io, mem,
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -60,31 +57,28 @@ impl fmt::Debug for ClientIdentity<'_> {
 /// Decides whether a client may know of and use the export of this canonical name.
 pub(super) type Authorize = Arc<dyn Fn(&ClientIdentity<'_>, &ExportName) -> bool + Send + Sync>;
 
-/// Answers the questions of one client.
-pub(super) trait Answers {
-    /// Answers an option; the reply is appended to `out`. The certificate is the one that the
-    /// client has shown.
+/// Finds the exports that answers to one client are made of.
+pub(super) trait Finder {
+    /// Looks up what an option is about, and describes it. The certificate is the one that the client
+    /// has shown.
     ///
     /// # Errors
     ///
-    /// The outer one is of the program that should have been asked.
-    fn answer<S: Security>(
+    /// Of the program that should have been asked.
+    fn find(
         &self,
-        requested: Requested<S>,
+        question: Question,
         certificate: Option<&Arc<[u8]>>,
-        out: &mut BytesMut,
-    ) -> impl Future<Output = io::Result<Result<Answer<S>, Error>>>;
+    ) -> impl Future<Output = io::Result<Found>>;
+
+    /// One more option was answered.
+    fn note_answer(&self) {}
 }
 
 /// Exports for every client, which are looked up in place.
-impl Answers for dyn Exports + '_ {
-    async fn answer<S: Security>(
-        &self,
-        requested: Requested<S>,
-        _: Option<&Arc<[u8]>>,
-        out: &mut BytesMut,
-    ) -> io::Result<Result<Answer<S>, Error>> {
-        Ok(answer(requested, self, out))
+impl Finder for dyn Exports + '_ {
+    async fn find(&self, question: Question, _: Option<&Arc<[u8]>>) -> io::Result<Found> {
+        Ok(look_up(question, self).await.described_here().await)
     }
 }
 
@@ -120,102 +114,74 @@ impl<'a, R: Runtime> Authorizer<'a, R> {
     }
 }
 
-impl<R: Runtime> Answers for Authorizer<'_, R> {
-    async fn answer<S: Security>(
+impl<R: Runtime> Authorizer<'_, R> {
+    async fn look_up(
         &self,
-        requested: Requested<S>,
+        question: Question,
         certificate: Option<&Arc<[u8]>>,
-        out: &mut BytesMut,
-    ) -> io::Result<Result<Answer<S>, Error>> {
-        let asks = !matches!(requested, Requested::StartTls(_) | Requested::Abort(_));
-        let (exports, authorize) = (
-            Arc::clone(&self.settings.exports),
-            self.settings.authorize.clone(),
-        );
-        let (peer, certificate) = (self.peer, certificate.cloned());
-        let waits = asks && exports.may_block() && self.runtime.own_thread_clock().is_none();
-        let ask = move |out: &mut BytesMut| {
-            let authorized = Authorized {
-                exports: &*exports,
-                authorize: authorize.as_ref(),
-                identity: ClientIdentity {
-                    peer: &peer,
-                    encrypted: S::SECURE,
-                    certificate: certificate.as_deref(),
-                },
-            };
-            answer(requested, &authorized, out)
+    ) -> io::Result<Found> {
+        let (peer, encrypted) = (self.peer, question.is_encrypted());
+        let authorize = self.settings.authorize.clone();
+        let certificate = certificate.cloned();
+        match self.settings.exports.clone() {
+            AnyExports::Sync(exports) => {
+                let waits = exports.may_block() && self.runtime.own_thread_clock().is_none();
+                let look_up = move || {
+                    let authorized = Authorized {
+                        exports: &*exports,
+                        authorize: authorize.as_ref(),
+                        identity: ClientIdentity {
+                            peer: &peer,
+                            encrypted,
+                            certificate: certificate.as_deref(),
+                        },
+                    };
+                    block_on_ready(look_up(question, &authorized)).described_in_place()
+                };
+                if waits {
+                    // Others are served by the thread that this task has only borrowed.
+                    unblock(self.runtime, look_up).await
+                } else {
+                    Ok(look_up())
+                }
+            }
+            AnyExports::Async(exports) => {
+                let authorized = Authorized {
+                    exports: &*exports,
+                    authorize: authorize.as_ref(),
+                    identity: ClientIdentity {
+                        peer: &peer,
+                        encrypted,
+                        certificate: certificate.as_deref(),
+                    },
+                };
+                Ok(look_up(question, &authorized).await)
+            }
+        }
+    }
+}
+
+impl<R: Runtime> Finder for Authorizer<'_, R> {
+    async fn find(&self, question: Question, certificate: Option<&Arc<[u8]>>) -> io::Result<Found> {
+        self.asking.store(true, Ordering::Relaxed);
+        let found = self.look_up(question, certificate).await;
+        let found = match found {
+            Ok(found) => found.described(self.runtime).await,
+            Err(error) => Err(error),
         };
-        let answered = if waits {
-            // Others are served by the thread that this task has only borrowed.
-            self.asking.store(true, Ordering::Relaxed);
-            let mut said = mem::take(out);
-            let asked = unblock(self.runtime, move || (ask(&mut said), said)).await;
-            self.asking.store(false, Ordering::Relaxed);
-            let (answered, said) = asked?;
-            *out = said;
-            answered
-        } else {
-            ask(out)
-        };
+        self.asking.store(false, Ordering::Relaxed);
+        found
+    }
+
+    fn note_answer(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-        Ok(answered)
-    }
-}
-
-/// The exports that a client may use.
-pub(super) struct Authorized<'a> {
-    exports: &'a dyn Exports,
-    authorize: Option<&'a Authorize>,
-    identity: ClientIdentity<'a>,
-}
-
-impl Authorized<'_> {
-    fn may_use(&self, name: &ExportName) -> bool {
-        self.authorize
-            .is_none_or(|authorize| authorize(&self.identity, name))
-    }
-
-    fn admits(&self, offer: &Offer, name: &ExportName) -> bool {
-        // A client that has to start TLS first gets that answer, and is authorized after it has.
-        let later = offer.tls_only && !self.identity.encrypted;
-        later || self.may_use(offer.name.as_ref().unwrap_or(name))
-    }
-}
-
-impl Exports for Authorized<'_> {
-    fn lookup(&self, name: &ExportName) -> Option<Offer> {
-        let offer = self.exports.lookup(name)?;
-        self.admits(&offer, name).then_some(offer)
-    }
-
-    fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
-        let offer = match self.exports.find(name) {
-            Ok(offer) => offer,
-            // A client that may not know of the export does not learn either why it cannot be had.
-            Err(why) if why == Unavailable::unknown() || self.may_use(name) => return Err(why),
-            Err(_) => return Err(Unavailable::unknown()),
-        };
-        self.admits(&offer, name)
-            .then_some(offer)
-            .ok_or_else(Unavailable::unknown)
-    }
-
-    fn list(&self) -> Vec<Listing> {
-        let mut list = self.exports.list();
-        list.retain(|listing| self.may_use(&listing.name));
-        list
-    }
-
-    fn may_block(&self) -> bool {
-        self.exports.may_block()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::Memory;
+    use super::{super::lookup::Lookup, *};
+    use crate::{Memory, Offer, Unavailable};
     use nbd_proto::server::Refusal;
 
     /// Has `open` and cannot open `locked`.
@@ -240,7 +206,7 @@ mod tests {
         let asked = |may: bool, name: &str| {
             let authorize: Authorize = Arc::new(move |_, _| may);
             let authorized = Authorized {
-                exports: &Files,
+                exports: &Files as &dyn Exports,
                 authorize: Some(&authorize),
                 identity: ClientIdentity {
                     peer: &Peer::Unix,
@@ -248,7 +214,8 @@ mod tests {
                     certificate: None,
                 },
             };
-            let found = authorized.find(&ExportName::new(name).unwrap());
+            let name = ExportName::new(name).unwrap();
+            let found = block_on_ready(authorized.find(&name));
             found.map(drop).map_err(|why| why.refusal)
         };
         assert_eq!(asked(true, "open"), Ok(()));

@@ -11,17 +11,17 @@ use nbd_proto::{
 use std::ops::ControlFlow;
 
 /// Extents that a block status reply has at most for each context: a client asks again.
-const MAX_EXTENTS: usize = 128 << 10;
+pub(super) const MAX_EXTENTS: usize = 128 << 10;
 
 /// A hole that is worth a message of its own among data, in bytes.
-const WORTHWHILE_HOLE: u64 = 4 << 10;
+pub(super) const WORTHWHILE_HOLE: u64 = 4 << 10;
 
 /// Reads up to this length are given memory before the export is asked whether they are zero, in
 /// bytes.
 const SHORT: u32 = 64 << 10;
 
 /// Questions for holes in one read, and so about as many messages in its reply.
-const MAX_PIECES: usize = 32;
+pub(super) const MAX_PIECES: usize = 32;
 
 /// Carries out a request on an export, and appends the reply.
 ///
@@ -47,7 +47,7 @@ pub fn execute(
     payload: &[u8],
     replies: &mut Replies,
 ) -> Result<(), Failure> {
-    if let Err(failure) = check_blocks(export, &request) {
+    if let Err(failure) = check_blocks(export.block_sizes().minimum(), &request) {
         replies.push(request.fail(failure.errno, words(&failure)));
         return Err(failure);
     }
@@ -113,7 +113,7 @@ pub(super) fn execute_now(
         return Err(request);
     };
     // Holes are not known without a call to the disk.
-    if export.finds_zeroes() || check_blocks(export, &request).is_err() {
+    if export.finds_zeroes() || check_blocks(export.block_sizes().minimum(), &request).is_err() {
         return Err(request);
     }
     let len = usize::try_from(len).expect("a read fits into memory");
@@ -144,7 +144,7 @@ pub(super) fn execute_zeroes(
     request: Request,
     replies: &mut Replies,
 ) -> Result<(), Request> {
-    let is_sound = check_blocks(export, &request).is_ok();
+    let is_sound = check_blocks(export.block_sizes().minimum(), &request).is_ok();
     match request {
         Request::Read {
             offset,
@@ -190,7 +190,7 @@ fn answer_zeroes(len: u32, ticket: ReadTicket, replies: &mut Replies) {
 }
 
 /// Keeps the promise to back ends that they see whole blocks only.
-fn check_blocks(export: &dyn Export, request: &Request) -> Result<(), Failure> {
+pub(super) fn check_blocks(minimum: u32, request: &Request) -> Result<(), Failure> {
     let (offset, len) = match request {
         Request::Read { offset, len, .. } | Request::Write { offset, len, .. } => {
             (*offset, u64::from(*len))
@@ -201,7 +201,6 @@ fn check_blocks(export: &dyn Export, request: &Request) -> Result<(), Failure> {
         | Request::BlockStatus { offset, len, .. } => (*offset, *len),
         Request::Flush { .. } => return Ok(()),
     };
-    let minimum = export.block_sizes().minimum();
     if (offset | len) & u64::from(minimum - 1) == 0 {
         return Ok(());
     }
@@ -211,11 +210,11 @@ fn check_blocks(export: &dyn Export, request: &Request) -> Result<(), Failure> {
     })
 }
 
-fn words(failure: &Failure) -> String {
+pub(super) fn words(failure: &Failure) -> String {
     failure.message.as_str().to_owned()
 }
 
-fn fail(ticket: Ticket, failure: &Failure) -> Reply<Bytes> {
+pub(super) fn fail(ticket: Ticket, failure: &Failure) -> Reply<Bytes> {
     let words = words(failure);
     match failure.offset {
         Some(offset) => ticket.fail_at(failure.errno, offset, words),
@@ -396,7 +395,7 @@ fn is_zero(extent: Extent) -> bool {
 }
 
 /// Data that is there already, and of which only the length is needed.
-struct Staged(usize);
+pub(super) struct Staged(pub(super) usize);
 
 impl Buf for Staged {
     fn remaining(&self) -> usize {

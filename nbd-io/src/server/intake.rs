@@ -2,6 +2,7 @@
 
 use super::buffers::Buffers;
 use crate::transport::Transport;
+use bytes::Bytes;
 use nbd_proto::{
     Error,
     server::{Event, Fill, Transmission},
@@ -10,6 +11,7 @@ use std::{
     io::{self, IoSliceMut},
     mem,
     ops::Range,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -19,6 +21,28 @@ const STAGED_FIRST: usize = 16 << 10;
 
 /// Buffers that are longer than this are not kept by a connection that does not use them, in bytes.
 const LONG: usize = 1 << 20;
+
+/// Payloads shorter than this are copied to be shared, in bytes.
+const SHARED: usize = 16 << 10;
+
+/// A buffer that is shared, and goes back when it is not any more.
+struct Shared {
+    buffer: Vec<u8>,
+    len: usize,
+    buffers: Arc<Buffers>,
+}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.buffers.keep(mem::take(&mut self.buffer));
+    }
+}
 
 /// Takes bytes from the transport, many requests to a system call, and long payloads straight to
 /// their buffers.
@@ -165,6 +189,22 @@ impl Intake {
         }
         buffer[..bytes.len()].copy_from_slice(bytes);
         Some(bytes.len())
+    }
+
+    /// The payload of the request that was taken last, as shared memory: a copy, unless it is in a
+    /// buffer of its own, which then goes back to `buffers` when it is not used any more. `None` if
+    /// there is no memory for that.
+    pub(super) fn share_payload(&mut self, buffers: &Arc<Buffers>) -> Option<Bytes> {
+        if self.payload().len() < SHARED {
+            return Some(Bytes::copy_from_slice(self.payload()));
+        }
+        let mut buffer = Vec::new();
+        let len = self.move_payload(&mut buffer, buffers)?;
+        Some(Bytes::from_owner(Shared {
+            buffer,
+            len,
+            buffers: Arc::clone(buffers),
+        }))
     }
 
     /// The bytes that may be taken from the transport now.

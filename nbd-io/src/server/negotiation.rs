@@ -1,8 +1,13 @@
 //! Negotiation with one client, until it enters an export or leaves.
 
-use super::{answer::Answer, authorizer::Answers, session::is_end};
+use super::{
+    answer::{Answer, answer},
+    authorizer::Finder,
+    lookup::{Found, Question},
+    session::is_end,
+};
 use crate::{
-    Export, Exports,
+    AnyExport, Exports,
     transport::{DriveError, Transport, read, write_all},
 };
 use bytes::BytesMut;
@@ -57,7 +62,7 @@ pub struct Entered<T> {
     /// The protocol's side of it.
     pub transmission: Transmission,
     /// The export that carries out the requests.
-    pub export: Arc<dyn Export>,
+    pub export: AnyExport,
     /// The name under which the client asked for it.
     pub name: ExportName,
     /// Whether TLS is up.
@@ -147,18 +152,18 @@ where
     negotiate_with(transport, options, exports, stopping, upgrade).await
 }
 
-/// Like [`negotiate`], with answers from elsewhere.
-pub(super) async fn negotiate_with<T, A, F>(
+/// Like [`negotiate`], with exports from elsewhere.
+pub(super) async fn negotiate_with<T, F, U>(
     mut transport: T,
     options: &ServerOptions,
-    answers: &A,
+    finder: &F,
     stopping: &AtomicBool,
-    upgrade: impl FnOnce(T) -> F,
+    upgrade: impl FnOnce(T) -> U,
 ) -> Result<Result<Entered<T>, Ended>, NegotiationError>
 where
     T: Transport,
-    A: Answers + ?Sized,
-    F: Future<Output = Result<T, NegotiationError>>,
+    F: Finder + ?Sized,
+    U: Future<Output = Result<T, NegotiationError>>,
 {
     let mut out = BytesMut::new();
     let tls = match options.tls {
@@ -170,7 +175,7 @@ where
         ..options.config
     };
     let mut table = Table {
-        answers,
+        finder,
         certificate: None,
         stopping,
     };
@@ -222,7 +227,7 @@ async fn close_if<T: Transport>(has_failed: bool, transport: &mut T) {
 pub(super) enum Negotiated {
     Entered {
         transmission: Transmission,
-        export: Arc<dyn Export>,
+        export: AnyExport,
         name: ExportName,
     },
     StartTls(StartTls),
@@ -288,15 +293,15 @@ impl<S: Security> Awaited for Options<S> {
     }
 }
 
-/// Data for answers to the options of every client.
-struct Table<'a, A: ?Sized> {
-    answers: &'a A,
+/// Data for answers to the options of a client.
+struct Table<'a, F: ?Sized> {
+    finder: &'a F,
     /// The one that the client has shown.
     certificate: Option<Arc<[u8]>>,
     stopping: &'a AtomicBool,
 }
 
-impl<A: Answers + ?Sized> Table<'_, A> {
+impl<F: Finder + ?Sized> Table<'_, F> {
     /// Drives a phase to its end, or to the end of a client that has nothing more to say.
     ///
     /// Other than [`drive`](crate::transport::drive) it distinguishes clients that leave between
@@ -360,7 +365,13 @@ impl<A: Answers + ?Sized> Table<'_, A> {
                 return Ok(Negotiated::Ended(Ended::Closed));
             };
             let certificate = self.certificate.as_ref();
-            match self.answers.answer(requested, certificate, out).await?? {
+            let found = match Question::of(&requested) {
+                Some(question) => self.finder.find(question, certificate).await?,
+                None => Found::Nothing,
+            };
+            let answered = answer(requested, found, out);
+            self.finder.note_answer();
+            match answered? {
                 Answer::Options(negotiation) => options = negotiation,
                 Answer::Aborted => {
                     send_and_shut_down(transport, out).await;

@@ -1,6 +1,7 @@
 //! Replies on their way out, many to a system call.
 
 use super::buffers::Buffers;
+use crate::{Piece, ReadData};
 use bytes::{Buf, Bytes};
 use nbd_proto::{
     Errno, Failure, Frame,
@@ -172,11 +173,18 @@ impl Replies {
     pub(super) fn push_frame(&mut self, frame: Frame<Bytes>) {
         let (header, payload) = frame.into_parts();
         self.append(header.as_bytes());
-        if payload.len() <= COPIED {
-            self.append(&payload);
-        } else {
-            self.payload_len += payload.len();
-            self.payloads.push_back((self.end, Payload::Bytes(payload)));
+        self.append_shared(payload);
+    }
+
+    /// Appends a message with data in pieces.
+    pub(super) fn push_pieces(&mut self, header: &[u8], data: ReadData, receipt: Option<Receipt>) {
+        self.receipts.extend(receipt);
+        self.append(header);
+        for piece in data {
+            match piece {
+                Piece::Data(bytes) => self.append_shared(bytes),
+                Piece::Zeroes(len) => self.append_zeroes(len),
+            }
         }
     }
 
@@ -253,6 +261,18 @@ impl Replies {
         self.unstage();
         self.receipts.extend(receipt);
         self.append(header);
+        self.append_zeroes(len);
+    }
+
+    fn append_shared(&mut self, bytes: Bytes) {
+        if bytes.len() <= COPIED {
+            return self.append(&bytes);
+        }
+        self.payload_len += bytes.len();
+        self.payloads.push_back((self.end, Payload::Bytes(bytes)));
+    }
+
+    fn append_zeroes(&mut self, len: usize) {
         if len < COPIED_ZEROES {
             return self.append(&ZEROES[..len]);
         }

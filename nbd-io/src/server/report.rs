@@ -33,7 +33,7 @@ pub(super) type OnRequest = Arc<dyn Fn(&Outcome<'_>) + Send + Sync>;
 
 /// Reports the requests of one connection, if the program wants that.
 #[derive(Clone)]
-pub(super) struct Report(Option<Arc<Wanted>>);
+pub(crate) struct Report(Option<Arc<Wanted>>);
 
 struct Wanted {
     connection: u64,

@@ -7,6 +7,7 @@ use super::{
     authorizer::{Authorize, ClientIdentity},
     budget::Budget,
     buffers::Buffers,
+    lookup::AnyExports,
     rate::{Rate, Rates},
     registry::{Registry, Room},
     report::{OnRequest, Outcome},
@@ -14,7 +15,9 @@ use super::{
 };
 #[cfg(feature = "tls")]
 use crate::tls::{ServerTls, TlsError};
-use crate::{Export, Exports, NamedExports, runtime::Tasks, transport::Transport};
+use crate::{
+    AsyncExport, AsyncExports, Export, Exports, NamedExports, runtime::Tasks, transport::Transport,
+};
 use nbd_proto::{ExportName, server::Limits};
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -33,7 +36,7 @@ pub struct Server<R> {
 /// Settings of a server.
 #[derive(Clone)]
 pub(super) struct Settings {
-    pub(super) exports: Arc<dyn Exports>,
+    pub(super) exports: AnyExports,
     pub(super) options: ServerOptions,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
@@ -77,6 +80,18 @@ impl<R: Tasks + Default> Server<R> {
         Self::new(NamedExports::single(export))
     }
 
+    /// Serves one asynchronous export under the empty name, which is the default export's.
+    #[must_use]
+    pub fn single_async(export: impl AsyncExport) -> Self {
+        Self::new(NamedExports::single_async(export))
+    }
+
+    /// Like [`new`](Self::new), for exports that are looked up asynchronously.
+    #[must_use]
+    pub fn new_async(exports: impl AsyncExports) -> Self {
+        Self::on_runtime_async(R::default(), exports)
+    }
+
     /// Like [`new`](Self::new), for exports that others use too.
     #[must_use]
     pub fn with_exports(exports: Arc<dyn Exports>) -> Self {
@@ -88,6 +103,16 @@ impl<R: Tasks> Server<R> {
     /// Like [`with_exports`](Self::with_exports), on a certain runtime.
     #[must_use]
     pub fn on_runtime(runtime: R, exports: Arc<dyn Exports>) -> Self {
+        Self::serving(runtime, AnyExports::Sync(exports))
+    }
+
+    /// Like [`on_runtime`](Self::on_runtime), for exports that are looked up asynchronously.
+    #[must_use]
+    pub fn on_runtime_async(runtime: R, exports: impl AsyncExports) -> Self {
+        Self::serving(runtime, AnyExports::Async(Arc::new(exports)))
+    }
+
+    fn serving(runtime: R, exports: AnyExports) -> Self {
         let mut options = ServerOptions::default();
         // Their memory is bounded by `in_flight`.
         options.config.limits.accepted = 64;

@@ -1,7 +1,9 @@
 //! A client uses an export: from its first request to its last reply.
 
+mod carrying;
 mod ending;
 
+pub(super) use carrying::is_quick;
 pub(super) use ending::is_end;
 
 use super::{
@@ -9,16 +11,17 @@ use super::{
     budget::Share,
     buffers::Buffers,
     clocks::Clocks,
-    execute::may_know_zeroes,
+    in_flight::Futures,
     intake::{Coming, Intake},
-    jobs::{Jobs, Panicked, carry_out, carry_out_now, carry_out_zeroes, guard},
+    jobs::{Jobs, Panicked, guard},
     negotiation::Entered,
     rate::RateLimiter,
     registry::Registration,
     replies::no_memory,
     report::{Report, payload_len},
+    work::Work,
 };
-use crate::{Export, runtime::Runtime, transport::Transport};
+use crate::{Kind, runtime::Runtime, transport::Transport};
 use nbd_proto::{
     Error,
     server::{Event, Request},
@@ -55,23 +58,16 @@ const IDLE_SHRINK: Duration = Duration::from_secs(2);
 /// Time for which a request that needs much memory waits for it.
 const SHORTAGE: Duration = Duration::from_secs(10);
 
-/// A request counts as quick if it takes no longer than this, and a nanosecond for each byte.
-const QUICK: Duration = Duration::from_micros(100);
-
-/// So many quick requests in a row are a reason to believe that the next one will be.
-const QUICK_STREAK: u32 = 16;
-
 /// A client's use of an export.
 pub(super) struct Session<'a, T, R: Runtime> {
     settings: &'a Settings,
     runtime: &'a R,
     place: &'a Registration,
     transport: T,
-    export: Arc<dyn Export>,
     buffers: Arc<Buffers>,
     intake: Intake,
     replies: Replies,
-    jobs: Jobs<R>,
+    work: Work<R>,
     report: Report,
     share: Share,
     /// Charges requests, if there is a limit of their rate.
@@ -106,24 +102,31 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         let buffers = Arc::clone(&settings.buffers);
         let on_request = settings.on_request.as_ref();
         let report = Report::new(on_request, runtime, place.id(), peer, &entered.name);
-        let jobs = Jobs::new(
-            runtime.clone(),
-            Arc::clone(&entered.export),
-            report.clone(),
-            Arc::clone(&buffers),
-            settings.concurrency,
-        );
+        let mut in_place = entered.transport.is_blocking();
+        let work = match entered.export.0 {
+            Kind::Sync(export) => {
+                in_place |= !export.may_block();
+                let jobs = Jobs::new(
+                    runtime.clone(),
+                    Arc::clone(&export),
+                    report.clone(),
+                    Arc::clone(&buffers),
+                    settings.concurrency,
+                );
+                Work::Jobs(export, jobs)
+            }
+            Kind::Async(export) => Work::Futures(Futures::new(export.in_flight(report.clone()))),
+        };
         Self {
             settings,
             runtime,
             place,
-            in_place: !entered.export.may_block() || entered.transport.is_blocking(),
+            in_place,
             transport: entered.transport,
-            export: entered.export,
             intake: Intake::new(entered.transmission),
             replies: Replies::sharing(Arc::clone(&buffers)),
             buffers,
-            jobs,
+            work,
             report,
             share: Share::new(Arc::clone(&settings.budget)),
             rate_limiter: settings.rates.enter(peer, runtime),
@@ -174,11 +177,11 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// Takes every step that is possible now. Returns whether there was any, or the reason for the
     /// end.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
-        let mut any = match self.jobs.collect(cx, &mut self.replies) {
+        let mut any = match self.work.collect(cx, &mut self.replies) {
             Ok(any) => any,
             Err(Panicked) => self.end(CloseReason::Panicked),
         };
-        if let Some(request) = self.jobs.take_not_zero() {
+        if let Some(request) = self.work.take_not_zero() {
             (self.held, self.asked_for_zeroes) = (Some(request), true);
         }
         if self.ending.is_none() && (self.intake.has_bytes() || self.held.is_some()) {
@@ -188,6 +191,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 Err(Panicked) => self.end(CloseReason::Panicked),
             };
         }
+        any |= self.poll_futures(cx);
         match self.poll_write(cx) {
             Poll::Ready(Ok(0)) | Poll::Pending => {}
             Poll::Ready(Ok(_)) => any = true,
@@ -198,20 +202,22 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             self.share.settle(used);
         }
         if self.ending.is_some() {
-            if self.jobs.running() == 0 && self.replies.is_empty() && !self.unflushed {
+            if self.work.running() == 0 && self.replies.is_empty() && !self.unflushed {
                 return Err(self.ending.take().expect("there is one"));
             }
             return Ok(any);
         }
         let is_ready =
-            self.held.is_none() && !self.is_throttled() && !self.jobs.is_asking_for_zeroes();
-        if !is_ready || !self.has_room() || self.intake.has_bytes() {
+            self.held.is_none() && !self.is_throttled() && !self.work.is_asking_for_zeroes();
+        // A transport that waits in place would keep futures from being polled.
+        let is_busy = self.transport.is_blocking() && self.work.running() > 0;
+        if !is_ready || is_busy || !self.has_room() || self.intake.has_bytes() {
             return Ok(any);
         }
         if self.transport.poll_read_ready(cx).is_pending() {
             // Every later event wakes this task, except for the end of a job that was begun just
             // now: only the next step has that report its end.
-            return Ok(any && self.jobs.running() > 0);
+            return Ok(any && self.work.running() > 0);
         }
         let coming = self.intake.coming();
         let may_come = match coming {
@@ -229,7 +235,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 ..
             } = self;
             let read = match intake.poll_read(cx, transport, buffers, coming) {
-                Poll::Pending => return Ok(any && self.jobs.running() > 0),
+                Poll::Pending => return Ok(any && self.work.running() > 0),
                 Poll::Ready(read) => read,
             };
             any = true;
@@ -254,7 +260,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Whether the client is the only one to be waited for.
     fn is_exclusive(&self) -> bool {
-        self.jobs.running() == 0 && self.ending.is_none() && self.clocks.stop_deadline.is_none()
+        self.work.running() == 0 && self.ending.is_none() && self.clocks.stop_deadline.is_none()
     }
 
     /// Whether one more request may be taken: the limit may be exceeded by one.
@@ -264,7 +270,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Bytes of payload in memory, beside one that is coming.
     fn used(&self) -> u64 {
-        self.jobs
+        self.work
             .bytes()
             .saturating_add(self.replies.memory() as u64)
     }
@@ -324,7 +330,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         }
         while self.replies.len() < REPLIES_AT_ONCE
             && self.has_room()
-            && !self.jobs.is_asking_for_zeroes()
+            && !self.work.is_asking_for_zeroes()
         {
             if self.is_throttled() && self.held.is_none() {
                 break;
@@ -382,67 +388,11 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 self.asked_for_zeroes = false;
             }
             any = true;
-            // There are four ways to carry out a request. In place, if the export never waits; in
-            // place, if only this connection waits for the thread and the last requests were quick;
-            // from a cache (`carry_out_now`), if the export has one and it hits; else as a job on
-            // another thread. The first two have a clock, because a slow request ends the second.
-            let clock = if self.in_place {
-                Some(Duration::ZERO)
-            } else if self.jobs.quick_streak() >= QUICK_STREAK
-                && self.jobs.running() == 0
-                && is_short(&request)
-            {
-                self.runtime.own_thread_clock()
-            } else {
-                None
-            };
-            let Some(before) = clock else {
-                let (export, replies) = (&*self.export, &mut self.replies);
-                let left = carry_out_now(export, request, replies, &self.report);
-                let Some(request) = left else { continue };
-                let (is_short, intake) = (is_short(&request), &mut self.intake);
-                let pushed = self.jobs.push(request, is_short, |buffer, buffers| {
-                    intake.move_payload(buffer, buffers)
-                });
-                if let Err(request) = pushed {
-                    self.refuse(request);
-                }
-                continue;
-            };
-            let (export, replies) = (&*self.export, &mut self.replies);
-            let payload = self.intake.payload();
-            carry_out(export, request, payload, replies, &self.report);
-            self.intake.release(&self.buffers);
-            if !self.in_place {
-                let now = self.runtime.own_thread_clock().unwrap_or(Duration::MAX);
-                if !is_quick(now.saturating_sub(before), moves) {
-                    self.jobs.reset_quick_streak();
-                }
-            }
-            // A lone request need not be looked behind.
-            if !self.intake.has_bytes() {
+            if !self.carry_out(request, moves) {
                 break;
             }
         }
         Ok(any)
-    }
-
-    /// Sees to a read for which there is no memory, and that may need none because it is all zero. Gives
-    /// it back if it has to wait.
-    fn answer_without_memory(&mut self, request: Request) -> Option<Request> {
-        let is_read = matches!(request, Request::Read { .. });
-        if self.asked_for_zeroes || !is_read || !may_know_zeroes(&*self.export) {
-            return Some(request);
-        }
-        if self.in_place {
-            let (export, replies) = (&*self.export, &mut self.replies);
-            let left = carry_out_zeroes(export, request, replies, &self.report).err();
-            (self.short, self.asked_for_zeroes) = (left.is_some(), left.is_some());
-            return left;
-        }
-        self.jobs.ask_for_zeroes(request);
-        self.short = false;
-        None
     }
 
     /// Writes replies as far as the client takes them. Returns how many bytes it took.
@@ -479,21 +429,4 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         self.replies.retire(&mut self.intake.transmission);
         Poll::Ready(Ok(written))
     }
-}
-
-/// Whether a request is one that a cache can answer.
-fn is_short(request: &Request) -> bool {
-    match request {
-        Request::Read { .. } | Request::BlockStatus { .. } => true,
-        Request::Write { fua, .. } => !fua,
-        Request::Flush { .. }
-        | Request::Trim { .. }
-        | Request::Cache { .. }
-        | Request::WriteZeroes { .. } => false,
-    }
-}
-
-/// Whether a request that moved `len` bytes and took so long waited for nothing.
-pub(super) fn is_quick(took: Duration, len: u64) -> bool {
-    took <= QUICK.saturating_add(Duration::from_nanos(len))
 }

@@ -3,7 +3,7 @@
 use super::{DISCONNECT_TIMEOUT, IDLE_SHRINK, QUIET, SHORTAGE, Session};
 use crate::{
     runtime::Runtime,
-    server::{CloseReason, clocks::elapsed},
+    server::{CloseReason, clocks::elapsed, work::Work},
     transport::Transport,
 };
 use std::{
@@ -86,8 +86,8 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
     /// Looks at the clocks when nothing else is to be done. Ready when there is, or this is the
     /// end.
     pub(super) fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
-        self.jobs.poll_tick(cx);
-        let quiet = self.jobs.running() == 0 && self.replies.is_empty() && self.held.is_none();
+        self.work.poll_tick(cx);
+        let quiet = self.work.running() == 0 && self.replies.is_empty() && self.held.is_none();
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
         clocks.timer_waker.set_waker::<R>(self.place, cx);
@@ -99,14 +99,17 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         }
         if self.ending.is_some() {
             // Requests that are being carried out are waited for; a client that does not take its
-            // replies is not.
+            // replies is not. Futures are given up if their client has left without a word.
+            let has_left = !matches!(self.ending, Some(CloseReason::Disconnected));
+            let is_waited_for =
+                self.work.running() > 0 && !(has_left && matches!(self.work, Work::Futures(_)));
             if elapsed(
                 &mut clocks.disconnect,
                 &clocks.timer_waker,
                 runtime,
                 DISCONNECT_TIMEOUT,
                 self.moved,
-            ) && self.jobs.running() == 0
+            ) && !is_waited_for
             {
                 return Poll::Ready(self.ending.take());
             }
@@ -131,7 +134,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
                 idle,
                 self.moved,
             )
-            && self.jobs.running() == 0
+            && self.work.running() == 0
             // A client that is made to wait is not idle.
             && clocks.deficit.is_none()
         {
@@ -139,7 +142,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         }
         let may_rest = quiet && self.intake.has_memory() || !self.spare;
         if may_rest
-            && self.jobs.running() == 0
+            && self.work.running() == 0
             && elapsed(
                 &mut clocks.idle_shrink,
                 &clocks.timer_waker,
@@ -155,7 +158,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
             if quiet {
                 self.intake.shrink(&self.buffers);
                 self.replies.shrink();
-                self.jobs.shrink();
+                self.work.shrink();
             }
         }
         if !self.place.is_stopping() {

@@ -159,7 +159,7 @@ impl Session {
         Self {
             client,
             server: entered.transmission,
-            export: entered.export,
+            export: entered.export.into_sync().unwrap(),
             replies: Replies::new(),
         }
     }

@@ -5,7 +5,7 @@ use super::{
     sim::{Chance, Sim},
 };
 use crate::{
-    Export, Exports,
+    Exports,
     client::tasks::link::Stream,
     runtime::{Runtime, Tasks},
     server::{Entered, NegotiationError, Replies, ServerOptions, execute, negotiate},
@@ -86,7 +86,7 @@ async fn session(sim: Sim, pipe: Pipe, exports: Arc<dyn Exports>, behaviour: Beh
     let Some(entered) = enter(pipe, exports, &behaviour).await else {
         return;
     };
-    let export: Arc<dyn Export> = entered.export;
+    let export = entered.export.into_sync().unwrap();
     let mut pipe = entered.transport;
     let mut transmission = entered.transmission;
     let mut inbox = vec![0; 64 << 10];
