@@ -1,4 +1,8 @@
 mod basics;
+mod collecting;
+mod damage;
+mod fencing;
+mod large;
 mod power;
 mod sim;
 

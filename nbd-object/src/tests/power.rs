@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 const BLOCK: u64 = 4096;
 
 /// More blocks than a page has slots.
-const SIZE: u64 = 600 * BLOCK + 512;
+const SIZE: u64 = 270 * BLOCK + 512;
 
 /// The states of a disk that may be found after a crash: that of the last flush that was
 /// acknowledged, and those after each call since.
@@ -248,7 +248,10 @@ fn a_flush_that_failed_while_the_store_was_away_is_made_good_by_the_next_one() {
     let (store, at) = memory(&sim);
     sim.run(async move {
         at.create(1 << 20, Layout::default()).await.unwrap();
-        let retry = Retry { attempts: 2, ..Retry::default() };
+        let retry = Retry {
+            attempts: 2,
+            ..Retry::default()
+        };
         let disk = at.open(Options::new().retry(retry)).await.unwrap();
         disk.write(0, &[1; 4096]).await.unwrap();
         disk.write_zeroes(131_072, 131_072).await.unwrap();

@@ -183,6 +183,8 @@ struct State {
     changes: u64,
     cut: bool,
     waiting: Option<Waker>,
+    held: Option<u64>,
+    holding: Option<Waker>,
 }
 
 impl fmt::Debug for Faulty {
@@ -213,6 +215,8 @@ impl Faulty {
             changes: 0,
             cut: false,
             waiting: None,
+            held: None,
+            holding: None,
         }));
         Self {
             inner,
@@ -223,6 +227,51 @@ impl Faulty {
 
     pub(crate) fn set(&self, faults: Faults) {
         self.state.lock().unwrap().faults = faults;
+    }
+
+    /// Holds up the request that is the `change`th put or delete, before it is carried out. The
+    /// future ends when it has come.
+    pub(crate) async fn hold(&self, change: u64) {
+        self.state.lock().unwrap().held = Some(change);
+        std::future::poll_fn(|context| {
+            let mut state = self.state.lock().unwrap();
+            if state.changes >= change {
+                return Poll::Ready(());
+            }
+            state.waiting = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Lets it go on.
+    pub(crate) fn release(&self) {
+        let waker = {
+            let mut state = self.state.lock().unwrap();
+            state.held = None;
+            state.holding.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    async fn wait_while_held(&self, change: u64) {
+        let waiting = {
+            let mut state = self.state.lock().unwrap();
+            if state.held != Some(change) {
+                return;
+            }
+            state.waiting.take()
+        };
+        waiting.into_iter().for_each(Waker::wake);
+        std::future::poll_fn(|context| {
+            let mut state = self.state.lock().unwrap();
+            if state.held != Some(change) {
+                return Poll::Ready(());
+            }
+            state.holding = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Ends when the power has failed.
@@ -244,7 +293,7 @@ impl Faulty {
     }
 
     async fn request(&self, change: bool) -> Result<bool> {
-        let (latency, fails, lost, power) = {
+        let (number, latency, fails, lost, power) = {
             let mut state = self.state.lock().unwrap();
             let faults = state.faults;
             state.changes += u64::from(change);
@@ -252,8 +301,11 @@ impl Faulty {
             let latency = state.random.u64(0..=faults.latency);
             let fails = state.random.u32(0..100) < faults.failures;
             let lost = change && state.random.u32(0..100) < faults.lost_replies;
-            (latency, fails, lost, power)
+            (state.changes, latency, fails, lost, power)
         };
+        if change {
+            self.wait_while_held(number).await;
+        }
         if !power {
             let waiting = {
                 let mut state = self.state.lock().unwrap();

@@ -1,0 +1,185 @@
+//! Collections of garbage.
+
+use super::{place, read, sim::*};
+use crate::{Disk, Layout, Location, Options};
+use futures_util::TryStreamExt;
+use object_store::{ObjectStore, memory::InMemory};
+use std::{sync::Arc, time::Duration};
+
+const SIZE: u64 = 8 << 20;
+
+fn options() -> Options {
+    Options::new().horizon(Duration::ZERO)
+}
+
+async fn objects(store: &InMemory) -> u64 {
+    let list: Vec<_> = store.list(None).try_collect().await.unwrap();
+    list.len() as u64
+}
+
+/// A disk whose blocks have the values of their last writes, and snapshots of it between them.
+async fn fill(at: &Location) -> Disk {
+    at.create(SIZE, Layout::default().block_size(4096))
+        .await
+        .unwrap();
+    let disk = at.open(options()).await.unwrap();
+    for value in 1..=12u8 {
+        for block in 0..10 {
+            disk.write(
+                u64::from(value % 4) * 500 * 4096 + block * 4096,
+                &[value; 4096],
+            )
+            .await
+            .unwrap();
+        }
+        disk.flush().await.unwrap();
+        if value % 4 == 0 {
+            disk.snapshot(&format!("at-{value}")).await.unwrap();
+        }
+    }
+    disk
+}
+
+async fn assert_filled(disk: &Disk, last: u8) {
+    for value in last - 3..=last {
+        let found = read(disk, u64::from(value % 4) * 500 * 4096, 40_960)
+            .await
+            .unwrap();
+        assert!(found.iter().all(|byte| *byte == value), "{value} in {last}");
+    }
+}
+
+async fn assert_whole(at: &Location, snapshots: &[u8]) {
+    assert_filled(&at.open_read_only(None, options()).await.unwrap(), 12).await;
+    assert_eq!(at.check(None, &options()).await.unwrap().damages, []);
+    for last in snapshots {
+        let name = format!("at-{last}");
+        assert_filled(
+            &at.open_read_only(Some(&name), options()).await.unwrap(),
+            *last,
+        )
+        .await;
+        assert_eq!(at.check(Some(&name), &options()).await.unwrap().damages, []);
+    }
+}
+
+#[test]
+fn nothing_that_the_head_or_a_snapshot_reaches_is_deleted_wherever_a_collection_ends() {
+    let mut end = false;
+    for cut in 0.. {
+        let sim = Sim::default();
+        let store = Arc::new(InMemory::new());
+        let faulty = Faulty::new(store.clone(), &sim, cut, Faults::default());
+        let at = place(&sim, faulty.clone());
+        end = sim.run(async move {
+            let disk = fill(&at).await;
+            at.delete_snapshot("at-4").await.unwrap();
+            let power = Some(faulty.changes() + cut);
+            faulty.set(Faults {
+                power,
+                ..Faults::default()
+            });
+            let collection = std::pin::pin!(disk.collect_garbage());
+            let dead = std::pin::pin!(faulty.cut());
+            let ended = futures_util::future::select(collection, dead).await;
+            let whole = matches!(ended, futures_util::future::Either::Left(_));
+            faulty.set(Faults::default());
+            assert_whole(&at, &[8, 12]).await;
+            // The next one finishes the work.
+            let disk = at.open(options()).await.unwrap();
+            disk.collect_garbage().await.unwrap();
+            assert_whole(&at, &[8, 12]).await;
+            let before = objects(&store).await;
+            let nothing = disk.collect_garbage().await.unwrap();
+            assert_eq!(
+                (nothing.deleted_objects, objects(&store).await),
+                (0, before)
+            );
+            whole
+        });
+        if end {
+            break;
+        }
+    }
+    assert!(end);
+}
+
+#[test]
+fn what_was_overwritten_and_is_in_no_snapshot_is_deleted() {
+    let sim = Sim::default();
+    let store = Arc::new(InMemory::new());
+    let at = place(&sim, Faulty::new(store.clone(), &sim, 0, Faults::default()));
+    sim.run(async move {
+        let disk = fill(&at).await;
+        drop(disk);
+        for name in ["at-4", "at-8", "at-12"] {
+            at.delete_snapshot(name).await.unwrap();
+        }
+        let before = objects(&store).await;
+        // Young garbage stays.
+        let patient = at.open(Options::new()).await.unwrap();
+        let kept = patient.collect_garbage().await.unwrap();
+        assert_eq!((kept.deleted_objects, objects(&store).await), (0, before));
+        assert!(kept.young_objects > 0);
+        let disk = at.open(options()).await.unwrap();
+        let collected = disk.collect_garbage().await.unwrap();
+        // Four segments and the pages of the last commits are left, and the head.
+        assert_eq!(collected.live_objects, objects(&store).await - 1);
+        assert!(collected.live_bytes < 300_000, "{collected:?}");
+        assert_whole(&at, &[]).await;
+        disk.trim(0, SIZE).await.unwrap();
+        disk.collect_garbage().await.unwrap();
+        assert_eq!(objects(&store).await, 1);
+    });
+}
+
+#[test]
+fn snapshots_that_another_program_takes_during_collections_are_whole() {
+    for seed in 0..15 {
+        let sim = Sim::default();
+        let store = Arc::new(InMemory::new());
+        let faults = Faults {
+            latency: 40,
+            ..Faults::default()
+        };
+        let at = place(&sim, Faulty::new(store.clone(), &sim, seed, faults));
+        let other = place(&sim, Faulty::new(store, &sim, seed + 100, faults));
+        let runtime = sim.clone();
+        sim.run(async move {
+            at.create(SIZE, Layout::default().block_size(4096))
+                .await
+                .unwrap();
+            let disk = at.open(options()).await.unwrap();
+            let writer = disk.clone();
+            let writes = async move {
+                for round in 0..40u64 {
+                    writer
+                        .write(
+                            round % 5 * 4096 * 300,
+                            &[u8::try_from(round).unwrap() + 1; 4096],
+                        )
+                        .await
+                        .unwrap();
+                    writer.flush().await.unwrap();
+                }
+            };
+            let collections = async move {
+                for _ in 0..15 {
+                    disk.collect_garbage().await.unwrap();
+                }
+            };
+            let snapshots = async {
+                for name in 0..8 {
+                    nbd_io::runtime::Runtime::sleep(&runtime, Duration::from_millis(50)).await;
+                    // With collections all the time, one may never come through.
+                    let _ = other.snapshot(&format!("s{name}")).await;
+                }
+            };
+            futures_util::join!(writes, collections, snapshots);
+            for snapshot in at.snapshots().await.unwrap() {
+                let report = at.check(Some(&snapshot.name), &options()).await.unwrap();
+                assert_eq!(report.damages, [], "seed {seed}, {}", snapshot.name);
+            }
+        });
+    }
+}
