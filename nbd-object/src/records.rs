@@ -72,6 +72,10 @@ impl Records {
         self.cache.contains_key(&piece.key())
     }
 
+    pub(crate) fn cached(&self, piece: &Piece) -> Option<Bytes> {
+        self.cache.get(&piece.key())
+    }
+
     pub(crate) fn insert(&self, piece: &Piece, block: Bytes) {
         self.cache.insert(piece.key(), block);
     }

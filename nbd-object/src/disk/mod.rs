@@ -7,7 +7,6 @@ mod status;
 mod write;
 
 pub(crate) use commit::{HEAD, read_head};
-pub use read::Chunk;
 pub use status::Extent;
 
 use crate::{

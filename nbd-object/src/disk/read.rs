@@ -1,6 +1,6 @@
 //! Reads: changes in memory above blocks of the store.
 
-use super::{Disk, Inner};
+use super::{Disk, Inner, State};
 use crate::{
     Error,
     changes::{Changes, Known, split},
@@ -9,36 +9,11 @@ use crate::{
     statistics::Counters,
 };
 use bytes::{Bytes, BytesMut};
+use nbd_io::ReadData;
 use std::{
     ops::Range,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
-
-/// A part of what was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Chunk {
-    /// Bytes, which are lent from memory where that is possible.
-    Data(Bytes),
-    /// So many zeroes.
-    Zeroes(u64),
-}
-
-impl Chunk {
-    /// The number of bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        match self {
-            Self::Data(bytes) => bytes.len() as u64,
-            Self::Zeroes(len) => *len,
-        }
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// A part of a block that is to be read, and its state.
 struct Part {
@@ -69,32 +44,19 @@ impl Disk {
     /// # Errors
     ///
     /// When the store fails, or has other bytes than were written.
-    pub async fn read(&self, offset: u64, len: u64) -> Result<Vec<Chunk>, Error> {
-        let counters = &self.inner.objects.counters;
-        Counters::count(&counters.reads, 1);
-        Counters::count(&counters.bytes_read, len);
+    pub async fn read(&self, offset: u64, len: usize) -> Result<ReadData, Error> {
+        self.count_read(len);
+        let len = len as u64;
         let mut tries = 0;
         loop {
             let (parts, root, ahead) = {
                 let mut state = self.inner.state();
                 state.check_range(offset, len)?;
-                let layers = [state.frozen.as_deref(), Some(&state.active)];
-                let parts: Vec<_> = split(self.inner.block_size, offset, len)
-                    .map(|(block, range)| part(layers, block, range))
-                    .collect();
-                let size = state.head.size;
-                let ahead = state
-                    .streams
-                    .note(&(offset..offset + len), self.inner.options.read_ahead);
-                (
-                    parts,
-                    state.root(),
-                    ahead.map(|range| range.start..range.end.min(size)),
-                )
+                let parts = self.parts(&state, offset, len);
+                let ahead = state.note_read(offset, len, self.inner.options.read_ahead);
+                (parts, state.root(), ahead)
             };
-            if let Some(range) = ahead {
-                self.read_ahead(range);
-            }
+            self.read_ahead(ahead);
             match self.inner.compose(parts, root).await {
                 // A collection of garbage has overtaken this read; there is a newer map.
                 Err(error) if error.is_missing_object() && tries < 3 => {
@@ -106,6 +68,50 @@ impl Disk {
                 result => return result,
             }
         }
+    }
+
+    /// Like [`read`](Self::read), if everything is in memory; `None` if it would wait.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not one of the disk, or the disk has failed.
+    #[must_use]
+    pub fn read_now(&self, offset: u64, len: usize) -> Option<Result<ReadData, Error>> {
+        let mut state = self.inner.state();
+        if let Err(error) = state.check_range(offset, len as u64) {
+            return Some(Err(error));
+        }
+        let parts = self.parts(&state, offset, len as u64);
+        let root = state.root();
+        let mut read = ReadData::new();
+        let mut hits = 0;
+        for part in parts {
+            let base = match part.below {
+                Below::Stored => self.inner.stored_now(root, part.block)?,
+                Below::Covered | Below::Zeroes => None,
+            };
+            hits += u64::from(base.is_some());
+            push(&mut read, part, base);
+        }
+        let ahead = state.note_read(offset, len as u64, self.inner.options.read_ahead);
+        drop(state);
+        self.count_read(len);
+        Counters::count(&self.inner.objects.counters.cache_hits, hits);
+        self.read_ahead(ahead);
+        Some(Ok(read))
+    }
+
+    fn count_read(&self, len: usize) {
+        let counters = &self.inner.objects.counters;
+        Counters::count(&counters.reads, 1);
+        Counters::count(&counters.bytes_read, len as u64);
+    }
+
+    fn parts(&self, state: &State, offset: u64, len: u64) -> Vec<Part> {
+        let layers = [state.frozen.as_deref(), Some(&state.active)];
+        split(self.inner.block_size, offset, len)
+            .map(|(block, range)| part(layers, block, range))
+            .collect()
     }
 
     /// Has blocks got into the cache that are going to be read.
@@ -126,8 +132,11 @@ impl Disk {
     }
 
     fn read_ahead(&self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
         let inner = self.inner.clone();
-        if range.is_empty() || inner.reading_ahead.fetch_add(1, Relaxed) >= AHEAD {
+        if inner.reading_ahead.fetch_add(1, Relaxed) >= AHEAD {
             inner.reading_ahead.fetch_sub(1, Relaxed);
             return;
         }
@@ -167,8 +176,31 @@ fn part(layers: [Option<&Changes>; 2], block: u64, range: Range<usize>) -> Part 
     }
 }
 
+impl State {
+    /// Takes note of a read, and returns the range to get ahead of the next ones.
+    fn note_read(&mut self, offset: u64, len: u64, limit: u64) -> Range<u64> {
+        let size = self.head.size;
+        match self.streams.note(&(offset..offset + len), limit) {
+            Some(range) => range.start..range.end.min(size),
+            None => 0..0,
+        }
+    }
+}
+
 impl Inner {
-    async fn compose(&self, parts: Vec<Part>, root: Root) -> Result<Vec<Chunk>, Error> {
+    /// A block that the store has, if its place and its bytes are in the caches; `Some(None)` for a
+    /// hole.
+    fn stored_now(&self, root: Root, block: u64) -> Option<Option<Bytes>> {
+        Some(match self.pages.find_now(root, block)? {
+            Found::Hole { .. } => None,
+            Found::Leaf { page, first } => match page.get(u8::try_from(block - first).ok()?) {
+                Some(piece) => Some(self.records.cached(&piece)?),
+                None => None,
+            },
+        })
+    }
+
+    async fn compose(&self, parts: Vec<Part>, root: Root) -> Result<ReadData, Error> {
         let wanted: Vec<u64> = parts
             .iter()
             .filter(|part| matches!(part.below, Below::Stored))
@@ -176,15 +208,15 @@ impl Inner {
             .collect();
         let stored = self.stored(root, &wanted).await?;
         let mut stored = stored.into_iter();
-        let mut chunks: Vec<Chunk> = Vec::with_capacity(parts.len());
+        let mut read = ReadData::new();
         for part in parts {
             let base = match part.below {
                 Below::Stored => stored.next().flatten(),
                 Below::Covered | Below::Zeroes => None,
             };
-            push(&mut chunks, part, base);
+            push(&mut read, part, base);
         }
-        Ok(chunks)
+        Ok(read)
     }
 
     /// The blocks with these numbers, which ascend, as the store has them; `None` for holes.
@@ -279,7 +311,7 @@ impl Inner {
 }
 
 /// Adds a part to what was read before.
-fn push(chunks: &mut Vec<Chunk>, part: Part, base: Option<Bytes>) {
+fn push(read: &mut ReadData, part: Part, base: Option<Bytes>) {
     let Part {
         range,
         mut above,
@@ -291,14 +323,13 @@ fn push(chunks: &mut Vec<Chunk>, part: Part, base: Option<Bytes>) {
         && *start == range.start
         && bytes.len() == range.len()
     {
-        chunks.push(Chunk::Data(std::mem::take(bytes)));
+        read.push(std::mem::take(bytes));
         return;
     }
     if above.is_empty() {
-        match (base, chunks.last_mut()) {
-            (Some(base), _) => chunks.push(Chunk::Data(base.slice(range))),
-            (None, Some(Chunk::Zeroes(len))) => *len += range.len() as u64,
-            (None, _) => chunks.push(Chunk::Zeroes(range.len() as u64)),
+        match base {
+            Some(base) => read.push(base.slice(range)),
+            None => read.push_zeroes(range.len()),
         }
         return;
     }
@@ -310,5 +341,5 @@ fn push(chunks: &mut Vec<Chunk>, part: Part, base: Option<Bytes>) {
         let at = start - range.start;
         bytes[at..at + part.len()].copy_from_slice(&part);
     }
-    chunks.push(Chunk::Data(bytes.freeze()));
+    read.push(bytes.freeze());
 }

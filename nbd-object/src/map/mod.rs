@@ -110,30 +110,63 @@ impl Pages {
 
     /// The part of the map around `block`.
     pub(crate) async fn find(&self, root: Root, block: u64) -> Result<Found, Error> {
-        let Some(mut level) = root.levels.checked_sub(1) else {
-            return Ok(Found::Hole { until: u64::MAX });
-        };
-        let Some(mut piece) = root.page else {
-            return Ok(Found::Hole { until: u64::MAX });
-        };
+        let mut step = Step::first(root);
         loop {
-            let page = self.load(&piece, level).await?;
-            let first = block - block % span(level);
-            if level == 0 {
-                return Ok(Found::Leaf { page, first });
-            }
-            let below = span(level - 1);
-            let index = u8::try_from((block - first) / below).expect("a page has 256 slots");
-            match page.get(index) {
-                Some(child) => (piece, level) = (child, level - 1),
-                None => {
-                    let empty = page.empty_from(index);
-                    let until = (first + u64::from(index) * below)
-                        .saturating_add(empty.saturating_mul(below));
-                    return Ok(Found::Hole { until });
+            match step {
+                Step::Found(found) => return Ok(found),
+                Step::Load(piece, level) => {
+                    step = Step::below(self.load(&piece, level).await?, level, block);
                 }
             }
         }
+    }
+
+    /// The same, if all pages on the way are in the cache.
+    pub(crate) fn find_now(&self, root: Root, block: u64) -> Option<Found> {
+        let mut step = Step::first(root);
+        loop {
+            match step {
+                Step::Found(found) => return Some(found),
+                Step::Load(piece, level) => {
+                    let page = self
+                        .cache
+                        .get(&piece.key())
+                        .filter(|page| page.level() == level)?;
+                    step = Step::below(page, level, block);
+                }
+            }
+        }
+    }
+}
+
+/// A step of the way from the root to a leaf.
+enum Step {
+    Load(Piece, u8),
+    Found(Found),
+}
+
+impl Step {
+    fn first(root: Root) -> Self {
+        match (root.page, root.levels.checked_sub(1)) {
+            (Some(piece), Some(level)) => Self::Load(piece, level),
+            _ => Self::Found(Found::Hole { until: u64::MAX }),
+        }
+    }
+
+    /// The step below a page of `level`.
+    fn below(page: Page, level: u8, block: u64) -> Self {
+        let first = block - block % span(level);
+        let Some(next) = level.checked_sub(1) else {
+            return Self::Found(Found::Leaf { page, first });
+        };
+        let below = span(next);
+        let index = u8::try_from((block - first) / below).expect("a page has 256 slots");
+        if let Some(child) = page.get(index) {
+            return Self::Load(child, next);
+        }
+        let empty = page.empty_from(index).saturating_mul(below);
+        let until = (first + u64::from(index) * below).saturating_add(empty);
+        Self::Found(Found::Hole { until })
     }
 }
 
