@@ -71,9 +71,11 @@ impl Location {
             Err(error) => return Err(error),
         };
         let block_size = usize::try_from(head.block_size()).expect("a block is small");
+        // The store is checked, and no cache.
+        let past = options.clone().cache_size(0).local_cache(None);
         let mut check = Check {
             pages: Pages::new(objects.clone(), 0),
-            records: Records::new(objects.clone(), 0, block_size, u64::from(options.get_size)),
+            records: Records::new(objects.clone(), &past, block_size),
             objects,
             head,
             seen: HashSet::new(),

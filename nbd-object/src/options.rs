@@ -1,6 +1,6 @@
 //! Choices of a disk's creator and of a program that opens it.
 
-use crate::Retry;
+use crate::{LocalCache, Retry};
 use std::time::Duration;
 
 /// The choices that are made with a new disk, and stay.
@@ -50,6 +50,8 @@ pub struct Options {
     pub dirty_limit: u64,
     /// Limit of blocks kept for reads, in bytes; 64 MiB unless set.
     pub cache_size: u64,
+    /// A cache on a local disk beside the one in memory; none unless set.
+    pub local_cache: Option<LocalCache>,
     /// Limit of pages of the map kept, in bytes; 16 MiB unless set. A page of 5 KiB covers 16 MiB of
     /// a disk with blocks of 64 KiB.
     pub map_cache_size: u64,
@@ -73,6 +75,7 @@ impl Default for Options {
         Self {
             dirty_limit: 64 << 20,
             cache_size: 64 << 20,
+            local_cache: None,
             map_cache_size: 16 << 20,
             segment_size: 4 << 20,
             get_size: 1 << 20,
@@ -108,6 +111,7 @@ macro_rules! setters {
 setters! {
     dirty_limit: u64,
     cache_size: u64,
+    local_cache: Option<LocalCache>,
     map_cache_size: u64,
     segment_size: u32,
     get_size: u32,

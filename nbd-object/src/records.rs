@@ -1,7 +1,7 @@
 //! Blocks that the store has: got in as few requests as that takes, verified, and cached.
 
 use crate::{
-    Error,
+    Error, LocalCache, Options,
     format::{Kind, ObjectId, Piece, checksum, segment::decode_record},
     map::bounded,
     statistics::Counters,
@@ -46,21 +46,17 @@ pub(crate) struct Records {
     block_size: usize,
     /// The limit of a request, in bytes.
     longest: u64,
+    local: Option<LocalCache>,
 }
 
 impl Records {
-    pub(crate) fn new(
-        objects: Arc<Objects>,
-        capacity: u64,
-        block_size: usize,
-        longest: u64,
-    ) -> Self {
-        let cache = bounded(capacity, block_size as u64, BlockWeight);
+    pub(crate) fn new(objects: Arc<Objects>, options: &Options, block_size: usize) -> Self {
         Self {
             objects,
-            cache,
+            cache: bounded(options.cache_size, block_size as u64, BlockWeight),
             block_size,
-            longest,
+            longest: u64::from(options.get_size),
+            local: options.local_cache.clone(),
         }
     }
 
@@ -83,7 +79,20 @@ impl Records {
     /// The blocks of `pieces`, in their order.
     ///
     /// A block that another call is getting is waited for, and not got a second time.
-    pub(crate) async fn blocks(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, Error> {
+    pub(crate) async fn blocks(self: &Arc<Self>, pieces: &[Piece]) -> Result<Vec<Bytes>, Error> {
+        let cached: Option<Vec<Bytes>> = pieces.iter().map(|piece| self.cached(piece)).collect();
+        if let Some(blocks) = cached {
+            Counters::count(&self.objects.counters.cache_hits, pieces.len() as u64);
+            return Ok(blocks);
+        }
+        let (this, pieces) = (self.clone(), pieces.to_vec());
+        self.objects
+            .runtime
+            .join(async move { this.load(&pieces).await })
+            .await
+    }
+
+    async fn load(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, Error> {
         let mut blocks: Vec<Option<Bytes>> = vec![None; pieces.len()];
         let mut missing: Vec<(usize, Guard<'_>)> = Vec::new();
         for (at, piece) in pieces.iter().enumerate() {
@@ -101,6 +110,7 @@ impl Records {
         let hits = pieces.len() - missing.len();
         Counters::count(&self.objects.counters.cache_hits, hits as u64);
         Counters::count(&self.objects.counters.cache_misses, missing.len() as u64);
+        let missing = self.load_local(pieces, missing, &mut blocks).await;
         let runs: Vec<_> = self
             .runs(pieces, missing)
             .into_iter()
@@ -128,13 +138,61 @@ impl Records {
     }
 
     /// The block of one record, past the cache.
-    pub(crate) async fn get(&self, piece: &Piece) -> Result<Bytes, Error> {
+    async fn get(&self, piece: &Piece) -> Result<Bytes, Error> {
         self.check_len(piece)?;
+        if let Some(block) = self.get_local(piece).await {
+            return Ok(block);
+        }
         let stored = self
             .objects
             .get_range(Kind::Segment, piece.object, piece.range())
             .await?;
         self.decode(piece, stored)
+    }
+
+    /// Takes blocks from the cache on the local disk, and returns those that it lacks.
+    async fn load_local<'a>(
+        &self,
+        pieces: &[Piece],
+        missing: Vec<(usize, Guard<'a>)>,
+        blocks: &mut [Option<Bytes>],
+    ) -> Vec<(usize, Guard<'a>)> {
+        if self.local.is_none() {
+            return missing;
+        }
+        let gets: Vec<_> = missing
+            .iter()
+            .map(|(at, _)| self.get_local(&pieces[*at]))
+            .collect();
+        let got: Vec<Option<Bytes>> = stream::iter(gets).buffered(CONCURRENT).collect().await;
+        let mut rest = Vec::new();
+        for ((at, guard), block) in missing.into_iter().zip(got) {
+            match block {
+                Some(block) => {
+                    let _ = guard.insert(block.clone());
+                    blocks[at] = Some(block);
+                }
+                None => rest.push((at, guard)),
+            }
+        }
+        rest
+    }
+
+    async fn get_local(&self, piece: &Piece) -> Option<Bytes> {
+        let stored = self.local.as_ref()?.get(piece).await?;
+        let block = self.decode(piece, stored).ok()?;
+        Counters::count(&self.objects.counters.local_cache_hits, 1);
+        Some(block)
+    }
+
+    fn keep_local(&self, piece: &Piece, stored: &Bytes) {
+        if let Some(work) = self
+            .local
+            .as_ref()
+            .and_then(|local| local.keep(piece, stored))
+        {
+            self.objects.runtime.spawn(work);
+        }
     }
 
     /// The errors of records, past the cache, with what they belong to. Without the feature that a
@@ -261,7 +319,8 @@ impl Records {
             } else {
                 Bytes::copy_from_slice(&stored)
             };
-            let block = self.decode(piece, stored)?;
+            let block = self.decode(piece, stored.clone())?;
+            self.keep_local(piece, &stored);
             let _ = guard.insert(block.clone());
             blocks.push((at, block));
         }

@@ -1,8 +1,10 @@
 //! The runtime of a disk, without a type parameter.
 
+use crate::Error;
 use futures_util::future::BoxFuture;
 use nbd_io::runtime::Tasks;
 use std::{fmt, sync::Arc, time::Duration};
+use tokio::sync::oneshot;
 
 /// The tasks and timers that disks use: those of any runtime that a driver has, such as
 /// `nbd_tokio::Tokio`.
@@ -44,6 +46,21 @@ impl Runtime {
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(Box::pin(task));
+    }
+
+    /// Has `work` done by a task of its own, and waits for it.
+    ///
+    /// So it goes on when the caller is dropped, or is not polled for a while, and other callers that
+    /// wait for the same are not held up. And it runs where the store's runtime is.
+    pub(crate) async fn join<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (done, result) = oneshot::channel();
+        self.spawn(async move {
+            let _ = done.send(work.await);
+        });
+        result.await.map_err(|_| Error::Aborted)?
     }
 }
 

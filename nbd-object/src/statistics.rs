@@ -59,7 +59,7 @@ counters! {
     /// Blocks that had to be got from the store for a read.
     cache_misses,
     /// Blocks that were found in the cache on the local disk.
-    disk_cache_hits,
+    local_cache_hits,
     /// Blocks that were got before a read wanted them.
     read_ahead_blocks,
     /// Pages of the map that had to be got.

@@ -47,8 +47,8 @@ pub struct Disk {
 
 pub(crate) struct Inner {
     pub(crate) objects: Arc<Objects>,
-    pub(crate) pages: Pages,
-    pub(crate) records: Records,
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) records: Arc<Records>,
     pub(crate) options: Options,
     pub(crate) block_size: usize,
     writable: bool,
@@ -87,9 +87,8 @@ impl Disk {
         writable: bool,
     ) -> Self {
         let block_size = usize::try_from(head.block_size()).expect("a block is small");
-        let pages = Pages::new(objects.clone(), options.map_cache_size);
-        let longest = u64::from(options.get_size);
-        let records = Records::new(objects.clone(), options.cache_size, block_size, longest);
+        let pages = Arc::new(Pages::new(objects.clone(), options.map_cache_size));
+        let records = Arc::new(Records::new(objects.clone(), &options, block_size));
         let state = State {
             head,
             version,

@@ -11,7 +11,10 @@ use futures_util::{
     stream::{self, StreamExt, TryStreamExt},
 };
 use object_store::PutPayload;
-use std::{ops::Range, sync::Mutex};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 /// A run of blocks that becomes a hole, or a block that gets a record.
 #[derive(Clone, Debug)]
@@ -35,7 +38,7 @@ pub(crate) struct Edited {
 
 /// Makes the pages of a map with `edits`, which are in order and do not overlap.
 pub(crate) async fn edit(
-    pages: &Pages,
+    pages: &Arc<Pages>,
     root: Root,
     levels: u8,
     edits: &[Edit],
@@ -72,7 +75,7 @@ pub(crate) async fn edit(
 }
 
 struct Editor<'a> {
-    pages: &'a Pages,
+    pages: &'a Arc<Pages>,
     writer: Mutex<Writer<'a>>,
 }
 

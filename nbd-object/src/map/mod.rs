@@ -70,11 +70,19 @@ impl Pages {
     }
 
     /// The page that `piece` refers to, which has to be of `level`.
-    pub(crate) async fn load(&self, piece: &Piece, level: u8) -> Result<Page, Error> {
-        let page = self
-            .cache
-            .get_or_insert_async(&piece.key(), self.get(piece, level))
-            .await?;
+    pub(crate) async fn load(self: &Arc<Self>, piece: &Piece, level: u8) -> Result<Page, Error> {
+        let page = match self.cache.get(&piece.key()) {
+            Some(page) => page,
+            None => {
+                let (this, piece) = (self.clone(), *piece);
+                let work = async move {
+                    this.cache
+                        .get_or_insert_async(&piece.key(), this.get(&piece, level))
+                        .await
+                };
+                self.objects.runtime.join(work).await?
+            }
+        };
         // A page that was got for another level is in the cache if the map refers to it twice.
         if page.level() == level {
             Ok(page)
@@ -109,7 +117,7 @@ impl Pages {
     }
 
     /// The part of the map around `block`.
-    pub(crate) async fn find(&self, root: Root, block: u64) -> Result<Found, Error> {
+    pub(crate) async fn find(self: &Arc<Self>, root: Root, block: u64) -> Result<Found, Error> {
         let mut step = Step::first(root);
         loop {
             match step {

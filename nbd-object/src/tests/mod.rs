@@ -4,6 +4,7 @@ mod damage;
 mod fencing;
 mod large;
 mod power;
+mod reading;
 mod sim;
 
 use crate::{Disk, Error, Location};

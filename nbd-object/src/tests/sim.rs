@@ -160,6 +160,8 @@ impl Sim {
 pub(crate) struct Faults {
     /// The longest time of a request, in milliseconds.
     pub(crate) latency: u64,
+    /// The time of every request beside that, in milliseconds.
+    pub(crate) exact_latency: u64,
     /// The part of requests that fail before they are carried out, in percent.
     pub(crate) failures: u32,
     /// The part of puts that fail after they were carried out, in percent.
@@ -298,7 +300,7 @@ impl Faulty {
             let faults = state.faults;
             state.changes += u64::from(change);
             let power = !change || faults.power.is_none_or(|limit| state.changes <= limit);
-            let latency = state.random.u64(0..=faults.latency);
+            let latency = state.random.u64(0..=faults.latency) + faults.exact_latency;
             let fails = state.random.u32(0..100) < faults.failures;
             let lost = change && state.random.u32(0..100) < faults.lost_replies;
             (state.changes, latency, fails, lost, power)
