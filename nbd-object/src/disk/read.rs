@@ -4,11 +4,12 @@ use super::{Disk, Inner, State};
 use crate::{
     Error,
     changes::{Changes, Known, split},
-    format::Piece,
+    format::{FANOUT, Piece},
     map::{Found, Root},
     statistics::Counters,
 };
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nbd_io::ReadData;
 use std::{
     ops::Range,
@@ -30,6 +31,9 @@ enum Below {
     Zeroes,
     Stored,
 }
+
+/// Leaves of the map that a read gets at the same time.
+const LEAVES: usize = 32;
 
 /// Limit of tasks that get blocks ahead.
 const AHEAD: usize = 8;
@@ -226,26 +230,24 @@ impl Inner {
         wanted: &[u64],
     ) -> Result<Vec<Option<Bytes>>, Error> {
         let mut blocks: Vec<Option<Bytes>> = vec![None; wanted.len()];
+        let leaves: Vec<&[u64]> = wanted
+            .chunk_by(|one, next| one / FANOUT == next / FANOUT)
+            .collect();
+        let finds: Vec<_> = leaves.iter().map(|some| self.find(root, some[0])).collect();
+        let found: Vec<Found> = stream::iter(finds).buffered(LEAVES).try_collect().await?;
         let (mut places, mut pieces) = (Vec::new(), Vec::new());
         let mut at = 0;
-        while let Some(block) = wanted.get(at) {
-            match self.find(root, *block).await? {
-                Found::Hole { until } => {
-                    at += wanted[at..].partition_point(|block| *block < until);
-                }
-                Found::Leaf { page, first } => {
-                    while let Some(index) = wanted
-                        .get(at)
-                        .and_then(|block| u8::try_from(block - first).ok())
-                    {
-                        if let Some(piece) = page.get(index) {
-                            places.push(at);
-                            pieces.push(piece);
-                        }
-                        at += 1;
+        for (some, found) in leaves.into_iter().zip(found) {
+            if let Found::Leaf { page, first } = found {
+                for (place, block) in (at..).zip(some) {
+                    let index = u8::try_from(block - first).expect("a leaf has 256 slots");
+                    if let Some(piece) = page.get(index) {
+                        places.push(place);
+                        pieces.push(piece);
                     }
                 }
             }
+            at += some.len();
         }
         let got = self
             .records

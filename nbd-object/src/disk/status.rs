@@ -1,7 +1,10 @@
 //! The status of blocks: data or holes.
 
 use super::Disk;
-use crate::{Error, map::Found};
+use crate::{
+    Error,
+    map::{Found, LEAVES},
+};
 
 /// A run of bytes of the same status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +17,8 @@ pub struct Extent {
 
 impl Disk {
     /// The status of bytes from `offset` on: at most `limit` extents of at most `len` bytes in all,
-    /// and at least one. Neighbours differ. It comes from the map, and reads no data.
+    /// and at least one. Neighbours differ. It comes from the map, reads no data, and ends after 256
+    /// leaves of it, which are 4 GiB of data in blocks of 64 KiB.
     ///
     /// # Errors
     ///
@@ -24,9 +28,25 @@ impl Disk {
         inner.state().check_range(offset, len)?;
         let size = inner.block_size as u64;
         let (end, mut at) = (offset + len, offset);
+        // Where the map is known already, the pages of one leaf are enough.
+        let root = inner.state().root();
+        if len > size * 256 && inner.pages.find_now(root, at / size).is_none() {
+            inner
+                .pages
+                .warm(root, at / size..end.div_ceil(size))
+                .await?;
+        }
+        let (mut leaves, mut last) = (0, None);
         let mut extents: Vec<Extent> = Vec::new();
         while at < end {
-            let (hole, until) = self.run(at / size).await?;
+            let (hole, until, from_leaf) = self.run(at / size).await?;
+            let leaf = from_leaf.then_some(at / size / 256);
+            if leaf.is_some() && leaf != last {
+                (leaves, last) = (leaves + 1, leaf);
+            }
+            if leaves > LEAVES && !extents.is_empty() {
+                break;
+            }
             let until = until.saturating_mul(size).min(end);
             let full = extents.len() == limit.max(1);
             match extents.last_mut() {
@@ -42,8 +62,9 @@ impl Disk {
         Ok(extents)
     }
 
-    /// Whether a block is a hole, and the end of the run that it begins.
-    async fn run(&self, block: u64) -> Result<(bool, u64), Error> {
+    /// Whether a block is a hole, the end of the run that it begins, and whether a leaf of the map
+    /// had to be asked.
+    async fn run(&self, block: u64) -> Result<(bool, u64, bool), Error> {
         let (root, until) = {
             let state = self.inner.state();
             let mut until = u64::MAX;
@@ -54,21 +75,21 @@ impl Disk {
                 let (known, end) = layer.run(block);
                 until = until.min(end);
                 if let Some(data) = known {
-                    return Ok((!data, until));
+                    return Ok((!data, until, false));
                 }
             }
             (state.root(), until)
         };
         Ok(match self.inner.find(root, block).await? {
-            Found::Hole { until: end } => (true, end.min(until)),
+            Found::Hole { until: end } => (true, end.min(until), false),
             Found::Leaf { page, first } => {
                 let index = u8::try_from(block - first).expect("a leaf has 256 slots");
                 let empty = page.empty_from(index);
                 if empty > 0 {
-                    (true, (block + empty).min(until))
+                    (true, (block + empty).min(until), true)
                 } else {
                     let used = (index..=u8::MAX).take_while(|index| page.empty_from(*index) == 0);
-                    (false, (block + used.count() as u64).min(until))
+                    (false, (block + used.count() as u64).min(until), true)
                 }
             }
         })

@@ -9,6 +9,9 @@ const MAGIC: [u8; 8] = *b"NBDOHEAD";
 /// The size limit of a head, in bytes. It is larger than a head, for later versions.
 pub(crate) const HEAD_LIMIT: u64 = 4096;
 
+/// Limit of counts, which go up by one: no disk gets there.
+const COUNTS: u64 = 1 << 62;
+
 /// The state of a disk. A snapshot is a copy of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -158,6 +161,12 @@ impl Checked for Result<Head, String> {
                 "the size of {} bytes is no multiple of 512 up to 2^62",
                 head.size
             ));
+        }
+        if [head.epoch, head.generation, head.collections]
+            .iter()
+            .any(|count| *count > COUNTS)
+        {
+            return Err("a count of the head is beyond all that can be".into());
         }
         if head.levels != levels_for(head.blocks()) {
             return Err(format!(

@@ -12,8 +12,15 @@ use crate::{
     statistics::Counters,
     store::Objects,
 };
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
+
+/// Leaves that are got for one call.
+pub(crate) const LEAVES: usize = 256;
+
+/// Pages of one call that are got at the same time.
+const CONCURRENT: usize = 32;
 
 /// The number of blocks below a page of `level`, which is zero for leaves.
 pub(crate) fn span(level: u8) -> u64 {
@@ -127,6 +134,55 @@ impl Pages {
                 }
             }
         }
+    }
+
+    /// Gets the pages on the way to the first leaves of a range of blocks at the same time, a level
+    /// after the other, and keeps them in the cache.
+    pub(crate) async fn warm(
+        self: &Arc<Self>,
+        root: Root,
+        blocks: Range<u64>,
+    ) -> Result<(), Error> {
+        let mut places: Vec<(Piece, u64)> = root.page.into_iter().map(|page| (page, 0)).collect();
+        for level in (0..root.levels).rev() {
+            let loads: Vec<_> = places
+                .iter()
+                .map(|(piece, first)| self.load_at(*piece, level, *first))
+                .collect();
+            let pages: Vec<(Page, u64)> = stream::iter(loads)
+                .buffered(CONCURRENT)
+                .try_collect()
+                .await?;
+            let Some(below) = level.checked_sub(1) else {
+                break;
+            };
+            places = pages
+                .iter()
+                .flat_map(|(page, first)| {
+                    let child = move |(index, piece)| {
+                        (
+                            piece,
+                            first.saturating_add(u64::from(index).saturating_mul(span(below))),
+                        )
+                    };
+                    page.iter().map(child)
+                })
+                .filter(|(_, first)| {
+                    *first < blocks.end && first.saturating_add(span(below)) > blocks.start
+                })
+                .take(LEAVES)
+                .collect();
+        }
+        Ok(())
+    }
+
+    async fn load_at(
+        self: &Arc<Self>,
+        piece: Piece,
+        level: u8,
+        first: u64,
+    ) -> Result<(Page, u64), Error> {
+        Ok((self.load(&piece, level).await?, first))
     }
 
     /// The same, if all pages on the way are in the cache.

@@ -2,6 +2,7 @@
 
 use super::{memory, place, read, sim::*};
 use crate::{Directory, Error, Extent, Layout, Options};
+use nbd_io::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
 
@@ -268,5 +269,61 @@ fn one_put_of_data_one_of_pages_and_one_of_the_head_make_a_small_flush() {
         assert_eq!(after.puts - before.puts, 3);
         assert_eq!(after.gets - before.gets, 0);
         assert_eq!(after.commits, 1);
+    });
+}
+
+#[test]
+fn a_flush_waits_for_the_commit_under_way_and_flushes_that_wait_share_the_next_one() {
+    let sim = Sim::default();
+    let (store, at) = memory(&sim);
+    let clock = sim.clone();
+    sim.run(async move {
+        at.create(MIB, Layout::default()).await.unwrap();
+        let disk = at.open(Options::new()).await.unwrap();
+        store.set(Faults {
+            exact_latency: 20,
+            ..Faults::default()
+        });
+        let pause = |millis| clock.sleep(std::time::Duration::from_millis(millis));
+        let begin = clock.now();
+        disk.write(0, &[1; 512]).await.unwrap();
+        let first = disk.flush();
+        let second = async {
+            // Nothing is new, but the data of the first one is not in the store.
+            pause(5).await;
+            disk.flush().await.unwrap();
+            let view = at.open_read_only(None, Options::new()).await.unwrap();
+            assert_eq!(read(&view, 0, 512).await.unwrap(), [1; 512]);
+        };
+        let others = async {
+            pause(6).await;
+            let flushes: Vec<_> = (1..10u64)
+                .map(|sector| {
+                    let disk = &disk;
+                    async move {
+                        disk.write(sector * 512, &[2; 512]).await.unwrap();
+                        disk.flush().await.unwrap();
+                    }
+                })
+                .collect();
+            futures_util::future::join_all(flushes).await;
+            assert_eq!((clock.now() - begin).as_millis(), 2 * 40);
+        };
+        let (first, (), ()) = futures_util::join!(first, second, others);
+        first.unwrap();
+        assert_eq!(disk.statistics().commits, 2);
+    });
+}
+
+#[cfg(not(feature = "zstd"))]
+#[test]
+fn compression_without_its_feature_is_refused_by_name() {
+    let sim = Sim::default();
+    let (_, at) = memory(&sim);
+    sim.run(async move {
+        at.create(MIB, Layout::default()).await.unwrap();
+        let options = Options::new().compression(crate::Compression::Zstd(3));
+        let error = at.open(options).await.unwrap_err();
+        assert!(error.to_string().contains("feature `zstd`"), "{error}");
     });
 }

@@ -1,7 +1,10 @@
 mod basics;
 mod collecting;
+#[cfg(feature = "zstd")]
+mod compressed;
 mod damage;
 mod fencing;
+mod hostile;
 mod large;
 mod power;
 mod reading;
