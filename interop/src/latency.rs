@@ -101,7 +101,7 @@ fn forward(
             }
             { server }.write_all(part)
         });
-        // What it still answers is on its way.
+        // Its last replies are on their way.
         let _ = server.shutdown(Shutdown::Write);
         requests
     })

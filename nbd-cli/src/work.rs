@@ -39,7 +39,7 @@ impl Work {
         }
     }
 
-    /// Has threads finish what they have begun.
+    /// Has threads finish the work that they have begun.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
     }

@@ -176,7 +176,7 @@ pub trait Export: Send + Sync {
     /// [`SEND_CACHE`](TransmissionFlags::SEND_CACHE),
     /// [`ROTATIONAL`](TransmissionFlags::ROTATIONAL), and
     /// [`CAN_MULTI_CONN`](TransmissionFlags::CAN_MULTI_CONN) if a flush, or a write with FUA, on
-    /// one connection covers what was replied to on all. The others are the server's; see
+    /// one connection covers the requests that were replied to on all. The others are the server's; see
     /// [`export_info`](crate::export_info).
     ///
     /// Read-only, unless it is implemented.

@@ -1,4 +1,4 @@
-//! Changes in memory, above what the store has.
+//! Changes in memory, above the contents of the store.
 
 use bytes::{Bytes, BytesMut};
 use std::{collections::BTreeMap, ops::Range};
@@ -26,7 +26,7 @@ pub(crate) struct Changes {
     holes: BTreeMap<u64, u64>,
 }
 
-/// What a layer knows about some bytes of a block.
+/// The knowledge of a layer about some bytes of a block.
 #[derive(Debug)]
 pub(crate) enum Known {
     /// Nothing: a lower layer decides.
@@ -258,7 +258,7 @@ impl Changes {
         }
     }
 
-    /// What is known about a range of a block.
+    /// The knowledge about a range of a block.
     pub(crate) fn known(&self, index: u64, range: &Range<usize>) -> Known {
         if let Some(block) = self.blocks.get(&index) {
             let parts = block.parts(range);

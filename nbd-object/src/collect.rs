@@ -50,8 +50,8 @@ impl Disk {
         let inner = &self.inner;
         let objects = &inner.objects;
         // The head counts this collection before snapshots are listed: one that is being taken is
-        // listed here, or its taker sees the new count. Later commits only add objects to what this
-        // head reaches.
+        // listed here, or its taker sees the new count. Later commits only add objects to those
+        // that this head reaches.
         let committed = self.commit(true, None).await?;
         let head = objects.get(HEAD, HEAD_LIMIT).await?;
         let now = head.map_or(SystemTime::UNIX_EPOCH, |head| {

@@ -114,7 +114,7 @@ fn swap(_: &std::path::Path, _: &Path, _: &[u8], _: &UpdateVersion) -> Result<St
     })
 }
 
-/// Does what waits for a disk on a thread that may, where there is Tokio, as `LocalFileSystem` does.
+/// Does work that waits for a disk on a thread that may wait, where there is Tokio, as `LocalFileSystem` does.
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

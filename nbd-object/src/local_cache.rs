@@ -17,8 +17,8 @@ type Key = (ObjectId, u32);
 /// [`Options::local_cache`](crate::Options::local_cache). It is cheap to clone, and can be that of
 /// several disks.
 ///
-/// Records never change, so that the cache is never out of date, and what is there when a program
-/// starts is used again. Each record is compared with its checksum when it is read: a file that was
+/// Records never change, so that the cache is never out of date, and a program that starts uses
+/// those that are there. Each record is compared with its checksum when it is read: a file that was
 /// damaged, or cut off by a crash, counts as not there. Nothing is synced.
 #[derive(Clone, Debug)]
 pub struct LocalCache {

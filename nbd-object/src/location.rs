@@ -1,4 +1,4 @@
-//! The place of a disk in a store, and what can be done with it from there.
+//! The place of a disk in a store, and the work on it from there.
 
 use crate::{
     Disk, Error, Layout, Options,
@@ -263,7 +263,7 @@ impl Location {
         Ok(Info::from(&self.any_head(&objects, snapshot).await?))
     }
 
-    /// Takes a snapshot of what has been committed, also of a disk that another program serves. It
+    /// Takes a snapshot of the committed contents, also of a disk that another program serves. It
     /// copies nothing, and takes three requests.
     ///
     /// # Errors

@@ -195,7 +195,7 @@ impl Records {
         }
     }
 
-    /// The errors of records, past the cache, with what they belong to. Without the feature that a
+    /// The errors of records, past the cache, with their records. Without the feature that a
     /// record needs, its stored bytes are compared with their checksum, and that is all.
     pub(crate) async fn verify(&self, records: &[(u64, Piece)]) -> Vec<(u64, Error)> {
         let mut errors = Vec::new();

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 /// The policy for requests that failed and may succeed later.
 ///
 /// The stores of `object_store` that speak HTTP retry by themselves already, by their
-/// `RetryConfig`. This policy is above theirs: what they give up on after more than
+/// `RetryConfig`. This policy is above theirs: a request that they give up after more than
 /// [`total_time`](Self::total_time) is not tried again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

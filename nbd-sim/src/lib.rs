@@ -1,7 +1,7 @@
 //! Clients and servers in one thread, on a network and a disk that fail as a seed says.
 //!
 //! ```text
-//!  seed ── Plan ──▶ run ──▶ Events ──▶ oracle ──▶ what is wrong
+//!  seed ── Plan ──▶ run ──▶ Events ──▶ oracle ──▶ broken promises
 //!                    │
 //!   Programs ── nbd-io's client ══ network ══ nbd-io's server ── Disk
 //!        └────────────── all on Sim, the runtime ───────────────┘

@@ -25,7 +25,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// listeners.push(Listener::from_std(TcpListener::bind("127.0.0.1:0")?)?);
 /// // For virtual machines, where the system has vsock:
 /// listeners.extend(Listener::bind_vsock(None, 10809));
-/// // What systemd has opened for this process:
+/// // Sockets that systemd has opened for this process:
 /// listeners.extend(Listener::inherited()?);
 /// # drop(listeners);
 /// # std::fs::remove_dir(directory)?;

@@ -8,8 +8,8 @@
 //!
 //! prints a table; with names behind `--`, such as `-- nbd nbdkit`, only their columns. It needs moto,
 //! nbdkit with its plugin for Python and boto3, s3backer, FUSE, nbdfuse and mke2fs; `test.sh` fetches
-//! moto. The variables `LATENCY` (in milliseconds) and `SIZE` (of the disk, such as `2T`) change what
-//! is measured.
+//! moto. The variables `LATENCY` (in milliseconds) and `SIZE` (of the disk, such as `2T`) change the
+//! measurement.
 //!
 //! Each server has a moto of its own, and between the two a line that makes each request longer by the
 //! latency and counts it. It is started anew before each workload, so that nothing is in its caches.

@@ -1,4 +1,4 @@
-//! What is done with a disk.
+//! Uses of a disk.
 
 use super::{Result, servers::wait_for};
 use bytes::Bytes;

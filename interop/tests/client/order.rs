@@ -498,7 +498,7 @@ fn a_uri_leads_to_its_port_or_the_usual_one() {
     run(|| {
         let server = Scripted::start(1, |_, peer| {
             peer.greet(FLAGS);
-            let _farewell = peer.rest();
+            let _rest = peer.rest();
         });
         let at = uri(&server.uri("disk"));
         options().start(&at).unwrap().negotiation().unwrap().abort();

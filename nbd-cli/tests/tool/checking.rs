@@ -325,7 +325,7 @@ fn servers_without_options_are_checked_by_the_rules_that_apply() {
 }
 
 #[test]
-fn a_client_that_breaks_rules_is_told_which() {
+fn the_rules_that_a_client_breaks_are_reported_to_it() {
     run(|| {
         // It sets a flag that was not offered, and ends without a word.
         let script = "address=${NBD_URI#nbd://}; address=${address%/}; exec 3<>/dev/tcp/${address%:*}/${address#*:}; \

@@ -200,7 +200,7 @@ macro_rules! driver_client {
             /// # Errors
             ///
             /// When the range is not inside the export, the server fails the command, or the
-            /// connection is over. How much was written is not known then.
+            /// connection is over. It is not known then which bytes were written.
             pub fn write<D: Into<$crate::bytes::Bytes>>(
                 &self,
                 data: D,

@@ -17,7 +17,7 @@ macro_rules! driver_connect_options {
         ///
         /// # How long it takes
         ///
-        /// | | what has to be done by then | default |
+        /// | | steps that have to be done by then | default |
         /// |---|---|---|
         /// | [`connect_timeout`](Self::connect_timeout) | all of it: the lookup of a host, its addresses, TLS, the negotiation | 30 s |
         /// | [`negotiation_timeout`](Self::negotiation_timeout) | of that, TLS and the negotiation | 30 s |

@@ -496,8 +496,8 @@ macro_rules! driver_server {
             ///
             /// # Errors
             ///
-            /// When the listener fails for good; connections that there are go on. What goes wrong
-            /// with one of them is an [event](Self::on_event) and no error.
+            /// When the listener fails for good; connections that there are go on. A failure of
+            /// one of them is an [event](Self::on_event) and no error.
             ///
             /// # Cancel safety
             ///

@@ -177,7 +177,7 @@ macro_rules! driver_streams {
             /// # Errors
             ///
             /// When the server has as many connections as it may, is stopping, or the stream cannot
-            /// be used. How the connection ended is no error of the server's.
+            /// be used. The end of the connection, of any kind, is no error of the server's.
             ///
             /// # Cancel safety
             ///

@@ -1,4 +1,4 @@
-//! Errors, sorted by what a program can do about them.
+//! Errors, sorted by the reactions that a program has to them.
 //!
 //! The text of an error says all in one line: the step, with which server, the cause down to its root,
 //! and advice, because many programs print an error by `{}` and nothing else. `source()` leads to

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! This machine decides and does nothing: it has no socket, no lock, no task and no clock. Its
-//! driver dials when [`next`](Membership::next) says so, does what [`join`](Membership::join) asks
-//! for, and reports the outcome. Time is read from a clock of the driver's; only differences
+//! driver dials when [`next`](Membership::next) says so, takes the step that
+//! [`join`](Membership::join) returns, and reports the outcome. Time is read from a clock of the driver's; only differences
 //! matter.
 //!
 //! **Trust.** If the server has crashed, all connections lead to the server of before, even if some

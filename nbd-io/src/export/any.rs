@@ -128,7 +128,7 @@ pub(crate) trait AsyncHandle: Send + Sync {
     fn contexts(&self) -> Vec<MetaContext>;
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
-    /// The place of a connection's requests. What is in it has the export's own type, so that a
+    /// The place of a connection's requests. Its contents have the export's own type, so that a
     /// request takes one allocation, with its future in it.
     fn in_flight(self: Arc<Self>, report: Report) -> Box<dyn InFlight>;
 }

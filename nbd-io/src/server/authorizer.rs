@@ -59,7 +59,7 @@ pub(super) type Authorize = Arc<dyn Fn(&ClientIdentity<'_>, &ExportName) -> bool
 
 /// Finds the exports that answers to one client are made of.
 pub(super) trait Finder {
-    /// Looks up what an option is about, and describes it. The certificate is the one that the client
+    /// Looks up the export of an option, and describes it. The certificate is the one that the client
     /// has shown.
     ///
     /// # Errors

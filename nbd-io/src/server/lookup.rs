@@ -180,7 +180,7 @@ enum State {
     Described,
 }
 
-/// Looks up what a question is about. An export is not described yet.
+/// Looks up the subject of a question. An export is not described yet.
 pub(super) async fn look_up(question: Question, exports: &(impl Lookup + ?Sized)) -> Found {
     let (name, selected, describe, encrypted) = match question {
         Question::List { .. } => return Found::List(exports.list().await),

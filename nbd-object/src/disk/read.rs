@@ -312,7 +312,7 @@ impl Inner {
     }
 }
 
-/// Adds a part to what was read before.
+/// Adds a part to the data before it.
 fn push(read: &mut ReadData, part: Part, base: Option<Bytes>) {
     let Part {
         range,

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 /// Pages that are got at the same time.
 const CONCURRENT: usize = 32;
 
-/// A page's place: what refers to it, and its first block.
+/// A page's place: the reference to it, and its first block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) piece: Piece,

@@ -116,7 +116,7 @@ async fn history(at: Location, seed: u64, steps: u32, allowed: Allowed) -> Resul
                 allowed.flushed();
             }
             80..82 => {
-                // A crash of the program: what is in memory is lost.
+                // A crash of the program: the contents of memory are lost.
                 drop(disk);
                 disk = at.open(small()).await?;
                 let found = read(&disk, 0, SIZE).await?;
@@ -159,7 +159,7 @@ fn assert_whole(store: &Arc<InMemory>, allowed: &Allowed, context: String) {
             let report = at.check(Some(&snapshot.name), &small()).await.unwrap();
             assert_eq!(report.damages, [], "{context}");
         }
-        // What is left over is no obstacle.
+        // The rest is no obstacle.
         disk.write(0, &[7; 512]).await.unwrap();
         disk.collect_garbage().await.unwrap();
         let again = at.open(small()).await.unwrap();

@@ -37,7 +37,7 @@
 //! use nbd_proto::server::{Config, Event, Handshake, Request, Requested};
 //! use nbd_proto::{ExportInfo, Phase, Step, TransmissionFlags};
 //!
-//! // Writes what is to be sent and reads what has come: here, neither leaves the program.
+//! // Writes bytes to the client and reads those from it: here, neither leave the program.
 //! fn drive<P: Phase>(mut phase: P, client: &mut &[u8], out: &mut BytesMut) -> P::Next {
 //!     loop {
 //!         let space = phase.space();

@@ -93,7 +93,7 @@ impl Uri {
     ///
     /// # Errors
     ///
-    /// [`UriError`] says what was expected and where.
+    /// [`UriError`] names the expected text and its place.
     pub fn parse(uri: &str) -> Result<Self, UriError> {
         Self::parse_with(uri, Permissions::default())
     }
@@ -102,7 +102,7 @@ impl Uri {
     ///
     /// # Errors
     ///
-    /// [`UriError`] says what was expected and where.
+    /// [`UriError`] names the expected text and its place.
     pub fn parse_with(uri: &str, permissions: Permissions) -> Result<Self, UriError> {
         parse::parse(uri, permissions)
     }
@@ -119,7 +119,7 @@ impl Uri {
     ///
     /// # Errors
     ///
-    /// [`UriError`] says what was expected and where.
+    /// [`UriError`] names the expected text and its place.
     pub fn parse_qemu(text: &str) -> Result<Self, UriError> {
         qemu::parse(text)
     }

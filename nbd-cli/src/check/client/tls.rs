@@ -1,4 +1,4 @@
-//! TLS: what a client must not say before it, and the servers that it must not trust.
+//! TLS: the requests that a client must not send before it, and the servers that it must not trust.
 
 use super::{
     Rule,

@@ -152,7 +152,7 @@ fn a_replay_that_is_not_wanted_any_more_ends_with_its_connection() {
         }
         client.reconnect_now().unwrap();
         assert_eq!(client.read(0, 512).await.unwrap()[..], [7; 512]);
-        // Or else what is left of it would be sent now, over what was written meanwhile.
+        // Or else the rest of it would be sent now, over data that was written meanwhile.
         assert!(cutters.lock().unwrap()[1].is_closed());
     });
 }
