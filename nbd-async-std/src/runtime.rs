@@ -5,7 +5,7 @@ use async_io::Timer;
 use async_std::task;
 use nbd_io::{
     client::{DialOptions, ServerProcess},
-    runtime::{Network, Runtime, Tasks},
+    runtime::{BlockOn, Network, Runtime, Tasks},
 };
 use nbd_proto::uri::Address;
 use nbd_socket::{Awaited, Reactor};
@@ -52,6 +52,12 @@ impl Runtime for AsyncStd {
 
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
         drop(task::spawn_blocking(job));
+    }
+}
+
+impl BlockOn for AsyncStd {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        task::block_on(future)
     }
 }
 

@@ -26,6 +26,7 @@ mod slice;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod transport;
+mod unblock;
 mod watchers;
 
 #[cfg(unix)]
@@ -46,5 +47,6 @@ pub use nbd_proto;
 pub use overlay::{Overlay, OverlayError};
 pub use read_only::ReadOnly;
 pub use slice::{Slice, SliceError};
+pub use unblock::{Blocking, Unblock};
 #[doc(hidden)]
 pub use {bytes, futures_core};

@@ -2,12 +2,18 @@
 
 mod recorder;
 
-use crate::{Export, ZeroMode};
+use crate::{
+    Export, ZeroMode,
+    runtime::{BlockOn, Runtime},
+    transport::block_on_ready,
+};
 use nbd_proto::{ContextName, Errno, Failure, meta::Allocation};
 use proptest::prelude::*;
 use std::{
     fmt,
+    future::{Pending, pending},
     ops::{ControlFlow, Range},
+    time::Duration,
 };
 
 pub(crate) use recorder::Recorder;
@@ -39,6 +45,32 @@ pub(crate) fn read(export: &dyn Export, offset: u64, len: usize) -> Vec<u8> {
     let mut buf = vec![0xee; len];
     export.read(offset, &mut buf).unwrap();
     buf
+}
+
+/// A runtime that carries everything out in place.
+#[derive(Clone)]
+pub(crate) struct InPlace;
+
+impl Runtime for InPlace {
+    type Sleep = Pending<()>;
+
+    fn sleep(&self, _: Duration) -> Self::Sleep {
+        pending()
+    }
+
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
+        job();
+    }
+}
+
+impl BlockOn for InPlace {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        block_on_ready(future)
+    }
 }
 
 pub(crate) fn errno<T: fmt::Debug>(result: Result<T, Failure>) -> Errno {

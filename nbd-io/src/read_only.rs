@@ -1,6 +1,7 @@
 //! Another export without the right to write to it.
 
-use crate::{Export, ZeroMode, forward_export};
+use crate::{AsyncExport, Export, ZeroMode, forward_async_export, forward_export};
+use bytes::Bytes;
 use nbd_proto::{Errno, Failure, TransmissionFlags};
 use std::sync::Arc;
 
@@ -23,27 +24,52 @@ use std::sync::Arc;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct ReadOnly {
-    export: Arc<dyn Export>,
+pub struct ReadOnly<E = Arc<dyn Export>> {
+    export: E,
 }
 
-impl ReadOnly {
-    /// Shows `export` to readers.
+impl<E> ReadOnly<E> {
+    /// Shows `export` to readers. It is an [`Export`] or an [`AsyncExport`], and so is this.
     #[must_use]
-    pub fn new(export: Arc<dyn Export>) -> Self {
+    pub const fn new(export: E) -> Self {
         Self { export }
     }
 }
 
-impl Export for ReadOnly {
+/// The flags of an export that is not written to.
+fn without_writes(flags: TransmissionFlags) -> TransmissionFlags {
+    let flags = flags | TransmissionFlags::READ_ONLY;
+    flags
+        .without(TransmissionFlags::SEND_TRIM)
+        .without(TransmissionFlags::SEND_WRITE_ZEROES)
+        .without(TransmissionFlags::SEND_FAST_ZERO)
+}
+
+impl<E: AsyncExport> AsyncExport for ReadOnly<E> {
+    forward_async_export!(|this| &this.export, except flags, write, write_zeroes, trim);
+
+    fn flags(&self) -> TransmissionFlags {
+        without_writes(self.export.flags())
+    }
+
+    async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), Failure> {
+        Err(Errno::Perm.into())
+    }
+
+    async fn write_zeroes(&self, _: u64, _: u64, _: ZeroMode) -> Result<(), Failure> {
+        Err(Errno::Perm.into())
+    }
+
+    async fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), Failure> {
+        Err(Errno::Perm.into())
+    }
+}
+
+impl<E: Export> Export for ReadOnly<E> {
     forward_export!(|this| &this.export, except flags, write, write_zeroes, trim);
 
     fn flags(&self) -> TransmissionFlags {
-        let flags = self.export.flags() | TransmissionFlags::READ_ONLY;
-        flags
-            .without(TransmissionFlags::SEND_TRIM)
-            .without(TransmissionFlags::SEND_WRITE_ZEROES)
-            .without(TransmissionFlags::SEND_FAST_ZERO)
+        without_writes(self.export.flags())
     }
 
     fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), Failure> {
@@ -63,8 +89,8 @@ impl Export for ReadOnly {
 mod tests {
     use super::*;
     use crate::{
-        Memory, export_info,
-        model::{HOLE, NO_HOLE, Recorder, errno, read, status},
+        Blocking, Memory, Unblock, export_info,
+        model::{HOLE, InPlace, NO_HOLE, Recorder, errno, read, status},
     };
 
     #[test]
@@ -85,6 +111,20 @@ mod tests {
             status(&view, Memory::PAGE, Memory::PAGE),
             [(Memory::PAGE, HOLE)]
         );
+    }
+
+    #[test]
+    fn nothing_can_be_written_through_an_asynchronous_one() {
+        let recorder = Arc::new(Recorder::default());
+        let view = ReadOnly::new(Unblock::new(InPlace, recorder.clone()));
+        let view = Blocking::new(InPlace, view);
+        let info = export_info(&view);
+        assert!(info.is_read_only() && !info.can_trim() && !info.can_write_zeroes());
+        assert_eq!(errno(view.write(0, b"x", true)), Errno::Perm);
+        assert_eq!(errno(view.trim(0, 10, false)), Errno::Perm);
+        assert_eq!(errno(view.write_zeroes(0, 5, NO_HOLE)), Errno::Perm);
+        view.read(0, &mut [0; 5]).unwrap();
+        view.flush().unwrap();
     }
 
     #[test]

@@ -49,6 +49,12 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     fn release_idle(&self) {}
 }
 
+/// A way to wait for a future in the calling thread, with the event loop that the future needs.
+pub trait BlockOn: Send + Sync + 'static {
+    /// Waits until `future` is done. It is called on threads that may wait.
+    fn block_on<F: Future>(&self, future: F) -> F::Output;
+}
+
 /// A runtime that carries on with tasks by itself.
 pub trait Tasks: Runtime {
     /// Has `task` carried on until it ends. A task whose runtime is shut down is dropped.

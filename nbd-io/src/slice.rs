@@ -1,6 +1,10 @@
 //! A part of another export.
 
-use crate::{Content, Export, ZeroMode, export::check_range, forward_export};
+use crate::{
+    AsyncExport, Content, Export, ReadData, ZeroMode, export::check_range, forward_async_export,
+    forward_export,
+};
+use bytes::Bytes;
 use nbd_proto::{ContextName, Errno, Failure, meta::Extent};
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -22,8 +26,8 @@ use std::{ops::ControlFlow, sync::Arc};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Slice {
-    export: Arc<dyn Export>,
+pub struct Slice<E = Arc<dyn Export>> {
+    export: E,
     offset: u64,
     len: u64,
 }
@@ -54,19 +58,36 @@ pub enum SliceError {
     },
 }
 
-impl Slice {
+impl<E: Export> Slice<E> {
     /// The `len` bytes of `export` from `offset` on.
     ///
     /// # Errors
     ///
     /// When they do not lie within the export, or are not whole blocks of its minimum size. Where
     /// the export ends with less than a block the part may do so too.
-    pub fn new(export: Arc<dyn Export>, offset: u64, len: u64) -> Result<Self, SliceError> {
-        let size = export.size();
+    pub fn new(export: E, offset: u64, len: u64) -> Result<Self, SliceError> {
+        let (size, minimum) = (export.size(), export.block_sizes().minimum());
+        Self::of(export, offset, len, size, minimum)
+    }
+}
+
+impl<E: AsyncExport> Slice<E> {
+    /// Like [`new`](Self::new), for an asynchronous export. This is one, too.
+    ///
+    /// # Errors
+    ///
+    /// Like those of [`new`](Self::new).
+    pub fn asynchronous(export: E, offset: u64, len: u64) -> Result<Self, SliceError> {
+        let (size, minimum) = (export.size(), export.block_sizes().minimum());
+        Self::of(export, offset, len, size, minimum)
+    }
+}
+
+impl<E> Slice<E> {
+    fn of(export: E, offset: u64, len: u64, size: u64, minimum: u32) -> Result<Self, SliceError> {
         let Some(end) = offset.checked_add(len).filter(|end| *end <= size) else {
             return Err(SliceError::OutOfRange { offset, len, size });
         };
-        let minimum = export.block_sizes().minimum();
         let is_whole = |at: u64| at.is_multiple_of(minimum.into());
         if !is_whole(offset) || !is_whole(end) && end != size {
             return Err(SliceError::Unaligned {
@@ -100,7 +121,73 @@ impl Slice {
     }
 }
 
-impl Export for Slice {
+impl<E: AsyncExport> AsyncExport for Slice<E> {
+    forward_async_export!(
+        |this| &this.export,
+        except size, refresh, read, read_now, write, write_zeroes, trim, cache, flush, allocation,
+        block_status
+    );
+
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    async fn read(&self, offset: u64, len: usize) -> Result<ReadData, Failure> {
+        let offset = self.shift(offset, len as u64, Errno::Inval)?;
+        self.unshift(self.export.read(offset, len).await)
+    }
+
+    fn read_now(&self, offset: u64, len: usize) -> Option<Result<ReadData, Failure>> {
+        match self.shift(offset, len as u64, Errno::Inval) {
+            Ok(offset) => {
+                let read = self.export.read_now(offset, len)?;
+                Some(self.unshift(read))
+            }
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Failure> {
+        let offset = self.shift(offset, data.len() as u64, Errno::NoSpc)?;
+        self.unshift(self.export.write(offset, data, fua).await)
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::NoSpc)?;
+        self.unshift(self.export.write_zeroes(offset, len, mode).await)
+    }
+
+    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.trim(offset, len, fua).await)
+    }
+
+    async fn cache(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.cache(offset, len).await)
+    }
+
+    async fn flush(&self) -> Result<(), Failure> {
+        self.unshift(self.export.flush().await)
+    }
+
+    async fn allocation(&self, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.allocation(offset, len).await)
+    }
+
+    async fn block_status(
+        &self,
+        context: &ContextName,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<Extent>, Failure> {
+        let offset = self.shift(offset, len, Errno::Inval)?;
+        self.unshift(self.export.block_status(context, offset, len).await)
+    }
+}
+
+impl<E: Export> Export for Slice<E> {
     // Its size does not change, so it has nothing to refresh.
     forward_export!(
         |this| &this.export,
@@ -182,8 +269,8 @@ impl Export for Slice {
 mod tests {
     use super::*;
     use crate::{
-        Memory, export_info,
-        model::{DATA, HOLE, Recorder, errno, operations, play, read, status},
+        Blocking, Memory, Unblock, export_info,
+        model::{DATA, HOLE, InPlace, Recorder, errno, operations, play, read, status},
     };
     use nbd_proto::BlockSizes;
     use proptest::prelude::*;
@@ -208,6 +295,40 @@ mod tests {
             // And nothing was touched beside it.
             prop_assert!(read(&*disk, 0, LARGE) == model);
         }
+
+        #[test]
+        fn a_part_of_an_asynchronous_export_behaves_like_an_array_of_bytes(
+            operations in operations(SIZE, PAGE),
+        ) {
+            let disk = Arc::new(Memory::new(LARGE as u64));
+            let mut model = vec![7; LARGE];
+            disk.write(0, &model, false).unwrap();
+            let whole = Unblock::new(InPlace, disk.clone());
+            let slice = Slice::asynchronous(whole, PAGE as u64, SIZE as u64).unwrap();
+            let slice = Blocking::new(InPlace, slice);
+            for (operation, range) in operations {
+                play(&slice, &mut model[PAGE..PAGE + SIZE], &operation, range);
+            }
+            prop_assert!(read(&*disk, 0, LARGE) == model);
+        }
+    }
+
+    #[test]
+    fn failures_of_an_asynchronous_export_are_where_they_are_in_the_part() {
+        let recorder = Arc::new(Recorder::default());
+        let whole = Unblock::new(InPlace, recorder.clone());
+        let slice = Slice::asynchronous(whole, 100, 500).unwrap();
+        let slice = Blocking::new(InPlace, slice);
+        assert_eq!(slice.size(), 500);
+        for (theirs, ours) in [(Some(150), Some(50)), (Some(50), None), (None, None)] {
+            recorder.fail_at(theirs);
+            assert_eq!(slice.flush().unwrap_err().offset, ours);
+            assert_eq!(slice.read(7, &mut [0; 3]).unwrap_err().offset, ours);
+        }
+        assert_eq!(errno(slice.read(499, &mut [0; 2])), Errno::Inval);
+        assert_eq!(errno(slice.write(499, &[0; 2], false)), Errno::NoSpc);
+        let outside = Slice::asynchronous(Unblock::new(InPlace, recorder), 900, 101);
+        assert!(matches!(outside, Err(SliceError::OutOfRange { .. })));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::Socket;
 use nbd_io::{
     client::{DialOptions, ServerProcess},
-    runtime::{Network, Runtime, Tasks},
+    runtime::{BlockOn, Network, Runtime, Tasks},
 };
 use nbd_proto::uri::Address;
 use nbd_socket::{Awaited, Reactor};
@@ -67,6 +67,13 @@ impl Runtime for Tokio {
 
     fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
         drop(self.handle().spawn_blocking(job));
+    }
+}
+
+/// By `Handle::block_on`, which panics on a thread that carries on with tasks.
+impl BlockOn for Tokio {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.handle().block_on(future)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::wakeup::{block_on, wake_at};
 use crate::dial_clock::START;
-use nbd_io::runtime::{Runtime, Tasks};
+use nbd_io::runtime::{BlockOn, Runtime, Tasks};
 #[cfg(target_os = "linux")]
 use rustix::{
     param::page_size,
@@ -11,10 +11,10 @@ use rustix::{
 use std::{
     collections::VecDeque,
     fmt,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-    thread,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
@@ -117,6 +117,29 @@ impl Runtime for Threads {
     fn release_idle(&self) {
         self.0.workers.release_idle();
         self.0.tasks.release_idle();
+    }
+}
+
+/// The thread sleeps until it is woken.
+impl BlockOn for Threads {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let cx = &mut Context::from_waker(&Waker::from(Arc::new(Unpark(thread::current()))));
+        let mut future = pin!(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return output;
+            }
+            thread::park();
+        }
+    }
+}
+
+/// Wakes a thread that sleeps.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

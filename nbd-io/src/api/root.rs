@@ -102,10 +102,10 @@ macro_rules! driver_root {
             $($more_exports)*
             #[doc(inline)]
             pub use $crate::{
-                AnyExport, AsyncExport, AsyncExports, Content, Directory, Export, Exports,
+                AnyExport, AsyncExport, AsyncExports, Blocking, Content, Directory, Export, Exports,
                 ExportsByName, Fault, Faults, Faulty, File, Listing, Memory, MetaContext,
                 NamedExports, Offer, Overlay, OverlayError, Piece, ReadData, ReadOnly, Slice,
-                SliceError, Unavailable, ZeroMode, export_info, failure, fast_zero_failure,
+                SliceError, Unavailable, Unblock, ZeroMode, export_info, failure, fast_zero_failure,
                 forward_async_export, forward_export, reportable,
             };
             #[doc(inline)]

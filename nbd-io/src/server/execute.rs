@@ -290,13 +290,7 @@ fn read_sparse(
     mut sparse: SparseRead,
     replies: &mut Replies,
 ) -> Result<(), Failure> {
-    let mut pieces = Pieces {
-        export,
-        at: sparse.offset(),
-        rest: sparse.missing(),
-        known: None,
-        questions: 0,
-    };
+    let mut pieces = Pieces::new(export, sparse.offset(), sparse.missing());
     loop {
         let piece = pieces.next();
         let len = usize::try_from(piece.len).expect("a read fits into memory");
@@ -336,7 +330,7 @@ fn read_sparse(
 }
 
 /// Divides a read into holes and data, each of which is worth a message.
-struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     export: &'a dyn Export,
     at: u64,
     rest: u64,
@@ -345,9 +339,19 @@ struct Pieces<'a> {
     questions: usize,
 }
 
-impl Pieces<'_> {
+impl<'a> Pieces<'a> {
+    pub(crate) const fn new(export: &'a dyn Export, at: u64, len: u64) -> Self {
+        Self {
+            export,
+            at,
+            rest: len,
+            known: None,
+            questions: 0,
+        }
+    }
+
     /// The next piece; there has to be one.
-    fn next(&mut self) -> Extent {
+    pub(crate) fn next(&mut self) -> Extent {
         let mut piece = match self.known.take() {
             Some(known) => known,
             None => self.ask(self.at, self.rest),

@@ -54,6 +54,7 @@ mod work;
 
 pub use authorizer::ClientIdentity;
 pub use event::{CloseReason, Event, Peer};
+pub(crate) use execute::Pieces;
 pub use execute::execute;
 pub(crate) use in_flight::{InFlight, in_flight};
 pub use listener::Listener;
