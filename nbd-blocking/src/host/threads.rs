@@ -123,7 +123,8 @@ impl Runtime for Threads {
 /// The thread sleeps until it is woken.
 impl BlockOn for Threads {
     fn block_on<F: Future>(&self, future: F) -> F::Output {
-        let cx = &mut Context::from_waker(&Waker::from(Arc::new(Unpark(thread::current()))));
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let cx = &mut Context::from_waker(&waker);
         let mut future = pin!(future);
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {

@@ -1,8 +1,9 @@
 //! An export of either kind.
 
 use super::{AsyncExport, Export, MetaContext, info_of};
-use crate::server::{InFlight, Report, in_flight};
-use nbd_proto::{BlockSizes, ExportInfo, TransmissionFlags};
+use crate::server::{Answer, InFlight, Report, answer, in_flight};
+use bytes::Bytes;
+use nbd_proto::{BlockSizes, ExportInfo, Failure, TransmissionFlags, server::Request};
 use std::{fmt, pin::Pin, sync::Arc};
 
 /// An export as a server has it: an [`Export`] or an [`AsyncExport`].
@@ -119,6 +120,8 @@ impl fmt::Debug for AnyExport {
     }
 }
 
+type Answering<'a> = Pin<Box<dyn Future<Output = (Answer, Result<(), Failure>)> + Send + 'a>>;
+
 /// An asynchronous export whose type is not known.
 pub(crate) trait AsyncHandle: Send + Sync {
     fn size(&self) -> u64;
@@ -127,6 +130,9 @@ pub(crate) trait AsyncHandle: Send + Sync {
     fn description(&self) -> &str;
     fn contexts(&self) -> Vec<MetaContext>;
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Carries out one request.
+    fn answer(&self, request: Request, payload: Bytes) -> Answering<'_>;
 
     /// The place of a connection's requests. Its contents have the export's own type, so that a
     /// request takes one allocation, with its future in it.
@@ -156,6 +162,10 @@ impl<E: AsyncExport> AsyncHandle for E {
 
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(AsyncExport::refresh(self))
+    }
+
+    fn answer(&self, request: Request, payload: Bytes) -> Answering<'_> {
+        Box::pin(answer(self, request, payload))
     }
 
     fn in_flight(self: Arc<Self>, report: Report) -> Box<dyn InFlight> {

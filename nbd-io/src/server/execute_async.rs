@@ -2,9 +2,11 @@
 
 use super::{
     Replies,
-    execute::{MAX_EXTENTS, MAX_PIECES, Staged, WORTHWHILE_HOLE, check_blocks, fail, words},
+    execute::{
+        MAX_EXTENTS, MAX_PIECES, Staged, WORTHWHILE_HOLE, check_blocks, execute, fail, words,
+    },
 };
-use crate::{AsyncExport, Piece, ReadData, ZeroMode, errno::reportable};
+use crate::{AnyExport, AsyncExport, Kind, Piece, ReadData, ZeroMode, errno::reportable};
 use bytes::Bytes;
 use nbd_proto::{
     Errno, Failure, Frame,
@@ -21,8 +23,33 @@ pub(crate) enum Answer {
     Reply(Reply<Bytes>),
 }
 
+/// Like [`execute`], for an export of either kind. A synchronous one is called in place.
+///
+/// # Errors
+///
+/// The failure that the client was sent, if it did not succeed.
+///
+/// # Cancel safety
+///
+/// None: if the future is dropped, there is no reply to the request, which may be carried out in part.
+pub async fn execute_async(
+    export: &AnyExport,
+    request: Request,
+    payload: Bytes,
+    replies: &mut Replies,
+) -> Result<(), Failure> {
+    match &export.0 {
+        Kind::Sync(export) => execute(&**export, request, &payload, replies),
+        Kind::Async(export) => {
+            let (answer, result) = export.answer(request, payload).await;
+            answer.send(replies);
+            result
+        }
+    }
+}
+
 /// Carries out a request. The failure is the one that the client is sent.
-pub(super) async fn answer<E: AsyncExport>(
+pub(crate) async fn answer<E: AsyncExport>(
     export: &E,
     request: Request,
     payload: Bytes,

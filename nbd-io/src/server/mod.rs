@@ -22,7 +22,7 @@
 //!
 //! A program with an event loop of its own can take it apart: [`negotiate`] runs over any
 //! transport, each request is carried out by [`execute`], which waits for nothing but the storage,
-//! and the reply to be written is in [`Replies`].
+//! or [`execute_async`], and the reply to be written is in [`Replies`].
 
 mod accept;
 mod accept_error;
@@ -56,6 +56,8 @@ pub use authorizer::ClientIdentity;
 pub use event::{CloseReason, Event, Peer};
 pub(crate) use execute::Pieces;
 pub use execute::execute;
+pub use execute_async::execute_async;
+pub(crate) use execute_async::{Answer, answer};
 pub(crate) use in_flight::{InFlight, in_flight};
 pub use listener::Listener;
 pub use negotiation::{Ended, Entered, NegotiationError, ServerOptions, TlsMode, negotiate};

@@ -240,7 +240,14 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             };
             any = true;
             match read {
-                Err(error) if is_end(&error) => self.end_of_requests(),
+                Err(error) if is_end(&error) => {
+                    self.end_of_requests();
+                    // No reply gets to a client whose connection broke.
+                    let is_broken = error.kind() != io::ErrorKind::UnexpectedEof;
+                    if is_broken && matches!(self.work, Work::Futures(_)) {
+                        return Err(self.ending.take().expect("it was just set"));
+                    }
+                }
                 Err(error) => return Err(self.broken(error)),
                 Ok(Ok(0)) => self.end_of_requests(),
                 Ok(Ok(n)) => self.has_moved(n),

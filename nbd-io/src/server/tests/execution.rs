@@ -1,5 +1,5 @@
 use super::loopback::{HEADER_STYLES, Session, target};
-use crate::{Export, Memory, NamedExports};
+use crate::{AsyncExport, Export, Memory, NamedExports, ReadData, Unblock, model::InPlace};
 use bytes::Bytes;
 use nbd_proto::{
     CommandFlags, Errno, Failure, HeaderStyle,
@@ -13,8 +13,20 @@ use std::sync::{
 
 const NONE: CommandFlags = CommandFlags::NONE;
 
+/// Sessions with an export, as it is and as an asynchronous one.
+fn sessions(mode: HeaderStyle, export: impl Export + 'static) -> [Session; 2] {
+    let export = Arc::new(export);
+    let asynchronous = Unblock::new(InPlace, export.clone());
+    [
+        NamedExports::single(export),
+        NamedExports::single_async(asynchronous),
+    ]
+    .map(|exports| Session::new(&exports, &target("", mode)))
+}
+
 fn session(mode: HeaderStyle, export: impl Export + 'static) -> Session {
-    Session::new(&NamedExports::single(Arc::new(export)), &target("", mode))
+    let [session, _] = sessions(mode, export);
+    session
 }
 
 fn failure(outcome: Outcome) -> Failure {
@@ -26,8 +38,8 @@ fn failure(outcome: Outcome) -> Failure {
 
 #[test]
 fn every_command_is_carried_out() {
-    for mode in HEADER_STYLES {
-        let mut session = session(mode, Memory::new(1 << 20));
+    let both = |mode| sessions(mode, Memory::new(1 << 20));
+    for mut session in HEADER_STYLES.into_iter().flat_map(both) {
         let data = Bytes::from(vec![7; 100_000]);
         let done = session.ask(|client| client.write(512, data.clone(), NONE).unwrap().1, 0);
         assert_eq!(done.outcome, Outcome::Done);
@@ -126,12 +138,27 @@ fn pieces(
     let export = Mapped::new(map, unit);
     let mut expected = vec![0; usize::try_from(export.size()).unwrap()];
     export.read(0, &mut expected).unwrap();
-    let mut session = session(mode, export);
     let len = expected.len();
-    let read = session.ask(|client| client.read(0, len as u64, flags).unwrap().1, len);
-    assert_eq!(read.outcome, Outcome::Done);
-    assert!(read.data == expected);
-    read.pieces
+    let [read, asynchronous] = sessions(mode, export).map(|mut session| {
+        let read = session.ask(|client| client.read(0, len as u64, flags).unwrap().1, len);
+        assert_eq!(read.outcome, Outcome::Done);
+        assert!(read.data == expected);
+        read.pieces
+    });
+    assert_eq!(asynchronous, joined(&read));
+    read
+}
+
+/// Neighbouring holes of an asynchronous export are one.
+fn joined(pieces: &[(char, usize)]) -> Vec<(char, usize)> {
+    let mut joined: Vec<(char, usize)> = Vec::new();
+    for &(kind, len) in pieces {
+        match joined.last_mut() {
+            Some(('h', last)) if kind == 'h' => *last += len,
+            _ => joined.push((kind, len)),
+        }
+    }
+    joined
 }
 
 #[test]
@@ -191,8 +218,8 @@ fn where_nothing_is_known_there_is_data() {
 fn a_read_fails_in_one_reply() {
     // S-192, S-193, S-195
     for mode in HEADER_STYLES {
-        for map in ["x", "dx", "dhx", "hx", "xh"] {
-            let mut session = session(mode, Mapped::new(map, 8192));
+        let both = |map| sessions(mode, Mapped::new(map, 8192)).map(|session| (map, session));
+        for (map, mut session) in ["x", "dx", "dhx", "hx", "xh"].into_iter().flat_map(both) {
             let len = map.len() * 8192;
             let read = session.ask(|client| client.read(0, len as u64, NONE).unwrap().1, len);
             let failure = failure(read.outcome);
@@ -216,8 +243,9 @@ fn a_read_fails_in_one_reply() {
 #[test]
 fn block_status_reports_every_extent_once() {
     // S-203, S-206, S-211
-    for mode in [HeaderStyle::Structured, HeaderStyle::Extended] {
-        let mut session = session(mode, Mapped::new("ddhhzd", 4096));
+    let both = |mode| sessions(mode, Mapped::new("ddhhzd", 4096));
+    let modes = [HeaderStyle::Structured, HeaderStyle::Extended];
+    for mut session in modes.into_iter().flat_map(both) {
         let size = session.export.size();
         let extents = |session: &mut Session, offset, len, flags| {
             let status = session.ask(
@@ -237,9 +265,10 @@ fn block_status_reports_every_extent_once() {
         assert_eq!(extents(&mut session, 4096, size - 4096, one), [(4096, 0)]);
         assert_eq!(extents(&mut session, 8192, 8192, one), [(8192, 3)]);
     }
-    let mut session = session(HeaderStyle::Extended, Mapped::new("d?", 4096));
-    let status = session.ask(|client| client.block_status(4096, 4096, NONE).unwrap().1, 0);
-    assert_eq!(failure(status.outcome).errno, Errno::Io);
+    for mut session in sessions(HeaderStyle::Extended, Mapped::new("d?", 4096)) {
+        let status = session.ask(|client| client.block_status(4096, 4096, NONE).unwrap().1, 0);
+        assert_eq!(failure(status.outcome).errno, Errno::Io);
+    }
 }
 
 #[test]
@@ -292,6 +321,45 @@ fn an_export_sees_whole_blocks_only() {
     assert_eq!(failure(read.outcome).errno, Errno::Inval);
     let read = session.ask(|client| client.read(512, 1024, NONE).unwrap().1, 1024);
     assert_eq!(read.outcome, Outcome::Done);
+}
+
+#[test]
+fn an_asynchronous_read_of_another_length_fails_and_leaves_the_next_one_alone() {
+    struct Short;
+    impl AsyncExport for Short {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+        async fn read(&self, offset: u64, len: usize) -> Result<ReadData, Failure> {
+            let mut data = ReadData::from(vec![7; len / 2]);
+            data.push_zeroes(match offset {
+                0 => len - len / 2 - 1,
+                1 => len,
+                _ => len - len / 2,
+            });
+            Ok(data)
+        }
+    }
+    for mode in HEADER_STYLES {
+        let mut session = Session::new(&NamedExports::single_async(Short), &target("", mode));
+        for offset in [0, 1] {
+            let read = session.ask(|client| client.read(offset, 100, NONE).unwrap().1, 100);
+            assert_eq!(failure(read.outcome).errno, Errno::Io);
+        }
+        let read = session.ask(|client| client.read(2, 100, NONE).unwrap().1, 100);
+        assert_eq!(read.outcome, Outcome::Done);
+        assert_eq!(
+            (&read.data[..50], &read.data[50..]),
+            (&[7; 50][..], &[0; 50][..])
+        );
+        // Long pieces are not copied, and as whole.
+        let read = session.ask(|client| client.read(2, 200_000, NONE).unwrap().1, 200_000);
+        assert_eq!(read.data[..100_000], [7; 100_000]);
+        assert_eq!(read.data[100_000..], [0; 100_000]);
+        if mode != HeaderStyle::Simple {
+            assert_eq!(read.pieces, [('d', 100_000), ('h', 100_000)]);
+        }
+    }
 }
 
 #[cfg(unix)]

@@ -1,10 +1,10 @@
 //! A client and a server in one thread, and pipes between them.
 
 use crate::{
-    Export, Exports,
+    AnyExport, Exports,
     client::{self, Connected, NegotiationConfig},
-    server::{Ended, Entered, NegotiationError, Replies, ServerOptions, execute, negotiate},
-    transport::Transport,
+    server::{Ended, Entered, NegotiationError, Replies, ServerOptions, execute_async, negotiate},
+    transport::{Transport, block_on_ready},
 };
 use bytes::{Buf, Bytes};
 use nbd_proto::{
@@ -18,7 +18,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
     pin::pin,
     rc::Rc,
-    sync::{Arc, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
     task::{Context, Poll, Waker},
 };
 
@@ -127,7 +127,7 @@ pub(super) fn serve<R>(
 pub(super) struct Session {
     pub(super) client: Transmission,
     server: server::Transmission,
-    pub(super) export: Arc<dyn Export>,
+    pub(super) export: AnyExport,
     pub(super) replies: Replies,
 }
 
@@ -159,7 +159,7 @@ impl Session {
         Self {
             client,
             server: entered.transmission,
-            export: entered.export.into_sync().unwrap(),
+            export: entered.export,
             replies: Replies::new(),
         }
     }
@@ -187,7 +187,10 @@ impl Session {
             sent = &sent[fed.used..];
             match fed.event {
                 Some(server::Event::Request(request)) => {
-                    let _ = execute(&*self.export, request, &payload, &mut self.replies);
+                    let payload = Bytes::copy_from_slice(&payload);
+                    let replies = &mut self.replies;
+                    let executed = execute_async(&self.export, request, payload, replies);
+                    let _ = block_on_ready(executed);
                 }
                 Some(server::Event::Answered(reply)) => self.replies.push(*reply),
                 Some(server::Event::Disconnect) => panic!("the client did not disconnect"),
