@@ -43,9 +43,9 @@ Exit codes: 0 if no rule failed, 1 if one did, 2 if the check could not be done.
 
 Examples:
   nbd check                             a disk in this process, to try it
-  nbd check nbd://localhost/disk
   nbd check --write --junit check.xml nbd://localhost/disk
   nbd check --rule S-159 --json nbd://localhost/disk
+  nbd check --write nbd://localhost:10900 -- nbd serve --listen localhost:10900 disk.img
   nbd check --listen 0 -- nbd copy {uri} copy.img
   nbd check --list-rules")]
 pub(crate) struct Check {
@@ -79,8 +79,8 @@ pub(crate) struct Check {
     /// Give up a rule after so many seconds of silence.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     rule_timeout: Duration,
-    /// The client, as --listen has it.
-    #[arg(last = true, value_name = "COMMAND", requires = "listen")]
+    /// The client, with --listen; or the server, which is killed and started again then.
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]
     connect: Connect,
@@ -103,10 +103,16 @@ impl Check {
     }
 
     fn server(&self, quiet: bool) -> Result {
+        if !self.command.is_empty() && self.target.is_none() {
+            return Err(Error::new(
+                "expected the URI of the server that the command starts, or --listen for a client",
+            ));
+        }
         let mut rules = server::rules();
         self.select(&mut rules, |rule| rule.about)?;
         let Opened { uri, embedded } = Connect::open(self.target.as_ref())?;
-        let server = Server::open(&self.connect, &uri, self.rule_timeout, self.write)?;
+        let (time, command) = (self.rule_timeout, &self.command);
+        let server = Server::open(&self.connect, &uri, time, self.write, command)?;
         let scratch = Scratch::keep(&server)?;
         let report = Report {
             target: uri.redacted().to_string(),

@@ -217,12 +217,49 @@ fn examples_of_its_help_work() {
         let dir = tempfile::tempdir().unwrap();
         let help = nbd(["check", "--help"]).expect(0);
         let (_, examples) = help.split_once("Examples:\n").unwrap();
-        // Another test has the client among them.
-        for line in examples.lines().filter(|line| !line.contains("--listen")) {
+        // Other tests have those with a command.
+        for line in examples.lines().filter(|line| !line.contains(" -- ")) {
             let line = line.trim().split("     ").next().unwrap();
             let line = line.replace("nbd://localhost/disk", "\"$NBD_URI\"");
             served("--memory d=8M", &line, dir.path()).expect(0);
         }
+    });
+}
+
+#[test]
+fn a_server_that_forgets_flushed_data_when_it_is_killed_has_failed() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let [disk, socket] = ["disk", "nbd.sock"].map(|name| dir.path().join(name));
+        let disk = disk.to_str().unwrap();
+        let socket = socket.to_str().unwrap();
+        fs::write(disk, vec![7; 1 << 20]).unwrap();
+        let uri = format!("nbd+unix:///?socket={socket}");
+        let check = "check --write --rule S-220 --rule S-221 --rule S-222 --rule S-233";
+        let check: Vec<_> = check.split(' ').chain([&uri[..], "--"]).collect();
+        let serve = |runtime: &str, what: &[&str]| {
+            let mut command = crate::support::command(&check);
+            command.args(["nbd", "serve", "--runtime", runtime, "--unix", socket]);
+            let output = command.args(what).env("PATH", search_path()).output();
+            String::from_utf8(output.unwrap().stdout).unwrap()
+        };
+        for runtime in ["blocking", "tokio"] {
+            let said = serve(runtime, &[disk]);
+            assert!(said.contains("11 rules: 11 passed"), "{said}");
+        }
+        // A disk in memory has nowhere to keep it.
+        let said = serve("tokio", &["--memory", "1M"]);
+        for expected in [
+            "FAIL  S-220  flushed data is there after the server was killed",
+            "FAIL  S-221  so is data that was flushed on another connection",
+            "FAIL  S-222  so is data that was written with NBD_CMD_FLAG_FUA",
+            "FAIL  S-222  so are zeroes that were written with it",
+            "4 failed",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        // Overwritten bytes are there again.
+        assert!(fs::read(disk).unwrap() == vec![7; 1 << 20]);
     });
 }
 

@@ -5,9 +5,11 @@ mod ending;
 mod extended;
 mod greeting;
 mod info;
+mod kills;
 mod meta;
 mod oldstyle;
 mod options;
+mod process;
 mod reads;
 mod scratch;
 mod session;
@@ -87,6 +89,7 @@ pub(super) fn rules() -> Vec<Rule> {
         writes::RULES,
         extended::RULES,
         ending::RULES,
+        kills::RULES,
     ]
     .concat()
 }

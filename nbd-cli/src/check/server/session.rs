@@ -4,7 +4,7 @@ use crate::{
     check::{
         replies::Entered,
         rule::{Checked, Fault, Outcome, must, not},
-        server::Rule,
+        server::{Rule, process::Process},
         talk::{OptionReply, Record, Talk},
         wire::{self, Fields, Style, kind, option, rep},
     },
@@ -17,7 +17,7 @@ use nbd_tokio::{TlsPolicy, Uri, nbd_proto::uri::Address};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     cell::Cell,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     net::ToSocketAddrs,
     os::unix::ffi::OsStrExt,
@@ -54,10 +54,12 @@ pub(in crate::check) struct Profile {
 
 #[derive(Debug)]
 pub(in crate::check) struct Server {
-    uri: Uri,
+    pub(super) uri: Uri,
     #[cfg(feature = "tls-base")]
     tls: Option<ClientTls>,
-    time: Duration,
+    pub(super) time: Duration,
+    /// If the check has started the server.
+    pub(super) process: Option<Process>,
     pub(in crate::check) record: Record,
     pub(in crate::check) profile: Profile,
     /// Whether it may be written to.
@@ -67,12 +69,13 @@ pub(in crate::check) struct Server {
 }
 
 impl Server {
-    /// Connects for the first time.
+    /// Connects for the first time, after starting the server by a command if there is one.
     pub(in crate::check) fn open(
         connect: &Connect,
         uri: &Uri,
         time: Duration,
         writes: bool,
+        command: &[OsString],
     ) -> Result<Self> {
         let is_secure = uri.tls().is_some() || connect.policy() == TlsPolicy::Always;
         let mut server = Self {
@@ -84,6 +87,7 @@ impl Server {
                 None
             },
             time,
+            process: (!command.is_empty()).then(|| Process::new(command)),
             record: Record::default(),
             profile: Profile::default(),
             writes,
@@ -93,6 +97,7 @@ impl Server {
         if is_secure {
             return Err(Error::new("this build of nbd has no TLS"));
         }
+        server.start()?;
         server.profile = server.look().map_err(|fault| {
             let (Fault::Must(text)
             | Fault::Should(text)
@@ -117,7 +122,8 @@ impl Server {
         if let Err(Fault::Must(text) | Fault::Should(text) | Fault::Gone(text)) = &checked
             && self.begin().is_err()
         {
-            self.is_gone.set(true);
+            // One that can be started again is there for the next rule.
+            self.is_gone.set(self.restart().is_err());
             checked = must(format!("{text}; and now the server takes no connections"));
         }
         self.record.take();
@@ -190,7 +196,7 @@ impl Server {
         Ok(profile)
     }
 
-    fn dial(&self) -> io::Result<Socket> {
+    pub(super) fn dial(&self) -> io::Result<Socket> {
         let address = self.uri.address();
         let addresses: Vec<SockAddr> = match address {
             Address::Tcp { host, port, .. } => (host.as_str(), *port)

@@ -163,19 +163,19 @@ pub(super) const RULES: &[Rule] = &[
 ];
 
 /// Bytes that are nothing else's.
-fn pattern(len: u64, seed: u8) -> Vec<u8> {
+pub(super) fn pattern(len: u64, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1] ^ seed)
         .collect()
 }
 
-fn enter(server: &Server) -> Checked<Entered> {
+pub(super) fn enter(server: &Server) -> Checked<Entered> {
     may_write(server)?;
     server.has_bytes(3 * server.unit())?;
     server.enter_best()
 }
 
-fn done(entered: &mut Entered, request: Request) -> Checked {
+pub(super) fn done(entered: &mut Entered, request: Request) -> Checked {
     let what = request.meaning();
     let reply = entered.call(request)?;
     if reply.error != 0 {

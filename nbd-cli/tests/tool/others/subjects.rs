@@ -5,7 +5,7 @@ use interop::{
     Certificates, Image, MIB, NbdServer, Nbdkit, Peer, QemuNbd, Server, StorageDaemon, require,
 };
 use serde_json::{Value, json};
-use std::fs;
+use std::{fs, path::Path};
 
 /// A program that is checked, in one configuration.
 pub(super) struct Subject {
@@ -42,6 +42,22 @@ pub(super) const SUBJECTS: &[Subject] = &[
                 "",
                 rules,
             )
+        },
+    },
+    Subject {
+        program: Peer::QemuNbd,
+        what: "a qcow2 image, killed and started again",
+        check: |rules| {
+            let image = Image::qcow2(16 * MIB)?;
+            let serve = [
+                "qemu-nbd",
+                "--persistent",
+                "--cache=writeback",
+                "-f",
+                "qcow2",
+                "-k",
+            ];
+            started(&serve, &[&image.path()], rules)
         },
     },
     Subject {
@@ -95,8 +111,16 @@ pub(super) const SUBJECTS: &[Subject] = &[
     },
     Subject {
         program: Peer::Nbdkit,
-        what: "`file`",
-        check: |rules| server(Nbdkit::file(Image::raw(4 * MIB)).start()?, "", rules),
+        what: "`file`, killed and started again",
+        check: |rules| {
+            require(Peer::Nbdkit)?;
+            let image = Image::raw(4 * MIB);
+            started(
+                &["nbdkit", "-f", "-U"],
+                &["file".as_ref(), &image.path()],
+                rules,
+            )
+        },
     },
     Subject {
         program: Peer::Nbdkit,
@@ -240,6 +264,17 @@ fn server(server: Server, export: &str, rules: &[&str]) -> Option<Value> {
         ["--write", "--rule-timeout", "3", &server.uri(export)],
         &[],
     ))
+}
+
+/// Checks a server that is started at a Unix socket, whose path is between the arguments.
+fn started(before: &[&str], after: &[&Path], rules: &[&str]) -> Option<Value> {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let socket = dir.path().join("nbd.sock").display().to_string();
+    let uri = format!("nbd+unix:///?socket={socket}");
+    let args = ["--write", "--rule-timeout", "3", &uri, "--"];
+    let after = after.iter().map(|path| path.to_str().expect("a string"));
+    let after: Vec<_> = [&socket[..]].into_iter().chain(after).collect();
+    Some(check(rules, args.iter().chain(before).copied(), &after))
 }
 
 /// Checks a server that wants TLS, and perhaps the certificate of a client.
