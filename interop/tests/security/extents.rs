@@ -52,15 +52,38 @@ impl Export for Endless {
     }
 }
 
+/// As much as a request can ask for with a length of 32 bits.
+pub(crate) const LONGEST: u64 = u32::MAX as u64;
+
+/// A client without extended headers, which asks for statuses.
+pub(crate) fn compact() -> nbd_blocking::ConnectOptions {
+    nbd_blocking::ConnectOptions::new()
+        .context(ContextName::base_allocation())
+        .extended_headers(false)
+}
+
+/// Asks for the status of all of that on a connection that was greeted, by hand.
+pub(crate) fn ask_for_all(stream: &mut (impl Read + Write)) {
+    stream.write_all(&CLIENT).unwrap();
+    for step in [
+        option(STRUCTURED, &[]),
+        option(
+            SET_META_CONTEXT,
+            b"\0\0\0\0\0\0\0\x01\0\0\0\x0fbase:allocation",
+        ),
+        option(GO, b"\0\0\0\0\0\x01\0\x03"),
+    ] {
+        stream.write_all(&step).unwrap();
+        assert_eq!(last_reply(stream), ACK);
+    }
+    stream.write_all(&request(7, 1, 0, u32::MAX)).unwrap();
+}
+
 /// Asks for the status of as much as 32 bits can say, less `less`.
 fn status_of_all(export: Endless, less: u64) {
     Setup::new(NamedExports::single(Arc::new(export))).attack(|host| {
-        let allocation = ContextName::new("base:allocation").unwrap();
-        let options = nbd_blocking::ConnectOptions::new()
-            .context(allocation)
-            .extended_headers(false);
-        let client = options.connect(&host.uri("")).unwrap();
-        let len = u64::from(u32::MAX) - less;
+        let client = compact().connect(&host.uri("")).unwrap();
+        let len = LONGEST - less;
         let status = client.block_status(0, len, CommandFlags::NONE);
         if export.goes_beyond {
             // The fault of the back end is a failure of this request.
@@ -103,19 +126,7 @@ fn cve_2025_47712_the_longest_question_is_not_rounded_up_to_nothing() {
         // An odd size is refused, and not rounded to whole blocks.
         Setup::new(NamedExports::single(Arc::new(export))).attack(|host| {
             let mut stream = host.greeted();
-            stream.write_all(&CLIENT).unwrap();
-            for step in [
-                option(STRUCTURED, &[]),
-                option(
-                    SET_META_CONTEXT,
-                    b"\0\0\0\0\0\0\0\x01\0\0\0\x0fbase:allocation",
-                ),
-                option(GO, b"\0\0\0\0\0\x01\0\x03"),
-            ] {
-                stream.write_all(&step).unwrap();
-                assert_eq!(last_reply(&mut stream), ACK);
-            }
-            stream.write_all(&request(7, 1, 0, u32::MAX)).unwrap();
+            ask_for_all(&mut stream);
             let mut chunk = [0; 24];
             stream.read_exact(&mut chunk).unwrap();
             let errno = u32::from_be_bytes(chunk[20..].try_into().unwrap());

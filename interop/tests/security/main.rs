@@ -21,6 +21,7 @@ mod relay;
 mod servers;
 mod table;
 mod tls;
+mod vulnerable;
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../waiting/mod.rs"]
 mod waiting;

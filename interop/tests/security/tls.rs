@@ -11,7 +11,7 @@ use nbd_io::tls::{ClientTls, ServerTls};
 use nbd_proto::{ExportName, HeaderStyle, Uri, client::Go};
 use std::io::{Read, Write};
 
-fn setup(certificates: &Certificates) -> Setup {
+pub(crate) fn setup(certificates: &Certificates) -> Setup {
     let mut setup = Setup::new(memory());
     setup.tls = Some(ServerTls::from_directory(certificates.dir()).unwrap());
     setup
