@@ -22,18 +22,21 @@ pub enum Mutation {
     NoRangeLocks,
     /// A flush does not fail after unflushed changes may have been lost.
     SilentLoss,
+    /// A server merges neighbouring extents whatever their status is.
+    MergedStatus,
 }
 
 #[cfg(feature = "mutations")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DropReplay,
         Self::ReorderReplay,
         Self::ReplayOverwritten,
         Self::EarlyFlush,
         Self::NoRangeLocks,
         Self::SilentLoss,
+        Self::MergedStatus,
     ];
 
     /// Has this thread make a mistake from now on, or none.

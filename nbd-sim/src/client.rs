@@ -1,7 +1,7 @@
 //! A program that uses a disk: tasks that share a client, and connect anew when it is lost.
 
 use crate::{
-    content::{SECTOR, Value, decode, encode},
+    content::{SECTOR, UNKNOWN, Value, ZERO, decode, encode},
     history::{Domain, History, Kind, Outcome, Time},
     plan::{ClientPlan, Op},
     runtime::{Sim, lock},
@@ -10,7 +10,7 @@ use nbd_io::{
     client::{ClientEvent, ConnectOptions, Error, Reconnect, tasks::Client},
     runtime::{Runtime, Tasks},
 };
-use nbd_proto::CommandFlags;
+use nbd_proto::{CommandFlags, ContextName, meta::Allocation};
 use std::{
     future::poll_fn,
     ops::Range,
@@ -175,6 +175,7 @@ impl Program {
             .reconnect(policy)
             .extended_headers(plan.style.0)
             .structured_replies(plan.style.1)
+            .context(ContextName::base_allocation())
             .request_timeout(Some(plan.timeout))
             .connect_timeout(Some(plan.timeout * 2))
             .negotiation_timeout(Some(plan.timeout))
@@ -244,7 +245,8 @@ impl Program {
         let read = read.into_iter().zip(op.sectors.clone());
         let read = read.map(|(value, sector)| {
             value.unwrap_or_else(|| {
-                let what = format!("sector {sector}: event {number} read bytes that nothing wrote");
+                let what =
+                    format!("sector {sector}: event {number} found bytes that nothing wrote");
                 self.history.violation(what);
                 Value::MAX
             })
@@ -281,6 +283,30 @@ async fn ask(
             let data = client.read(offset, len).await?;
             let data = data.chunks(SECTOR).zip(sectors);
             return Ok(data.map(|(bytes, sector)| decode(sector, bytes)).collect());
+        }
+        Kind::Status => {
+            let base = ContextName::base_allocation();
+            let mut values = vec![Some(UNKNOWN); sectors.clone().count()];
+            let mut extents = client.extents(offset..offset + len);
+            let mut at = offset;
+            while let Some(run) = extents.next().await {
+                let run = run?;
+                let status = Allocation::new(run.status_of(&base).unwrap_or(0));
+                let first = usize::try_from((at - offset) / SECTOR as u64).unwrap_or(0);
+                let count = usize::try_from(run.len / SECTOR as u64).unwrap_or(0);
+                let known = values.get_mut(first..first + count);
+                let known = known.filter(|_| run.offset == at);
+                known.into_iter().flatten().for_each(|value| match status {
+                    _ if status.is_zero() => *value = Some(ZERO),
+                    _ => {}
+                });
+                at += run.len;
+            }
+            // Anything but one run after the other is no status of these sectors.
+            if at != offset + len {
+                values.fill(None);
+            }
+            return Ok(values);
         }
         Kind::Write | Kind::WriteFua => {
             let mut data = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];

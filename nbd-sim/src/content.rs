@@ -9,6 +9,9 @@ pub type Value = u64;
 /// A sector of zeroes.
 pub const ZERO: Value = 0;
 
+/// A sector of which a block status says nothing.
+pub const UNKNOWN: Value = Value::MAX - 1;
+
 /// Fills a sector.
 pub fn encode(value: Value, sector: u64, buf: &mut [u8]) {
     if value == ZERO {

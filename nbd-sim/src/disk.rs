@@ -7,7 +7,10 @@ use crate::{
 };
 use fastrand::Rng;
 use nbd_io::{Export, ZeroMode, runtime::Runtime};
-use nbd_proto::{BlockSizes, Errno, Failure, TransmissionFlags};
+use nbd_proto::{
+    BlockSizes, Errno, Failure, TransmissionFlags,
+    meta::{Allocation, Extent},
+};
 use std::{
     ops::Range,
     sync::{Arc, Mutex},
@@ -293,6 +296,37 @@ impl Export for Mounted {
             encode(value, at, buf);
         }
         Ok(())
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> Result<Extent, Failure> {
+        // The server may ask for a part of a block that is read.
+        let block = u64::from(self.disk.plan.minimum).max(SECTOR as u64);
+        let is_whole = offset.is_multiple_of(block) && len.is_multiple_of(block);
+        let unit = if is_whole { block } else { SECTOR as u64 };
+        let is_zero = |at: u64| {
+            let state = lock(&self.disk.state);
+            let sectors = &state.sectors[indices(&sectors(at, unit))];
+            sectors.iter().all(|sector| sector.value() == ZERO)
+        };
+        let first = is_zero(offset);
+        let middle = self.sim.random(|rng| rng.u64(..=len / unit)) * unit;
+        let mut known = unit;
+        while known < len {
+            if known == middle {
+                self.wait()?;
+            }
+            if is_zero(offset + known) != first {
+                break;
+            }
+            known += unit;
+        }
+        Ok(Extent {
+            len: known.min(len),
+            status: match first {
+                true => Allocation::HOLE | Allocation::ZERO,
+                false => 0,
+            },
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {

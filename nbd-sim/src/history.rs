@@ -25,6 +25,8 @@ pub struct Domain {
 pub enum Kind {
     /// A read.
     Read,
+    /// A block status, which finds zeroes where it says that there are some.
+    Status,
     /// A write.
     Write,
     /// A write that is on stable storage when it is answered.
@@ -65,7 +67,7 @@ pub struct Operation {
     pub ended: Option<Time>,
     /// The outcome.
     pub outcome: Outcome,
-    /// The values that it has read.
+    /// The values that it has read, or zeroes that it was told of.
     pub read: Vec<Value>,
     /// From when on begun writes are covered, if it is a flush.
     pub since: Time,

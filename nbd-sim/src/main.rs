@@ -69,6 +69,7 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
     let start = Instant::now();
     let mut coverage = BTreeMap::<_, (u64, u64)>::new();
     let (mut operations, mut ghosts) = (0, 0);
+    let (mut requests, mut answers) = (0, 0);
     // The report includes panics.
     std::panic::set_hook(Box::new(|_| {}));
     for seed in arguments.first..arguments.first + arguments.seeds {
@@ -76,6 +77,8 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
         let report = run(&plan, false);
         operations += report.events.operations.len();
         ghosts += report.events.ghosts.len();
+        requests += report.messages.0;
+        answers += report.messages.1;
         for (fault, (injected, hit)) in report.events.coverage {
             let sum = coverage.entry(fault).or_default();
             sum.0 += injected;
@@ -99,8 +102,9 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
     let rate = arguments.seeds as f64 / time.as_secs_f64();
     writeln!(
         out,
-        "{} seeds in {time:.1?}, {rate:.0} a second; {operations} operations, {ghosts} sectors \
-         changed late for connections that had been given up",
+        "{} seeds in {time:.1?}, {rate:.0} a second; {operations} operations, {requests} requests \
+         with {answers} answers, {ghosts} sectors changed late for connections that had been given \
+         up",
         arguments.seeds
     )?;
     writeln!(out, "{:28} {:>10} {:>10}", "fault", "injected", "hit")?;

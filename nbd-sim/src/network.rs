@@ -2,8 +2,11 @@
 //! in which networks fail.
 
 mod end;
+mod wire;
 
 pub use end::End;
+
+use self::wire::Wire;
 
 use crate::runtime::{Sim, Timer, lock};
 use fastrand::Rng;
@@ -37,6 +40,8 @@ pub struct Net {
     backlog: VecDeque<(Duration, usize)>,
     acceptor: Option<Waker>,
     arrival: Timer,
+    /// Faults in messages.
+    faults: Vec<String>,
 }
 
 /// Whether a server can be reached.
@@ -70,6 +75,7 @@ struct Connection {
     ends: [EndState; 2],
     /// No byte passes any more.
     is_severed: bool,
+    wire: Wire,
 }
 
 #[derive(Debug, Default)]
@@ -121,7 +127,19 @@ impl Net {
             backlog: VecDeque::new(),
             acceptor: None,
             arrival: Timer::default(),
+            faults: Vec::new(),
         }
+    }
+
+    /// Requests and answers on all connections, and the faults in them.
+    #[must_use]
+    pub fn messages(&self) -> (u64, u64, &[String]) {
+        let sum = |count: fn(&Wire) -> u64| {
+            let all = self.connections.iter();
+            all.map(|connection| count(&connection.wire)).sum()
+        };
+        let (requests, answers) = (sum(|wire| wire.requests), sum(|wire| wire.answers));
+        (requests, answers, &self.faults)
     }
 }
 

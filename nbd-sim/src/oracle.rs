@@ -11,7 +11,7 @@
 //! again, as far as this client's own reads are concerned.
 
 use crate::{
-    content::{Value, ZERO},
+    content::{UNKNOWN, Value, ZERO},
     history::{Domain, Events, Kind, Operation, Outcome, Time},
 };
 
@@ -72,16 +72,17 @@ impl<'a> Sector<'a> {
         for operation in events.operations.iter().filter(here) {
             match (operation.kind, operation.ended) {
                 (Kind::Flush, _) => {}
-                (Kind::Read, Some(ended)) if operation.outcome == Outcome::Done => {
+                (Kind::Read | Kind::Status, Some(ended)) if operation.outcome == Outcome::Done => {
                     let at = usize::try_from(number - operation.sectors.start).unwrap_or(0);
-                    reads.extend(operation.read.get(at).map(|value| Look {
+                    let found = operation.read.get(at);
+                    reads.extend(found.filter(|value| **value != UNKNOWN).map(|value| Look {
                         begun: operation.begun,
                         ended,
                         value: *value,
                         domain: Some(operation.domain),
                     }));
                 }
-                (Kind::Read, _) => {}
+                (Kind::Read | Kind::Status, _) => {}
                 (Kind::Write | Kind::WriteFua | Kind::Zero | Kind::Trim, ended) => {
                     versions.push(Version {
                         value: operation.value,

@@ -184,10 +184,10 @@ impl Plan {
     }
 
     fn op(&self, rng: &mut Rng, own: u64, number: usize) -> Op {
-        use Kind::{Flush, Read, Trim, Write, WriteFua, Zero};
+        use Kind::{Flush, Read, Status, Trim, Write, WriteFua, Zero};
         let kinds = [
-            Read, Read, Read, Read, Write, Write, Write, Write, Write, WriteFua, Zero, Trim, Flush,
-            Flush,
+            Read, Read, Read, Read, Status, Status, Write, Write, Write, Write, Write, WriteFua,
+            Zero, Zero, Trim, Flush, Flush,
         ];
         let kind = *pick(rng, &kinds);
         let start = rng.u64(..REGION);
@@ -195,9 +195,9 @@ impl Plan {
         let mut start = start;
         if self.disk.minimum > 512 {
             // Either a part of one block, or whole ones: within a block, parts are written one
-            // after the other, and their order is not that in which operations were begun. Trims
-            // and zeroes of parts are refused.
-            let is_whole = matches!(kind, Zero | Trim) || rng.bool();
+            // after the other, and their order is not that in which operations were begun. Trims,
+            // zeroes and statuses of parts are refused.
+            let is_whole = matches!(kind, Zero | Trim | Status) || rng.bool();
             if is_whole {
                 (start, end) = (start / BLOCK * BLOCK, end.div_ceil(BLOCK) * BLOCK);
             } else {
@@ -205,7 +205,7 @@ impl Plan {
             }
         }
         let offset = match kind {
-            Read if rng.u8(..4) == 0 => rng.u64(..self.disk.sectors / REGION) * REGION,
+            Read | Status if rng.u8(..4) == 0 => rng.u64(..self.disk.sectors / REGION) * REGION,
             _ => own,
         };
         Op {

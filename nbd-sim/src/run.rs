@@ -32,6 +32,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 pub struct Report {
     /// Violations.
     pub wrong: Vec<String>,
+    /// Numbers of requests that clients sent, and of answers that the server sent.
+    pub messages: (u64, u64),
     /// The log, if it was wanted.
     pub log: String,
     /// The operations, and the number of hits of each fault.
@@ -80,11 +82,20 @@ pub fn run(plan: &Plan, logs: bool) -> Report {
         let in_flight = history.in_flight();
         history.violation(format!("{stuck}; {in_flight} operations have no answer"));
     }
+    let messages = {
+        let net = lock(&sim.net);
+        let (requests, answers, faults) = net.messages();
+        for fault in faults {
+            history.violation(fault.clone());
+        }
+        (requests, answers)
+    };
     sim.log(|| format!("the end: {}", sim.fingerprint()));
     sim.shut_down();
     let events = history.take();
     Report {
         wrong: oracle::check(&events),
+        messages,
         log: sim.take_log(),
         events,
     }

@@ -430,7 +430,7 @@ fn block_status(
         let asked = export.block_status(ticket.context().name(), offset, len, &mut |extent| {
             let full = extents.len() == most;
             match extents.last_mut() {
-                Some(last) if last.status == extent.status => {
+                Some(last) if last.status == extent.status || Mutation::MergedStatus.is_made() => {
                     last.len = last.len.saturating_add(extent.len);
                 }
                 // The last one is complete when another one follows.

@@ -124,6 +124,7 @@ impl End {
         }
         let n = segment.len();
         way.bytes += n;
+        let faults = connection.wire.wrote(self.side, segment.iter().copied());
         let at = way.last.max(way.stalled).max(now + latency);
         way.last = at;
         if !is_severed && n > 0 {
@@ -132,6 +133,11 @@ impl End {
             }
             way.segments.push_back((at, segment));
         }
+        let side = ["client", "server"][self.side];
+        let faults = faults.into_iter();
+        net.faults.extend(
+            faults.map(|fault| format!("connection {}: the {side} sends {fault}", self.id)),
+        );
         Poll::Ready(Ok(n))
     }
 
