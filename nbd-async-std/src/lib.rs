@@ -52,7 +52,7 @@ nbd_io::driver_root! {
     /// A future that is dropped leaves no connection behind.
     connect: [async] Box::pin, [.await],
     serve: Box::pin,
-    exports: {},
+    exports: { pub use nbd_io::client::Remote; },
     examples: "nbd_async_std", "# use {nbd_async_std::{*, bytes, exports::*, nbd_proto}, std::{sync::Arc, time::Duration}}; async fn example(options: ConnectOptions, disk: Client, server: Server, runtime: AsyncStd) -> Result<(), Box<dyn std::error::Error>> {", ".await", "# Ok(()) }",
 }
 

@@ -1,10 +1,12 @@
 //! An export of another server.
 
 use crate::Client;
-use nbd_io::{Export, MetaContext, ZeroMode};
+use nbd_io::{
+    Export, MetaContext, ZeroMode,
+    client::{not_selected, remote_contexts, within},
+};
 use nbd_proto::{
-    BlockSizes, Command, CommandFlags, ContextName, Errno, Failure, HeaderStyle, TransmissionFlags,
-    client::ContextExtents, meta::Extent,
+    BlockSizes, Command, CommandFlags, ContextName, Failure, TransmissionFlags, meta::Extent,
 };
 use std::ops::ControlFlow;
 
@@ -13,7 +15,7 @@ use std::ops::ControlFlow;
 /// Everything is passed on: commands and their flags, block sizes, the description, and the meta
 /// contexts that the client has selected. A refusal of the other server is passed on with its text,
 /// and a request that it does not answer in time, or whose connection is lost, fails with
-/// [`Errno::Io`]. A client that [reconnects](crate::ConnectOptions::reconnect) hides that for a
+/// [`Errno::Io`](nbd_proto::Errno::Io). A client that [reconnects](crate::ConnectOptions::reconnect) hides that for a
 /// while.
 ///
 /// After unflushed writes were lost, every flush fails, until the proxy is made of a client of a
@@ -27,7 +29,8 @@ use std::ops::ControlFlow;
 /// always sent on, even if its range is known to be a hole. The size is the one that the server
 /// sent when the client connected.
 ///
-/// An asynchronous server can serve this, too, as it waits on a thread that may.
+/// An asynchronous server can serve this, too, as it waits on a thread that may; the `Remote` of an
+/// asynchronous client needs none.
 ///
 /// ```
 /// use nbd_blocking::{ConnectOptions, ContextName, Server, exports::{Memory, Remote}};
@@ -71,10 +74,7 @@ impl Remote {
     /// less.
     fn ask(&self, context: &ContextName, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
         let Some(id) = self.client.context_id(context) else {
-            return Err(Failure {
-                message: format!("the meta context {context} was not selected").into(),
-                ..Errno::Inval.into()
-            });
+            return Err(not_selected(context));
         };
         let len = len.min(self.client.negotiated().max_len(Command::BlockStatus));
         let flags = CommandFlags::NONE;
@@ -83,20 +83,7 @@ impl Remote {
         } else {
             self.client.block_status(offset, len, flags)
         };
-        let mut answer = answer?.into_iter();
-        let found = answer.find(|answer| answer.id == id);
-        let ContextExtents { mut extents, .. } = found.ok_or_else(|| Failure {
-            message: format!("the server said nothing of {context}").into(),
-            ..Errno::Io.into()
-        })?;
-        // The last one may go on behind the requested range.
-        let mut rest = len;
-        for extent in &mut extents {
-            extent.len = extent.len.min(rest);
-            rest -= extent.len;
-        }
-        extents.retain(|extent| extent.len > 0);
-        Ok(extents)
+        within(answer?, id, context, len)
     }
 }
 
@@ -157,17 +144,7 @@ impl Export for Remote {
     }
 
     fn contexts(&self) -> Vec<MetaContext> {
-        let names = self.client.contexts().iter();
-        let names = names.filter_map(|context| context.name.clone());
-        // The width of the statuses of a context that is not known here is unknown.
-        let may_be_wide = self.client.mode() == HeaderStyle::Extended;
-        let is_known = |name: &ContextName| ["base", "qemu"].contains(&name.namespace());
-        names
-            .map(|name| match may_be_wide && !is_known(&name) {
-                true => MetaContext::wide(name),
-                false => MetaContext::new(name),
-            })
-            .collect()
+        remote_contexts(self.client.contexts(), self.client.mode())
     }
 
     fn block_status(

@@ -56,7 +56,7 @@ nbd_io::driver_root! {
     /// A future that is dropped leaves no connection behind.
     connect: [async] Box::pin, [.await],
     serve: Box::pin,
-    exports: {},
+    exports: { pub use nbd_io::client::Remote; },
     examples: "nbd_tokio", "# use {nbd_tokio::{*, bytes, exports::*, nbd_proto}, std::{sync::Arc, time::Duration}}; async fn example(options: ConnectOptions, disk: Client, server: Server, runtime: Tokio) -> Result<(), Box<dyn std::error::Error>> {", ".await", "# Ok(()) }",
 }
 

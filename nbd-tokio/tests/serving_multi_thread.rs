@@ -6,6 +6,8 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "support/remote.rs"]
+mod remote;
 #[path = "../../interop/adapters/serving/mod.rs"]
 mod serving;
 mod support;

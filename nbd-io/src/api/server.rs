@@ -143,6 +143,18 @@ macro_rules! driver_server {
             }
 
             /// Like [`new_async`](Self::new_async), on a certain runtime.
+            ///
+            /// ```no_run
+            #[doc = $begin]
+            /// # struct Catalogue;
+            /// # impl AsyncExports for Catalogue {
+            /// #     async fn find(&self, _: &ExportName) -> Result<Offer, Unavailable> {
+            /// #         Err(Unavailable::unknown())
+            /// #     }
+            /// # }
+            /// let server = Server::on_runtime_async(runtime, Catalogue);
+            #[doc = $end]
+            /// ```
             #[must_use]
             pub fn on_runtime_async(
                 runtime: $runtime,

@@ -25,6 +25,7 @@ mod options;
 mod planning;
 mod range_locks;
 mod reconnect;
+mod remote;
 mod request;
 pub mod tasks;
 mod write_log;
@@ -64,6 +65,9 @@ pub use planning::{ExtentStep, Part, Piece, StatusRuns, WINDOW, index, length, l
 #[doc(hidden)]
 pub use range_locks::{Claim, Owner, RangeLocks};
 pub use reconnect::{ConnectionState, Reconnect};
+pub use remote::Remote;
+#[doc(hidden)]
+pub use remote::{not_selected, remote_contexts, within};
 #[doc(hidden)]
 pub use request::Request;
 #[doc(hidden)]
