@@ -399,6 +399,12 @@ fn check_options(options: &Options) -> Result<(), Error> {
             "compression needs the feature `zstd` of nbd-object".into(),
         ));
     }
+    if options.dirty_limit < 1 << 20 {
+        let limit = options.dirty_limit;
+        return Err(Error::Invalid(format!(
+            "{limit} bytes of writes in memory are less than a MiB"
+        )));
+    }
     if !(1 << 20..=64 << 20).contains(&options.segment_size) {
         let size = options.segment_size;
         return Err(Error::Invalid(format!(

@@ -183,3 +183,30 @@ fn snapshots_that_another_program_takes_during_collections_are_whole() {
         });
     }
 }
+
+#[test]
+fn a_snapshot_that_was_held_up_during_a_collection_is_taken_anew() {
+    let sim = Sim::default();
+    let store = Arc::new(InMemory::new());
+    let at = place(&sim, Faulty::new(store.clone(), &sim, 0, Faults::default()));
+    let slow = Faulty::new(store, &sim, 0, Faults::default());
+    let other = place(&sim, slow.clone());
+    sim.run(async move {
+        at.create(SIZE, Layout::default()).await.unwrap();
+        let disk = at.open(options()).await.unwrap();
+        disk.write(0, &[1; 65_536]).await.unwrap();
+        disk.flush().await.unwrap();
+        // It has read the head, and its put is on the way.
+        let snapshot = other.snapshot("late");
+        let collection = async {
+            slow.hold(1).await;
+            disk.write(0, &[2; 65_536]).await.unwrap();
+            assert!(disk.collect_garbage().await.unwrap().deleted_objects > 0);
+            slow.release();
+        };
+        let ((), snapshot) = futures_util::join!(collection, snapshot);
+        snapshot.unwrap();
+        let view = at.open_read_only(Some("late"), options()).await.unwrap();
+        assert_eq!(read(&view, 0, 65_536).await.unwrap(), [2; 65_536]);
+    });
+}

@@ -2,6 +2,7 @@ mod basics;
 mod collecting;
 #[cfg(feature = "zstd")]
 mod compressed;
+mod concurrent;
 mod damage;
 mod fencing;
 mod hostile;

@@ -279,3 +279,35 @@ fn a_flush_that_failed_while_the_store_was_away_is_made_good_by_the_next_one() {
         assert!(bytes[131_584..].iter().all(|byte| *byte == 0));
     });
 }
+
+#[test]
+fn puts_whose_replies_are_lost_are_successes_and_are_not_made_twice() {
+    let sim = Sim::default();
+    let (store, at) = memory(&sim);
+    store.set(Faults {
+        forgetful: true,
+        ..Faults::default()
+    });
+    sim.run(async move {
+        at.create(1 << 20, Layout::default()).await.unwrap();
+        let disk = at.open(Options::new()).await.unwrap();
+        assert_eq!(at.info(None).await.unwrap().generation, 1);
+        disk.write(0, &[1; 4096]).await.unwrap();
+        disk.flush().await.unwrap();
+        assert_eq!(at.info(None).await.unwrap().generation, 2);
+        disk.snapshot("one").await.unwrap();
+        assert!(matches!(
+            disk.snapshot("one").await,
+            Err(Error::AlreadyExists(_))
+        ));
+        disk.write(0, &[2; 4096]).await.unwrap();
+        disk.flush().await.unwrap();
+        let info = at.info(None).await.unwrap();
+        assert_eq!((info.epoch, info.generation), (1, 3));
+        let view = at
+            .open_read_only(Some("one"), Options::new())
+            .await
+            .unwrap();
+        assert_eq!(read(&view, 0, 4096).await.unwrap(), [1; 4096]);
+    });
+}

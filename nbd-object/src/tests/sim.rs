@@ -166,6 +166,8 @@ pub(crate) struct Faults {
     pub(crate) failures: u32,
     /// The part of puts that fail after they were carried out, in percent.
     pub(crate) lost_replies: u32,
+    /// The reply to each put that succeeds is lost.
+    pub(crate) forgetful: bool,
     /// Conditions are ignored.
     pub(crate) unconditional: bool,
     /// After so many puts and deletes the power of the client fails: nothing more is carried out.
@@ -341,7 +343,8 @@ impl ObjectStore for Faulty {
             options.mode = PutMode::Overwrite;
         }
         let result = self.inner.put_opts(location, payload, options).await;
-        if lost {
+        let forgotten = self.state.lock().unwrap().faults.forgetful && result.is_ok();
+        if lost || forgotten {
             Err(broken("the connection was reset"))
         } else {
             result
