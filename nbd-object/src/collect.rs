@@ -2,10 +2,11 @@
 
 use crate::{
     Disk, Error,
-    disk::{HEAD, read_head},
+    disk::{HEAD, Inner, read_head},
     format::{HEAD_LIMIT, Kind, ObjectId},
     location::snapshots,
     map::{Root, Walk},
+    store::Objects,
 };
 use futures_util::TryStreamExt;
 use std::{collections::HashMap, time::SystemTime};
@@ -57,15 +58,9 @@ impl Disk {
         let now = head.map_or(SystemTime::UNIX_EPOCH, |head| {
             head.meta.last_modified.into()
         });
-        let mut walk = Walk::default();
+        let mut walk = reachable_from_snapshots(objects).await?;
         walk.begin(Root::from(&committed.head));
-        for snapshot in snapshots(objects).await? {
-            // It may have been deleted since.
-            if let Some((head, _)) = read_head(objects, &format!("snap/{}", snapshot.name)).await? {
-                walk.begin(Root::from(&head));
-            }
-        }
-        let used = self.mark(walk).await?;
+        let used = mark(inner, walk).await?;
         let mut collected = Collected::default();
         let mut dead = Vec::new();
         for kind in Kind::ALL {
@@ -103,24 +98,36 @@ impl Disk {
         objects.delete(dead).await?;
         Ok(collected)
     }
+}
 
-    /// The bytes in use of each object.
-    async fn mark(&self, mut walk: Walk) -> Result<HashMap<(Kind, ObjectId), u64>, Error> {
-        let mut used: HashMap<(Kind, ObjectId), u64> = HashMap::new();
-        loop {
-            let some = walk.next(&self.inner.pages, &mut Vec::new()).await;
-            if some.is_empty() {
-                return Ok(used);
-            }
-            for (place, page) in some {
-                let page =
-                    page.map_err(|error| error.at(place.disk(self.inner.block_size as u64)))?;
-                *used.entry(place.object()).or_default() += u64::from(place.piece.len);
-                if place.level == 0 {
-                    for (_, piece) in page.iter() {
-                        *used.entry((Kind::Segment, piece.object)).or_default() +=
-                            u64::from(piece.len);
-                    }
+/// The bytes in use of each object.
+pub(crate) type Used = HashMap<(Kind, ObjectId), u64>;
+
+/// The maps of all snapshots.
+pub(crate) async fn reachable_from_snapshots(objects: &Objects) -> Result<Walk, Error> {
+    let mut walk = Walk::default();
+    for snapshot in snapshots(objects).await? {
+        // It may have been deleted since.
+        if let Some((head, _)) = read_head(objects, &format!("snap/{}", snapshot.name)).await? {
+            walk.begin(Root::from(&head));
+        }
+    }
+    Ok(walk)
+}
+
+pub(crate) async fn mark(inner: &Inner, mut walk: Walk) -> Result<Used, Error> {
+    let mut used = Used::new();
+    loop {
+        let some = walk.next(&inner.pages, &mut Vec::new()).await;
+        if some.is_empty() {
+            return Ok(used);
+        }
+        for (place, page) in some {
+            let page = page.map_err(|error| error.at(place.disk(inner.block_size as u64)))?;
+            *used.entry(place.object()).or_default() += u64::from(place.piece.len);
+            if place.level == 0 {
+                for (_, piece) in page.iter() {
+                    *used.entry((Kind::Segment, piece.object)).or_default() += u64::from(piece.len);
                 }
             }
         }

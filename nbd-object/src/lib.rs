@@ -4,6 +4,7 @@
 mod changes;
 mod check;
 mod collect;
+mod compact;
 mod directory;
 mod disk;
 mod error;
@@ -21,6 +22,7 @@ mod store;
 
 pub use check::Report;
 pub use collect::Collected;
+pub use compact::Compacted;
 pub use directory::Directory;
 pub use disk::{Disk, Extent};
 pub use error::{Damage, Error};

@@ -1,7 +1,7 @@
 //! Changes: to memory, with backpressure.
 
 use super::{Disk, State, check_aligned};
-use crate::{Error, changes::Changes, statistics::Counters};
+use crate::{Error, statistics::Counters};
 use tokio::sync::oneshot;
 
 impl Disk {
@@ -18,8 +18,8 @@ impl Disk {
         let counters = &self.inner.objects.counters;
         Counters::count(&counters.writes, 1);
         Counters::count(&counters.bytes_written, data.len() as u64);
-        self.change(offset, data.len() as u64, |changes, _| {
-            changes.write(offset, data)
+        self.change(offset, data.len() as u64, |state| {
+            state.active.write(offset, data);
         })
         .await
     }
@@ -34,8 +34,11 @@ impl Disk {
     pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Error> {
         check_aligned(offset, len)?;
         Counters::count(&self.inner.objects.counters.trims, 1);
-        self.change(offset, len, |changes, size| changes.zero(offset, len, size))
-            .await
+        self.change(offset, len, |state| {
+            let size = state.head.size;
+            state.active.zero(offset, len, size);
+        })
+        .await
     }
 
     /// Makes the whole blocks among `len` bytes from `offset` on holes, which read as zeroes.
@@ -45,15 +48,19 @@ impl Disk {
     /// As [`write`](Self::write).
     pub async fn trim(&self, offset: u64, len: u64) -> Result<(), Error> {
         Counters::count(&self.inner.objects.counters.trims, 1);
-        self.change(offset, len, |changes, size| changes.trim(offset, len, size))
-            .await
+        self.change(offset, len, |state| {
+            let size = state.head.size;
+            state.active.trim(offset, len, size);
+        })
+        .await
     }
 
-    async fn change(
+    /// Has a change made when there is room for it.
+    pub(crate) async fn change(
         &self,
         offset: u64,
         len: u64,
-        change: impl FnOnce(&mut Changes, u64),
+        change: impl FnOnce(&mut State),
     ) -> Result<(), Error> {
         if self.is_read_only() {
             return Err(Error::ReadOnly);
@@ -65,8 +72,7 @@ impl Disk {
                 if let Some(room) = self.wait_for_room(&mut state) {
                     room
                 } else {
-                    let size = state.head.size;
-                    change(&mut state.active, size);
+                    change(&mut state);
                     if state.active.weight() >= self.inner.options.dirty_limit / 2 {
                         self.start_commits(&mut state);
                     }
@@ -86,5 +92,21 @@ impl Disk {
         let (sender, receiver) = oneshot::channel();
         state.waiting.push(sender);
         Some(receiver)
+    }
+}
+
+impl State {
+    /// Whether memory has something of a block that the store has not.
+    pub(crate) fn has_changes_of(&self, block: u64) -> bool {
+        let layers = [Some(&self.active), self.frozen.as_deref()];
+        layers
+            .into_iter()
+            .flatten()
+            .any(|layer| layer.run(block).0.is_some())
+    }
+
+    /// Has a block written anew, as it is.
+    pub(crate) fn rewrite(&mut self, offset: u64, block: &[u8]) {
+        self.active.write(offset, block);
     }
 }

@@ -64,7 +64,7 @@ async fn assert_whole(at: &Location, snapshots: &[u8]) {
 }
 
 #[test]
-fn nothing_that_the_head_or_a_snapshot_reaches_is_deleted_wherever_a_collection_ends() {
+fn no_object_of_the_head_or_a_snapshot_is_deleted_wherever_a_collection_ends() {
     let mut end = false;
     for cut in 0.. {
         let sim = Sim::default();
@@ -105,7 +105,7 @@ fn nothing_that_the_head_or_a_snapshot_reaches_is_deleted_wherever_a_collection_
 }
 
 #[test]
-fn what_was_overwritten_and_is_in_no_snapshot_is_deleted() {
+fn overwritten_data_that_is_in_no_snapshot_is_deleted() {
     let sim = Sim::default();
     let store = Arc::new(InMemory::new());
     let at = place(&sim, Faulty::new(store.clone(), &sim, 0, Faults::default()));
@@ -208,5 +208,47 @@ fn a_snapshot_that_was_held_up_during_a_collection_is_taken_anew() {
         snapshot.unwrap();
         let view = at.open_read_only(Some("late"), options()).await.unwrap();
         assert_eq!(read(&view, 0, 65_536).await.unwrap(), [2; 65_536]);
+    });
+}
+
+#[test]
+fn a_compaction_leaves_no_object_of_which_less_than_the_wanted_part_is_in_use() {
+    let sim = Sim::default();
+    let (_, at) = super::memory(&sim);
+    sim.run(async move {
+        at.create(SIZE, Layout::default().block_size(4096))
+            .await
+            .unwrap();
+        let disk = at.open(options()).await.unwrap();
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut model = vec![0; usize::try_from(SIZE).unwrap()];
+        for _ in 0..60 {
+            for _ in 0..40 {
+                let (block, value) = (random.u64(0..SIZE / 4096), random.u8(1..));
+                let offset = block * 4096;
+                model[usize::try_from(offset).unwrap()..][..4096].fill(value);
+                disk.write(offset, &[value; 4096]).await.unwrap();
+            }
+            disk.flush().await.unwrap();
+        }
+        let before = disk.collect_garbage().await.unwrap();
+        assert!(
+            before.live_bytes * 85 > before.used_bytes * 100,
+            "{before:?}"
+        );
+        let mut rounds = 0;
+        while disk.compact(85).await.unwrap().objects > 0 {
+            rounds += 1;
+            assert!(rounds < 5);
+        }
+        let after = disk.collect_garbage().await.unwrap();
+        assert!(after.live_bytes * 85 <= after.used_bytes * 100, "{after:?}");
+        assert!(after.live_objects < before.live_objects / 2, "{after:?}");
+        let disk = at.open(options()).await.unwrap();
+        assert!(read(&disk, 0, SIZE).await.unwrap() == model);
+        // Objects of a snapshot are left where they are.
+        disk.snapshot("one").await.unwrap();
+        disk.trim(4096, SIZE - 4096).await.unwrap();
+        assert_eq!(disk.compact(99).await.unwrap().blocks, 0);
     });
 }

@@ -1,7 +1,7 @@
 //! Many calls in flight, also for sectors of the same blocks.
 
 use super::{place, read, sim::*};
-use crate::{Disk, Error, Layout, Options};
+use crate::{Disk, Error, Layout, Options, Retry};
 use object_store::memory::InMemory;
 use std::{
     sync::{Arc, Mutex},
@@ -15,7 +15,7 @@ const SECTORS: u64 = 600 * 8;
 #[derive(Clone)]
 struct Sectors(Arc<Mutex<Vec<Vec<u8>>>>);
 
-/// A writer of every fifth sector, which knows what it has to find there.
+/// A writer of every fifth sector, which knows the values of its sectors.
 async fn writer(
     disk: Disk,
     number: u64,
@@ -35,20 +35,35 @@ async fn writer(
                 let value = random.u8(..);
                 sectors.0.lock().unwrap()[at].push(value);
                 since.push(at);
-                disk.write(sector * 512, &[value; 512]).await?;
+                if let Err(error) = disk.write(sector * 512, &[value; 512]).await {
+                    temporary(error)?;
+                    sectors.0.lock().unwrap()[at].pop();
+                    since.pop();
+                }
             }
             5 => {
                 sectors.0.lock().unwrap()[at].push(0);
                 since.push(at);
-                disk.write_zeroes(sector * 512, 512).await?;
+                if let Err(error) = disk.write_zeroes(sector * 512, 512).await {
+                    temporary(error)?;
+                    sectors.0.lock().unwrap()[at].pop();
+                    since.pop();
+                }
             }
             6 => {
                 // The values that are there now, and none before them, once the flush has ended.
                 let counts: Vec<_> = {
                     let sectors = sectors.0.lock().unwrap();
-                    since.drain(..).map(|at| (at, sectors[at].len())).collect()
+                    since
+                        .iter()
+                        .map(|at: &usize| (*at, sectors[*at].len()))
+                        .collect()
                 };
-                disk.flush().await?;
+                if let Err(error) = disk.flush().await {
+                    temporary(error)?;
+                    continue;
+                }
+                since.clear();
                 let mut sectors = sectors.0.lock().unwrap();
                 let mut done: Vec<usize> = Vec::new();
                 for (at, count) in counts {
@@ -59,21 +74,42 @@ async fn writer(
                 }
             }
             7 => {
-                let _ = disk
-                    .extents(sector * 512, 65_536.min((SECTORS - sector) * 512), 10)
-                    .await?;
+                let len = 65_536.min((SECTORS - sector) * 512);
+                if let Err(error) = disk.extents(sector * 512, len, 10).await {
+                    temporary(error)?;
+                }
             }
             _ => {
-                let found = read(&disk, sector * 512, 512).await?;
+                let found = match read(&disk, sector * 512, 512).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        temporary(error)?;
+                        continue;
+                    }
+                };
                 let expected = *sectors.0.lock().unwrap()[at].last().unwrap();
                 assert_eq!(found, [expected; 512], "seed {seed}, sector {sector}");
             }
         }
     }
-    disk.flush().await
+    loop {
+        match disk.flush().await {
+            Err(error) => temporary(error)?,
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
-fn run(seed: u64, faults: Faults, cut: Option<u64>) {
+/// A failure of the store, after which the disk goes on.
+fn temporary(error: Error) -> Result<(), Error> {
+    if let Error::Store { .. } = error {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn run(seed: u64, faults: Faults, attempts: u32, cut: Option<u64>) {
     let sim = Sim::default();
     let store = Arc::new(InMemory::new());
     let faulty = Faulty::new(store.clone(), &sim, seed, faults);
@@ -83,14 +119,19 @@ fn run(seed: u64, faults: Faults, cut: Option<u64>) {
         usize::try_from(SECTORS).unwrap()
     ])));
     let log = sectors.clone();
-    let options = || {
+    let options = move || {
         Options::new()
+            .retry(Retry {
+                attempts,
+                ..Retry::default()
+            })
             .dirty_limit(1 << 20)
             .cache_size(100_000)
             .map_cache_size(20_000)
             .horizon(Duration::ZERO)
     };
     sim.run(async move {
+        faulty.set(Faults::default());
         at.create(SECTORS * 512, Layout::default().block_size(4096))
             .await
             .unwrap();
@@ -100,7 +141,12 @@ fn run(seed: u64, faults: Faults, cut: Option<u64>) {
         let collector = disk.clone();
         let collections = async move {
             for _ in 0..6 {
-                collector.collect_garbage().await?;
+                if let Err(error) = collector.compact(80).await {
+                    temporary(error)?;
+                }
+                if let Err(error) = collector.collect_garbage().await {
+                    temporary(error)?;
+                }
             }
             Ok::<_, Error>(())
         };
@@ -146,7 +192,7 @@ fn writers_of_neighbouring_sectors_read_their_own_writes_on_a_store_with_faults(
             lost_replies: 5,
             ..Faults::default()
         };
-        run(seed, faults, None);
+        run(seed, faults, 8, None);
     }
 }
 
@@ -159,7 +205,21 @@ fn every_flushed_sector_survives_a_power_cut_while_many_calls_are_in_flight() {
                 latency: 30,
                 ..Faults::default()
             },
+            1,
             Some(cut),
         );
+    }
+}
+
+#[test]
+fn changes_of_a_failed_commit_are_below_newer_writes() {
+    for seed in 0..8 {
+        let faults = Faults {
+            latency: 30,
+            failures: 15,
+            lost_replies: 15,
+            ..Faults::default()
+        };
+        run(seed, faults, 1, None);
     }
 }
