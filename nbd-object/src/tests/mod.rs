@@ -3,6 +3,7 @@ mod collecting;
 #[cfg(feature = "zstd")]
 mod compressed;
 mod concurrent;
+mod cost;
 mod damage;
 mod fencing;
 mod hostile;
