@@ -56,7 +56,7 @@ fn a_flush_of_random_writes_puts_their_blocks_and_a_few_pages() {
     ] {
         let (puts, bytes) = cost(block_size, writes);
         let kib = bytes / 1024.0;
-        println!("blocks of {block_size}, {writes} writes: {puts:.1} puts, {kib:.1} KiB");
+        eprintln!("blocks of {block_size}, {writes} writes: {puts:.1} puts, {kib:.1} KiB");
         assert!(
             puts <= most_puts && kib <= most_kib,
             "{block_size}, {writes}: {puts} puts, {kib} KiB"
