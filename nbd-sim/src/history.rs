@@ -67,7 +67,7 @@ pub struct Operation {
     pub ended: Option<Time>,
     /// The outcome.
     pub outcome: Outcome,
-    /// The values that it has read, or zeroes that it was told of.
+    /// The values that it has read, or zeroes that were reported to it.
     pub read: Vec<Value>,
     /// From when on begun writes are covered, if it is a flush.
     pub since: Time,

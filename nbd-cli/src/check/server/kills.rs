@@ -1,4 +1,5 @@
-//! Data that is there after the server was killed. What only a loss of power shows is not checked.
+//! Data that is there after the server was killed. Faults that only a loss of power shows are not
+//! checked.
 
 use super::{
     Rule, Server, rule,
