@@ -65,7 +65,7 @@ peers() {
     local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbddump:libnbd-bin
         nbdsh:python3-libnbd nbd-server:nbd-server nbd-client:nbd-client qemu-nbd:qemu-utils
         qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common
-        fio:fio certtool:gnutls-bin)
+        fio:fio certtool:gnutls-bin fish:fish zsh:zsh)
     local packages=() program version
     for program in "${programs[@]}"; do
         command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")

@@ -25,10 +25,14 @@ const BOOT_LIMIT: Duration = Duration::from_secs(600);
 pub enum Peer {
     /// A server with the protocol of Azure's object store.
     Azurite,
+    /// A shell that the tool has completions for.
+    Bash,
     /// GnuTLS's tool for X.509 certificates.
     Certtool,
     /// The flexible I/O tester, which is a client by libnbd.
     Fio,
+    /// Another such shell.
+    Fish,
     /// An emulated machine with the kernel's client and vsock, which takes the kernel's arguments;
     /// made by `interop/linux/prepare.sh`.
     Linux,
@@ -58,6 +62,8 @@ pub enum Peer {
     QemuNbd,
     /// QEMU's server for many images.
     QemuStorageDaemon,
+    /// Another shell that the tool has completions for.
+    Zsh,
 }
 
 impl Peer {
@@ -65,8 +71,10 @@ impl Peer {
     pub const fn command(self) -> &'static str {
         match self {
             Self::Azurite => "azurite-blob",
+            Self::Bash => "bash",
             Self::Certtool => "certtool",
             Self::Fio => "fio",
+            Self::Fish => "fish",
             Self::Linux => "linux-with-nbd",
             Self::Moto => "moto_server",
             Self::NbdClient => "nbd-client",
@@ -81,6 +89,7 @@ impl Peer {
             Self::QemuIo => "qemu-io",
             Self::QemuNbd => "qemu-nbd",
             Self::QemuStorageDaemon => "qemu-storage-daemon",
+            Self::Zsh => "zsh",
         }
     }
 
@@ -94,21 +103,7 @@ impl Peer {
     const fn version_option(self) -> &'static str {
         match self {
             Self::NbdClient | Self::NbdServer => "-V",
-            Self::Azurite
-            | Self::Certtool
-            | Self::Fio
-            | Self::Linux
-            | Self::Moto
-            | Self::NbdCopy
-            | Self::NbdDump
-            | Self::NbdInfo
-            | Self::NbdSh
-            | Self::Nbdkit
-            | Self::Psktool
-            | Self::QemuImg
-            | Self::QemuIo
-            | Self::QemuNbd
-            | Self::QemuStorageDaemon => "--version",
+            _ => "--version",
         }
     }
 }

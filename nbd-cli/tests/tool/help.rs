@@ -1,7 +1,7 @@
 //! `--help`, manual pages and completions.
 
 use crate::support::{nbd, search_path};
-use interop::{Nbdkit, deadline};
+use interop::{Nbdkit, Peer, deadline, require};
 use std::{fs, path::Path, process::Command, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -120,17 +120,19 @@ fn each_command_has_a_manual_page_that_can_be_shown() {
 fn completions_are_scripts_that_the_shell_takes() {
     deadline(LIMIT, || {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        for shell in ["bash", "zsh", "fish"] {
-            let script = nbd(["generate", "completions", shell]).expect(0);
+        for shell in [Peer::Bash, Peer::Fish, Peer::Zsh] {
+            let name = shell.command();
+            let script = nbd(["generate", "completions", name]).expect(0);
             assert!(
                 commands().iter().all(|name| script.contains(name.as_str())),
-                "{shell}"
+                "{name}"
             );
-            if shell == "bash" {
-                let path = dir.path().join("nbd");
+            if let Some(shell) = require(shell) {
+                let path = dir.path().join(name);
                 fs::write(&path, script).expect("a file can be written");
-                let checked = Command::new("bash").arg("-n").arg(&path).status();
-                assert!(checked.expect("bash can be started").success());
+                let _said = shell
+                    .run(["-n".as_ref(), path.as_os_str()])
+                    .expect_success();
             }
         }
     });
