@@ -139,6 +139,18 @@ impl Changes {
         for (index, range) in self.split(offset, data.len() as u64) {
             let (now, rest) = data.split_at(range.len());
             data = rest;
+            if range.len() == self.block_size {
+                self.fill(index..index + 1);
+                let data = Bytes::copy_from_slice(now);
+                self.blocks.insert(
+                    index,
+                    Block {
+                        data,
+                        written: u128::MAX,
+                    },
+                );
+                continue;
+            }
             self.block(index)
                 .change(&range, |part| part.copy_from_slice(now));
         }

@@ -182,7 +182,8 @@ impl Location {
         let nonce = (self.nonce)();
         probe(&objects, nonce).await?;
         let (mut found, mut version) = self.head(&objects).await?;
-        const ATTEMPTS: u32 = 10;
+        // A writer that flushes all the time is as fast as this; each attempt has an even chance.
+        const ATTEMPTS: u32 = 100;
         for _ in 0..ATTEMPTS {
             let head = Head {
                 epoch: found.epoch + 1,

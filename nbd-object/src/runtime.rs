@@ -14,6 +14,7 @@ pub(crate) struct Runtime(Arc<dyn Dynamic>);
 trait Dynamic: Send + Sync {
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
     fn now(&self) -> Duration;
+    fn spawn_blocking(&self, job: Box<dyn FnOnce() + Send>);
     fn spawn(&self, task: BoxFuture<'static, ()>);
 }
 
@@ -24,6 +25,10 @@ impl<T: Tasks> Dynamic for T {
 
     fn now(&self) -> Duration {
         nbd_io::runtime::Runtime::now(self)
+    }
+
+    fn spawn_blocking(&self, job: Box<dyn FnOnce() + Send>) {
+        nbd_io::runtime::Runtime::spawn_blocking(self, job);
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {
@@ -46,6 +51,18 @@ impl Runtime {
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(Box::pin(task));
+    }
+
+    /// Has a job done on a thread that may take its time, and waits for it.
+    pub(crate) async fn compute<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (done, result) = oneshot::channel();
+        self.0.spawn_blocking(Box::new(move || {
+            let _ = done.send(job());
+        }));
+        result.await.map_err(|_| Error::Aborted)
     }
 
     /// Has `work` done by a task of its own, and waits for it.

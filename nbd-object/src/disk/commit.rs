@@ -2,10 +2,10 @@
 
 use super::{Disk, Inner, State};
 use crate::{
-    Compression, Error,
+    Error,
     changes::Changes,
-    format::{HEAD_LIMIT, Head, Kind, ObjectId, Piece, checksum, levels_for, segment},
-    map::{Edit, Root, edit},
+    format::{HEAD_LIMIT, Head, Kind, ObjectId, levels_for},
+    map::{Root, edit},
     statistics::Counters,
     store::Put,
 };
@@ -26,8 +26,6 @@ const PUTS: usize = 16;
 
 /// Stored blocks that are got at once to complete blocks that were written in part.
 const COMPLETED: usize = 256;
-
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A call that waits for a commit that begins later.
 pub(crate) struct Wish {
@@ -233,7 +231,8 @@ impl Inner {
         head.levels = levels_for(head.blocks());
         let root = Root::from(&old);
         let blocks = self.whole_blocks(root, changes).await?;
-        let packed = self.pack(changes, &blocks);
+        let encoded = self.encode(blocks).await?;
+        let packed = self.pack(changes, encoded);
         let segments = self.put_all(Kind::Segment, packed.segments);
         let pages = async {
             let next = || self.state().next_object();
@@ -278,62 +277,6 @@ impl Inner {
                 (*index, whole)
             })
             .collect())
-    }
-
-    /// Blocks as records of segments, and the changes of the map.
-    fn pack(&self, changes: &Changes, blocks: &[(u64, Bytes)]) -> Packed {
-        let mut packed = Packed::default();
-        for blocks in changes.holes() {
-            packed.edits.push(Edit {
-                blocks,
-                record: None,
-            });
-        }
-        let level = match self.options.compression {
-            Compression::Off => None,
-            Compression::Zstd(level) => Some(level),
-        };
-        let mut open: Option<(ObjectId, Vec<Bytes>, u32)> = None;
-        for (index, block) in blocks {
-            let mut record = None;
-            if block[..] != ZEROES[..block.len()] {
-                let (codec, stored) = segment::encode_record(block, level);
-                let len = u32::try_from(stored.len()).expect("a block is small");
-                if open
-                    .as_ref()
-                    .is_some_and(|(_, _, end)| end + len > self.options.segment_size)
-                {
-                    packed.segments.extend(
-                        open.take()
-                            .map(|(id, parts, _)| (id, PutPayload::from_iter(parts))),
-                    );
-                }
-                let (object, parts, end) = open.get_or_insert_with(|| {
-                    let id = self.state().next_object();
-                    (id, vec![segment::header(id)], segment::HEADER)
-                });
-                let piece = Piece {
-                    object: *object,
-                    offset: *end,
-                    len,
-                    codec,
-                    checksum: checksum(&stored),
-                };
-                *end += len;
-                parts.push(stored);
-                packed.records.push((piece, block.clone()));
-                record = Some(piece);
-            }
-            packed.edits.push(Edit {
-                blocks: *index..*index + 1,
-                record,
-            });
-        }
-        packed
-            .segments
-            .extend(open.map(|(id, parts, _)| (id, PutPayload::from_iter(parts))));
-        packed.edits.sort_by_key(|edit| edit.blocks.start);
-        packed
     }
 
     async fn put_all(&self, kind: Kind, objects: Vec<(ObjectId, PutPayload)>) -> Result<(), Error> {
@@ -410,12 +353,4 @@ pub(crate) async fn read_head(
         })
     })?;
     Ok(Some((head, found.version)))
-}
-
-#[derive(Default)]
-struct Packed {
-    segments: Vec<(ObjectId, PutPayload)>,
-    edits: Vec<Edit>,
-    /// For the cache.
-    records: Vec<(Piece, Bytes)>,
 }

@@ -1,6 +1,7 @@
 //! An open disk.
 
 mod commit;
+mod pack;
 mod read;
 mod read_ahead;
 mod status;
@@ -35,7 +36,7 @@ use tokio::sync::oneshot;
 ///
 /// It is called `remote`: a write is in memory until a flush, or until memory is short. When
 /// [`flush`](Self::flush) has returned, every write that had returned before is in the store, and a
-/// server that begins anew finds it there. After a failed flush the data is still in memory, and a
+/// server that begins anew finds it there. Dropping the last clone does not flush. After a failed flush the data is still in memory, and a
 /// later flush that succeeds covers it.
 ///
 /// After another program has opened the disk for writing, every call fails with

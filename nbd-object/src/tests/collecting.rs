@@ -135,7 +135,7 @@ fn overwritten_data_that_is_in_no_snapshot_is_deleted() {
 
 #[test]
 fn snapshots_that_another_program_takes_during_collections_are_whole() {
-    for seed in 0..15 {
+    for seed in 0..8 {
         let sim = Sim::default();
         let store = Arc::new(InMemory::new());
         let faults = Faults {

@@ -198,7 +198,7 @@ fn writers_of_neighbouring_sectors_read_their_own_writes_on_a_store_with_faults(
 
 #[test]
 fn every_flushed_sector_survives_a_power_cut_while_many_calls_are_in_flight() {
-    for cut in (0..90).step_by(3) {
+    for cut in (0..90).step_by(5) {
         run(
             cut,
             Faults {

@@ -7,7 +7,7 @@ const TIB: u64 = 1 << 40;
 
 /// The puts and bytes of each flush of `writes` random writes of 4 KiB, on a disk of 1 TiB.
 fn cost(block_size: u32, writes: usize) -> (f64, f64) {
-    const FLUSHES: u32 = 10;
+    const FLUSHES: u32 = 5;
     let sim = Sim::default();
     let (_, at) = memory(&sim);
     let (before, after): (Statistics, Statistics) = sim.run(async move {
@@ -19,7 +19,7 @@ fn cost(block_size: u32, writes: usize) -> (f64, f64) {
         // 64 MiB are in use, of which each leaf refers to several segments.
         let offset = |random: &mut fastrand::Rng| random.u64(0..1 << 14) * 4096 + TIB / 2;
         for _ in 0..5 {
-            for _ in 0..500 {
+            for _ in 0..300 {
                 disk.write(offset(&mut random), &[1; 4096]).await.unwrap();
             }
             disk.flush().await.unwrap();

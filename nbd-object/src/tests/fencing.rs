@@ -131,3 +131,34 @@ fn of_writers_that_open_at_the_same_time_one_is_left() {
         });
     }
 }
+
+#[test]
+fn a_writer_that_flushes_all_the_time_can_be_fenced() {
+    for seed in 0..10 {
+        let sim = Sim::default();
+        let faults = Faults {
+            latency: 20,
+            ..Faults::default()
+        };
+        let at = place(
+            &sim,
+            Faulty::new(Arc::new(InMemory::new()), &sim, seed, faults),
+        );
+        sim.run(async move {
+            at.create(SIZE, Layout::default()).await.unwrap();
+            let older = at.open(Options::new()).await.unwrap();
+            let writes = async {
+                let mut value = 0u8;
+                loop {
+                    value = value.wrapping_add(1);
+                    older.write(0, &[value; 512]).await?;
+                    older.flush().await?;
+                }
+            };
+            let (end, newer): (Result<(), Error>, _) =
+                futures_util::join!(writes, at.open(Options::new()));
+            assert!(matches!(end, Err(Error::Fenced { .. })));
+            newer.unwrap().flush().await.unwrap();
+        });
+    }
+}
