@@ -5,6 +5,7 @@ use super::{
     execute_async::{Answer, answer, answer_read, in_memory},
     jobs::{Panicked, guard},
     report::{Begun, Report, payload_len},
+    work::Load,
 };
 use crate::{AsyncExport, ReadData};
 use bytes::Bytes;
@@ -118,33 +119,15 @@ where
 /// The requests of one connection to an asynchronous export.
 pub(super) struct Futures {
     in_flight: Box<dyn InFlight>,
-    running: usize,
-    /// Bytes of payload, both ways, of those that are not done.
-    bytes: u64,
 }
 
 impl Futures {
-    pub(super) fn new(in_flight: Box<dyn InFlight>) -> Self {
-        Self {
-            in_flight,
-            running: 0,
-            bytes: 0,
-        }
+    pub(super) const fn new(in_flight: Box<dyn InFlight>) -> Self {
+        Self { in_flight }
     }
 
-    /// Requests that are not done.
-    pub(super) const fn running(&self) -> usize {
-        self.running
-    }
-
-    /// Bytes of payload of those, both ways.
-    pub(super) const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub(super) fn push(&mut self, request: Request, payload: Bytes) {
-        self.bytes += payload_len(&request);
-        self.running += 1;
+    pub(super) fn push(&mut self, load: &mut Load, request: Request, payload: Bytes) {
+        load.begin(payload_len(&request));
         self.in_flight.push(request, payload);
     }
 
@@ -187,16 +170,16 @@ impl Futures {
     /// Returns whether there were any.
     pub(super) fn collect(
         &mut self,
+        load: &mut Load,
         cx: &mut Context<'_>,
         replies: &mut Replies,
     ) -> Result<bool, Panicked> {
         let mut any = false;
-        while self.running > 0 {
+        while load.running() > 0 {
             let Poll::Ready(Some(done)) = self.in_flight.poll_next(cx) else {
                 break;
             };
-            self.running -= 1;
-            self.bytes -= done.moves;
+            load.end(done.moves);
             done.answer?.send(replies);
             any = true;
         }

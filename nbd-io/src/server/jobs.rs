@@ -6,6 +6,7 @@ use super::{
     execute::{execute, execute_now, execute_zeroes},
     report::{Report, payload_len},
     session::is_quick,
+    work::Load,
 };
 use crate::{Export, runtime::Runtime};
 use nbd_proto::server::Request;
@@ -44,9 +45,6 @@ pub(super) struct Jobs<R: Runtime> {
     runtime: R,
     shared: Arc<Shared>,
     buffers: Arc<Buffers>,
-    /// Bytes of payload, both ways, of those that are not done.
-    bytes: u64,
-    running: usize,
     /// Limit of threads at present, which adapts.
     width: usize,
     most: usize,
@@ -57,7 +55,6 @@ pub(super) struct Jobs<R: Runtime> {
     spare: Vec<Job>,
     /// Number of requests in a row that were quick and could have been slow.
     quick_streak: u32,
-    asking_for_zeroes: bool,
     /// A read that was found not to be all zero.
     not_zero: Option<Request>,
 }
@@ -237,45 +234,27 @@ impl<R: Runtime> Jobs<R> {
                 state: Mutex::default(),
             }),
             buffers,
-            bytes: 0,
-            running: 0,
             width: 1,
             most: most.max(1),
             tick: None,
             done: 0,
             spare: Vec::new(),
             quick_streak: 0,
-            asking_for_zeroes: false,
             not_zero: None,
         }
     }
 
-    /// Whether the export is being [asked](Self::ask_for_zeroes) whether a read is all zero.
-    pub(super) const fn is_asking_for_zeroes(&self) -> bool {
-        self.asking_for_zeroes
-    }
-
     /// A read that is [not all zero](Self::ask_for_zeroes), and that has to be carried out with memory.
-    #[inline]
     pub(super) const fn take_not_zero(&mut self) -> Option<Request> {
-        // Without the question all of a request is moved each time.
-        if self.not_zero.is_none() {
-            return None;
-        }
         self.not_zero.take()
     }
 
     /// Has a read answered, for which there is no memory, if the export knows that all of it is zero.
-    pub(super) fn ask_for_zeroes(&mut self, request: Request) {
-        self.asking_for_zeroes = true;
+    pub(super) fn ask_for_zeroes(&mut self, load: &mut Load, request: Request) {
+        load.asking_for_zeroes = true;
         let mut job = self.job();
         (job.len, job.moves, job.timed, job.zeroes_only) = (0, 0, false, true);
-        self.begin(request, job);
-    }
-
-    /// Requests that are not done.
-    pub(super) const fn running(&self) -> usize {
-        self.running
+        self.begin(load, request, job);
     }
 
     /// Number of requests in a row that were quick, of those that are quick only with a cache.
@@ -293,16 +272,12 @@ impl<R: Runtime> Jobs<R> {
         self.spare = Vec::new();
     }
 
-    /// Bytes of payload of those, both ways.
-    pub(super) const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Has a request carried out; `fill` puts its payload into a buffer and says how long it is, or
     /// that there is no memory for it: then this gives the request back. If it is `timed`, it
     /// counts for [`quick_streak`](Self::quick_streak).
     pub(super) fn push(
         &mut self,
+        load: &mut Load,
         request: Request,
         timed: bool,
         fill: impl FnOnce(&mut Vec<u8>, &Buffers) -> Option<usize>,
@@ -314,7 +289,7 @@ impl<R: Runtime> Jobs<R> {
         };
         job.len = len;
         (job.moves, job.timed) = (payload_len(&request), timed);
-        self.begin(request, job);
+        self.begin(load, request, job);
         Ok(())
     }
 
@@ -332,7 +307,7 @@ impl<R: Runtime> Jobs<R> {
         })
     }
 
-    fn begin(&mut self, request: Request, job: Job) {
+    fn begin(&mut self, load: &mut Load, request: Request, job: Job) {
         let moves = job.moves;
         let mut state = self.shared.lock();
         state.waiting.push_back((request, job));
@@ -344,8 +319,7 @@ impl<R: Runtime> Jobs<R> {
         }
         // Counted last: a runtime that panics because there are no more threads would otherwise
         // leave a job that is waited for.
-        self.bytes += moves;
-        self.running += 1;
+        load.begin(moves);
     }
 
     fn start(&self) {
@@ -355,20 +329,9 @@ impl<R: Runtime> Jobs<R> {
 
     /// Appends the replies of jobs that are done, and has the connection woken when more are.
     /// Returns whether there were any.
-    #[inline]
     pub(super) fn collect(
         &mut self,
-        cx: &mut Context<'_>,
-        replies: &mut Replies,
-    ) -> Result<bool, Panicked> {
-        if self.running == 0 {
-            return Ok(false);
-        }
-        self.collect_done(cx, replies)
-    }
-
-    fn collect_done(
-        &mut self,
+        load: &mut Load,
         cx: &mut Context<'_>,
         replies: &mut Replies,
     ) -> Result<bool, Panicked> {
@@ -385,8 +348,7 @@ impl<R: Runtime> Jobs<R> {
         let any = !done.is_empty();
         let mut panicked = false;
         for mut job in done.drain(..) {
-            self.running -= 1;
-            self.bytes -= job.moves;
+            load.end(job.moves);
             self.done += 1;
             match job.result {
                 JobResult::Quick if job.timed => {
@@ -401,7 +363,7 @@ impl<R: Runtime> Jobs<R> {
             }
             replies.absorb(&mut job.replies);
             if mem::take(&mut job.zeroes_only) {
-                (self.asking_for_zeroes, self.not_zero) = (false, job.not_zero.take());
+                (load.asking_for_zeroes, self.not_zero) = (false, job.not_zero.take());
             }
             if job.payload.len() > SMALL {
                 self.buffers.keep(mem::take(&mut job.payload));
@@ -418,15 +380,15 @@ impl<R: Runtime> Jobs<R> {
 
     /// Puts more threads on it if requests take long.
     #[inline]
-    pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) {
-        if self.running > 0 || self.tick.is_some() {
-            self.poll_running_tick(cx);
+    pub(super) fn poll_tick(&mut self, load: &Load, cx: &mut Context<'_>) {
+        if load.running() > 0 || self.tick.is_some() {
+            self.poll_running_tick(load, cx);
         }
     }
 
-    fn poll_running_tick(&mut self, cx: &mut Context<'_>) {
+    fn poll_running_tick(&mut self, load: &Load, cx: &mut Context<'_>) {
         loop {
-            if self.running == 0 || self.shared.lock().waiting.is_empty() {
+            if load.running() == 0 || self.shared.lock().waiting.is_empty() {
                 self.tick = None;
                 return;
             }

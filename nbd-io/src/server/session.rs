@@ -19,7 +19,7 @@ use super::{
     registry::Registration,
     replies::no_memory,
     report::{Report, payload_len},
-    work::Work,
+    work::{Load, Work},
 };
 use crate::{Kind, runtime::Runtime, transport::Transport};
 use nbd_proto::{
@@ -68,6 +68,7 @@ pub(super) struct Session<'a, T, R: Runtime> {
     intake: Intake,
     replies: Replies,
     work: Work<R>,
+    load: Load,
     report: Report,
     share: Share,
     /// Charges requests, if there is a limit of their rate.
@@ -127,6 +128,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             replies: Replies::sharing(Arc::clone(&buffers)),
             buffers,
             work,
+            load: Load::default(),
             report,
             share: Share::new(Arc::clone(&settings.budget)),
             rate_limiter: settings.rates.enter(peer, runtime),
@@ -177,13 +179,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
     /// Takes every step that is possible now. Returns whether there was any, or the reason for the
     /// end.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
-        let mut any = match self.work.collect(cx, &mut self.replies) {
-            Ok(any) => any,
-            Err(Panicked) => self.end(CloseReason::Panicked),
-        };
-        if let Some(request) = self.work.take_not_zero() {
-            (self.held, self.asked_for_zeroes) = (Some(request), true);
-        }
+        let mut any = self.load.running() > 0 && self.collect(cx);
         if self.ending.is_none() && (self.intake.has_bytes() || self.held.is_some()) {
             any |= match guard(|| self.consume(cx)) {
                 Ok(Ok(any)) => any,
@@ -191,7 +187,8 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 Err(Panicked) => self.end(CloseReason::Panicked),
             };
         }
-        any |= self.poll_futures(cx);
+        // Futures that were begun just now, so that their replies go with the others.
+        any |= self.load.running() > 0 && self.work.is_async() && self.collect(cx);
         match self.poll_write(cx) {
             Poll::Ready(Ok(0)) | Poll::Pending => {}
             Poll::Ready(Ok(_)) => any = true,
@@ -202,22 +199,21 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
             self.share.settle(used);
         }
         if self.ending.is_some() {
-            if self.work.running() == 0 && self.replies.is_empty() && !self.unflushed {
+            if self.load.running() == 0 && self.replies.is_empty() && !self.unflushed {
                 return Err(self.ending.take().expect("there is one"));
             }
             return Ok(any);
         }
-        let is_ready =
-            self.held.is_none() && !self.is_throttled() && !self.work.is_asking_for_zeroes();
+        let is_ready = self.held.is_none() && !self.is_throttled() && !self.load.asking_for_zeroes;
         // A transport that waits in place would keep futures from being polled.
-        let is_busy = self.transport.is_blocking() && self.work.running() > 0;
+        let is_busy = self.load.running() > 0 && self.transport.is_blocking();
         if !is_ready || is_busy || !self.has_room() || self.intake.has_bytes() {
             return Ok(any);
         }
         if self.transport.poll_read_ready(cx).is_pending() {
             // Every later event wakes this task, except for the end of a job that was begun just
             // now: only the next step has that report its end.
-            return Ok(any && self.work.running() > 0);
+            return Ok(any && self.load.running() > 0);
         }
         let coming = self.intake.coming();
         let may_come = match coming {
@@ -235,7 +231,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                 ..
             } = self;
             let read = match intake.poll_read(cx, transport, buffers, coming) {
-                Poll::Pending => return Ok(any && self.work.running() > 0),
+                Poll::Pending => return Ok(any && self.load.running() > 0),
                 Poll::Ready(read) => read,
             };
             any = true;
@@ -244,7 +240,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
                     self.end_of_requests();
                     // No reply gets to a client whose connection broke.
                     let is_broken = error.kind() != io::ErrorKind::UnexpectedEof;
-                    if is_broken && matches!(self.work, Work::Futures(_)) {
+                    if is_broken && self.work.is_async() {
                         return Err(self.ending.take().expect("it was just set"));
                     }
                 }
@@ -267,7 +263,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Whether the client is the only one to be waited for.
     fn is_exclusive(&self) -> bool {
-        self.work.running() == 0 && self.ending.is_none() && self.clocks.stop_deadline.is_none()
+        self.load.running() == 0 && self.ending.is_none() && self.clocks.stop_deadline.is_none()
     }
 
     /// Whether one more request may be taken: the limit may be exceeded by one.
@@ -277,7 +273,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
 
     /// Bytes of payload in memory, beside one that is coming.
     fn used(&self) -> u64 {
-        self.work
+        self.load
             .bytes()
             .saturating_add(self.replies.memory() as u64)
     }
@@ -337,7 +333,7 @@ impl<'a, T: Transport, R: Runtime> Session<'a, T, R> {
         }
         while self.replies.len() < REPLIES_AT_ONCE
             && self.has_room()
-            && !self.work.is_asking_for_zeroes()
+            && !self.load.asking_for_zeroes
         {
             if self.is_throttled() && self.held.is_none() {
                 break;

@@ -6,71 +6,67 @@ use super::{
     jobs::{Jobs, Panicked},
 };
 use crate::{Export, runtime::Runtime};
-use nbd_proto::server::Request;
 use std::{sync::Arc, task::Context};
 
-/// An export, and its requests that are not done.
+/// An export, and the way in which its requests are carried out.
 pub(super) enum Work<R: Runtime> {
     Jobs(Arc<dyn Export>, Jobs<R>),
     Futures(Futures),
 }
 
-impl<R: Runtime> Work<R> {
+/// Number and size of the requests that are not done. It is apart from [`Work`], because a session
+/// asks for it many times for each request.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    running: usize,
+    /// Bytes of payload, both ways.
+    bytes: u64,
+    /// Whether the export is being asked whether a read is all zero, and no request may be taken
+    /// meanwhile.
+    pub(super) asking_for_zeroes: bool,
+}
+
+impl Load {
     /// Requests that are not done.
-    #[inline]
     pub(super) const fn running(&self) -> usize {
-        match self {
-            Self::Jobs(_, jobs) => jobs.running(),
-            Self::Futures(futures) => futures.running(),
-        }
+        self.running
     }
 
     /// Bytes of payload of those, both ways.
-    #[inline]
     pub(super) const fn bytes(&self) -> u64 {
-        match self {
-            Self::Jobs(_, jobs) => jobs.bytes(),
-            Self::Futures(futures) => futures.bytes(),
-        }
+        self.bytes
+    }
+
+    /// A request has begun that moves so many bytes.
+    pub(super) const fn begin(&mut self, moves: u64) {
+        self.running += 1;
+        self.bytes += moves;
+    }
+
+    /// A request is done.
+    pub(super) const fn end(&mut self, moves: u64) {
+        self.running -= 1;
+        self.bytes -= moves;
+    }
+}
+
+impl<R: Runtime> Work<R> {
+    /// Whether the export is asynchronous.
+    pub(super) const fn is_async(&self) -> bool {
+        matches!(self, Self::Futures(_))
     }
 
     /// Appends the replies of requests that are done, and has the connection woken when more are.
     /// Returns whether there were any.
-    #[inline]
     pub(super) fn collect(
         &mut self,
+        load: &mut Load,
         cx: &mut Context<'_>,
         replies: &mut Replies,
     ) -> Result<bool, Panicked> {
         match self {
-            Self::Jobs(_, jobs) => jobs.collect(cx, replies),
-            Self::Futures(futures) => futures.collect(cx, replies),
-        }
-    }
-
-    /// Whether no request may be taken before the export has answered a question.
-    #[inline]
-    pub(super) const fn is_asking_for_zeroes(&self) -> bool {
-        match self {
-            Self::Jobs(_, jobs) => jobs.is_asking_for_zeroes(),
-            Self::Futures(_) => false,
-        }
-    }
-
-    /// See [`Jobs::take_not_zero`].
-    #[inline]
-    pub(super) const fn take_not_zero(&mut self) -> Option<Request> {
-        match self {
-            Self::Jobs(_, jobs) => jobs.take_not_zero(),
-            Self::Futures(_) => None,
-        }
-    }
-
-    /// See [`Jobs::poll_tick`].
-    #[inline]
-    pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) {
-        if let Self::Jobs(_, jobs) = self {
-            jobs.poll_tick(cx);
+            Self::Jobs(_, jobs) => jobs.collect(load, cx, replies),
+            Self::Futures(futures) => futures.collect(load, cx, replies),
         }
     }
 

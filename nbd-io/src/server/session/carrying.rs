@@ -39,7 +39,10 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         };
         let clock = if self.in_place {
             Some(Duration::ZERO)
-        } else if jobs.quick_streak() >= QUICK_STREAK && jobs.running() == 0 && is_short(&request) {
+        } else if jobs.quick_streak() >= QUICK_STREAK
+            && self.load.running() == 0
+            && is_short(&request)
+        {
             self.runtime.own_thread_clock()
         } else {
             None
@@ -48,7 +51,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
             let left = carry_out_now(export, request, &mut self.replies, &self.report);
             let Some(request) = left else { return true };
             let (is_short, intake) = (is_short(&request), &mut self.intake);
-            let pushed = jobs.push(request, is_short, |buffer, buffers| {
+            let pushed = jobs.push(&mut self.load, request, is_short, |buffer, buffers| {
                 intake.move_payload(buffer, buffers)
             });
             if let Err(request) = pushed {
@@ -79,21 +82,20 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
             return;
         };
         match self.intake.share_payload(&self.buffers) {
-            Some(payload) => futures.push(request, payload),
+            Some(payload) => futures.push(&mut self.load, request, payload),
             None => self.refuse(request),
         }
     }
 
-    /// Polls futures that were woken or begun, so that their replies go with the others.
-    #[inline]
-    pub(super) fn poll_futures(&mut self, cx: &mut Context<'_>) -> bool {
-        let Work::Futures(futures) = &mut self.work else {
-            return false;
-        };
-        match futures.collect(cx, &mut self.replies) {
-            Ok(any) => any,
-            Err(Panicked) => self.end(CloseReason::Panicked),
+    /// Takes in requests that are done. Returns whether there were any.
+    pub(super) fn collect(&mut self, cx: &mut Context<'_>) -> bool {
+        let collected = self.work.collect(&mut self.load, cx, &mut self.replies);
+        if let Work::Jobs(_, jobs) = &mut self.work
+            && let Some(request) = jobs.take_not_zero()
+        {
+            (self.held, self.asked_for_zeroes) = (Some(request), true);
         }
+        collected.unwrap_or_else(|Panicked| self.end(CloseReason::Panicked))
     }
 
     /// Sees to a read for which there is no memory, and that may need none because it is all zero. Gives
@@ -110,7 +112,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
                 carry_out_zeroes(&**export, request, replies, report).err()
             }
             Work::Jobs(_, jobs) => {
-                jobs.ask_for_zeroes(request);
+                jobs.ask_for_zeroes(&mut self.load, request);
                 self.short = false;
                 return None;
             }

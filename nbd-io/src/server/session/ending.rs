@@ -86,8 +86,10 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
     /// Looks at the clocks when nothing else is to be done. Ready when there is, or this is the
     /// end.
     pub(super) fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
-        self.work.poll_tick(cx);
-        let quiet = self.work.running() == 0 && self.replies.is_empty() && self.held.is_none();
+        if let Work::Jobs(_, jobs) = &mut self.work {
+            jobs.poll_tick(&self.load, cx);
+        }
+        let quiet = self.load.running() == 0 && self.replies.is_empty() && self.held.is_none();
         let runtime = self.runtime;
         let clocks = &mut self.clocks;
         clocks.timer_waker.set_waker::<R>(self.place, cx);
@@ -101,8 +103,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
             // Requests that are being carried out are waited for; a client that does not take its
             // replies is not. Futures are given up if their client has left without a word.
             let has_left = !matches!(self.ending, Some(CloseReason::Disconnected));
-            let is_waited_for =
-                self.work.running() > 0 && !(has_left && matches!(self.work, Work::Futures(_)));
+            let is_waited_for = self.load.running() > 0 && !(has_left && self.work.is_async());
             if elapsed(
                 &mut clocks.disconnect,
                 &clocks.timer_waker,
@@ -134,7 +135,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
                 idle,
                 self.moved,
             )
-            && self.work.running() == 0
+            && self.load.running() == 0
             // A client that is made to wait is not idle.
             && clocks.deficit.is_none()
         {
@@ -142,7 +143,7 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
         }
         let may_rest = quiet && self.intake.has_memory() || !self.spare;
         if may_rest
-            && self.work.running() == 0
+            && self.load.running() == 0
             && elapsed(
                 &mut clocks.idle_shrink,
                 &clocks.timer_waker,
