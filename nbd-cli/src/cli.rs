@@ -1,7 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    bench, check, compare, copy, dump, generate, info, list, log, map, outcome::Result, ping, serve,
+    bench, check, compare, copy, dump, generate, info, list, log, map, object, outcome::Result,
+    ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
 
@@ -45,6 +46,7 @@ enum Command {
     Serve(Box<serve::Serve>),
     Bench(bench::Bench),
     Check(check::Check),
+    Object(object::Object),
     Generate(generate::Generate),
 }
 
@@ -88,6 +90,7 @@ impl Cli {
             Command::Serve(serve) => serve.run(common.quiet),
             Command::Bench(bench) => bench.run(),
             Command::Check(check) => check.run(common.quiet),
+            Command::Object(object) => object.run(),
             Command::Generate(generate) => generate.run(),
         }
     }

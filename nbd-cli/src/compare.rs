@@ -139,13 +139,12 @@ impl Compare {
             let another = || {
                 let (work, progress) = (work.clone(), progress.clone());
                 let (comparison, access) = (comparison.clone(), access.clone());
-                let (disks, targets) = ([a.clone(), b.clone()], targets.clone());
+                let disks = [a.clone(), b.clone()];
                 move || {
                     runtime::block_on(differences_again(
                         &work,
                         &progress,
                         disks,
-                        &targets,
                         &comparison,
                         &access,
                     ))
@@ -227,11 +226,10 @@ async fn differences_again(
     work: &Work,
     progress: &Progress,
     [a, b]: [Disk; 2],
-    [target_a, target_b]: &[Target; 2],
     comparison: &Comparison,
     access: &Access,
 ) -> Result<Difference> {
-    let opened = try_join(a.again(target_a, access), b.again(target_b, access)).await;
+    let opened = try_join(a.again(access), b.again(access)).await;
     let (a, b) = match opened {
         Err(error) if access.may_be_fewer => {
             tracing::warn!("{error}, and one thread goes on");

@@ -113,8 +113,8 @@ impl Connect {
         Ok(options)
     }
 
-    /// Makes a server if there is none: a file is served read-only by this process, and without an
-    /// argument there is a disk to try things with.
+    /// Makes a server if there is none: a file or a disk on object storage is served read-only by
+    /// this process, and without an argument there is a disk to try things with.
     pub(crate) fn open(target: Option<&Target>) -> Result<Opened> {
         let embedded = match target {
             Some(Target::Server(uri)) => {
@@ -124,6 +124,7 @@ impl Connect {
                 });
             }
             Some(Target::Path(path)) => Embedded::file(path, false)?,
+            Some(Target::Object(address)) => Embedded::object(address, false, None)?,
             Some(Target::Stdio) => {
                 return Err(Error::new(
                     "expected a URI, a file or a block device, got \"-\" for standard input",

@@ -5,11 +5,13 @@
 
 use crate::{
     connect::Connect,
+    embedded::Embedded,
+    object::Address,
     outcome::{Context, Error, Result},
     target::Target,
 };
 use nbd_tokio::{
-    Client, CommandFlags, ConnectOptions, ContextName, ExportInfo, Tokio,
+    Client, CommandFlags, ConnectOptions, ContextName, ExportInfo, Tokio, Uri,
     bytes::{Bytes, BytesMut},
     exports::{Errno, Export, Failure, File, ZeroMode},
     meta::Allocation,
@@ -23,7 +25,7 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 use tokio::{
-    task::consume_budget,
+    task::{consume_budget, spawn_blocking},
     time::{Instant, sleep},
 };
 
@@ -53,6 +55,15 @@ pub(crate) struct Disk {
     name: String,
     back: Back,
     known: Arc<KnownData>,
+    server: Option<Arc<Server>>,
+}
+
+/// The server of a disk.
+#[derive(Debug)]
+struct Server {
+    uri: Uri,
+    /// Keeps it, if it is in this process.
+    _embedded: Option<Embedded>,
 }
 
 /// A range of a server's disk that is marked and holds data, as the server has said of more than it
@@ -82,6 +93,7 @@ impl Disk {
     pub(crate) async fn open(target: &Target, access: &Access) -> Result<Self> {
         match target {
             Target::Server(_) => Self::connect(target, access).await,
+            Target::Object(address) => Self::object(address, false, None, access).await,
             Target::Path(path) => {
                 let file = File::open_read_only(path);
                 let file = file.step(|| format!("cannot open {}", path.display()))?;
@@ -96,6 +108,34 @@ impl Disk {
         let Target::Server(uri) = target else {
             return Err(Error::new(format!("expected a URI, got {target}")));
         };
+        let server = Server {
+            uri: uri.clone(),
+            _embedded: None,
+        };
+        Self::connect_to(target.to_string(), Arc::new(server), access).await
+    }
+
+    /// Opens a disk on object storage, or makes it with a size.
+    pub(crate) async fn object(
+        address: &Address,
+        writable: bool,
+        size: Option<u64>,
+        access: &Access,
+    ) -> Result<Self> {
+        let name = address.to_string();
+        let opened = address.clone();
+        // It waits for the store by a runtime of its own.
+        let opening = spawn_blocking(move || Embedded::object(&opened, writable, size));
+        let embedded = opening.await.step(|| format!("cannot open {name}"))??;
+        let server = Server {
+            uri: embedded.uri().clone(),
+            _embedded: Some(embedded),
+        };
+        Self::connect_to(name, Arc::new(server), access).await
+    }
+
+    async fn connect_to(name: String, server: Arc<Server>, access: &Access) -> Result<Self> {
+        let uri = &server.uri;
         let mut options: ConnectOptions = access.connect.options::<Tokio, _>()?;
         options = options
             .context(ContextName::base_allocation())
@@ -116,7 +156,6 @@ impl Disk {
             client = insist(client, policy, async || options.connect_uri(uri).await).await;
         }
         let client = client?;
-        let name = target.to_string();
         let (size, reach) = (client.export().size, client.size());
         if reach < size {
             return Err(Error::new(format!(
@@ -127,17 +166,18 @@ impl Disk {
             name,
             back: Back::Server(client),
             known: Arc::default(),
+            server: Some(server),
         })
     }
 
     /// The same for another thread: over connections of its own, if it is a server's.
-    pub(crate) async fn again(&self, target: &Target, access: &Access) -> Result<Self> {
-        match self.back {
-            Back::Server(_) => Ok(Self {
+    pub(crate) async fn again(&self, access: &Access) -> Result<Self> {
+        match &self.server {
+            Some(server) => Ok(Self {
                 known: self.known.clone(),
-                ..Self::connect(target, access).await?
+                ..Self::connect_to(self.name.clone(), Arc::clone(server), access).await?
             }),
-            Back::File(_) => Ok(self.clone()),
+            None => Ok(self.clone()),
         }
     }
 
@@ -172,6 +212,7 @@ impl Disk {
             name,
             back: Back::File(Arc::new(file)),
             known: Arc::default(),
+            server: None,
         }
     }
 

@@ -1,6 +1,8 @@
-//! A server in this process, for files and for those who only want to try a command.
+//! A server in this process, for files, for disks on object storage and for those who only want to try
+//! a command.
 
 use crate::{
+    object::Address,
     outcome::{Context, Result},
     target::Target,
 };
@@ -9,6 +11,7 @@ use nbd_blocking::{
     exports::{Export, File, Memory},
     server::Stopper,
 };
+use nbd_object::{Disk, Options};
 use nbd_tokio::Uri;
 use std::{
     io,
@@ -18,6 +21,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 use tempfile::TempDir;
+use tokio::runtime::Builder;
 
 /// The size of the disk that commands are tried with.
 const SIZE: u64 = 64 << 20;
@@ -35,24 +39,56 @@ pub(crate) struct Embedded {
 impl Embedded {
     /// Serves an export.
     pub(crate) fn new(export: Arc<dyn Export>) -> Result<Self> {
-        let started = || -> io::Result<Self> {
-            let directory = tempfile::Builder::new().prefix("nbd-").tempdir()?;
-            let path = directory.path().join("s");
-            let uri = Uri::unix(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
-            let listener = Listener::bind_unix(&path)?;
-            let server = Server::single(export);
-            let stopper = server.stopper();
-            let serving = thread::Builder::new()
-                .name("server".into())
-                .spawn(move || server.serve(listener))?;
-            Ok(Self {
-                uri,
-                stopper,
-                serving: Some(serving),
-                _directory: directory,
+        let started = || {
+            Self::start(|path| {
+                let listener = Listener::bind_unix(path)?;
+                let server = Server::single(export);
+                Ok((server.stopper(), move || server.serve(listener)))
             })
         };
         started().step(|| "cannot start a server in this process")
+    }
+
+    /// Serves in a thread, at a socket of this path.
+    fn start<S: FnOnce() -> io::Result<()> + Send + 'static>(
+        prepare: impl FnOnce(&Path) -> io::Result<(Stopper, S)>,
+    ) -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("nbd-").tempdir()?;
+        let path = directory.path().join("s");
+        let uri = Uri::unix(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+        let (stopper, serve) = prepare(&path)?;
+        let serving = thread::Builder::new().name("server".into()).spawn(serve)?;
+        Ok(Self {
+            uri,
+            stopper,
+            serving: Some(serving),
+            _directory: directory,
+        })
+    }
+
+    /// A disk on object storage, for reading unless it is `writable`. It is made if it is not there and
+    /// a size is given. This waits for the store, and must not be called by a task.
+    pub(crate) fn object(address: &Address, writable: bool, size: Option<u64>) -> Result<Self> {
+        let runtime = Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.step(|| "cannot start the runtime")?;
+        let opened = address.open_or_create(size, !writable, Options::new());
+        let (_, disk) = runtime.block_on(opened)?;
+        let started = Self::start(move |path| {
+            let (listener, server) = {
+                let _entered = runtime.enter();
+                let server = nbd_tokio::Server::single_async(disk.clone());
+                (nbd_tokio::Listener::bind_unix(path)?, server)
+            };
+            let stopper = server.stopper();
+            let serve = move || {
+                runtime.block_on(async {
+                    server.serve(listener).await?;
+                    flush(&disk).await
+                })
+            };
+            Ok((stopper, serve))
+        });
+        started.step(|| "cannot start a server in this process")
     }
 
     /// A disk in memory with a little in it.
@@ -93,6 +129,18 @@ impl Embedded {
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
+}
+
+/// Puts into the store what no client has flushed.
+async fn flush(disk: &Disk) -> io::Result<()> {
+    if disk.is_read_only() {
+        return Ok(());
+    }
+    let flushed = disk.flush().await;
+    if let Err(error) = &flushed {
+        tracing::error!("cannot flush: {error}");
+    }
+    flushed.map_err(io::Error::other)
 }
 
 /// Both disks of a command that needs two.

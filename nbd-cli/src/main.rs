@@ -18,6 +18,7 @@ mod interrupt;
 mod list;
 mod log;
 mod map;
+mod object;
 mod outcome;
 mod output;
 mod ping;

@@ -1,9 +1,8 @@
-//! The object of a command: an export of a server, a file, or standard input or output.
+//! The object of a command: an export of a server, a file, a disk on object storage, or standard input
+//! or output.
 
-use nbd_tokio::{
-    Uri,
-    nbd_proto::uri::{Permissions, UriError},
-};
+use crate::object::Address;
+use nbd_tokio::{Uri, nbd_proto::uri::Permissions};
 use std::{fmt, path::PathBuf, str::FromStr};
 
 /// The object that an argument names.
@@ -13,23 +12,30 @@ pub(crate) enum Target {
     Server(Uri),
     /// A file or a block device of this machine.
     Path(PathBuf),
+    /// A disk on object storage, or a snapshot of one.
+    Object(Address),
     /// `-`: standard input or standard output.
     Stdio,
 }
 
 impl FromStr for Target {
-    type Err = UriError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, UriError> {
+    fn from_str(text: &str) -> Result<Self, String> {
         if text == "-" {
             return Ok(Self::Stdio);
         }
+        if Address::is_meant_by(text) {
+            return text.parse().map(Self::Object);
+        }
         if text.contains("://") {
             // The user has typed it, or a script of theirs has.
-            return Uri::parse_with(text, Permissions::default().local_files()).map(Self::Server);
+            let uri = Uri::parse_with(text, Permissions::default().local_files());
+            return uri.map(Self::Server).map_err(|error| error.to_string());
         }
         if text.starts_with("nbd:") {
-            return Uri::parse_qemu(text).map(Self::Server);
+            let uri = Uri::parse_qemu(text);
+            return uri.map(Self::Server).map_err(|error| error.to_string());
         }
         Ok(Self::Path(text.into()))
     }
@@ -40,6 +46,7 @@ impl fmt::Display for Target {
         match self {
             Self::Server(uri) => uri.redacted().fmt(f),
             Self::Path(path) => path.display().fmt(f),
+            Self::Object(address) => address.fmt(f),
             Self::Stdio => f.write_str("-"),
         }
     }
@@ -61,6 +68,9 @@ mod tests {
         assert_eq!(target("disk.img"), Target::Path("disk.img".into()));
         assert_eq!(target("./nbd:1"), Target::Path("./nbd:1".into()));
         assert_eq!(target("-"), Target::Stdio);
+        let object = |text: &str| Target::Object(text.parse().unwrap());
+        assert_eq!(target("s3://b/disk@s"), object("s3://b/disk@s"));
+        assert_eq!(target("file:///disk"), object("file:///disk"));
         assert!("http://h".parse::<Target>().is_err());
         assert!("nbd://h/?x=1".parse::<Target>().is_err());
     }

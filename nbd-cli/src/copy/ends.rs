@@ -21,6 +21,9 @@ use std::{
 /// Limit in bytes of unflushed writes that are kept, to be replayed to a server that comes back.
 const UNFLUSHED_LIMIT: u64 = 8 << 20;
 
+/// The size of a disk on object storage is a multiple of it, in bytes.
+const SECTOR: u64 = 512;
+
 /// Settings to open both ends, once for each thread.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
@@ -63,7 +66,7 @@ impl Source {
 
     async fn again(&self, ends: &Ends) -> Result<Self> {
         match self {
-            Self::Disk(disk) => Ok(Self::Disk(disk.again(&ends.source, &ends.from).await?)),
+            Self::Disk(disk) => Ok(Self::Disk(disk.again(&ends.from).await?)),
             Self::Stream(_) => Ok(self.clone()),
         }
     }
@@ -84,7 +87,7 @@ impl Sink {
 
     async fn again(&self, ends: &Ends) -> Result<Self> {
         match self {
-            Self::Disk(disk) => Ok(Self::Disk(disk.again(&ends.destination, &ends.to).await?)),
+            Self::Disk(disk) => Ok(Self::Disk(disk.again(&ends.to).await?)),
             Self::Growing(..) | Self::Stream(_) => Ok(self.clone()),
         }
     }
@@ -143,6 +146,14 @@ impl Ends {
         let writer = match &self.destination {
             Target::Server(_) => {
                 let disk = Disk::connect(&self.destination, &self.to).await?;
+                let disk = self.fitting(disk, size)?;
+                let is_zero = !self.keeps && disk.is_known_to_be_zero().await?;
+                return Ok((Sink::Disk(disk), is_zero));
+            }
+            Target::Object(address) => {
+                // As a file is made that is not there.
+                let size = size.map(|size| size.next_multiple_of(SECTOR));
+                let disk = Disk::object(address, true, size, &self.to).await?;
                 let disk = self.fitting(disk, size)?;
                 let is_zero = !self.keeps && disk.is_known_to_be_zero().await?;
                 return Ok((Sink::Disk(disk), is_zero));
@@ -246,7 +257,7 @@ impl Target {
         match self {
             Self::Stdio => true,
             Self::Path(path) => is_pipe(path),
-            Self::Server(_) => false,
+            Self::Server(_) | Self::Object(_) => false,
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use super::{
     named::{Named, export_name},
+    objects::{ObjectOptions, Objects, Snapshots},
     overlays::Overlays,
 };
 use crate::{
+    object::Address,
     outcome::{Context, Error, Result},
     size,
 };
@@ -13,11 +15,12 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser},
 };
 use nbd_blocking::exports::{
-    Directory, Export, ExportName, Exports, File, Listing, Memory, NamedExports, Offer, Unavailable,
+    AnyExport, Directory, Export, ExportName, Exports, File, Listing, Memory, NamedExports, Offer,
+    Unavailable,
 };
 use std::{
     collections::BTreeSet,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,7 +29,7 @@ use std::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Disks")]
 pub(super) struct Disks {
-    /// Files and block devices; the first one is the default export, too.
+    /// Files, block devices and URIs of disks on object storage; the first is the default export, too.
     #[arg(value_name = "[NAME=]PATH", value_parser = path_parser())]
     paths: Vec<Named<OsString>>,
     /// A disk in memory of this size, such as 64M.
@@ -51,6 +54,8 @@ pub(super) struct Disks {
     /// Serve this disk with TLS only.
     #[arg(long, value_name = "NAME", value_parser = export_name, help_heading = "TLS")]
     tls_only: Vec<ExportName>,
+    #[command(flatten)]
+    objects: ObjectOptions,
 }
 
 fn path_parser() -> impl TypedValueParser<Value = Named<OsString>> {
@@ -66,6 +71,8 @@ pub(super) struct Opened {
     /// The name of the default export.
     pub(super) default: Option<ExportName>,
     pub(super) overlays: Option<Arc<Overlays>>,
+    /// Disks on object storage, if there are any.
+    pub(super) objects: Option<Objects>,
 }
 
 impl Disks {
@@ -82,20 +89,31 @@ impl Disks {
         let read_only = self.read_only || overlays.is_some() && !commits;
         let mut descriptions = self.description.iter();
         let mut describe = || descriptions.next().map_or("", String::as_str);
-        let mut named: Vec<(ExportName, Arc<dyn Export>)> = Vec::new();
+        let mut named: Vec<(ExportName, AnyExport)> = Vec::new();
+        let mut objects = None;
         for Named { name, what } in &self.paths {
+            if let Some(address) = object_address(what)? {
+                let objects = match &mut objects {
+                    Some(objects) => objects,
+                    none => none.insert(Objects::new()?),
+                };
+                let (name, settings) = (name.clone(), &self.objects);
+                let disk = objects.open(name, &address, describe(), self.read_only, settings)?;
+                named.push((disk.name.clone(), AnyExport::asynchronous(disk)));
+                continue;
+            }
             let path = Path::new(what);
             let name = name.clone().map_or_else(|| file_name(path), Ok)?;
             let file = open_file(path, read_only)?.with_description(describe());
-            named.push((name, Arc::new(file)));
+            named.push((name, any(file)));
         }
         for Named { name, what } in &self.memory {
             let disk = Memory::new(*what).with_description(describe());
             let name = name.clone().unwrap_or_default();
             named.push(if self.read_only {
-                (name, Arc::new(disk.read_only()))
+                (name, any(disk.read_only()))
             } else {
-                (name, Arc::new(disk))
+                (name, any(disk))
             });
         }
         let directory = self.directory.as_ref();
@@ -121,7 +139,7 @@ impl Disks {
         }
         if named.is_empty() && directory.is_none() {
             return Err(Error::new(
-                "there is nothing to serve: give a PATH, --memory SIZE or --directory DIR",
+                "there is nothing to serve: give a PATH, a URI, --memory SIZE or --directory DIR",
             ));
         }
         let only = match &named[..] {
@@ -134,19 +152,21 @@ impl Disks {
             directory,
             tls_only: self.tls_only.iter().cloned().collect(),
             overlays: overlays.clone(),
+            snapshots: objects.as_ref().map(Snapshots::new),
         };
         Ok(Opened {
             exports: Arc::new(served),
             only,
             default,
             overlays,
+            objects,
         })
     }
 
     /// Gives each disk its name, and its overlay.
     fn named(
         &self,
-        disks: Vec<(ExportName, Arc<dyn Export>)>,
+        disks: Vec<(ExportName, AnyExport)>,
         overlays: Option<&Arc<Overlays>>,
     ) -> Result<NamedExports> {
         let mut exports = NamedExports::new();
@@ -162,12 +182,18 @@ impl Disks {
             }
             let disk = match overlays {
                 Some(overlays) => {
+                    let disk = disk.into_sync().ok_or_else(|| {
+                        Error::new(format!(
+                            "--overlay: \"{name}\" is on object storage, where snapshots take its place"
+                        ))
+                    })?;
                     let over = overlays.keep(&name, disk);
                     over.step(|| format!("cannot lay changes over \"{name}\""))?
+                        .into()
                 }
                 None => disk,
             };
-            exports = exports.with(name, disk);
+            exports = exports.with_offer(name, Offer::of(disk));
         }
         let unknown = self.tls_only.iter().find(|name| !taken.contains(*name));
         match unknown {
@@ -177,6 +203,21 @@ impl Disks {
             _ => Ok(exports),
         }
     }
+}
+
+fn any(export: impl Export + 'static) -> AnyExport {
+    AnyExport::from(Arc::new(export) as Arc<dyn Export>)
+}
+
+/// The address that an argument is, unless it is a path.
+fn object_address(text: &OsStr) -> Result<Option<Address>> {
+    let Some(text) = text.to_str().filter(|text| Address::is_meant_by(text)) else {
+        return Ok(None);
+    };
+    let address = text.parse();
+    address
+        .map(Some)
+        .map_err(|error: String| Error::new(format!("{text}: {error}")))
 }
 
 /// The name of a file as that of an export.
@@ -213,6 +254,7 @@ struct Served {
     directory: Option<Directory>,
     tls_only: BTreeSet<ExportName>,
     overlays: Option<Arc<Overlays>>,
+    snapshots: Option<Snapshots>,
 }
 
 impl Served {
@@ -237,7 +279,10 @@ impl Exports for Served {
     fn find(&self, name: &ExportName) -> Result<Offer, Unavailable> {
         let offer = match self.named.lookup(name) {
             Some(offer) => offer,
-            None => self.find_file(name)?,
+            None => match self.snapshots.as_ref().and_then(|all| all.find(name)) {
+                Some(found) => found?,
+                None => self.find_file(name)?,
+            },
         };
         let canonical = offer.name.as_ref().unwrap_or(name);
         Ok(if self.is_tls_only(canonical) {
@@ -253,6 +298,9 @@ impl Exports for Served {
             let files = directory.list().into_iter();
             listed.extend(files.filter(|file| self.named.lookup(&file.name).is_none()));
         }
+        if let Some(snapshots) = &self.snapshots {
+            listed.extend(snapshots.list());
+        }
         for listing in &mut listed {
             listing.tls_only = self.is_tls_only(&listing.name);
         }
@@ -260,6 +308,6 @@ impl Exports for Served {
     }
 
     fn may_block(&self) -> bool {
-        self.directory.is_some() || self.named.may_block()
+        self.directory.is_some() || self.snapshots.is_some() || self.named.may_block()
     }
 }

@@ -7,6 +7,7 @@ mod listen;
 mod metrics;
 mod named;
 mod notify;
+mod objects;
 mod overlays;
 mod owner;
 mod run;
@@ -28,13 +29,14 @@ use clap::{Args, ValueEnum};
 use std::{ffi::OsString, time::Duration};
 use tracing_subscriber::filter::LevelFilter;
 
-/// Serve files, block devices, directories and disks in memory.
+/// Serve files, block devices, directories, and disks in memory or on object storage.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nbd serve disk.img                          at localhost, until Ctrl-C
   nbd serve -r --unix /tmp/nbd.sock a=disk1.img b=disk2.img
   nbd serve --directory images --tls-dir /etc/nbd --allow-name CN=backup --metrics :9100
+  nbd serve s3://bucket/disk --create 1T      also gs://, az:// and file:///DIRECTORY
   nbd serve --overlay disk.img -- sh -c 'qemu-img info \"$NBD_URI\"'")]
 pub(crate) struct Serve {
     #[command(flatten)]

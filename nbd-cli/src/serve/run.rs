@@ -7,6 +7,7 @@ use super::{
     listen::Sockets,
     metrics::{Endpoint, Metrics},
     notify::{self, ReadyGuard},
+    objects::Objects,
     signals::{SignalTargets, Signals, Watching},
 };
 use crate::outcome::{Answer, Context, Error, Result};
@@ -22,6 +23,7 @@ use std::{
     sync::{Arc, mpsc},
     thread,
 };
+use tokio::runtime::Handle;
 
 impl Serve {
     pub(crate) fn run(self, is_quiet: bool) -> Result {
@@ -38,6 +40,9 @@ impl Serve {
         } else {
             running.sockets(signals)
         }?;
+        if let Some(objects) = &disks.objects {
+            objects.flush()?;
+        }
         match &disks.overlays {
             Some(overlays) if self.commits_in_the_end() && !overlays.commit() => {
                 Err(Error::new("not all changes are committed"))
@@ -62,7 +67,9 @@ impl Running<'_> {
         };
         let endpoint = Endpoint::new(&address.bind()?)?;
         let addresses: Vec<_> = endpoint.addresses().collect();
-        let metrics = Arc::new(Metrics::new(self.disks.default.clone()));
+        let objects = self.disks.objects.iter().flat_map(Objects::iter);
+        let metrics = Metrics::new(self.disks.default.clone());
+        let metrics = Arc::new(metrics.with_objects(objects.map(|disk| (&disk.name, &disk.disk))));
         endpoint.serve(Arc::clone(&metrics))?;
         for address in addresses {
             tracing::info!("metrics at http://{address}/metrics");
@@ -96,7 +103,12 @@ impl Running<'_> {
         let _signals = signals.obey(signal_targets)?;
         let _ready = self.serve.notify.ready()?;
         // In a thread of its own, because it would wait for a pipe also when it is to stop.
-        let serve = move || drop(ended.send(Some(server.serve_over(Stdio))));
+        let objects = self.disks.objects.as_ref();
+        let runtime = objects.map(|objects| objects.runtime().handle().clone());
+        let serve = move || {
+            let _entered = runtime.as_ref().map(Handle::enter);
+            drop(ended.send(Some(server.serve_over(Stdio))));
+        };
         let thread = thread::Builder::new().name("stdio".into()).spawn(serve);
         thread.step(|| "cannot serve on standard input and output")?;
         let mut ending = end.recv().ok().flatten();
@@ -121,6 +133,10 @@ impl Running<'_> {
             directory: _directory,
         } = self.serve.listen.bind(!self.serve.command.is_empty())?;
         let unusable = || "cannot use a socket";
+        if let Some(objects) = &self.disks.objects {
+            let serving = self.on_tokio(listeners, uris, signals);
+            return objects.runtime().block_on(serving);
+        }
         match self.serve.runtime {
             Runtime::Blocking => {
                 let listeners = each(listeners, nbd_blocking::Listener::new).step(unusable)?;
@@ -132,14 +148,8 @@ impl Running<'_> {
                 let runtime = tokio::runtime::Builder::new_multi_thread()
                     .enable_all()
                     .build();
-                runtime
-                    .step(|| "cannot start the runtime")?
-                    .block_on(async {
-                        let listeners = each(listeners, nbd_tokio::Listener::new).step(unusable)?;
-                        let server = self.server(Tokio::current())?;
-                        let started = self.start(server.stopper(), uris, signals)?;
-                        started.end(server.serve(listeners).await)
-                    })
+                let runtime = runtime.step(|| "cannot start the runtime")?;
+                runtime.block_on(self.on_tokio(listeners, uris, signals))
             }
             #[cfg(feature = "async-std")]
             Runtime::AsyncStd => async_std::task::block_on(async {
@@ -149,6 +159,19 @@ impl Running<'_> {
                 started.end(server.serve(listeners).await)
             }),
         }
+    }
+
+    async fn on_tokio(
+        &self,
+        listeners: Vec<nbd_socket::Listener>,
+        uris: Vec<Uri>,
+        signals: Signals,
+    ) -> Result {
+        let listeners = each(listeners, nbd_tokio::Listener::new);
+        let listeners = listeners.step(|| "cannot use a socket")?;
+        let server = self.server(Tokio::current())?;
+        let started = self.start(server.stopper(), uris, signals)?;
+        started.end(server.serve(listeners).await)
     }
 
     /// Notifies that clients can connect, and starts the command.

@@ -114,14 +114,16 @@ fn examples_of_the_help_work() {
     run(|| {
         let help = succeeded(&run_nbd(["serve", "--help"]));
         let (_, examples) = help.split_once("Examples:\n").unwrap();
-        assert_eq!(examples.lines().count(), 4);
+        assert_eq!(examples.lines().count(), 5);
         let dir = tempfile::tempdir().unwrap();
         for file in ["disk.img", "disk1.img", "disk2.img"] {
             image(dir.path(), file, 1, MIB);
         }
         fs::create_dir(dir.path().join("images")).unwrap();
         let certificates = Certificates::new();
-        for line in examples.lines() {
+        // Stores of others are no test.
+        let examples = examples.lines().filter(|line| !line.contains("s3://"));
+        for line in examples {
             // The explanation stands apart.
             let example = line.trim().split("      ").next().unwrap();
             let mut line = example

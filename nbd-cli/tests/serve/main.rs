@@ -11,6 +11,7 @@ mod disks;
 mod limits;
 mod logs;
 mod metrics;
+mod objects;
 mod peers;
 mod support;
 mod tls;

@@ -79,7 +79,7 @@ fn examples_work() {
         fs::write(dir.path().join("disk.img"), vec![7; 2 << 20]).expect("a file can be written");
         // Others need more than a server, and have tests of their own.
         let alone = [
-            "info", "list", "dump", "copy", "compare", "ping", "bench", "generate",
+            "info", "list", "dump", "copy", "compare", "ping", "bench", "object", "generate",
         ];
         for name in commands()
             .iter()

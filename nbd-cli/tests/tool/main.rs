@@ -7,5 +7,6 @@ mod help;
 mod looking;
 mod machine;
 mod measuring;
+mod objects;
 mod others;
 mod support;

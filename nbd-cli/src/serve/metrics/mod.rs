@@ -2,6 +2,7 @@
 
 mod export;
 mod http;
+mod object;
 
 pub(super) use http::Endpoint;
 
@@ -10,6 +11,7 @@ use nbd_blocking::{
     exports::ExportName,
     server::{CloseReason, Event, Outcome},
 };
+use nbd_object::Disk;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::{self, Write},
@@ -54,6 +56,8 @@ pub(super) struct Metrics {
     others: Arc<Counters>,
     /// Counters of the export that each connection uses.
     used: Mutex<HashMap<u64, Arc<Counters>>>,
+    /// Disks on object storage, with their names as a label has them.
+    objects: Vec<(String, Disk)>,
 }
 
 impl Metrics {
@@ -62,6 +66,16 @@ impl Metrics {
             default,
             ..Self::default()
         }
+    }
+
+    /// Counts also the requests of disks to their stores.
+    pub(super) fn with_objects<'a>(
+        mut self,
+        disks: impl Iterator<Item = (&'a ExportName, &'a Disk)>,
+    ) -> Self {
+        let disks = disks.map(|(name, disk)| (escaped(name.as_str()), disk.clone()));
+        self.objects = disks.collect();
+        self
     }
 
     /// Something has happened to a connection.
@@ -169,7 +183,8 @@ impl Metrics {
         let name = "nbd_accept_errors_total";
         head(out, name, "counter", "Connections that could not be taken.")?;
         writeln!(out, "{name} {}", get(&self.not_accepted))?;
-        export::write(&self.exports(), out)
+        export::write(&self.exports(), out)?;
+        object::write(&self.objects, out)
     }
 
     /// The exports that were used, each with its name as a label has it.

@@ -1,0 +1,16 @@
+//! A build without stores over HTTP.
+
+use super::address::Address;
+use crate::outcome::{Error, Result};
+use nbd_object::object_store::ObjectStore;
+use std::sync::Arc;
+
+impl Address {
+    pub(super) fn cloud(&self) -> Result<Arc<dyn ObjectStore>> {
+        Err(Error::new(format!(
+            "cannot use {}: this build of nbd has no S3, GCS and Azure; `cargo install nbd-cli \
+             --features cloud` makes one that has",
+            self.disk()
+        )))
+    }
+}

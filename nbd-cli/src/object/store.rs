@@ -1,0 +1,85 @@
+//! Opening the store of an address.
+
+use super::address::{Address, Scheme};
+use crate::outcome::{Context, Result};
+use nbd_object::{
+    Directory, Disk, Layout, Location, Options,
+    object_store::{ObjectStore, memory::InMemory, path::Path},
+};
+use nbd_tokio::Tokio;
+use std::{fs, sync::Arc};
+
+/// The intended use of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It has to be there.
+    Use,
+    /// It may be made.
+    Create,
+}
+
+impl Address {
+    /// The place in the store. Nothing is asked of a store yet.
+    pub(crate) fn location(&self, purpose: Purpose) -> Result<Location> {
+        let step = || format!("cannot use {}", self.disk());
+        let runtime = Tokio::current();
+        let (store, prefix): (Arc<dyn ObjectStore>, _) = match self.scheme {
+            Scheme::Directory => {
+                if purpose == Purpose::Use && fs::metadata(&self.prefix).is_err() {
+                    return Err(self.missing());
+                }
+                (
+                    Arc::new(Directory::open(&self.prefix).step(step)?),
+                    Path::default(),
+                )
+            }
+            Scheme::Memory => (Arc::new(InMemory::new()), self.path()?),
+            Scheme::S3 | Scheme::Gcs | Scheme::Azure => (self.cloud()?, self.path()?),
+        };
+        Ok(Location::new(store, prefix, runtime))
+    }
+
+    fn path(&self) -> Result<Path> {
+        Path::parse(&self.prefix).step(|| format!("cannot use {}", self.disk()))
+    }
+
+    /// Makes a disk, all of which is zero.
+    pub(crate) async fn create(&self, size: u64, layout: Layout) -> Result<()> {
+        let created = self.location(Purpose::Create)?.create(size, layout).await;
+        created.map_err(|error| self.failed("cannot create", error))
+    }
+
+    /// Opens the disk for reading and writing.
+    pub(crate) async fn open(&self, options: Options) -> Result<Disk> {
+        let opened = self.location(Purpose::Use)?.open(options).await;
+        opened.map_err(|error| self.failed("cannot open", error))
+    }
+
+    /// Opens the disk or the snapshot that it names. Makes the disk if it is not there and `size` is
+    /// given.
+    pub(crate) async fn open_or_create(
+        &self,
+        size: Option<u64>,
+        read_only: bool,
+        options: Options,
+    ) -> Result<(Location, Disk)> {
+        let purpose = size.map_or(Purpose::Use, |_| Purpose::Create);
+        let location = self.location(purpose)?;
+        if let Some(size) = size
+            && let Err(nbd_object::Error::NotFound(_)) = location.info(None).await
+        {
+            match location.create(size, Layout::default()).await {
+                // Another program may have been faster.
+                Ok(()) | Err(nbd_object::Error::AlreadyExists(_)) => {}
+                Err(error) => return Err(self.failed("cannot create", error)),
+            }
+        }
+        let opened = if read_only || self.snapshot().is_some() {
+            location.open_read_only(self.snapshot(), options).await
+        } else {
+            location.open(options).await
+        };
+        let disk = opened.map_err(|error| self.failed("cannot open", error))?;
+        Ok((location, disk))
+    }
+}

@@ -1,0 +1,115 @@
+//! Disks in stores that speak HTTP.
+
+use super::{
+    connect,
+    killed::{kills, nothing_is_lost},
+    read,
+};
+use crate::support::{Serving, nbd, succeeded};
+use interop::{MIB, ObjectStoreServer, Peer, pattern, require, run};
+use std::{fs, process::Output};
+
+/// Runs `nbd` with the store's variables.
+fn nbd_with(store: &ObjectStoreServer, args: &[&str]) -> Output {
+    nbd().args(args).envs(store.variables()).output().unwrap()
+}
+
+/// A server of a disk of the store.
+fn serve(store: &ObjectStoreServer, args: &[&str]) -> Serving {
+    let uri = store.uri("some/disk");
+    let serving = Serving::prepared(
+        |_| {},
+        |command, dir| {
+            command
+                .arg("--unix")
+                .arg(dir.join("socket"))
+                .arg(uri)
+                .args(args)
+                .envs(store.variables());
+        },
+    );
+    serving.ready()
+}
+
+/// Everything that the tool does with a disk.
+fn use_disk(store: &ObjectStoreServer) {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let mut data = vec![0; 9 << 20];
+    data[3 << 20..5 << 20].copy_from_slice(&pattern(1, 2 * MIB));
+    fs::write(&image, &data).unwrap();
+    let (image, uri) = (image.to_str().unwrap(), store.uri("a/copy"));
+    succeeded(&nbd_with(store, &["copy", image, &uri]));
+    succeeded(&nbd_with(store, &["compare", image, &uri]));
+    let map = succeeded(&nbd_with(store, &["map", &uri]));
+    assert!(map.contains("hole"), "{map}");
+    let snapshot = format!("{uri}@one");
+    succeeded(&nbd_with(store, &["object", "snapshot", &snapshot]));
+    let listed = succeeded(&nbd_with(store, &["object", "list", &uri]));
+    assert_eq!(listed, "one\n");
+    let checked = succeeded(&nbd_with(store, &["object", "check", &snapshot]));
+    assert!(checked.ends_with("all are whole\n"), "{checked}");
+    succeeded(&nbd_with(store, &["object", "gc", "--age", "0.001", &uri]));
+    succeeded(&nbd_with(store, &["compare", image, &snapshot]));
+    succeeded(&nbd_with(store, &["object", "delete", &uri]));
+    assert!(!nbd_with(store, &["info", &uri]).status.success());
+
+    let first = serve(store, &["--create", "1T"]);
+    let old = connect(&first, "disk");
+    old.write_all_at(&pattern(1, MIB), 0).unwrap();
+    old.flush().unwrap();
+    let second = serve(store, &[]);
+    assert!(read(&connect(&second, ""), 0, 1 << 20) == pattern(1, MIB));
+    let _ = old.write_all_at(&pattern(2, MIB), 0);
+    assert!(old.flush().is_err());
+    second.stop();
+}
+
+#[test]
+fn disks_are_in_a_store_for_s3_and_nothing_flushed_is_lost_when_a_server_is_killed() {
+    run(|| {
+        let Some(store) = ObjectStoreServer::s3() else {
+            return;
+        };
+        use_disk(&store);
+        if require(Peer::NbdInfo).is_some() && require(Peer::NbdCopy).is_some() {
+            let script = "nbdinfo \"$NBD_URI\" && nbdcopy \"$NBD_URI\" copy && \
+                          nbdcopy copy \"$NBD_URI\" && rm copy";
+            let uri = store.uri("other");
+            let args = ["serve", &uri, "--create", "1G", "--", "sh", "-c", script];
+            succeeded(&nbd_with(&store, &args));
+        }
+        let begin = || serve(&store, &["--create", "4M", "--dirty", "1M"]);
+        succeeded(&nbd_with(
+            &store,
+            &["object", "delete", &store.uri("some/disk")],
+        ));
+        nothing_is_lost(begin, kills(2));
+    });
+}
+
+#[test]
+fn disks_are_in_a_store_for_azure() {
+    run(|| {
+        if let Some(store) = ObjectStoreServer::azure() {
+            use_disk(&store);
+        }
+    });
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_is_named() {
+    let port = interop::Port::new(std::net::Ipv4Addr::LOCALHOST);
+    let said = nbd()
+        .args(["object", "info", "s3://bucket/disk"])
+        .env("AWS_ENDPOINT", format!("http://{}", port.address()))
+        .env("AWS_ALLOW_HTTP", "true")
+        .envs([("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")])
+        .output()
+        .unwrap();
+    let said = crate::support::failed(&said);
+    assert!(
+        said.starts_with("error: cannot look at s3://bucket/disk\n"),
+        "{said}"
+    );
+}
