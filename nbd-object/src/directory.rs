@@ -9,7 +9,7 @@ use object_store::{
     PutPayload, PutResult, RenameOptions, Result, UpdateVersion, local::LocalFileSystem,
     path::Path,
 };
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 /// Objects up to this size can be swapped. Their entity tag is a hash of their bytes.
 const SWAPPABLE: u64 = 4096;
@@ -20,6 +20,9 @@ const SWAPPABLE: u64 = 4096;
 /// directory. Small objects can be swapped on a condition, which that store cannot: a swap holds a
 /// lock, compares the bytes that are there, and renames a new file over them. The lock is one of the
 /// kernel's (`flock`) on a file beside the object, and so ends with a process that dies.
+///
+/// A process that dies leaves the files of its unfinished puts. Listings, which a collection of garbage
+/// makes, remove those that are older than a day.
 #[derive(Clone, Debug)]
 pub struct Directory {
     files: LocalFileSystem,
@@ -114,6 +117,39 @@ fn swap(_: &std::path::Path, _: &Path, _: &[u8], _: &UpdateVersion) -> Result<St
     })
 }
 
+/// Age of the file of a put from which on no program is at work on it any more.
+const UNFINISHED: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes the files of puts that a crash has cut off. They have the object's name and a number.
+fn remove_unfinished(directory: &std::path::Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_unfinished(&entry.path())?;
+            continue;
+        }
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.rsplit_once('#'))
+            .map(|(_, number)| number);
+        let unfinished = number.is_some_and(|number| {
+            // 0 is a lock.
+            number != "0" && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        if unfinished
+            && entry
+                .metadata()?
+                .modified()?
+                .elapsed()
+                .is_ok_and(|age| age > UNFINISHED)
+        {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Does work that waits for a disk on a thread that may wait, where there is Tokio, as `LocalFileSystem` does.
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T> + Send + 'static,
@@ -188,7 +224,22 @@ impl ObjectStore for Directory {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.files.list(prefix)
+        let list = self.files.list(prefix);
+        let below = prefix.cloned().unwrap_or_default().join("x");
+        let Ok(path) = self.files.path_to_filesystem(&below) else {
+            return list;
+        };
+        let clean = async move {
+            let job = move || {
+                path.parent()
+                    .map_or(Ok(()), remove_unfinished)
+                    .map_err(generic)
+            };
+            // The objects are listed all the same.
+            let _ = blocking(job).await;
+            list
+        };
+        stream::once(clean).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

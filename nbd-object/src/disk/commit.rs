@@ -279,6 +279,26 @@ impl Inner {
             .collect())
     }
 
+    /// The error of a writer that has lost the disk to another one, which may have deleted objects
+    /// since.
+    pub(super) async fn fenced(&self) -> Option<Error> {
+        let ours = self.state().head.clone();
+        if !self.writable {
+            return None;
+        }
+        let found = read_head(&self.objects, HEAD).await.ok()?;
+        let (epoch, nonce) = found.map_or((0, 0), |(head, _)| (head.epoch, head.nonce));
+        if (epoch, nonce) == (ours.epoch, ours.nonce) {
+            return None;
+        }
+        let error = Error::Fenced {
+            expected: ours.epoch,
+            found: epoch,
+        };
+        self.state().failed = Some(error.clone());
+        Some(error)
+    }
+
     async fn put_all(&self, kind: Kind, objects: Vec<(ObjectId, PutPayload)>) -> Result<(), Error> {
         let puts: Vec<_> = objects
             .into_iter()

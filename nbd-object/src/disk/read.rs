@@ -65,7 +65,7 @@ impl Disk {
                 // A collection of garbage has overtaken this read; there is a newer map.
                 Err(error) if error.is_missing_object() && tries < 3 => {
                     if self.inner.state().root() == root {
-                        return Err(error);
+                        return Err(self.inner.fenced().await.unwrap_or(error));
                     }
                     tries += 1;
                 }

@@ -162,3 +162,39 @@ fn a_writer_that_flushes_all_the_time_can_be_fenced() {
         });
     }
 }
+
+#[test]
+fn a_reader_that_lacks_an_object_because_of_a_newer_writer_is_fenced() {
+    let sim = Sim::default();
+    let at = place(
+        &sim,
+        Faulty::new(Arc::new(InMemory::new()), &sim, 0, Faults::default()),
+    );
+    sim.run(async move {
+        at.create(SIZE, Layout::default()).await.unwrap();
+        let older = at.open(Options::new()).await.unwrap();
+        older.write(0, &bytes(1)).await.unwrap();
+        older.flush().await.unwrap();
+        let options = Options::new().cache_size(0);
+        let older = at
+            .open(options.clone().horizon(std::time::Duration::ZERO))
+            .await
+            .unwrap();
+        let viewer = at.open_read_only(None, options.clone()).await.unwrap();
+        let newer = at
+            .open(options.horizon(std::time::Duration::ZERO))
+            .await
+            .unwrap();
+        newer.write_zeroes(0, SIZE).await.unwrap();
+        newer.collect_garbage().await.unwrap();
+        assert!(matches!(
+            older.read(0, 512).await,
+            Err(Error::Fenced { .. })
+        ));
+        assert!(matches!(
+            older.write(0, &[1; 512]).await,
+            Err(Error::Fenced { .. })
+        ));
+        assert!(viewer.read(0, 512).await.unwrap_err().is_missing_object());
+    });
+}
