@@ -5,7 +5,7 @@
 #[cfg(feature = "mutations")]
 use crate::client::Request;
 #[cfg(feature = "mutations")]
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,21 +39,24 @@ impl Mutation {
         Self::MergedStatus,
     ];
 
-    /// Has this thread make a mistake from now on, or none.
+    /// Has the process make a mistake from now on, or none.
     pub fn make(mistake: Option<Self>) {
-        MADE.set(mistake);
+        MADE.store(
+            mistake.map_or(usize::MAX, |made| made as usize),
+            Ordering::Relaxed,
+        );
     }
 
-    /// Whether this thread makes it.
+    /// Whether the process makes it.
     pub(crate) fn is_made(self) -> bool {
-        MADE.get() == Some(self)
+        MADE.load(Ordering::Relaxed) == self as usize
     }
 
     /// The requests that are replayed in place of the right ones.
     pub(crate) fn replay<'a>(
         kept: impl DoubleEndedIterator<Item = &'a Request>,
     ) -> Option<Vec<Request>> {
-        match MADE.get()? {
+        match Self::ALL.into_iter().find(|mistake| mistake.is_made())? {
             Self::DropReplay => Some(Vec::new()),
             Self::ReorderReplay => Some(kept.rev().cloned().collect()),
             Self::ReplayOverwritten => Some(kept.cloned().collect()),
@@ -63,9 +66,7 @@ impl Mutation {
 }
 
 #[cfg(feature = "mutations")]
-thread_local! {
-    static MADE: Cell<Option<Mutation>> = const { Cell::new(None) };
-}
+static MADE: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 #[cfg(not(feature = "mutations"))]
 impl Mutation {

@@ -262,7 +262,7 @@ impl Program {
     }
 }
 
-fn judge(history: &History, what: &str) {
+pub(crate) fn judge(history: &History, what: &str) {
     if what.contains("broke the protocol") {
         history.violation(what.to_owned());
     }

@@ -6,12 +6,13 @@ use crate::{
     runtime::{Sim, lock},
 };
 use fastrand::Rng;
-use nbd_io::{Export, ZeroMode, runtime::Runtime};
+use nbd_io::{Export, ZeroMode};
 use nbd_proto::{
     BlockSizes, Errno, Failure, TransmissionFlags,
     meta::{Allocation, Extent},
 };
 use std::{
+    fmt,
     ops::Range,
     sync::{Arc, Mutex},
     time::Duration,
@@ -84,6 +85,19 @@ pub enum Fails {
     Read,
 }
 
+impl Fails {
+    /// Its name among the faults.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "failing sync",
+            Self::Write => "failing write",
+            Self::Space => "no space",
+            Self::Read => "failing read",
+        }
+    }
+}
+
 impl Disk {
     /// A disk of zeroes.
     #[must_use]
@@ -109,10 +123,17 @@ impl Disk {
         std::mem::take(&mut lock(&self.state).fails)
     }
 
-    /// Loses power. Each atomic unit keeps its durable value, or its value at some time since.
+    /// Ends a process by `ends`, between its calls.
+    pub fn end(&self, ends: impl FnOnce()) {
+        let _state = lock(&self.state);
+        ends();
+    }
+
+    /// Loses power, and with that the process that `ends`. Each atomic unit keeps its durable value, or its value at some time since.
     /// Returns the remaining values, and the number of sectors that lost something.
-    pub fn crash(&self, rng: &mut Rng) -> (Vec<Value>, usize) {
+    pub fn crash(&self, rng: &mut Rng, ends: impl FnOnce()) -> (Vec<Value>, usize) {
         let mut state = lock(&self.state);
+        ends();
         let loses_all = rng.bool();
         let mut lost = 0;
         let unit = usize::try_from(self.plan.atomic).unwrap_or(1);
@@ -136,26 +157,68 @@ impl Disk {
     }
 }
 
+/// The process of a server.
+pub trait Process: fmt::Debug + Send + Sync + 'static {
+    /// Lets the seed decide.
+    fn random<T>(&self, decide: impl FnOnce(&mut Rng) -> T) -> T;
+
+    /// Waits in the middle of a call.
+    fn wait_in_place(&self, time: Duration);
+
+    /// Whether it was ended, after which it changes nothing.
+    fn is_dead(&self) -> bool;
+
+    /// The connection that the current call is for, and whether its client has given it up; `None`
+    /// if the process cannot know.
+    fn connection(&self) -> Option<(usize, bool)>;
+
+    /// Logs an event.
+    fn log(&self, what: impl FnOnce() -> String);
+}
+
+impl Process for Sim {
+    fn random<T>(&self, decide: impl FnOnce(&mut Rng) -> T) -> T {
+        self.random(decide)
+    }
+
+    fn wait_in_place(&self, time: Duration) {
+        self.wait_in_place(time);
+    }
+
+    fn is_dead(&self) -> bool {
+        self.is_dead()
+    }
+
+    fn connection(&self) -> Option<(usize, bool)> {
+        let connection = self.connection()?;
+        Some((connection, self.is_given_up(connection)))
+    }
+
+    fn log(&self, what: impl FnOnce() -> String) {
+        self.log(what);
+    }
+}
+
 /// A disk as one server process sees it.
 #[derive(Debug)]
-pub struct Mounted {
+pub struct Mounted<P> {
     /// The disk.
     pub disk: Arc<Disk>,
     /// The process.
-    pub sim: Sim,
+    pub process: P,
     /// Record for the oracle.
     pub history: Arc<History>,
 }
 
-impl Mounted {
+impl<P: Process> Mounted<P> {
     /// Waits as long as a call takes. Fails if the process is ended meanwhile.
     fn wait(&self) -> Result<(), Failure> {
         let most = u64::try_from(self.disk.plan.latency.as_micros()).unwrap_or(0);
-        let time = self.sim.random(|rng| rng.u64(..=most));
+        let time = self.process.random(|rng| rng.u64(..=most));
         // Most requests are quick, some are not.
-        let time = time >> self.sim.random(|rng| rng.u32(..8));
-        self.sim.wait_in_place(Duration::from_micros(time));
-        if self.sim.is_dead() {
+        let time = time >> self.process.random(|rng| rng.u32(..8));
+        self.process.wait_in_place(Duration::from_micros(time));
+        if self.process.is_dead() {
             return Err(Errno::Io.into());
         }
         Ok(())
@@ -167,13 +230,9 @@ impl Mounted {
         let at = state.fails.iter().position(|fails| kinds.contains(fails))?;
         let fails = state.fails.remove(at);
         drop(state);
-        self.sim.log(|| format!("disk: a call fails: {fails:?}"));
-        self.history.hit(match fails {
-            Fails::Sync => "failing sync",
-            Fails::Write => "failing write",
-            Fails::Space => "no space",
-            Fails::Read => "failing read",
-        });
+        self.process
+            .log(|| format!("disk: a call fails: {fails:?}"));
+        self.history.hit(fails.name());
         Some(fails)
     }
 
@@ -185,7 +244,7 @@ impl Mounted {
         fua: bool,
         value: impl Fn(u64) -> Option<Value>,
     ) -> Result<(), Failure> {
-        if self.sim.is_dead() {
+        if self.process.is_dead() {
             return Err(Errno::Io.into());
         }
         let fails = self.fails(&[Fails::Write, Fails::Space]);
@@ -194,7 +253,9 @@ impl Mounted {
             state.stamp += 1;
             state.stamp
         };
-        let middle = self.sim.random(|rng| rng.u64(sectors.start..=sectors.end));
+        let middle = self
+            .process
+            .random(|rng| rng.u64(sectors.start..=sectors.end));
         // An atomic unit is written in one piece.
         let middle = (middle / self.disk.plan.atomic * self.disk.plan.atomic).max(sectors.start);
         self.apply(sectors.start..middle, stamp, &value);
@@ -212,6 +273,9 @@ impl Mounted {
                 return Err(Errno::Io.into());
             }
             let mut state = lock(&self.disk.state);
+            if self.process.is_dead() {
+                return Err(Errno::Io.into());
+            }
             for sector in &mut state.sectors[indices(&sectors)] {
                 sector.sync(u64::MAX);
             }
@@ -220,15 +284,18 @@ impl Mounted {
     }
 
     fn apply(&self, sectors: Range<u64>, stamp: u64, value: &impl Fn(u64) -> Option<Value>) {
-        let connection = self.sim.connection();
-        let is_ghost = connection.is_some_and(|connection| self.sim.is_given_up(connection));
+        let connection = self.process.connection();
+        let is_ghost = connection.is_some_and(|(_, is_given_up)| is_given_up);
         for at in sectors {
             let Some(value) = value(at) else { continue };
             let mut state = lock(&self.disk.state);
+            if self.process.is_dead() {
+                return;
+            }
             let sector = &mut state.sectors[indices(&(at..at + 1))][0];
             sector.cached.push((stamp.max(sector.stamp()), value));
             drop(state);
-            self.sim
+            self.process
                 .log(|| format!("disk: sector {at} = {value}, connection {connection:?}"));
             if is_ghost {
                 self.history.ghost(at, value);
@@ -253,7 +320,7 @@ fn sectors(offset: u64, len: u64) -> Range<u64> {
     offset / SECTOR as u64..(offset + len) / SECTOR as u64
 }
 
-impl Export for Mounted {
+impl<P: Process> Export for Mounted<P> {
     fn size(&self) -> u64 {
         self.disk.plan.sectors * SECTOR as u64
     }
@@ -286,7 +353,9 @@ impl Export for Mounted {
             return Err(Errno::Io.into());
         }
         let sectors = sectors(offset, buf.len() as u64);
-        let middle = self.sim.random(|rng| rng.u64(sectors.start..=sectors.end));
+        let middle = self
+            .process
+            .random(|rng| rng.u64(sectors.start..=sectors.end));
         for (at, buf) in sectors.zip(buf.chunks_mut(SECTOR)) {
             if at == middle {
                 self.wait()?;
@@ -309,7 +378,7 @@ impl Export for Mounted {
             sectors.iter().all(|sector| sector.value() == ZERO)
         };
         let first = is_zero(offset);
-        let middle = self.sim.random(|rng| rng.u64(..=len / unit)) * unit;
+        let middle = self.process.random(|rng| rng.u64(..=len / unit)) * unit;
         let mut known = unit;
         while known < len {
             if known == middle {
@@ -362,14 +431,16 @@ impl Export for Mounted {
             return Err(Errno::Io.into());
         }
         let mut state = lock(&self.disk.state);
+        if self.process.is_dead() {
+            return Err(Errno::Io.into());
+        }
         state
             .sectors
             .iter_mut()
             .for_each(|sector| sector.sync(stamp));
         drop(state);
-        let now = self.sim.now();
-        self.sim
-            .log(|| format!("disk: flushed what was written before {now:?}"));
+        self.process
+            .log(|| format!("disk: flushed all up to write {stamp}"));
         Ok(())
     }
 }

@@ -22,3 +22,4 @@ pub mod plan;
 pub mod run;
 pub mod runtime;
 pub mod shrink;
+pub mod threads;

@@ -5,8 +5,9 @@ use nbd_sim::{
     plan::Plan,
     run::run,
     shrink::{from_ranges, shrink, to_ranges},
+    threads::{self, Coverage},
 };
-use std::{collections::BTreeMap, io::Write, process::ExitCode, time::Instant};
+use std::{io::Write, process::ExitCode, time::Instant};
 
 /// Simulates clients and servers, on a network and a disk that fail as a seed says.
 #[derive(Debug, Parser)]
@@ -20,6 +21,9 @@ struct Arguments {
     /// Replay this seed, and print its events.
     #[arg(long)]
     seed: Option<u64>,
+    /// Run the blocking client, in threads and in real time: the schedule does not follow from the seed.
+    #[arg(long)]
+    threads: bool,
     /// Leaves out these faults and operations: `0-3,7`.
     #[arg(long, default_value = "", value_name = "NUMBERS")]
     without: String,
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     }
     let mut out = std::io::stdout().lock();
     let done = match arguments.seed {
+        _ if arguments.threads => in_threads(&arguments, &mut out),
         Some(seed) => replay(seed, &arguments.without, &mut out),
         None => many(&arguments, &mut out),
     };
@@ -64,10 +69,36 @@ fn replay(seed: u64, without: &str, out: &mut impl Write) -> std::io::Result<boo
     Ok(report.wrong.is_empty())
 }
 
+/// Runs seeds of the blocking client, several at once, since they mostly wait.
+fn in_threads(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
+    let start = Instant::now();
+    let last = arguments.first + arguments.seeds;
+    let report = threads::run_many(arguments.first..last)?;
+    for (seed, wrong) in &report.wrong {
+        writeln!(out, "seed {seed}: WRONG: {wrong}")?;
+    }
+    let time = start.elapsed();
+    writeln!(
+        out,
+        "{} seeds of the blocking client in {time:.1?}, {} operations",
+        arguments.seeds, report.operations
+    )?;
+    print_coverage(&report.coverage, out)?;
+    Ok(report.wrong.is_empty())
+}
+
+fn print_coverage(coverage: &Coverage, out: &mut impl Write) -> std::io::Result<()> {
+    writeln!(out, "{:28} {:>10} {:>10}", "fault", "injected", "hit")?;
+    for (fault, (injected, hit)) in coverage {
+        writeln!(out, "{fault:28} {injected:>10} {hit:>10}")?;
+    }
+    Ok(())
+}
+
 /// Runs many seeds, up to the first that fails.
 fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
     let start = Instant::now();
-    let mut coverage = BTreeMap::<_, (u64, u64)>::new();
+    let mut coverage = Coverage::new();
     let (mut operations, mut ghosts) = (0, 0);
     let (mut requests, mut answers) = (0, 0);
     // The report includes panics.
@@ -107,9 +138,6 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
          up",
         arguments.seeds
     )?;
-    writeln!(out, "{:28} {:>10} {:>10}", "fault", "injected", "hit")?;
-    for (fault, (injected, hit)) in coverage {
-        writeln!(out, "{fault:28} {injected:>10} {hit:>10}")?;
-    }
+    print_coverage(&coverage, out)?;
     Ok(true)
 }

@@ -3,7 +3,7 @@
 use crate::{
     client::Program,
     content::SECTOR,
-    disk::{Disk, Fails, Mounted},
+    disk::{Disk, Mounted},
     history::{Events, History},
     network::{Net, Reach, SimListener},
     oracle,
@@ -172,7 +172,7 @@ impl World {
         let sim = self.sim.in_group(group);
         let mounted = Mounted {
             disk: self.disk.clone(),
-            sim: sim.clone(),
+            process: sim.clone(),
             history: self.history.clone(),
         };
         let exports = NamedExports::single(Arc::new(mounted));
@@ -206,7 +206,7 @@ impl World {
         self.sim.lose_server(silent);
         self.sim.kill(group);
         if loses_power {
-            let (values, lost) = self.sim.random(|rng| self.disk.crash(rng));
+            let (values, lost) = self.sim.random(|rng| self.disk.crash(rng, || ()));
             self.sim
                 .log(|| format!("disk: {lost} sectors lost something: {values:?}"));
             hits = lost > 0;
@@ -254,13 +254,7 @@ impl World {
             Fault::Disk(fails) => {
                 self.disk.fail(fails);
                 // Whether it hits is known when it does.
-                let name = match fails {
-                    Fails::Sync => "failing sync",
-                    Fails::Write => "failing write",
-                    Fails::Space => "no space",
-                    Fails::Read => "failing read",
-                };
-                (name, false)
+                (fails.name(), false)
             }
             Fault::ReconnectNow(client) => {
                 let program = programs.get(client);
@@ -335,7 +329,7 @@ const fn name_of(cut: crate::network::Cut) -> &'static str {
 }
 
 /// No fault of these makes a client break the protocol.
-const fn breaks_protocol(event: &Event<'_>) -> bool {
+pub(crate) const fn breaks_protocol(event: &Event<'_>) -> bool {
     matches!(
         event,
         Event::Closed {

@@ -1,11 +1,20 @@
 //! The oracle's own proof: mistakes made on purpose are noticed.
 
 use nbd_io::mutation::Mutation;
-use nbd_sim::{plan::Plan, run::run};
+use nbd_sim::{plan::Plan, run::run, threads::run_many};
 
 /// Within so many seeds.
 const SEEDS: u64 = 300;
 
+/// The mistakes of code that the blocking client shares.
+const SHARED: [Mutation; 4] = [
+    Mutation::DropReplay,
+    Mutation::ReorderReplay,
+    Mutation::EarlyFlush,
+    Mutation::MergedStatus,
+];
+
+/// All mistakes are the process's, so that one test makes them one after the other.
 #[test]
 fn every_mistake_is_found() {
     let mut missed = Vec::new();
@@ -24,4 +33,12 @@ fn every_mistake_is_found() {
         }
     }
     assert!(missed.is_empty(), "in {SEEDS} seeds: {missed:?}");
+    for mutation in SHARED {
+        Mutation::make(Some(mutation));
+        let mut parts = (0..SEEDS).step_by(20);
+        let found = parts.find(|first| !run_many(*first..first + 20).unwrap().wrong.is_empty());
+        Mutation::make(None);
+        eprintln!("{mutation:?}, the blocking client: seeds from {found:?} on");
+        assert!(found.is_some(), "the blocking client, {mutation:?}");
+    }
 }
