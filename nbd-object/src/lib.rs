@@ -32,6 +32,9 @@ pub use options::{Compression, Layout, Options};
 pub use statistics::{Histogram, Statistics};
 pub use store::Retry;
 
+#[doc = include_str!("../docs/format.md")]
+pub mod object_format {}
+
 /// The stores that a disk can be in, and their builders.
 pub use object_store;
 

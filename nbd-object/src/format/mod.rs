@@ -1,4 +1,4 @@
-//! The bytes in the store. `docs/format.md` of this package describes them.
+//! The bytes in the store, which `docs/format.md` describes.
 //!
 //! Everything here takes bytes that an attacker may have written: a length is compared before
 //! memory is taken, and a number is never an index before it is compared.
