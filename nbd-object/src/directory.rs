@@ -90,7 +90,7 @@ fn swap(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(generic(error)),
     };
-    if found != expected.e_tag {
+    if found.is_none() || found != expected.e_tag {
         return Err(Error::Precondition {
             path: location.to_string(),
             source: format!("{found:?} does not match {:?}", expected.e_tag).into(),

@@ -137,6 +137,8 @@ impl Inner {
             let (frozen, wishes, head) = {
                 let mut state = self.state();
                 let full = state.active.weight() >= self.options.dirty_limit / 2 && !failed;
+                // Those that came since the last commit failed want another attempt.
+                let full = full || !state.waiting.is_empty();
                 if state.failed.is_some() || (state.wishes.is_empty() && !full) {
                     state.committing = false;
                     if let Some(error) = state.failed.clone() {

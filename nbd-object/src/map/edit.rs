@@ -50,17 +50,8 @@ pub(crate) async fn edit(
         done: Vec::new(),
     });
     let editor = Editor { pages, writer };
-    let mut page = root.page;
-    // A disk that has grown: the old map is the first child of each level above it.
-    for level in root.levels..levels {
-        if let Some(piece) = page {
-            let mut slots = Slots::from([None; 256]);
-            slots[0] = Some(piece);
-            page = editor.add(level, &slots);
-        }
-    }
     let page = match levels.checked_sub(1) {
-        Some(top) => editor.apply(page, top, 0, edits).await?,
+        Some(top) => editor.apply_above(root, top, edits).await?,
         None => None,
     };
     let mut writer = editor
@@ -118,17 +109,8 @@ impl Editor<'_> {
                     }
                 }
             } else {
-                let jobs: Vec<_> = children(&slots, level, first, edits)
-                    .into_iter()
-                    .map(|job| self.child(job, level - 1))
-                    .collect();
-                let changed: Vec<(usize, Option<Piece>)> = stream::iter(jobs)
-                    .buffer_unordered(CONCURRENT)
-                    .try_collect()
-                    .await?;
-                for (index, below) in changed {
-                    slots[index] = below;
-                }
+                let jobs = children(&slots, level, first, edits);
+                self.apply_children(&mut slots, level, jobs).await?;
             }
             if *slots == *before {
                 return Ok(piece);
@@ -136,6 +118,50 @@ impl Editor<'_> {
             Ok(self.add(level, &slots))
         }
         .boxed()
+    }
+
+    /// The page of a level that the map may not have yet, because the disk has grown: then the map is
+    /// the first child.
+    fn apply_above<'f>(
+        &'f self,
+        root: Root,
+        level: u8,
+        edits: &'f [Edit],
+    ) -> BoxFuture<'f, Result<Option<Piece>, Error>> {
+        async move {
+            if level < root.levels {
+                return self.apply(root.page, level, 0, edits).await;
+            }
+            let below = level - 1;
+            let inside = edits.partition_point(|edit| edit.blocks.start < span(below));
+            let mut slots = Slots::from([None; 256]);
+            slots[0] = self.apply_above(root, below, &edits[..inside]).await?;
+            let mut jobs = children(&slots, level, 0, edits);
+            jobs.retain(|job| job.index > 0);
+            self.apply_children(&mut slots, level, jobs).await?;
+            Ok(self.add(level, &slots))
+        }
+        .boxed()
+    }
+
+    async fn apply_children(
+        &self,
+        slots: &mut Slots,
+        level: u8,
+        jobs: Vec<Job<'_>>,
+    ) -> Result<(), Error> {
+        let jobs: Vec<_> = jobs
+            .into_iter()
+            .map(|job| self.child(job, level - 1))
+            .collect();
+        let changed: Vec<(usize, Option<Piece>)> = stream::iter(jobs)
+            .buffer_unordered(CONCURRENT)
+            .try_collect()
+            .await?;
+        for (index, below) in changed {
+            slots[index] = below;
+        }
+        Ok(())
     }
 
     async fn child(&self, job: Job<'_>, level: u8) -> Result<(usize, Option<Piece>), Error> {
