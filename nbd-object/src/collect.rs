@@ -49,6 +49,7 @@ impl Disk {
             return Err(Error::ReadOnly);
         }
         let inner = &self.inner;
+        let _alone = inner.maintenance.lock().await;
         let objects = &inner.objects;
         // The head counts this collection before snapshots are listed: one that is being taken is
         // listed here, or its taker sees the new count. Later commits only add objects to those

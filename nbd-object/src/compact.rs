@@ -39,6 +39,7 @@ impl Disk {
         if self.is_read_only() {
             return Err(Error::ReadOnly);
         }
+        let _alone = self.inner.maintenance.lock().await;
         self.flush().await?;
         let root = self.inner.state().root();
         let mut walk = Walk::default();

@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) block_size: usize,
     writable: bool,
     reading_ahead: AtomicUsize,
+    /// Held by a collection or a compaction: one would delete pages that the other one reads.
+    pub(crate) maintenance: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -111,6 +113,7 @@ impl Disk {
             block_size,
             writable,
             reading_ahead: AtomicUsize::new(0),
+            maintenance: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
         };
         Self {

@@ -62,14 +62,8 @@ impl Disk {
             };
             self.read_ahead(ahead);
             match self.inner.compose(parts, root).await {
-                // A collection of garbage has overtaken this read; there is a newer map.
-                Err(error) if error.is_missing_object() && tries < 3 => {
-                    if self.inner.state().root() == root {
-                        return Err(self.inner.fenced().await.unwrap_or(error));
-                    }
-                    tries += 1;
-                }
-                result => return result,
+                Ok(read) => return Ok(read),
+                Err(error) => self.inner.overtaken(error, root, &mut tries).await?,
             }
         }
     }
@@ -131,8 +125,11 @@ impl Disk {
         };
         // More would drive out the first ones.
         let len = len.min(self.inner.options.cache_size / 2);
-        self.inner.fetch(root, offset..offset + len).await?;
-        Ok(())
+        match self.inner.fetch(root, offset..offset + len).await {
+            // The map has changed since, and this is no more than a hint.
+            Err(error) if error.is_missing_object() && self.inner.state().root() != root => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     fn read_ahead(&self, range: Range<u64>) {
@@ -202,6 +199,25 @@ impl Inner {
                 None => None,
             },
         })
+    }
+
+    /// Decides on an error of a call that began with the map of `root`: none if a collection of garbage
+    /// may have overtaken the call, and there is a newer map for another attempt.
+    pub(super) async fn overtaken(
+        &self,
+        error: Error,
+        root: Root,
+        tries: &mut u32,
+    ) -> Result<(), Error> {
+        const TRIES: u32 = 10;
+        if !error.is_missing_object() {
+            return Err(error);
+        }
+        if self.state().root() == root || *tries == TRIES {
+            return Err(self.fenced().await.unwrap_or(error));
+        }
+        *tries += 1;
+        Ok(())
     }
 
     async fn compose(&self, parts: Vec<Part>, root: Root) -> Result<ReadData, Error> {

@@ -3,6 +3,7 @@
 use super::Disk;
 use crate::{
     Error,
+    format::Page,
     map::{Found, LEAVES},
 };
 
@@ -31,10 +32,8 @@ impl Disk {
         // Where the map is known already, the pages of one leaf are enough.
         let root = inner.state().root();
         if len > size * 256 && inner.pages.find_now(root, at / size).is_none() {
-            inner
-                .pages
-                .warm(root, at / size..end.div_ceil(size))
-                .await?;
+            // Whatever fails here fails below, or is gone because the map has changed.
+            let _ = inner.pages.warm(root, at / size..end.div_ceil(size)).await;
         }
         let (mut leaves, mut last) = (0, None);
         let mut extents: Vec<Extent> = Vec::new();
@@ -65,33 +64,42 @@ impl Disk {
     /// Whether a block is a hole, the end of the run that it begins, and whether a leaf of the map
     /// had to be asked.
     async fn run(&self, block: u64) -> Result<(bool, u64, bool), Error> {
-        let (root, until) = {
-            let state = self.inner.state();
-            let mut until = u64::MAX;
-            for layer in [Some(&state.active), state.frozen.as_deref()]
-                .into_iter()
-                .flatten()
-            {
-                let (known, end) = layer.run(block);
-                until = until.min(end);
-                if let Some(data) = known {
-                    return Ok((!data, until, false));
+        let mut tries = 0;
+        loop {
+            let (root, until) = {
+                let state = self.inner.state();
+                let mut until = u64::MAX;
+                for layer in [Some(&state.active), state.frozen.as_deref()]
+                    .into_iter()
+                    .flatten()
+                {
+                    let (known, end) = layer.run(block);
+                    until = until.min(end);
+                    if let Some(data) = known {
+                        return Ok((!data, until, false));
+                    }
                 }
-            }
-            (state.root(), until)
-        };
-        Ok(match self.inner.find(root, block).await? {
-            Found::Hole { until: end } => (true, end.min(until), false),
-            Found::Leaf { page, first } => {
-                let index = u8::try_from(block - first).expect("a leaf has 256 slots");
-                let empty = page.empty_from(index);
-                if empty > 0 {
-                    (true, (block + empty).min(until), true)
-                } else {
-                    let used = (index..=u8::MAX).take_while(|index| page.empty_from(*index) == 0);
-                    (false, (block + used.count() as u64).min(until), true)
+                (state.root(), until)
+            };
+            match self.inner.find(root, block).await {
+                Ok(Found::Hole { until: end }) => return Ok((true, end.min(until), false)),
+                Ok(Found::Leaf { page, first }) => {
+                    let (hole, end) = run_in_leaf(&page, first, block);
+                    return Ok((hole, end.min(until), true));
                 }
+                Err(error) => self.inner.overtaken(error, root, &mut tries).await?,
             }
-        })
+        }
     }
+}
+
+/// Whether a block is a hole, and the end of the run that it begins in its leaf.
+fn run_in_leaf(page: &Page, first: u64, block: u64) -> (bool, u64) {
+    let index = u8::try_from(block - first).expect("a leaf has 256 slots");
+    let empty = page.empty_from(index);
+    if empty > 0 {
+        return (true, block + empty);
+    }
+    let used = (index..=u8::MAX).take_while(|index| page.empty_from(*index) == 0);
+    (false, block + used.count() as u64)
 }
