@@ -240,7 +240,7 @@ fn futures_are_dropped_when_their_connection_breaks_and_when_the_server_stops() 
 }
 
 /// Memory that is far away: each request is polled twice.
-struct Far(Memory);
+pub(crate) struct Far(pub(crate) Memory);
 
 async fn travel() {
     let mut polled = false;

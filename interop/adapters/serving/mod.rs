@@ -2,7 +2,7 @@
 //! and define `Server`, how a test is run `on_runtime`, and how a listener is served there
 //! (`serve`), which is begun in the context of the runtime and sends its result through a channel.
 
-mod asynchronous;
+pub(crate) mod asynchronous;
 pub(crate) mod commands;
 #[cfg(feature = "tls-base")]
 mod dropped;

@@ -35,9 +35,16 @@ pub(crate) fn async_std_client(work: &Work) -> Result<()> {
 }
 
 pub(crate) fn tokio_server(work: &Work, listener: UnixListener) -> Result<()> {
-    use nbd_tokio::{Listener, Socket, Tokio};
+    serve_on_tokio(work, listener, Server::single(data(work)?))
+}
+
+pub(crate) fn serve_on_tokio(
+    work: &Work,
+    listener: UnixListener,
+    server: Server<nbd_tokio::Tokio>,
+) -> Result<()> {
+    use nbd_tokio::{Listener, Socket};
     one_thread()?.block_on(async {
-        let server = Server::<Tokio>::single(data(work)?);
         if work.operation == Operation::Connect {
             let listener = Listener::from_std(listener)?;
             return all(server, work, listener).await;

@@ -21,6 +21,7 @@
 
 mod asynchronous;
 mod blocking;
+mod lent;
 mod measuring;
 mod peer;
 
@@ -121,7 +122,7 @@ struct Contender {
 const MINIMAL_CLIENT: &str = "minimal client";
 const MINIMAL_SERVER: &str = "minimal server";
 
-const CONTENDERS: [Contender; 9] = [
+const CONTENDERS: [Contender; 11] = [
     Contender {
         name: MINIMAL_CLIENT,
         role: Role::Client(peer::client),
@@ -157,6 +158,14 @@ const CONTENDERS: [Contender; 9] = [
     Contender {
         name: "async-std server",
         role: Role::Server(asynchronous::async_std_server),
+    },
+    Contender {
+        name: "tokio server, futures",
+        role: Role::Server(lent::futures),
+    },
+    Contender {
+        name: "tokio server, cache",
+        role: Role::Server(lent::cache),
     },
 ];
 

@@ -1,6 +1,7 @@
 //! Streams that a program brings, and those that it is started with.
 
 use crate::serving::{
+    asynchronous::Far,
     commands::exercise,
     example::program,
     support::{modes, soon},
@@ -9,23 +10,40 @@ use nbd_blocking::{ConnectOptions, Server, Stream};
 use nbd_io::Memory;
 use std::{process::Command, sync::Arc};
 
+/// A stream of which nothing is known.
+struct Plain(std::os::unix::net::UnixStream);
+
+impl std::io::Read for Plain {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl std::io::Write for Plain {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.0.write(buf)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn futures_are_carried_out_before_a_stream_that_waits_is_read_again() {
+    soon(|| {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let server = Server::single_async(Far(Memory::new(64 << 20)));
+        let serving = std::thread::spawn(move || server.serve_over(Stream::new(Plain(theirs))));
+        let client = modes()[2].connect_over(ours, None).unwrap();
+        exercise(&client);
+        client.disconnect().unwrap();
+        assert!(serving.join().unwrap().unwrap().is_clean());
+    });
+}
+
 #[test]
 fn any_stream_can_be_served() {
     soon(|| {
-        struct Plain(std::os::unix::net::UnixStream);
-        impl std::io::Read for Plain {
-            fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.read(buf)
-            }
-        }
-        impl std::io::Write for Plain {
-            fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-                self.0.write(buf)
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                self.0.flush()
-            }
-        }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let server = Server::single(Arc::new(Memory::new(64 << 20)));
         let serving = std::thread::spawn(move || server.serve_over(Stream::new(Plain(theirs))));

@@ -5,12 +5,14 @@ use super::{
     disconnect::{DISC, GO},
 };
 use crate::{
-    Export, Memory, NamedExports,
+    AsyncExport, Export, Memory, NamedExports, ReadData, Unblock,
     runtime::Runtime as _,
     server::{CloseReason, Peer, Server},
     transport::Transport,
 };
+use nbd_proto::{Failure, TransmissionFlags};
 use std::{
+    future::pending,
     io::{self, IoSlice, IoSliceMut, Read},
     pin::pin,
     sync::Arc,
@@ -25,6 +27,8 @@ struct Client<'a> {
     says: &'a [u8],
     takes: usize,
     heard: &'a mut Vec<u8>,
+    /// It closes its side when it has sent everything.
+    closes: bool,
 }
 
 impl Transport for Client<'_> {
@@ -33,7 +37,7 @@ impl Transport for Client<'_> {
         _: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.says.is_empty() {
+        if self.says.is_empty() && !self.closes {
             return Poll::Pending;
         }
         Poll::Ready(self.says.read_vectored(bufs))
@@ -101,14 +105,24 @@ fn a_request_that_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
     let disk = Arc::new(Memory::new(2 * u64::from(LEN)));
     // A hole would need no memory.
     disk.write(0, &[1; LEN as usize], false).unwrap();
-    let exports = Arc::new(NamedExports::single(disk));
-    let server = Server::on_runtime(clock.clone(), exports).memory(LEN.into());
+    let asynchronous = Unblock::new(clock.clone(), disk.clone());
+    for exports in [
+        NamedExports::single(disk),
+        NamedExports::single_async(asynchronous),
+    ] {
+        a_request_that_finds_no_memory_fails(&clock, exports);
+    }
+}
+
+fn a_request_that_finds_no_memory_fails(clock: &Clock, exports: NamedExports) {
+    let server = Server::on_runtime(clock.clone(), Arc::new(exports)).memory(LEN.into());
     // It has asked for much, and reads only the beginning of the reply.
     let says = [GO, &request(0, 1, LEN)].concat();
     let hog = Client {
         says: &says,
         takes: 1000,
         heard: &mut Vec::new(),
+        closes: false,
     };
     let mut hog = pin!(server.serve_one(hog, Peer::Other));
     let cx = &mut Context::from_waker(Waker::noop());
@@ -125,8 +139,9 @@ fn a_request_that_finds_no_memory_for_long_fails_and_the_connection_goes_on() {
             says: &says,
             takes: usize::MAX,
             heard: &mut heard,
+            closes: false,
         };
-        let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
+        let (ending, after) = end(clock, server.serve_one(client, Peer::Other));
         assert!(matches!(ending, CloseReason::Disconnected), "{ending}");
         assert_eq!(after.as_secs(), 10, "{after:?}");
         // ENOMEM, and the replies to later requests.
@@ -149,8 +164,95 @@ fn a_client_that_disconnects_without_reading_its_replies_is_not_waited_for_long(
         says: &says,
         takes: 1000,
         heard: &mut Vec::new(),
+        closes: false,
     };
     let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
     assert!(matches!(ending, CloseReason::Disconnected), "{ending}");
     assert_eq!(after.as_secs(), 5, "{after:?}");
+}
+
+/// Zeroes that are known at once, and a future that never ends for anything else.
+struct Hanging;
+
+impl AsyncExport for Hanging {
+    fn size(&self) -> u64 {
+        1 << 30
+    }
+
+    fn flags(&self) -> TransmissionFlags {
+        TransmissionFlags::SEND_FLUSH
+    }
+
+    async fn read(&self, _: u64, _: usize) -> Result<ReadData, Failure> {
+        pending().await
+    }
+
+    fn read_now(&self, _: u64, len: usize) -> Option<Result<ReadData, Failure>> {
+        (len > 512).then(|| Ok(ReadData::zeroes(len)))
+    }
+}
+
+#[test]
+fn futures_of_a_client_that_closes_its_side_are_waited_for_as_long_as_it_may_still_read() {
+    let clock = Clock::default();
+    let exports = NamedExports::single_async(Hanging);
+    let server = Server::on_runtime(clock.clone(), Arc::new(exports));
+    let says = [GO, &request(0, 1, 512)].concat();
+    let client = Client {
+        says: &says,
+        takes: usize::MAX,
+        heard: &mut Vec::new(),
+        closes: true,
+    };
+    let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
+    assert!(matches!(ending, CloseReason::Left), "{ending}");
+    assert_eq!(after.as_secs(), 5, "{after:?}");
+
+    // One that has disconnected is waited for until the server stops.
+    let says = [GO, &request(0, 1, 512), DISC].concat();
+    let client = Client {
+        says: &says,
+        takes: usize::MAX,
+        heard: &mut Vec::new(),
+        closes: false,
+    };
+    let mut serving = pin!(server.serve_one(client, Peer::Other));
+    let cx = &mut Context::from_waker(Waker::noop());
+    for _ in 0..600 {
+        assert!(serving.as_mut().poll(cx).is_pending());
+        clock.advance(Duration::from_millis(100));
+    }
+    server.stopper().stop();
+    let (ending, after) = end(&clock, serving);
+    assert!(
+        matches!(ending, CloseReason::Disconnected | CloseReason::Stopped),
+        "{ending}"
+    );
+    assert!((5..7).contains(&after.as_secs()), "{after:?}");
+}
+
+#[test]
+fn zeroes_of_an_asynchronous_export_that_are_at_hand_need_no_memory() {
+    let clock = Clock::default();
+    let exports = NamedExports::single_async(Hanging);
+    let server = Server::on_runtime(clock.clone(), Arc::new(exports)).memory(0);
+    let says = [GO, &request(0, 1, LEN), &request(0, 2, 1024), DISC].concat();
+    let mut heard = Vec::new();
+    let client = Client {
+        says: &says,
+        takes: usize::MAX,
+        heard: &mut heard,
+        closes: false,
+    };
+    let (ending, after) = end(&clock, server.serve_one(client, Peer::Other));
+    assert!(matches!(ending, CloseReason::Disconnected), "{ending}");
+    assert_eq!(after, Duration::ZERO);
+    let expected = [
+        &reply(0, 1)[..],
+        &vec![0; LEN as usize],
+        &reply(0, 2),
+        &[0; 1024],
+    ]
+    .concat();
+    assert!(heard.ends_with(&expected));
 }
