@@ -12,6 +12,7 @@ use futures_util::TryStreamExt;
 use nbd_io::runtime::Tasks;
 use object_store::{ObjectStore, PutMode, PutPayload, UpdateVersion, path::Path};
 use std::{
+    fmt,
     hash::{BuildHasher, RandomState},
     sync::Arc,
     time::SystemTime,
@@ -20,12 +21,22 @@ use std::{
 /// The place of a disk: a store and a prefix, below which all of its objects are.
 ///
 /// It is cheap to clone, and does nothing by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Location {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     runtime: Runtime,
     nonce: fn() -> u64,
+}
+
+/// Without the store's configuration, which may have secrets.
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Location")
+            .field("store", &self.store.to_string())
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A disk or a snapshot, as its head describes it.
