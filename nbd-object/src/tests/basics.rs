@@ -364,3 +364,82 @@ fn files_of_puts_that_a_crash_cut_off_are_removed_by_a_collection_when_they_are_
         assert_eq!(at.check(None, &Options::new()).await.unwrap().damages, []);
     });
 }
+
+#[test]
+fn a_disk_can_be_at_the_top_of_its_store() {
+    let sim = Sim::default();
+    let temporary = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(Directory::open(temporary.path()).unwrap());
+    let at = crate::Location::new(store, "", sim.clone());
+    sim.run(async move {
+        at.create(MIB, Layout::default()).await.unwrap();
+        let disk = at
+            .open(Options::new().horizon(std::time::Duration::ZERO))
+            .await
+            .unwrap();
+        for value in 1..4 {
+            disk.write(0, &[value; 512]).await.unwrap();
+            disk.flush().await.unwrap();
+        }
+        disk.snapshot("one").await.unwrap();
+        assert_eq!(at.snapshots().await.unwrap()[0].name, "one");
+        let collected = disk.collect_garbage().await.unwrap();
+        assert_eq!((collected.live_objects, collected.deleted_objects), (2, 4));
+        assert_eq!(read(&disk, 0, 512).await.unwrap(), [3; 512]);
+        assert_eq!(
+            at.check(Some("one"), &Options::new())
+                .await
+                .unwrap()
+                .damaged,
+            0
+        );
+        at.delete().await.unwrap();
+        assert!(matches!(at.info(None).await, Err(Error::NotFound(_))));
+    });
+}
+
+#[test]
+fn changes_are_seen_while_they_are_being_committed() {
+    let sim = Sim::default();
+    let (store, at) = memory(&sim);
+    let clock = sim.clone();
+    sim.run(async move {
+        at.create(MIB, Layout::default()).await.unwrap();
+        let disk = at.open(Options::new()).await.unwrap();
+        disk.write(65_536, &[1; 65_536]).await.unwrap();
+        disk.flush().await.unwrap();
+        store.set(Faults {
+            exact_latency: 20,
+            ..Faults::default()
+        });
+        disk.write(0, &[2; 512]).await.unwrap();
+        disk.trim(65_536, 65_536).await.unwrap();
+        let look = async {
+            clock.sleep(std::time::Duration::from_millis(10)).await;
+            assert_eq!(disk.statistics().commits, 1);
+            assert_eq!(read(&disk, 0, 512).await.unwrap(), [2; 512]);
+            assert_eq!(read(&disk, 65_536, 512).await.unwrap(), [0; 512]);
+            let extents = disk.extents(0, MIB, 10).await.unwrap();
+            let hole = Extent {
+                len: MIB - 65_536,
+                hole: true,
+            };
+            assert_eq!(
+                extents,
+                [
+                    Extent {
+                        len: 65_536,
+                        hole: false
+                    },
+                    hole
+                ]
+            );
+            // A newer change is above the one under way.
+            disk.write(0, &[3; 512]).await.unwrap();
+            assert_eq!(read(&disk, 0, 1024).await.unwrap()[..512], [3; 512]);
+        };
+        let (flushed, ()) = futures_util::join!(disk.flush(), look);
+        flushed.unwrap();
+        assert_eq!(read(&disk, 0, 512).await.unwrap(), [3; 512]);
+    });
+}
