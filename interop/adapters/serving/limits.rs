@@ -5,31 +5,61 @@ use super::{
     life::{Gate, memory},
     support::{ENTERED, GO, Running, eventually, expect, reply, small, soon},
 };
-use nbd_blocking::ConnectOptions;
+use nbd_blocking::{ConnectOptions, exports::Failure};
+use nbd_io::Export;
 use std::{
     io::{Read, Write},
-    sync::{Arc, mpsc},
+    sync::{Arc, Condvar, Mutex, mpsc},
     thread,
     time::Duration,
 };
 
-/// Of twenty requests the server carries out three, and the others once it may.
+/// Reads wait until they are let through, one by one.
+#[derive(Default)]
+struct Turnstile {
+    /// The number of reads that have begun, and of those that may end.
+    state: Mutex<(u32, u32)>,
+    moved: Condvar,
+}
+
+impl Export for Turnstile {
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        let mut state = self.state.lock().unwrap();
+        state.0 += 1;
+        while state.1 == 0 {
+            state = self.moved.wait(state).unwrap();
+        }
+        state.1 -= 1;
+        buf.fill(7);
+        Ok(())
+    }
+}
+
+/// Of twenty requests, the server carries out three at any time. It has them all from the start, and
+/// begins another one only when one has ended.
 fn three_at_once(limit: fn(Server) -> Server) {
+    const REQUESTS: u8 = 20;
     soon(move || {
-        let gate = Arc::new(Gate::default());
-        let running = Running::new(limit(Server::single(gate.clone())));
+        let turnstile = Arc::new(Turnstile::default());
+        let running = Running::new(limit(Server::single(turnstile.clone())));
         let mut raw = running.raw();
         raw.write_all(GO).unwrap();
         raw.read_exact(&mut [0; ENTERED]).unwrap();
-        for cookie in 0..20 {
-            raw.write_all(&small(0, cookie)).unwrap();
+        let requests: Vec<u8> = (0..REQUESTS).flat_map(|cookie| small(0, cookie)).collect();
+        raw.write_all(&requests).unwrap();
+        for ended in 0..REQUESTS {
+            let begun = || turnstile.state.lock().unwrap().0;
+            let expected = (ended + 3).min(REQUESTS).into();
+            eventually(|| begun() >= expected);
+            assert_eq!(begun(), expected, "{ended} have ended");
+            turnstile.state.lock().unwrap().1 += 1;
+            turnstile.moved.notify_one();
+            raw.read_exact(&mut [0; 16 + 512]).unwrap();
         }
-        eventually(|| gate.state.lock().unwrap().0 == 3);
-        thread::sleep(Duration::from_millis(50));
-        assert_eq!(gate.state.lock().unwrap().0, 3);
-        gate.state.lock().unwrap().1 = true;
-        gate.moved.notify_all();
-        raw.read_exact(&mut vec![0; 20 * (16 + 512)]).unwrap();
         drop(raw);
         running.stop();
     });
