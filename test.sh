@@ -186,31 +186,55 @@ formatted() {
     done < <(manifests)
 }
 
-# The names of a crate's features, from its manifest.
-features() {
-    sed -n '/^\[features\]/,/^\[[^f]/ s/^\([a-z0-9_-]*\) *=.*/\1/p' "$1"
+# The features of all crates, as `crate/feature`, from their manifests.
+crate_features() {
+    local manifest
+    for manifest in ./nbd-*/Cargo.toml; do
+        sed -n '/^\[features\]/,/^\[[^f]/ s/^\([a-z0-9_-]*\) *=.*/\1/p' "$manifest" |
+            sed "/^default$/d; s|^|$(basename "$(dirname "$manifest")")/|"
+    done
 }
 
 lints() {
-    local manifest feature
-    cargo clippy --locked --workspace --all-targets -- -D warnings
-    for manifest in ./*/Cargo.toml; do
-        [[ $manifest != ./fuzz/* && -n $(features "$manifest") ]] || continue
-        local clippy=(cargo clippy --locked --manifest-path "$manifest" --no-default-features)
-        printf '%s: no features\n' "$manifest"
-        "${clippy[@]}" -- -D warnings
-        while read -r feature; do
-            [[ $feature != default ]] || continue
-            printf '%s: only the feature %s\n' "$manifest" "$feature"
-            "${clippy[@]}" --features "$feature" -- -D warnings
-        done < <(features "$manifest")
+    local clippy=(cargo clippy --locked) crate feature features packages listed=()
+    "${clippy[@]}" --workspace --all-targets -- -D warnings
+    # Each by itself, so that it has to name all that it uses of its dependencies.
+    for crate in nbd-*/; do
+        printf '%s: no features\n' "${crate%/}"
+        "${clippy[@]}" --package "${crate%/}" --no-default-features -- -D warnings
     done
+    # Each feature without the others. A line has the same feature of several crates, so that the
+    # crates below them are looked at once.
+    while read -ra features; do
+        printf 'only the features %s\n' "${features[*]}"
+        listed+=("${features[@]}") packages=()
+        for feature in "${features[@]}"; do
+            packages+=(--package "${feature%/*}")
+        done
+        "${clippy[@]}" "${packages[@]}" --no-default-features --features "${features[*]}" \
+            -- -D warnings
+    done <<'END'
+nbd-proto/std nbd-io/tls nbd-blocking/tls-base nbd-tokio/tls-base nbd-async-std/tls-base
+nbd-io/aws-lc-rs nbd-blocking/tls nbd-tokio/tls nbd-async-std/tls
+nbd-io/ring nbd-blocking/tls-ring nbd-tokio/tls-ring nbd-async-std/tls-ring
+nbd-io/tracing nbd-blocking/tracing nbd-tokio/tracing nbd-async-std/tracing
+nbd-io/mutations nbd-sim/mutations
+nbd-object/zstd
+nbd-object/aws nbd-object/gcp nbd-object/azure
+nbd-cli/tls-base nbd-cli/tls
+nbd-cli/tls-base nbd-cli/tls-ring
+nbd-cli/async-std
+nbd-cli/cloud
+END
     # A program may use TLS of one driver and none of another, over the same crate.
-    cargo clippy --locked --package nbd-blocking --package nbd-io --no-default-features \
+    "${clippy[@]}" --package nbd-blocking --package nbd-io --no-default-features \
         --features nbd-io/tls -- -D warnings
-    if [[ -d fuzz ]]; then
-        cargo clippy --manifest-path fuzz/Cargo.toml -- -D warnings
-    fi
+    while read -r feature; do
+        if [[ " ${listed[*]} " != *" $feature "* ]]; then
+            printf 'no line of this stage has the feature %s\n' "$feature"
+            return 1
+        fi
+    done < <(crate_features)
 }
 
 tests() {
