@@ -131,7 +131,7 @@ impl Embedded {
     }
 }
 
-/// Puts into the store what no client has flushed.
+/// Puts the data that no client has flushed into the store.
 async fn flush(disk: &Disk) -> io::Result<()> {
     if disk.is_read_only() {
         return Ok(());

@@ -1,10 +1,10 @@
 //! The blocking client, in threads and in real time: the plans, the disk and the oracle of the
 //! simulation, and the operating system's schedule and sockets.
 //!
-//! A seed says what is done and what fails, and not in which order threads run. The server's process
-//! and its machine fail, and calls of the disk. Connections end with the server alone: the disk
-//! cannot know whose request it carries out, so it could not tell a change that is late, for a
-//! connection that the client has given up, from a wrong one.
+//! A seed decides on the requests and the faults, and not on the order in which threads run. The
+//! server's process and its machine fail, and calls of the disk. Connections end with the server
+//! alone: the disk cannot know whose request it carries out, so it could not tell a change that is
+//! late, for a connection that the client has given up, from a wrong one.
 
 use crate::{
     client::judge,
@@ -95,7 +95,7 @@ pub fn run_many(seeds: Range<u64>) -> io::Result<Reports> {
     Ok(reports.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Carries out what a plan has for threads.
+/// Carries out the part of a plan that is for threads.
 ///
 /// # Errors
 ///

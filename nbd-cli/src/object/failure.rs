@@ -28,7 +28,7 @@ impl Address {
         })
     }
 
-    /// What a user can do about an error, behind a colon or a semicolon; nothing if that is unknown.
+    /// A remedy for an error, behind a colon or a semicolon; nothing if there is none.
     fn remedy(&self, error: &nbd_object::Error) -> String {
         use object_store::Error::{PermissionDenied, Unauthenticated};
         match error {

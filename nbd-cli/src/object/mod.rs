@@ -51,7 +51,7 @@ enum Task {
         #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = size::parse)]
         block_size: u64,
     },
-    /// Print what a disk or a snapshot is.
+    /// Print the description of a disk or a snapshot.
     Info {
         /// Its URI.
         disk: Address,
@@ -59,7 +59,7 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
-    /// Take a snapshot of what is flushed, also while the disk is served.
+    /// Take a snapshot of the flushed data, also while the disk is served.
     Snapshot {
         /// The URI of the disk, `@` and a name.
         snapshot: Address,

@@ -134,7 +134,7 @@ impl Objects {
     }
 }
 
-/// Deletes what is not needed any more, from time to time.
+/// Deletes objects that are not needed any more, from time to time.
 async fn collect(disk: Disk, address: String, pause: Duration) {
     loop {
         tokio::time::sleep(pause).await;

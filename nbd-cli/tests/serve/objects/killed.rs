@@ -34,7 +34,7 @@ impl Random {
     }
 }
 
-/// The content that each unit may have: the first one is what was flushed last, the others came later.
+/// The content that each unit may have: the first one was flushed last, the others came later.
 struct Model(Vec<Vec<u64>>);
 
 impl Model {
@@ -95,7 +95,7 @@ fn change(client: &Client, model: &mut Model, random: &mut Random, number: &mut 
     }
 }
 
-/// Reads all of the disk, where nothing is but what may be there.
+/// Reads all of the disk, where each unit has one of its contents.
 fn judge(client: &Client, model: &mut Model) {
     let mut data = vec![0; UNIT];
     for (unit, possible) in model.0.iter_mut().enumerate() {
