@@ -3,18 +3,17 @@
 use super::{
     Replies,
     execute_async::{Answer, answer, answer_read, in_memory},
+    future_set::FutureSet,
     jobs::{Panicked, guard},
     report::{Begun, Report, payload_len},
     work::Load,
 };
 use crate::{AsyncExport, ReadData};
 use bytes::Bytes;
-use futures_core::Stream;
-use futures_util::stream::FuturesUnordered;
 use nbd_proto::{Failure, server::Request};
 use std::{
     future::poll_fn,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -36,9 +35,8 @@ pub(crate) trait InFlight: Send {
     /// Takes up a request, which is carried out when it is polled.
     fn push(&mut self, request: Request, payload: Bytes);
 
-    /// The next request that is done; `None` if there is none left. Only those are polled that have
-    /// been woken.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done>>;
+    /// The next request that is done. Only those are polled that have been woken.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Done>;
 }
 
 /// No requests to an export yet.
@@ -47,7 +45,7 @@ pub(crate) fn in_flight<E: AsyncExport>(export: Arc<E>, report: Report) -> Box<d
         export,
         report,
         carry_out: carry_out::<E>,
-        futures: FuturesUnordered::new(),
+        futures: FutureSet::new(),
     })
 }
 
@@ -88,7 +86,7 @@ struct OfExport<E, C, F> {
     export: Arc<E>,
     report: Report,
     carry_out: C,
-    futures: FuturesUnordered<F>,
+    futures: FutureSet<F>,
 }
 
 impl<E, C, F> InFlight for OfExport<E, C, F>
@@ -111,8 +109,8 @@ where
         self.futures.push(future);
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done>> {
-        Pin::new(&mut self.futures).poll_next(cx)
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
+        self.futures.poll_next(cx)
     }
 }
 
@@ -176,7 +174,7 @@ impl Futures {
     ) -> Result<bool, Panicked> {
         let mut any = false;
         while load.running() > 0 {
-            let Poll::Ready(Some(done)) = self.in_flight.poll_next(cx) else {
+            let Poll::Ready(done) = self.in_flight.poll_next(cx) else {
                 break;
             };
             load.end(done.moves);

@@ -35,6 +35,7 @@ mod connection;
 mod event;
 mod execute;
 mod execute_async;
+mod future_set;
 mod in_flight;
 mod intake;
 mod jobs;

@@ -6,7 +6,7 @@ use crate::{
     server::{
         CloseReason,
         execute::may_know_zeroes,
-        jobs::{Panicked, carry_out, carry_out_now, carry_out_zeroes},
+        jobs::{Panicked, carry_out, carry_out_now, carry_out_zeroes, guard},
         work::Work,
     },
     transport::Transport,
@@ -89,7 +89,9 @@ impl<T: Transport, R: Runtime> Session<'_, T, R> {
 
     /// Takes in requests that are done. Returns whether there were any.
     pub(super) fn collect(&mut self, cx: &mut Context<'_>) -> bool {
-        let collected = self.work.collect(&mut self.load, cx, &mut self.replies);
+        let (work, load, replies) = (&mut self.work, &mut self.load, &mut self.replies);
+        // A future may also panic when it is dropped.
+        let collected = guard(|| work.collect(load, cx, replies)).and_then(|collected| collected);
         if let Work::Jobs(_, jobs) = &mut self.work
             && let Some(request) = jobs.take_not_zero()
         {
