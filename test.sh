@@ -28,6 +28,11 @@ trap 'rm -f "$note" "$times"' EXIT
 
 in_ci() { [[ ${CI:-} == true || ${CI:-} == 1 ]]; }
 
+# There every crate is compiled once, and nothing need be kept for the next time.
+if in_ci; then
+    export CARGO_INCREMENTAL=0
+fi
+
 # Says why a stage is not done, or not in full; the summary repeats it.
 because() {
     printf '!!! %s\n' "$*" >&2
