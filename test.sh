@@ -247,15 +247,17 @@ tests() {
     cargo test --locked --package nbd-blocking --no-default-features --features tracing --lib
     # Mistakes on purpose, which are in no other build.
     cargo test --locked --package nbd-sim --features mutations --test mutations
+    # With the stores that moto and Azurite are.
+    local all=(--locked --workspace --features nbd-cli/cloud)
     # The programs that tests start: a test has no time to build them. With the whole workspace, they
     # have the same dependencies as the tests.
-    cargo build --locked --workspace --example serve --example tokio_serve --example async_std_serve
+    cargo build "${all[@]}" --example serve --example tokio_serve --example async_std_serve
     if command -v cargo-nextest >/dev/null; then
         # Half of the time they wait: for another process, or for time to pass.
-        cargo nextest run --locked --workspace --tests --no-fail-fast \
+        cargo nextest run "${all[@]}" --tests --no-fail-fast \
             --test-threads $((2 * $(nproc))) 2>&1 | tee "$times"
     else
-        cargo test --locked --workspace --tests --no-fail-fast
+        cargo test "${all[@]}" --tests --no-fail-fast
     fi
 }
 

@@ -95,7 +95,7 @@ impl Disks {
             if let Some(address) = object_address(what)? {
                 let objects = match &mut objects {
                     Some(objects) => objects,
-                    none => none.insert(Objects::new()?),
+                    none => none.insert(Objects::new(&self.objects)?),
                 };
                 let (name, settings) = (name.clone(), &self.objects);
                 let disk = objects.open(name, &address, describe(), self.read_only, settings)?;

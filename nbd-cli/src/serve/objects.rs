@@ -13,13 +13,17 @@ use nbd_blocking::{
     exports::{AsyncExport, ExportName, Listing, Offer, Unavailable, forward_async_export},
     nbd_proto::server::Refusal,
 };
-use nbd_object::{Disk, Location, Options};
+use nbd_object::{Disk, LocalCache, Location, Options};
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Objects of which less than so many percent are in use are written anew, so that the rest is garbage.
+const COMPACT: u8 = 50;
 
 /// Snapshots that are kept open.
 const OPEN_SNAPSHOTS: usize = 16;
@@ -34,6 +38,12 @@ pub(super) struct ObjectOptions {
     /// Memory of each disk for blocks that were read.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
     cache: u64,
+    /// Keep blocks in this directory, too.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Limit of that.
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size::parse)]
+    cache_dir_size: u64,
     /// Memory of each disk for writes that are not flushed.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
     dirty: u64,
@@ -43,10 +53,22 @@ pub(super) struct ObjectOptions {
 }
 
 impl ObjectOptions {
-    fn options(&self) -> Options {
+    /// Opens the cache in a directory.
+    async fn local_cache(&self) -> Result<Option<LocalCache>> {
+        let Some(dir) = &self.cache_dir else {
+            return Ok(None);
+        };
+        let cache = LocalCache::open(dir, self.cache_dir_size).await;
+        cache
+            .map(Some)
+            .step(|| format!("cannot use the cache in {}", dir.display()))
+    }
+
+    fn options(&self, local_cache: Option<LocalCache>) -> Options {
         Options::new()
             .cache_size(self.cache)
             .dirty_limit(self.dirty)
+            .local_cache(local_cache)
     }
 }
 
@@ -54,6 +76,8 @@ impl ObjectOptions {
 #[derive(Debug)]
 pub(super) struct Objects {
     runtime: Runtime,
+    /// The cache in a directory, which is that of all disks.
+    local_cache: Option<LocalCache>,
     disks: Vec<Arc<Object>>,
 }
 
@@ -72,10 +96,12 @@ pub(super) struct Object {
 }
 
 impl Objects {
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(settings: &ObjectOptions) -> Result<Self> {
         let runtime = Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.step(|| "cannot start the runtime")?;
         Ok(Self {
-            runtime: runtime.step(|| "cannot start the runtime")?,
+            local_cache: runtime.block_on(settings.local_cache())?,
+            runtime,
             disks: Vec::new(),
         })
     }
@@ -93,7 +119,7 @@ impl Objects {
             Some(name) => name,
             None => export_name(&address.export_name()).map_err(Error::new)?,
         };
-        let options = settings.options();
+        let options = settings.options(self.local_cache.clone());
         let opened = address.open_or_create(settings.create, read_only, options.clone());
         let (location, disk) = self.runtime.block_on(opened)?;
         if !disk.is_read_only() {
@@ -138,7 +164,11 @@ impl Objects {
 async fn collect(disk: Disk, address: String, pause: Duration) {
     loop {
         tokio::time::sleep(pause).await;
-        match disk.collect_garbage().await {
+        let collected = match disk.compact(COMPACT).await {
+            Ok(_) => disk.collect_garbage().await,
+            Err(error) => Err(error),
+        };
+        match collected {
             Ok(collected) if collected.deleted_objects > 0 => tracing::info!(
                 "{}: deleted {} objects of {}",
                 printable(&address),

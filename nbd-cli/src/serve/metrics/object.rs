@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 /// A counter or a gauge: its name, its text, and its value.
 type Number = (&'static str, &'static str, fn(&Statistics) -> u64);
 
-const COUNTERS: [Number; 12] = [
+const COUNTERS: [Number; 13] = [
     ("gets", "Gets of objects and of parts of them.", |all| {
         all.gets
     }),
@@ -27,6 +27,11 @@ const COUNTERS: [Number; 12] = [
     ("cache_misses", "Blocks that reads had to get.", |all| {
         all.cache_misses
     }),
+    (
+        "local_cache_hits",
+        "Blocks that were found in the cache in a directory.",
+        |all| all.local_cache_hits,
+    ),
     (
         "read_ahead_blocks",
         "Blocks that were got before a read.",

@@ -96,20 +96,3 @@ fn disks_are_in_a_store_for_azure() {
         }
     });
 }
-
-#[test]
-fn a_store_that_cannot_be_reached_is_named() {
-    let port = interop::Port::new(std::net::Ipv4Addr::LOCALHOST);
-    let said = nbd()
-        .args(["object", "info", "s3://bucket/disk"])
-        .env("AWS_ENDPOINT", format!("http://{}", port.address()))
-        .env("AWS_ALLOW_HTTP", "true")
-        .envs([("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")])
-        .output()
-        .unwrap();
-    let said = crate::support::failed(&said);
-    assert!(
-        said.starts_with("error: cannot look at s3://bucket/disk\n"),
-        "{said}"
-    );
-}
