@@ -123,7 +123,7 @@ impl Fragment {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 96 }))]
 
     #[test]
     fn reads_in_any_chunks_have_the_right_bytes(

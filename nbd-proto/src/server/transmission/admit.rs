@@ -317,6 +317,9 @@ mod tests {
         })
     }
 
+    /// Miri is slow, and looks for something else.
+    const STEP: usize = if cfg!(miri) { 97 } else { 1 };
+
     #[test]
     fn ordinary_requests_would_be_admitted_anyway() {
         let mut ordinary = 0;
@@ -350,7 +353,7 @@ mod tests {
                 1 << 20,
             ];
             for command in 0..10 {
-                for (bit, offset, len) in combinations(&ends) {
+                for (bit, offset, len) in combinations(&ends).step_by(STEP) {
                     let flags = CommandFlags::from_bits(1 << bit >> 1);
                     let header = RequestHeader {
                         flags,
