@@ -405,6 +405,11 @@ fuzz_target() {
     return "$status"
 }
 
+# Threads under schedules that are chosen at random.
+schedules() {
+    schedules/run.sh 100
+}
+
 stage "foreign programs" peers
 stage "object stores" object_stores
 stage "cargo's tools" tools
@@ -418,6 +423,7 @@ stage "documentation" documentation
 if [[ -d fuzz ]]; then
     stage "fuzzing" fuzz
 fi
+stage "schedules" schedules
 stage "packages" packages
 stage "doctests" doctests
 stage "tests" tests
