@@ -170,7 +170,7 @@ install_tool() {
         return
     fi
     # Unoptimised it is built in a quarter of the time, and is fast enough.
-    if ! CARGO_TARGET_DIR=$tools/build \
+    if ! CARGO_TARGET_DIR=$tools/build CARGO_PROFILE_DEV_DEBUG=false \
         cargo install --quiet --profile dev --root "$tools" --locked "$tool@$version"; then
         because "$tool could not be installed"
         return 1
