@@ -70,7 +70,7 @@ pub(crate) fn async_std_server(work: &Work, listener: UnixListener) -> Result<()
     }))
 }
 
-fn one_thread() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn one_thread() -> Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     Ok(builder.enable_all().build()?)
 }

@@ -21,6 +21,7 @@
 
 mod asynchronous;
 mod blocking;
+mod by_hand;
 mod lent;
 mod measuring;
 mod peer;
@@ -122,7 +123,10 @@ struct Contender {
 const MINIMAL_CLIENT: &str = "minimal client";
 const MINIMAL_SERVER: &str = "minimal server";
 
-const CONTENDERS: [Contender; 11] = [
+const BARE_TOKIO: &str = "bare tokio client";
+const TIMED_TOKIO: &str = "bare tokio client with timers and a task";
+
+const CONTENDERS: [Contender; 13] = [
     Contender {
         name: MINIMAL_CLIENT,
         role: Role::Client(peer::client),
@@ -130,6 +134,14 @@ const CONTENDERS: [Contender; 11] = [
     Contender {
         name: "libnbd client",
         role: Role::Foreign,
+    },
+    Contender {
+        name: BARE_TOKIO,
+        role: Role::Client(by_hand::bare),
+    },
+    Contender {
+        name: TIMED_TOKIO,
+        role: Role::Client(by_hand::in_time),
     },
     Contender {
         name: "blocking client",
@@ -182,7 +194,8 @@ impl Contender {
         match operation {
             // Only a server can have a hole.
             Operation::Hole => matches!(self.role, Role::Server(_)) && self.name != MINIMAL_SERVER,
-            _ => true,
+            Operation::Read | Operation::Write => !matches!(self.name, BARE_TOKIO | TIMED_TOKIO),
+            Operation::Connect => true,
         }
     }
 }

@@ -18,9 +18,9 @@ const CHUNK: u32 = 0x668e_33ef;
 /// `NBD_FLAG_FIXED_NEWSTYLE` and `NBD_FLAG_NO_ZEROES`.
 const FLAGS: u16 = 3;
 const OPT_ABORT: u32 = 2;
-const OPT_GO: u32 = 7;
-const OPT_STRUCTURED_REPLY: u32 = 8;
-const REP_ACK: u32 = 1;
+pub(crate) const OPT_GO: u32 = 7;
+pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
+pub(crate) const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_ERR_UNSUP: u32 = 1 << 31 | 1;
 const SIZE: u64 = 1 << 30;
@@ -161,7 +161,7 @@ pub(crate) fn client(work: &Work) -> Result<()> {
         enter(&mut stream)?;
         request_all(work, &mut stream, &mut room)?;
         let mut last = Vec::new();
-        request(&mut last, CMD_DISC, 0, 0);
+        disconnect(&mut last);
         stream.write_all(&last)?;
         // The server has seen the end of the connection, so that connections do not overlap.
         if stream.read(&mut room)? != 0 {
@@ -179,12 +179,8 @@ fn enter(stream: &mut UnixStream) -> Result<()> {
     }
     let mut out = Vec::new();
     out.extend(u32::from(be16(&greeting[16..]) & FLAGS).to_be_bytes());
-    out.extend(OPTION.to_be_bytes());
     // An empty name, and no requests for information.
-    for number in [OPT_GO, 6, 0] {
-        out.extend(number.to_be_bytes());
-    }
-    out.extend([0, 0]);
+    option(&mut out, OPT_GO, &[0; 6]);
     stream.write_all(&out)?;
     loop {
         let mut header = [0; 20];
@@ -248,6 +244,25 @@ fn request_all(work: &Work, stream: &mut UnixStream, room: &mut [u8]) -> Result<
             (start, end) = (0, 0);
         }
     }
+}
+
+pub(crate) fn option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
+    out.extend(OPTION.to_be_bytes());
+    for number in [option, short(data.len())] {
+        out.extend(number.to_be_bytes());
+    }
+    out.extend(data);
+}
+
+/// The kind of the first reply to an option, and the bytes behind it, once it is there.
+pub(crate) fn option_reply_of(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (header, rest) = bytes.split_first_chunk::<20>()?;
+    let rest = rest.get(be32(&header[16..]) as usize..)?;
+    Some((be32(&header[12..]), rest))
+}
+
+pub(crate) fn disconnect(out: &mut Vec<u8>) {
+    request(out, CMD_DISC, 0, 0);
 }
 
 fn request(out: &mut Vec<u8>, command: u16, cookie: u64, offset: u64) {
