@@ -301,17 +301,16 @@ impl<T: Transport, S> OptionExchange<T, S> {
         result.map_err(NegotiationError::Refused)
     }
 
+    /// Sends an option and takes in its answer, to the next phase. Behind its last reply nothing may
+    /// come, so that it is read without regard to where messages end.
     async fn drive<P: Phase>(
         &mut self,
         option: OptionCode,
         transport: &mut T,
-        pending: P,
+        mut pending: P,
     ) -> Result<P::Next, NegotiationError> {
         let unproven = mem::take(&mut self.tls_unproven);
-        #[cfg(feature = "tracing")]
-        messages::option_sent(option, self.buffer.len());
-        let answered = self.answered(option, transport, pending).await;
-        answered.map_err(|error| {
+        let failed = |error| {
             let broke_off = unproven && !matches!(error, DriveError::Protocol(_));
             let error = NegotiationError::during(option, error);
             if broke_off {
@@ -319,36 +318,30 @@ impl<T: Transport, S> OptionExchange<T, S> {
             } else {
                 error
             }
-        })
-    }
-
-    /// The phase after the answer to an option. Behind its last reply nothing may come, so that it
-    /// is read without regard to where messages end.
-    async fn answered<P: Phase>(
-        &mut self,
-        option: OptionCode,
-        transport: &mut T,
-        mut pending: P,
-    ) -> Result<P::Next, DriveError> {
-        write_all(transport, &mut self.buffer).await?;
+        };
+        #[cfg(feature = "tracing")]
+        messages::option_sent(option, self.buffer.len());
+        let written = write_all(transport, &mut self.buffer).await;
+        written.map_err(|error| failed(error.into()))?;
         #[cfg(feature = "tracing")]
         let mut replies = messages::OptionReplies::default();
         loop {
             self.buffer.resize(ANSWER, 0);
-            let n = read(transport, &mut self.buffer).await?;
+            let read = read(transport, &mut self.buffer).await;
+            let n = read.map_err(|error| failed(error.into()))?;
             if n == 0 {
-                return Err(DriveError::Closed);
+                return Err(failed(DriveError::Closed));
             }
             #[cfg(feature = "tracing")]
             replies.feed(&self.buffer[..n]);
             // A client has nothing to say before its option is answered.
             let fed = pending.feed(&self.buffer[..n], &mut BytesMut::new());
             self.buffer.clear();
-            match fed? {
+            match fed.map_err(|error| failed(error.into()))? {
                 (_, Step::More(more)) => pending = more,
                 (used, Step::Done(next)) if used == n => return Ok(next),
                 // C-026
-                (_, Step::Done(_)) => return Err(Error::AfterLastReply { option }.into()),
+                (_, Step::Done(_)) => return Err(failed(Error::AfterLastReply { option }.into())),
             }
         }
     }
