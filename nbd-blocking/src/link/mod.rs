@@ -107,7 +107,7 @@ pub(crate) type Answer = Result<Outcome, (Error, Option<Cookie>)>;
 impl Link {
     pub(crate) fn new(
         stream: Stream,
-        transmission: Transmission,
+        transmission: Box<Transmission>,
         limits: LinkLimits,
         log: Option<LinkLog>,
     ) -> Self {

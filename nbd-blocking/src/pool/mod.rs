@@ -281,7 +281,7 @@ fn link(common: &Common<Blocking>, connected: Connected<Negotiating>) -> Arc<Lin
     let config = &common.connector.config;
     Arc::new(Link::new(
         connected.transport.stream,
-        *connected.transmission,
+        connected.transmission,
         LinkLimits {
             timeout: config.request_timeout,
             bytes_in_flight: config.bytes_in_flight,

@@ -39,7 +39,8 @@ const ABANDONED: usize = usize::MAX;
 /// answered, `O` is the driver's state per owner.
 #[derive(Debug)]
 pub struct Engine<B, T, O = ()> {
-    transmission: Transmission,
+    /// In a box, as it comes from the negotiation: it is large to be moved.
+    transmission: Box<Transmission>,
     /// State per request in flight, by the slot of its cookie.
     in_flight: Vec<InFlight<B>>,
     /// A driver's attachments to requests in flight, by slot. They are apart, because most requests
@@ -91,7 +92,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
     /// is late ends the connection if the server has sent nothing since.
     #[must_use]
     pub fn new(
-        transmission: Transmission,
+        transmission: Box<Transmission>,
         timeout: Option<Duration>,
         lose_when_silent: bool,
     ) -> Self {
@@ -126,7 +127,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
 
     /// The protocol's side of it.
     #[must_use]
-    pub const fn transmission(&self) -> &Transmission {
+    pub fn transmission(&self) -> &Transmission {
         &self.transmission
     }
 

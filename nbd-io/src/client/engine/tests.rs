@@ -126,7 +126,7 @@ impl Bench {
     }
 
     fn with(chunks: bool) -> Self {
-        let mut engine = Engine::new(transmission(chunks), Some(TIMEOUT), false);
+        let mut engine = Engine::new(Box::new(transmission(chunks)), Some(TIMEOUT), false);
         Self {
             chunks,
             ends: VecDeque::new(),

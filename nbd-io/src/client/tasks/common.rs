@@ -28,7 +28,7 @@ impl<R: Network> Common<R> {
         };
         Arc::new(Link::new(
             untimed(connected.transport),
-            *connected.transmission,
+            connected.transmission,
             limits,
             self.log.clone().map(LinkLog::new),
         ))

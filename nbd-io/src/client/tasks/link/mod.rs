@@ -238,7 +238,7 @@ impl Link {
     /// A connection that needs a [`ConnectionTask`].
     pub(crate) fn new(
         stream: Stream,
-        transmission: Transmission,
+        transmission: Box<Transmission>,
         limits: LinkLimits,
         log: Option<LinkLog>,
     ) -> Self {

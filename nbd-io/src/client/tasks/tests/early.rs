@@ -74,7 +74,7 @@ fn a_write_that_is_answered_before_its_payload_is_sent_is_sent_whole() {
             .unwrap();
         let link = Link::new(
             Box::new(transport),
-            *transmission,
+            transmission,
             limits(&sim, None, u64::MAX),
             None,
         );

@@ -92,7 +92,7 @@ impl Setup {
         } = negotiated.unwrap();
         assert_eq!(transmission.mode(), self.mode);
         let limits = limits(sim, self.timeout, self.weight);
-        let link = Link::new(Box::new(transport), *transmission, limits, None);
+        let link = Link::new(Box::new(transport), transmission, limits, None);
         let link = Arc::new(link);
         let connection_task = ConnectionTask::new(link.clone(), sim.clone());
         sim.spawn(async move { drop(connection_task.await) });
