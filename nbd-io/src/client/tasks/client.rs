@@ -1,9 +1,6 @@
 //! An export that any number of tasks use.
 
-use super::{
-    ReadIntoError, extents::Extents, link::Request, pool::Pool, range_guard::SharedRangeLocks,
-    ranges::read_request,
-};
+use super::{ReadIntoError, extents::Extents, link::Request, pool::Pool, ranges::read_request};
 use crate::{
     client::{ConnectionState, Error, Lost, Negotiated, Piece, index, length},
     mutation::Mutation,
@@ -21,21 +18,15 @@ use std::{fmt, future::poll_fn, ops::Range, sync::Arc};
 ///
 /// Each driver has a `Client` of its own, made of this one, whose pages say all of each method.
 pub struct Client<R: Network> {
-    pub(super) shared: Arc<Shared<R>>,
+    pub(super) pool: Arc<Pool<R>>,
     /// Losses of unflushed writes before the epoch of this handle began.
     losses: u64,
-}
-
-pub(super) struct Shared<R: Network> {
-    pub(super) pool: Arc<Pool<R>>,
-    /// Changes of the same bytes, where they have to be kept in order.
-    pub(super) range_locks: Arc<SharedRangeLocks>,
 }
 
 impl<R: Network> Clone for Client<R> {
     fn clone(&self) -> Self {
         Self {
-            shared: self.shared.clone(),
+            pool: self.pool.clone(),
             losses: self.losses,
         }
     }
@@ -44,30 +35,24 @@ impl<R: Network> Clone for Client<R> {
 impl<R: Network> fmt::Debug for Client<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("pool", &self.shared.pool)
+            .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
 }
 
 impl<R: Network> Client<R> {
-    pub(super) fn new(pool: Arc<Pool<R>>) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                pool,
-                range_locks: Arc::default(),
-            }),
-            losses: 0,
-        }
+    pub(super) const fn new(pool: Arc<Pool<R>>) -> Self {
+        Self { pool, losses: 0 }
     }
 
     pub(super) fn runtime(&self) -> &R {
-        self.shared.pool.common.runtime()
+        self.pool.common.runtime()
     }
 
     /// The result of the negotiation.
     #[must_use]
     pub fn negotiated(&self) -> &Negotiated {
-        &self.shared.pool.common.negotiated
+        &self.pool.common.negotiated
     }
 
     /// The export as the server described it.
@@ -129,18 +114,18 @@ impl<R: Network> Client<R> {
     /// Number of connections at present.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.pool.count()
+        self.pool.count()
     }
 
     /// State of the connections.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
-        self.shared.pool.status()
+        self.pool.status()
     }
 
     /// Waits until the state is another one than `known`.
     pub async fn state_changed(&self, known: &ConnectionState) -> ConnectionState {
-        let pool = &*self.shared.pool;
+        let pool = &*self.pool;
         let mut watch = pool.watch();
         poll_fn(|cx| pool.poll_status(known, &mut watch.place, cx)).await
     }
@@ -244,7 +229,7 @@ impl<R: Network> Client<R> {
         // C-191, C-192: the answered writes are covered, and the server keeps connections
         // consistent.
         self.done(Request::Flush).await?;
-        match self.shared.pool.common.losses() {
+        match self.pool.common.losses() {
             losses if losses == self.losses || Mutation::SilentLoss.is_made() => Ok(()),
             _ => Err(Error::Unflushed),
         }
@@ -255,8 +240,8 @@ impl<R: Network> Client<R> {
     #[must_use]
     pub fn new_epoch(&self) -> Self {
         Self {
-            shared: self.shared.clone(),
-            losses: self.shared.pool.common.losses(),
+            pool: self.pool.clone(),
+            losses: self.pool.common.losses(),
         }
     }
 
@@ -312,14 +297,14 @@ impl<R: Network> Client<R> {
 
     /// Gives up all connections and makes new ones, without the pause that the policy has next.
     pub fn reconnect_now(&self) -> Result<(), Error> {
-        self.shared.pool.redial()
+        self.pool.redial()
     }
 
     /// Ends the session: waits for requests in flight, sends `NBD_CMD_DISC` and waits for the
     /// server to close, all together up to 5 s.
     pub async fn disconnect(&self) -> Result<(), Error> {
         let over = self.state();
-        let Some(links) = self.shared.pool.close() else {
+        let Some(links) = self.pool.close() else {
             return Err(Error::lost(Lost::Disconnected));
         };
         let mut result = match over {
@@ -340,6 +325,6 @@ impl<R: Network> Client<R> {
     /// Whether there is no connection any more, and none will be made.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.shared.pool.is_over()
+        self.pool.is_over()
     }
 }

@@ -1,6 +1,6 @@
 //! The connections of a client.
 
-use super::{link::Link, supervisor::Supervisor};
+use super::{link::Link, range_guard::SharedRangeLocks, supervisor::Supervisor};
 use crate::{
     client::{Common, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership, Next},
     runtime::Network,
@@ -18,6 +18,8 @@ use std::{
 /// that is over.
 pub(super) struct Pool<R> {
     pub(super) common: Arc<Common<R>>,
+    /// Changes of the same bytes, where they have to be kept in order.
+    pub(super) range_locks: Arc<SharedRangeLocks>,
     /// The connection, if there is never another one.
     only: Option<Arc<Link>>,
     state: Mutex<State>,
@@ -67,6 +69,7 @@ impl<R: Network> Pool<R> {
                 watchers: Watchers::default(),
             }),
             common: Arc::new(common),
+            range_locks: Arc::default(),
         });
         pool.add(first);
         let common = &pool.common;

@@ -31,7 +31,7 @@ impl<R: Network> Client<R> {
     /// Other reads are for [`read_whole`](Self::read_whole).
     pub(super) fn straight_read(&self, len: usize) -> Option<&Link> {
         let is_single = len > 0 && len as u64 <= self.negotiated().max_payload;
-        self.shared.pool.only().filter(|_| is_single)
+        self.pool.only().filter(|_| is_single)
     }
 
     /// Fills a buffer from whole blocks. The buffer comes back with an error, too.
@@ -189,13 +189,13 @@ impl<R: Network> Client<R> {
 
     /// The connection of a request that waits for no other request and for no other connection.
     fn straight(&self, request: &Request) -> Option<&Link> {
-        let only = self.shared.pool.only()?;
+        let only = self.pool.only()?;
         (!request.changes() || !self.locks_ranges()).then_some(only)
     }
 
     /// Has a single request carried out, on another connection if the first is lost.
     pub(super) async fn perform(&self, request: Request, sink: BytesMut) -> Done {
-        let observer = &self.shared.pool.common.observer;
+        let observer = &self.pool.common.observer;
         let _watched = observer.watch(request.command(), request.range());
         let guard = match request.change() {
             Some(range) if self.locks_ranges() => {
@@ -212,7 +212,7 @@ impl<R: Network> Client<R> {
     /// Whether changes of the same bytes come one after the other: sent again at once, they could
     /// change places, and parts of a block must not be written over by others.
     fn locks_ranges(&self) -> bool {
-        (self.shared.pool.common.reconnects() || self.negotiated().blocks.minimum() > 1)
+        (self.pool.common.reconnects() || self.negotiated().blocks.minimum() > 1)
             && !Mutation::NoRangeLocks.is_made()
     }
 
@@ -222,7 +222,7 @@ impl<R: Network> Client<R> {
         sink: BytesMut,
         guard: Option<Arc<RangeGuard>>,
     ) -> Done {
-        let pool = &*self.shared.pool;
+        let pool = &*self.pool;
         let Some(log) = &pool.common.log else {
             let link;
             let link = match pool.only() {
@@ -295,7 +295,7 @@ impl<R: Network> Client<R> {
         guard: Option<Arc<RangeGuard>>,
         kept: Option<&Kept>,
     ) -> Done {
-        let pool = &*self.shared.pool;
+        let pool = &*self.pool;
         let command = request.command();
         let mut late = None;
         loop {
@@ -326,7 +326,7 @@ impl<R: Network> Client<R> {
         command: Command,
         late: &mut Option<R::Sleep>,
     ) -> Result<Arc<Link>, Error> {
-        let pool = &*self.shared.pool;
+        let pool = &*self.pool;
         let mut watch = pool.watch();
         poll_fn(|cx| {
             let polled = pool.poll_link(&mut watch.place, cx);
@@ -342,7 +342,7 @@ impl<R: Network> Client<R> {
         command: Command,
         range: Range<u64>,
     ) -> Result<Arc<RangeGuard>, Error> {
-        let mut guard = pin!(self.shared.range_locks.lock_range(range));
+        let mut guard = pin!(self.pool.range_locks.lock_range(range));
         let mut late = None;
         poll_fn(|cx| {
             let polled = guard.as_mut().poll(cx).map(|guard| Ok(Arc::new(guard)));
@@ -359,7 +359,7 @@ impl<R: Network> Client<R> {
         polled: Poll<Result<T, Error>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<T, Error>> {
-        let common = &self.shared.pool.common;
+        let common = &self.pool.common;
         let Some(after) = common
             .connector
             .config

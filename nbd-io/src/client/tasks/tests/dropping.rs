@@ -106,7 +106,7 @@ fn any_request_can_be_dropped_while_the_server_comes_and_goes() {
             let ((), killed) = join(load, killer(&sim, &machine, &done)).await;
             kills.fetch_add(killed, Ordering::Relaxed);
             client.flush().await.unwrap();
-            assert!(client.shared.pool.watchers() <= 1);
+            assert!(client.pool.watchers() <= 1);
             client.disconnect().await.unwrap();
             sim.sleep(Duration::from_secs(10)).await;
         });

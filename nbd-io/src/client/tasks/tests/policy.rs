@@ -389,7 +389,7 @@ fn futures_that_wait_for_a_connection_leave_nothing_when_they_are_dropped() {
                 poll(&mut |cx| changed.as_mut().poll(cx).is_pending());
                 poll(&mut |cx| changed.as_mut().poll(cx).is_pending());
             }
-            client.shared.pool.watchers()
+            client.pool.watchers()
         };
         assert_eq!(waiting(&client), 0);
         kill(&connections);
@@ -400,7 +400,7 @@ fn futures_that_wait_for_a_connection_leave_nothing_when_they_are_dropped() {
             let mut read = pin!(client.read(0, 1));
             poll(&mut |cx| read.as_mut().poll(cx).is_pending());
         }
-        assert_eq!(client.shared.pool.watchers(), 1);
+        assert_eq!(client.pool.watchers(), 1);
     });
 }
 
@@ -417,7 +417,7 @@ fn attempts_without_end_leave_nothing_behind() {
         client.read(0, 1).await.unwrap();
         sim.sleep(Duration::from_secs(10)).await;
         assert!(count.load(Ordering::Relaxed) > 1000, "it is still tried");
-        assert!(client.shared.pool.watchers() <= 2);
+        assert!(client.pool.watchers() <= 2);
     });
 }
 
