@@ -114,23 +114,6 @@ fn data_before_the_end_is_read_before_the_end() {
 }
 
 #[test]
-fn after_a_shutdown_the_wait_for_the_peer_is_short() {
-    limited(|| {
-        on_runtime(async |_| {
-            let (mut socket, mut peer) = pair();
-            poll_fn(|cx| socket.poll_shutdown(cx)).await.unwrap();
-            peer.write_all(b"the end").unwrap();
-            let mut space = [0; 64];
-            assert_eq!(read(&mut socket, &mut space).await.unwrap(), 7);
-            for _ in 0..2 {
-                let error = read(&mut socket, &mut space).await.unwrap_err();
-                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-            }
-        });
-    });
-}
-
-#[test]
 fn a_listener_accepts_clients() {
     limited(|| {
         let dir = scratch();

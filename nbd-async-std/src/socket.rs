@@ -1,8 +1,7 @@
 //! A socket of any family.
 
-use crate::AsyncStd;
 use async_io::Async;
-use nbd_io::{runtime::ShutdownTimeout, server::Peer, transport::Transport};
+use nbd_io::{server::Peer, transport::Transport};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -19,7 +18,6 @@ use std::{
 #[derive(Debug)]
 pub struct Socket {
     fd: Async<nbd_socket::Socket>,
-    after_shutdown: ShutdownTimeout<AsyncStd>,
 }
 
 impl Socket {
@@ -31,7 +29,6 @@ impl Socket {
     pub fn new(socket: nbd_socket::Socket) -> io::Result<Self> {
         Ok(Self {
             fd: Async::new_nonblocking(socket.nonblocking()?)?,
-            after_shutdown: ShutdownTimeout::new(AsyncStd),
         })
     }
 
@@ -71,8 +68,7 @@ impl Transport for Socket {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let read = self.poll_recv(cx, bufs);
-        self.after_shutdown.limit(cx, read)
+        self.poll_recv(cx, bufs)
     }
 
     fn poll_write(
@@ -94,7 +90,6 @@ impl Transport for Socket {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.after_shutdown.start();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
     fn closes_gracefully_on_drop(&self) -> bool {

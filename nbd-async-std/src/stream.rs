@@ -1,8 +1,7 @@
 //! A stream that a program brings.
 
-use crate::AsyncStd;
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_io::{runtime::ShutdownTimeout, transport::Transport};
+use nbd_io::transport::Transport;
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
@@ -19,16 +18,12 @@ use std::{
 #[derive(Debug)]
 pub struct Stream<S> {
     stream: S,
-    after_shutdown: ShutdownTimeout<AsyncStd>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Takes over a stream.
     pub const fn new(stream: S) -> Self {
-        Self {
-            stream,
-            after_shutdown: ShutdownTimeout::new(AsyncStd),
-        }
+        Self { stream }
     }
 }
 
@@ -38,8 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let read = Pin::new(&mut self.stream).poll_read_vectored(cx, bufs);
-        self.after_shutdown.limit(cx, read)
+        Pin::new(&mut self.stream).poll_read_vectored(cx, bufs)
     }
 
     fn poll_write(
@@ -55,7 +49,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.after_shutdown.start();
         Pin::new(&mut self.stream).poll_close(cx)
     }
 }

@@ -3,10 +3,8 @@
 //! Code that is written once for all runtimes needs them, but reads no clock and starts nothing by
 //! itself.
 
-mod shutdown_timeout;
 mod unblock;
 
-pub use shutdown_timeout::ShutdownTimeout;
 pub(crate) use unblock::unblock;
 
 use crate::{

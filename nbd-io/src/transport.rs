@@ -64,9 +64,9 @@ pub trait Transport {
     /// Like [`poll_read`](Transport::poll_read).
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Announces to the peer that no more bytes will come; ends TLS if it is up. Afterwards, reads
-    /// must not wait long: a client's last ones are for the answer to its NBD_OPT_ABORT. If they
-    /// would, this fails.
+    /// Announces to the peer that no more bytes will come; ends TLS if it is up. Afterwards, a
+    /// stream that waits instead of pending must not wait long: a client's last reads are for the
+    /// answer to its NBD_OPT_ABORT. They fail if it does not come in about 2 s.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! A socket of any family.
 
 use crate::Tokio;
-use nbd_io::{runtime::ShutdownTimeout, server::Peer, transport::Transport};
+use nbd_io::{server::Peer, transport::Transport};
 use nbd_socket::Family;
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -34,7 +34,6 @@ pub struct Socket {
     read_asked: bool,
     family: Family,
     runtime: Tokio,
-    after_shutdown: ShutdownTimeout<Tokio>,
 }
 
 impl Socket {
@@ -59,7 +58,6 @@ impl Socket {
             fd: register(socket.nonblocking()?, interest)?,
             read_asked: false,
             family,
-            after_shutdown: ShutdownTimeout::new(runtime.clone()),
             runtime,
         })
     }
@@ -186,8 +184,7 @@ impl Socket {
 
 impl Transport for Socket {
     fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let asked = self.poll_ask(cx);
-        self.after_shutdown.limit(cx, asked)
+        self.poll_ask(cx)
     }
 
     fn poll_read(
@@ -195,8 +192,7 @@ impl Transport for Socket {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let read = self.poll_recv(cx, bufs);
-        self.after_shutdown.limit(cx, read)
+        self.poll_recv(cx, bufs)
     }
 
     fn poll_write(
@@ -220,7 +216,6 @@ impl Transport for Socket {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.after_shutdown.start();
         Poll::Ready(self.fd.get_ref().shutdown())
     }
     fn closes_gracefully_on_drop(&self) -> bool {

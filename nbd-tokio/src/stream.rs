@@ -1,7 +1,6 @@
 //! A stream that a program brings.
 
-use crate::Tokio;
-use nbd_io::{runtime::ShutdownTimeout, transport::Transport};
+use nbd_io::transport::Transport;
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
@@ -19,20 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Debug)]
 pub struct Stream<S> {
     stream: S,
-    after_shutdown: ShutdownTimeout<Tokio>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Takes over a stream.
-    ///
-    /// # Panics
-    ///
-    /// Outside a Tokio runtime.
-    pub fn new(stream: S) -> Self {
-        Self {
-            stream,
-            after_shutdown: ShutdownTimeout::new(Tokio::current()),
-        }
+    pub const fn new(stream: S) -> Self {
+        Self { stream }
     }
 }
 
@@ -47,8 +38,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
         };
         let mut buf = ReadBuf::new(buf);
         let read = Pin::new(&mut self.stream).poll_read(cx, &mut buf);
-        let read = read.map_ok(|()| buf.filled().len());
-        self.after_shutdown.limit(cx, read)
+        read.map_ok(|()| buf.filled().len())
     }
 
     fn poll_write(
@@ -64,7 +54,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Stream<S> {
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.after_shutdown.start();
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

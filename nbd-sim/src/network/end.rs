@@ -1,10 +1,7 @@
 //! An end of a connection, as a stream.
 
 use crate::runtime::{Sim, lock};
-use nbd_io::{
-    runtime::{Runtime, ShutdownTimeout},
-    transport::Transport,
-};
+use nbd_io::{runtime::Runtime, transport::Transport};
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice, IoSliceMut},
@@ -17,7 +14,6 @@ pub struct End {
     sim: Sim,
     id: usize,
     side: usize,
-    after_shutdown: ShutdownTimeout<Sim>,
 }
 
 impl End {
@@ -26,7 +22,6 @@ impl End {
             sim: sim.clone(),
             id,
             side,
-            after_shutdown: ShutdownTimeout::new(sim.clone()),
         }
     }
 
@@ -193,8 +188,7 @@ impl Transport for End {
         if self.side == 1 {
             self.sim.note_connection(self.id);
         }
-        let read = self.read(cx, bufs);
-        self.after_shutdown.limit(cx, read)
+        self.read(cx, bufs)
     }
 
     fn poll_write(
@@ -210,7 +204,6 @@ impl Transport for End {
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.after_shutdown.start();
         self.end();
         Poll::Ready(Ok(()))
     }

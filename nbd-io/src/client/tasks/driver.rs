@@ -24,7 +24,7 @@ impl<R: Network> Driver for R {
 
     async fn dial(&self, address: &Address, options: &DialOptions) -> io::Result<Self::Stream> {
         let stream = Network::connect(self, address, options).await?;
-        Ok(Layered::Plain(Timed::new(stream)))
+        Ok(Layered::Plain(Timed::new(self, stream)))
     }
 
     async fn dial_by(
@@ -45,17 +45,16 @@ impl<R: Network> Driver for R {
                 None => Poll::Pending,
             }
         });
-        Ok(Layered::Plain(Timed::boxed(stream.await?)))
+        Ok(Layered::Plain(Timed::boxed(self, stream.await?)))
     }
 
     fn launch(&self, server: ServerProcess<'_>) -> io::Result<Self::Stream> {
         let stream = Network::launch(self, server)?;
-        Ok(Layered::Plain(Timed::new(stream)))
+        Ok(Layered::Plain(Timed::new(self, stream)))
     }
 
     fn set_deadline(&self, stream: &mut Self::Stream, deadline: Option<Duration>) {
-        let left = deadline.map(|at| at.saturating_sub(Runtime::now(self)));
-        stream.transport_mut().deadline = left.map(|left| self.sleep(left));
+        stream.transport_mut().deadline = deadline;
     }
 
     #[cfg(feature = "tls")]
@@ -115,7 +114,8 @@ impl<R: Network> ConnectOptions<R> {
         stream: T,
         host: Option<&str>,
     ) -> impl Future<Output = Result<Client<R>, Error>> + Send {
-        self.enter_over(Ok(Layered::Plain(Timed::new(stream))), host)
+        let stream = Timed::new(&self.driver, stream);
+        self.enter_over(Ok(Layered::Plain(stream)), host)
     }
 
     /// Enters the export over streams that a function of the program's makes.

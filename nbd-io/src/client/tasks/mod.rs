@@ -6,6 +6,7 @@
 //!        └── start ──▶ Negotiation ─┘                         └─ link: one connection
 //! ```
 
+mod alarm;
 mod client;
 mod common;
 mod cursor;

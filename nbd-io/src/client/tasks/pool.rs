@@ -1,6 +1,6 @@
 //! The connections of a client.
 
-use super::{link::Link, range_guard::SharedRangeLocks, supervisor::Supervisor};
+use super::{common::Opened, link::Link, range_guard::SharedRangeLocks, supervisor::Supervisor};
 use crate::{
     client::{Common, ConnectionState, DialId, Epoch, Error, Join, Loss, Lost, Membership, Next},
     runtime::Network,
@@ -57,12 +57,12 @@ fn wait<T>(mut state: MutexGuard<'_, State>, place: &mut WatcherId, cx: &Context
 
 impl<R: Network> Pool<R> {
     /// Makes the other connections that are wanted, if the server lets a client have several.
-    pub(super) async fn open(common: Common<R>, first: Arc<Link>) -> Result<Arc<Self>, Error> {
+    pub(super) async fn open(common: Common<R>, first: Opened<R>) -> Result<Arc<Self>, Error> {
         let policy = common.policy().cloned();
         let reconnects = policy.is_some();
         let pool = Arc::new(Self {
             only: (common.connections() == 1 && !reconnects && !common.observer.measures())
-                .then(|| first.clone()),
+                .then(|| first.link.clone()),
             state: Mutex::new(State {
                 members: Membership::new(policy, &common.negotiated.export)
                     .observed(common.observer.clone()),
@@ -84,14 +84,15 @@ impl<R: Network> Pool<R> {
         Ok(pool)
     }
 
-    fn add(self: &Arc<Self>, link: Arc<Link>) {
+    fn add(self: &Arc<Self>, opened: Opened<R>) {
         let now = self.common.runtime().now();
+        let link = &opened.link;
         let mut state = self.lock();
         state.members.add(link.clone(), now);
         link.log().inspect(|log| log.join());
         drop(state);
         self.common.observer.deliver();
-        self.common.keep(Arc::downgrade(self), link);
+        self.common.keep(Arc::downgrade(self), opened);
     }
 
     /// The next dial, once there is one.

@@ -166,8 +166,9 @@ impl<R: Network> Dialing<R> {
     }
 
     async fn dial(&mut self) -> Result<(), Error> {
-        let link = self.common.another().await?;
-        self.common.keep(self.pool.clone(), link.clone());
+        let opened = self.common.another().await?;
+        let link = opened.link.clone();
+        self.common.keep(self.pool.clone(), opened);
         let mut candidate = Candidate {
             link,
             state: CandidateState::Idle,

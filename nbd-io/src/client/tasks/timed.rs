@@ -1,5 +1,6 @@
 //! A deadline for a stream that negotiates.
 
+use super::alarm::Alarm;
 use crate::{
     runtime::Runtime,
     transport::{TlsSession, Transport},
@@ -12,21 +13,28 @@ use std::{
     time::Duration,
 };
 
+/// Time in which the server has to answer NBD_OPT_ABORT, or to close after NBD_CMD_DISC.
+pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A stream that fails when a deadline has passed.
 pub struct Timed<R: Runtime> {
     pub(super) stream: Box<dyn Transport + Send>,
-    pub(super) deadline: Option<R::Sleep>,
+    runtime: R,
+    pub(super) deadline: Option<Duration>,
+    pub(super) alarm: Alarm<R>,
 }
 
 impl<R: Runtime> Timed<R> {
-    pub(super) fn new(stream: impl Transport + Send + 'static) -> Self {
-        Self::boxed(Box::new(stream))
+    pub(super) fn new(runtime: &R, stream: impl Transport + Send + 'static) -> Self {
+        Self::boxed(runtime, Box::new(stream))
     }
 
-    pub(super) fn boxed(stream: Box<dyn Transport + Send>) -> Self {
+    pub(super) fn boxed(runtime: &R, stream: Box<dyn Transport + Send>) -> Self {
         Self {
             stream,
+            runtime: runtime.clone(),
             deadline: None,
+            alarm: Alarm::default(),
         }
     }
 
@@ -37,8 +45,8 @@ impl<R: Runtime> Timed<R> {
         polled: Poll<io::Result<O>>,
     ) -> Poll<io::Result<O>> {
         if polled.is_pending()
-            && let Some(deadline) = &mut self.deadline
-            && Pin::new(deadline).poll(cx).is_ready()
+            && let Some(deadline) = self.deadline
+            && self.alarm.poll(&self.runtime, deadline, cx).is_ready()
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -77,6 +85,10 @@ impl<R: Runtime> Transport for Timed<R> {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = self.stream.poll_shutdown(cx);
+        if polled.is_ready() {
+            let last = self.runtime.now() + SHUTDOWN_TIMEOUT;
+            self.deadline = Some(self.deadline.map_or(last, |deadline| deadline.min(last)));
+        }
         self.in_time(cx, polled)
     }
 

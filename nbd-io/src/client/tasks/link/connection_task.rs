@@ -1,6 +1,10 @@
 //! The task behind a connection.
 
-use super::{Link, State, Stop, TICK, table::replace};
+use super::{
+    super::{alarm::Alarm, timed::SHUTDOWN_TIMEOUT},
+    Link, State, Stop, TICK,
+    table::replace,
+};
 use crate::{client::Lost, runtime::Runtime};
 use std::{
     fmt, mem,
@@ -26,45 +30,63 @@ pub(crate) struct ConnectionTask<R: Runtime> {
     watch: Option<R::Sleep>,
     /// The value of [`State::polls`](super::State) at the last look.
     polls: Option<u64>,
-    disconnect: Option<R::Sleep>,
-    /// When the first request may be late.
-    deadline: Option<(Duration, R::Sleep)>,
+    /// The timer of requests that may be late, and of disconnecting.
+    alarm: Alarm<R>,
+    /// When the session is over whatever the server does, and whether that counts from when the
+    /// stream was shut down.
+    end: Option<(Duration, bool)>,
 }
 
 impl<R: Runtime> ConnectionTask<R> {
-    pub(crate) const fn new(link: Arc<Link>, runtime: R) -> Self {
+    /// `alarm` is the one that the connection had until now.
+    pub(crate) const fn new(link: Arc<Link>, runtime: R, alarm: Alarm<R>) -> Self {
         Self {
             link,
             runtime,
             tick: None,
             watch: None,
             polls: None,
-            disconnect: None,
-            deadline: None,
+            alarm,
+            end: None,
         }
     }
 
-    /// Ends calls that have taken too long, and sets the timer for the next one. It is set anew
-    /// only for an earlier time, so that a busy connection seldom has to.
+    /// Ends calls that have taken too long, and a session that does not end. Sets the timer for the
+    /// next one.
     fn expire(&mut self, state: &mut State, cx: &mut Context<'_>) {
-        loop {
-            let Some(due) = state.next_due() else {
-                self.deadline = None;
-                state.armed = Duration::MAX;
-                return;
+        while state.engine.lost().is_none() {
+            let end = self.end.map(|(end, _)| end);
+            let Some(due) = state.next_due().into_iter().chain(end).min() else {
+                break;
             };
-            let now = (state.clock)();
-            let (armed, sleep) = match &mut self.deadline {
-                Some(deadline) if deadline.0 <= due => deadline,
-                deadline => deadline.insert((due, self.runtime.sleep(due.saturating_sub(now)))),
-            };
-            state.armed = *armed;
-            if Pin::new(sleep).poll(cx).is_pending() {
+            if self.alarm.poll(&self.runtime, due, cx).is_pending() {
+                state.armed = self.alarm.end().unwrap_or(due);
                 return;
             }
-            self.deadline = None;
-            state.expire(now.max(state.armed));
+            let now = (state.clock)().max(due);
+            state.expire(now);
+            if end.is_some_and(|end| end <= now) {
+                let why = state.engine.end_of_session();
+                state.lose(why);
+            }
         }
+        state.armed = Duration::MAX;
+    }
+
+    /// Gives a session that is to end its time. Returns whether it got less than it had.
+    fn limit_end(&mut self, state: &State) -> bool {
+        let counted = self.end.map(|(_, from_shutdown)| from_shutdown);
+        if !state.engine.is_closing() || counted.is_some_and(|counted| counted == state.shut_down) {
+            return false;
+        }
+        let time = match state.shut_down {
+            true => SHUTDOWN_TIMEOUT,
+            false => DISCONNECT_TIMEOUT,
+        };
+        let end = (state.clock)() + time;
+        let before = self.end.map_or(Duration::MAX, |(end, _)| end);
+        self.end = Some((end.min(before), state.shut_down));
+        true
     }
 
     /// Whether a timer has run out. It is started if it is not running.
@@ -112,19 +134,10 @@ impl<R: Runtime> Future for ConnectionTask<R> {
         if state.engine.is_closing() {
             state.release_poller();
         }
-        let mut yields =
-            state.poller.is_none() && state.poll_stream(cx.waker(), None) == Stop::Yield;
+        let yields = state.poller.is_none() && state.poll_stream(cx.waker(), None) == Stop::Yield;
 
-        // Once the stream is shut down, it lets reads wait only a while by itself.
-        if state.engine.is_closing() && state.engine.lost().is_none() && !state.shut_down {
-            let disconnect =
-                Self::timer(&mut this.disconnect, &this.runtime, DISCONNECT_TIMEOUT, cx);
-            if disconnect.is_ready() {
-                let why = state.engine.end_of_session();
-                state.lose(why);
-            } else if state.engine.has_output() {
-                yields |= state.poll_stream(cx.waker(), None) == Stop::Yield;
-            }
+        if state.engine.lost().is_none() && this.limit_end(&state) {
+            this.expire(&mut state, cx);
         }
         let lost = state.engine.lost().cloned();
         link.unlock(state);

@@ -9,8 +9,10 @@ use super::{
 use crate::{
     Export, Memory, NamedExports, ReadOnly,
     client::{Error, Greeted, Lost, Reconnect},
-    runtime::Runtime,
+    runtime::{Runtime, Tasks},
+    transport::write_all,
 };
+use bytes::BytesMut;
 use nbd_proto::{ContextName, ExportName, HeaderStyle, Uri, client::Go};
 use std::{
     io,
@@ -195,5 +197,31 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
     sim.run(async {
         let error = options(&sim).connect("nbd://localhost").await.unwrap_err();
         assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn the_answer_to_an_abort_is_waited_for_two_seconds() {
+    let sim = Sim::new(8);
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let tasks = sim.clone();
+    sim.on_connect(move |mut pipe| {
+        let kept = kept.clone();
+        tasks.spawn(async move {
+            let mut greeting = BytesMut::from(&b"NBDMAGICIHAVEOPT\0\x03"[..]);
+            write_all(&mut pipe, &mut greeting).await.unwrap();
+            kept.lock().unwrap().push(pipe);
+        });
+        Ok(())
+    });
+    sim.run(async {
+        let uri = Uri::tcp("localhost", 10_809).unwrap();
+        for timeout in [None, Some(Duration::from_secs(10))] {
+            let options = options(&sim).connect_timeout(timeout);
+            let greeted = options.negotiation_timeout(None).start(&uri).await.unwrap();
+            let start = sim.now();
+            greeted.negotiation().unwrap().abort().await;
+            assert_eq!(sim.now() - start, Duration::from_secs(2), "{timeout:?}");
+        }
     });
 }

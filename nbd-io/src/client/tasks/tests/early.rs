@@ -11,6 +11,7 @@ use crate::{
     client::{
         Connected, NegotiationConfig, negotiate,
         tasks::{
+            alarm::Alarm,
             link::{ConnectionTask, Link, Stream},
             tests::engine::{is_ok, read, write},
         },
@@ -79,7 +80,7 @@ fn a_write_that_is_answered_before_its_payload_is_sent_is_sent_whole() {
             None,
         );
         let link = Arc::new(link);
-        let connection_task = ConnectionTask::new(link.clone(), sim.clone());
+        let connection_task = ConnectionTask::new(link.clone(), sim.clone(), Alarm::default());
         sim.spawn(async move { drop(connection_task.await) });
         assert!(is_ok(&write(&link, 0, payload.clone()).await));
         let done = read(&link, 0, 512).await;

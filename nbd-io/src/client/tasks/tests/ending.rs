@@ -1,16 +1,23 @@
 //! One connection: requests that are late, and its end.
 
 use super::{
-    engine::{Bench, Setup, dropped_after, read, verify, write},
-    pipe::Cut,
-    server::Behaviour,
+    engine::{Bench, Setup, dropped_after, limits, read, verify, write},
+    pipe::{Cut, pipe},
+    server::{Behaviour, enter},
     sim::{Sim, join_all},
 };
 use crate::{
-    client::{Error, Lost},
-    runtime::Runtime,
+    Memory, NamedExports,
+    client::{
+        Connected, Error, Lost, NegotiationConfig, negotiate,
+        tasks::{
+            alarm::Alarm,
+            link::{ConnectionTask, Link},
+        },
+    },
+    runtime::{Runtime, Tasks},
 };
-use nbd_proto::Command;
+use nbd_proto::{Command, ExportName};
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -309,5 +316,32 @@ fn a_disconnect_from_a_server_that_owes_a_reply_ends_after_five_seconds() {
         link.over().await;
         let took = sim.now() - start;
         assert_eq!(took.as_secs(), 5, "{took:?}");
+    });
+}
+
+#[test]
+fn a_server_that_does_not_close_is_left_two_seconds_after_the_disconnect() {
+    let sim = Sim::new(4);
+    let (ours, theirs) = pipe(sim.chance());
+    let exports = Arc::new(NamedExports::single(Arc::new(Memory::new(512))));
+    let behaviour = Behaviour::default();
+    let config = NegotiationConfig::new(ExportName::default());
+    sim.run(async {
+        let server = enter(theirs, exports, &behaviour);
+        let client = negotiate(ours, &config, async |pipe| Ok(pipe));
+        let (_kept, connected) = super::sim::join(server, client).await;
+        let Connected {
+            transport,
+            transmission,
+            ..
+        } = connected.unwrap();
+        let limits = limits(&sim, None, u64::MAX);
+        let link = Arc::new(Link::new(Box::new(transport), transmission, limits, None));
+        let connection_task = ConnectionTask::new(link.clone(), sim.clone(), Alarm::default());
+        sim.spawn(async move { drop(connection_task.await) });
+        let start = sim.now();
+        link.close();
+        assert!(matches!(*link.over().await, Lost::Disconnected));
+        assert_eq!(sim.now() - start, Duration::from_secs(2));
     });
 }

@@ -11,7 +11,10 @@ use crate::{
     Export, Memory, NamedExports,
     client::{
         Connected, Error, Lost, NegotiationConfig, negotiate,
-        tasks::link::{Call, ConnectionTask, Done, Link, LinkLimits, Request},
+        tasks::{
+            alarm::Alarm,
+            link::{Call, ConnectionTask, Done, Link, LinkLimits, Request},
+        },
     },
     runtime::{Runtime, Tasks},
 };
@@ -94,7 +97,7 @@ impl Setup {
         let limits = limits(sim, self.timeout, self.weight);
         let link = Link::new(Box::new(transport), transmission, limits, None);
         let link = Arc::new(link);
-        let connection_task = ConnectionTask::new(link.clone(), sim.clone());
+        let connection_task = ConnectionTask::new(link.clone(), sim.clone(), Alarm::default());
         sim.spawn(async move { drop(connection_task.await) });
         Bench {
             link,
