@@ -39,12 +39,12 @@ pub use transport::TlsTransport;
 #[cfg(all(test, any(feature = "aws-lc-rs", feature = "ring")))]
 mod tests;
 
-/// Limit of bytes to be sent that rustls may hold back. Larger than the default, because payloads
-/// are: one of 256 KiB and the header before it are sent by one system call, and arrive together.
-/// But the C library returns freed memory beyond some hundred KiB to the system, and with 512 KiB
-/// here each write faulted its pages in again.
+/// Limit of bytes to be sent that rustls may hold back: six records for each system call. They are
+/// memory that is freed when they are sent, of which the C library keeps 128 KiB. What is beyond it
+/// goes back to the system, and with 256 KiB here each write of so much faulted its pages in again,
+/// which cost as much as encrypting them.
 #[doc(hidden)]
-pub const SEND_BUFFER: usize = (256 + 4) << 10;
+pub const SEND_BUFFER: usize = 96 << 10;
 
 /// The cryptography that the features chose: aws-lc-rs, else ring, else the provider that the
 /// program has installed for the whole process.
