@@ -7,6 +7,7 @@
 
 mod driver;
 mod futures;
+#[expect(dead_code, reason = "others need more of it")]
 #[path = "../waiting/mod.rs"]
 mod waiting;
 

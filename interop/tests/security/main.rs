@@ -19,6 +19,7 @@ mod hostile_servers;
 mod raw;
 mod relay;
 mod servers;
+mod several;
 mod table;
 mod tls;
 mod vulnerable;

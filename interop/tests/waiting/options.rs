@@ -2,7 +2,7 @@
 
 use super::{Client, Driver, Greeted, Negotiation};
 use nbd_io::{
-    client::{self, Error, TlsPolicy, tasks},
+    client::{self, Error, Reconnect, TlsPolicy, tasks},
     tls::ClientTls,
 };
 use nbd_proto::{
@@ -48,6 +48,7 @@ impl<D: Driver> ConnectOptions<D> {
         request_timeout: Option<Duration>;
         local_files: bool;
         connections: usize;
+        reconnect: Option<Reconnect>;
         tls: ClientTls;
         tls_policy: TlsPolicy;
     }

@@ -21,7 +21,7 @@ pub(super) struct Limits {
     /// Memory for data.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
     max_memory: u64,
-    /// Memory for the data of each connection.
+    /// Memory for the data of each connection, or for one request.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = size::parse)]
     connection_memory: u64,
     /// Bytes per second, read and written.
