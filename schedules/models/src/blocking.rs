@@ -141,7 +141,7 @@ fn connect() -> (Arc<Link>, JoinHandle<()>) {
         bytes_in_flight: 100_000,
         lose_when_silent: false,
     };
-    let link = Arc::new(Link::new(here, transmission(), limits, None));
+    let link = Arc::new(Link::new(here, Box::new(transmission()), limits, None));
     let server = thread::spawn(move || {
         let served = serve(&there);
         let ends = |error: io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
