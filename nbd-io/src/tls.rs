@@ -40,7 +40,7 @@ pub use transport::TlsTransport;
 mod tests;
 
 /// Limit of bytes to be sent that rustls may hold back: six records for each system call. They are
-/// memory that is freed when they are sent, of which the C library keeps 128 KiB. What is beyond it
+/// memory that is freed when they are sent, of which the C library keeps 128 KiB. Memory beyond it
 /// goes back to the system, and with 256 KiB here each write of so much faulted its pages in again,
 /// which cost as much as encrypting them.
 #[doc(hidden)]
