@@ -90,3 +90,24 @@ impl fmt::Display for Failure {
 }
 
 impl core::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn a_failure_says_where_and_why() {
+        let mut failure = Failure::new(Errno::Io);
+        assert_eq!(
+            failure.to_string(),
+            "the server failed the command with NBD_EIO"
+        );
+        failure.offset = Some(4096);
+        failure.message = "bad sector".into();
+        assert_eq!(
+            failure.to_string(),
+            "the server failed the command with NBD_EIO at offset 4096: bad sector"
+        );
+    }
+}

@@ -5,6 +5,7 @@ use bytes::BytesMut;
 use nbd_proto::{
     ContextName, Phase, Step,
     server::{Config, Handshake, Plain, Refusal, Requested},
+    wire::InfoType,
 };
 
 fn said(server: &Server, parts: &[Vec<u8>]) -> Vec<String> {
@@ -279,6 +280,29 @@ fn a_request_to_list_contexts_has_its_queries_and_its_export() {
     let mut list = list;
     assert!(!list.context(&ContextName::new("a:").unwrap(), &mut out));
     assert!(list.context(&ContextName::new("a:c").unwrap(), &mut out));
+}
+
+#[test]
+fn a_request_without_queries_is_for_all_contexts() {
+    let mut out = BytesMut::new();
+    let Requested::ListMetaContext(list) = ask(&[list_meta("d", &[])], &mut out) else {
+        panic!();
+    };
+    assert!(list.wants_all() && list.queries().len() == 0);
+    assert!(list.wants(&ContextName::base_allocation()));
+}
+
+#[test]
+fn a_request_for_information_says_which() {
+    let mut out = BytesMut::new();
+    let Requested::Info(request) = ask(&[info("d", &[3])], &mut out) else {
+        panic!();
+    };
+    assert!(request.wants(InfoType::BlockSize) && !request.wants(InfoType::Description));
+    let Requested::Go(request) = ask(&[go("d", &[2])], &mut out) else {
+        panic!();
+    };
+    assert!(!request.wants(InfoType::BlockSize) && request.wants(InfoType::Description));
 }
 
 #[test]
