@@ -93,7 +93,7 @@ impl Transport for Socket {
         Poll::Ready(self.fd.get_ref().shutdown())
     }
     fn closes_gracefully_on_drop(&self) -> bool {
-        true
+        self.fd.get_ref().closes_gracefully_on_drop()
     }
 
     fn peer(&self) -> Peer {

@@ -268,6 +268,15 @@ impl Socket {
         })
     }
 
+    /// Whether the peer of a socket that is dropped receives all that was sent and then the end.
+    ///
+    /// Not with vsock: on Linux a peer that shuts down its side at the same moment gets an error in
+    /// place of the end, because its `shutdown` forgets that the other side has closed.
+    #[must_use]
+    pub fn closes_gracefully_on_drop(&self) -> bool {
+        self.family() != Family::Other
+    }
+
     /// Waits until the socket can be read from or written to, whichever is asked for.
     ///
     /// # Errors

@@ -118,6 +118,9 @@ impl Transport for Connection {
     }
 
     fn closes_gracefully_on_drop(&self) -> bool {
-        matches!(self.0, Kind::Socket { .. })
+        match &self.0 {
+            Kind::Socket { socket, .. } => socket.closes_gracefully_on_drop(),
+            Kind::Any(_) => false,
+        }
     }
 }
