@@ -87,12 +87,13 @@ fn ask<R: Network>(client: Client<R>, command: Command) -> Task {
             _ => client.write_zeroes(0, 4096, none).await,
         };
         let took = begin.elapsed();
+        let error = asked.unwrap_err();
         let Error::Timeout {
             command: late,
             after,
-        } = asked.unwrap_err()
+        } = error
         else {
-            panic!("{command}");
+            panic!("{command} after {took:?}: {error}");
         };
         assert_eq!((late, after), (command, TIMEOUT));
         assert!(took >= TIMEOUT, "{command}: {took:?}");

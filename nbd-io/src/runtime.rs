@@ -24,7 +24,8 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// is polled whenever its task is.
     const TIMERS_WAKE: bool = false;
 
-    /// Ends when `time` has passed, and not much later.
+    /// Ends when `time` has passed, and not much later. It need not have ended when it is polled
+    /// for the first time, even if `time` is zero.
     fn sleep(&self, time: Duration) -> Self::Sleep;
 
     /// The time of a clock that only goes forward, from any start: the one that
