@@ -6,10 +6,13 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "../../interop/adapters/remote.rs"]
+mod remote;
 #[path = "../../interop/adapters/serving/mod.rs"]
 mod serving;
 
-use nbd_async_std::{Listener, Server};
+use async_std::task::block_on;
+use nbd_async_std::{ConnectOptions, Listener, Server, exports::Remote};
 use std::{io, sync::mpsc};
 
 /// Runs a test; the process has a runtime that is always there.

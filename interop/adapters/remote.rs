@@ -1,20 +1,21 @@
 //! A proxy whose client is asynchronous, too.
 
-use crate::serving::{
-    commands::exercise,
-    support::{Running, modes, soon},
+use super::{
+    ConnectOptions, Remote, Server, block_on,
+    serving::{
+        commands::exercise,
+        support::{Running, modes, soon},
+    },
 };
 use nbd_blocking::{CommandFlags, ContextName, Errno, Error};
 use nbd_io::{Fault, Faults, Faulty, Memory};
 use nbd_proto::Command;
-use nbd_tokio::{ConnectOptions, Server, exports::Remote};
 use std::sync::Arc;
-use tokio::runtime::Handle;
 
 fn proxy(server: &Running) -> Running {
     let uri = format!("nbd+unix:///?socket={}", server.unix.display());
     let options = ConnectOptions::new().context(ContextName::base_allocation());
-    let client = Handle::current().block_on(options.connect(&uri)).unwrap();
+    let client = block_on(options.connect(&uri)).unwrap();
     Running::new(Server::single_async(Remote::new(client)))
 }
 
