@@ -70,7 +70,7 @@ peers() {
     local programs=(nbdkit:nbdkit nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbddump:libnbd-bin
         nbdsh:python3-libnbd nbd-server:nbd-server nbd-client:nbd-client qemu-nbd:qemu-utils
         qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common
-        fio:fio certtool:gnutls-bin fish:fish zsh:zsh)
+        mke2fs:e2fsprogs fio:fio certtool:gnutls-bin fish:fish zsh:zsh)
     local packages=() program version
     for program in "${programs[@]}"; do
         command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
@@ -95,7 +95,7 @@ peers() {
             continue
         fi
         case $program in
-        nbd-client | nbd-server) version=-V ;;
+        nbd-client | nbd-server | mke2fs) version=-V ;;
         *) version=--version ;;
         esac
         printf '%s\n' "$("$program" "$version" 2>&1 | head -n 1 || true)"

@@ -117,3 +117,87 @@ fn fio_uses_a_disk_over_tls() {
         succeeds(&script.replace("CERTIFICATES", &certificates));
     });
 }
+
+/// Starts servers of a disk on object storage, each as a block device. The last one ends with the shell,
+/// whose end would not be seen if the server still had its standard error.
+const BEGIN: &str = r#"mkfifo said
+    exec 3<>said
+    trap "kill -9 \$server" EXIT
+    begin() {
+        nbd serve --listen 127.0.0.1:0 "file://$PWD/store/disk" --create "$2" >&3 &
+        server=$!
+        read -r uri <&3
+        port=${uri##*:}
+        nbd-client -N "" 127.0.0.1 "${port%%/*}" "$1" -b 4096
+    }
+    end() {
+        nbd-client -d "$1"
+        kill $server
+        wait $server
+        trap - EXIT
+    }
+    "#;
+
+#[test]
+#[ignore = "runs in the emulated machine, where file systems can be mounted"]
+fn a_file_system_on_an_object_disk_is_whole_after_its_server_was_killed() {
+    run(|| {
+        let script = r#"kib() { du -sk store | cut -f 1; }
+            head -c 1M disk.img >some.img
+            begin /dev/nbd0 96M
+            mke2fs -q -t ext4 /dev/nbd0
+            mkdir files
+            mount /dev/nbd0 files
+            cp some.img files/kept
+            cp disk.img files/deleted
+            sync
+            [ "$(kib)" -gt 9000 ]
+            rm files/deleted
+            sync
+            fstrim files
+            cp some.img files/synced
+            sync
+            while cat some.img >files/later && sync files/later; do :; done 2>writer &
+            # It is being written.
+            until [ -e files/later ]; do :; done
+            kill -9 $server
+            wait $server || true
+            # Ends as soon as writes fail.
+            wait $! || true
+            umount files
+            nbd-client -d /dev/nbd0
+
+            begin /dev/nbd1 96M
+            # This replays the journal.
+            mount /dev/nbd1 files
+            cmp some.img files/kept
+            cmp some.img files/synced
+            [ ! -e files/deleted ]
+            umount files
+            e2fsck -fn /dev/nbd1
+            end /dev/nbd1
+            nbd object gc --age 0.001 "file://$PWD/store/disk"
+            nbd object check "file://$PWD/store/disk"
+            [ "$(kib)" -lt 7000 ]"#;
+        succeeds(&[BEGIN, script].concat());
+    });
+}
+
+#[test]
+#[ignore = "runs in the emulated machine, whose kernel trims"]
+fn a_file_system_on_two_terabytes_of_object_storage_is_made_in_bounded_memory() {
+    run(|| {
+        // The data is between metadata.
+        let script = r#"data() { nbd map --offset 1049600M --length 8M "$uri"; }
+            begin /dev/nbd2 2T
+            dd if=disk.img of=/dev/nbd2 bs=1M seek=1049600 oflag=direct conv=fsync
+            data | grep data
+            mke2fs -t ext4 -E lazy_itable_init=1,lazy_journal_init=1 /dev/nbd2 2>&1 | grep Discarding
+            data | grep data && exit 1
+            peak=$(sed -n "s/^VmHWM:[^0-9]*\([0-9]*\) kB/\1/p" /proc/$server/status)
+            [ "$peak" -gt 0 ]
+            [ "$peak" -lt 150000 ]
+            end /dev/nbd2"#;
+        succeeds(&[BEGIN, script].concat());
+    });
+}
