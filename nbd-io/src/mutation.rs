@@ -24,12 +24,14 @@ pub enum Mutation {
     SilentLoss,
     /// A server merges neighbouring extents whatever their status is.
     MergedStatus,
+    /// A timer is set for a deadline that has passed.
+    LateTimer,
 }
 
 #[cfg(feature = "mutations")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DropReplay,
         Self::ReorderReplay,
         Self::ReplayOverwritten,
@@ -37,6 +39,7 @@ impl Mutation {
         Self::NoRangeLocks,
         Self::SilentLoss,
         Self::MergedStatus,
+        Self::LateTimer,
     ];
 
     /// Has the process make a mistake from now on, or none.

@@ -245,8 +245,9 @@ impl Sim {
         lock(&self.net).backlog.clear();
     }
 
-    /// Ends the faults: the network works from now on.
-    pub fn heal(&self) {
+    /// Ends the faults: the network works from now on. If it `stays_silent`, clients still do not
+    /// learn of connections that were cut without a word.
+    pub fn heal(&self, stays_silent: bool) {
         let now = self.now();
         let count = {
             let mut net = lock(&self.net);
@@ -254,7 +255,9 @@ impl Sim {
             for connection in &mut net.connections {
                 if connection.is_severed {
                     for end in &mut connection.ends {
-                        end.reset = Some(end.reset.map_or(now, |reset| reset.min(now)));
+                        if end.reset.is_some() || !stays_silent {
+                            end.reset = Some(end.reset.map_or(now, |reset| reset.min(now)));
+                        }
                     }
                 }
                 for way in &mut connection.ways {

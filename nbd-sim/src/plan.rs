@@ -27,6 +27,8 @@ pub struct Plan {
     pub capacity: usize,
     /// Into how short pieces reads and writes are cut.
     pub chop: usize,
+    /// The tick with which timers end; none at their very time.
+    pub tick: Duration,
     /// Limit of requests of a connection that the server carries out at once.
     pub concurrency: usize,
     /// For how long clients of the server may be silent.
@@ -35,8 +37,11 @@ pub struct Plan {
     pub clients: Vec<ClientPlan>,
     /// Faults, and their times.
     pub faults: Vec<(Duration, Fault)>,
-    /// When nothing goes wrong any more.
+    /// When nothing goes wrong any more, but for tasks that are held up.
     pub heals: Duration,
+    /// Whether clients never learn of a connection that was cut without a word, as if their systems
+    /// waited for hours.
+    pub stays_silent: bool,
     /// Whether the disk loses power when all is done.
     pub ends_with_crash: bool,
 }
@@ -103,6 +108,13 @@ pub enum Fault {
     Disk(Fails),
     /// A client is made to connect again.
     ReconnectNow(usize),
+    /// A task of a client or of the server is not polled for a while.
+    HoldUp {
+        /// Whether its whole process stands still.
+        whole_process: bool,
+        /// For how long.
+        time: Duration,
+    },
 }
 
 fn ms(range: Range<u64>, rng: &mut Rng) -> Duration {
@@ -135,23 +147,21 @@ impl Plan {
             ),
             capacity: *pick(rng, &[100, 4096, 65_536, 1 << 20]),
             chop: *pick(rng, &[40, 1000, usize::MAX, usize::MAX]),
+            tick: *pick(rng, &[Duration::ZERO, Duration::from_millis(1)]),
             concurrency: *pick(rng, &[1, 4, 16]),
             idle_timeout: rng.bool().then(|| ms(500..2000, rng)),
             clients: Vec::new(),
             faults: Vec::new(),
             heals,
+            stays_silent: rng.bool(),
             ends_with_crash: rng.bool(),
         };
-        let faults = rng.usize(..8);
         let clients = usize::try_from(clients).unwrap_or(1);
-        plan.faults = (0..faults)
-            .map(|_| {
-                (
-                    ms(1..20, rng).max(heals.mul_f64(rng.f64())),
-                    fault(rng, clients),
-                )
-            })
-            .collect();
+        let mut faults: Vec<_> = (0..rng.usize(..8)).map(|_| fault(rng, clients)).collect();
+        // Tasks are held up in every second run, whatever else happens.
+        faults.extend((0..rng.usize(..6).saturating_sub(2)).map(|_| hold_up(rng)));
+        let time = |rng: &mut Rng| ms(1..20, rng).max(heals.mul_f64(rng.f64()));
+        plan.faults = faults.into_iter().map(|fault| (time(rng), fault)).collect();
         plan.faults.sort_by_key(|(at, _)| *at);
         let mut number = plan.faults.len();
         for client in 0..clients {
@@ -249,28 +259,36 @@ fn pick<'a, T>(rng: &mut Rng, of: &'a [T]) -> &'a T {
 }
 
 fn fault(rng: &mut Rng, clients: usize) -> Fault {
-    match rng.u8(..18) {
+    match rng.u8(..19) {
         0..3 => Fault::Cut(Cut::Reset),
-        3 => Fault::Cut(Cut::Silent),
-        4 => Fault::Cut(Cut::HalfFromServer),
-        5 => Fault::Cut(Cut::HalfFromClient),
-        6 => Fault::Stall(ms(1..300, rng)),
-        7 => Fault::Kill {
+        3..5 => Fault::Cut(Cut::Silent),
+        5 => Fault::Cut(Cut::HalfFromServer),
+        6 => Fault::Cut(Cut::HalfFromClient),
+        7 => Fault::Stall(ms(1..300, rng)),
+        8 => Fault::Kill {
             down: ms(0..100, rng),
         },
-        8..11 => Fault::Crash {
+        9..12 => Fault::Crash {
             down: ms(0..100, rng),
             silent: rng.bool(),
         },
-        11 => Fault::Stop {
+        12 => Fault::Stop {
             down: ms(0..50, rng),
         },
-        12 => Fault::AcceptLate(ms(1..200, rng)),
-        13 => Fault::Deaf(ms(1..200, rng)),
-        14 => Fault::Disk(Fails::Sync),
-        15 => Fault::Disk(Fails::Write),
-        16 => Fault::Disk(*pick(rng, &[Fails::Read, Fails::Space])),
+        13 => Fault::AcceptLate(ms(1..200, rng)),
+        14 => Fault::Deaf(ms(1..200, rng)),
+        15 => Fault::Disk(Fails::Sync),
+        16 => Fault::Disk(Fails::Write),
+        17 => Fault::Disk(*pick(rng, &[Fails::Read, Fails::Space])),
         _ => Fault::ReconnectNow(rng.usize(..clients)),
+    }
+}
+
+/// Most are as long as a deadline, some as long as many of them.
+fn hold_up(rng: &mut Rng) -> Fault {
+    Fault::HoldUp {
+        whole_process: rng.bool(),
+        time: ms(1..400, rng) * (1 << rng.u32(..7)),
     }
 }
 
@@ -279,8 +297,15 @@ impl fmt::Display for Plan {
         writeln!(f, "seed {}: {:?}", self.seed, self.disk)?;
         writeln!(
             f,
-            "  latency {:?}, capacity {}, pieces up to {}, concurrency {}, idle timeout {:?}",
-            self.latency, self.capacity, self.chop, self.concurrency, self.idle_timeout
+            "  latency {:?}, capacity {}, pieces up to {}, tick {:?}, concurrency {}, idle timeout \
+             {:?}, stays silent {}",
+            self.latency,
+            self.capacity,
+            self.chop,
+            self.tick,
+            self.concurrency,
+            self.idle_timeout,
+            self.stays_silent
         )?;
         for (at, fault) in &self.faults {
             writeln!(f, "  at {at:?}: {fault:?}")?;

@@ -27,6 +27,9 @@ use std::{
 /// No run takes so long.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// A task is held up, or a process.
+const HELD_UP: [&str; 2] = ["task held up", "process held up"];
+
 /// The result of a run.
 #[derive(Debug)]
 pub struct Report {
@@ -44,7 +47,7 @@ pub struct Report {
 #[must_use]
 pub fn run(plan: &Plan, logs: bool) -> Report {
     let net = Net::new(plan.latency, plan.capacity, plan.chop);
-    let sim = Sim::new(plan.seed, net, logs);
+    let sim = Sim::new(plan.seed, net, plan.tick, logs);
     let rewrites = usize::try_from(plan.disk.minimum).is_ok_and(|minimum| minimum > SECTOR);
     let history = Arc::new(History::new(rewrites));
     let world = World {
@@ -261,6 +264,14 @@ impl World {
                 let hits = program.is_some_and(Program::reconnect_now) && is_busy;
                 ("reconnect at will", hits)
             }
+            Fault::HoldUp {
+                whole_process,
+                time,
+            } => {
+                self.hold_up(whole_process, time);
+                // Whether it hits is known when it ends.
+                (HELD_UP[usize::from(whole_process)], false)
+            }
         };
         self.history.inject(name, hits);
     }
@@ -301,6 +312,21 @@ impl World {
         });
     }
 
+    fn hold_up(&self, whole_process: bool, time: Duration) {
+        let Some(hold) = self.sim.hold_up(whole_process) else {
+            return;
+        };
+        self.sim.log(|| format!("held up: {hold:?}"));
+        let world = self.clone();
+        self.sim.spawn(async move {
+            world.sim.sleep(time).await;
+            world.sim.log(|| format!("goes on: {hold:?}"));
+            if world.sim.release(hold) {
+                world.history.hit(HELD_UP[usize::from(whole_process)]);
+            }
+        });
+    }
+
     fn hear(&self) {
         let mut net = lock(&self.sim.net);
         if net.server == Reach::Deaf {
@@ -313,7 +339,7 @@ impl World {
         self.sim.log(|| "all is well from now on".to_owned());
         self.disk.heal();
         self.hear();
-        self.sim.heal();
+        self.sim.heal(self.plan.stays_silent);
         self.start_server();
     }
 }

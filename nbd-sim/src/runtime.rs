@@ -1,5 +1,9 @@
 //! One thread, virtual time, and a scheduler for which a seed decides.
 
+mod late;
+
+pub use late::Hold;
+
 use crate::network::Net;
 use fastrand::Rng;
 use nbd_io::runtime::{Runtime, Tasks};
@@ -39,8 +43,11 @@ struct Core {
     /// Tasks whose poll has not returned, the innermost last.
     stack: Vec<u64>,
     dead: BTreeSet<Group>,
+    holds: Vec<Hold>,
     next: u64,
     now: Duration,
+    /// Timers end with a tick of this length, if it is any.
+    tick: Duration,
     polls: u64,
     /// Of all polls, in order.
     fingerprint: u64,
@@ -101,10 +108,19 @@ impl Core {
             && !slot.is_woken
         {
             slot.is_woken = true;
-            // One that is being polled is ready again when that has ended.
-            if slot.future.is_some() {
-                self.ready.push(task);
-            }
+            self.make_ready(task);
+        }
+    }
+
+    /// Has a task polled if it was woken and may be. One that is being polled is ready again when
+    /// that has ended.
+    fn make_ready(&mut self, task: u64) {
+        if let Some(slot) = self.tasks.get(&task)
+            && slot.is_woken
+            && slot.future.is_some()
+            && !self.is_held(task, slot)
+        {
+            self.ready.push(task);
         }
     }
 
@@ -115,9 +131,10 @@ impl Core {
 }
 
 impl Sim {
-    /// A simulation by a seed, which logs its events if it `logs`.
+    /// A simulation by a seed, which logs its events if it `logs`. Timers end with a `tick`, if that
+    /// is any time.
     #[must_use]
-    pub fn new(seed: u64, net: Net, logs: bool) -> Self {
+    pub fn new(seed: u64, net: Net, tick: Duration, logs: bool) -> Self {
         Self {
             core: Arc::new(Mutex::new(Core {
                 tasks: BTreeMap::new(),
@@ -125,8 +142,10 @@ impl Sim {
                 timers: BTreeMap::new(),
                 stack: Vec::new(),
                 dead: BTreeSet::new(),
+                holds: Vec::new(),
                 next: 0,
                 now: Duration::ZERO,
+                tick,
                 polls: 0,
                 fingerprint: 0,
                 rng: Rng::with_seed(seed),
@@ -263,7 +282,7 @@ impl Sim {
             connection: connection.filter(|_| may_wait),
         };
         core.tasks.insert(id, slot);
-        core.ready.push(id);
+        core.make_ready(id);
     }
 
     /// Does one thing that can be done by now, else lets time pass, up to `limit`.
@@ -317,9 +336,7 @@ impl Sim {
         }
         if let Some(slot) = core.tasks.get_mut(&id) {
             slot.future = Some(task);
-            if slot.is_woken {
-                core.ready.push(id);
-            }
+            core.make_ready(id);
         }
         Step::Done
     }
@@ -358,11 +375,12 @@ impl fmt::Debug for Sim {
     }
 }
 
-/// A timer.
+/// A timer. A coarse one pends at its first poll, even if its time is over.
 #[derive(Debug)]
 pub struct Sleep {
     sim: Sim,
     at: Duration,
+    is_polled: bool,
     key: Option<(Duration, u64)>,
 }
 
@@ -373,6 +391,9 @@ impl Future for Sleep {
         let sim = self.sim.clone();
         let mut core = sim.lock();
         let old = self.key.take().and_then(|key| core.timers.remove(&key));
+        if !std::mem::replace(&mut self.is_polled, true) && !core.tick.is_zero() {
+            self.at = self.at.max(core.end_of(Duration::ZERO));
+        }
         if core.now >= self.at {
             drop(core);
             drop(old);
@@ -397,15 +418,18 @@ impl Drop for Sleep {
 impl Runtime for Sim {
     type Sleep = Sleep;
 
+    const TIMERS_WAKE: bool = true;
+
     fn now(&self) -> Duration {
         self.lock().now
     }
 
     fn sleep(&self, time: Duration) -> Sleep {
-        let at = self.now().saturating_add(time);
+        let at = self.lock().end_of(time);
         Sleep {
             sim: self.clone(),
             at,
+            is_polled: false,
             key: None,
         }
     }
