@@ -54,6 +54,7 @@ impl<R: Runtime> ConnectionTask<R> {
     /// Ends calls that have taken too long, and a session that does not end. Sets the timer for the
     /// next one.
     fn expire(&mut self, state: &mut State, cx: &mut Context<'_>) {
+        let mut has_read = false;
         while state.engine.lost().is_none() {
             let end = self.end.map(|(end, _)| end);
             let Some(due) = state.next_due().into_iter().chain(end).min() else {
@@ -62,6 +63,12 @@ impl<R: Runtime> ConnectionTask<R> {
             if self.alarm.poll(&self.runtime, due, cx).is_pending() {
                 state.armed = self.alarm.end().unwrap_or(due);
                 return;
+            }
+            // An answer that has come is no late one: perhaps the task that was to read it is late.
+            if !mem::replace(&mut has_read, true) {
+                state.release_poller();
+                state.poll_stream(cx.waker(), None);
+                continue;
             }
             let now = (state.clock)().max(due);
             state.expire(now);

@@ -47,6 +47,27 @@ fn a_poller_that_was_woken_by_another_and_does_not_come_is_replaced_soon() {
 }
 
 #[test]
+fn an_answer_that_came_in_time_counts_though_the_task_comes_too_late() {
+    let sim = Sim::new(1);
+    sim.run(async {
+        let setup = Setup {
+            timeout: Some(Duration::from_millis(500)),
+            behaviour: Behaviour {
+                late: Some(Arc::new(|_| Duration::from_millis(100))),
+                ..Behaviour::default()
+            },
+            ..Setup::default()
+        };
+        let Bench { link, .. } = setup.connect(&sim).await;
+        let mut forgotten = pin!(read(&link, 0, 512));
+        begin(forgotten.as_mut());
+        sim.sleep(Duration::from_millis(700)).await;
+        let done = forgotten.await;
+        assert!(is_ok(&done), "{:?}", done.result());
+    });
+}
+
+#[test]
 fn a_lone_request_is_sent_before_it_is_awaited() {
     let sim = Sim::new(1);
     sim.run(async {
