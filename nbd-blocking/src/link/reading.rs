@@ -118,6 +118,7 @@ impl Link {
     ) -> (MutexGuard<'a, State>, Stop) {
         state.reader = None;
         let mut since = state.engine.owner_mut(place).since.take();
+        let mut is_late = false;
         let stop = loop {
             if state.engine.lost().is_some() || state.serves(until, place) {
                 break Stop::Served;
@@ -129,8 +130,9 @@ impl Link {
                 let far = |since: &Duration| limit.saturating_sub(*since) >= FAR;
                 let now = since.take().filter(far).unwrap_or_else(|| self.now());
                 let left = limit.saturating_sub(now);
-                if left.is_zero() {
-                    // Others may be served for ever while this caller is not.
+                // What has come already is read once: perhaps it is this caller that comes late. But
+                // others may be served for ever while it is not.
+                if left.is_zero() && mem::replace(&mut is_late, true) {
                     break Stop::Quiet;
                 }
                 in_system &= left >= READ_IN_SYSTEM;

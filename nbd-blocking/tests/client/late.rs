@@ -228,3 +228,26 @@ fn a_queue_that_is_dropped_leaves_nothing_that_undoes_a_later_part() {
         assert_eq!(disk[100..BLOCK], [9; BLOCK - 100]);
     });
 }
+
+#[test]
+fn an_answer_that_came_in_time_counts_though_the_caller_comes_too_late() {
+    within(15, || {
+        let (answered, is_answered) = mpsc::channel();
+        let (client, server) = session(negotiation(), &options(), move |peer| {
+            let read = peer.request();
+            peer.says(bytes::sr(0, read.cookie, [7; BLOCK]));
+            answered.send(()).expect("the test waits");
+            peer.request();
+        });
+        let mut queue = client.queue();
+        queue.read(vec![0; BLOCK], 0).expect("submitted");
+        queue.send().expect("sent");
+        is_answered.recv().expect("the script goes on");
+        thread::sleep(TIMEOUT + Duration::from_millis(1));
+        let done = queue.complete().expect("the connection is there");
+        let data = done.expect("one is outstanding").into_buffer();
+        assert_eq!(data.expect("read"), [7; BLOCK]);
+        drop((queue, client));
+        server.join().expect("the script ends");
+    });
+}
