@@ -17,8 +17,10 @@ use clap::{ArgAction, Args, Parser, Subcommand};
     disable_help_subcommand = true,
     after_help = "\
 A disk is named by a URI: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or, with TLS,
-nbds://HOST/EXPORT; QEMU's nbd:HOST:PORT:exportname=EXPORT will do as well. Anything else is a file or
-a block device. Without a name, a server in this process has a small disk to try things with.
+nbds://HOST/EXPORT; QEMU's nbd:HOST:PORT:exportname=EXPORT will do as well. Disks on object storage are
+s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX and file:///DIRECTORY, and their snapshots
+have @NAME at the end. Anything else is a file or a block device. Without a name, a server in this
+process has a small disk to try things with.
 
 Exit codes: 0 for yes, the same, done; 1 for no, different; 2 for an error; 130 after Ctrl-C.
 

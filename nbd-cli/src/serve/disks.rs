@@ -29,7 +29,8 @@ use std::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Disks")]
 pub(super) struct Disks {
-    /// Files, block devices and URIs of disks on object storage; the first is the default export, too.
+    /// Files, block devices, and disks on object storage: file:///DIRECTORY, s3://BUCKET/PREFIX,
+    /// gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, memory:. The first is the default export, too.
     #[arg(value_name = "[NAME=]PATH", value_parser = path_parser())]
     paths: Vec<Named<OsString>>,
     /// A disk in memory of this size, such as 64M.
@@ -184,7 +185,8 @@ impl Disks {
                 Some(overlays) => {
                     let disk = disk.into_sync().ok_or_else(|| {
                         Error::new(format!(
-                            "--overlay: \"{name}\" is on object storage, where snapshots take its place"
+                            "--overlay: expected files, got \"{name}\", which is on object storage: \
+                             `nbd object snapshot URI@NAME` keeps the disk as it is now, and costs nothing"
                         ))
                     })?;
                     let over = overlays.keep(&name, disk);

@@ -46,6 +46,16 @@ fn the_help_of_each_command_is_short() {
     assert_eq!(nbd(["--version"]).expect(0).split(' ').next(), Some("nbd"));
 }
 
+#[test]
+fn the_help_names_the_uris_of_disks_on_object_storage() {
+    for args in [&["--help"][..], &["serve", "--help"]] {
+        let help = nbd(args).expect(0);
+        for uri in ["s3://BUCKET/PREFIX", "gs://", "az://", "file:///DIRECTORY"] {
+            assert!(help.contains(uri), "{help}");
+        }
+    }
+}
+
 /// Runs a line of help as a shell would, with a server and files that exist for the names in it.
 fn try_out(line: &str, uri: &str, dir: &Path) {
     let mut line = line.split("      ").next().unwrap_or(line).to_owned();

@@ -4,7 +4,7 @@ mod killed;
 #[cfg(feature = "cloud")]
 mod stores;
 
-use crate::support::{Serving, run_nbd, succeeded};
+use crate::support::{Serving, failed, run_nbd, succeeded};
 use interop::{MIB, Peer, pattern, require, run};
 use nbd_blocking::{Client, CommandFlags, Errno};
 use std::{fs, time::Instant};
@@ -156,5 +156,15 @@ fn a_disk_is_served_on_standard_input() {
         client.write_all_at(&pattern(1, MIB), 0).unwrap();
         client.flush().unwrap();
         client.disconnect().unwrap();
+    });
+}
+
+#[test]
+fn overlays_are_refused_with_a_remedy() {
+    run(|| {
+        let (_dir, uri) = place();
+        let refused = run_nbd(["serve", "--overlay", "--create", "1M", &uri]);
+        let said = failed(&refused);
+        assert!(said.contains("`nbd object snapshot URI@NAME`"), "{said}");
     });
 }
