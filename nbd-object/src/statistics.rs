@@ -24,6 +24,7 @@ macro_rules! counters {
         pub(crate) struct Counters {
             $(pub(crate) $name: AtomicU64,)+
             commit_times: [AtomicU64; BUCKETS],
+            commit_micros: AtomicU64,
         }
 
         impl Counters {
@@ -34,6 +35,7 @@ macro_rules! counters {
                     cached_bytes: 0,
                     commit_times: Histogram {
                         counts: std::array::from_fn(|at| self.commit_times[at].load(Relaxed)),
+                        sum: Duration::from_micros(self.commit_micros.load(Relaxed)),
                     },
                 }
             }
@@ -93,6 +95,8 @@ impl Counters {
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let bucket = (u64::BITS - millis.leading_zeros()) as usize;
         Self::count(&self.commit_times[bucket.min(BUCKETS - 1)], 1);
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Self::count(&self.commit_micros, micros);
     }
 }
 
@@ -102,6 +106,7 @@ const BUCKETS: usize = 18;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     counts: [u64; BUCKETS],
+    sum: Duration,
 }
 
 impl Histogram {
@@ -120,6 +125,12 @@ impl Histogram {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
+    }
+
+    /// The times of all classes together.
+    #[must_use]
+    pub const fn sum(&self) -> Duration {
+        self.sum
     }
 }
 

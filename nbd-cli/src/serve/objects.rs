@@ -50,6 +50,9 @@ pub(super) struct ObjectOptions {
     /// Seconds between two collections of garbage.
     #[arg(long, value_name = "S", default_value = "3600", value_parser = seconds)]
     gc: Duration,
+    /// Spare garbage that is younger than so many seconds.
+    #[arg(long, value_name = "S", default_value = "3600", value_parser = seconds)]
+    gc_age: Duration,
 }
 
 impl ObjectOptions {
@@ -68,6 +71,7 @@ impl ObjectOptions {
         Options::new()
             .cache_size(self.cache)
             .dirty_limit(self.dirty)
+            .horizon(self.gc_age)
             .local_cache(local_cache)
     }
 }

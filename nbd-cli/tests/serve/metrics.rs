@@ -10,7 +10,7 @@ use std::{
 };
 
 /// A server that is asked for metrics at this address.
-fn serve(args: &str) -> (Serving, String) {
+pub(crate) fn serve(args: &str) -> (Serving, String) {
     let serving = Serving::new(&format!("{args} --metrics 127.0.0.1:0"));
     let mut serving = serving.ready();
     let said = serving.said();
@@ -36,7 +36,7 @@ fn ask(address: &str, line: &str) -> (String, String) {
 }
 
 /// The numbers, each of which has a help and a type, and belongs to the metric before it.
-fn scrape(address: &str) -> BTreeMap<String, f64> {
+pub(crate) fn scrape(address: &str) -> BTreeMap<String, f64> {
     let (status, text) = ask(address, "GET /metrics");
     assert_eq!(status, "HTTP/1.1 200 OK");
     let mut numbers = BTreeMap::new();

@@ -96,6 +96,8 @@ pub(super) fn write(disks: &[(String, Disk)], out: &mut String) -> fmt::Result {
                 "{name}_bucket{{export=\"{export}\",le=\"{end}\"}} {sum}"
             )?;
         }
+        let seconds = statistics.commit_times.sum().as_secs_f64();
+        writeln!(out, "{name}_sum{{export=\"{export}\"}} {seconds}")?;
         writeln!(out, "{name}_count{{export=\"{export}\"}} {sum}")?;
     }
     Ok(())

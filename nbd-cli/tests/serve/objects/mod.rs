@@ -1,5 +1,6 @@
 //! Disks on object storage, in a directory.
 
+mod counted;
 mod killed;
 #[cfg(feature = "cloud")]
 mod stores;
