@@ -19,6 +19,9 @@ use crate::{
 const AZURITE_RIGHTS: &str = "sv=2018-11-09&ss=b&srt=sco&sp=rwdlac&se=2100-01-01T00%3A00%3A00Z&\
     spr=https%2Chttp&sig=GC%2BChk%2Ffr2kGYxbx3ScPyFgz5bjf1gcFtmNtRsA6N6U%3D";
 
+/// The bucket of all stores, which Azure calls a container.
+pub(crate) const BUCKET: &str = "disks";
+
 /// The time in which a request has to be answered.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -41,7 +44,7 @@ pub struct ObjectStoreServer {
 
 impl ObjectStoreServer {
     /// The bucket, which Azure calls a container.
-    pub const BUCKET: &'static str = "disks";
+    pub const BUCKET: &'static str = BUCKET;
 
     /// Starts moto, a store for the protocol of S3, if it is installed; see [`require`].
     ///
@@ -134,21 +137,25 @@ impl ObjectStoreServer {
     /// The same for programs that are to reach it by another address, as that of a
     /// [`LatencyProxy`](crate::LatencyProxy).
     pub fn variables_by(&self, address: SocketAddr) -> Vec<(&'static str, String)> {
-        let url = format!("http://{address}");
         match self.kind {
-            Kind::S3 => vec![
-                ("AWS_ENDPOINT", url),
-                ("AWS_ALLOW_HTTP", "true".into()),
-                ("AWS_REGION", "us-east-1".into()),
-                ("AWS_ACCESS_KEY_ID", "test".into()),
-                ("AWS_SECRET_ACCESS_KEY", "test".into()),
-            ],
+            Kind::S3 => s3_variables(address),
             Kind::Azure => vec![
                 ("AZURE_STORAGE_USE_EMULATOR", "true".into()),
-                ("AZURITE_BLOB_STORAGE_URL", url),
+                ("AZURITE_BLOB_STORAGE_URL", format!("http://{address}")),
             ],
         }
     }
+}
+
+/// The variables by which programs find a store for S3, and some credentials.
+pub(crate) fn s3_variables(address: SocketAddr) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ENDPOINT", format!("http://{address}")),
+        ("AWS_ALLOW_HTTP", "true".into()),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_ACCESS_KEY_ID", "test".into()),
+        ("AWS_SECRET_ACCESS_KEY", "test".into()),
+    ]
 }
 
 /// Sends a request without a body, and returns the answer.

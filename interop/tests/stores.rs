@@ -11,12 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interop::{LatencyProxy, ObjectStoreServer, run};
+use interop::{LatencyProxy, MemoryS3, ObjectStoreServer, run};
 
 const LATENCY: Duration = Duration::from_millis(30);
 
-/// Sends a request with this header and body, and returns the status of the answer.
-fn request(host: SocketAddr, method: &str, path: &str, header: &str, body: &str) -> u16 {
+/// Sends a request with this header and body, and returns the answer.
+fn ask(host: SocketAddr, method: &str, path: &str, header: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(host).unwrap();
     // moto wants to know who asks, and does not look at the signature.
     let request = format!(
@@ -28,7 +28,23 @@ fn request(host: SocketAddr, method: &str, path: &str, header: &str, body: &str)
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The same, and returns the status of the answer.
+fn request(host: SocketAddr, method: &str, path: &str, header: &str, body: &str) -> u16 {
+    let answer = ask(host, method, path, header, body);
     answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// The conditions that disks are built on.
+fn keeps_conditions(host: SocketAddr) {
+    let put = |header, body| request(host, "PUT", "/disks/some/object", header, body);
+    let created = "If-None-Match: *\r\n";
+    assert_eq!(put(created, "old"), 200);
+    assert_eq!(put(created, "new"), 412);
+    assert_eq!(put("If-Match: \"x\"\r\n", "new"), 412);
+    assert_eq!(request(host, "HEAD", "/disks/some/object", "", ""), 200);
 }
 
 #[test]
@@ -38,18 +54,49 @@ fn a_store_for_s3_keeps_conditions_and_is_reached_over_a_long_line() {
             return;
         };
         let line = LatencyProxy::new(store.address(), LATENCY);
-        let put = |path, header, body| request(line.address(), "PUT", path, header, body);
         let start = Instant::now();
-        let path = "/disks/some/object";
-        let created = "If-None-Match: *\r\n";
-        assert_eq!(put(path, created, "old"), 200);
-        assert_eq!(put(path, created, "new"), 412);
-        assert_eq!(put(path, "If-Match: \"x\"\r\n", "new"), 412);
-        assert_eq!(request(line.address(), "HEAD", path, "", ""), 200);
+        keeps_conditions(line.address());
         assert!(start.elapsed() >= 4 * LATENCY, "{:?}", start.elapsed());
         let counted: Vec<_> = line.requests().into_iter().collect();
         assert_eq!(counted, [("HEAD".to_owned(), 1), ("PUT".to_owned(), 3)]);
         assert_eq!(store.uri("a"), "s3://disks/a");
+    });
+}
+
+#[test]
+fn a_store_in_memory_keeps_conditions_and_answers_after_its_latency() {
+    run(|| {
+        let store = MemoryS3::new(LATENCY);
+        let host = store.address();
+        let start = Instant::now();
+        keeps_conditions(host);
+        assert!(start.elapsed() >= 4 * LATENCY, "{:?}", start.elapsed());
+        let traffic = store.traffic();
+        assert_eq!(traffic.requests["PUT"], 3);
+        assert_eq!(traffic.most_in_flight, 1);
+        store.set_latency(Duration::ZERO);
+        let at = |path, header| ask(host, "GET", path, header, "");
+        let part = at("/disks/some/object", "Range: bytes=1-1\r\n");
+        assert!(part.starts_with("HTTP/1.1 206"), "{part}");
+        assert!(part.ends_with("\r\n\r\nl"), "{part}");
+        let behind = at("/disks/some/object", "Range: bytes=3-4\r\n");
+        assert!(behind.starts_with("HTTP/1.1 416"), "{behind}");
+        for number in 0..3 {
+            assert_eq!(
+                request(host, "PUT", &format!("/disks/a/{number}"), "", ""),
+                200
+            );
+        }
+        let first = at("/disks?list-type=2&prefix=a/&max-keys=2", "");
+        assert!(first.contains("<Key>a/1</Key>"), "{first}");
+        assert!(first.contains("<NextContinuationToken>a/1<"), "{first}");
+        let next = at("/disks?list-type=2&prefix=a/&continuation-token=a/1", "");
+        assert!(next.contains("<KeyCount>1</KeyCount>"), "{next}");
+        let keys = "<Delete><Object><Key>a/0</Key></Object></Delete>";
+        assert_eq!(request(host, "POST", "/disks?delete", "", keys), 200);
+        assert_eq!(request(host, "HEAD", "/disks/a/0", "", ""), 404);
+        assert_eq!(request(host, "DELETE", "/disks/a/1", "", ""), 204);
+        assert_eq!(request(host, "POST", "/disks/a/2?uploads", "", ""), 501);
     });
 }
 

@@ -6,37 +6,32 @@
 //! cargo run --release -p nbd-interop --example stores
 //! ```
 //!
-//! prints a table; with names behind `--`, such as `-- nbd nbdkit`, only their columns. It needs moto,
-//! nbdkit with its plugin for Python and boto3, s3backer, FUSE, nbdfuse and mke2fs; `test.sh` fetches
-//! moto. The variables `LATENCY` (in milliseconds) and `SIZE` (of the disk, such as `2T`) change the
-//! measurement.
+//! prints a table; with names behind `--`, such as `-- nbd nbdkit`, only their columns. It needs
+//! nbdkit with its plugin for Python and boto3, s3backer, FUSE, nbdfuse, nbdcopy and mke2fs. The
+//! variables `LATENCY` (in milliseconds) and `SIZE` (of the disk, such as `2T`) change the measurement.
+//! `STORE=moto` takes moto, which `test.sh` fetches, in place of the store in this program's memory.
 //!
-//! Each server has a moto of its own, and between the two a line that makes each request longer by the
-//! latency and counts it. It is started anew before each workload, so that nothing is in its caches.
-//! All have blocks of 64 KiB. The client is the same for all: `nbd-tokio` with four connections.
+//! Each server has a store of its own, which answers each request after the latency. It is started
+//! anew before each workload, so that nothing is in its caches. All have blocks of 64 KiB. The client
+//! is the same for all: `nbd-tokio` with four connections.
 
 #![expect(clippy::print_stdout, reason = "its purpose is to print a table")]
 
 mod servers;
+mod store;
 mod workloads;
 
-use interop::{LatencyProxy, ObjectStoreServer};
+use interop::Traffic;
 use servers::{Contender, Server};
 use std::{
     env, fs, io,
     time::{Duration, Instant},
 };
+use store::Store;
 use workloads::Workload;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Result<T, E = Failure> = std::result::Result<T, E>;
-
-/// One cell of the table.
-struct Cell {
-    took: Duration,
-    /// Requests to the store, by their method.
-    requests: String,
-}
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -45,50 +40,95 @@ async fn main() -> Result<()> {
     let size = env::var("SIZE").unwrap_or_else(|_| "1G".into());
     let names: Vec<_> = env::args().skip(1).collect();
     let wanted = |contender: &Contender| names.is_empty() || names.contains(&contender.to_string());
+    let mut columns = Vec::new();
     for contender in Contender::ALL.into_iter().filter(wanted) {
         println!("{contender}, a disk of {size}, {latency:?} to the store:");
-        measure(contender, latency, &size).await?;
+        columns.push((contender, measure(contender, latency, &size).await?));
+    }
+    print!("\n| |");
+    columns.iter().for_each(|(name, _)| print!(" {name} |"));
+    print!("\n|---|");
+    columns.iter().for_each(|_| print!("---:|"));
+    println!();
+    for (row, workload) in Workload::ALL.into_iter().enumerate() {
+        print!("| {workload} |");
+        columns
+            .iter()
+            .for_each(|(_, cells)| print!(" {} |", cells[row]));
+        println!();
     }
     Ok(())
 }
 
-async fn measure(contender: Contender, latency: Duration, size: &str) -> Result<()> {
-    let store = ObjectStoreServer::s3().ok_or("moto is not installed")?;
-    let line = LatencyProxy::new(store.address(), latency);
+/// The cells of a column.
+async fn measure(contender: Contender, latency: Duration, size: &str) -> Result<Vec<String>> {
+    let store = Store::new(latency)?;
     let dir = tempfile::tempdir()?;
+    let mut cells = Vec::new();
     for workload in Workload::ALL {
-        let server = Server::start(contender, &store, line.address(), size, dir.path())?;
-        line.reset();
+        if workload == Workload::FIRST_READ {
+            store.set_latency(Duration::ZERO);
+            let server = Server::start(contender, &store, size, dir.path())?;
+            workloads::fill(server.uri()).await?;
+            server.stop()?;
+            store.set_latency(latency);
+        }
+        let server = Server::start(contender, &store, size, dir.path())?;
+        store.reset();
         let start = Instant::now();
         let said = workload.run(server.uri(), dir.path()).await;
         let took = start.elapsed();
-        let cell = Cell {
-            took,
-            requests: requests(&line),
-        };
-        let speed = match said {
-            Ok(()) => workload.speed(cell.took),
-            Err(failure) => format!("failed: {failure}"),
-        };
+        let traffic = store.traffic();
         let peak = server
             .peak_memory()
             .map_or_else(String::new, |kib| format!("peak memory {} MiB", kib / 1024));
+        let cell = match said {
+            Ok(()) => format!("{}, {}", workload.speed(took), requests(&traffic)),
+            Err(failure) => format!("failed: {failure}"),
+        };
         println!(
-            "  {workload:<48} {:>8.2} s  {speed:<16} {} {peak}",
-            cell.took.as_secs_f64(),
-            cell.requests
+            "  {workload:<44} {:>7.2} s  {cell}; {peak}{}",
+            took.as_secs_f64(),
+            details(workload, &traffic)
         );
+        cells.push(cell);
         server.stop()?;
     }
-    Ok(())
+    Ok(cells)
 }
 
-fn requests(line: &LatencyProxy) -> String {
-    let counted = line.requests().into_iter();
-    let words: Vec<_> = counted
-        .map(|(method, count)| format!("{count} {method}"))
+fn requests(traffic: &Traffic) -> String {
+    let words: Vec<_> = traffic
+        .requests
+        .iter()
+        .map(|(kind, count)| format!("{count} {kind}"))
         .collect();
     words.join(", ")
+}
+
+/// What a store in memory knows besides, and requests for each of NBD.
+fn details(workload: Workload, traffic: &Traffic) -> String {
+    let Traffic {
+        requests,
+        received,
+        sent,
+        most_in_flight,
+        ..
+    } = traffic;
+    let mut text = String::new();
+    if let Some(count) = workload.requests() {
+        let all: u64 = requests.values().sum();
+        let (all, count) = (u32::try_from(all), u32::try_from(count));
+        if let (Ok(all), Ok(count)) = (all, count) {
+            let each = f64::from(all) / f64::from(count);
+            text = format!("; {each:.2} requests for each of NBD");
+        }
+    }
+    if *most_in_flight > 0 {
+        let (put, got) = (received >> 20, sent >> 20);
+        text += &format!("; {put} MiB put, {got} MiB got, at most {most_in_flight} in flight");
+    }
+    text
 }
 
 /// The peak of a process's resident memory, in KiB.

@@ -1,10 +1,9 @@
 //! The servers that are measured.
 
-use super::{Result, peak_memory};
+use super::{Result, peak_memory, store::Store};
 use interop::{Nbdkit, ObjectStoreServer};
 use std::{
     env, fmt, fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -47,13 +46,13 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn start(
         contender: Contender,
-        store: &ObjectStoreServer,
-        line: SocketAddr,
+        store: &Store,
         size: &str,
         dir: &Path,
     ) -> Result<Self> {
+        let line = store.address();
         match contender {
-            Contender::Nbd => Self::nbd(store, line, size, dir),
+            Contender::Nbd => Self::nbd(store, size, dir),
             Contender::Nbdkit => {
                 let plugin = Nbdkit::new("S3")
                     .param(format!("endpoint-url=http://{line}"))
@@ -70,7 +69,7 @@ impl Server {
                     .param("blocksize-maximum=32M");
                 Self::over(policy, None, None)
             }
-            Contender::S3backer => Self::s3backer(line, size, dir),
+            Contender::S3backer => Self::s3backer(store, size, dir),
         }
     }
 
@@ -85,7 +84,7 @@ impl Server {
     }
 
     /// The tool, which is built beside this program.
-    fn nbd(store: &ObjectStoreServer, line: SocketAddr, size: &str, dir: &Path) -> Result<Self> {
+    fn nbd(store: &Store, size: &str, dir: &Path) -> Result<Self> {
         let beside = env::current_exe()?;
         let beside = beside
             .ancestors()
@@ -95,7 +94,7 @@ impl Server {
         let child = Command::new(beside.join("nbd"))
             .args(["serve", &store.uri("disk"), "--create", size, "--unix"])
             .arg(&socket)
-            .envs(store.variables_by(line))
+            .envs(store.variables())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
@@ -109,7 +108,7 @@ impl Server {
     }
 
     /// A file in a file system, which nbdkit serves.
-    fn s3backer(line: SocketAddr, size: &str, dir: &Path) -> Result<Self> {
+    fn s3backer(store: &Store, size: &str, dir: &Path) -> Result<Self> {
         let mounted = dir.join("mounted");
         fs::create_dir_all(&mounted)?;
         let child = Command::new("s3backer")
@@ -120,7 +119,7 @@ impl Server {
                 "--accessKey=test",
             ])
             .arg(format!("--size={size}"))
-            .arg(format!("--baseURL=http://{line}/"))
+            .arg(format!("--baseURL=http://{}/", store.address()))
             .arg(ObjectStoreServer::BUCKET)
             .arg(&mounted)
             .stdin(Stdio::null())

@@ -7,23 +7,23 @@ use interop::pattern;
 use nbd_tokio::{Client, ConnectOptions};
 use std::{
     fmt, fs,
+    ops::Range,
     path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
-/// The bytes that are written, and read.
+/// The bytes that are written and read in sequence.
 const DATA: u64 = 64 << 20;
+/// The bytes that random reads are among, and that are copied: more than any cache has.
+const ALL_DATA: u64 = 256 << 20;
 /// The block of all disks, in bytes.
 const BLOCK: u64 = 64 << 10;
 /// The length of sequential requests, and the number of them in flight.
 const PIECE: u64 = 256 << 10;
 const PIECES: usize = 16;
-/// The length of random reads, and the number of them in flight.
+/// The length of random reads.
 const PAGE: usize = 4096;
-const DEPTH: usize = 64;
-/// The number of random reads, each of another block.
-const READS: u64 = DATA / BLOCK;
 const CONNECTIONS: usize = 4;
 
 /// In the order in which they are done.
@@ -31,7 +31,8 @@ const CONNECTIONS: usize = 4;
 pub(super) enum Workload {
     Write,
     Read,
-    RandomRead,
+    /// So many, and so many at once.
+    RandomRead(u16, u16),
     Copy,
     MakeFileSystem,
 }
@@ -41,47 +42,51 @@ impl fmt::Display for Workload {
         f.pad(match self {
             Self::Write => "write 64 MiB in sequence, and flush",
             Self::Read => "read 64 MiB in sequence",
-            Self::RandomRead => "read 4 KiB at random, 64 at once",
-            Self::Copy => "copy to a file, with holes (nbdcopy)",
+            Self::RandomRead(_, 1) => "read 4 KiB at random, one at once",
+            Self::RandomRead(_, 16) => "read 4 KiB at random, 16 at once",
+            Self::RandomRead(..) => "read 4 KiB at random, 64 at once",
+            Self::Copy => "copy to a file, 256 MiB and holes (nbdcopy)",
             Self::MakeFileSystem => "make a file system (mke2fs over nbdfuse)",
         })
     }
 }
 
 impl Workload {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Write,
         Self::Read,
-        Self::RandomRead,
+        Self::RandomRead(128, 1),
+        Self::RandomRead(1024, 16),
+        Self::RandomRead(4096, 64),
         Self::Copy,
         Self::MakeFileSystem,
     ];
+
+    /// The first one that needs all of the data.
+    pub(super) const FIRST_READ: Self = Self::Read;
 
     /// The result in a unit of its own.
     pub(super) fn speed(self, took: Duration) -> String {
         let took = took.as_secs_f64();
         match self {
-            Self::Write | Self::Read => format!("{:.1} MiB/s", 64.0 / took),
-            Self::RandomRead => format!("{:.0} reads/s", f64::from(1024_u16) / took),
-            Self::Copy | Self::MakeFileSystem => String::new(),
+            Self::RandomRead(count, _) => format!("{:.0}/s", f64::from(count) / took),
+            _ => format!("{took:.1} s"),
+        }
+    }
+
+    /// The requests of NBD, if it is this program that sends them.
+    pub(super) fn requests(self) -> Option<u64> {
+        match self {
+            Self::Write => Some(DATA / PIECE + 1),
+            Self::Read => Some(DATA / PIECE),
+            Self::RandomRead(count, _) => Some(count.into()),
+            Self::Copy | Self::MakeFileSystem => None,
         }
     }
 
     pub(super) async fn run(self, uri: &str, dir: &Path) -> Result<()> {
         match self {
-            Self::Write => {
-                let client = connect(uri).await?;
-                let data = Bytes::from(pattern(1, DATA));
-                let writes = (0..DATA / PIECE).map(|piece| {
-                    let at = piece * PIECE;
-                    let data = data.slice(index(at)..index(at + PIECE));
-                    client.write(data, at)
-                });
-                let writes = stream::iter(writes).buffer_unordered(PIECES);
-                writes.try_collect::<Vec<_>>().await?;
-                client.flush().await?;
-                client.disconnect().await?;
-            }
+            Self::Write => write(uri, 0..DATA).await?,
             Self::Read => {
                 let client = connect(uri).await?;
                 let data = pattern(1, DATA);
@@ -96,13 +101,18 @@ impl Workload {
                 }
                 client.disconnect().await?;
             }
-            Self::RandomRead => {
+            Self::RandomRead(count, depth) => {
                 let client = connect(uri).await?;
-                // A multiplier that is odd visits each block once.
-                let offsets = (0..READS).map(|read| (read * 389 + 7) % READS * BLOCK + 8 * 4096);
-                let reads = offsets.map(|at| client.read(at, PAGE));
-                let reads = stream::iter(reads).buffer_unordered(DEPTH);
-                reads.try_collect::<Vec<_>>().await?;
+                let mut blocks: Vec<u64> = (0..ALL_DATA / BLOCK).collect();
+                // In the same order each time, and another one for each depth.
+                fastrand::Rng::with_seed(depth.into()).shuffle(&mut blocks);
+                let reads = blocks.into_iter().take(count.into());
+                let reads = reads.map(|block| client.read(block * BLOCK + 8 * 4096, PAGE));
+                let reads = stream::iter(reads).buffer_unordered(depth.into());
+                let done = reads.try_collect::<Vec<_>>().await?.len();
+                if done != usize::from(count) {
+                    return Err(format!("{done} reads").into());
+                }
                 client.disconnect().await?;
             }
             Self::Copy => {
@@ -114,6 +124,24 @@ impl Workload {
         }
         Ok(())
     }
+}
+
+/// Writes the rest of the data.
+pub(super) async fn fill(uri: &str) -> Result<()> {
+    write(uri, DATA..ALL_DATA).await
+}
+
+async fn write(uri: &str, range: Range<u64>) -> Result<()> {
+    let client = connect(uri).await?;
+    let data = Bytes::from(pattern(1, range.end));
+    let writes = (range.start / PIECE..range.end / PIECE).map(|piece| {
+        let at = piece * PIECE;
+        client.write(data.slice(index(at)..index(at + PIECE)), at)
+    });
+    let writes = stream::iter(writes).buffer_unordered(PIECES);
+    writes.try_collect::<Vec<_>>().await?;
+    client.flush().await?;
+    Ok(client.disconnect().await?)
 }
 
 async fn connect(uri: &str) -> Result<Client> {
