@@ -225,7 +225,8 @@ nbd-io/ring nbd-blocking/tls-ring nbd-tokio/tls-ring nbd-async-std/tls-ring
 nbd-io/tracing nbd-blocking/tracing nbd-tokio/tracing nbd-async-std/tracing
 nbd-io/mutations nbd-sim/mutations
 nbd-object/zstd
-nbd-object/aws nbd-object/gcp nbd-object/azure
+nbd-object/aws nbd-object/gcp nbd-object/azure nbd-object/ring
+nbd-object/aws nbd-object/gcp nbd-object/azure nbd-object/aws-lc-rs
 nbd-cli/tls-base nbd-cli/tls
 nbd-cli/tls-base nbd-cli/tls-ring
 nbd-cli/async-std
