@@ -12,7 +12,13 @@ use object_store::{
     Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
     PutPayload, UpdateVersion, path::Path,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::sync::Semaphore;
 
 /// The policy for requests that failed and may succeed later.
@@ -30,14 +36,18 @@ pub struct Retry {
     pub backoff: Duration,
     /// No attempt begins later than this after the first one.
     pub total_time: Duration,
+    /// The same while the store has answered nothing yet, so that an address without a store is
+    /// reported soon.
+    pub first_answer: Duration,
 }
 
 impl Default for Retry {
     fn default() -> Self {
         Self {
-            attempts: 8,
+            attempts: 16,
             backoff: Duration::from_millis(100),
             total_time: Duration::from_secs(60),
+            first_answer: Duration::from_secs(3),
         }
     }
 }
@@ -71,6 +81,7 @@ pub(crate) struct Objects {
     pub(crate) retry: Retry,
     pub(crate) counters: Arc<Counters>,
     permits: Semaphore,
+    answered: AtomicBool,
 }
 
 impl Objects {
@@ -87,6 +98,7 @@ impl Objects {
             retry,
             counters: Arc::default(),
             permits: Semaphore::new(CONCURRENT),
+            answered: AtomicBool::new(false),
         }
     }
 
@@ -296,12 +308,21 @@ impl Objects {
                 let _permit = self.permits.acquire().await;
                 attempt().await
             };
+            let transient = result.as_ref().err().is_some_and(is_transient);
+            if !transient {
+                self.answered.store(true, Relaxed);
+            }
             let error = match result {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            let late = self.runtime.now().saturating_sub(begin) + pause > self.retry.total_time;
-            if count >= self.retry.attempts || late || !is_transient(&error) {
+            let limit = if self.answered.load(Relaxed) {
+                self.retry.total_time
+            } else {
+                self.retry.first_answer
+            };
+            let late = self.runtime.now().saturating_sub(begin) + pause > limit;
+            if count >= self.retry.attempts || late || !transient {
                 return Err(failed(operation, path, error));
             }
             Counters::count(&self.counters.retries, 1);

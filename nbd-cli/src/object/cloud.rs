@@ -3,10 +3,10 @@
 use super::address::{Address, Scheme};
 use crate::outcome::{Context, Result};
 use nbd_object::object_store::{
-    ObjectStore, Result as StoreResult, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
-    gcp::GoogleCloudStorageBuilder,
+    ObjectStore, Result as StoreResult, RetryConfig, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 impl Address {
     pub(super) fn cloud(&self) -> Result<Arc<dyn ObjectStore>> {
@@ -17,18 +17,28 @@ impl Address {
     fn client(&self) -> StoreResult<Arc<dyn ObjectStore>> {
         Ok(match self.scheme {
             Scheme::Gcs => {
-                let store = GoogleCloudStorageBuilder::from_env();
+                let store = GoogleCloudStorageBuilder::from_env().with_retry(retry());
                 Arc::new(store.with_bucket_name(&self.bucket).build()?)
             }
             Scheme::Azure => {
-                let store = MicrosoftAzureBuilder::from_env();
+                let store = MicrosoftAzureBuilder::from_env().with_retry(retry());
                 Arc::new(store.with_container_name(&self.bucket).build()?)
             }
             _ => {
-                let store = AmazonS3Builder::from_env();
+                let store = AmazonS3Builder::from_env().with_retry(retry());
                 Arc::new(store.with_bucket_name(&self.bucket).build()?)
             }
         })
+    }
+}
+
+/// A few attempts, since nbd-object makes its own above these, and gives up sooner where no store has
+/// answered yet.
+fn retry() -> RetryConfig {
+    RetryConfig {
+        max_retries: 2,
+        retry_timeout: Duration::from_secs(3),
+        ..RetryConfig::default()
     }
 }
 

@@ -2,8 +2,12 @@
 
 use super::{memory, place, read, sim::*};
 use crate::{Disk, Error, Layout, Location, Options, Retry};
+use nbd_io::runtime::Runtime;
 use object_store::memory::InMemory;
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 const BLOCK: u64 = 4096;
 
@@ -64,7 +68,7 @@ fn small() -> Options {
         .dirty_limit(1 << 20)
         .cache_size(64 << 10)
         .map_cache_size(20_000)
-        .horizon(std::time::Duration::ZERO)
+        .horizon(Duration::ZERO)
 }
 
 fn span(offset: u64, len: u64) -> std::ops::Range<usize> {
@@ -309,5 +313,31 @@ fn puts_whose_replies_are_lost_are_successes_and_are_not_made_twice() {
             .await
             .unwrap();
         assert_eq!(read(&view, 0, 4096).await.unwrap(), [1; 4096]);
+    });
+}
+
+#[test]
+fn a_store_that_has_never_answered_is_given_up_soon_and_one_that_has_is_waited_for() {
+    let sim = Sim::default();
+    let (store, at) = memory(&sim);
+    let clock = sim.clone();
+    sim.run(async move {
+        let away = Faults {
+            failures: 100,
+            ..Faults::default()
+        };
+        store.set(away);
+        assert!(matches!(at.info(None).await, Err(Error::Store { .. })));
+        let soon = clock.now();
+        assert!(soon <= Duration::from_secs(4), "{soon:?}");
+        store.set(Faults::default());
+        at.create(1 << 20, Layout::default()).await.unwrap();
+        let disk = at.open(Options::new()).await.unwrap();
+        disk.write(0, &[1; 4096]).await.unwrap();
+        store.set(away);
+        let begin = clock.now();
+        assert!(matches!(disk.flush().await, Err(Error::Store { .. })));
+        let waited = clock.now() - begin;
+        assert!(waited >= Duration::from_secs(25), "{waited:?}");
     });
 }

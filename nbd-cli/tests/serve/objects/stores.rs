@@ -5,9 +5,14 @@ use super::{
     killed::{kills, nothing_is_lost},
     read,
 };
-use crate::support::{Serving, nbd, succeeded};
-use interop::{MIB, ObjectStoreServer, Peer, pattern, require, run};
-use std::{fs, process::Output};
+use crate::support::{Serving, failed, nbd, succeeded};
+use interop::{MIB, MemoryS3, ObjectStoreServer, Peer, Port, pattern, require, run};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    process::Output,
+    time::{Duration, Instant},
+};
 
 /// Runs `nbd` with the store's variables.
 fn nbd_with(store: &ObjectStoreServer, args: &[&str]) -> Output {
@@ -16,7 +21,11 @@ fn nbd_with(store: &ObjectStoreServer, args: &[&str]) -> Output {
 
 /// A server of a disk of the store.
 fn serve(store: &ObjectStoreServer, args: &[&str]) -> Serving {
-    let uri = store.uri("some/disk");
+    serve_with(store.variables(), store.uri("some/disk"), args)
+}
+
+/// A server of a disk of the store that these variables lead to.
+fn serve_with(variables: Vec<(&str, String)>, uri: String, args: &[&str]) -> Serving {
     let serving = Serving::prepared(
         |_| {},
         |command, dir| {
@@ -25,7 +34,7 @@ fn serve(store: &ObjectStoreServer, args: &[&str]) -> Serving {
                 .arg(dir.join("socket"))
                 .arg(uri)
                 .args(args)
-                .envs(store.variables());
+                .envs(variables);
         },
     );
     serving.ready()
@@ -93,6 +102,27 @@ fn disks_are_in_a_store_for_azure() {
     run(|| {
         if let Some(store) = ObjectStoreServer::azure() {
             use_disk(&store);
+        }
+    });
+}
+
+#[test]
+fn a_store_that_is_not_there_is_reported_soon() {
+    run(|| {
+        let silent = format!("http://{}", Port::new(Ipv4Addr::LOCALHOST).address());
+        for (endpoint, cause) in [
+            (silent.as_str(), "refused"),
+            ("http://store.invalid", "dns error"),
+        ] {
+            let store = MemoryS3::new(Duration::ZERO);
+            let variables = store.variables();
+            let start = Instant::now();
+            let mut command = nbd();
+            command.args(["info", &store.uri("disk")]).envs(variables);
+            let said = failed(&command.env("AWS_ENDPOINT", endpoint).output().unwrap());
+            assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+            assert!(said.contains(endpoint), "{said}");
+            assert!(said.contains(cause), "{said}");
         }
     });
 }
