@@ -135,6 +135,12 @@ impl Serving {
         fs::read(self.path(name)).unwrap()
     }
 
+    /// The number of its process.
+    #[cfg(all(feature = "cloud", target_os = "linux"))]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
