@@ -6,7 +6,8 @@
 //! cargo run --release -p nbd-interop --example stores
 //! ```
 //!
-//! prints a table; with names behind `--`, such as `-- nbd nbdkit`, only their columns. It needs
+//! prints a table, and the peak of the memory of `nbd` that serves a terabyte. With names behind `--`,
+//! such as `-- nbd nbdkit` or `-- memory`, it prints only their parts. It needs
 //! nbdkit with its plugin for Python and boto3, s3backer, FUSE, nbdfuse, nbdcopy and mke2fs. The
 //! variables `LATENCY` (in milliseconds) and `SIZE` (of the disk, such as `2T`) change the measurement.
 //! `STORE=moto` takes moto, which `test.sh` fetches, in place of the store in this program's memory.
@@ -39,11 +40,20 @@ async fn main() -> Result<()> {
     let latency = Duration::from_millis(latency);
     let size = env::var("SIZE").unwrap_or_else(|_| "1G".into());
     let names: Vec<_> = env::args().skip(1).collect();
-    let wanted = |contender: &Contender| names.is_empty() || names.contains(&contender.to_string());
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    if wanted("memory") {
+        terabyte(latency).await?;
+    }
     let mut columns = Vec::new();
-    for contender in Contender::ALL.into_iter().filter(wanted) {
+    for contender in Contender::ALL {
+        if !wanted(&contender.to_string()) {
+            continue;
+        }
         println!("{contender}, a disk of {size}, {latency:?} to the store:");
         columns.push((contender, measure(contender, latency, &size).await?));
+    }
+    if columns.is_empty() {
+        return Ok(());
     }
     print!("\n| |");
     columns.iter().for_each(|(name, _)| print!(" {name} |"));
@@ -58,6 +68,30 @@ async fn main() -> Result<()> {
         println!();
     }
     Ok(())
+}
+
+/// Shows the memory of `nbd` that serves a large disk, with its limits as they are unless set.
+async fn terabyte(latency: Duration) -> Result<()> {
+    const REQUESTS: u32 = 20_000;
+    let store = Store::new(latency)?;
+    let dir = tempfile::tempdir()?;
+    let server = Server::start(Contender::Nbd, &store, "1T", dir.path())?;
+    let before = server.peak_memory().ok_or("the server has ended")?;
+    store.reset();
+    let start = Instant::now();
+    workloads::mixed(server.uri(), REQUESTS).await?;
+    let took = start.elapsed();
+    let after = server.peak_memory().ok_or("the server has ended")?;
+    println!(
+        "nbd, a sparse disk of 1T, {latency:?} to the store: {REQUESTS} reads and writes of 4 to 256 KiB, \
+         64 at once: {:.1} s, {}{}; peak memory {} MiB, {} MiB before",
+        took.as_secs_f64(),
+        requests(&store.traffic()),
+        details(None, &store.traffic()),
+        after / 1024,
+        before / 1024,
+    );
+    server.stop()
 }
 
 /// The cells of a column.
@@ -89,7 +123,7 @@ async fn measure(contender: Contender, latency: Duration, size: &str) -> Result<
         println!(
             "  {workload:<44} {:>7.2} s  {cell}; {peak}{}",
             took.as_secs_f64(),
-            details(workload, &traffic)
+            details(workload.requests(), &traffic)
         );
         cells.push(cell);
         server.stop()?;
@@ -107,7 +141,7 @@ fn requests(traffic: &Traffic) -> String {
 }
 
 /// What a store in memory knows besides, and requests for each of NBD.
-fn details(workload: Workload, traffic: &Traffic) -> String {
+fn details(count: Option<u64>, traffic: &Traffic) -> String {
     let Traffic {
         requests,
         received,
@@ -116,7 +150,7 @@ fn details(workload: Workload, traffic: &Traffic) -> String {
         ..
     } = traffic;
     let mut text = String::new();
-    if let Some(count) = workload.requests() {
+    if let Some(count) = count {
         let all: u64 = requests.values().sum();
         let (all, count) = (u32::try_from(all), u32::try_from(count));
         if let (Ok(all), Ok(count)) = (all, count) {

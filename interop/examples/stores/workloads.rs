@@ -44,7 +44,8 @@ impl fmt::Display for Workload {
             Self::Read => "read 64 MiB in sequence",
             Self::RandomRead(_, 1) => "read 4 KiB at random, one at once",
             Self::RandomRead(_, 16) => "read 4 KiB at random, 16 at once",
-            Self::RandomRead(..) => "read 4 KiB at random, 64 at once",
+            Self::RandomRead(_, 64) => "read 4 KiB at random, 64 at once",
+            Self::RandomRead(..) => "read 4 KiB at random, 128 at once",
             Self::Copy => "copy to a file, 256 MiB and holes (nbdcopy)",
             Self::MakeFileSystem => "make a file system (mke2fs over nbdfuse)",
         })
@@ -52,12 +53,13 @@ impl fmt::Display for Workload {
 }
 
 impl Workload {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Write,
         Self::Read,
         Self::RandomRead(128, 1),
         Self::RandomRead(1024, 16),
         Self::RandomRead(4096, 64),
+        Self::RandomRead(4096, 128),
         Self::Copy,
         Self::MakeFileSystem,
     ];
@@ -124,6 +126,30 @@ impl Workload {
         }
         Ok(())
     }
+}
+
+/// So many reads and writes of 4 to 256 KiB, 64 at once, at 1024 places of a disk of a terabyte.
+pub(super) async fn mixed(uri: &str, requests: u32) -> Result<()> {
+    const PLACES: u64 = 1024;
+    let client = connect(uri).await?;
+    let data = Bytes::from(pattern(1, 256 << 10));
+    let mut random = fastrand::Rng::with_seed(1);
+    let work = (0..requests).map(|_| {
+        let len = PAGE << random.u32(0..=6);
+        let at = random.u64(0..PLACES) * ((1 << 40) / PLACES) + random.u64(0..64) * 4096;
+        let data = random.bool().then(|| data.slice(..len));
+        let client = &client;
+        async move {
+            match data {
+                Some(data) => client.write(data, at).await,
+                None => client.read(at, len).await.map(drop),
+            }
+        }
+    });
+    let work = stream::iter(work).buffer_unordered(64);
+    work.try_collect::<()>().await?;
+    client.flush().await?;
+    Ok(client.disconnect().await?)
 }
 
 /// Writes the rest of the data.
