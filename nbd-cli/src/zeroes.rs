@@ -2,34 +2,21 @@
 
 use std::ops::Range;
 
-/// Number of bytes that are looked at first: most blocks that are not zero show it at once.
-const FIRST_BYTES: usize = 16;
-
-/// Number of bytes that are looked at without a branch between them.
-const VECTORS: usize = 256;
+/// Bytes that are compared at once. Arrays as short as this are compared by instructions for vectors,
+/// also where code is optimised for size and loops over bytes are not.
+const VECTORS: usize = 32;
 
 /// Whether all bytes are zero.
 pub(crate) fn is_zero(data: &[u8]) -> bool {
-    let (first, rest) = data.split_at(data.len().min(FIRST_BYTES));
-    if first.iter().any(|byte| *byte != 0) {
-        return false;
-    }
-    // In blocks that fit into vector registers, without a branch in them.
-    let mut blocks = rest.chunks_exact(VECTORS);
-    let any = |block: &[u8]| block.iter().fold(0, |any, byte| any | byte);
-    blocks.by_ref().all(|block| any(block) == 0) && any(blocks.remainder()) == 0
+    let (blocks, rest) = data.as_chunks::<VECTORS>();
+    blocks.iter().all(|block| *block == [0; VECTORS]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Whether all bytes are equal. `==` calls `memcmp`, and that of musl looks at one byte after the other.
 pub(crate) fn is_same(a: &[u8], b: &[u8]) -> bool {
-    let (mut blocks, mut others) = (a.chunks_exact(VECTORS), b.chunks_exact(VECTORS));
-    let differ = |a: &[u8], b: &[u8]| a.iter().zip(b).fold(0, |any, (a, b)| any | (a ^ b)) != 0;
-    a.len() == b.len()
-        && blocks
-            .by_ref()
-            .zip(others.by_ref())
-            .all(|(a, b)| !differ(a, b))
-        && !differ(blocks.remainder(), others.remainder())
+    let ((blocks, rest), (others, other_rest)) =
+        (a.as_chunks::<VECTORS>(), b.as_chunks::<VECTORS>());
+    a.len() == b.len() && blocks.iter().zip(others).all(|(a, b)| a == b) && rest == other_rest
 }
 
 /// Cuts data that begins at `offset` of the disk into zeroes, in whole blocks of that size, and the

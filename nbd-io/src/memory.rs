@@ -460,10 +460,11 @@ fn parts(offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    // In blocks without a branch, which are compared many bytes at a time.
-    bytes
-        .chunks(256)
-        .all(|block| block.iter().fold(0, |any, byte| any | byte) == 0)
+    // Arrays of up to this length are compared by instructions for vectors, also in a program that is
+    // optimised for size as a whole.
+    const VECTORS: usize = 128;
+    let (blocks, rest) = bytes.as_chunks::<VECTORS>();
+    blocks.iter().all(|block| *block == [0; VECTORS]) && rest.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]
