@@ -19,7 +19,8 @@ const SWAPPABLE: u64 = 4096;
 /// It is [`LocalFileSystem`] with two additions. A put is followed by `fsync` of the file and of its
 /// directory. Small objects can be swapped on a condition, which that store cannot: a swap holds a
 /// lock, compares the bytes that are there, and renames a new file over them. The lock is one of the
-/// kernel's (`flock`) on a file beside the object, and so ends with a process that dies.
+/// kernel's (`flock`) on a file beside the object, and so ends with a process that dies. The file goes with
+/// the object.
 ///
 /// A process that dies leaves the files of its unfinished puts. Listings, which a collection of garbage
 /// makes, remove those that are older than a day.
@@ -58,6 +59,73 @@ fn generic(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error 
     }
 }
 
+/// The ends of the names of an object's lock and of the file that is renamed over the object. Such names are
+/// no objects: listings leave them out.
+#[cfg(unix)]
+const LOCK: &str = "#0";
+#[cfg(unix)]
+const STAGED: &str = "#00";
+
+#[cfg(unix)]
+fn beside(path: &std::path::Path, suffix: &str) -> std::path::PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The kernel's lock on the file beside an object.
+#[cfg(unix)]
+struct Lock(
+    std::path::PathBuf,
+    #[expect(dead_code, reason = "closing it unlocks")] std::fs::File,
+);
+
+#[cfg(unix)]
+impl Lock {
+    fn take(object: &std::path::Path, create: bool) -> io::Result<Self> {
+        use rustix::fs::{FlockOperation, flock};
+        use std::{fs, os::unix::fs::MetadataExt};
+
+        let path = beside(object, LOCK);
+        let id = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+        loop {
+            let mut options = fs::OpenOptions::new();
+            let file = options
+                .create(create)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
+            flock(&file, FlockOperation::LockExclusive)?;
+            // Its last holder may have removed it, and others may lock a new one already.
+            match fs::metadata(&path) {
+                Ok(current) if id(&current) == id(&file.metadata()?) => {
+                    return Ok(Self(path, file));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Removes the lock of an object that was deleted, if it had one.
+    fn clean(object: &std::path::Path) -> io::Result<()> {
+        match Self::take(object, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            lock => {
+                // A swap that a crash has cut off leaves its file.
+                let _ = std::fs::remove_file(beside(object, STAGED));
+                lock?.remove()
+            }
+        }
+    }
+
+    /// Unlocks it, too: the others who wait for it take a new one.
+    fn remove(self) -> io::Result<()> {
+        std::fs::remove_file(&self.0)
+    }
+}
+
 /// Replaces a file if it has the bytes of `expected`, and returns the new tag.
 #[cfg(unix)]
 fn swap(
@@ -66,30 +134,21 @@ fn swap(
     new: &[u8],
     expected: &UpdateVersion,
 ) -> Result<String> {
-    use rustix::fs::{FlockOperation, flock};
     use std::{fs, io::Write};
 
-    let beside = |suffix: &str| {
-        // Such names are no objects: listings leave them out.
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        std::path::PathBuf::from(name)
-    };
     let parent = path
         .parent()
         .ok_or_else(|| generic("a file without a directory"))?;
-    let lock = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(beside("#0"))
-        .map_err(generic)?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(|error| generic(io::Error::from(error)))?;
+    let lock = Lock::take(path, true).map_err(generic)?;
     let found = match fs::read(path) {
         Ok(bytes) => Some(tag(&bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(generic(error)),
     };
+    if found.is_none() {
+        // The lock of no object may be new.
+        lock.remove().map_err(generic)?;
+    }
     if found.is_none() || found != expected.e_tag {
         return Err(Error::Precondition {
             path: location.to_string(),
@@ -97,7 +156,7 @@ fn swap(
         });
     }
     // Only the holder of the lock writes this file.
-    let staged = beside("#00");
+    let staged = beside(path, STAGED);
     let mut file = fs::File::create(&staged).map_err(generic)?;
     file.write_all(new)
         .and_then(|()| file.sync_all())
@@ -220,7 +279,21 @@ impl ObjectStore for Directory {
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        self.files.delete_stream(locations)
+        let deleted = self.files.delete_stream(locations);
+        #[cfg(unix)]
+        let deleted = {
+            use futures_util::TryStreamExt;
+            let files = self.files.clone();
+            deleted.and_then(move |location| {
+                let path = files.path_to_filesystem(&location);
+                async move {
+                    // A lock that stays does no harm.
+                    let _ = blocking(move || Lock::clean(&path?).map_err(generic)).await;
+                    Ok(location)
+                }
+            })
+        };
+        deleted.boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -331,41 +331,6 @@ fn compression_without_its_feature_is_refused_by_name() {
 }
 
 #[test]
-fn files_of_puts_that_a_crash_cut_off_are_removed_by_a_collection_when_they_are_old() {
-    let sim = Sim::default();
-    let temporary = tempfile::tempdir().unwrap();
-    let directory = Directory::open(temporary.path()).unwrap();
-    let at = place(&sim, directory);
-    let below = temporary.path().join("disk");
-    sim.run(async move {
-        at.create(MIB, Layout::default()).await.unwrap();
-        let disk = at.open(Options::new()).await.unwrap();
-        disk.write(0, &[1; 512]).await.unwrap();
-        disk.flush().await.unwrap();
-        let segments = std::fs::read_dir(below.join("seg"))
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path();
-        let (old, new) = (segments.join("00000009#1"), segments.join("00000008#1"));
-        for file in [&old, &new] {
-            std::fs::write(file, b"a part").unwrap();
-        }
-        let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
-        std::fs::File::options()
-            .write(true)
-            .open(&old)
-            .unwrap()
-            .set_modified(yesterday)
-            .unwrap();
-        disk.collect_garbage().await.unwrap();
-        assert!(!old.exists() && new.exists() && below.join("head#0").exists());
-        assert_eq!(at.check(None, &Options::new()).await.unwrap().damages, []);
-    });
-}
-
-#[test]
 fn a_disk_can_be_at_the_top_of_its_store() {
     let sim = Sim::default();
     let temporary = tempfile::tempdir().unwrap();

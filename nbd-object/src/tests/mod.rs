@@ -5,6 +5,7 @@ mod compressed;
 mod concurrent;
 mod cost;
 mod damage;
+mod directory;
 mod fencing;
 mod hostile;
 mod large;
