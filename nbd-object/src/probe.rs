@@ -48,7 +48,12 @@ async fn conditions(objects: &Objects, name: &str) -> Result<(), Error> {
     if first.e_tag.is_none() && first.version.is_none() {
         return refused("its objects have neither tags nor versions");
     }
-    put("3", PutMode::Update(first.clone())).await?;
+    let swapped = put("3", PutMode::Update(first.clone())).await?;
+    if matches!(swapped, Put::Refused) && &read().await?.bytes[..] == b"1" {
+        // Ceph's gateway, at least up to version 16, compares tags without the quotes of its answers.
+        objects.use_bare_tags();
+        put("3", PutMode::Update(first.clone())).await?;
+    }
     if &read().await?.bytes[..] != b"3" {
         return refused("an object could not be swapped although nothing had changed it");
     }

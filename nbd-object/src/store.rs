@@ -82,6 +82,8 @@ pub(crate) struct Objects {
     pub(crate) counters: Arc<Counters>,
     permits: Semaphore,
     answered: AtomicBool,
+    /// The store compares tags without the quotes that it gives them in answers.
+    bare_tags: AtomicBool,
 }
 
 impl Objects {
@@ -99,6 +101,7 @@ impl Objects {
             counters: Arc::default(),
             permits: Semaphore::new(CONCURRENT),
             answered: AtomicBool::new(false),
+            bare_tags: AtomicBool::new(false),
         }
     }
 
@@ -207,6 +210,25 @@ impl Objects {
         })
     }
 
+    /// Sends tags without quotes from now on.
+    pub(crate) fn use_bare_tags(&self) {
+        self.bare_tags.store(true, Relaxed);
+    }
+
+    /// The condition of a put as the store understands it.
+    fn condition(&self, mode: PutMode) -> PutMode {
+        match mode {
+            PutMode::Update(version) if self.bare_tags.load(Relaxed) => {
+                let bare = |tag: String| tag.trim_matches('"').to_owned();
+                PutMode::Update(UpdateVersion {
+                    e_tag: version.e_tag.map(bare),
+                    ..version
+                })
+            }
+            mode => mode,
+        }
+    }
+
     pub(crate) async fn put(
         &self,
         name: &str,
@@ -215,6 +237,7 @@ impl Objects {
     ) -> Result<Put, Error> {
         let path = self.path(name);
         let len = payload.content_length() as u64;
+        let mode = self.condition(mode);
         let result = self
             .retrying("put", &path, || async {
                 let options = mode.clone().into();

@@ -119,6 +119,30 @@ fn a_store_that_ignores_conditions_is_refused() {
 }
 
 #[test]
+fn a_store_that_compares_tags_without_their_quotes_keeps_disks() {
+    let sim = Sim::default();
+    let (store, at) = memory(&sim);
+    store.set(Faults {
+        bare_tags: true,
+        ..Faults::default()
+    });
+    sim.run(async move {
+        at.create(MIB, Layout::default()).await.unwrap();
+        let old = at.open(Options::new()).await.unwrap();
+        for value in 1..4 {
+            old.write(0, &[value; 512]).await.unwrap();
+            old.flush().await.unwrap();
+        }
+        let new = at.open(Options::new()).await.unwrap();
+        assert_eq!(read(&new, 0, 512).await.unwrap(), [3; 512]);
+        old.write(0, &[4; 512]).await.unwrap();
+        assert!(matches!(old.flush().await, Err(Error::Fenced { .. })));
+        new.write(0, &[5; 512]).await.unwrap();
+        new.flush().await.unwrap();
+    });
+}
+
+#[test]
 fn a_directory_without_swaps_is_refused_and_one_of_ours_is_a_disk() {
     let sim = Sim::default();
     let temporary = tempfile::tempdir().unwrap();

@@ -170,6 +170,8 @@ pub(crate) struct Faults {
     pub(crate) forgetful: bool,
     /// Conditions are ignored.
     pub(crate) unconditional: bool,
+    /// Tags have quotes in answers, and are compared without them.
+    pub(crate) bare_tags: bool,
     /// After so many puts and deletes the power of the client fails: nothing more is carried out.
     pub(crate) power: Option<u64>,
 }
@@ -339,8 +341,24 @@ impl ObjectStore for Faulty {
         mut options: PutOptions,
     ) -> Result<PutResult> {
         let lost = self.request(true).await?;
-        if self.state.lock().unwrap().faults.unconditional {
+        let Faults {
+            unconditional,
+            bare_tags,
+            ..
+        } = self.state.lock().unwrap().faults;
+        if unconditional {
             options.mode = PutMode::Overwrite;
+        }
+        if let PutMode::Update(version) = &mut options.mode
+            && let Some(tag) = version.e_tag.as_mut().filter(|_| bare_tags)
+        {
+            if tag.starts_with('"') {
+                return Err(Error::Precondition {
+                    path: location.to_string(),
+                    source: format!("there is no tag {tag}").into(),
+                });
+            }
+            *tag = format!("\"{tag}\"");
         }
         let result = self.inner.put_opts(location, payload, options).await;
         let forgotten = self.state.lock().unwrap().faults.forgetful && result.is_ok();
