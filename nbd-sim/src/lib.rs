@@ -3,7 +3,7 @@
 //! ```text
 //!  seed ── Plan ──▶ run ──▶ Events ──▶ oracle ──▶ broken promises
 //!                    │
-//!   Programs ── nbd-io's client ══ network ══ nbd-io's server ── Disk
+//!   Programs ── nbd-io's client ══ network ══ nbd-io's server ── Disk, or nbd-object ══ Store
 //!        └────────────── all on Sim, the runtime ───────────────┘
 //! ```
 //!
@@ -17,6 +17,7 @@ pub mod content;
 pub mod disk;
 pub mod history;
 pub mod network;
+pub mod object;
 pub mod oracle;
 pub mod plan;
 pub mod run;

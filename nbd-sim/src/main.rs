@@ -24,6 +24,9 @@ struct Arguments {
     /// Run the blocking client, in threads and in real time: the schedule does not follow from the seed.
     #[arg(long)]
     threads: bool,
+    /// Put the disk on an object store, which fails as well.
+    #[arg(long)]
+    object: bool,
     /// Leaves out these faults and operations: `0-3,7`.
     #[arg(long, default_value = "", value_name = "NUMBERS")]
     without: String,
@@ -31,6 +34,15 @@ struct Arguments {
     #[cfg(feature = "mutations")]
     #[arg(long)]
     mutation: Option<String>,
+}
+
+impl Arguments {
+    fn plan(&self, seed: u64) -> Plan {
+        match self.object {
+            true => Plan::new(seed).on_object_store(),
+            false => Plan::new(seed),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -43,7 +55,7 @@ fn main() -> ExitCode {
     let mut out = std::io::stdout().lock();
     let done = match arguments.seed {
         _ if arguments.threads => in_threads(&arguments, &mut out),
-        Some(seed) => replay(seed, &arguments.without, &mut out),
+        Some(seed) => replay(&arguments.plan(seed), &arguments.without, &mut out),
         None => many(&arguments, &mut out),
     };
     match done {
@@ -58,9 +70,9 @@ fn main() -> ExitCode {
 }
 
 /// Runs one seed and prints its events. Returns whether nothing is wrong.
-fn replay(seed: u64, without: &str, out: &mut impl Write) -> std::io::Result<bool> {
+fn replay(plan: &Plan, without: &str, out: &mut impl Write) -> std::io::Result<bool> {
     let left_out = from_ranges(without).map_err(std::io::Error::other)?;
-    let plan = Plan::new(seed).without(&left_out);
+    let plan = plan.clone().without(&left_out);
     let report = run(&plan, true);
     write!(out, "{plan}{}", report.log)?;
     for wrong in &report.wrong {
@@ -104,7 +116,7 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
     // The report includes panics.
     std::panic::set_hook(Box::new(|_| {}));
     for seed in arguments.first..arguments.first + arguments.seeds {
-        let plan = Plan::new(seed);
+        let plan = arguments.plan(seed);
         let report = run(&plan, false);
         operations += report.events.operations.len();
         ghosts += report.events.ghosts.len();
@@ -121,11 +133,12 @@ fn many(arguments: &Arguments, out: &mut impl Write) -> std::io::Result<bool> {
             }
             let left_out = shrink(&plan, |plan| !run(plan, false).wrong.is_empty());
             let numbers = to_ranges(&left_out);
+            let object = if arguments.object { " --object" } else { "" };
             writeln!(
                 out,
-                "shrunk; replay it by --seed {seed} --without {numbers}"
+                "shrunk; replay it by --seed {seed}{object} --without {numbers}"
             )?;
-            replay(seed, &numbers, out)?;
+            replay(&plan, &numbers, out)?;
             return Ok(false);
         }
     }

@@ -244,18 +244,28 @@ impl<'a> Sector<'a> {
         let found = reads().filter(|other| other.value == value);
         let there = found.map(|other| (other.begun, other.ended)).chain(written);
         let mut there = there.filter(|(begun, _)| !self.has_crashed(*begun, read.ended));
-        there.any(|(_, ended)| reads().any(|other| other.value != value && ended < other.begun))
+        // While its own write is not answered, a client may find the value of before in between.
+        let was_open = |other: &Look| {
+            writer.is_some_and(|writer| {
+                let is_answered = writer.ended.is_some_and(|ended| ended < other.begun);
+                self.domain(writer.domain).keeps && !is_answered
+            })
+        };
+        there.any(|(_, ended)| {
+            let is_newer = |other: &Look| other.value != value && ended < other.begun;
+            reads().any(|other| is_newer(other) && !was_open(other))
+        })
     }
 
     /// Whether a client that writes its answered changes again may take back a value that a read
-    /// has found: a change of its own that was not answered, or failed. Others may find the value
-    /// of before, too.
+    /// has found: a change of its own that was not answered, or failed, or trimmed, since a disk may
+    /// trim less the second time. Others may find the value of before, too.
     fn may_go_back(&self, writer: &Operation, read: &Look) -> bool {
         let is_open = |version: &Version<'_>| {
             version.operation.is_some_and(|other| {
                 let is_done = other.outcome == Outcome::Done
                     && other.ended.is_some_and(|ended| ended < read.begun);
-                other.domain == writer.domain && !is_done
+                other.domain == writer.domain && (!is_done || other.kind == Kind::Trim)
             })
         };
         self.domain(writer.domain).keeps

@@ -4,6 +4,7 @@ use crate::{
     disk::{DiskPlan, Fails},
     history::Kind,
     network::Cut,
+    object::ObjectPlan,
 };
 use fastrand::Rng;
 use std::{collections::BTreeSet, fmt, ops::Range, time::Duration};
@@ -14,6 +15,9 @@ pub const REGION: u64 = 24;
 /// The sectors of a block of the largest minimum size.
 const BLOCK: u64 = 8;
 
+/// How much longer runs on an object store are.
+const SLOWER: u32 = 4;
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -21,6 +25,8 @@ pub struct Plan {
     pub seed: u64,
     /// The disk.
     pub disk: DiskPlan,
+    /// The store that the disk is on, if it is on one.
+    pub object: Option<ObjectPlan>,
     /// Least and greatest time for which bytes are under way.
     pub latency: (Duration, Duration),
     /// Limit of bytes under way in one direction of a connection.
@@ -117,7 +123,7 @@ pub enum Fault {
     },
 }
 
-fn ms(range: Range<u64>, rng: &mut Rng) -> Duration {
+pub(crate) fn ms(range: Range<u64>, rng: &mut Rng) -> Duration {
     Duration::from_micros(rng.u64(range.start * 1000..range.end * 1000))
 }
 
@@ -141,6 +147,7 @@ impl Plan {
                 latency: ms(0..20, rng),
                 trim_zeroes: rng.bool(),
             },
+            object: None,
             latency: (
                 Duration::from_micros(rng.u64(0..200)),
                 Duration::from_micros(rng.u64(200..3000)),
@@ -169,6 +176,20 @@ impl Plan {
             plan.clients.push(plan_of_client);
         }
         plan
+    }
+
+    /// The same with the disk on an object store.
+    #[must_use]
+    pub fn on_object_store(mut self) -> Self {
+        self.object = Some(ObjectPlan::new(self.seed));
+        // Parts of its blocks are completed where they are stored.
+        self.disk.minimum = 512;
+        // Opening it takes a dozen requests, so that everything takes longer.
+        self.heals *= SLOWER;
+        self.faults.iter_mut().for_each(|(at, _)| *at *= SLOWER);
+        let tasks = self.clients.iter_mut().flat_map(|client| &mut client.tasks);
+        tasks.flatten().for_each(|op| op.pause *= SLOWER);
+        self
     }
 
     fn client(&self, client: usize, rng: &mut Rng, number: &mut usize) -> ClientPlan {
@@ -294,7 +315,10 @@ fn hold_up(rng: &mut Rng) -> Fault {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}: {:?}", self.seed, self.disk)?;
+        match &self.object {
+            Some(object) => writeln!(f, "seed {}: {object:?}", self.seed)?,
+            None => writeln!(f, "seed {}: {:?}", self.seed, self.disk)?,
+        }
         writeln!(
             f,
             "  latency {:?}, capacity {}, pieces up to {}, tick {:?}, concurrency {}, idle timeout \

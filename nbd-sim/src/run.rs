@@ -6,6 +6,7 @@ use crate::{
     disk::{Disk, Mounted},
     history::{Events, History},
     network::{Net, Reach, SimListener},
+    object::Place,
     oracle,
     plan::{Fault, Plan, REGION},
     runtime::{Group, Sim, Step, lock},
@@ -27,6 +28,9 @@ use std::{
 /// No run takes so long.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// For so long a store refuses all requests.
+const OUTAGE: Duration = Duration::from_millis(60);
+
 /// A task is held up, or a process.
 const HELD_UP: [&str; 2] = ["task held up", "process held up"];
 
@@ -46,6 +50,8 @@ pub struct Report {
 /// Carries out a plan.
 #[must_use]
 pub fn run(plan: &Plan, logs: bool) -> Report {
+    // The pauses between attempts of `nbd-object` are by the generator of the thread.
+    fastrand::seed(plan.seed);
     let net = Net::new(plan.latency, plan.capacity, plan.chop);
     let sim = Sim::new(plan.seed, net, plan.tick, logs);
     let rewrites = usize::try_from(plan.disk.minimum).is_ok_and(|minimum| minimum > SECTOR);
@@ -54,6 +60,8 @@ pub fn run(plan: &Plan, logs: bool) -> Report {
         sim: sim.clone(),
         history: history.clone(),
         disk: Arc::new(Disk::new(plan.disk.clone())),
+        place: (plan.object.clone())
+            .map(|object| Place::new(object, plan.disk.sectors, &sim, history.clone())),
         plan: plan.clone(),
         server: Arc::default(),
     };
@@ -109,6 +117,8 @@ struct World {
     sim: Sim,
     history: Arc<History>,
     disk: Arc<Disk>,
+    /// The store that has the disk instead.
+    place: Option<Place>,
     plan: Plan,
     server: Arc<Mutex<ServerState>>,
 }
@@ -117,7 +127,13 @@ struct World {
 struct ServerState {
     /// Number of servers so far.
     count: u32,
-    running: Option<(Group, Stopper)>,
+    /// One that has not opened its disk yet cannot be stopped.
+    running: Option<(Group, Option<Stopper>)>,
+}
+
+/// The tasks of a server's number that go on when it is killed, if it is cut off alone.
+const fn writer(server: Group) -> Group {
+    Group(server.0 + 1_000_000)
 }
 
 impl World {
@@ -132,14 +148,17 @@ impl World {
                 Program::new(number, sim, self.history.clone(), plan.clone())
             })
             .collect();
+        while lock(&self.sim.net).server != Reach::Up {
+            self.sim.sleep(Duration::from_millis(1)).await;
+        }
+        let begin = self.sim.now();
+        let left = |at: Duration| (begin + at).saturating_sub(self.sim.now());
         programs.iter().for_each(Program::start);
         for (at, fault) in &self.plan.faults {
-            let now = self.sim.now();
-            self.sim.sleep(at.saturating_sub(now)).await;
+            self.sim.sleep(left(*at)).await;
             self.inject(fault, &programs);
         }
-        let now = self.sim.now();
-        self.sim.sleep(self.plan.heals.saturating_sub(now)).await;
+        self.sim.sleep(left(self.plan.heals)).await;
         self.heal();
         while !programs.iter().all(Program::is_done) {
             self.sim.sleep(Duration::from_millis(10)).await;
@@ -156,7 +175,7 @@ impl World {
         let stopper = lock(&self.server)
             .running
             .as_ref()
-            .map(|(_, stopper)| stopper.clone());
+            .and_then(|(_, stopper)| stopper.clone());
         if let Some(stopper) = stopper {
             stopper.stop();
             stopper.stopped().await;
@@ -172,13 +191,28 @@ impl World {
         state.count += 1;
         let number = state.count;
         let group = Group(1000 + number);
+        state.running = Some((group, None));
+        drop(state);
         let sim = self.sim.in_group(group);
-        let mounted = Mounted {
-            disk: self.disk.clone(),
-            process: sim.clone(),
-            history: self.history.clone(),
+        let Some(place) = self.place.clone() else {
+            let mounted = Mounted {
+                disk: self.disk.clone(),
+                process: sim,
+                history: self.history.clone(),
+            };
+            self.serve(number, group, NamedExports::single(Arc::new(mounted)));
+            return;
         };
-        let exports = NamedExports::single(Arc::new(mounted));
+        let world = self.clone();
+        let committing = self.sim.in_group(writer(group));
+        sim.clone().spawn(async move {
+            let mounted = place.mount(&sim, &committing).await;
+            world.serve(number, group, NamedExports::single_async(mounted));
+        });
+    }
+
+    fn serve(&self, number: u32, group: Group, exports: NamedExports) {
+        let sim = self.sim.in_group(group);
         let (log, history) = (self.sim.clone(), self.history.clone());
         let server = Server::on_runtime(sim.clone(), Arc::new(exports))
             .concurrency(self.plan.concurrency)
@@ -190,7 +224,7 @@ impl World {
                     history.violation(format!("server {number}: {event:?}"));
                 }
             });
-        state.running = Some((group, server.stopper()));
+        lock(&self.server).running = Some((group, Some(server.stopper())));
         lock(&self.sim.net).server = Reach::Up;
         let listener = SimListener(sim.clone());
         sim.spawn(async move {
@@ -208,6 +242,12 @@ impl World {
             .log(|| format!("the server ends, and power is lost: {loses_power}"));
         self.sim.lose_server(silent);
         self.sim.kill(group);
+        if let Some(place) = &self.place {
+            if loses_power || !place.has_zombies() {
+                self.sim.kill(writer(group));
+            }
+            return hits;
+        }
         if loses_power {
             let (values, lost) = self.sim.random(|rng| self.disk.crash(rng, || ()));
             self.sim
@@ -254,11 +294,17 @@ impl World {
                 self.deafen(time);
                 ("no answer to connects", is_busy)
             }
-            Fault::Disk(fails) => {
-                self.disk.fail(fails);
-                // Whether it hits is known when it does.
-                (fails.name(), false)
-            }
+            Fault::Disk(fails) => match &self.place {
+                Some(place) => {
+                    place.refuse_for(OUTAGE);
+                    ("outage of the store", is_busy)
+                }
+                None => {
+                    self.disk.fail(fails);
+                    // Whether it hits is known when it does.
+                    (fails.name(), false)
+                }
+            },
             Fault::ReconnectNow(client) => {
                 let program = programs.get(client);
                 let hits = program.is_some_and(Program::reconnect_now) && is_busy;
@@ -279,7 +325,7 @@ impl World {
     /// Stops the server in order. Written data stays, since the machine goes on.
     fn stop_server(&self, down: Duration) {
         let running = lock(&self.server).running.clone();
-        let Some((group, stopper)) = running else {
+        let Some((group, Some(stopper))) = running else {
             return;
         };
         lock(&self.sim.net).server = Reach::Down;
@@ -338,6 +384,7 @@ impl World {
     fn heal(&self) {
         self.sim.log(|| "all is well from now on".to_owned());
         self.disk.heal();
+        self.place.iter().for_each(Place::heal);
         self.hear();
         self.sim.heal(self.plan.stays_silent);
         self.start_server();

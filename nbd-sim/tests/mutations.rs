@@ -14,6 +14,13 @@ const SHARED: [Mutation; 4] = [
     Mutation::MergedStatus,
 ];
 
+/// The mistakes that lose data of a disk on an object store.
+const LOSING: [Mutation; 3] = [
+    Mutation::EarlyFlush,
+    Mutation::DropReplay,
+    Mutation::SilentLoss,
+];
+
 /// All mistakes are the process's, so that one test makes them one after the other.
 #[test]
 fn every_mistake_is_found() {
@@ -33,6 +40,15 @@ fn every_mistake_is_found() {
         }
     }
     assert!(missed.is_empty(), "in {SEEDS} seeds: {missed:?}");
+    for mutation in LOSING {
+        Mutation::make(Some(mutation));
+        let mut plans = (0..SEEDS).map(|seed| Plan::new(seed).on_object_store());
+        let found = plans.find(|plan| !run(plan, false).wrong.is_empty());
+        Mutation::make(None);
+        let seed = found.map(|plan| plan.seed);
+        eprintln!("{mutation:?}, on an object store: seed {seed:?}");
+        assert!(seed.is_some(), "on an object store, {mutation:?}");
+    }
     for mutation in SHARED {
         Mutation::make(Some(mutation));
         let mut parts = (0..SEEDS).step_by(20);

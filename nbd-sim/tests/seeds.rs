@@ -27,6 +27,26 @@ fn no_fault_breaks_a_promise_in_some_hundred_seeds() {
 }
 
 #[test]
+fn no_fault_breaks_a_promise_of_a_disk_on_an_object_store() {
+    let mut hits = BTreeMap::<_, u64>::new();
+    for seed in 0..200 {
+        let report = run(&Plan::new(seed).on_object_store(), false);
+        let replay = format!("cargo run --release -p nbd-sim -- --object --first {seed} --seeds 1");
+        assert!(report.wrong.is_empty(), "{replay}: {:#?}", report.wrong);
+        for (fault, (_, hit)) in report.events.coverage {
+            *hits.entry(fault).or_default() += hit;
+        }
+    }
+    for fault in [
+        "answer of the store lost",
+        "store refuses",
+        "outage of the store",
+    ] {
+        assert!(hits[fault] > 0, "{fault} hit nothing: {hits:?}");
+    }
+}
+
+#[test]
 fn a_seed_goes_the_same_way_each_time() {
     for seed in 0..40 {
         let plan = Plan::new(seed);
