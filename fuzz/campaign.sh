@@ -15,10 +15,11 @@ executions=${1:?the number of executions of all targets together}
 shares='client_negotiation 190
 client_transmission 12
 loopback 10
+object_format 60
 server_negotiation 48
 server_transmission 10
-uri 300
-wire 430'
+uri 270
+wire 400'
 
 corpora=$(realpath -m "${CARGO_TARGET_DIR:-target}")/fuzz-corpus
 

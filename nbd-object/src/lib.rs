@@ -5,6 +5,7 @@ mod changes;
 mod check;
 mod collect;
 mod compact;
+mod compression;
 mod directory;
 mod disk;
 mod error;

@@ -2,7 +2,8 @@
 
 use crate::{
     Error, LocalCache, Options,
-    format::{Kind, ObjectId, Piece, checksum, segment::decode_record},
+    compression::decode_record,
+    format::{Kind, ObjectId, Piece, checksum},
     map::bounded,
     statistics::Counters,
     store::Objects,

@@ -1,4 +1,4 @@
-//! Properties of `nbd-proto` that must hold for any bytes.
+//! Properties of `nbd-proto`, and of the format of `nbd-object`, that must hold for any bytes.
 //!
 //! Every oracle takes any bytes and panics when something is wrong. The fuzz targets in `fuzz/` are
 //! shims over them, and `cargo test` plays the seeds, past crashes and random bytes through the
@@ -13,6 +13,7 @@ mod client;
 mod delivery;
 mod input;
 mod loopback;
+mod object_format;
 pub mod seeds;
 mod server;
 mod uri;
@@ -20,6 +21,7 @@ mod wire;
 
 pub use client::{client_negotiation, client_transmission};
 pub use loopback::loopback;
+pub use object_format::object_format;
 pub use server::{server_negotiation, server_transmission};
 pub use uri::uri;
 pub use wire::wire;
@@ -28,10 +30,11 @@ pub use wire::wire;
 pub type Oracle = fn(&[u8]);
 
 /// Every oracle and the name of its fuzz target.
-pub const ORACLES: [(&str, Oracle); 7] = [
+pub const ORACLES: [(&str, Oracle); 8] = [
     ("client_negotiation", client_negotiation),
     ("client_transmission", client_transmission),
     ("loopback", loopback),
+    ("object_format", object_format),
     ("server_negotiation", server_negotiation),
     ("server_transmission", server_transmission),
     ("uri", uri),
@@ -45,3 +48,9 @@ pub const ORACLES: [(&str, Oracle); 7] = [
     reason = "tests of nbd-proto need messages that the oracles do not"
 )]
 mod bytes;
+
+/// The objects of a disk on object storage. It is private, and `nbd-object` would bring the clients
+/// of all stores along.
+#[path = "../../../nbd-object/src/format/mod.rs"]
+#[expect(dead_code, reason = "nbd-object needs more of it than the oracle")]
+mod format;

@@ -20,6 +20,7 @@ pub fn all() -> Vec<Seed> {
     add("server_negotiation", server::negotiation());
     add("server_transmission", server::transmission());
     add("loopback", loopback());
+    add("object_format", object_format());
     add("uri", uri());
     add("wire", wire());
     all
@@ -110,6 +111,41 @@ fn loopback() -> Vec<(&'static str, Vec<u8>)> {
             "nothing-offered",
             seed([0x0e, 0x1d, 0xfc, 0, 0, 0, 0], &[0, 2, 3], &[], &every),
         ),
+    ]
+}
+
+fn object_format() -> Vec<(&'static str, Vec<u8>)> {
+    // 2^40 bytes in blocks of 2^16, and a page of 300 bytes at offset 32.
+    let fields = [7_u64, 1 << 40, 3, 99, 17, 2]
+        .map(u64::to_le_bytes)
+        .concat();
+    let object = [3_u64, 99, 1].map(u64::to_le_bytes).concat();
+    let head = |has_root: u8, root: &[u8]| {
+        let begin = [b"NBDOHEAD".as_slice(), &[1, 16, 3, has_root, 0, 0, 0, 0]].concat();
+        [&[0], &begin[..], &fields, root].concat()
+    };
+    let root = [&object[..], &[32, 0, 0, 0, 44, 1, 0, 0], &[9; 8]].concat();
+    // The slots 0 and 9, of the same object.
+    let mut bitmap = [0; 32];
+    (bitmap[0], bitmap[1]) = (1, 2);
+    let slot = [&[0, 0, 0, 32, 0, 0, 0, 0, 16, 0, 0], &[9; 8][..]].concat();
+    let page = [
+        b"NBDP".as_slice(),
+        &[1, 2, 1, 0],
+        &bitmap,
+        &object,
+        &slot,
+        &slot,
+    ]
+    .concat();
+    let name = b"\x02seg/0000000000000001-0000000000000abc/100000000";
+    vec![
+        ("head", head(1, &root)),
+        ("head-of-a-hole", head(0, &[])),
+        ("page", [&[1, 2], &page[..]].concat()),
+        ("name", name.to_vec()),
+        ("written-head", [&[3, 4], &[0x55; 60][..]].concat()),
+        ("written-page", [&[4, 1], &[0x33; 110][..]].concat()),
     ]
 }
 

@@ -145,6 +145,7 @@ mod random {
         client_negotiation
         client_transmission
         loopback
+        object_format
         server_negotiation
         server_transmission
         uri

@@ -4,6 +4,7 @@ use super::Inner;
 use crate::{
     Compression, Error,
     changes::Changes,
+    compression::encode_record,
     format::{Codec, ObjectId, Piece, checksum, segment},
     map::Edit,
 };
@@ -34,7 +35,7 @@ pub(super) struct Packed {
 fn encode(blocks: Vec<(u64, Bytes)>, level: Option<i32>) -> Vec<Encoded> {
     let encode = |(index, block): (u64, Bytes)| {
         let record = (block[..] != ZEROES[..block.len()]).then(|| {
-            let (codec, stored) = segment::encode_record(&block, level);
+            let (codec, stored) = encode_record(&block, level);
             let sum = checksum(&stored);
             (codec, stored, sum)
         });
