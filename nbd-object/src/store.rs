@@ -13,8 +13,9 @@ use object_store::{
     PutPayload, UpdateVersion, path::Path,
 };
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -299,18 +300,25 @@ impl Objects {
         const AT_ONCE: usize = 1000;
         for some in paths.chunks(AT_ONCE) {
             let Some(first) = some.first() else { continue };
+            // Each attempt is about those that are left, or one of many objects would always fail.
+            let left = Mutex::new(some.iter().cloned().collect::<BTreeSet<Path>>());
+            let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
             self.retrying("delete", first, || async {
-                let paths: Vec<_> = some.iter().cloned().map(Ok).collect();
+                let paths: Vec<_> = left().iter().cloned().map(Ok).collect();
                 let mut done = self
                     .store
                     .delete_stream(futures_util::stream::iter(paths).boxed());
+                let mut failed = None;
                 while let Some(result) = done.next().await {
                     match result {
-                        Ok(_) | Err(StoreError::NotFound { .. }) => {}
-                        Err(error) => return Err(error),
+                        Ok(path) => {
+                            left().remove(&path);
+                        }
+                        Err(StoreError::NotFound { .. }) => {}
+                        Err(error) => failed = Some(error),
                     }
                 }
-                Ok(())
+                failed.map_or(Ok(()), Err)
             })
             .await?;
             Counters::count(&self.counters.deletes, some.len() as u64);
