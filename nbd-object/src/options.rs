@@ -59,7 +59,8 @@ pub struct Options {
     pub segment_size: u32,
     /// Limit of a get, in bytes; 1 MiB unless set. Longer reads are got in parts at the same time.
     pub get_size: u32,
-    /// Limit of the bytes that are got ahead of a sequential reader; 8 MiB unless set, none if zero.
+    /// Limit of the bytes that are got ahead of a sequential reader, up to a quarter of the cache;
+    /// 8 MiB unless set, none if zero.
     pub read_ahead: u64,
     /// The compression of new records.
     pub compression: Compression,

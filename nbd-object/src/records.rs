@@ -25,6 +25,10 @@ const GAP: u64 = 32 << 10;
 /// Requests of one read at the same time.
 const CONCURRENT: usize = 32;
 
+/// The part of the cache for blocks that were used again. In the other half, those that were got ahead
+/// stay until they are read.
+const PROVEN: f64 = 0.5;
+
 type Key = (ObjectId, u32);
 
 #[derive(Clone, Debug)]
@@ -54,7 +58,7 @@ impl Records {
     pub(crate) fn new(objects: Arc<Objects>, options: &Options, block_size: usize) -> Self {
         Self {
             objects,
-            cache: bounded(options.cache_size, block_size as u64, BlockWeight),
+            cache: bounded(options.cache_size, block_size as u64, PROVEN, BlockWeight),
             block_size,
             longest: u64::from(options.get_size),
             local: options.local_cache.clone(),

@@ -84,11 +84,13 @@ pub(crate) struct State {
 impl Disk {
     pub(crate) fn new(
         objects: Arc<Objects>,
-        options: Options,
+        mut options: Options,
         head: Head,
         version: Option<UpdateVersion>,
         writable: bool,
     ) -> Self {
+        // More would be driven out of the cache before it is read.
+        options.read_ahead = options.read_ahead.min(options.cache_size / 4);
         let block_size = usize::try_from(head.block_size()).expect("a block is small");
         let pages = Arc::new(Pages::new(objects.clone(), options.map_cache_size));
         let records = Arc::new(Records::new(objects.clone(), &options, block_size));

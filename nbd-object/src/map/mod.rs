@@ -72,7 +72,7 @@ impl Pages {
     pub(crate) fn new(objects: Arc<Objects>, capacity: u64) -> Self {
         Self {
             objects,
-            cache: bounded(capacity, 6000, PageWeight),
+            cache: bounded(capacity, 6000, 0.97, PageWeight),
         }
     }
 
@@ -234,16 +234,19 @@ impl Step {
     }
 }
 
-/// A cache of so many bytes. Small ones are in one piece, so that one item never is too large.
+/// A cache of so many bytes. Small ones are in one piece, so that one item never is too large. The part
+/// `proven` is for items that were used again; new ones have to be used in the rest.
 pub(crate) fn bounded<V: Clone, W: Weighter<(ObjectId, u32), V> + Clone>(
     capacity: u64,
     item: u64,
+    proven: f64,
     weighter: W,
 ) -> Cache<(ObjectId, u32), V, W> {
     let items = usize::try_from(capacity / item).unwrap_or(usize::MAX);
     let options = OptionsBuilder::new()
         .estimated_items_capacity(items.clamp(1, 1 << 20))
         .weight_capacity(capacity)
+        .hot_allocation(proven)
         .shards(if capacity / item < 1024 { 1 } else { 8 })
         .build()
         .expect("both capacities are given");

@@ -2,6 +2,7 @@
 
 use super::{memory, place, read, sim::*};
 use crate::{Layout, LocalCache, Options};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nbd_io::runtime::Runtime;
 use object_store::memory::InMemory;
 use std::{sync::Arc, time::Duration};
@@ -93,6 +94,28 @@ fn a_reader_that_is_not_polled_holds_up_no_other_reader_of_its_block() {
         assert!(futures_util::poll!(&mut stuck).is_pending());
         assert_eq!(read(&disk, 65_536, 4096).await.unwrap(), [1; 4096]);
         drop(stuck);
+    });
+}
+
+#[test]
+fn a_sequential_reader_of_more_than_the_cache_gets_each_block_once() {
+    let sim = Sim::default();
+    let (store, at) = memory(&sim);
+    sim.run(async move {
+        full(&at).await;
+        store.set(Faults {
+            exact_latency: 20,
+            ..Faults::default()
+        });
+        for cache in [2, 4, 8] {
+            let options = Options::new().cache_size(cache * MIB);
+            let disk = at.open(options).await.unwrap();
+            let reads = (0..64).map(|piece| disk.read(piece * 262_144, 262_144));
+            let reads = stream::iter(reads).buffered(4);
+            reads.try_for_each(async |_| Ok(())).await.unwrap();
+            let got = disk.statistics().bytes_got;
+            assert!(got < 17 * MIB, "{got} bytes with {cache} MiB");
+        }
     });
 }
 
