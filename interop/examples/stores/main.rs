@@ -9,12 +9,13 @@
 //! prints a table, and the peak of the memory of `nbd` that serves a terabyte. With names behind `--`,
 //! such as `-- nbd nbdkit` or `-- memory`, it prints only their parts. It needs
 //! nbdkit with its plugin for Python and boto3, s3backer, FUSE, nbdfuse, nbdcopy and mke2fs. The
-//! variables `LATENCY` (in milliseconds) and `SIZE` (of the disk, such as `2T`) change the measurement.
+//! variables `LATENCY` (in milliseconds), `SIZE` (of the disk, such as `2T`), `CONNECTIONS` (of the client)
+//! and `THREADS` (of nbdkit, for each of these) change the measurement.
 //! `STORE=moto` takes moto, which `test.sh` fetches, in place of the store in this program's memory.
 //!
 //! Each server has a store of its own, which answers each request after the latency. It is started
 //! anew before each workload, so that nothing is in its caches. All have blocks of 64 KiB. The client
-//! is the same for all: `nbd-tokio` with four connections.
+//! is the same for all: `nbd-tokio` with four connections unless set.
 
 #![expect(clippy::print_stdout, reason = "its purpose is to print a table")]
 

@@ -54,6 +54,7 @@ impl Server {
         match contender {
             Contender::Nbd => Self::nbd(store, size, dir),
             Contender::Nbdkit => {
+                let threads = env::var("THREADS").unwrap_or_else(|_| "16".into());
                 let plugin = Nbdkit::new("S3")
                     .param(format!("endpoint-url=http://{line}"))
                     .param(format!("bucket={}", ObjectStoreServer::BUCKET))
@@ -61,7 +62,8 @@ impl Server {
                     .param("access-key=test")
                     .param("secret-key=test")
                     .param(format!("size={size}"))
-                    .param("object-size=64K");
+                    .param("object-size=64K")
+                    .arg(format!("--threads={threads}"));
                 // It insists on whole objects, although it can do without.
                 let policy = plugin
                     .filter("blocksize-policy")

@@ -6,7 +6,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use interop::pattern;
 use nbd_tokio::{Client, ConnectOptions};
 use std::{
-    fmt, fs,
+    env, fmt, fs,
     ops::Range,
     path::Path,
     process::{Command, Stdio},
@@ -24,7 +24,6 @@ const PIECE: u64 = 256 << 10;
 const PIECES: usize = 16;
 /// The length of random reads.
 const PAGE: usize = 4096;
-const CONNECTIONS: usize = 4;
 
 /// In the order in which they are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +170,8 @@ async fn write(uri: &str, range: Range<u64>) -> Result<()> {
 }
 
 async fn connect(uri: &str) -> Result<Client> {
-    let options = ConnectOptions::new().connections(CONNECTIONS);
+    let connections = env::var("CONNECTIONS").map_or(Ok(4), |text| text.parse())?;
+    let options = ConnectOptions::new().connections(connections);
     // nbdkit's plugin needs longer for some of it than a client waits otherwise.
     let options = options.request_timeout(Some(Duration::from_secs(600)));
     Ok(options.local_files(true).connect_uri(&uri.parse()?).await?)
