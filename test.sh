@@ -262,6 +262,12 @@ tests() {
     fi
 }
 
+# Ceph's gateway, of which 130 MB are fetched once.
+ceph() {
+    interop/ceph/with-gateway.sh "$tools/ceph" cargo test --locked --package nbd-cli --features cloud \
+        --test serve -- --ignored --exact objects::stores::disks_are_in_the_store_of_the_environment
+}
+
 # The packages as they would be published, taken out of the repository: all that they have is
 # compiled, and their doctests are run.
 packages() {
@@ -428,6 +434,9 @@ stage "schedules" schedules
 stage "packages" packages
 stage "doctests" doctests
 stage "tests" tests
+if [[ ${CEPH:-} == 1 ]]; then
+    stage "Ceph's gateway" ceph
+fi
 
 printf '\n=== summary\n'
 failed=0

@@ -208,7 +208,7 @@ fn garbage_vanishes_while_the_disk_is_served_and_snapshots_stay() {
         }
         succeeded(&run_nbd(["object", "delete", &snapshot]));
         until(|| bytes() < 3 * MIB);
-        // Trimmed data is gone, too: what is left of its object is written anew.
+        // Trimmed data is gone, too: the rest of its object is written anew.
         let trimmed = 3 << 19;
         client.trim(0, trimmed, CommandFlags::NONE).unwrap();
         client.flush().unwrap();

@@ -10,20 +10,43 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use interop::{MIB, MemoryS3, ObjectStoreServer, Peer, Port, pattern, require, run};
 use std::{
-    fs,
+    env, fs,
     net::Ipv4Addr,
-    process::Output,
+    process::{self, Output},
     time::{Duration, Instant},
 };
 
+/// A part of a store, and the variables by which programs find it.
+struct Store {
+    uri: String,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Store {
+    fn of(server: &ObjectStoreServer) -> Self {
+        Self {
+            uri: server.uri("some"),
+            variables: server.variables(),
+        }
+    }
+
+    fn uri(&self, disk: &str) -> String {
+        format!("{}/{disk}", self.uri)
+    }
+
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        self.variables.clone()
+    }
+}
+
 /// Runs `nbd` with the store's variables.
-fn nbd_with(store: &ObjectStoreServer, args: &[&str]) -> Output {
+fn nbd_with(store: &Store, args: &[&str]) -> Output {
     nbd().args(args).envs(store.variables()).output().unwrap()
 }
 
 /// A server of a disk of the store.
-fn serve(store: &ObjectStoreServer, args: &[&str]) -> Serving {
-    serve_with(store.variables(), store.uri("some/disk"), args)
+fn serve(store: &Store, args: &[&str]) -> Serving {
+    serve_with(store.variables(), store.uri("disk"), args)
 }
 
 /// A server of a disk of the store that these variables lead to.
@@ -43,13 +66,13 @@ fn serve_with(variables: Vec<(&str, String)>, uri: String, args: &[&str]) -> Ser
 }
 
 /// Everything that the tool does with a disk.
-fn use_disk(store: &ObjectStoreServer) {
+fn use_disk(store: &Store) {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
     let mut data = vec![0; 9 << 20];
     data[3 << 20..5 << 20].copy_from_slice(&pattern(1, 2 * MIB));
     fs::write(&image, &data).unwrap();
-    let (image, uri) = (image.to_str().unwrap(), store.uri("a/copy"));
+    let (image, uri) = (image.to_str().unwrap(), store.uri("copy"));
     succeeded(&nbd_with(store, &["copy", image, &uri]));
     succeeded(&nbd_with(store, &["compare", image, &uri]));
     let map = succeeded(&nbd_with(store, &["map", &uri]));
@@ -76,12 +99,24 @@ fn use_disk(store: &ObjectStoreServer) {
     second.stop();
 }
 
+/// Kills servers of the disk while it is used, and deletes it.
+fn kill_servers(store: &Store) {
+    let uri = store.uri("disk");
+    succeeded(&nbd_with(store, &["object", "delete", &uri]));
+    let begin = || serve(store, &["--create", "4M", "--dirty", "1M"]);
+    nothing_is_lost(begin, kills(2));
+    let checked = succeeded(&nbd_with(store, &["object", "check", &uri]));
+    assert!(checked.ends_with("all are whole\n"), "{checked}");
+    succeeded(&nbd_with(store, &["object", "delete", &uri]));
+}
+
 #[test]
 fn disks_are_in_a_store_for_s3_and_nothing_flushed_is_lost_when_a_server_is_killed() {
     run(|| {
-        let Some(store) = ObjectStoreServer::s3() else {
+        let Some(server) = ObjectStoreServer::s3() else {
             return;
         };
+        let store = Store::of(&server);
         use_disk(&store);
         if require(Peer::NbdInfo).is_some() && require(Peer::NbdCopy).is_some() {
             let script = "nbdinfo \"$NBD_URI\" && nbdcopy \"$NBD_URI\" copy && \
@@ -90,21 +125,30 @@ fn disks_are_in_a_store_for_s3_and_nothing_flushed_is_lost_when_a_server_is_kill
             let args = ["serve", &uri, "--create", "1G", "--", "sh", "-c", script];
             succeeded(&nbd_with(&store, &args));
         }
-        let begin = || serve(&store, &["--create", "4M", "--dirty", "1M"]);
-        succeeded(&nbd_with(
-            &store,
-            &["object", "delete", &store.uri("some/disk")],
-        ));
-        nothing_is_lost(begin, kills(2));
+        kill_servers(&store);
     });
 }
 
 #[test]
 fn disks_are_in_a_store_for_azure() {
     run(|| {
-        if let Some(store) = ObjectStoreServer::azure() {
-            use_disk(&store);
+        if let Some(server) = ObjectStoreServer::azure() {
+            use_disk(&Store::of(&server));
         }
+    });
+}
+
+#[test]
+#[ignore = "takes NBD_STORE=s3://BUCKET or another store, as with interop/ceph/with-gateway.sh"]
+fn disks_are_in_the_store_of_the_environment() {
+    run(|| {
+        let bucket = env::var("NBD_STORE").expect("NBD_STORE is the URI of a bucket");
+        let store = Store {
+            uri: format!("{bucket}/nbd-test-{}", process::id()),
+            variables: Vec::new(),
+        };
+        use_disk(&store);
+        kill_servers(&store);
     });
 }
 
