@@ -9,7 +9,12 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 while IFS='|' read -r model file what change; do
     output=$(MISTAKE="$file $change" schedules/run.sh "${1:-1000}" "$model" 2>"$log" || true)
-    found=$(grep -oE 'FAILED in schedule [0-9]+|[0-9]+ schedules in' <<<"$output") || { cat "$log" && exit 2; }
+    found=$(grep -oE 'FAILED in schedule [0-9]+|[0-9]+ schedules in' <<<"$output") || {
+        # Such as that the text to be replaced is not there any more.
+        printf '%s: NOT MADE\n%s\n' "$what" "$output"
+        cat "$log"
+        exit 2
+    }
     [[ $found == FAILED* ]] || { found=MISSED && missed=1; }
     printf '%s: %s\n' "$what" "${found#FAILED in }"
 done <<'END'
