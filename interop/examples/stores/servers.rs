@@ -4,6 +4,7 @@ use super::{Result, peak_memory, store::Store};
 use interop::{Nbdkit, ObjectStoreServer};
 use std::{
     env, fmt, fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -100,7 +101,8 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
-        wait_for("nbd serve", || socket.exists())?;
+        // The file is there a little before it is listened at.
+        wait_for("nbd serve", || UnixStream::connect(&socket).is_ok())?;
         Ok(Self {
             uri: format!("nbd+unix:///disk?socket={}", socket.display()),
             child: Some(child),
