@@ -34,9 +34,9 @@ type Reply = Response<Full<Bytes>>;
 /// Objects in memory, for programs that speak the protocol of S3. Each request is answered after the
 /// same time, however many there are.
 ///
-/// It has what disks need: one bucket with paths of its name, `PUT`, `GET` with a range, `HEAD`,
+/// It has one bucket with paths of its name, as disks need: `PUT`, `GET` with a range, `HEAD`,
 /// `DELETE`, lists, deletion of many objects, and the conditions `If-Match` and `If-None-Match`. It
-/// verifies no signature, and has no uploads in parts: what it lacks it answers with 501. Tests of the
+/// verifies no signature, and has no uploads in parts: it answers such requests with 501. Tests of the
 /// format of requests use [`ObjectStoreServer`](crate::ObjectStoreServer) instead.
 #[derive(Debug)]
 pub struct MemoryS3 {
@@ -80,7 +80,7 @@ struct Object {
     headers: HeaderMap,
 }
 
-/// What a request asks for, without its body.
+/// A request without its body.
 struct Asked {
     method: Method,
     /// The object, or nothing for the bucket.

@@ -1,7 +1,7 @@
 //! A disk on an object store that is far, slow and not reliable, in place of the one in memory.
 //!
 //! The store is a process of its own: a request that has been sent is carried out even if its sender
-//! is dead by then, and may be carried out without an answer. What a crash leaves is known when the
+//! is dead by then, and may be carried out without an answer. The contents after a crash are known when the
 //! next server has opened the disk, before that serves any client.
 
 mod store;

@@ -15,7 +15,7 @@ pub const REGION: u64 = 24;
 /// The sectors of a block of the largest minimum size.
 const BLOCK: u64 = 8;
 
-/// How much longer runs on an object store are.
+/// Runs on an object store are longer by this factor.
 const SLOWER: u32 = 4;
 
 /// A run.

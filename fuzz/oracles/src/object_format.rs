@@ -1,4 +1,4 @@
-//! The objects of a disk on object storage, which anybody may have written who can write the bucket.
+//! The objects of a disk on object storage, from an attacker who can write to the bucket.
 
 use crate::{
     format::{

@@ -141,7 +141,7 @@ fn requests(traffic: &Traffic) -> String {
     words.join(", ")
 }
 
-/// What a store in memory knows besides, and requests for each of NBD.
+/// The data that went to a store in memory and from it, and its requests for each request of NBD.
 fn details(count: Option<u64>, traffic: &Traffic) -> String {
     let Traffic {
         requests,

@@ -130,8 +130,8 @@ impl Link {
                 let far = |since: &Duration| limit.saturating_sub(*since) >= FAR;
                 let now = since.take().filter(far).unwrap_or_else(|| self.now());
                 let left = limit.saturating_sub(now);
-                // What has come already is read once: perhaps it is this caller that comes late. But
-                // others may be served for ever while it is not.
+                // Bytes that are there already are read once: perhaps it is this caller that comes
+                // late. Only once, because others may be served for ever while it is not.
                 if left.is_zero() && mem::replace(&mut is_late, true) {
                     break Stop::Quiet;
                 }
