@@ -26,7 +26,7 @@ mod workloads;
 use interop::Traffic;
 use servers::{Contender, Server};
 use std::{
-    env, fs, io,
+    env,
     time::{Duration, Instant},
 };
 use store::Store;
@@ -164,12 +164,4 @@ fn details(count: Option<u64>, traffic: &Traffic) -> String {
         text += &format!("; {put} MiB put, {got} MiB got, at most {most_in_flight} in flight");
     }
     text
-}
-
-/// The peak of a process's resident memory, in KiB.
-fn peak_memory(id: u32) -> io::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak = peak.and_then(|peak| peak.split_whitespace().next()?.parse().ok());
-    peak.ok_or_else(|| io::Error::other("a process without memory"))
 }

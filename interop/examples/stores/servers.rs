@@ -1,6 +1,6 @@
 //! The servers that are measured.
 
-use super::{Result, peak_memory, store::Store};
+use super::{Result, store::Store};
 use interop::{Nbdkit, ObjectStoreServer};
 use std::{
     env, fmt, fs,
@@ -143,7 +143,7 @@ impl Server {
 
     /// The peak of its resident memory in KiB, if it is a process of its own.
     pub(super) fn peak_memory(&self) -> Option<u64> {
-        peak_memory(self.child.as_ref()?.id()).ok()
+        interop::peak_memory(self.child.as_ref()?.id()).ok()
     }
 
     /// Ends it, after all that it has to write.

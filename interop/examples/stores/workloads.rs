@@ -3,7 +3,7 @@
 use super::{Result, servers::wait_for};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use interop::pattern;
+use interop::{Access, mixed_load, pattern};
 use nbd_tokio::{Client, ConnectOptions};
 use std::{
     env, fmt, fs,
@@ -129,20 +129,17 @@ impl Workload {
 
 /// So many reads and writes of 4 to 256 KiB, 64 at once, at 1024 places of a disk of a terabyte.
 pub(super) async fn mixed(uri: &str, requests: u32) -> Result<()> {
-    const PLACES: u64 = 1024;
     let client = connect(uri).await?;
     let data = Bytes::from(pattern(1, 256 << 10));
-    let mut random = fastrand::Rng::with_seed(1);
-    let work = (0..requests).map(|_| {
-        let len = PAGE << random.u32(0..=6);
-        let at = random.u64(0..PLACES) * ((1 << 40) / PLACES) + random.u64(0..64) * 4096;
-        let data = random.bool().then(|| data.slice(..len));
-        let client = &client;
-        async move {
-            match data {
-                Some(data) => client.write(data, at).await,
-                None => client.read(at, len).await.map(drop),
-            }
+    let work = mixed_load(requests, 1024).map(async |access| {
+        let Access {
+            offset,
+            len,
+            is_write,
+        } = access;
+        match is_write {
+            true => client.write(data.slice(..len), offset).await,
+            false => client.read(offset, len).await.map(drop),
         }
     });
     let work = stream::iter(work).buffer_unordered(64);

@@ -173,34 +173,15 @@ fn a_store_that_is_not_there_is_reported_soon() {
     });
 }
 
-/// The most memory that a process had, in MiB.
-#[cfg(target_os = "linux")]
-fn peak_memory(serving: &Serving) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", serving.id())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak = peak.unwrap().split_whitespace().next().unwrap();
-    peak.parse::<u64>().unwrap() / 1024
-}
-
 /// 64 reads and writes at once, of 4 to 256 KiB, everywhere on a sparse disk of a terabyte.
 #[cfg(target_os = "linux")]
-async fn mixed_load(uri: &str, requests: u64) {
-    const PLACES: u64 = 256;
+async fn load(uri: &str, requests: u32) {
     let options = nbd_tokio::ConnectOptions::new().local_files(true);
     let client = options.connect_uri(&uri.parse().unwrap()).await.unwrap();
     let data = Bytes::from(pattern(1, MIB));
-    let mut random = fastrand::Rng::with_seed(1);
-    let work = (0..requests).map(|_| {
-        let len = 4096_usize << random.u32(0..=6);
-        let at = random.u64(0..PLACES) * ((1 << 40) / PLACES) + random.u64(0..64) * 4096;
-        let data = random.bool().then(|| data.slice(..len));
-        let client = &client;
-        async move {
-            match data {
-                Some(data) => client.write(data, at).await,
-                None => client.read(at, len).await.map(drop),
-            }
-        }
+    let work = interop::mixed_load(requests, 256).map(async |access| match access.is_write {
+        true => client.write(data.slice(..access.len), access.offset).await,
+        false => client.read(access.offset, access.len).await.map(drop),
     });
     let work = stream::iter(work).buffer_unordered(64);
     work.try_collect::<()>().await.unwrap();
@@ -216,11 +197,11 @@ fn a_terabyte_is_served_in_the_memory_that_its_limits_allow() {
         let limits = ["--create", "1T", "--cache", "8M", "--dirty", "8M"];
         let serving = serve_with(store.variables(), store.uri("disk"), &limits);
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(mixed_load(&serving.uri("disk"), 2000));
+        runtime.block_on(load(&serving.uri("disk"), 2000));
         let traffic = store.traffic();
         assert!(traffic.received > 64 * MIB, "{traffic:?}");
         assert!(traffic.sent > 16 * MIB, "{traffic:?}");
-        let peak = peak_memory(&serving);
+        let peak = interop::peak_memory(serving.id()).unwrap() / 1024;
         eprintln!("peak memory {peak} MiB: {traffic:?}");
         assert!(peak < 160, "peak memory {peak} MiB");
         serving.stop();
