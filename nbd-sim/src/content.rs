@@ -1,5 +1,7 @@
 //! The content of a sector: the number of the write that made it, by which it is recognised.
 
+use std::ops::Range;
+
 /// The bytes of a sector, the unit in which the oracle thinks.
 pub const SECTOR: usize = 512;
 
@@ -11,6 +13,12 @@ pub const ZERO: Value = 0;
 
 /// A sector of which a block status says nothing.
 pub const UNKNOWN: Value = Value::MAX - 1;
+
+/// The sectors of a range of bytes.
+#[must_use]
+pub const fn sectors(offset: u64, len: u64) -> Range<u64> {
+    offset / SECTOR as u64..(offset + len) / SECTOR as u64
+}
 
 /// Fills a sector.
 pub fn encode(value: Value, sector: u64, buf: &mut [u8]) {

@@ -1,7 +1,7 @@
 //! A disk with a volatile cache, of which a crash keeps as little as it may.
 
 use crate::{
-    content::{SECTOR, Value, ZERO, decode, encode},
+    content::{SECTOR, Value, ZERO, encode, sectors},
     history::History,
     runtime::{Sim, lock},
 };
@@ -316,10 +316,6 @@ fn indices(sectors: &Range<u64>) -> Range<usize> {
     index(sectors.start)..index(sectors.end)
 }
 
-fn sectors(offset: u64, len: u64) -> Range<u64> {
-    offset / SECTOR as u64..(offset + len) / SECTOR as u64
-}
-
 impl<P: Process> Export for Mounted<P> {
     fn size(&self) -> u64 {
         self.disk.plan.sectors * SECTOR as u64
@@ -400,16 +396,7 @@ impl<P: Process> Export for Mounted<P> {
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
         let sectors = sectors(offset, data.len() as u64);
-        let mut values = Vec::new();
-        for (at, bytes) in sectors.clone().zip(data.chunks(SECTOR)) {
-            let Some(value) = decode(at, bytes) else {
-                self.history.violation(format!(
-                    "sector {at}: the server writes what no client wrote"
-                ));
-                return Err(Errno::Io.into());
-            };
-            values.push(value);
-        }
+        let values = self.history.written(sectors.clone(), data)?;
         let first = sectors.start;
         let value = |at| values.get(usize::try_from(at - first).ok()?).copied();
         self.change(sectors, fua, value)

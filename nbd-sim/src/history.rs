@@ -1,9 +1,10 @@
 //! Operations of the clients with their answers, and changes of the disk, in the order of events.
 
 use crate::{
-    content::{Value, ZERO},
+    content::{SECTOR, Value, ZERO, decode},
     runtime::lock,
 };
+use nbd_proto::{Errno, Failure};
 use std::{collections::BTreeMap, ops::Range, sync::Mutex};
 
 /// When something happened: the number of the event.
@@ -179,6 +180,20 @@ impl History {
     /// Something happened that must not happen.
     pub fn violation(&self, what: String) {
         lock(&self.0).violations.push(what);
+    }
+
+    /// The contents of sectors that a server writes. Fails where no client has written them.
+    pub(crate) fn written(&self, sectors: Range<u64>, data: &[u8]) -> Result<Vec<Value>, Failure> {
+        let sectors = sectors.zip(data.chunks(SECTOR));
+        let values = sectors.map(|(at, bytes)| {
+            decode(at, bytes).ok_or_else(|| {
+                self.violation(format!(
+                    "sector {at}: the server writes what no client wrote"
+                ));
+                Errno::Io.into()
+            })
+        });
+        values.collect()
     }
 
     /// A fault was injected, and whether it hit something that was in flight.

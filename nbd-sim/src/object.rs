@@ -8,7 +8,7 @@ mod store;
 
 use self::store::Store;
 use crate::{
-    content::{SECTOR, Value, ZERO, decode},
+    content::{SECTOR, Value, ZERO, decode, sectors},
     history::History,
     plan::ms,
     runtime::{Group, Sim},
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use nbd_io::{AsyncExport, ReadData, ZeroMode, runtime::Runtime};
 use nbd_object::{Disk, Error, Layout, Location, Options, Retry};
-use nbd_proto::{BlockSizes, Errno, Failure, TransmissionFlags, meta::Extent};
+use nbd_proto::{BlockSizes, Failure, TransmissionFlags, meta::Extent};
 use std::{ops::Range, sync::Arc, time::Duration};
 
 /// Properties of the store, and of servers that use it.
@@ -180,10 +180,6 @@ impl OnStore {
     }
 }
 
-fn sectors(offset: u64, len: u64) -> Range<u64> {
-    offset / SECTOR as u64..(offset + len) / SECTOR as u64
-}
-
 impl AsyncExport for OnStore {
     fn size(&self) -> u64 {
         self.disk.size()
@@ -207,16 +203,7 @@ impl AsyncExport for OnStore {
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Failure> {
         let sectors = sectors(offset, data.len() as u64);
-        let mut values = Vec::new();
-        for (at, bytes) in sectors.clone().zip(data.chunks(SECTOR)) {
-            let Some(value) = decode(at, bytes) else {
-                self.history.violation(format!(
-                    "sector {at}: the server writes what no client wrote"
-                ));
-                return Err(Errno::Io.into());
-            };
-            values.push(value);
-        }
+        let values = self.history.written(sectors.clone(), &data)?;
         // The change is made by the poll that ends this.
         AsyncExport::write(&self.disk, offset, data, false).await?;
         let first = sectors.start;
