@@ -38,7 +38,7 @@ pub struct Retry {
     /// No attempt begins later than this after the first one.
     pub total_time: Duration,
     /// The same while the store has answered nothing yet, so that an address without a store is
-    /// reported soon.
+    /// reported soon. Refusals that may pass, such as 503, are no answers.
     pub first_answer: Duration,
 }
 
