@@ -27,9 +27,46 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// The kind of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     S3,
+    Gcs,
     Azure,
+}
+
+impl Kind {
+    /// The URI of a prefix of the bucket.
+    pub(crate) fn uri(self, prefix: &str) -> String {
+        let scheme = match self {
+            Self::S3 => "s3",
+            Self::Gcs => "gs",
+            Self::Azure => "az",
+        };
+        format!("{scheme}://{BUCKET}/{prefix}")
+    }
+
+    /// The variables by which programs find a store at this address, and some credentials.
+    pub(crate) fn variables(self, address: SocketAddr) -> Vec<(&'static str, String)> {
+        match self {
+            Self::S3 => vec![
+                ("AWS_ENDPOINT", format!("http://{address}")),
+                ("AWS_ALLOW_HTTP", "true".into()),
+                ("AWS_REGION", "us-east-1".into()),
+                ("AWS_ACCESS_KEY_ID", "test".into()),
+                ("AWS_SECRET_ACCESS_KEY", "test".into()),
+            ],
+            Self::Gcs => vec![(
+                "GOOGLE_SERVICE_ACCOUNT_KEY",
+                format!(
+                    r#"{{"gcs_base_url": "http://{address}", "disable_oauth": true,
+                        "client_email": "", "private_key": "", "private_key_id": ""}}"#
+                ),
+            )],
+            Self::Azure => vec![
+                ("AZURE_STORAGE_USE_EMULATOR", "true".into()),
+                ("AZURITE_BLOB_STORAGE_URL", format!("http://{address}")),
+            ],
+        }
+    }
 }
 
 /// A store in the memory of a server of its own, with one bucket; dropping it stops the server.
@@ -102,7 +139,7 @@ impl ObjectStoreServer {
     fn make_bucket(&self) {
         let bucket = Self::BUCKET;
         let path = match self.kind {
-            Kind::S3 => format!("/{bucket}"),
+            Kind::S3 | Kind::Gcs => format!("/{bucket}"),
             Kind::Azure => {
                 format!("/devstoreaccount1/{bucket}?restype=container&{AZURITE_RIGHTS}")
             }
@@ -122,11 +159,7 @@ impl ObjectStoreServer {
 
     /// The URI of a prefix of the bucket.
     pub fn uri(&self, prefix: &str) -> String {
-        let scheme = match self.kind {
-            Kind::S3 => "s3",
-            Kind::Azure => "az",
-        };
-        format!("{scheme}://{}/{prefix}", Self::BUCKET)
+        self.kind.uri(prefix)
     }
 
     /// The variables by which programs find the store, and their credentials.
@@ -137,25 +170,8 @@ impl ObjectStoreServer {
     /// The same for programs that are to reach it by another address, as that of a
     /// [`LatencyProxy`](crate::LatencyProxy).
     pub fn variables_by(&self, address: SocketAddr) -> Vec<(&'static str, String)> {
-        match self.kind {
-            Kind::S3 => s3_variables(address),
-            Kind::Azure => vec![
-                ("AZURE_STORAGE_USE_EMULATOR", "true".into()),
-                ("AZURITE_BLOB_STORAGE_URL", format!("http://{address}")),
-            ],
-        }
+        self.kind.variables(address)
     }
-}
-
-/// The variables by which programs find a store for S3, and some credentials.
-pub(crate) fn s3_variables(address: SocketAddr) -> Vec<(&'static str, String)> {
-    vec![
-        ("AWS_ENDPOINT", format!("http://{address}")),
-        ("AWS_ALLOW_HTTP", "true".into()),
-        ("AWS_REGION", "us-east-1".into()),
-        ("AWS_ACCESS_KEY_ID", "test".into()),
-        ("AWS_SECRET_ACCESS_KEY", "test".into()),
-    ]
 }
 
 /// Sends a request without a body, and returns the answer.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interop::{LatencyProxy, MemoryS3, ObjectStoreServer, run};
+use interop::{LatencyProxy, MemoryStore, ObjectStoreServer, run};
 
 const LATENCY: Duration = Duration::from_millis(30);
 
@@ -66,7 +66,7 @@ fn a_store_for_s3_keeps_conditions_and_is_reached_over_a_long_line() {
 #[test]
 fn a_store_in_memory_keeps_conditions_and_answers_after_its_latency() {
     run(|| {
-        let store = MemoryS3::new(LATENCY);
+        let store = MemoryStore::s3(LATENCY);
         let host = store.address();
         let start = Instant::now();
         keeps_conditions(host);
@@ -97,6 +97,46 @@ fn a_store_in_memory_keeps_conditions_and_answers_after_its_latency() {
         assert_eq!(request(host, "HEAD", "/disks/a/0", "", ""), 404);
         assert_eq!(request(host, "DELETE", "/disks/a/1", "", ""), 204);
         assert_eq!(request(host, "POST", "/disks/a/2?uploads", "", ""), 501);
+    });
+}
+
+/// <https://cloud.google.com/storage/docs/request-preconditions>
+#[test]
+fn a_store_in_memory_keeps_the_conditions_of_googles() {
+    run(|| {
+        let store = MemoryStore::gcs(Duration::ZERO);
+        let at = |method, path: &str, header: &str, body| {
+            let answer = ask(store.address(), method, path, header, body);
+            let status: u16 = answer.split(' ').nth(1).unwrap().parse().unwrap();
+            let generation = answer.lines().find_map(|line| {
+                let number = line.strip_prefix("x-goog-generation: ")?;
+                Some(number.parse::<u64>().unwrap())
+            });
+            (status, generation)
+        };
+        let condition = |generation| format!("x-goog-if-generation-match: {generation}\r\n");
+        let put = |generation, body| at("PUT", "/disks/a", &condition(generation), body);
+        assert_eq!(put(7, "none"), (412, None));
+        let (created, first) = put(0, "old");
+        assert_eq!((created, first.is_some()), (200, true));
+        assert_eq!(put(0, "new"), (412, None));
+        assert_eq!(at("GET", "/disks/a", "", ""), (200, first));
+        let (swapped, second) = put(first.unwrap(), "old");
+        assert_eq!(swapped, 200);
+        assert!(second > first, "also with the same bytes");
+        assert_eq!(put(first.unwrap(), "new"), (412, None));
+        // The conditions of S3 are none here.
+        let (done, third) = at("PUT", "/disks/a", "If-None-Match: *\r\n", "new");
+        assert_eq!(done, 200);
+        assert_eq!(at("HEAD", "/disks/a", "", ""), (200, third));
+        let delete = |generation| at("DELETE", "/disks/a", &condition(generation), "").0;
+        assert_eq!(delete(first.unwrap()), 412);
+        assert_eq!(delete(third.unwrap()), 204);
+        assert_eq!(at("DELETE", "/disks/a", "", "").0, 404);
+        assert_eq!(at("POST", "/disks?delete", "", "<Delete/>").0, 501);
+        // Names are reused, and generations are not.
+        assert!(put(0, "old").1 > third);
+        assert_eq!(store.uri("a"), "gs://disks/a");
     });
 }
 

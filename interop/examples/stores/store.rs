@@ -1,12 +1,12 @@
 //! The store of a server, and the line to it.
 
 use super::Result;
-use interop::{LatencyProxy, MemoryS3, ObjectStoreServer, Traffic};
+use interop::{LatencyProxy, MemoryStore, ObjectStoreServer, Traffic};
 use std::{env, net::SocketAddr, time::Duration};
 
 pub(super) enum Store {
     /// In this program.
-    Memory(MemoryS3),
+    Memory(MemoryStore),
     /// A program of its own, behind a line that has the latency.
     Moto {
         server: ObjectStoreServer,
@@ -17,7 +17,7 @@ pub(super) enum Store {
 impl Store {
     pub(super) fn new(latency: Duration) -> Result<Self> {
         match env::var("STORE").as_deref() {
-            Err(_) | Ok("memory") => Ok(Self::Memory(MemoryS3::new(latency))),
+            Err(_) | Ok("memory") => Ok(Self::Memory(MemoryStore::s3(latency))),
             Ok("moto") => {
                 let server = ObjectStoreServer::s3().ok_or("moto is not installed")?;
                 let line = LatencyProxy::new(server.address(), latency);

@@ -8,7 +8,7 @@ use super::{
 use crate::support::{Serving, failed, nbd, succeeded};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use interop::{MIB, MemoryS3, ObjectStoreServer, Peer, Port, pattern, require, run};
+use interop::{MIB, MemoryStore, ObjectStoreServer, Peer, Port, pattern, require, run};
 use std::{
     env, fs,
     net::Ipv4Addr,
@@ -24,6 +24,13 @@ struct Store {
 
 impl Store {
     fn of(server: &ObjectStoreServer) -> Self {
+        Self {
+            uri: server.uri("some"),
+            variables: server.variables(),
+        }
+    }
+
+    fn in_memory(server: &MemoryStore) -> Self {
         Self {
             uri: server.uri("some"),
             variables: server.variables(),
@@ -100,11 +107,11 @@ fn use_disk(store: &Store) {
 }
 
 /// Kills servers of the disk while it is used, and deletes it.
-fn kill_servers(store: &Store) {
+fn kill_servers(store: &Store, least: u64) {
     let uri = store.uri("disk");
     succeeded(&nbd_with(store, &["object", "delete", &uri]));
     let begin = || serve(store, &["--create", "4M", "--dirty", "1M"]);
-    nothing_is_lost(begin, kills(2));
+    nothing_is_lost(begin, kills(least));
     let checked = succeeded(&nbd_with(store, &["object", "check", &uri]));
     assert!(checked.ends_with("all are whole\n"), "{checked}");
     succeeded(&nbd_with(store, &["object", "delete", &uri]));
@@ -125,7 +132,7 @@ fn disks_are_in_a_store_for_s3_and_nothing_flushed_is_lost_when_a_server_is_kill
             let args = ["serve", &uri, "--create", "1G", "--", "sh", "-c", script];
             succeeded(&nbd_with(&store, &args));
         }
-        kill_servers(&store);
+        kill_servers(&store, 5);
     });
 }
 
@@ -133,8 +140,20 @@ fn disks_are_in_a_store_for_s3_and_nothing_flushed_is_lost_when_a_server_is_kill
 fn disks_are_in_a_store_for_azure() {
     run(|| {
         if let Some(server) = ObjectStoreServer::azure() {
-            use_disk(&Store::of(&server));
+            let store = Store::of(&server);
+            use_disk(&store);
+            kill_servers(&store, 3);
         }
+    });
+}
+
+#[test]
+fn disks_are_in_a_store_for_the_xml_api_of_google() {
+    run(|| {
+        let server = MemoryStore::gcs(Duration::from_millis(1));
+        let store = Store::in_memory(&server);
+        use_disk(&store);
+        kill_servers(&store, 5);
     });
 }
 
@@ -148,7 +167,7 @@ fn disks_are_in_the_store_of_the_environment() {
             variables: Vec::new(),
         };
         use_disk(&store);
-        kill_servers(&store);
+        kill_servers(&store, 5);
     });
 }
 
@@ -160,7 +179,7 @@ fn a_store_that_is_not_there_is_reported_soon() {
             (silent.as_str(), "refused"),
             ("http://store.invalid", "dns error"),
         ] {
-            let store = MemoryS3::new(Duration::ZERO);
+            let store = MemoryStore::s3(Duration::ZERO);
             let variables = store.variables();
             let start = Instant::now();
             let mut command = nbd();
@@ -193,7 +212,7 @@ async fn load(uri: &str, requests: u32) {
 #[test]
 fn a_terabyte_is_served_in_the_memory_that_its_limits_allow() {
     run(|| {
-        let store = MemoryS3::new(Duration::from_millis(5));
+        let store = MemoryStore::s3(Duration::from_millis(5));
         let limits = ["--create", "1T", "--cache", "8M", "--dirty", "8M"];
         let serving = serve_with(store.variables(), store.uri("disk"), &limits);
         let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -1,4 +1,4 @@
-//! A store for the protocol of S3 that is quick enough to measure its clients by.
+//! A store that is quick enough to measure its clients by.
 
 use std::{
     collections::BTreeMap,
@@ -27,25 +27,35 @@ use tokio::{
     runtime::Runtime,
 };
 
-use crate::stores::{BUCKET, s3_variables};
+use crate::stores::Kind;
 
 type Reply = Response<Full<Bytes>>;
 
-/// Objects in memory, for programs that speak the protocol of S3. Each request is answered after the
-/// same time, however many there are.
+/// The condition of Google's store for the present generation of an object, with 0 for none.
+const IF_GENERATION_MATCH: HeaderName = HeaderName::from_static("x-goog-if-generation-match");
+const GENERATION: HeaderName = HeaderName::from_static("x-goog-generation");
+
+/// Objects in memory, for programs that speak the protocol of S3 or the XML API of Google's store. Each
+/// request is answered after the same time, however many there are.
 ///
 /// It has one bucket with paths of its name, as disks need: `PUT`, `GET` with a range, `HEAD`,
-/// `DELETE`, lists, deletion of many objects, and the conditions `If-Match` and `If-None-Match`. It
-/// verifies no signature, and has no uploads in parts: it answers such requests with 501. Tests of the
+/// `DELETE` and lists. With S3, `PUT` has the conditions `If-Match` and `If-None-Match`, and many
+/// objects are deleted at once. With Google's, `PUT` and `DELETE` have the condition
+/// [`x-goog-if-generation-match`][condition], and no other one.
+///
+/// It verifies no signature, and has no uploads in parts: it answers such requests with 501. Tests of the
 /// format of requests use [`ObjectStoreServer`](crate::ObjectStoreServer) instead.
+///
+/// [condition]: https://cloud.google.com/storage/docs/xml-api/reference-headers#xgoogifgenerationmatch
 #[derive(Debug)]
-pub struct MemoryS3 {
+pub struct MemoryStore {
+    kind: Kind,
     address: SocketAddr,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
 }
 
-/// Counts of requests since [`MemoryS3::reset`].
+/// Counts of requests since [`MemoryStore::reset`].
 #[derive(Clone, Debug, Default)]
 pub struct Traffic {
     /// Requests by their method; of those with `GET` that list, the name is `LIST`.
@@ -58,14 +68,17 @@ pub struct Traffic {
     pub most_in_flight: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    kind: Kind,
     objects: BTreeMap<String, Object>,
+    /// That of the youngest object, of all.
+    generation: u64,
     latency: Duration,
     traffic: Traffic,
     in_flight: u64,
@@ -75,6 +88,8 @@ struct State {
 struct Object {
     data: Bytes,
     tag: HeaderValue,
+    /// It is given when the object is stored.
+    generation: u64,
     modified: DateTime<Utc>,
     /// Headers that came with it and are returned with it.
     headers: HeaderMap,
@@ -89,13 +104,26 @@ struct Asked {
     headers: HeaderMap,
 }
 
-impl MemoryS3 {
-    /// Serves at a free port of 127.0.0.1 until it is dropped.
+impl MemoryStore {
+    /// Serves the protocol of S3 at a free port of 127.0.0.1 until it is dropped.
     ///
     /// # Panics
     ///
     /// When there is none.
-    pub fn new(latency: Duration) -> Self {
+    pub fn s3(latency: Duration) -> Self {
+        Self::new(Kind::S3, latency)
+    }
+
+    /// The same with the XML API of Google Cloud Storage.
+    ///
+    /// # Panics
+    ///
+    /// When there is no free port.
+    pub fn gcs(latency: Duration) -> Self {
+        Self::new(Kind::Gcs, latency)
+    }
+
+    fn new(kind: Kind, latency: Duration) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -107,8 +135,15 @@ impl MemoryS3 {
         listener
             .set_nonblocking(true)
             .expect("a listener need not block");
-        let shared = Arc::<Shared>::default();
-        shared.state().latency = latency;
+        let state = Mutex::new(State {
+            kind,
+            objects: BTreeMap::new(),
+            generation: 0,
+            latency,
+            traffic: Traffic::default(),
+            in_flight: 0,
+        });
+        let shared = Arc::new(Shared { state });
         let serving = Arc::clone(&shared);
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("this is a runtime with sockets");
@@ -120,6 +155,7 @@ impl MemoryS3 {
         });
         let runtime = Some(runtime);
         Self {
+            kind,
             address,
             shared,
             runtime,
@@ -148,16 +184,16 @@ impl MemoryS3 {
 
     /// The URI of a prefix of the bucket.
     pub fn uri(&self, prefix: &str) -> String {
-        format!("s3://{BUCKET}/{prefix}")
+        self.kind.uri(prefix)
     }
 
     /// The variables by which programs find the store, and their credentials.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
-        s3_variables(self.address)
+        self.kind.variables(self.address)
     }
 }
 
-impl Drop for MemoryS3 {
+impl Drop for MemoryStore {
     fn drop(&mut self) {
         // The caller may be a task, which may not wait.
         if let Some(runtime) = self.runtime.take() {
@@ -275,7 +311,9 @@ impl Object {
         }
         tag.push('"');
         let kept = |name: &HeaderName| {
-            name.as_str().starts_with("x-amz-meta-")
+            ["x-amz-meta-", "x-goog-meta-"]
+                .iter()
+                .any(|prefix| name.as_str().starts_with(prefix))
                 || *name == header::CONTENT_TYPE
                 || *name == header::CONTENT_ENCODING
         };
@@ -283,6 +321,7 @@ impl Object {
         Self {
             data,
             tag: HeaderValue::from_str(&tag).expect("digits are a header's value"),
+            generation: 0,
             modified: SystemTime::now().into(),
             headers: headers
                 .map(|(name, value)| (name.clone(), value.clone()))
@@ -316,35 +355,64 @@ impl State {
         match (&asked.method, object) {
             (&Method::GET, _) if asked.is_of_bucket() => self.list(asked),
             (&Method::PUT | &Method::HEAD, _) if asked.is_of_bucket() => reply(StatusCode::OK),
-            (&Method::POST, _) if asked.query.contains_key("delete") => {
+            (&Method::POST, _) if asked.query.contains_key("delete") && self.kind != Kind::Gcs => {
                 self.delete_many(asked, body)
             }
             (&Method::GET | &Method::HEAD, _) => self.get(asked),
             (&Method::PUT, Some(object)) => self.put(asked, object),
-            (&Method::DELETE, _) => {
-                self.objects.remove(&asked.key);
-                reply(StatusCode::NO_CONTENT)
-            }
+            (&Method::DELETE, _) => self.delete(asked),
             _ => failure(StatusCode::NOT_IMPLEMENTED, "NotImplemented"),
         }
     }
 
-    fn put(&mut self, asked: &Asked, object: Object) -> Reply {
+    /// The refusal of a request whose condition does not hold.
+    fn refusal(&self, asked: &Asked) -> Option<Reply> {
         let there = self.objects.get(&asked.key);
+        if self.kind == Kind::Gcs {
+            let wanted = asked.condition(IF_GENERATION_MATCH)?;
+            let generation = there.map_or(0, |there| there.generation);
+            return (*wanted != HeaderValue::from(generation)).then(refused);
+        }
         if let Some(wanted) = asked.condition(header::IF_MATCH) {
             match there {
-                None => return failure(StatusCode::NOT_FOUND, "NoSuchKey"),
-                Some(there) if there.tag != *wanted => return refused(),
+                None => return Some(failure(StatusCode::NOT_FOUND, "NoSuchKey")),
+                Some(there) if there.tag != *wanted => return Some(refused()),
                 Some(_) => {}
             }
         }
-        if asked.condition(header::IF_NONE_MATCH).is_some() && there.is_some() {
-            return refused();
+        let created = asked.condition(header::IF_NONE_MATCH).is_some();
+        (created && there.is_some()).then(refused)
+    }
+
+    fn put(&mut self, asked: &Asked, mut object: Object) -> Reply {
+        if let Some(refusal) = self.refusal(asked) {
+            return refusal;
         }
+        self.generation += 1;
+        object.generation = self.generation;
         let mut done = reply(StatusCode::OK);
-        done.headers_mut().insert(header::ETAG, object.tag.clone());
+        self.name_version(&object, done.headers_mut());
         self.objects.insert(asked.key.clone(), object);
         done
+    }
+
+    fn delete(&mut self, asked: &Asked) -> Reply {
+        if self.kind == Kind::Gcs
+            && let Some(refusal) = self.refusal(asked)
+        {
+            return refusal;
+        }
+        match self.objects.remove(&asked.key) {
+            None if self.kind == Kind::Gcs => failure(StatusCode::NOT_FOUND, "NoSuchKey"),
+            _ => reply(StatusCode::NO_CONTENT),
+        }
+    }
+
+    fn name_version(&self, object: &Object, headers: &mut HeaderMap) {
+        headers.insert(header::ETAG, object.tag.clone());
+        if self.kind == Kind::Gcs {
+            headers.insert(GENERATION, object.generation.into());
+        }
     }
 
     fn get(&self, asked: &Asked) -> Reply {
@@ -375,7 +443,7 @@ impl State {
         let mut found = reply(status);
         let headers = found.headers_mut();
         headers.extend(object.headers.clone());
-        headers.insert(header::ETAG, object.tag.clone());
+        self.name_version(object, headers);
         headers.insert(header::CONTENT_LENGTH, data.len().into());
         let mut text = |name, text: String| {
             let value = HeaderValue::from_str(&text).expect("digits are a header's value");
