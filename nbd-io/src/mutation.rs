@@ -26,12 +26,14 @@ pub enum Mutation {
     MergedStatus,
     /// A timer is set for a deadline that has passed.
     LateTimer,
+    /// Requests are given up as late without a look at answers that have come.
+    UnreadAnswers,
 }
 
 #[cfg(feature = "mutations")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DropReplay,
         Self::ReorderReplay,
         Self::ReplayOverwritten,
@@ -40,6 +42,7 @@ impl Mutation {
         Self::SilentLoss,
         Self::MergedStatus,
         Self::LateTimer,
+        Self::UnreadAnswers,
     ];
 
     /// Has the process make a mistake from now on, or none.

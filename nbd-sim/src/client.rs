@@ -2,6 +2,7 @@
 
 use crate::{
     content::{SECTOR, UNKNOWN, Value, ZERO, decode, encode},
+    deadlines::Started,
     history::{Domain, History, Kind, Outcome, Time},
     plan::{ClientPlan, Op},
     runtime::{Sim, lock},
@@ -15,7 +16,10 @@ use std::{
     future::poll_fn,
     ops::Range,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -28,6 +32,8 @@ pub struct Program {
     history: Arc<History>,
     plan: Arc<ClientPlan>,
     session: Arc<Mutex<Session>>,
+    /// Number of connections that were lost.
+    losses: Arc<AtomicU32>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +62,7 @@ impl Program {
             history,
             plan: Arc::new(plan),
             session: Arc::default(),
+            losses: Arc::default(),
         }
     }
 
@@ -96,6 +103,7 @@ impl Program {
 
     /// Has the client connect again.
     pub fn reconnect_now(&self) -> bool {
+        self.sim.give_up_connections();
         let handle = lock(&self.session).client.clone();
         handle.is_some_and(|handle| handle.client.reconnect_now().is_ok())
     }
@@ -104,7 +112,9 @@ impl Program {
     pub async fn disconnect(&self) {
         let handle = lock(&self.session).client.take();
         if let Some(handle) = handle {
+            let started = self.started();
             let _ = handle.client.disconnect().await;
+            self.check(started.disconnected(&self.sim));
         }
     }
 
@@ -127,9 +137,13 @@ impl Program {
                 }
             }
             self.sim.sleep(Duration::from_millis(1)).await;
+            self.sim.note_progress();
         }
         loop {
-            match self.options().connect("nbd://simulated").await {
+            let started = self.started();
+            let connected = self.options().connect("nbd://simulated").await;
+            self.check(started.connected(&self.sim, &self.plan));
+            match connected {
                 Ok(client) => {
                     let (keeps, reconnects) = match self.plan.reconnects {
                         Some((kept, _)) => (kept > 0, true),
@@ -170,6 +184,7 @@ impl Program {
         });
         let (sim, number) = (self.sim.clone(), self.number);
         let history = self.history.clone();
+        let losses = self.losses.clone();
         ConnectOptions::with_runtime(self.sim.clone())
             .connections(plan.connections)
             .reconnect(policy)
@@ -177,12 +192,26 @@ impl Program {
             .structured_replies(plan.style.1)
             .context(ContextName::base_allocation())
             .request_timeout(Some(plan.timeout))
-            .connect_timeout(Some(plan.timeout * 2))
+            .connect_timeout(Some(plan.connect_timeout()))
             .negotiation_timeout(Some(plan.timeout))
             .on_event(move |event: &ClientEvent| {
                 sim.log(|| format!("client {number}: {event}"));
+                if matches!(event, ClientEvent::Lost { .. }) {
+                    losses.fetch_add(1, Ordering::Relaxed);
+                }
                 judge(&history, &event.to_string());
             })
+    }
+
+    fn started(&self) -> Started {
+        Started::new(&self.sim, self.losses.load(Ordering::Relaxed))
+    }
+
+    fn check(&self, wrong: Option<String>) {
+        if let Some(wrong) = wrong {
+            let client = self.number;
+            self.history.violation(format!("client {client}: {wrong}"));
+        }
     }
 
     /// No fault of these makes a peer break the protocol.
@@ -209,6 +238,7 @@ impl Program {
                 op.number
             )
         });
+        let started = self.started();
         let mut asked = pin!(ask(&client, op.kind, op.sectors.clone(), value));
         let mut polls = 0;
         let answer = poll_fn(|cx| match asked.as_mut().poll(cx) {
@@ -230,6 +260,13 @@ impl Program {
             };
             format!("client {name}: {value} is answered: {answer}")
         });
+        let minimum = client.block_sizes().minimum().into();
+        let losses = self.losses.load(Ordering::Relaxed);
+        self.check(started.ended(&self.sim, &self.plan, op, minimum, losses));
+        if let Some(Err(error)) = &answer {
+            let is_alone = self.history.is_alone(number);
+            self.check(started.had_answer(&self.sim, &self.plan, op, error, is_alone));
+        }
         let (outcome, read) = match answer {
             Some(Ok(read)) => (Outcome::Done, read),
             Some(Err(Error::Failed { .. })) => (Outcome::Failed, Vec::new()),

@@ -2,6 +2,7 @@
 
 use crate::{
     content::{SECTOR, Value, ZERO, decode},
+    plan::BLOCK,
     runtime::lock,
 };
 use nbd_proto::{Errno, Failure};
@@ -38,6 +39,14 @@ pub enum Kind {
     Trim,
     /// Flush.
     Flush,
+}
+
+impl Kind {
+    /// Whether it changes the disk.
+    #[must_use]
+    pub const fn is_change(self) -> bool {
+        matches!(self, Self::Write | Self::WriteFua | Self::Zero | Self::Trim)
+    }
 }
 
 /// The outcome of an operation.
@@ -162,6 +171,31 @@ impl History {
         let events = lock(&self.0);
         let open = |operation: &&Operation| operation.ended.is_none();
         events.operations.iter().filter(open).count()
+    }
+
+    /// Whether none of the requests of other operations of the same program, since this one was begun,
+    /// can be taken for its own, and it had to wait for none of them.
+    pub fn is_alone(&self, number: usize) -> bool {
+        let events = lock(&self.0);
+        let own = &events.operations[number];
+        let client = |operation: &Operation| events.domains[operation.domain].client;
+        // The blocks that sectors are in.
+        let blocks = |operation: &Operation| {
+            let sectors = &operation.sectors;
+            sectors.start / BLOCK..sectors.end.div_ceil(BLOCK)
+        };
+        let is_related = |other: &Operation| {
+            let (ours, theirs) = (blocks(own), blocks(other));
+            (other.kind == own.kind || other.kind.is_change())
+                && (own.kind == Kind::Flush || theirs.start < ours.end && ours.start < theirs.end)
+        };
+        let mut others = (0..).zip(&events.operations);
+        !others.any(|(at, other)| {
+            at != number
+                && client(other) == client(own)
+                && other.ended.is_none_or(|ended| ended > own.begun)
+                && is_related(other)
+        })
     }
 
     /// The disk lost power.

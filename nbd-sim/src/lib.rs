@@ -14,6 +14,7 @@
 
 pub mod client;
 pub mod content;
+mod deadlines;
 pub mod disk;
 pub mod history;
 pub mod network;

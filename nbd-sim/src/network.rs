@@ -8,17 +8,18 @@ pub use end::End;
 
 use self::wire::Wire;
 
-use crate::runtime::{Sim, Timer, lock};
+use crate::runtime::{Group, Sim, Timer, lock};
 use fastrand::Rng;
 use nbd_io::{
     client::DialOptions,
     runtime::{Network, Runtime},
     server::{Listener, Peer},
 };
-use nbd_proto::uri::Address;
+use nbd_proto::{Command, uri::Address};
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind},
+    ops::Range,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -73,6 +74,10 @@ struct Connection {
     /// By who writes: the client, the server.
     ways: [Way; 2],
     ends: [EndState; 2],
+    /// The client's process.
+    owner: Group,
+    /// The client was made to give it up.
+    is_unwanted: bool,
     /// No byte passes any more.
     is_severed: bool,
     wire: Wire,
@@ -96,6 +101,8 @@ struct Way {
 #[derive(Debug, Default)]
 struct EndState {
     is_dropped: bool,
+    /// When its process has dropped it.
+    dropped: Option<Duration>,
     /// From when on reads and writes fail.
     reset: Option<Duration>,
     /// From when on writes fail.
@@ -106,6 +113,19 @@ impl Connection {
     fn wakers(&mut self) -> impl Iterator<Item = Waker> {
         let wakers = |way: &mut Way| [way.reader.take(), way.writer.take()];
         self.ways.iter_mut().flat_map(wakers).flatten()
+    }
+
+    /// Whether a client may have lost it, or may be about to.
+    fn fails(&self) -> bool {
+        let client = &self.ends[0];
+        self.is_severed
+            || self.is_unwanted
+            || client.reset.is_some()
+            || client.unwritable.is_some()
+            || self.ends[1].is_dropped
+            || self.ways[1].end.is_some()
+            // It is the last that a client writes.
+            || self.ways[0].end.is_some() && client.dropped.is_none()
     }
 
     fn is_over(&self) -> bool {
@@ -138,7 +158,10 @@ impl Net {
             let all = self.connections.iter();
             all.map(|connection| count(&connection.wire)).sum()
         };
-        let (requests, answers) = (sum(|wire| wire.requests), sum(|wire| wire.answers));
+        let (requests, answers) = (
+            sum(|wire| wire.requests.len() as u64),
+            sum(|wire| wire.answers),
+        );
         (requests, answers, &self.faults)
     }
 }
@@ -206,14 +229,21 @@ impl Sim {
         let Some(id) = self.any_connection() else {
             return false;
         };
-        let way = usize::from(self.random(Rng::bool));
-        let until = self.now() + time;
+        let to_client = self.random(Rng::bool);
+        let now = self.now();
+        let until = now + time;
         let mut net = lock(&self.net);
-        let way = &mut net.connections[id].ways[way];
+        let connection = &mut net.connections[id];
+        let way = &mut connection.ways[usize::from(to_client)];
         way.stalled = way.stalled.max(until);
-        for (at, _) in &mut way.segments {
+        // Bytes that have arrived can be read.
+        for (at, _) in way.segments.iter_mut().filter(|(at, _)| *at > now) {
             *at = until.max(*at);
         }
+        if to_client {
+            connection.wire.delay(now, until);
+        }
+        let way = &connection.ways[usize::from(to_client)];
         let hit = !way.segments.is_empty();
         drop(net);
         self.log(|| format!("connection {id}: stalls for {time:?}"));
@@ -270,6 +300,61 @@ impl Sim {
         (0..count).for_each(|id| self.wake_connection(id));
     }
 
+    /// The client of this process is made to give up its connections.
+    pub fn give_up_connections(&self) {
+        let mut net = lock(&self.net);
+        let own = net.connections.iter_mut();
+        own.filter(|connection| connection.owner == self.group())
+            .for_each(|connection| connection.is_unwanted = true);
+    }
+
+    /// Whether a client had, at a time, the answers to all of its requests for these bytes, `since` a
+    /// time. If anything else can be the reason why one of them timed out, it had not.
+    #[must_use]
+    pub fn was_answered(
+        &self,
+        command: Command,
+        bytes: Range<u64>,
+        since: Duration,
+        by: Duration,
+    ) -> bool {
+        let now = self.now();
+        let net = lock(&self.net);
+        // With pieces, a read may find nothing though there is something.
+        if net.chop != usize::MAX {
+            return false;
+        }
+        let own = net.connections.iter().filter(|connection| {
+            let dropped = connection.ends[0].dropped;
+            connection.owner == self.group() && dropped.is_none_or(|at| at >= since)
+        });
+        let mut next = bytes.start;
+        let mut found = Vec::new();
+        for connection in own {
+            // The client may give up all of its connections when one fails.
+            if connection.fails() || connection.ends[0].dropped.is_some_and(|at| at < now) {
+                return false;
+            }
+            let requests = connection.wire.requests.iter().filter(|request| {
+                request.command == u64::from(command.code())
+                    && request.sent >= since
+                    && (bytes.is_empty()
+                        || request.bytes.start < bytes.end && bytes.start < request.bytes.end)
+            });
+            found.extend(requests);
+        }
+        found.sort_by_key(|request| request.bytes.start);
+        for request in &found {
+            if request.answered.is_none_or(|answered| answered > by) {
+                return false;
+            }
+            if request.bytes.start <= next {
+                next = next.max(request.bytes.end);
+            }
+        }
+        !found.is_empty() && next >= bytes.end
+    }
+
     /// Whether the client has given up a connection, so that it counts no answer of it.
     #[must_use]
     pub fn is_given_up(&self, connection: usize) -> bool {
@@ -281,13 +366,16 @@ impl Network for Sim {
     type Stream = End;
 
     async fn connect(&self, _: &Address, options: &DialOptions) -> io::Result<End> {
+        let start = self.now();
         self.sleep(self.latency()).await;
+        self.note_progress();
         let server = lock(&self.net).server;
         match server {
             Reach::Down => return Err(ErrorKind::ConnectionRefused.into()),
             Reach::Deaf => {
                 let timeout = options.timeout.unwrap_or(Duration::from_secs(60));
-                self.sleep(timeout).await;
+                let passed = self.now() - start;
+                self.sleep(timeout.saturating_sub(passed)).await;
                 return Err(ErrorKind::TimedOut.into());
             }
             Reach::Up => {}
@@ -295,7 +383,10 @@ impl Network for Sim {
         let accepted = self.now() + self.latency();
         let mut net = lock(&self.net);
         let id = net.connections.len();
-        net.connections.push(Connection::default());
+        net.connections.push(Connection {
+            owner: self.group(),
+            ..Connection::default()
+        });
         let accepted = accepted.max(net.accepts_from);
         net.backlog.push_back((accepted, id));
         let acceptor = net.acceptor.take();

@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, fmt, ops::Range, time::Duration};
 pub const REGION: u64 = 24;
 
 /// The sectors of a block of the largest minimum size.
-const BLOCK: u64 = 8;
+pub(crate) const BLOCK: u64 = 8;
 
 /// Runs on an object store are longer by this factor.
 const SLOWER: u32 = 4;
@@ -272,6 +272,14 @@ impl Plan {
             }
         }
         self
+    }
+}
+
+impl ClientPlan {
+    /// Time limit of making a connection, all of it.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Duration {
+        self.timeout * 2
     }
 }
 

@@ -77,7 +77,7 @@ pub fn run(plan: &Plan, logs: bool) -> Report {
             match sim.step(LONGEST) {
                 Step::Done => {}
                 Step::Idle => return Some("something waits for ever"),
-                Step::Livelock => return Some("tasks wake each other for ever"),
+                Step::Livelock => return Some("tasks are woken for ever, and do nothing"),
             }
         }
         None
@@ -150,6 +150,7 @@ impl World {
             .collect();
         while lock(&self.sim.net).server != Reach::Up {
             self.sim.sleep(Duration::from_millis(1)).await;
+            self.sim.note_progress();
         }
         let begin = self.sim.now();
         let left = |at: Duration| (begin + at).saturating_sub(self.sim.now());

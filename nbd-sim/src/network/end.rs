@@ -6,6 +6,7 @@ use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice, IoSliceMut},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 /// One end of a connection: 0 is the client's, 1 the server's.
@@ -73,6 +74,7 @@ impl End {
             way.bytes -= n;
             let writer = way.writer.take();
             drop(net);
+            self.sim.note_progress();
             writer.into_iter().for_each(Waker::wake);
             return Poll::Ready(Ok(n));
         }
@@ -119,9 +121,18 @@ impl End {
         }
         let n = segment.len();
         way.bytes += n;
-        let faults = connection.wire.wrote(self.side, segment.iter().copied());
         let at = way.last.max(way.stalled).max(now + latency);
         way.last = at;
+        // Bytes of a severed connection never arrive.
+        let time = match self.side {
+            0 => now,
+            _ if is_severed => Duration::MAX,
+            _ => at,
+        };
+        let faults = connection
+            .wire
+            .wrote(self.side, time, segment.iter().copied());
+        self.sim.note_progress();
         if !is_severed && n > 0 {
             if let (true, Some(reader)) = (way.segments.is_empty(), &way.reader) {
                 self.sim.set_timer(&mut way.arrival, Some(at), reader);
@@ -157,13 +168,15 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         self.end();
-        let at = self.sim.now() + self.sim.latency();
+        let now = self.sim.now();
+        let at = now + self.sim.latency();
         let mut net = lock(&self.sim.net);
         let connection = &mut net.connections[self.id];
         if connection.ends[self.side].is_dropped {
             return;
         }
         connection.ends[self.side].is_dropped = true;
+        connection.ends[self.side].dropped = Some(now);
         if !connection.is_severed {
             let has_unread = !connection.ways[1 - self.side].segments.is_empty();
             let peer = &mut connection.ends[1 - self.side];

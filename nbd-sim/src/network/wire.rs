@@ -3,16 +3,27 @@
 //!
 //! It knows the protocol by itself, so that it shares no mistake with the client or the server.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 /// The client writes as 0, the server as 1.
 #[derive(Debug, Default)]
 pub(super) struct Wire {
     ways: [Way; 2],
-    /// Requests without an answer, by cookie, with the length of a read.
-    open: BTreeMap<u64, u64>,
-    pub(super) requests: u64,
+    /// Requests without an answer, by cookie: their places among all.
+    open: BTreeMap<u64, usize>,
+    pub(super) requests: Vec<Request>,
     pub(super) answers: u64,
+}
+
+/// A request.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) command: u64,
+    pub(super) bytes: Range<u64>,
+    /// When the client wrote it.
+    pub(super) sent: Duration,
+    /// When all of its answer arrives.
+    pub(super) answered: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -21,6 +32,8 @@ struct Way {
     bytes: Vec<u8>,
     /// Number of bytes to come that are data of a message.
     data: u64,
+    /// The request whose answer is complete with these data.
+    answers: Option<usize>,
     /// Whether greeting or client flags have passed.
     has_begun: bool,
 }
@@ -48,10 +61,12 @@ impl Way {
 }
 
 impl Wire {
-    /// Looks at bytes that an end has written. Returns the faults in them.
+    /// Looks at bytes that an end has written. `time` is when the client has written or the server's
+    /// bytes arrive. Returns the faults in them.
     pub(super) fn wrote(
         &mut self,
         side: usize,
+        time: Duration,
         bytes: impl IntoIterator<Item = u8>,
     ) -> Vec<String> {
         let mut faults = Vec::new();
@@ -59,6 +74,7 @@ impl Wire {
             let way = &mut self.ways[side];
             if way.data > 0 {
                 way.data -= 1;
+                self.answer(time);
                 continue;
             }
             way.bytes.push(byte);
@@ -85,15 +101,38 @@ impl Wire {
                 }
             };
             if way.bytes.len() == header {
-                faults.extend(self.message(side, magic));
+                faults.extend(self.message(side, time, magic));
                 self.ways[side].bytes.clear();
+                self.answer(time);
             }
         }
         faults
     }
 
+    /// The last byte of an answer may have been written.
+    fn answer(&mut self, time: Duration) {
+        let way = &mut self.ways[1];
+        if way.data == 0
+            && let Some(request) = way.answers.take()
+            && let Some(request) = self.requests.get_mut(request)
+        {
+            request.answered = Some(time);
+        }
+    }
+
+    /// Bytes of the server that have not arrived arrive later.
+    pub(super) fn delay(&mut self, now: Duration, until: Duration) {
+        let late = self
+            .requests
+            .iter_mut()
+            .filter_map(|one| one.answered.as_mut());
+        for time in late.filter(|time| **time > now) {
+            *time = until.max(*time);
+        }
+    }
+
     /// A header is complete.
-    fn message(&mut self, side: usize, magic: u32) -> Option<String> {
+    fn message(&mut self, side: usize, time: Duration, magic: u32) -> Option<String> {
         let way = &mut self.ways[side];
         let (flags, cookie) = (way.number(4, 2), way.number(8, 8));
         match magic {
@@ -113,20 +152,33 @@ impl Wire {
                     way.data = len;
                 }
                 if command != DISC {
-                    self.requests += 1;
-                    let read = if command == READ { len } else { 0 };
-                    if self.open.insert(cookie, read).is_some() {
+                    let offset = way.number(16, 8);
+                    let place = self.requests.len();
+                    self.requests.push(Request {
+                        command,
+                        bytes: offset..offset.saturating_add(len),
+                        sent: time,
+                        answered: None,
+                    });
+                    if self.open.insert(cookie, place).is_some() {
                         return Some(format!("cookie {cookie:#x} is in flight twice"));
                     }
                 }
             }
             SIMPLE_REPLY => {
                 let failed = way.number(4, 4) != 0;
-                let Some(len) = self.open.remove(&cookie) else {
+                let Some(request) = self.open.remove(&cookie) else {
                     return Some(no_request(cookie));
                 };
                 self.answers += 1;
-                self.ways[side].data = if failed { 0 } else { len };
+                let asked = self
+                    .requests
+                    .get(request)
+                    .filter(|asked| asked.command == READ);
+                let len = asked.map_or(0, |asked| asked.bytes.end - asked.bytes.start);
+                let way = &mut self.ways[side];
+                way.data = if failed { 0 } else { len };
+                way.answers = Some(request);
             }
             STRUCTURED_REPLY | EXTENDED_REPLY => {
                 way.data = match magic {
@@ -137,7 +189,7 @@ impl Wire {
                     return Some(no_request(cookie));
                 }
                 if flags & DONE != 0 {
-                    self.open.remove(&cookie);
+                    way.answers = self.open.remove(&cookie);
                     self.answers += 1;
                 }
             }
@@ -155,6 +207,8 @@ fn no_request(cookie: u64) -> String {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::ZERO;
+
     fn words(words: &[&[u8]]) -> Vec<u8> {
         words.concat()
     }
@@ -163,17 +217,17 @@ mod tests {
     fn flushing() -> Wire {
         let mut wire = Wire::default();
         let option = words(&[&[0; 4], b"IHAVEOPT", &[0, 0, 0, 7, 0, 0, 0, 2, 9, 9]]);
-        assert!(wire.wrote(0, option).is_empty());
+        assert!(wire.wrote(0, NOW, option).is_empty());
         let magic = 0x0003_e889_0455_65a9_u64.to_be_bytes();
         let reply = words(&[&[0; 18], &magic, &[0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0]]);
-        assert!(wire.wrote(1, reply).is_empty());
+        assert!(wire.wrote(1, NOW, reply).is_empty());
         let flush = words(&[
             &REQUEST.to_be_bytes(),
             &[0, 0, 0, 3],
             &7_u64.to_be_bytes(),
             &[0; 12],
         ]);
-        assert!(wire.wrote(0, flush).is_empty());
+        assert!(wire.wrote(0, NOW, flush).is_empty());
         wire
     }
 
@@ -181,9 +235,9 @@ mod tests {
     fn a_second_answer_to_a_request_is_a_fault() {
         let answer = words(&[&SIMPLE_REPLY.to_be_bytes(), &[0; 4], &7_u64.to_be_bytes()]);
         let mut wire = flushing();
-        assert!(wire.wrote(1, answer.clone()).is_empty());
-        assert_eq!((wire.requests, wire.answers), (1, 1));
-        assert_eq!(wire.wrote(1, answer), [no_request(7)]);
+        assert!(wire.wrote(1, NOW, answer.clone()).is_empty());
+        assert_eq!((wire.requests.len(), wire.answers), (1, 1));
+        assert_eq!(wire.wrote(1, NOW, answer), [no_request(7)]);
     }
 
     #[test]
@@ -198,8 +252,11 @@ mod tests {
             ])
         };
         let mut wire = flushing();
-        assert!(wire.wrote(1, [chunk(0), chunk(1)].concat()).is_empty());
-        assert_eq!(wire.wrote(1, chunk(1)), [no_request(7)]);
-        assert_eq!(wire.wrote(1, *b"else"), ["0x656c7365 begins no message"]);
+        assert!(wire.wrote(1, NOW, [chunk(0), chunk(1)].concat()).is_empty());
+        assert_eq!(wire.wrote(1, NOW, chunk(1)), [no_request(7)]);
+        assert_eq!(
+            wire.wrote(1, NOW, *b"else"),
+            ["0x656c7365 begins no message"]
+        );
     }
 }

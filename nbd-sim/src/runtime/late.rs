@@ -64,6 +64,8 @@ impl Sim {
             number: core.number(),
         };
         core.holds.push(hold);
+        let now = core.now;
+        core.held.push((hold, now, None));
         let waiting = core.waiting();
         core.ready.retain(|task| !waiting.contains(task));
         Some(hold)
@@ -74,9 +76,30 @@ impl Sim {
         let mut core = self.lock();
         let mut released = core.waiting();
         core.holds.retain(|other| other.number != hold.number);
+        let now = core.now;
+        let mut held = core.held.iter_mut();
+        if let Some((.., end)) = held.find(|(other, ..)| other.number == hold.number) {
+            *end = Some(now);
+        }
         let held = core.waiting();
         released.retain(|task| !held.contains(task));
         core.ready.extend(&released);
         !released.is_empty()
+    }
+
+    /// For how long the process of this handle, or a task of it, has been held up since a time, all hold-ups
+    /// together.
+    #[must_use]
+    pub fn held_since(&self, since: Duration) -> Duration {
+        let core = self.lock();
+        let own = core
+            .held
+            .iter()
+            .filter(|(hold, ..)| hold.group == self.group);
+        own.map(|(_, begin, end)| {
+            let end = end.unwrap_or(core.now);
+            end.saturating_sub(since.max(*begin))
+        })
+        .sum()
     }
 }

@@ -5,7 +5,7 @@ use super::{
     Link, State, Stop, TICK,
     table::replace,
 };
-use crate::{client::Lost, runtime::Runtime};
+use crate::{client::Lost, mutation::Mutation, runtime::Runtime};
 use std::{
     fmt, mem,
     pin::Pin,
@@ -65,7 +65,7 @@ impl<R: Runtime> ConnectionTask<R> {
                 return;
             }
             // An answer that has come is no late one: perhaps the task that was to read it is late.
-            if !mem::replace(&mut has_read, true) {
+            if !mem::replace(&mut has_read, true) && !Mutation::UnreadAnswers.is_made() {
                 state.release_poller();
                 state.poll_stream(cx.waker(), None);
                 continue;
