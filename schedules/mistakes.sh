@@ -28,7 +28,7 @@ threads of|nbd-blocking/src/host/threads.rs|idle threads are not woken at the en
 tasks share a|nbd-io/src/client/tasks/link/table.rs|a task that has its reply passes the role on to no other|/fn release\(/,/^    }/ s/self.pass_on\(\);/self.poller = None;/
 tasks share a|nbd-io/src/server/jobs.rs|a job that is done does not wake the connection|s/state.waker.take\(\)$/None::<Waker>/
 tasks share a|nbd-io/src/server/jobs.rs|a thread is started only if none runs and no result waits|s/let start = state.runners < self.width;/let start = state.runners == 0 \&\& state.done.is_empty();/
-memory|nbd-io/src/server/budget.rs|memory that came back before there was a task to wake|/It may have been given back/,/^        };/ s/self.budget.take\(more, all\)/false/
+memory comes back|nbd-io/src/server/budget.rs|memory that came back before there was a task to wake|/It may have been given back/,/^        };/ s/self.budget.take\(more, all\)/false/
 stopped|nbd-io/src/server/registry.rs|the end is looked for before it is waited for|/fn poll_until/,/^    }/ s/let mut state = lock\(&self.registry.state\);/let ended = done(\&lock(\&self.registry.state)); let mut state = lock(\&self.registry.state);/;/fn poll_until/,/^    }/ s/if done\(&state\)/if ended/
 END
 exit "$missed"

@@ -9,6 +9,7 @@
 mod block_on;
 mod blocking;
 mod host;
+mod memory;
 mod shared;
 mod stream;
 
@@ -16,6 +17,8 @@ mod stream;
 mod link;
 #[path = "../../nbd-blocking/src/range_guard.rs"]
 mod range_guard;
+#[path = "../../nbd-io/src/server/budget.rs"]
+mod budget;
 
 use shuttle::{
     Config, Runner,
@@ -41,7 +44,7 @@ mod dial_clock {
 /// A model: a few threads, which end under every schedule or panic.
 type Model = fn();
 
-const MODELS: [(&str, Model); 10] = [
+const MODELS: [(&str, Model); 11] = [
     (
         "threads share a connection",
         blocking::threads_share_a_connection,
@@ -58,6 +61,7 @@ const MODELS: [(&str, Model); 10] = [
         "tasks share flushes",
         shared::tasks_share_flushes_over_a_loss,
     ),
+    ("memory comes back", memory::memory_comes_back),
     ("clients share memory", shared::clients_share_memory),
     ("a server is stopped", shared::a_server_is_stopped),
     ("threads of a server", host::jobs_of_threads),
