@@ -28,12 +28,14 @@ pub enum Mutation {
     LateTimer,
     /// Requests are given up as late without a look at answers that have come.
     UnreadAnswers,
+    /// A request has twice the time that it may take.
+    LateDeadline,
 }
 
 #[cfg(feature = "mutations")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DropReplay,
         Self::ReorderReplay,
         Self::ReplayOverwritten,
@@ -43,6 +45,7 @@ impl Mutation {
         Self::MergedStatus,
         Self::LateTimer,
         Self::UnreadAnswers,
+        Self::LateDeadline,
     ];
 
     /// Has the process make a mistake from now on, or none.

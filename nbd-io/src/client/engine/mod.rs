@@ -24,6 +24,7 @@ pub use table::{Done, Sink, Submission, Ticket};
 #[cfg(feature = "tracing")]
 use super::messages::Replies;
 use super::{Error, Lost};
+use crate::mutation::Mutation;
 #[cfg(feature = "tracing")]
 use nbd_proto::client::Tolerance;
 use nbd_proto::client::{Cookie, Transmission};
@@ -297,8 +298,11 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
     }
 
     fn due(&self, now: Duration) -> Duration {
-        self.timeout
-            .map_or(Duration::MAX, |timeout| now.saturating_add(timeout))
+        let timeout = match Mutation::LateDeadline.is_made() {
+            true => self.timeout.map(|timeout| timeout * 2),
+            false => self.timeout,
+        };
+        timeout.map_or(Duration::MAX, |timeout| now.saturating_add(timeout))
     }
 
     /// No request is late before this time; `None` if none can be.
