@@ -10,6 +10,7 @@
 mod outbox;
 mod receive;
 mod reply;
+mod sink;
 mod spill;
 mod table;
 #[cfg(test)]
@@ -18,8 +19,9 @@ mod tests;
 pub use outbox::Outbox;
 pub use receive::{Inbox, LARGE, ReadPlan, Reader, no_reader};
 pub use reply::Reply;
+pub use sink::{Buffer, Sink};
 pub use spill::Spill;
-pub use table::{Done, Sink, Submission, Ticket};
+pub use table::{Done, Submission, Ticket};
 
 #[cfg(feature = "tracing")]
 use super::messages::Replies;
@@ -88,7 +90,7 @@ pub struct Engine<B, T, O = ()> {
     lost: Option<Arc<Lost>>,
 }
 
-impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
+impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
     /// A connection whose requests may take `timeout` each. With `lose_when_silent`, a request that
     /// is late ends the connection if the server has sent nothing since.
     #[must_use]

@@ -8,7 +8,7 @@
 //! payload. Then one read takes in all of it, each part in its place. If the bytes turn out to be
 //! others, those in the wrong place are taken from there.
 
-use super::{ABANDONED, Done, Engine, Reply, Sink, Spill, Ticket};
+use super::{ABANDONED, Buffer, Done, Engine, Reply, Sink, Spill, Ticket};
 use crate::client::Error;
 use nbd_proto::{
     Command, Error as Violation,
@@ -119,7 +119,7 @@ pub const fn no_reader() -> Reader<'static> {
     (ABANDONED, &mut [])
 }
 
-impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
+impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
     /// The place of the next bytes when this owner reads.
     #[inline]
     pub fn plan_read(&mut self, reader: usize) -> ReadPlan {
@@ -131,7 +131,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
         }
         let request = &self.in_flight[cookie.slot()];
         match request.sink {
-            Sink::Owned(_) => ReadPlan::Owned(cookie, range),
+            Sink::New(_) | Sink::Owned(_) => ReadPlan::Owned(cookie, range),
             Sink::Lent { at, .. } if request.owner == reader => {
                 ReadPlan::Lent(at + range.start..at + range.end)
             }
@@ -153,7 +153,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
         let len = usize::try_from(request.weight).ok()?;
         let range = match request.sink {
             // The buffer must not go while it is read into.
-            Sink::Owned(_) if reader == ABANDONED => 0..len,
+            Sink::New(_) | Sink::Owned(_) if reader == ABANDONED => 0..len,
             Sink::Lent { at, .. } if request.owner == reader => at..at + len,
             _ => return None,
         };
@@ -176,12 +176,16 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
         }
     }
 
-    /// The buffer of a request in flight, where it was handed over.
+    /// The buffer of a request in flight, where it was handed over or is to be allocated.
     pub fn owned(&mut self, cookie: Cookie) -> Option<&mut B> {
         let request = self.in_flight.get_mut(cookie.slot())?;
+        if request.cookie != Some(cookie) {
+            return None;
+        }
+        request.sink.allocate();
         match &mut request.sink {
-            Sink::Owned(buffer) if request.cookie == Some(cookie) => Some(buffer),
-            _ => None,
+            Sink::Owned(buffer) => Some(buffer),
+            Sink::None | Sink::New(_) | Sink::Lent { .. } => None,
         }
     }
 
@@ -276,7 +280,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
         }
         let misplaced = match &mut self.in_flight[cookie.slot()].sink {
             Sink::Owned(buffer) => &buffer.as_mut()[range.clone()],
-            Sink::None | Sink::Lent { .. } => &lent[range.clone()],
+            Sink::None | Sink::New(_) | Sink::Lent { .. } => &lent[range.clone()],
         };
         let wire = [front, &misplaced[..direct], rest].concat();
         self.is_split = direct > MISPLACED;
@@ -346,7 +350,9 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
                 payload: Payload { cookie, range },
                 done,
             } => {
+                let is_new = self.in_flight[cookie.slot()].sink.allocate();
                 match self.place(cookie, &range, reader) {
+                    Destination::Here(_) if is_new => {} // all of it is zero
                     Destination::Here(buffer) => buffer.fill(0),
                     Destination::Spill(spill) => spill.put_hole(range.start, range.len()),
                     Destination::Nowhere => {}
@@ -369,6 +375,9 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
     /// Puts a part of a read's payload where it goes.
     #[inline(always)]
     fn put(&mut self, cookie: Cookie, at: usize, payload: &[u8], reader: &mut Reader<'_>) {
+        if self.in_flight[cookie.slot()].sink.take(payload) {
+            return;
+        }
         match self.place(cookie, &(at..at + payload.len()), reader) {
             Destination::Here(buffer) => buffer.copy_from_slice(payload),
             Destination::Spill(spill) => spill.put(at, payload),
@@ -376,7 +385,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
         }
     }
 
-    /// The place of a part of a read's payload.
+    /// The place of a part of a read's payload, whose buffer is allocated.
     #[inline(always)]
     fn place<'a>(
         &'a mut self,
@@ -386,7 +395,7 @@ impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
     ) -> Destination<'a> {
         let request = &mut self.in_flight[cookie.slot()];
         match &mut request.sink {
-            Sink::None => Destination::Nowhere,
+            Sink::None | Sink::New(_) => Destination::Nowhere,
             Sink::Owned(buffer) => Destination::Here(&mut buffer.as_mut()[range.clone()]),
             Sink::Lent { at, .. } if request.owner == *reader => {
                 Destination::Here(&mut lent[*at + range.start..*at + range.end])

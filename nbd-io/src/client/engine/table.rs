@@ -1,6 +1,6 @@
 //! The requests in flight and their owners.
 
-use super::{ABANDONED, Engine, LARGE, Outbox, Reply, Spill};
+use super::{ABANDONED, Buffer, Engine, LARGE, Outbox, Reply, Sink};
 use crate::client::Error;
 use nbd_proto::{
     Command, Misuse,
@@ -35,41 +35,6 @@ impl<B> Default for InFlight<B> {
             weight: 0,
             large: false,
             sink: Sink::None,
-        }
-    }
-}
-
-/// The place for the payload of a read.
-#[derive(Debug, Default)]
-pub enum Sink<B> {
-    /// There is none, or it is thrown away.
-    #[default]
-    None,
-    /// To a buffer that was handed over.
-    Owned(B),
-    /// To the owner's own buffer, from this position on. Only the owner's thread may touch it, so
-    /// that others put aside bytes that they receive of it.
-    Lent {
-        /// Offset in the owner's buffer, in bytes.
-        at: usize,
-        /// Bytes of it that other threads have received.
-        spill: Option<Box<Spill>>,
-    },
-}
-
-impl<B> Sink<B> {
-    /// The part of the owner's buffer that starts here.
-    #[must_use]
-    pub const fn lent(at: usize) -> Self {
-        Self::Lent { at, spill: None }
-    }
-
-    /// The buffer that was handed over.
-    #[must_use]
-    pub fn into_owned(self) -> Option<B> {
-        match self {
-            Self::Owned(buffer) => Some(buffer),
-            Self::None | Self::Lent { .. } => None,
         }
     }
 }
@@ -123,7 +88,7 @@ pub(super) struct Owner<B, O> {
     kept: O,
 }
 
-impl<B: AsMut<[u8]>, T: Ticket, O: Default> Engine<B, T, O> {
+impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
     /// A new owner. The driver's state of it is as the last owner with this number has left it.
     #[inline]
     pub fn enter(&mut self) -> usize {

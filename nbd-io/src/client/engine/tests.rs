@@ -47,6 +47,7 @@ impl Drop for Tag {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Owned,
+    New,
     Lent,
     Trim,
     Flush,
@@ -69,6 +70,7 @@ fn act() -> impl Strategy<Value = Act> {
     let owner = 0..OWNERS;
     let kind = prop_oneof![
         Just(Kind::Owned),
+        Just(Kind::New),
         Just(Kind::Lent),
         Just(Kind::Trim),
         Just(Kind::Flush)
@@ -151,6 +153,7 @@ impl Bench {
         let offset = self.tags * 4096;
         let (command, weight, sink) = match kind {
             Kind::Owned => (Command::Read, len as u64, Sink::Owned(vec![0; len])),
+            Kind::New => (Command::Read, len as u64, Sink::New(len)),
             // Each place in the buffer belongs to one slot.
             Kind::Lent => (Command::Read, len as u64, Sink::lent(0)),
             Kind::Trim => (Command::Trim, 0, Sink::None),
@@ -171,7 +174,9 @@ impl Bench {
             submission,
             |transmission, _| {
                 let (cookie, _) = match kind {
-                    Kind::Owned | Kind::Lent => transmission.read(offset, len as u64, none)?,
+                    Kind::Owned | Kind::New | Kind::Lent => {
+                        transmission.read(offset, len as u64, none)?
+                    }
                     Kind::Trim => transmission.trim(offset, len as u64, none)?,
                     Kind::Flush => transmission.flush()?,
                 };
@@ -214,7 +219,7 @@ impl Bench {
         known.fails = Some(fails);
         self.replies.push(known.tag);
         let (cookie, offset, len) = (known.cookie.as_u64(), known.offset, known.len);
-        let is_read = matches!(known.kind, Kind::Owned | Kind::Lent);
+        let is_read = matches!(known.kind, Kind::Owned | Kind::New | Kind::Lent);
         match (self.chunks && is_read, fails) {
             (false, _) => {
                 self.wire.extend(0x6744_6698_u32.to_be_bytes());
@@ -337,7 +342,7 @@ impl Bench {
                         expected[known.hole.clone()].fill(0);
                         let at = known.cookie.slot() * LONGEST;
                         match (known.kind, done.sink) {
-                            (Kind::Owned, Sink::Owned(got)) => assert!(got == expected),
+                            (Kind::Owned | Kind::New, Sink::Owned(got)) => assert!(got == expected),
                             (Kind::Lent, _) => {
                                 assert!(self.lent[owner][at..at + known.len] == expected);
                             }
@@ -486,6 +491,24 @@ fn a_server_that_shuts_down_is_left_when_it_owes_nothing() {
     bench.deliver(0, usize::MAX);
     assert!(bench.engine.is_disconnecting());
     assert!(matches!(bench.engine.end_of_session(), Lost::ShutsDown));
+}
+
+#[test]
+fn a_read_without_a_buffer_holds_no_memory_before_its_reply_comes() {
+    let mut bench = Bench::new();
+    for _ in 0..2 {
+        bench.submit(0, Kind::New, 20_000);
+    }
+    let waits = |bench: &Bench| {
+        let in_flight = bench.engine.in_flight.iter();
+        let waits = in_flight.map(|request| matches!(request.sink, Sink::New(20_000)));
+        waits.collect::<Vec<_>>()
+    };
+    assert_eq!(bench.plan(None), ReadPlan::Inbox);
+    assert_eq!(waits(&bench), [true, true]);
+    bench.answer(0, false);
+    bench.deliver(0, 16 + 1);
+    assert_eq!(waits(&bench), [false, true]);
 }
 
 #[test]

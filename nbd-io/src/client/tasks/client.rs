@@ -134,9 +134,7 @@ impl<R: Network> Client<R> {
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
         let range = self.negotiated().range(Command::Read, offset, len as u64)?;
         let whole = self.negotiated().around(&range);
-        let buffer = BytesMut::zeroed(length(&whole));
-        let read = self.read_whole(whole.start, buffer).await;
-        let data = read.into_read()?.freeze();
+        let data = self.read_blocks(&whole).await?.freeze();
         let start = index(offset - whole.start);
         Ok(data.slice(start..start + len))
     }
@@ -166,8 +164,7 @@ impl<R: Network> Client<R> {
             };
         }
         let whole = self.negotiated().around(&range);
-        let read = self.read_whole(whole.start, BytesMut::zeroed(length(&whole)));
-        match read.await.into_read() {
+        match self.read_blocks(&whole).await {
             Ok(data) => {
                 let start = index(offset - whole.start);
                 buffer.copy_from_slice(&data[start..start + len]);
@@ -189,10 +186,7 @@ impl<R: Network> Client<R> {
             len: len as u64,
             flags,
         };
-        // A read that is too long for one request is refused, and needs no memory.
-        let is_sent = len as u64 <= self.negotiated().max_read;
-        let buffer = BytesMut::zeroed(if is_sent { len } else { 0 });
-        let read = self.perform(request, buffer).await;
+        let read = self.perform(request, BytesMut::new()).await;
         Ok(read.into_read()?.freeze())
     }
 

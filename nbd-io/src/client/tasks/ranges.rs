@@ -34,6 +34,25 @@ impl<R: Network> Client<R> {
         self.pool.only().filter(|_| is_single)
     }
 
+    /// Reads whole blocks. Where one request will do, their memory is allocated when the reply comes.
+    pub(super) async fn read_blocks(&self, range: &Range<u64>) -> Result<BytesMut, Error> {
+        let (offset, len) = (range.start, length(range));
+        if len as u64 > self.negotiated().max_payload {
+            let buffer = BytesMut::zeroed(len);
+            return self.read_whole(offset, buffer).await.into_read();
+        }
+        let request = read_request(Piece {
+            offset,
+            len: len as u64,
+        });
+        let read = match self.straight_read(len) {
+            Some(link) => link.call(request, BytesMut::new()).await,
+            None if len == 0 => return Ok(BytesMut::new()),
+            None => self.perform(request, BytesMut::new()).await,
+        };
+        read.into_read()
+    }
+
     /// Fills a buffer from whole blocks. The buffer comes back with an error, too.
     pub(super) async fn read_whole(&self, offset: u64, mut buffer: BytesMut) -> Done {
         let max = self.negotiated().max_payload;
@@ -102,8 +121,7 @@ impl<R: Network> Client<R> {
         let block = part.blocks;
         // Others that change the block come before this one reads it, or after it has written.
         let guard = self.lock_range(Command::Write, block.clone()).await?;
-        let buffer = BytesMut::zeroed(length(&block));
-        let mut buffer = self.read_whole(block.start, buffer).await.into_read()?;
+        let mut buffer = self.read_blocks(&block).await?;
         buffer[place].copy_from_slice(&data);
         let request = Request::Write {
             offset: block.start,

@@ -93,7 +93,7 @@ enum Joined {
 }
 
 fn lone() -> impl Strategy<Value = Lone> {
-    let kind = prop_oneof![Just(Kind::Owned), Just(Kind::Lent)];
+    let kind = prop_oneof![Just(Kind::Owned), Just(Kind::New), Just(Kind::Lent)];
     let len = prop_oneof![
         Just(1_usize),
         2040_usize..2056,
@@ -122,7 +122,7 @@ fn lone() -> impl Strategy<Value = Lone> {
     (kind, len, answer, rest).prop_map(|(kind, len, answer, (reader, cuts, joined))| {
         // Most often it is the one whose plan is to read ahead.
         let reader = match (kind, reader) {
-            (Kind::Owned, 1..) | (_, 0) => None,
+            (Kind::Owned | Kind::New, 1..) | (_, 0) => None,
             _ => Some(usize::from(reader == 1)),
         };
         Lone {

@@ -294,7 +294,8 @@ impl Link {
         (load != CLOSED).then_some(load)
     }
 
-    /// A call with a buffer for a read. Nothing happens before it is polled.
+    /// A call with a buffer for a read, or an empty one if it is to be allocated when the reply comes.
+    /// Nothing happens before it is polled.
     pub(crate) fn call(&self, request: Request, sink: BytesMut) -> Call<'_> {
         Call::new(self, request, sink, None)
     }

@@ -4,6 +4,7 @@ use super::{Done, Held, Queued, Request, State, Stop, Unsent};
 use crate::client::{
     Error, Lost,
     engine::{Inbox, Sink, Submission},
+    index,
 };
 use bytes::BytesMut;
 use std::{mem, task::Waker, time::Duration};
@@ -96,10 +97,14 @@ impl State {
         sink: BytesMut,
         held: &mut Option<Box<Held>>,
     ) {
+        let sink = match &request {
+            Request::Read { len, .. } if sink.is_empty() => Sink::New(index(*len)),
+            _ => Sink::Owned(sink),
+        };
         let submission = Submission {
             command: request.command(),
             weight: request.weight(),
-            sink: Sink::Owned(sink),
+            sink,
         };
         let sent = self
             .engine
