@@ -2,7 +2,10 @@
 
 use super::{
     Connected, Connector, Driver, Error, Lost, Negotiated, Observer, Reconnect, SharedLog,
+    engine::Spare,
 };
+use bytes::BytesMut;
+use std::sync::Arc;
 
 /// The way in which a client's connections are made, and the state that they share.
 #[derive(Debug)]
@@ -15,6 +18,8 @@ pub struct Common<D> {
     pub log: Option<SharedLog>,
     /// Receiver of events of this client.
     pub observer: Observer,
+    /// Memory of long reads that is used again.
+    pub spare: Arc<Spare<BytesMut>>,
 }
 
 impl<D: Driver> Common<D> {
@@ -39,6 +44,7 @@ impl<D: Driver> Common<D> {
             negotiated,
             log,
             observer,
+            spare: Arc::default(),
         }
     }
 

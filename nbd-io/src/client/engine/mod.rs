@@ -11,6 +11,7 @@ mod outbox;
 mod receive;
 mod reply;
 mod sink;
+mod spare;
 mod spill;
 mod table;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub use outbox::Outbox;
 pub use receive::{Inbox, LARGE, ReadPlan, Reader, no_reader};
 pub use reply::Reply;
 pub use sink::{Buffer, Sink};
+pub use spare::Spare;
 pub use spill::Spill;
 pub use table::{Done, Submission, Ticket};
 
@@ -76,6 +78,8 @@ pub struct Engine<B, T, O = ()> {
     /// without that goes on without.
     #[cfg(feature = "tracing")]
     replies: Option<Box<Replies>>,
+    /// Memory of earlier reads, for those that have no buffer.
+    spare: Option<Arc<Spare<B>>>,
     /// Reads in flight whose payload is worth a system call of its own.
     large: usize,
     /// The slot of the request that was submitted last.
@@ -118,6 +122,7 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
             weight: 0,
             #[cfg(feature = "tracing")]
             tolerated: Tolerance::STRICT,
+            spare: None,
             large: 0,
             latest: 0,
             is_split: false,
@@ -126,6 +131,16 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
             disconnecting: false,
             lost: None,
         }
+    }
+
+    /// Reads without a buffer get their memory from there first.
+    pub fn share(&mut self, spare: Arc<Spare<B>>) {
+        self.spare = Some(spare);
+    }
+
+    /// Frees memory that is kept for the next reads.
+    pub fn shrink(&self) {
+        self.spare.iter().for_each(|spare| spare.clear());
     }
 
     /// The protocol's side of it.

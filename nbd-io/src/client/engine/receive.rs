@@ -182,7 +182,7 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
         if request.cookie != Some(cookie) {
             return None;
         }
-        request.sink.allocate();
+        request.sink.allocate(self.spare.as_deref());
         match &mut request.sink {
             Sink::Owned(buffer) => Some(buffer),
             Sink::None | Sink::New(_) | Sink::Lent { .. } => None,
@@ -350,9 +350,10 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
                 payload: Payload { cookie, range },
                 done,
             } => {
-                let is_new = self.in_flight[cookie.slot()].sink.allocate();
+                let sink = &mut self.in_flight[cookie.slot()].sink;
+                let is_zero = sink.allocate(self.spare.as_deref());
                 match self.place(cookie, &range, reader) {
-                    Destination::Here(_) if is_new => {} // all of it is zero
+                    Destination::Here(_) if is_zero => {}
                     Destination::Here(buffer) => buffer.fill(0),
                     Destination::Spill(spill) => spill.put_hole(range.start, range.len()),
                     Destination::Nowhere => {}
@@ -385,7 +386,7 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
         }
     }
 
-    /// The place of a part of a read's payload, whose buffer is allocated.
+    /// The place of a part of a read's payload.
     #[inline(always)]
     fn place<'a>(
         &'a mut self,
@@ -394,6 +395,9 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
         (reader, lent): &'a mut Reader<'_>,
     ) -> Destination<'a> {
         let request = &mut self.in_flight[cookie.slot()];
+        if matches!(request.sink, Sink::New(_)) {
+            request.sink.allocate(self.spare.as_deref());
+        }
         match &mut request.sink {
             Sink::None | Sink::New(_) => Destination::Nowhere,
             Sink::Owned(buffer) => Destination::Here(&mut buffer.as_mut()[range.clone()]),

@@ -1,6 +1,6 @@
 //! The place for the payload of a read.
 
-use super::Spill;
+use super::{Spare, Spill};
 use bytes::BytesMut;
 
 /// Memory that holds the payload of a read.
@@ -71,26 +71,23 @@ impl<B> Sink<B> {
 }
 
 impl<B: Buffer> Sink<B> {
-    /// Allocates the buffer, all zero, if it is still to be. Returns whether it was.
-    pub(super) fn allocate(&mut self) -> bool {
+    /// Allocates the buffer if it is still to be. Returns whether it was, and is all zero.
+    pub(super) fn allocate(&mut self, spare: Option<&Spare<B>>) -> bool {
         let Self::New(len) = *self else {
             return false;
         };
-        *self = Self::Owned(B::zeroed(len));
-        true
+        let spare = spare.and_then(|spare| spare.take(len));
+        let is_zero = spare.is_none();
+        *self = Self::Owned(spare.unwrap_or_else(|| B::zeroed(len)));
+        is_zero
     }
 
-    /// Allocates the buffer for a payload. Returns whether that is all of it and in its place.
+    /// Allocates the buffer if a payload is all that goes there, with it. Returns whether it is.
     #[inline(always)]
     pub(super) fn take(&mut self, payload: &[u8]) -> bool {
-        let Self::New(len) = *self else {
-            return false;
-        };
-        let is_whole = payload.len() == len;
+        let is_whole = matches!(*self, Self::New(len) if len == payload.len());
         if is_whole {
             *self = Self::Owned(B::copy_of(payload));
-        } else {
-            self.allocate();
         }
         is_whole
     }

@@ -134,7 +134,8 @@ impl<R: Network> Client<R> {
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
         let range = self.negotiated().range(Command::Read, offset, len as u64)?;
         let whole = self.negotiated().around(&range);
-        let data = self.read_blocks(&whole).await?.freeze();
+        let data = self.read_blocks(&whole).await?;
+        let data = self.pool.common.spare.lend(data);
         let start = index(offset - whole.start);
         Ok(data.slice(start..start + len))
     }
@@ -187,7 +188,7 @@ impl<R: Network> Client<R> {
             flags,
         };
         let read = self.perform(request, BytesMut::new()).await;
-        Ok(read.into_read()?.freeze())
+        Ok(self.pool.common.spare.lend(read.into_read()?))
     }
 
     /// Writes.

@@ -32,6 +32,7 @@ impl<R: Network> Common<R> {
             bytes_in_flight: config.bytes_in_flight,
             lose_when_silent: self.loses_when_silent(),
             clock: Box::new(move || Runtime::now(&runtime)),
+            spare: self.spare.clone(),
         };
         let (stream, alarm) = untimed(connected.transport);
         let log = self.log.clone().map(LinkLog::new);

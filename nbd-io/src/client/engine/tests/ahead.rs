@@ -1,10 +1,11 @@
 //! Replies that are read as if they were the expected ones.
 
 use super::{
-    super::{ReadPlan, receive::MISPLACED},
+    super::{ReadPlan, Spare, receive::MISPLACED},
     Bench, Kind, LONGEST, content,
 };
 use proptest::prelude::*;
+use std::sync::Arc;
 
 #[test]
 fn the_reply_to_a_lone_read_comes_straight_to_its_place() {
@@ -52,6 +53,24 @@ fn the_first_part_of_a_reply_is_not_overwritten_by_the_second() {
         let plan = bench.plan(by);
         assert_eq!(plan, ReadPlan::Inbox);
         bench.deliver_as_planned(&plan, by, usize::MAX);
+        bench.settle();
+        assert!(bench.known[0].over);
+    }
+}
+
+#[test]
+fn memory_that_is_used_again_shows_no_old_data() {
+    const LEN: usize = 64 << 10;
+    for answer in [Answer::Hole, Answer::HoleAndData, Answer::DataAndHole] {
+        let mut bench = Bench::with(true);
+        let spare = Arc::new(Spare::default());
+        spare.keep(vec![1; LEN]);
+        bench.engine.share(spare);
+        bench.submit(0, Kind::New, LEN);
+        bench.answer_as(0, answer);
+        while !bench.wire.is_empty() {
+            bench.deliver(0, 3 << 20);
+        }
         bench.settle();
         assert!(bench.known[0].over);
     }

@@ -124,6 +124,9 @@ impl<R: Runtime> Future for ConnectionTask<R> {
         let mut looks = false;
         while state.ticking && Self::timer(&mut this.tick, &this.runtime, TICK, cx).is_ready() {
             state.ticking = mem::take(&mut state.busy) || state.engine.in_flight() > 0;
+            if !state.ticking {
+                state.engine.shrink();
+            }
             looks = true;
         }
         this.expire(&mut state, cx);

@@ -36,7 +36,7 @@ mod table;
 use super::{
     super::{
         Error, LinkLog, Lost, Record,
-        engine::{Engine, Inbox, Ticket},
+        engine::{Engine, Inbox, Spare, Ticket},
     },
     range_guard::RangeGuard,
 };
@@ -83,6 +83,8 @@ pub(crate) struct LinkLimits {
     /// Whether a late request ends the connection if nothing was received since it was sent.
     pub(crate) lose_when_silent: bool,
     pub(crate) clock: Clock,
+    /// Memory for reads that have no buffer.
+    pub(crate) spare: Arc<Spare<BytesMut>>,
 }
 
 /// A connection in transmission.
@@ -247,12 +249,15 @@ impl Link {
             bytes_in_flight,
             lose_when_silent,
             clock,
+            spare,
         } = limits;
         let timeout = timeout.map(|timeout| timeout.max(SHORTEST_TIMEOUT));
+        let mut engine = Engine::new(transmission, timeout, lose_when_silent);
+        engine.share(spare);
         Self {
             state: Mutex::new(State {
                 stream: Some(stream),
-                engine: Engine::new(transmission, timeout, lose_when_silent),
+                engine,
                 inbox: Inbox::default(),
                 unflushed: false,
                 unsent: Vec::new(),

@@ -115,6 +115,7 @@ pub(super) fn limits(sim: &Sim, timeout: Option<Duration>, bytes_in_flight: u64)
         bytes_in_flight,
         lose_when_silent: false,
         clock: Box::new(move || sim.now()),
+        spare: Arc::default(),
     }
 }
 
