@@ -28,6 +28,8 @@ pub mod tls;
 pub mod transport;
 mod unblock;
 mod watchers;
+#[doc(hidden)]
+pub mod zeroes;
 
 #[cfg(unix)]
 pub use directory::Directory;

@@ -1,6 +1,9 @@
 //! An export that lives in memory.
 
-use crate::export::{Content, Export, ZeroMode, check_range};
+use crate::{
+    export::{Content, Export, ZeroMode, check_range},
+    zeroes::is_zero,
+};
 use nbd_proto::{
     BlockSizes, Errno, Failure, TransmissionFlags,
     meta::{Allocation, Extent},
@@ -457,14 +460,6 @@ fn parts(offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
         let end = usize::try_from(within + len).expect("PAGE fits");
         Some((page, start..end))
     })
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    // Arrays of up to this length are compared by instructions for vectors, also in a program that is
-    // optimised for size as a whole.
-    const VECTORS: usize = 128;
-    let (blocks, rest) = bytes.as_chunks::<VECTORS>();
-    blocks.iter().all(|block| *block == [0; VECTORS]) && rest.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]
