@@ -414,8 +414,22 @@ impl Queue {
         }
     }
 
+    /// The next one of the completions that have come already, mostly together with an earlier one.
+    /// Unlike [`try_complete`](Queue::try_complete) it does not ask the system for others.
+    ///
+    /// ```no_run
+    /// # fn f(mut queue: nbd_blocking::Queue) -> Result<(), nbd_blocking::Error> {
+    /// while let Some(first) = queue.complete()? {
+    ///     let now = std::time::Instant::now(); // once for all that came together
+    ///     let others = std::iter::from_fn(|| queue.next_ready());
+    ///     for completion in std::iter::once(first).chain(others) {
+    ///         completion.result?;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[inline]
-    fn next_ready(&mut self) -> Option<Completion> {
+    pub fn next_ready(&mut self) -> Option<Completion> {
         let done = loop {
             if let Some(done) = self.ready.pop_front() {
                 break done;

@@ -96,3 +96,27 @@ fn a_queue_over_any_stream_can_be_polled() {
         drop(client);
     });
 }
+
+#[test]
+fn completions_that_came_together_are_taken_together() {
+    within(10, || {
+        let client = over_any(usize::MAX);
+        let mut queue = client.queue();
+        for block in 0..4 {
+            queue.read(vec![1; 4096], 4096 * block).expect("sent");
+        }
+        assert!(queue.next_ready().is_none(), "it sends nothing");
+        let mut seen = 0;
+        while let Some(first) = queue.complete().expect("it holds") {
+            let others = std::iter::from_fn(|| queue.next_ready());
+            for completion in std::iter::once(first).chain(others) {
+                assert!(completion.into_buffer().expect("read") == [0; 4096]);
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 4);
+        assert!(queue.next_ready().is_none());
+        drop(queue);
+        drop(client);
+    });
+}

@@ -85,7 +85,7 @@ fn connect(options: &ConnectOptions, uri: &Uri, workload: &Workload) -> Result<(
     while offsets.next().is_some() && deadline.is_none_or(|deadline| now < deadline) {
         drop(options.connect_uri(uri)?);
         let done = Instant::now();
-        latencies.add(done - now);
+        latencies.add(now, done);
         (now, made) = (done, made + 1);
     }
     Ok((made, latencies))
@@ -117,7 +117,7 @@ fn one_at_a_time(client: &Client, workload: &Workload, index: u32) -> Result<(u6
             client.read_exact_at(buffer, offset)?;
         }
         let done = Instant::now();
-        latencies.add(done - now);
+        latencies.add(now, done);
         (now, made) = (done, made + 1);
     }
     Ok((made, latencies))
@@ -151,9 +151,7 @@ fn many(client: &Client, workload: &Workload, index: u32) -> Result<(u64, Latenc
         while let Some(completion) = next.take() {
             flight.take(completion, now)?;
             done += 1;
-            if done < depth {
-                next = flight.queue.try_complete()?;
-            }
+            next = flight.queue.next_ready();
         }
         for _ in 0..done {
             flight.submit(now)?;
@@ -200,7 +198,7 @@ impl Flight {
         completion.result?;
         let cookie = completion.cookie;
         if let Some(begun) = self.begun(cookie) {
-            self.latencies.add(now.saturating_duration_since(begun));
+            self.latencies.add(begun, now);
         }
         self.made += 1;
         self.buffers.extend(completion.buffer);

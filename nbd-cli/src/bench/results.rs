@@ -8,30 +8,56 @@ use crate::{
 };
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Latencies of requests, in nanoseconds, with three digits.
 #[derive(Clone, Debug)]
-pub(super) struct Latencies(Histogram<u64>);
+pub(super) struct Latencies {
+    recorded: Histogram<u64>,
+    /// The beginning and the end of the last requests, and how many of them had both in common, as
+    /// those have that are sent and answered together. They are not recorded yet.
+    last: Option<(Instant, Instant)>,
+    same: u64,
+}
 
 impl Latencies {
     pub(super) fn new() -> Result<Self> {
         // Up to an hour.
         let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
-        Ok(Self(histogram.step(|| "cannot make a histogram")?))
+        Ok(Self {
+            recorded: histogram.step(|| "cannot make a histogram")?,
+            last: None,
+            same: 0,
+        })
     }
 
-    pub(super) fn add(&mut self, latency: Duration) {
-        self.0
-            .saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    /// Adds that of a request that was begun and done at these times.
+    #[inline]
+    pub(super) fn add(&mut self, begun: Instant, done: Instant) {
+        if self.last != Some((begun, done)) {
+            self.record();
+            self.last = Some((begun, done));
+        }
+        self.same += 1;
     }
 
-    fn merge(&mut self, other: &Self) -> Result<()> {
-        self.0.add(&other.0).step(|| "cannot add up latencies")
+    fn record(&mut self) {
+        if let Some((begun, done)) = self.last {
+            let latency = done.saturating_duration_since(begun).as_nanos();
+            let latency = u64::try_from(latency).unwrap_or(u64::MAX);
+            self.recorded
+                .saturating_record_n(latency, std::mem::take(&mut self.same));
+        }
+    }
+
+    fn merge(&mut self, mut other: Self) -> Result<()> {
+        other.record();
+        let added = self.recorded.add(&other.recorded);
+        added.step(|| "cannot add up latencies")
     }
 
     fn micros(&self, quantile: f64) -> f64 {
-        Duration::from_nanos(self.0.value_at_quantile(quantile)).as_secs_f64() * 1e6
+        Duration::from_nanos(self.recorded.value_at_quantile(quantile)).as_secs_f64() * 1e6
     }
 }
 
@@ -63,7 +89,7 @@ impl Row {
         };
         for worker in workers {
             row.requests += worker.requests;
-            row.latencies.merge(&worker.latencies)?;
+            row.latencies.merge(worker.latencies)?;
             row.cpu = row.cpu.zip(worker.cpu).map(|(all, one)| all + one);
         }
         Ok(row)

@@ -16,7 +16,12 @@ use nbd_tokio::{
         runtime::Network,
     },
 };
-use std::{cell::RefCell, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::pin,
+    time::Instant,
+};
 
 /// The alignment of buffers, in bytes.
 const PAGE: usize = 4096;
@@ -76,7 +81,7 @@ async fn connect<R: Network>(
     while offsets.next().is_some() && !is_late(workload, start, now) {
         drop(options.connect_uri(uri).await?);
         let done = Instant::now();
-        latencies.add(done - now);
+        latencies.add(now, done);
         (now, requests) = (done, requests + 1);
     }
     Ok(Measured {
@@ -93,20 +98,62 @@ fn is_late(workload: &Workload, start: Instant, now: Instant) -> bool {
     }
 }
 
+/// A clock that is read once for some requests that are found done together: with many in flight
+/// they take far longer than it takes to deal with those few.
+#[derive(Debug)]
+struct Clock {
+    /// Number of requests that have a time in common.
+    shared: u32,
+    left: Cell<u32>,
+    now: Cell<Instant>,
+}
+
+impl Clock {
+    fn new(workload: &Workload) -> Self {
+        Self {
+            shared: (workload.depth / 16).clamp(1, 4),
+            left: Cell::new(0),
+            now: Cell::new(Instant::now()),
+        }
+    }
+
+    fn now(&self) -> Instant {
+        match self.left.get() {
+            0 => self.read(),
+            left => self.left.set(left - 1),
+        }
+        self.now.get()
+    }
+
+    fn read(&self) {
+        self.left.set(self.shared - 1);
+        self.now.set(Instant::now());
+    }
+
+    /// Polls a future, which sees another time in each poll.
+    async fn read_in_each_poll<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            self.left.set(0);
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
 /// Keeps a connection busy, by as many loops as there are requests in flight. They are one task,
 /// which polls only those loops that were woken.
 async fn work<R: Network>(client: &Client<R>, workload: &Workload, index: u32) -> Result<Measured> {
     let offsets = RefCell::new(Offsets::new(workload, client.size(), index));
     let shared = RefCell::new((0, Latencies::new()?));
     let payload = aligned(workload.len()).freeze();
-    let start = Instant::now();
+    let clock = Clock::new(workload);
+    let one = || one_at_a_time(client, workload, &offsets, &shared, payload.clone(), &clock);
     if workload.depth == 1 {
-        one_at_a_time(client, workload, &offsets, &shared, payload, start).await?;
+        one().await?;
     } else {
-        let loops = (0..workload.depth)
-            .map(|_| one_at_a_time(client, workload, &offsets, &shared, payload.clone(), start));
-        let loops: FuturesUnordered<_> = loops.collect();
-        loops.try_collect::<()>().await?;
+        let loops: FuturesUnordered<_> = (0..workload.depth).map(|_| one()).collect();
+        clock.read_in_each_poll(loops.try_collect::<()>()).await?;
     }
     let (requests, latencies) = shared.into_inner();
     Ok(Measured {
@@ -122,13 +169,14 @@ async fn one_at_a_time<R: Network>(
     offsets: &RefCell<Offsets>,
     shared: &RefCell<(u64, Latencies)>,
     payload: Bytes,
-    start: Instant,
+    clock: &Clock,
 ) -> Result<()> {
     let mut buffer = match workload.op {
         Op::Write => BytesMut::new(),
         _ => aligned(workload.len()),
     };
-    let mut now = Instant::now();
+    let start = clock.now();
+    let mut now = start;
     loop {
         if is_late(workload, start, now) {
             offsets.borrow_mut().end();
@@ -145,10 +193,10 @@ async fn one_at_a_time<R: Network>(
                 .await
                 .map_err(nbd_tokio::Error::from)?;
         }
-        let done = Instant::now();
+        let done = clock.now();
         let (made, latencies) = &mut *shared.borrow_mut();
         *made += 1;
-        latencies.add(done - now);
+        latencies.add(now, done);
         now = done;
     }
 }
