@@ -94,16 +94,17 @@ impl Embedded {
     /// A disk in memory with a little in it.
     pub(crate) fn sample() -> Result<Self> {
         let disk = Memory::new(SIZE).with_description("a disk in memory to try commands with");
+        // As long as a line of a dump; and as much as is written at once, which stays in the cache.
+        let data = b"nbd sample disk\n".repeat(256);
         for (at, len) in [
             (0, 4096),
             (1 << 20, 5 << 20),
             (24 << 20, 2 << 20),
             (SIZE - 65536, 65536),
         ] {
-            // As long as a line of a dump.
-            let line = b"nbd sample disk\n";
-            let data = line.repeat(len / line.len());
-            let _ = disk.write(at, &data, false);
+            for at in (at..at + len).step_by(data.len()) {
+                let _ = disk.write(at, &data, false);
+            }
         }
         Self::new(Arc::new(disk))
     }
