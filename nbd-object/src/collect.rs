@@ -2,11 +2,11 @@
 
 use crate::{
     Disk, Error,
-    disk::{HEAD, Inner, read_head},
+    disk::{Committed, HEAD, Inner, read_head},
     format::{HEAD_LIMIT, Kind, ObjectId},
     location::snapshots,
     map::{Root, Walk},
-    store::Objects,
+    store::{Objects, Versioned},
 };
 use futures_util::TryStreamExt;
 use std::{collections::HashMap, time::SystemTime};
@@ -38,7 +38,8 @@ impl Disk {
     /// Flushes, and deletes the objects that neither the disk nor a snapshot refers to, if they are
     /// older than [`horizon`](crate::Options::horizon). Reads and writes go on meanwhile.
     ///
-    /// It costs a get for each page of the map and of the snapshots, and listings. Its memory grows
+    /// It costs a get for each page of the map and of the snapshots, listings, and a put of the head
+    /// unless nothing has changed since a collection that left no garbage. Its memory grows
     /// with the number of objects and pages: some 100 bytes for each.
     ///
     /// # Errors
@@ -53,12 +54,16 @@ impl Disk {
         let objects = &inner.objects;
         // The head counts this collection before snapshots are listed: one that is being taken is
         // listed here, or its taker sees the new count. Later commits only add objects to those
-        // that this head reaches.
-        let committed = self.commit(true, None).await?;
-        let head = objects.get(HEAD, HEAD_LIMIT).await?;
-        let now = head.map_or(SystemTime::UNIX_EPOCH, |head| {
-            head.meta.last_modified.into()
-        });
+        // that this head reaches. A head that has not changed since it counted a collection need not
+        // count another one: a snapshot of it has no other objects than it has itself.
+        let (committed, now) = match self.collected().await? {
+            Some(known) => known,
+            None => {
+                let committed = self.commit(true, None).await?;
+                let head = objects.get(HEAD, HEAD_LIMIT).await?;
+                (committed, head.map_or(SystemTime::UNIX_EPOCH, time_of))
+            }
+        };
         let mut walk = reachable_from_snapshots(objects).await?;
         walk.begin(Root::from(&committed.head));
         let used = mark(inner, walk).await?;
@@ -97,8 +102,27 @@ impl Disk {
             }
         }
         objects.delete(dead).await?;
+        // An unchanged head would never be younger than garbage that is left, by the store's clock.
+        let clean = collected.young_objects == 0;
+        inner.state().collected = clean.then_some(committed.head.generation);
         Ok(collected)
     }
+
+    /// The head in the store and the time when it was put, if nothing has changed since it counted a
+    /// collection that left no garbage.
+    async fn collected(&self) -> Result<Option<(Committed, SystemTime)>, Error> {
+        let Some(known) = self.inner.state().unchanged_since_collection() else {
+            return Ok(None);
+        };
+        let found = self.inner.objects.get(HEAD, HEAD_LIMIT).await?;
+        // Another writer's, for example.
+        let found = found.filter(|found| found.bytes == known.head.encode());
+        Ok(found.map(|found| (known, time_of(found))))
+    }
+}
+
+fn time_of(object: Versioned) -> SystemTime {
+    object.meta.last_modified.into()
 }
 
 /// The bytes in use of each object.

@@ -47,8 +47,9 @@ impl Disk {
     /// share one commit.
     ///
     /// It costs a put for each full segment and one for the rest, one for each 4 MiB of changed pages
-    /// of the map, all at the same time, and then one for the head: three for a single write. Nothing
-    /// if there is nothing to commit.
+    /// of the map, all at the same time, and then one for the head: three for a single write, in the
+    /// time of two. The head is a put of its own, whose condition fences other writers. A flush costs
+    /// nothing if there is nothing to commit.
     ///
     /// # Errors
     ///
@@ -187,10 +188,7 @@ impl Inner {
             Ok((head, version)) => {
                 state.head = head;
                 state.version = Some(version);
-                Ok(Committed {
-                    head: state.head.clone(),
-                    next: state.next,
-                })
+                Ok(state.committed())
             }
             Err(error) => {
                 // They are no longer frozen, so that nothing but this has them.

@@ -7,7 +7,7 @@ mod read_ahead;
 mod status;
 mod write;
 
-pub(crate) use commit::{HEAD, read_head};
+pub(crate) use commit::{Committed, HEAD, read_head};
 pub use status::Extent;
 
 use crate::{
@@ -70,6 +70,8 @@ pub(crate) struct State {
     frozen: Option<Arc<Changes>>,
     /// The number of the next object.
     pub(crate) next: u64,
+    /// The generation of the head that counts the last collection, if that left no garbage.
+    pub(crate) collected: Option<u64>,
     committing: bool,
     wishes: Vec<Wish>,
     /// Flushes that the commit under way covers.
@@ -100,6 +102,7 @@ impl Disk {
             active: Changes::new(block_size),
             frozen: None,
             next: 0,
+            collected: None,
             committing: false,
             wishes: Vec::new(),
             joined: Vec::new(),
@@ -176,6 +179,22 @@ impl State {
 
     pub(crate) fn root(&self) -> Root {
         Root::from(&self.head)
+    }
+
+    /// The last commit, if it is that of the last collection, with no changes since and no garbage
+    /// left.
+    pub(crate) fn unchanged_since_collection(&self) -> Option<Committed> {
+        let unchanged = self.collected == Some(self.head.generation)
+            && self.active.is_empty()
+            && self.frozen.is_none();
+        unchanged.then(|| self.committed())
+    }
+
+    fn committed(&self) -> Committed {
+        Committed {
+            head: self.head.clone(),
+            next: self.next,
+        }
     }
 
     fn check(&self) -> Result<(), Error> {

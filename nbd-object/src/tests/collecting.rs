@@ -1,7 +1,7 @@
 //! Collections of garbage.
 
 use super::{place, read, sim::*};
-use crate::{Disk, Layout, Location, Options};
+use crate::{Disk, Error, Layout, Location, Options};
 use futures_util::TryStreamExt;
 use object_store::{ObjectStore, memory::InMemory};
 use std::{sync::Arc, time::Duration};
@@ -130,6 +130,69 @@ fn overwritten_data_that_is_in_no_snapshot_is_deleted() {
         disk.trim(0, SIZE).await.unwrap();
         disk.collect_garbage().await.unwrap();
         assert_eq!(objects(&store).await, 1);
+    });
+}
+
+#[test]
+fn a_collection_writes_nothing_if_nothing_has_changed_since_the_last_one() {
+    let sim = Sim::default();
+    let (store, at) = super::memory(&sim);
+    sim.run(async move {
+        let disk = fill(&at).await;
+        disk.compact(50).await.unwrap();
+        let first = disk.collect_garbage().await.unwrap();
+        let (changes, head) = (store.changes(), at.info(None).await.unwrap());
+        disk.compact(50).await.unwrap();
+        let second = disk.collect_garbage().await.unwrap();
+        assert_eq!(store.changes(), changes);
+        assert_eq!(at.info(None).await.unwrap(), head);
+        assert_eq!(second.live_objects, first.live_objects);
+        // Objects of a snapshot that was deleted are garbage without a change of the head.
+        at.delete_snapshot("at-4").await.unwrap();
+        assert!(disk.collect_garbage().await.unwrap().deleted_objects > 0);
+        assert_eq!(at.info(None).await.unwrap(), head);
+        assert_whole(&at, &[8, 12]).await;
+        disk.write(0, &[1; 4096]).await.unwrap();
+        disk.collect_garbage().await.unwrap();
+        assert!(at.info(None).await.unwrap().collections > head.collections);
+    });
+}
+
+#[test]
+fn garbage_of_an_unchanged_disk_is_deleted_when_it_is_old_enough() {
+    let sim = Sim::default();
+    let (_, at) = super::memory(&sim);
+    sim.run(async move {
+        drop(fill(&at).await);
+        at.delete_snapshot("at-8").await.unwrap();
+        let horizon = Duration::from_millis(200);
+        let disk = at.open(options().horizon(horizon)).await.unwrap();
+        let first = disk.collect_garbage().await.unwrap();
+        // The store's clock is the system's, and not the simulation's.
+        std::thread::sleep(horizon);
+        let second = disk.collect_garbage().await.unwrap();
+        let deleted = first.deleted_objects + second.deleted_objects;
+        assert!(deleted > 0, "{first:?} {second:?}");
+        assert_whole(&at, &[4, 12]).await;
+    });
+}
+
+#[test]
+fn a_collection_of_an_unchanged_disk_that_another_writer_has_opened_is_fenced() {
+    let sim = Sim::default();
+    let (store, at) = super::memory(&sim);
+    sim.run(async move {
+        let old = fill(&at).await;
+        old.collect_garbage().await.unwrap();
+        let new = at.open(options()).await.unwrap();
+        new.write(0, &[7; 4096]).await.unwrap();
+        new.flush().await.unwrap();
+        let changes = store.changes();
+        let refused = old.collect_garbage().await;
+        assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
+        // The refused swap.
+        assert!(store.changes() <= changes + 1);
+        assert_eq!(at.check(None, &options()).await.unwrap().damages, []);
     });
 }
 
