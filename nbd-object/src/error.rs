@@ -18,6 +18,17 @@ pub enum Error {
         /// The store's error.
         source: Arc<object_store::Error>,
     },
+    /// The store has not answered any request yet, and this one for too long; see
+    /// [`Retry::first_answer`](crate::Retry::first_answer).
+    #[error("{operation} of {object} failed: the store has not answered for {time:?}")]
+    NoAnswer {
+        /// The request, as *get* or *put*.
+        operation: &'static str,
+        /// The object's path in the store.
+        object: String,
+        /// The time that was waited for an answer.
+        time: std::time::Duration,
+    },
     /// Another writer has opened the disk since. This one fails for good.
     #[error(
         "the disk was opened by another writer: epoch {expected} was expected in its head, and {found} is there"

@@ -12,6 +12,9 @@ use object_store::{PutMode, PutPayload};
 pub(crate) async fn probe(objects: &Objects, nonce: u64) -> Result<(), Error> {
     let name = format!("probe/{nonce:016x}");
     let result = conditions(objects, &name).await;
+    if !objects.has_answered() {
+        return result;
+    }
     let cleaned = objects.delete(vec![objects.path(&name)]).await;
     result.and(cleaned)
 }

@@ -7,13 +7,18 @@ use crate::{
     statistics::Counters,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures_util::{
+    StreamExt, TryStreamExt,
+    future::{Either, select},
+    stream::BoxStream,
+};
 use object_store::{
     Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
     PutPayload, UpdateVersion, path::Path,
 };
 use std::{
     collections::BTreeSet,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -38,7 +43,9 @@ pub struct Retry {
     /// No attempt begins later than this after the first one.
     pub total_time: Duration,
     /// The same while the store has answered nothing yet, so that an address without a store is
-    /// reported soon. Refusals that may pass, such as 503, are no answers.
+    /// reported soon. Refusals that may pass, such as 503, are no answers. An attempt that waits for
+    /// the first answer then is given up ([`Error::NoAnswer`]); later ones have as long as the store's
+    /// own timeout.
     pub first_answer: Duration,
 }
 
@@ -48,7 +55,7 @@ impl Default for Retry {
             attempts: 16,
             backoff: Duration::from_millis(100),
             total_time: Duration::from_secs(60),
-            first_answer: Duration::from_secs(3),
+            first_answer: Duration::from_secs(5),
         }
     }
 }
@@ -211,6 +218,11 @@ impl Objects {
         })
     }
 
+    /// Whether the store has answered any request.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered.load(Relaxed)
+    }
+
     /// Sends tags without quotes from now on.
     pub(crate) fn use_bare_tags(&self) {
         self.bare_tags.store(true, Relaxed);
@@ -326,6 +338,26 @@ impl Objects {
         Ok(())
     }
 
+    /// The result of an attempt; `None` if it had to be given up because the store has answered
+    /// nothing at all since `begin`.
+    async fn answer_of<T>(
+        &self,
+        attempt: impl Future<Output = object_store::Result<T>>,
+        begin: Duration,
+    ) -> Option<object_store::Result<T>> {
+        if self.has_answered() {
+            return Some(attempt.await);
+        }
+        let end = begin + self.retry.first_answer;
+        let left = self.runtime.sleep(end.saturating_sub(self.runtime.now()));
+        match select(pin!(attempt), left).await {
+            Either::Left((result, _)) => Some(result),
+            // Another request was answered meanwhile.
+            Either::Right(((), attempt)) if self.has_answered() => Some(attempt.await),
+            Either::Right(_) => None,
+        }
+    }
+
     async fn retrying<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         operation: &'static str,
@@ -337,7 +369,14 @@ impl Objects {
         for count in 1.. {
             let result = {
                 let _permit = self.permits.acquire().await;
-                attempt().await
+                self.answer_of(attempt(), begin).await
+            };
+            let Some(result) = result else {
+                return Err(Error::NoAnswer {
+                    operation,
+                    object: path.to_string(),
+                    time: self.retry.first_answer,
+                });
             };
             let transient = result.as_ref().err().is_some_and(is_transient);
             if !transient {
@@ -347,7 +386,7 @@ impl Objects {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            let limit = if self.answered.load(Relaxed) {
+            let limit = if self.has_answered() {
                 self.retry.total_time
             } else {
                 self.retry.first_answer

@@ -65,10 +65,14 @@ impl Address {
     ) -> Result<(Location, Disk)> {
         let purpose = size.map_or(Purpose::Use, |_| Purpose::Create);
         let location = self.location(purpose)?;
-        if let Some(size) = size
-            && let Err(nbd_object::Error::NotFound(_)) = location.info(None).await
-        {
-            match location.create(size, Layout::default()).await {
+        if let Some(size) = size {
+            let there = match location.info(None).await {
+                Err(nbd_object::Error::NotFound(_)) => {
+                    location.create(size, Layout::default()).await
+                }
+                there => there.map(drop),
+            };
+            match there {
                 // Another program may have been faster.
                 Ok(()) | Err(nbd_object::Error::AlreadyExists(_)) => {}
                 Err(error) => return Err(self.failed("cannot create", error)),

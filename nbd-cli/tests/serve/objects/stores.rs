@@ -11,8 +11,9 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use interop::{MIB, MemoryStore, ObjectStoreServer, Peer, Port, pattern, require, run};
 use std::{
     env, fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener},
     process::{self, Output},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -174,21 +175,44 @@ fn disks_are_in_the_store_of_the_environment() {
 #[test]
 fn a_store_that_is_not_there_is_reported_soon() {
     run(|| {
-        let silent = format!("http://{}", Port::new(Ipv4Addr::LOCALHOST).address());
-        for (endpoint, cause) in [
-            (silent.as_str(), "refused"),
-            ("http://store.invalid", "dns error"),
-        ] {
-            let store = MemoryStore::s3(Duration::ZERO);
-            let variables = store.variables();
-            let start = Instant::now();
-            let mut command = nbd();
-            command.args(["info", &store.uri("disk")]).envs(variables);
-            let said = failed(&command.env("AWS_ENDPOINT", endpoint).output().unwrap());
-            assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
-            assert!(said.contains(endpoint), "{said}");
-            assert!(said.contains(cause), "{said}");
-        }
+        let refusing = format!("http://{}", Port::new(Ipv4Addr::LOCALHOST).address());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // The system accepts connections for it.
+        let silent = format!("http://{}", listener.local_addr().unwrap());
+        let unanswered = "the store has not answered for 5s";
+        let store = MemoryStore::s3(Duration::ZERO);
+        let uri = store.uri("disk");
+        let info: &[_] = &["info", &uri];
+        let tries = [
+            (refusing.as_str(), info, [refusing.as_str(), "refused"]),
+            ("http://store.invalid", info, ["store.invalid", "dns error"]),
+            (&silent, info, [&uri, unanswered]),
+            (
+                &silent,
+                &["serve", &uri, "--create", "1M"],
+                [&uri, unanswered],
+            ),
+            (
+                &silent,
+                &["object", "create", &uri, "1M"],
+                [&uri, unanswered],
+            ),
+        ];
+        thread::scope(|scope| {
+            for (endpoint, args, causes) in tries {
+                let mut command = nbd();
+                command.args(args).envs(store.variables());
+                command.env("AWS_ENDPOINT", endpoint);
+                scope.spawn(move || {
+                    let start = Instant::now();
+                    let said = failed(&command.output().unwrap());
+                    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+                    for cause in causes {
+                        assert!(said.contains(cause), "{said}");
+                    }
+                });
+            }
+        });
     });
 }
 
