@@ -302,8 +302,9 @@ impl Intake {
         }
     }
 
-    /// Gives up all memory in the end.
+    /// Gives up all memory, of which no bytes are in use.
     pub(super) fn give_up(&mut self, buffers: &Buffers) {
+        (self.start, self.end) = (0, 0);
         buffers.keep(mem::take(&mut self.staged));
         buffers.keep(mem::take(&mut self.payload));
     }

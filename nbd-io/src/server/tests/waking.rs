@@ -256,3 +256,30 @@ proptest! {
         check(setup, &asked, script)?;
     }
 }
+
+/// A client that has taken its replies and pauses has its connection's memory given up; its next request is
+/// no end.
+#[test]
+fn a_pause_is_not_taken_for_the_end_of_the_requests() {
+    for knows_readiness in [false, true] {
+        let setup = Setup {
+            style: HeaderStyle::Simple,
+            may_block: false,
+            reads_now: false,
+            own_thread: false,
+            knows_readiness,
+            in_flight: 32 << 20,
+            is_limited: false,
+            polls_at_once: true,
+        };
+        let flush = Ask {
+            command: Command::Flush,
+            offset: 0,
+            len: 0,
+        };
+        let asked = vec![flush; 2];
+        let pause = Act::Pass(Duration::from_secs(2));
+        let script = vec![Act::Deliver(28), Act::Take(16), pause, pause];
+        check(setup, &asked, script).unwrap();
+    }
+}
