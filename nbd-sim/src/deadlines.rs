@@ -93,6 +93,11 @@ impl Started {
         if *command != own || !is_alone {
             return None;
         }
+        // The answer may be one to an earlier change of the same bytes, which is replayed.
+        let is_replayed = !matches!(op.kind, Kind::Read | Kind::Status | Kind::Flush);
+        if is_replayed && plan.reconnects.is_some_and(|(kept, _)| kept > 0) {
+            return None;
+        }
         let bytes = match own {
             Command::Flush => 0..0,
             _ => bytes(&op.sectors),
