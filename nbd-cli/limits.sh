@@ -52,5 +52,10 @@ start() { # ARGUMENTS: prints microseconds
 
 check "size without symbols" "$(wc -c <"$nbd")" "$bytes" bytes
 check "nbd --version" "$(start --version)" "$microseconds" µs
-check "nbd info of a disk in memory" "$(start info)" "$microseconds" µs
+socket=$scratch/socket
+"$nbd" serve --quiet --unix "$socket" --memory 64M &
+server=$!
+trap 'kill "$server"; wait "$server"; rm -rf "$scratch"' EXIT
+until [ -S "$socket" ]; do sleep 0.01; done
+check "nbd info of a server" "$(start info "nbd+unix:///?socket=$socket")" "$microseconds" µs
 exit "$failed"
