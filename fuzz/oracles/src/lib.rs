@@ -54,3 +54,13 @@ mod bytes;
 #[path = "../../../nbd-object/src/format/mod.rs"]
 #[expect(dead_code, reason = "nbd-object needs more of it than the oracle")]
 mod format;
+
+#[path = "../../../nbd-object/src/compression.rs"]
+mod compression;
+
+/// The errors of nbd-object that its compression has.
+#[derive(Debug)]
+enum Error {
+    #[cfg(not(feature = "zstd"))]
+    Unsupported(String),
+}

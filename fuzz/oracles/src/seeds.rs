@@ -146,6 +146,13 @@ fn object_format() -> Vec<(&'static str, Vec<u8>)> {
         ("name", name.to_vec()),
         ("written-head", [&[3, 4], &[0x55; 60][..]].concat()),
         ("written-page", [&[4, 1], &[0x33; 110][..]].concat()),
+        // Of 4 KiB: any bytes; a record that is cut off and changed; 300 blocks of 128 KiB.
+        ("record", [&[5, 0, 1], &[0x20; 40][..]].concat()),
+        ("spoiled-record", [&[6, 0, 3], &[7; 90][..]].concat()),
+        (
+            "bomb",
+            [&[7, 4, 1], &[0xff; 8][..], &[0, 1, 43, 0, 1, 255, 255, 9]].concat(),
+        ),
     ]
 }
 
