@@ -30,12 +30,16 @@ pub enum Mutation {
     UnreadAnswers,
     /// A request has twice the time that it may take.
     LateDeadline,
+    /// A collection of garbage forgets the snapshots.
+    CollectSnapshots,
+    /// A snapshot does not look whether garbage was collected while it was taken.
+    UncountedSnapshot,
 }
 
 #[cfg(feature = "mutations")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::DropReplay,
         Self::ReorderReplay,
         Self::ReplayOverwritten,
@@ -46,6 +50,8 @@ impl Mutation {
         Self::LateTimer,
         Self::UnreadAnswers,
         Self::LateDeadline,
+        Self::CollectSnapshots,
+        Self::UncountedSnapshot,
     ];
 
     /// Has the process make a mistake from now on, or none.
@@ -57,7 +63,8 @@ impl Mutation {
     }
 
     /// Whether the process makes it.
-    pub(crate) fn is_made(self) -> bool {
+    #[must_use]
+    pub fn is_made(self) -> bool {
         MADE.load(Ordering::Relaxed) == self as usize
     }
 
@@ -79,7 +86,9 @@ static MADE: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 #[cfg(not(feature = "mutations"))]
 impl Mutation {
-    pub(crate) const fn is_made(self) -> bool {
+    /// None is made.
+    #[must_use]
+    pub const fn is_made(self) -> bool {
         false
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     store::{Objects, Versioned},
 };
 use futures_util::TryStreamExt;
+use nbd_io::mutation::Mutation;
 use std::{collections::HashMap, time::SystemTime};
 
 /// The result of a collection.
@@ -64,7 +65,10 @@ impl Disk {
                 (committed, head.map_or(SystemTime::UNIX_EPOCH, time_of))
             }
         };
-        let mut walk = reachable_from_snapshots(objects).await?;
+        let mut walk = match Mutation::CollectSnapshots.is_made() {
+            true => Walk::default(),
+            false => reachable_from_snapshots(objects).await?,
+        };
         walk.begin(Root::from(&committed.head));
         let used = mark(inner, walk).await?;
         let mut collected = Collected::default();

@@ -6,10 +6,10 @@ use crate::{
     format::{HEAD_LIMIT, Head, SECTOR, levels_for},
     probe::probe,
     runtime::Runtime,
-    store::{Objects, Put},
+    store::{Nonces, Objects, Put},
 };
 use futures_util::TryStreamExt;
-use nbd_io::runtime::Tasks;
+use nbd_io::{mutation::Mutation, runtime::Tasks};
 use object_store::{ObjectStore, PutMode, PutPayload, UpdateVersion, path::Path};
 use std::{
     fmt,
@@ -26,7 +26,7 @@ pub struct Location {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     runtime: Runtime,
-    nonce: fn() -> u64,
+    nonces: Nonces,
 }
 
 /// Without the store's configuration, which may have secrets.
@@ -119,7 +119,18 @@ impl Location {
             store,
             prefix: prefix.into(),
             runtime: Runtime::new(runtime),
-            nonce: random,
+            nonces: Arc::new(random),
+        }
+    }
+
+    /// The same with the numbers of `nonces`, by which the objects of one writer differ from those of all
+    /// others, in place of random ones of the system. They must never come again for this disk: a
+    /// simulation has them from a seed, so that it goes the same way each time.
+    #[must_use]
+    pub fn nonces(self, nonces: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self {
+            nonces: Arc::new(nonces),
+            ..self
         }
     }
 
@@ -130,6 +141,7 @@ impl Location {
             prefix,
             self.runtime.clone(),
             options.retry.clone(),
+            self.nonces.clone(),
         ))
     }
 
@@ -152,7 +164,7 @@ impl Location {
             return Err(Error::Invalid(detail));
         }
         let objects = self.default_objects();
-        let nonce = (self.nonce)();
+        let nonce = objects.nonce();
         probe(&objects, nonce).await?;
         let mut head = Head {
             disk: nonce,
@@ -190,7 +202,7 @@ impl Location {
     pub async fn open(&self, options: Options) -> Result<Disk, Error> {
         check_options(&options)?;
         let objects = self.objects(&options);
-        let nonce = (self.nonce)();
+        let nonce = objects.nonce();
         probe(&objects, nonce).await?;
         let (mut found, mut version) = self.head(&objects).await?;
         // A writer that flushes all the time is as fast as this; each attempt has an even chance.
@@ -282,7 +294,7 @@ impl Location {
     ///
     /// [`Error::AlreadyExists`] if there is a snapshot of this name.
     pub async fn snapshot(&self, name: &str) -> Result<(), Error> {
-        take_snapshot(&self.default_objects(), name, (self.nonce)()).await
+        take_snapshot(&self.default_objects(), name).await
     }
 
     /// The snapshots, in the order of their names.
@@ -349,15 +361,16 @@ impl Disk {
         }
         snapshot_path(name)?;
         self.flush().await?;
-        take_snapshot(&self.inner.objects, name, random()).await
+        take_snapshot(&self.inner.objects, name).await
     }
 }
 
 /// A collection of garbage that has listed the snapshots would miss a later one. Each one counts
 /// itself in the head before that: if the count is the same after the snapshot was put, the next
 /// collection sees the snapshot.
-async fn take_snapshot(objects: &Objects, name: &str, nonce: u64) -> Result<(), Error> {
+async fn take_snapshot(objects: &Objects, name: &str) -> Result<(), Error> {
     let path = snapshot_path(name)?;
+    let nonce = objects.nonce();
     let read = async || {
         let head = read_head(objects, HEAD).await?;
         let missing = || Error::NotFound(format!("disk at {}", objects.path(HEAD)));
@@ -379,7 +392,8 @@ async fn take_snapshot(objects: &Objects, name: &str, nonce: u64) -> Result<(), 
                 return Err(Error::AlreadyExists(format!("snapshot {name}")));
             }
         }
-        if read().await?.collections == head.collections {
+        let is_counted = Mutation::UncountedSnapshot.is_made();
+        if is_counted || read().await?.collections == head.collections {
             return Ok(());
         }
         objects.delete(vec![objects.path(&path)]).await?;

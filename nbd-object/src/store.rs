@@ -18,6 +18,7 @@ use object_store::{
 };
 use std::{
     collections::BTreeSet,
+    fmt,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -81,7 +82,9 @@ pub(crate) struct Versioned {
     pub(crate) meta: ObjectMeta,
 }
 
-#[derive(Debug)]
+/// Numbers that never come again.
+pub(crate) type Nonces = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
@@ -90,8 +93,18 @@ pub(crate) struct Objects {
     pub(crate) counters: Arc<Counters>,
     permits: Semaphore,
     answered: AtomicBool,
+    nonces: Nonces,
     /// The store compares tags without the quotes that it gives them in answers.
     bare_tags: AtomicBool,
+}
+
+impl fmt::Debug for Objects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Objects")
+            .field("store", &self.store)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Objects {
@@ -100,6 +113,7 @@ impl Objects {
         prefix: Path,
         runtime: Runtime,
         retry: Retry,
+        nonces: Nonces,
     ) -> Self {
         Self {
             store,
@@ -109,8 +123,14 @@ impl Objects {
             counters: Arc::default(),
             permits: Semaphore::new(CONCURRENT),
             answered: AtomicBool::new(false),
+            nonces,
             bare_tags: AtomicBool::new(false),
         }
+    }
+
+    /// A number that no other writer has.
+    pub(crate) fn nonce(&self) -> u64 {
+        (self.nonces)()
     }
 
     pub(crate) fn path(&self, name: &str) -> Path {

@@ -96,6 +96,9 @@ pub struct Events {
     pub operations: Vec<Operation>,
     /// Times at which the disk lost power, and its values afterwards.
     pub crashes: Vec<(Time, Vec<Value>)>,
+    /// The values of snapshots, when they were taken, and whether they have to have all that was answered
+    /// before.
+    pub snapshots: Vec<(Range<Time>, Vec<Value>, bool)>,
     /// Changes that the server has carried out for connections that their clients had given up.
     pub ghosts: Vec<(Time, u64, Value)>,
     /// Violations that are wrong in any history.
@@ -202,6 +205,11 @@ impl History {
     pub fn crash(&self, values: Vec<Value>) {
         let now = self.now();
         lock(&self.0).crashes.push((now, values));
+    }
+
+    /// A snapshot was read, that was taken within this time.
+    pub fn snapshot(&self, taken: Range<Time>, values: Vec<Value>, is_flushed: bool) {
+        lock(&self.0).snapshots.push((taken, values, is_flushed));
     }
 
     /// The server has changed a sector for a connection that its client has given up. The protocol

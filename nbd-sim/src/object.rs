@@ -4,21 +4,31 @@
 //! is dead by then, and may be carried out without an answer. The contents after a crash are known when the
 //! next server has opened the disk, before that serves any client.
 
+mod maintenance;
 mod store;
 
-use self::store::Store;
+pub use maintenance::Work;
+
+use self::{maintenance::Maintenance, store::Store};
 use crate::{
     content::{SECTOR, Value, ZERO, decode, sectors},
     history::History,
     plan::ms,
-    runtime::{Group, Sim},
+    runtime::{Group, Sim, lock},
 };
 use bytes::Bytes;
 use fastrand::Rng;
-use nbd_io::{AsyncExport, ReadData, ZeroMode, runtime::Runtime};
+use nbd_io::{
+    AsyncExport, ReadData, ZeroMode,
+    runtime::{Runtime, Tasks},
+};
 use nbd_object::{Disk, Error, Layout, Location, Options, Retry};
 use nbd_proto::{BlockSizes, Failure, TransmissionFlags, meta::Extent};
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 /// Properties of the store, and of servers that use it.
 #[derive(Clone, Debug)]
@@ -33,6 +43,10 @@ pub struct ObjectPlan {
     pub attempts: u32,
     /// Whether commits of a server that is killed go on, as if it was only cut off.
     pub has_zombies: bool,
+    /// Age from which garbage is deleted.
+    pub horizon: Duration,
+    /// Maintenance while the disk is served, with the pause before each step.
+    pub work: Vec<(Duration, Work)>,
 }
 
 impl ObjectPlan {
@@ -46,6 +60,8 @@ impl ObjectPlan {
             lost_replies: [0, 5, 25][rng.usize(..3)],
             attempts: rng.u32(3..10),
             has_zombies: rng.bool(),
+            horizon: Duration::from_millis([0, 20, 500][rng.usize(..3)]),
+            work: Work::plan(rng),
         }
     }
 
@@ -55,7 +71,7 @@ impl ObjectPlan {
         retry.backoff = Duration::from_millis(5);
         Options::new()
             .cache_size(16 << 10)
-            .horizon(Duration::ZERO)
+            .horizon(self.horizon)
             .retry(retry)
     }
 }
@@ -67,6 +83,8 @@ pub struct Place {
     sectors: u64,
     store: Store,
     history: Arc<History>,
+    nonces: Arc<Mutex<Rng>>,
+    maintenance: Arc<Mutex<Maintenance>>,
 }
 
 impl Place {
@@ -74,11 +92,14 @@ impl Place {
     #[must_use]
     pub fn new(plan: ObjectPlan, sectors: u64, sim: &Sim, history: Arc<History>) -> Self {
         let store = Store::new(plan.clone(), sim.in_group(Group(0)), history.clone());
+        let nonces = Rng::with_seed(sim.random(|rng| rng.u64(..)));
         Self {
+            maintenance: Arc::new(Mutex::new(Maintenance::new(&plan))),
             plan,
             sectors,
             store,
             history,
+            nonces: Arc::new(Mutex::new(nonces)),
         }
     }
 
@@ -98,13 +119,30 @@ impl Place {
         self.plan.has_zombies
     }
 
+    /// The place of the disk, with tasks of a process.
+    fn location(&self, process: &Sim) -> Location {
+        let nonces = self.nonces.clone();
+        Location::new(Arc::new(self.store.clone()), "disk", process.clone())
+            .nonces(move || lock(&nonces).u64(..))
+    }
+
     /// Opens the disk for a server, as often as it takes, and makes it if there is none. Commits are
     /// tasks of `writer`.
     pub async fn mount(&self, server: &Sim, writer: &Sim) -> OnStore {
-        let at = Location::new(Arc::new(self.store.clone()), "disk", writer.clone());
+        let at = self.location(writer);
         loop {
             match self.open(&at).await {
                 Ok(disk) => {
+                    let (place, process, served) = (self.clone(), server.clone(), disk.clone());
+                    // Two programs, so that a snapshot is taken while garbage is collected.
+                    for _ in 0..2 {
+                        let (place, process) = (place.clone(), process.clone());
+                        let served = served.clone();
+                        server.spawn(async move {
+                            let at = place.location(&process);
+                            place.maintain(&process, &at, &served).await;
+                        });
+                    }
                     return OnStore {
                         disk,
                         sim: server.clone(),
@@ -112,7 +150,9 @@ impl Place {
                     };
                 }
                 // The store fails, or the server before this one was about to open the disk.
-                Err(error @ (Error::Store { .. } | Error::Fenced { .. })) => {
+                Err(
+                    error @ (Error::Store { .. } | Error::NoAnswer { .. } | Error::Fenced { .. }),
+                ) => {
                     server.log(|| format!("the disk is not opened: {error}"));
                 }
                 Err(error) => {
@@ -140,17 +180,23 @@ impl Place {
         let data = disk.read(0, len).await?;
         let mut bytes = vec![0; len];
         data.copy_to_slice(&mut bytes);
-        let sectors = (0..).zip(bytes.chunks(SECTOR));
-        let values = sectors.map(|(at, bytes)| {
-            decode(at, bytes).unwrap_or_else(|| {
-                let what = format!("sector {at}: a crash left bytes that nothing wrote");
-                self.history.violation(what);
-                Value::MAX
-            })
-        });
-        self.history.crash(values.collect());
+        let values = decoded(&bytes, &self.history, "a crash left");
+        self.history.crash(values);
         Ok(disk)
     }
+}
+
+/// The values of all sectors.
+fn decoded(bytes: &[u8], history: &History, who: &str) -> Vec<Value> {
+    let sectors = (0..).zip(bytes.chunks(SECTOR));
+    let values = sectors.map(|(at, bytes)| {
+        decode(at, bytes).unwrap_or_else(|| {
+            let what = format!("sector {at}: {who} bytes that nothing wrote");
+            history.violation(what);
+            Value::MAX
+        })
+    });
+    values.collect()
 }
 
 /// The disk as one server process has it.

@@ -46,8 +46,10 @@ struct Look {
     begun: Time,
     ended: Time,
     value: Value,
-    /// Of which client; none if it is a crash.
+    /// Of which client; none if it is a crash or a snapshot.
     domain: Option<usize>,
+    /// Whether it sees all that was answered before.
+    is_flushed: bool,
 }
 
 struct Sector<'a> {
@@ -80,6 +82,7 @@ impl<'a> Sector<'a> {
                         ended,
                         value: *value,
                         domain: Some(operation.domain),
+                        is_flushed: false,
                     }));
                 }
                 (Kind::Read | Kind::Status, _) => {}
@@ -136,11 +139,31 @@ impl<'a> Sector<'a> {
                 ended: *time,
                 value,
                 domain: None,
+                is_flushed: false,
             };
             if !self.may_find(&crash) {
                 wrong.push(format!(
                     "sector {number}: the crash at event {time} left {value}, which is older than \
                      what an answered flush or FUA covered"
+                ));
+            }
+        }
+        for (taken, values, is_flushed) in &self.events.snapshots {
+            let at = usize::try_from(number).unwrap_or(usize::MAX);
+            let Some(value) = values.get(at).copied() else {
+                continue;
+            };
+            let snapshot = Look {
+                begun: taken.start,
+                ended: taken.end,
+                value,
+                domain: None,
+                is_flushed: *is_flushed,
+            };
+            if !self.may_find(&snapshot) {
+                wrong.push(format!(
+                    "sector {number}: the snapshot of events {taken:?} has {value}, which was \
+                     superseded or never there"
                 ));
             }
         }
@@ -196,7 +219,9 @@ impl<'a> Sector<'a> {
             return true;
         }
         let Some(reader) = look.domain else {
-            return false;
+            return look.is_flushed
+                && is_answered
+                && !self.has_crashed(operation.begun, look.ended);
         };
         is_answered
             && match self.domain(operation.domain).keeps {

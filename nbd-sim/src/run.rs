@@ -181,6 +181,11 @@ impl World {
             stopper.stop();
             stopper.stopped().await;
         }
+        if let Some(place) = &self.place {
+            place.stop_maintenance();
+            self.end_server(false, None);
+            place.finish(&self.sim).await;
+        }
     }
 
     /// Starts a server, if there is none.

@@ -48,8 +48,10 @@ fn no_fault_breaks_a_promise_of_a_disk_on_an_object_store() {
 
 #[test]
 fn a_seed_goes_the_same_way_each_time() {
-    for seed in 0..40 {
-        let plan = Plan::new(seed);
+    let plans = (0..40).map(Plan::new);
+    let on_store = (0..40).map(|seed| Plan::new(seed).on_object_store());
+    for plan in plans.chain(on_store) {
+        let seed = plan.seed;
         let (first, second) = (run(&plan, true), run(&plan, true));
         assert!(first.log == second.log, "seed {seed}");
         assert!(first.log.contains("the end"));

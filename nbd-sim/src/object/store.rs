@@ -7,7 +7,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use futures_util::{
-    StreamExt,
+    StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
 use nbd_io::runtime::{Runtime, Tasks};
@@ -17,9 +17,10 @@ use nbd_object::object_store::{
     path::Path,
 };
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::sync::oneshot;
 
@@ -37,6 +38,8 @@ pub(super) struct Store {
 struct State {
     refuses_until: Duration,
     is_healed: bool,
+    /// When objects were put, by the clock of the simulation.
+    put: BTreeMap<Path, Duration>,
 }
 
 impl fmt::Display for Store {
@@ -69,10 +72,9 @@ impl Store {
     }
 
     pub(super) fn heal(&self) {
-        *lock(&self.state) = State {
-            is_healed: true,
-            ..State::default()
-        };
+        let mut state = lock(&self.state);
+        state.refuses_until = Duration::ZERO;
+        state.is_healed = true;
     }
 
     /// Lets the seed decide whether something of so many percent happens.
@@ -84,6 +86,13 @@ impl Store {
     fn latency(&self) -> Duration {
         let most = u64::try_from(self.plan.latency.as_micros()).unwrap_or(0);
         Duration::from_micros(self.sim.random(|rng| rng.u64(..=most)))
+    }
+
+    /// The description of an object with the time at which it was put.
+    fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
+        let put = lock(&self.state).put.get(&meta.location).copied();
+        meta.last_modified = (SystemTime::UNIX_EPOCH + put.unwrap_or_default()).into();
+        meta
     }
 
     /// Has a request carried out whether or not its sender lives on.
@@ -133,8 +142,13 @@ impl ObjectStore for Store {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        let (objects, location) = (self.objects.clone(), location.clone());
-        let put = async move { objects.put_opts(&location, payload, options).await };
+        let (store, location) = (self.clone(), location.clone());
+        let put = async move {
+            let put = store.objects.put_opts(&location, payload, options).await?;
+            let now = store.sim.now();
+            lock(&store.state).put.insert(location, now);
+            Ok(put)
+        };
         self.request(true, put).await
     }
 
@@ -147,8 +161,12 @@ impl ObjectStore for Store {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let (objects, location) = (self.objects.clone(), location.clone());
-        let get = async move { objects.get_opts(&location, options).await };
+        let (store, location) = (self.clone(), location.clone());
+        let get = async move {
+            let mut got = store.objects.get_opts(&location, options).await?;
+            got.meta = store.dated(got.meta);
+            Ok(got)
+        };
         self.request(false, get).await
     }
 
@@ -173,7 +191,17 @@ impl ObjectStore for Store {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.objects.list(prefix)
+        let (store, listed) = (self.clone(), self.objects.list(prefix));
+        let list = async move {
+            let list = store.clone();
+            let listed = listed.map_ok(move |meta| list.dated(meta));
+            store.request(false, listed.try_collect::<Vec<_>>()).await
+        };
+        let all = |list: Result<Vec<ObjectMeta>>| match list {
+            Ok(list) => stream::iter(list.into_iter().map(Ok)).left_stream(),
+            Err(error) => stream::iter([Err(error)]).right_stream(),
+        };
+        stream::once(list).flat_map(all).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
