@@ -254,9 +254,9 @@ tests() {
     # have the same dependencies as the tests.
     cargo build "${all[@]}" --example serve --example tokio_serve --example async_std_serve
     if command -v cargo-nextest >/dev/null; then
-        # Most of the time they wait: for another process, or for time to pass.
+        # Half of the time they wait: for another process, or for time to pass.
         cargo nextest run "${all[@]}" --tests --no-fail-fast \
-            --test-threads $((3 * $(nproc))) 2>&1 | tee "$times"
+            --test-threads $((2 * $(nproc))) 2>&1 | tee "$times"
     else
         cargo test "${all[@]}" --tests --no-fail-fast
     fi
