@@ -52,6 +52,9 @@ start() { # ARGUMENTS: prints microseconds
 
 check "size without symbols" "$(wc -c <"$nbd")" "$bytes" bytes
 check "nbd --version" "$(start --version)" "$microseconds" µs
+for command in info list map; do
+    check "nbd $command without a URI" "$(start "$command")" "$microseconds" µs
+done
 socket=$scratch/socket
 "$nbd" serve --quiet --unix "$socket" --memory 64M &
 server=$!

@@ -4,6 +4,7 @@
 use crate::{
     object::Address,
     outcome::{Context, Result},
+    sample,
     target::Target,
 };
 use nbd_blocking::{
@@ -22,9 +23,6 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::runtime::Builder;
-
-/// The size of the disk that commands are tried with.
-const SIZE: u64 = 64 << 20;
 
 /// Serves an export at a Unix socket that only this user can reach, until it is dropped.
 #[derive(Debug)]
@@ -91,27 +89,14 @@ impl Embedded {
         started.step(|| "cannot start a server in this process")
     }
 
-    /// A disk in memory with a little in it.
+    /// A disk with a little in it, to try commands with.
     pub(crate) fn sample() -> Result<Self> {
-        let disk = Memory::new(SIZE).with_description("a disk in memory to try commands with");
-        // As long as a line of a dump; and as much as is written at once, which stays in the cache.
-        let data = b"nbd sample disk\n".repeat(256);
-        for (at, len) in [
-            (0, 4096),
-            (1 << 20, 5 << 20),
-            (24 << 20, 2 << 20),
-            (SIZE - 65536, 65536),
-        ] {
-            for at in (at..at + len).step_by(data.len()) {
-                let _ = disk.write(at, &data, false);
-            }
-        }
-        Self::new(Arc::new(disk))
+        Self::new(Arc::new(sample::sample()))
     }
 
     /// A disk in memory that is as large, with nothing in it.
     pub(crate) fn blank() -> Result<Self> {
-        Self::new(Arc::new(Memory::new(SIZE)))
+        Self::new(Arc::new(Memory::new(sample::SIZE)))
     }
 
     /// A file or a block device.

@@ -27,6 +27,7 @@ mod range;
 mod ranges;
 mod report;
 mod runtime;
+mod sample;
 mod serve;
 mod session;
 mod size;
