@@ -8,7 +8,8 @@
 //! prints a table for all of them, and with words behind `--`, such as `-- tokio read`, the rows
 //! with all these words. It needs valgrind; the column of system calls also needs strace, and the
 //! rows of libnbd a C compiler with libnbd's headers. `docs/performance.md` says how to read the
-//! table.
+//! table. A number among the words is another depth than 1 and 64. With `NBD` in the environment, the path
+//! of the command `nbd`, there are rows of `nbd bench`, too.
 //!
 //! Each row is measured in a process of its own, with nothing but one client or one server in it,
 //! below valgrind's callgrind or below strace. Its peer is another process that is not measured. It
@@ -113,6 +114,8 @@ enum Role {
     Server(fn(&Work, UnixListener) -> Result<()>),
     /// A client that is a program of its own.
     Foreign,
+    /// `nbd bench` with this runtime.
+    Bench(&'static str),
 }
 
 struct Contender {
@@ -126,7 +129,7 @@ const MINIMAL_SERVER: &str = "minimal server";
 const BARE_TOKIO: &str = "bare tokio client";
 const TIMED_TOKIO: &str = "bare tokio client with timers and a task";
 
-const CONTENDERS: [Contender; 13] = [
+const CONTENDERS: [Contender; 15] = [
     Contender {
         name: MINIMAL_CLIENT,
         role: Role::Client(peer::client),
@@ -154,6 +157,14 @@ const CONTENDERS: [Contender; 13] = [
     Contender {
         name: "async-std client",
         role: Role::Client(asynchronous::async_std_client),
+    },
+    Contender {
+        name: "nbd bench, blocking client",
+        role: Role::Bench("blocking"),
+    },
+    Contender {
+        name: "nbd bench, tokio client",
+        role: Role::Bench("tokio"),
     },
     Contender {
         name: MINIMAL_SERVER,
@@ -186,7 +197,7 @@ impl Contender {
     const fn peer(&self) -> &'static str {
         match self.role {
             Role::Server(_) => MINIMAL_CLIENT,
-            Role::Client(_) | Role::Foreign => MINIMAL_SERVER,
+            Role::Client(_) | Role::Foreign | Role::Bench(_) => MINIMAL_SERVER,
         }
     }
 
@@ -215,7 +226,7 @@ fn main() -> Result<()> {
             match contender.ok_or("there is no such client or server")?.role {
                 Role::Client(run) => run(&work),
                 Role::Server(run) => run(&work, measuring::inherited_listener()?),
-                Role::Foreign => Err("this one is a program of its own".into()),
+                Role::Foreign | Role::Bench(_) => Err("this one is a program of its own".into()),
             }
         }
         _ => table(&words),
@@ -226,18 +237,20 @@ fn table(words: &[&str]) -> Result<()> {
     let bench = measuring::Bench::new()?;
     println!("| what | does | depth | instructions | system calls | which |");
     println!("|---|---|---|---|---|---|");
+    let depth = words.iter().find_map(|word| word.parse().ok());
     for operation in Operation::ALL {
         for contender in CONTENDERS.iter().filter(|known| known.does(operation)) {
-            let depths: &[usize] = match operation {
-                Operation::Connect => &[1],
-                _ => &[1, 64],
+            let depths = match (operation, depth) {
+                (Operation::Connect, _) => vec![1],
+                (_, Some(depth)) => vec![depth],
+                (_, None) => vec![1, 64],
             };
             for depth in depths {
                 let title = format!("{} | {operation} | {depth}", contender.name);
                 if !words.iter().all(|word| title.contains(word)) {
                     continue;
                 }
-                if let Some(costs) = bench.measure(contender, operation, *depth)? {
+                if let Some(costs) = bench.measure(contender, operation, depth)? {
                     println!("| {title} | {costs} |");
                 }
             }

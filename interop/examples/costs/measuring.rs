@@ -1,6 +1,6 @@
 //! Processes below callgrind and strace.
 
-use crate::{Contender, Operation, Result, Role};
+use crate::{BLOCK, Contender, Operation, Result, Role, SPAN};
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
@@ -39,6 +39,8 @@ pub(crate) struct Bench {
     directory: TempDir,
     this: PathBuf,
     libnbd: Option<PathBuf>,
+    /// The command `nbd`.
+    nbd: Option<PathBuf>,
     strace: bool,
 }
 
@@ -51,6 +53,7 @@ impl Bench {
         Ok(Self {
             this: std::env::current_exe()?,
             libnbd: libnbd(directory.path())?,
+            nbd: std::env::var_os("NBD").map(PathBuf::from),
             strace: is_installed("strace"),
             directory,
         })
@@ -73,8 +76,20 @@ impl Bench {
         let measured = |tool, count: usize| {
             let mut command = self.below(tool);
             command.arg(program);
-            if !matches!(contender.role, Role::Foreign) {
-                command.args(["run", contender.name]);
+            let path = self.socket();
+            match contender.role {
+                Role::Bench(runtime) => {
+                    command.args(["bench", "--json", "--destroy-data", "--runtime", runtime]);
+                    command.args(["--op", operation.name(), "--pattern", "sequential"]);
+                    command.args([format!("--bs={BLOCK}"), format!("--span={SPAN}")]);
+                    command.args([format!("--depth={depth}"), format!("--ops={count}")]);
+                    command.arg(format!("nbd+unix:///?socket={}", path.display()));
+                }
+                Role::Foreign => arguments(&mut command, operation, depth, count, &path),
+                Role::Client(_) | Role::Server(_) => {
+                    command.args(["run", contender.name]);
+                    arguments(&mut command, operation, depth, count, &path);
+                }
             }
             self.run(command, contender, operation, depth, count)
         };
@@ -104,8 +119,13 @@ impl Bench {
     fn program(&self, contender: &Contender) -> Option<&Path> {
         match contender.role {
             Role::Foreign => self.libnbd.as_deref(),
+            Role::Bench(_) => self.nbd.as_deref(),
             _ => Some(&self.this),
         }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
     }
 
     fn summary(&self) -> PathBuf {
@@ -138,16 +158,14 @@ impl Bench {
         depth: usize,
         count: usize,
     ) -> Result<String> {
-        let path = self.directory.path().join("socket");
+        let path = self.socket();
         let listener = UnixListener::bind(&path)?;
         let mut peer = Command::new(&self.this);
         peer.args(["run", contender.peer()]);
+        arguments(&mut peer, operation, depth, count, &path);
         for command in [&mut measured, &mut peer] {
-            command
-                .args([operation.name(), &depth.to_string(), &count.to_string()])
-                .arg(&path)
-                // Of async-std, whose threads would share the work in another way each time.
-                .env("ASYNC_STD_THREAD_COUNT", "1");
+            // Of async-std, whose threads would share the work in another way each time.
+            command.env("ASYNC_STD_THREAD_COUNT", "1");
         }
         let server = match contender.role {
             Role::Server(_) => &mut measured,
@@ -155,7 +173,8 @@ impl Bench {
         };
         server.stdin(listener.as_fd().try_clone_to_owned()?);
         let mut peer = peer.spawn()?;
-        let measured = measured.stderr(Stdio::piped()).spawn()?;
+        measured.stdout(Stdio::null()).stderr(Stdio::piped());
+        let measured = measured.spawn()?;
         // If a server fails, its client has to notice.
         drop(listener);
         let output = measured.wait_with_output()?;
@@ -171,6 +190,12 @@ impl Bench {
             Err(format!("{} has failed: {said}", contender.name).into())
         }
     }
+}
+
+/// Adds the work of a process to its command.
+fn arguments(command: &mut Command, operation: Operation, depth: usize, count: usize, path: &Path) {
+    command.args([operation.name(), &depth.to_string(), &count.to_string()]);
+    command.arg(path);
 }
 
 #[derive(Clone, Copy)]
