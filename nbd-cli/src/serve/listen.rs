@@ -59,9 +59,19 @@ pub(super) struct Sockets {
 }
 
 impl Listen {
+    /// The sockets that the process was started with, unless others are asked for.
+    pub(super) fn inherited(&self) -> Result<Vec<Listener>> {
+        let has_address = self.stdio
+            || !(self.listen.is_empty() && self.unix.is_empty() && self.vsock.is_empty());
+        if has_address {
+            return Ok(Vec::new());
+        }
+        Listener::inherited().step(|| "cannot use the sockets of socket activation")
+    }
+
     /// Listens. Without an address, at the sockets that the process was started with, for a command
     /// at one that only this user can reach, or else at localhost.
-    pub(super) fn bind(&self, is_for_command: bool) -> Result<Sockets> {
+    pub(super) fn bind(&self, inherited: Vec<Listener>, is_for_command: bool) -> Result<Sockets> {
         let mut sockets = Sockets {
             listeners: Vec::new(),
             uris: Vec::new(),
@@ -79,11 +89,6 @@ impl Listen {
             sockets.listeners.push(listener);
             sockets.uris.extend(Uri::vsock(LOCAL_CID, *port).ok());
         }
-        if !sockets.listeners.is_empty() {
-            return Ok(sockets);
-        }
-        let inherited =
-            Listener::inherited().step(|| "cannot use the sockets of socket activation")?;
         for listener in inherited {
             sockets
                 .uris

@@ -27,6 +27,8 @@ use tokio::runtime::Handle;
 
 impl Serve {
     pub(crate) fn run(self, is_quiet: bool) -> Result {
+        // Before other descriptors are opened, which could have the numbers of sockets that are missing.
+        let inherited = self.listen.inherited()?;
         // Signals that arrive from now on are obeyed as soon as there is a server.
         let signals = Signals::new()?;
         let disks = self.disks.open(self.commit.is_some())?;
@@ -38,7 +40,7 @@ impl Serve {
         let answer = if self.listen.stdio {
             running.stdio(signals)
         } else {
-            running.sockets(signals)
+            running.sockets(signals, inherited)
         }?;
         if let Some(objects) = &disks.objects {
             objects.flush()?;
@@ -126,12 +128,15 @@ impl Running<'_> {
     }
 
     /// Serves all clients that connect, on the runtime that was chosen.
-    fn sockets(&self, signals: Signals) -> Result {
+    fn sockets(&self, signals: Signals, inherited: Vec<nbd_socket::Listener>) -> Result {
         let Sockets {
             listeners,
             uris,
             directory: _directory,
-        } = self.serve.listen.bind(!self.serve.command.is_empty())?;
+        } = self
+            .serve
+            .listen
+            .bind(inherited, !self.serve.command.is_empty())?;
         let unusable = || "cannot use a socket";
         if let Some(objects) = &self.disks.objects {
             let serving = self.on_tokio(listeners, uris, signals);

@@ -173,6 +173,20 @@ fn sockets_of_socket_activation_are_used() {
 }
 
 #[test]
+fn a_socket_of_socket_activation_that_is_missing_is_an_error() {
+    run(|| {
+        let mut command = Command::new("sh");
+        let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve --memory 1M 3<&-";
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_nbd"));
+        let said = failed(&command.output().unwrap());
+        assert!(
+            said.contains("cannot use the sockets of socket activation"),
+            "{said}"
+        );
+    });
+}
+
+#[test]
 fn a_connected_socket_of_socket_activation_is_served_to_its_end() {
     run(|| {
         let (ours, theirs) = UnixStream::pair().unwrap();
