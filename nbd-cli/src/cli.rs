@@ -52,17 +52,20 @@ enum Command {
     Generate(generate::Generate),
 }
 
+/// Behind the options of the command itself, in its help.
+const LAST: usize = 900;
+
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// Log to standard error: connections, requests with -vv, messages with -vvv.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = LAST)]
     pub(crate) verbose: u8,
     /// Say nothing but results and errors.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = LAST + 1)]
     pub(crate) quiet: bool,
     /// Print help.
-    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    #[arg(short, long, global = true, action = ArgAction::HelpShort, display_order = LAST + 2)]
     help: Option<bool>,
 }
 

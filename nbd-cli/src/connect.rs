@@ -132,9 +132,17 @@ impl Connect {
             }
             None => Embedded::sample()?,
         };
-        Ok(Opened {
-            uri: embedded.uri().clone(),
-            embedded: Some(embedded),
+        Opened::embedded(embedded)
+    }
+}
+
+impl Opened {
+    /// The server in this process, for a command that does not wait for signals.
+    pub(crate) fn embedded(server: Embedded) -> Result<Self> {
+        server.remove_when_interrupted()?;
+        Ok(Self {
+            uri: server.uri().clone(),
+            embedded: Some(server),
         })
     }
 }

@@ -14,8 +14,13 @@ use nbd_blocking::{
 };
 use nbd_object::{Disk, Options};
 use nbd_tokio::Uri;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+    low_level::emulate_default_handler,
+};
 use std::{
-    io,
+    fs, io,
     os::unix::ffi::OsStrExt,
     path::Path,
     sync::Arc,
@@ -31,7 +36,7 @@ pub(crate) struct Embedded {
     stopper: Stopper,
     serving: Option<JoinHandle<io::Result<()>>>,
     /// The directory of the socket.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Embedded {
@@ -60,7 +65,7 @@ impl Embedded {
             uri,
             stopper,
             serving: Some(serving),
-            _directory: directory,
+            directory,
         })
     }
 
@@ -109,6 +114,24 @@ impl Embedded {
         Self::new(Arc::new(
             opened.step(|| format!("cannot open {}", path.display()))?,
         ))
+    }
+
+    /// Has Ctrl-C and SIGTERM, which end the process, remove the socket first.
+    pub(crate) fn remove_when_interrupted(&self) -> Result<()> {
+        let directory = self.directory.path().to_owned();
+        let wait = || {
+            let mut signals = Signals::new([SIGINT, SIGTERM])?;
+            let wait = move || {
+                if let Some(signal) = signals.forever().next() {
+                    // The signal is all that a user has to know of.
+                    let _ = fs::remove_dir_all(directory);
+                    let _ = emulate_default_handler(signal);
+                }
+            };
+            thread::Builder::new().name("signals".into()).spawn(wait)
+        };
+        let waiting: io::Result<_> = wait();
+        waiting.map(drop).step(|| "cannot listen for signals")
     }
 
     /// The URI to connect to.

@@ -95,7 +95,12 @@ async fn look(
     server.tls_session = tls(&client);
     let mut export = report::Export::new(uri, client.export(), &contexts);
     if content {
-        export.content = Some(guess(&client).await?);
+        match guess(&client).await {
+            Ok(content) => export.content = Some(content),
+            // Everything else is known nevertheless.
+            Err(error) if error.errno().is_some() => export.content_error = Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
     }
     server.exports.push(export);
     client.disconnect().await?;
@@ -103,7 +108,7 @@ async fn look(
 }
 
 /// The likely content of the disk.
-async fn guess(client: &Client) -> Result<&'static str> {
+async fn guess(client: &Client) -> Result<&'static str, nbd_tokio::Error> {
     let len = content::NEEDED.min(usize::try_from(client.size()).unwrap_or(usize::MAX));
     let beginning = client.read(0, len).await?;
     Ok(content::guess(&beginning).unwrap_or("data"))

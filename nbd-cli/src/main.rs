@@ -39,9 +39,14 @@ mod work;
 mod zeroes;
 
 use clap::Parser;
+use outcome::{Answer, Error};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    outcome::report(cli.run())
+    let result = match cli::Cli::try_parse() {
+        Ok(cli) => cli.run(),
+        Err(error) if error.use_stderr() => error.exit(),
+        Err(help) => help.print().map(|()| Answer::Yes).map_err(Error::Output),
+    };
+    outcome::report(result)
 }

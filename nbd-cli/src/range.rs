@@ -22,21 +22,18 @@ impl Part {
     /// The range of bytes on a disk of `size` bytes.
     pub(crate) fn range(&self, size: u64) -> Result<Range<u64>> {
         let Self { offset, length } = *self;
-        let beyond = |what: &str, bytes: u64| {
-            Error::new(format!(
-                "expected {what} within the disk's {size} bytes, got {bytes}"
-            ))
-        };
         if offset > size {
-            return Err(beyond("an --offset", offset));
+            return Err(Error::new(format!(
+                "expected an --offset within the disk's {size} bytes, got {offset}"
+            )));
         }
         let length = length.unwrap_or(size - offset);
         match offset.checked_add(length) {
             Some(end) if end <= size => Ok(offset..end),
-            _ => Err(beyond(
-                "--offset and --length",
-                offset.saturating_add(length),
-            )),
+            _ => Err(Error::new(format!(
+                "expected a --length of at most {} bytes, up to the end of the disk, got {length}",
+                size - offset
+            ))),
         }
     }
 }

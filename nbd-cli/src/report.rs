@@ -136,6 +136,9 @@ pub(crate) struct Export {
     pub(crate) description: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<&'static str>,
+    /// The reason for which the beginning of the disk could not be read.
+    #[serde(rename = "content-error", skip_serializing_if = "Option::is_none")]
+    pub(crate) content_error: Option<String>,
     pub(crate) uri: String,
     pub(crate) contexts: Vec<String>,
     pub(crate) is_rotational: bool,
@@ -175,6 +178,7 @@ impl Export {
                 .as_ref()
                 .map(|text| text.as_str().to_owned()),
             content: None,
+            content_error: None,
             uri: uri.redacted().to_string(),
             contexts: contexts
                 .iter()
@@ -287,6 +291,9 @@ impl Export {
         }
         if let Some(content) = self.content {
             let _ = writeln!(text, "  content: {content}");
+        }
+        if let Some(error) = &self.content_error {
+            let _ = writeln!(text, "  content: cannot be read: {}", printable(error));
         }
         match (
             self.block_size_minimum,

@@ -32,9 +32,9 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         }
         digits
             .parse()
-            .map_err(|_| format!("\"{text}\" is more than 2^64 bytes"))
+            .map_err(|_| format!("\"{text}\" is 2^64 bytes or more"))
     };
-    let too_large = || format!("\"{text}\" is more than 2^64 bytes");
+    let too_large = || format!("\"{text}\" is 2^64 bytes or more");
     let mut bytes = number(whole)?
         .checked_mul(1 << shift)
         .ok_or_else(too_large)?;

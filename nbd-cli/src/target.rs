@@ -22,6 +22,11 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err(
+                "expected a URI, a file or a block device; is a variable unset?".to_owned(),
+            );
+        }
         if text == "-" {
             return Ok(Self::Stdio);
         }
@@ -71,6 +76,7 @@ mod tests {
         let object = |text: &str| Target::Object(text.parse().unwrap());
         assert_eq!(target("s3://b/disk@s"), object("s3://b/disk@s"));
         assert_eq!(target("file:///disk"), object("file:///disk"));
+        assert!("".parse::<Target>().is_err());
         assert!("http://h".parse::<Target>().is_err());
         assert!("nbd://h/?x=1".parse::<Target>().is_err());
     }

@@ -248,9 +248,5 @@ fn scratch() -> Result<Opened> {
         disk.write(at, &piece, false)
             .step(|| "cannot fill a disk in memory")?;
     }
-    let embedded = Embedded::new(Arc::new(disk))?;
-    Ok(Opened {
-        uri: embedded.uri().clone(),
-        embedded: Some(embedded),
-    })
+    Opened::embedded(Embedded::new(Arc::new(disk))?)
 }

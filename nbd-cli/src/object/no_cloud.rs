@@ -8,8 +8,8 @@ use std::sync::Arc;
 impl Address {
     pub(super) fn cloud(&self) -> Result<Arc<dyn ObjectStore>> {
         Err(Error::new(format!(
-            "cannot use {}: this build of nbd has no S3, GCS and Azure; `cargo install nbd-cli \
-             --features cloud` makes one that has",
+            "cannot use {}: this build of nbd has no S3, GCS and Azure; `cargo install --path \
+             nbd-cli --features cloud` makes one that has",
             self.disk()
         )))
     }

@@ -143,6 +143,13 @@ impl Disks {
                 "there is nothing to serve: give a PATH, a URI, --memory SIZE or --directory DIR",
             ));
         }
+        if objects.is_none()
+            && let Some(option) = self.objects.given()
+        {
+            return Err(Error::new(format!(
+                "{option} is for disks on object storage, of which there is none"
+            )));
+        }
         let only = match &named[..] {
             [(name, _)] if directory.is_none() => Some(name.clone()),
             _ => None,

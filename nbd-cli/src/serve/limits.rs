@@ -13,16 +13,16 @@ use std::time::Duration;
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
     /// Connections; one more displaces one idle for 5 min.
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive::<usize>())]
     max_connections: usize,
     /// Connections of one host or virtual machine (a client).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive::<usize>())]
     client_connections: Option<usize>,
     /// Memory for data.
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = positive_size)]
     max_memory: u64,
     /// Memory for the data of each connection, or for one request.
-    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = positive_size)]
     connection_memory: u64,
     /// Bytes per second, read and written.
     #[arg(long, value_name = "SIZE", value_parser = positive_size)]
@@ -31,10 +31,10 @@ pub(super) struct Limits {
     #[arg(long, value_name = "SIZE", value_parser = positive_size)]
     client_rate: Option<u64>,
     /// Requests per second.
-    #[arg(long, value_name = "N", value_parser = positive())]
+    #[arg(long, value_name = "N", value_parser = positive::<u64>())]
     max_requests: Option<u64>,
     /// The same for each client.
-    #[arg(long, value_name = "N", value_parser = positive())]
+    #[arg(long, value_name = "N", value_parser = positive::<u64>())]
     client_requests: Option<u64>,
     /// Seconds for each step of negotiation.
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
@@ -64,7 +64,7 @@ fn rate(bytes: Option<u64>, requests: Option<u64>) -> Rate {
     requests.map_or(rate, |requests| rate.requests(requests))
 }
 
-fn positive() -> RangedU64ValueParser {
+fn positive<T: TryFrom<u64>>() -> RangedU64ValueParser<T> {
     RangedU64ValueParser::new().range(1..)
 }
 

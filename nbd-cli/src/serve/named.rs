@@ -16,19 +16,25 @@ pub(super) struct Named<T> {
 impl Named<OsString> {
     /// A path, which keeps its own `=` if there is a slash before.
     pub(super) fn path(text: &OsStr) -> Result<Self, String> {
+        let what = |what: &OsStr| {
+            if what.is_empty() {
+                return Err("expected a path or a URI; is a variable unset?".to_owned());
+            }
+            Ok(what.to_owned())
+        };
         let bytes = text.as_bytes();
         let equals = bytes.iter().position(|byte| *byte == b'=');
         let Some(at) = equals.filter(|at| !bytes[..*at].contains(&b'/')) else {
             return Ok(Self {
                 name: None,
-                what: text.to_owned(),
+                what: what(text)?,
             });
         };
         let name = std::str::from_utf8(&bytes[..at])
             .map_err(|_| "expected the name of an export in UTF-8".to_owned())?;
         Ok(Self {
             name: Some(export_name(name)?),
-            what: OsStr::from_bytes(&bytes[at + 1..]).to_owned(),
+            what: what(OsStr::from_bytes(&bytes[at + 1..]))?,
         })
     }
 }

@@ -56,6 +56,14 @@ pub(super) struct ObjectOptions {
 }
 
 impl ObjectOptions {
+    /// An option that is given, and means nothing without a disk on object storage.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        if self.create.is_some() {
+            return Some("--create");
+        }
+        self.cache_dir.is_some().then_some("--cache-dir")
+    }
+
     /// Opens the cache in a directory.
     async fn local_cache(&self) -> Result<Option<LocalCache>> {
         let Some(dir) = &self.cache_dir else {

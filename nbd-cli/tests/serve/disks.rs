@@ -203,6 +203,15 @@ fn a_disk_that_cannot_be_served_is_named_with_a_remedy() {
         for (args, expected) in [
             (&["serve"][..], "give a PATH"),
             (&["serve", missing], "missing for writing\n  "),
+            (&["serve", "x="], "is a variable unset?"),
+            (
+                &["serve", "--memory", "1M", "--create", "1T"],
+                "--create is for disks on object storage",
+            ),
+            (
+                &["serve", "--memory", "1M", "--max-connections", "0"],
+                "0 is not in 1..",
+            ),
             (
                 &["serve", "--directory", missing],
                 "cannot serve the directory",

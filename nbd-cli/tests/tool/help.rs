@@ -42,6 +42,14 @@ fn the_help_of_each_command_is_short() {
             "{help}"
         );
         assert!(!examples(&name).is_empty(), "{help}");
+        // Options of all commands are behind those of this one.
+        let mut last = help
+            .lines()
+            .skip_while(|line| !line.contains("-q, --quiet"));
+        for option in ["-q, --quiet", "-h, --help", "-V, --version"] {
+            let line = last.next().unwrap_or_default();
+            assert!(line.contains(option), "{help}");
+        }
     }
     assert_eq!(nbd(["--version"]).expect(0).split(' ').next(), Some("nbd"));
 }

@@ -5,8 +5,9 @@ use crate::support::{command, nbd};
 use interop::{
     Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, deadline, require,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::{fs, process::Stdio, time::Duration};
+use std::{fs, io::Read, os::unix::process::ExitStatusExt, process::Stdio, time::Duration};
 
 /// Time limit of a test on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -429,11 +430,20 @@ fn errors_in_arguments_name_the_expected_value() {
             vec!["info", "/nonexistent/disk.img"],
             "cannot open /nonexistent/disk.img",
         ),
+        (vec!["info", ""], "is a variable unset?"),
         (vec!["map", "--offset", "1X"], "got the suffix \"X\""),
+        (
+            vec!["map", "--offset", "16E"],
+            "\"16E\" is 2^64 bytes or more",
+        ),
         (vec!["map", "--context", "allocation"], "there is no colon"),
         (
             vec!["dump", "--offset", "1T"],
             "expected an --offset within the disk's 67108864 bytes",
+        ),
+        (
+            vec!["dump", "--offset", "63M", "--length", "2M"],
+            "a --length of at most 1048576 bytes, up to the end of the disk, got 2097152",
         ),
         (
             vec!["info", "--connect-timeout", "0"],
@@ -444,6 +454,65 @@ fn errors_in_arguments_name_the_expected_value() {
         assert_eq!(ended.code, Some(2), "{ended:#?}");
         assert!(ended.stderr.contains(said), "{ended:#?}");
     }
+}
+
+#[test]
+fn an_export_that_cannot_be_read_is_described() {
+    deadline(LIMIT, || {
+        let server = Nbdkit::new("memory").param("size=1M").filter("error");
+        let Some(server) = server
+            .param("error-pread=EIO")
+            .param("error-pread-rate=1")
+            .start()
+        else {
+            return;
+        };
+        let said = nbd(["info", &server.uri("")]).expect(0);
+        assert!(
+            said.contains("content: cannot be read: ") && said.contains("EIO"),
+            "{said}"
+        );
+        assert!(said.contains("is rotational"), "{said}");
+        let json = nbd(["info", "--json", &server.uri("")]).json();
+        let export = &json["exports"][0];
+        assert!(export["content-error"].is_string(), "{json}");
+        assert!(export["content"].is_null(), "{json}");
+    });
+}
+
+#[test]
+fn help_that_cannot_be_printed_is_an_error() {
+    for args in [&["--help"][..], &["--version"], &["info", "--help"]] {
+        let full = fs::File::options().write(true).open("/dev/full");
+        let mut nbd = command(args);
+        nbd.stdout(full.expect("Linux has it"))
+            .stderr(Stdio::piped());
+        let ended = nbd.output().expect("it starts");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains("cannot write to standard output"), "{said}");
+    }
+}
+
+#[test]
+fn nothing_is_left_of_a_command_that_was_interrupted() {
+    deadline(LIMIT, || {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let left = || fs::read_dir(dir.path()).expect("it is there").count();
+        for signal in [Signal::INT, Signal::TERM] {
+            let mut nbd = command(["bench", "--time", "2"]);
+            nbd.env("TMPDIR", dir.path()).stdout(Stdio::piped());
+            let mut child = nbd.spawn().expect("it starts");
+            // The beginning of a table, of which the rest takes long.
+            let stdout = child.stdout.as_mut().expect("a pipe");
+            stdout.read_exact(&mut [0; 1]).expect("the table begins");
+            assert_eq!(left(), 1);
+            kill_process(Pid::from_child(&child), signal).expect("it runs");
+            let status = child.wait().expect("it ends");
+            assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
+            assert_eq!(left(), 0);
+        }
+    });
 }
 
 #[test]

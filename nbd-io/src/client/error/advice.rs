@@ -7,9 +7,10 @@ use std::io;
 /// Advice for a server that cannot be reached, to be put after the error.
 pub(super) fn on_connecting(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
-            "; is the server running, and at this address?"
-        }
+        // vsock has the last one for a port without a server.
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionReset => "; is the server running, and at this address?",
         io::ErrorKind::PermissionDenied => "; may this user connect to it, and run it?",
         io::ErrorKind::TimedOut => {
             "; is the host up, does a firewall drop packets, or is the server too busy to accept?"
