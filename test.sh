@@ -21,10 +21,13 @@ export PATH=$tools/bin:$tools/linux:$PATH:/usr/sbin:/sbin
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 SKIPPED=77 # the exit code of a stage that could not do its work
-names=() results=() durations=() notes=()
-note=$(mktemp)
-times=$(mktemp) # of tests
-trap 'rm -f "$note" "$times"' EXIT
+scratch=$(mktemp -d)
+touch "$scratch/times"
+results=$scratch/results # a line for each stage that has ended
+times=$scratch/times     # of tests
+note=$scratch/note
+other=                   # the processes of the other stages
+trap '[[ -z $other ]] || kill -- "-$other" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 
 in_ci() { [[ ${CI:-} == true || ${CI:-} == 1 ]]; }
 
@@ -57,9 +60,17 @@ stage() {
     "$SKIPPED") if in_ci; then result=FAILED; else result=skipped; fi ;;
     *) result=FAILED ;;
     esac
-    names+=("$name") results+=("$result") durations+=($((SECONDS - start)))
-    notes+=("$(sed 's/; $//' "$note")")
+    printf '%-22s %-8s %5d s  %s\n' "$name" "$result" "$((SECONDS - start))" \
+        "$(sed 's/; $//' "$note")" >>"$results"
     printf -- '--- %s: %s\n' "$name" "$result"
+}
+
+# Runs a stage while others are running, with what they leave of the processors. Its output is printed
+# when it has ended.
+stage_beside() {
+    local note=$scratch/note-beside
+    stage "$@" >"$scratch/output" 2>&1
+    cat "$scratch/output"
 }
 
 # --- the tools of the tests ---
@@ -417,40 +428,50 @@ schedules() {
     schedules/run.sh 100
 }
 
+# Tests wait half of their time, and some crates are compiled one after the other: without a second
+# sequence of stages, a third of two processors would be idle. Cargo sees to it that of those that share a
+# target directory one compiles at a time; the first that follow here have others.
+beside() {
+    stage_beside "cargo's tools" tools
+    stage_beside "formatting" formatted
+    stage_beside "licences and bans" policy
+    stage_beside "layers" layers
+    if [[ -d fuzz ]]; then
+        stage_beside "fuzzing" fuzz
+    fi
+    stage_beside "schedules" schedules
+    # Tests look at the time; this has no end but its own.
+    renice -n 10 "$BASHPID" >/dev/null
+    stage_beside "no standard library" no_std
+    stage_beside "lints" lints
+    stage_beside "documentation" documentation
+    stage_beside "packages" packages
+    stage_beside "doctests" doctests
+    stage_beside "other platforms" platforms
+}
+
+set -m # in a process group of its own, which can be ended
+beside &
+other=$!
+set +m
 stage "foreign programs" peers
 stage "object stores" object_stores
-stage "cargo's tools" tools
-stage "formatting" formatted
-stage "lints" lints
-stage "layers" layers
-stage "no standard library" no_std
-stage "other platforms" platforms
-stage "licences and bans" policy
-stage "documentation" documentation
-if [[ -d fuzz ]]; then
-    stage "fuzzing" fuzz
-fi
-stage "schedules" schedules
-stage "packages" packages
-stage "doctests" doctests
 stage "tests" tests
 if [[ ${CEPH:-} == 1 ]]; then
     stage "Ceph's gateway" ceph
 fi
+ended=0
+wait "$other" || ended=$?
+other=
 
 printf '\n=== summary\n'
-failed=0
-for i in "${!names[@]}"; do
-    printf '%-22s %-8s %5d s' "${names[i]}" "${results[i]}" "${durations[i]}"
-    printf '  %s\n' "${notes[i]}"
-    [[ ${results[i]} != FAILED ]] || failed=1
-done
+cat "$results"
 printf 'the slowest tests, in seconds:\n'
 # Of each test there is a line with its result, which is repeated at the end if it failed.
 sed -nE 's/^ *(PASS|FAIL) \[ *([0-9.]+)s\] *(\([^)]*\) *)?/\2 /p' "$times" | sort -u |
     sort -rn | sed -n 1,5p
 printf 'in all %d s: ' "$SECONDS"
-if ((failed)); then
+if ((ended)) || grep -q ' FAILED ' "$results"; then
     printf 'FAILED\n'
     exit 1
 fi
