@@ -52,6 +52,14 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses a number of bytes as [`parse`] does, of which there is at least one.
+pub(crate) fn parse_positive(text: &str) -> Result<u64, String> {
+    match parse(text)? {
+        0 => Err("expected at least one byte".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// A number of bytes for people: `1.5G`, or `1537` where no suffix fits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size(pub(crate) u64);

@@ -128,17 +128,17 @@ impl Ends {
     }
 
     async fn open_source(&self) -> Result<Source> {
+        if self.from.only.is_some() && matches!(self.source, Target::Stdio | Target::Path(_)) {
+            return Err(Error::new(format!(
+                "{} has no meta contexts: --only is for servers",
+                self.source
+            )));
+        }
         let reader = match &self.source {
             Target::Stdio => Reader::stdin(self.buffer)?,
             Target::Path(path) if is_pipe(path) => Reader::open(path, self.buffer)?,
             disk => return Ok(Source::Disk(Disk::open(disk, &self.from).await?)),
         };
-        if self.from.only.is_some() {
-            return Err(Error::new(format!(
-                "{} has no contexts: --only is for servers",
-                self.source
-            )));
-        }
         Ok(Source::Stream(Arc::new(reader)))
     }
 

@@ -89,7 +89,7 @@ struct Options {
     #[arg(long, conflicts_with_all = ["allocate", "only", "changed_only"])]
     destination_is_zero: bool,
     /// Read no more bytes in a second.
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_positive)]
     limit_rate: Option<u64>,
     #[command(flatten)]
     transfer: Transfer,

@@ -137,9 +137,12 @@ impl Record {
             copied: Ranges::default(),
         };
         let Some(found) = found else {
-            return Ok(Self {
+            let record = Self {
                 kept: Some((path, Mutex::new(new))),
-            });
+            };
+            // To find out now whether it can be written.
+            record.add(Ranges::default())?;
+            return Ok(record);
         };
         let checks = [
             (&found.source, &new.source),

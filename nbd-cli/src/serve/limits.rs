@@ -1,6 +1,6 @@
 //! Limits of clients.
 
-use crate::{connect::seconds, size};
+use crate::{connect::seconds, size::parse_positive};
 use clap::{Args, builder::RangedU64ValueParser};
 use nbd_blocking::nbd_io::{
     runtime::Tasks,
@@ -19,16 +19,16 @@ pub(super) struct Limits {
     #[arg(long, value_name = "N", value_parser = positive::<usize>())]
     client_connections: Option<usize>,
     /// Memory for data.
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = positive_size)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_positive)]
     max_memory: u64,
     /// Memory for the data of each connection, or for one request.
-    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = positive_size)]
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_positive)]
     connection_memory: u64,
     /// Bytes per second, read and written.
-    #[arg(long, value_name = "SIZE", value_parser = positive_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     max_rate: Option<u64>,
     /// The same for each client.
-    #[arg(long, value_name = "SIZE", value_parser = positive_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive)]
     client_rate: Option<u64>,
     /// Requests per second.
     #[arg(long, value_name = "N", value_parser = positive::<u64>())]
@@ -66,11 +66,4 @@ fn rate(bytes: Option<u64>, requests: Option<u64>) -> Rate {
 
 fn positive<T: TryFrom<u64>>() -> RangedU64ValueParser<T> {
     RangedU64ValueParser::new().range(1..)
-}
-
-fn positive_size(text: &str) -> Result<u64, String> {
-    match size::parse(text)? {
-        0 => Err("expected at least one byte".into()),
-        bytes => Ok(bytes),
-    }
 }

@@ -20,6 +20,23 @@ fn connections_are_bounded() {
     });
 }
 
+#[test]
+fn connections_of_each_client_are_bounded() {
+    run(|| {
+        let mut serving = Serving::prepared(
+            |_| {},
+            |command, _| {
+                command.args("--memory 1M --listen 127.0.0.1:0 --client-connections 1".split(' '));
+            },
+        );
+        let uri = serving.line();
+        let client = nbd_blocking::connect(&uri).unwrap();
+        client.read_at(&mut [0; 1], 0).unwrap();
+        failed(&run_nbd(["info", &uri]));
+        client.disconnect().unwrap();
+    });
+}
+
 /// Number of bytes that the server sends before it closes the connection.
 fn received(mut stream: &UnixStream) -> usize {
     let mut bytes = Vec::new();

@@ -436,6 +436,7 @@ fn errors_in_arguments_name_the_expected_value() {
             vec!["map", "--offset", "16E"],
             "\"16E\" is 2^64 bytes or more",
         ),
+        (vec!["copy", "--limit-rate", "0"], "at least one byte"),
         (vec!["map", "--context", "allocation"], "there is no colon"),
         (
             vec!["dump", "--offset", "1T"],

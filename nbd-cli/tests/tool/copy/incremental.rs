@@ -126,6 +126,15 @@ fn a_context_that_the_server_lacks_is_an_error() {
         let ended = copy(&["--only", only, &server.uri(""), text(&target(&directory))]);
         assert!(error(&ended).contains(only));
         ended.expect(2);
+        // As a file, it has none at all.
+        let ended = copy(&[
+            "--only",
+            only,
+            text(&image.path()),
+            text(&target(&directory)),
+        ]);
+        assert!(error(&ended).contains("has no meta contexts"), "{ended:#?}");
+        ended.expect(2);
     });
 }
 

@@ -107,6 +107,19 @@ fn a_state_of_another_copy_is_refused() {
 }
 
 #[test]
+fn a_state_that_cannot_be_kept_is_an_error_at_once() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let state = directory.path().join("missing/state");
+        let resume = format!("--resume={}", state.display());
+        let ended = copy(&[&resume, text(&image.path()), text(&target(&directory))]);
+        assert!(error(&ended).contains("cannot write"), "{ended:#?}");
+        assert!(!ended.stderr.contains("copied"), "{ended:#?}");
+        ended.expect(2);
+    });
+}
+
+#[test]
 fn a_second_signal_is_not_waited_for() {
     run(|| {
         let directory = directory();
