@@ -29,6 +29,10 @@ use std::{
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 
+/// The message if there is no server, with a remedy.
+const NOT_STARTED: &str = "cannot start a server in this process; is TMPDIR, or /tmp, a directory \
+    that can be written, and of a short name?";
+
 /// Serves an export at a Unix socket that only this user can reach, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Embedded {
@@ -49,7 +53,7 @@ impl Embedded {
                 Ok((server.stopper(), move || server.serve(listener)))
             })
         };
-        started().step(|| "cannot start a server in this process")
+        started().step(|| NOT_STARTED)
     }
 
     /// Serves in a thread, at a socket of this path.
@@ -91,7 +95,7 @@ impl Embedded {
             };
             Ok((stopper, serve))
         });
-        started.step(|| "cannot start a server in this process")
+        started.step(|| NOT_STARTED)
     }
 
     /// A disk with a little in it, to try commands with.

@@ -62,10 +62,10 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
     time: Duration,
     /// Measure until so many bytes were moved instead.
-    #[arg(long, value_name = "BYTES", value_parser = size::parse, conflicts_with = "time")]
+    #[arg(long, value_name = "BYTES", value_parser = size::parse_positive, conflicts_with = "time")]
     bytes: Option<u64>,
     /// Measure until so many requests or connections were made instead.
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["time", "bytes"])]
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["time", "bytes"], value_parser = clap::value_parser!(u64).range(1..))]
     ops: Option<u64>,
     /// Let writes destroy the data of the disk.
     #[arg(long)]
@@ -128,7 +128,7 @@ pub(crate) struct Workload {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     Time(Duration),
-    /// Requests of all connections together.
+    /// Requests of all connections together. Each makes one at least.
     Requests(u64),
 }
 
@@ -141,7 +141,7 @@ impl Workload {
     /// Number of requests that one connection makes; `None` if time ends it.
     pub(crate) fn share(&self) -> Option<u64> {
         match self.limit {
-            Limit::Requests(all) => Some(all / u64::from(self.connections)),
+            Limit::Requests(all) => Some(all.div_ceil(u64::from(self.connections))),
             Limit::Time(_) => None,
         }
     }
@@ -150,6 +150,9 @@ impl Workload {
 impl Bench {
     pub(crate) fn run(self) -> Result {
         let Opened { uri, embedded } = match &self.target {
+            Some(Target::Path(path)) if self.destroy_data => {
+                Opened::embedded(Embedded::file(path, true)?)?
+            }
             Some(target) => Connect::open(Some(target))?,
             None => scratch()?,
         };

@@ -69,6 +69,31 @@ fn time_ends_every_workload() {
 }
 
 #[test]
+fn each_connection_makes_a_request() {
+    deadline(LIMIT, || {
+        let args = "bench --json --op read --ops 5 --connections 8";
+        let said = nbd(args.split(' ')).expect(0);
+        assert_eq!(lines(&said)[0]["ops"], 8, "{said}");
+        for none in ["--ops=0", "--bytes=0"] {
+            nbd(["bench", none]).expect(2);
+        }
+    });
+}
+
+#[test]
+fn a_file_can_be_written() {
+    deadline(LIMIT, || {
+        let file = tempfile::NamedTempFile::new().expect("a file can be made");
+        file.as_file().set_len(4096).expect("it can be made longer");
+        let args = "bench --op write --ops 1 --destroy-data";
+        let path = file.path().to_str().expect("UTF-8");
+        nbd(args.split(' ').chain([path])).expect(0);
+        let written = std::fs::read(path).expect("it is there");
+        assert!(written == [0x5a; 4096]);
+    });
+}
+
+#[test]
 fn nothing_is_written_without_permission() {
     deadline(LIMIT, || {
         let Some(server) = Nbdkit::new("memory").param("size=1M").start() else {
