@@ -5,6 +5,7 @@ use crate::{
     ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
+use std::sync::LazyLock;
 
 /// Look at, copy, compare, serve and measure disks over NBD.
 #[derive(Debug, Parser)]
@@ -103,11 +104,20 @@ impl Cli {
 
 /// The version with the features of this build.
 fn version() -> &'static str {
-    if cfg!(feature = "tls") {
-        concat!(env!("CARGO_PKG_VERSION"), " (TLS by rustls with aws-lc-rs)")
-    } else if cfg!(feature = "tls-ring") {
-        concat!(env!("CARGO_PKG_VERSION"), " (TLS by rustls with ring)")
-    } else {
-        concat!(env!("CARGO_PKG_VERSION"), " (without TLS)")
-    }
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let tls = if cfg!(feature = "tls") {
+            "TLS by rustls with aws-lc-rs"
+        } else if cfg!(feature = "tls-ring") {
+            "TLS by rustls with ring"
+        } else {
+            "no TLS"
+        };
+        let cloud = if cfg!(feature = "cloud") {
+            "disks in S3, GCS and Azure"
+        } else {
+            "no S3, GCS and Azure"
+        };
+        format!("{} ({tls}; {cloud})", env!("CARGO_PKG_VERSION"))
+    });
+    &VERSION
 }
