@@ -124,9 +124,10 @@ impl Other {
 }
 
 /// Persons without a name, a word for reports, and metaphors that the field does not use.
-const BANNED: [&str; 13] = [
+const BANNED: [&str; 14] = [
     "anybody",
     "anyone",
+    "baton",
     "everybody",
     "everyone",
     "farewell",

@@ -8,10 +8,10 @@
 //! The [`Engine`] decides which requests are in flight and late, and whose payload goes where; this
 //! module decides which thread reads, writes or waits.
 //!
-//! **Reading.** The inbox is a baton: a caller that waits for a reply takes it, reads from the
-//! stream and hands out all replies, until its own reply is complete; then it passes the baton to
-//! another caller that waits. Payload beyond the bytes in the inbox goes straight from the stream
-//! to its buffer. If that buffer is lent by another thread, the baton goes to that thread, because
+//! **Reading.** Callers that wait are a leader and its followers. The leader has the inbox: it reads
+//! from the stream and hands out all replies, until its own reply is complete; then another caller
+//! that waits becomes the leader. Payload beyond the bytes in the inbox goes straight from the stream
+//! to its buffer. If that buffer is lent by another thread, that thread becomes the leader, because
 //! no other may touch it; its bytes that are in the inbox already are left with the reply for its
 //! owner to copy.
 //!

@@ -1,4 +1,4 @@
-//! Taking the baton: reading on behalf of all callers.
+//! The leader: it reads on behalf of all callers.
 
 use super::{
     Link, READ_IN_SYSTEM,
@@ -32,8 +32,8 @@ pub(super) enum Stop {
 }
 
 impl Link {
-    /// Moves the connection on: writes the outbox, else reads, if the baton is free, or else waits
-    /// for the thread that reads. Returns when something may have changed for this caller.
+    /// Moves the connection on: writes the outbox, else reads, if there is no leader, or else waits
+    /// for it. Returns when something may have changed for this caller.
     pub(super) fn step<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -106,7 +106,7 @@ impl Link {
         state
     }
 
-    /// Reads on behalf of all callers; then puts the inbox back and passes the baton.
+    /// Reads on behalf of all callers; then puts the inbox back and wakes the next leader.
     pub(super) fn read<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,

@@ -168,7 +168,7 @@ fn few_bytes_in_flight_are_enough_for_many_threads() {
 }
 
 #[test]
-fn the_baton_goes_round_among_many_readers() {
+fn the_leader_changes_among_many_readers() {
     for seed in 0..4 {
         within(20, move || {
             let model = Model {

@@ -156,33 +156,33 @@ fn extents_are_corrected() {
     let server = Server::default();
     let size = 1 << 20;
     for mode in CHUNKS {
-        let mend =
+        let corrected =
             |range, list: &[(u64, u64)]| extents(&server, mode, TWO[1], 0, range, list.to_vec());
         // Equal neighbours become one; empty extents are skipped.
         assert_eq!(
-            mend((0, 4096), &[(512, 1), (512, 1), (0, 5), (512, 1), (512, 0)]),
+            corrected((0, 4096), &[(512, 1), (512, 1), (0, 5), (512, 1), (512, 0)]),
             " 1536:1 512:0"
         );
         // Only the last one may go past the request, and none past the export.
         assert_eq!(
-            mend((0, 1024), &[(512, 1), (8192, 0), (512, 1)]),
+            corrected((0, 1024), &[(512, 1), (8192, 0), (512, 1)]),
             " 512:1 8192:0"
         );
-        assert_eq!(mend((0, 1024), &[(1024, 1), (512, 0)]), " 1024:1");
-        assert_eq!(mend((size - 512, 512), &[(8192, 1)]), " 512:1");
+        assert_eq!(corrected((0, 1024), &[(1024, 1), (512, 0)]), " 1024:1");
+        assert_eq!(corrected((size - 512, 512), &[(8192, 1)]), " 512:1");
         assert_eq!(
-            mend((size - 512, 512), &[(u64::MAX, 1), (u64::MAX, 1)]),
+            corrected((size - 512, 512), &[(u64::MAX, 1), (u64::MAX, 1)]),
             " 512:1"
         );
         assert_eq!(
-            mend((0, 1024), &[(512, 1), (u64::MAX, 0)]),
+            corrected((0, 1024), &[(512, 1), (u64::MAX, 0)]),
             format!(" 512:1 {}:0", size - 512)
         );
         // Less than was asked for is enough.
-        assert_eq!(mend((0, size), &[(512, 1)]), " 512:1");
+        assert_eq!(corrected((0, size), &[(512, 1)]), " 512:1");
         // S-213: with nothing known, status 0 is always safe.
-        assert_eq!(mend((0, 4096), &[]), " 4096:0");
-        assert_eq!(mend((0, 4096), &[(0, 1)]), " 4096:0");
+        assert_eq!(corrected((0, 4096), &[]), " 4096:0");
+        assert_eq!(corrected((0, 4096), &[(0, 1)]), " 4096:0");
     }
 }
 
@@ -297,14 +297,17 @@ fn extents_are_whole_blocks() {
     // S-211, S-212
     let server = Server::with(Export::new("disk").sizes(4096, 4096, 65536));
     for mode in CHUNKS {
-        let mend =
+        let corrected =
             |list: &[(u64, u64)]| extents(&server, mode, TWO[0], 0, (4096, 65536), list.to_vec());
-        assert_eq!(mend(&[(4096, 1), (8192, 0)]), " 4096:1 8192:0");
-        assert_eq!(mend(&[(8192, 1), (4608, 0), (512, 3)]), " 8192:1 4096:0");
-        assert_eq!(mend(&[(512, 1), (512, 0)]), " 4096:0");
-        assert_eq!(mend(&[(6000, 1)]), " 4096:1");
-        assert_eq!(mend(&[(4096, 0), (512, 1), (3584, 0)]), " 4096:0");
-        assert_eq!(mend(&[(4096, 1), (512, 0), (3584, 1)]), " 4096:1");
+        assert_eq!(corrected(&[(4096, 1), (8192, 0)]), " 4096:1 8192:0");
+        assert_eq!(
+            corrected(&[(8192, 1), (4608, 0), (512, 3)]),
+            " 8192:1 4096:0"
+        );
+        assert_eq!(corrected(&[(512, 1), (512, 0)]), " 4096:0");
+        assert_eq!(corrected(&[(6000, 1)]), " 4096:1");
+        assert_eq!(corrected(&[(4096, 0), (512, 1), (3584, 0)]), " 4096:0");
+        assert_eq!(corrected(&[(4096, 1), (512, 0), (3584, 1)]), " 4096:1");
     }
 }
 
