@@ -57,8 +57,9 @@ fn script(steps: &[Step], kept: &Path) -> String {
     for (at, Step { command, .. }) in steps.iter().enumerate() {
         let out = format!("{kept}/{at}");
         script += &match command.strip_suffix(" &") {
+            // In place of the shell in between, which would be killed alone.
             Some(command) => format!(
-                "{{ {command}; }} > {out} 2>&1 &\nuntil [ -s {out} ] || ! kill -0 $!; do sleep 0.01; done\n\
+                "{{ exec {command}; }} > {out} 2>&1 &\nuntil [ -s {out} ] || ! kill -0 $!; do sleep 0.01; done\n\
                  echo 0 > {out}.code\n"
             ),
             None => format!("{{ {command}\n}} > {out} 2>&1\necho $? > {out}.code\n"),
