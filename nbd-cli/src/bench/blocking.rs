@@ -146,14 +146,12 @@ fn many(client: &Client, workload: &Workload, index: u32) -> Result<(u64, Latenc
         if deadline.is_some_and(|deadline| now >= deadline) {
             flight.offsets.end();
         }
-        let mut done = 0;
-        let mut next = Some(completion);
-        while let Some(completion) = next.take() {
+        let before = flight.made;
+        flight.take(completion, now)?;
+        while let Some(completion) = flight.queue.next_ready() {
             flight.take(completion, now)?;
-            done += 1;
-            next = flight.queue.next_ready();
         }
-        for _ in 0..done {
+        for _ in before..flight.made {
             flight.submit(now)?;
         }
     }
@@ -176,6 +174,7 @@ struct Flight {
 
 impl Flight {
     /// Submits one more, if there is one.
+    #[inline(always)]
     fn submit(&mut self, now: Instant) -> Result<()> {
         let Some(Next { offset, writes }) = self.offsets.next() else {
             return Ok(());
@@ -187,13 +186,16 @@ impl Flight {
             self.queue
                 .read(self.buffers.pop().unwrap_or_default(), offset)?
         };
-        if let Some(begun) = self.begun.get_mut(cookie.slot()) {
-            self.displaced.extend(begun.replace((cookie, now)));
+        if let Some(begun) = self.begun.get_mut(cookie.slot())
+            && let Some(displaced) = begun.replace((cookie, now))
+        {
+            self.displaced.push(displaced);
         }
         Ok(())
     }
 
     /// Takes one that is done.
+    #[inline(always)]
     fn take(&mut self, completion: Completion, now: Instant) -> Result<()> {
         completion.result?;
         let cookie = completion.cookie;
@@ -201,7 +203,9 @@ impl Flight {
             self.latencies.add(begun, now);
         }
         self.made += 1;
-        self.buffers.extend(completion.buffer);
+        if let Some(buffer) = completion.buffer {
+            self.buffers.push(buffer);
+        }
         Ok(())
     }
 

@@ -35,6 +35,7 @@ impl Offsets {
     }
 
     /// A random number, by xorshift.
+    #[inline(always)]
     const fn random(&mut self) -> u64 {
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 7;
@@ -48,6 +49,8 @@ impl Offsets {
     }
 
     /// The next one; `None` when all were made.
+    // This crate is optimised for size, and would call it for each request.
+    #[inline(always)]
     pub(super) fn next(&mut self) -> Option<Next> {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1)?;
@@ -58,10 +61,18 @@ impl Offsets {
             Op::Mix => self.random() % 100 >= u64::from(self.workload.reads),
         };
         let block = match self.workload.pattern {
-            Pattern::Random => self.random() % self.blocks,
+            // A division would take longer than all the rest.
+            Pattern::Random => {
+                let scaled = u128::from(self.random()) * u128::from(self.blocks);
+                u64::try_from(scaled >> 64).unwrap_or(0)
+            }
             Pattern::Sequential => {
+                let block = self.next;
                 self.next += 1;
-                (self.next - 1) % self.blocks
+                if self.next == self.blocks {
+                    self.next = 0;
+                }
+                block
             }
         };
         Some(Next {

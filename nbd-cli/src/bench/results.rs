@@ -32,7 +32,7 @@ impl Latencies {
     }
 
     /// Adds that of a request that was begun and done at these times.
-    #[inline]
+    #[inline(always)]
     pub(super) fn add(&mut self, begun: Instant, done: Instant) {
         if self.last != Some((begun, done)) {
             self.record();

@@ -7,7 +7,10 @@ use super::{
     results::{Latencies, Measured, Row},
 };
 use crate::outcome::Result;
-use futures_util::stream::{FuturesUnordered, TryStreamExt};
+use futures_util::{
+    FutureExt,
+    stream::{FuturesUnordered, TryStreamExt},
+};
 use nbd_tokio::{
     Uri,
     bytes::{Buf, Bytes, BytesMut},
@@ -17,10 +20,10 @@ use nbd_tokio::{
     },
 };
 use std::{
-    cell::{Cell, RefCell},
     future::poll_fn,
     pin::pin,
-    time::Instant,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// The alignment of buffers, in bytes.
@@ -41,14 +44,13 @@ pub(super) async fn measure<R: Network>(
     }
     let (start, before) = (Instant::now(), thread_time());
     let mut measured: Vec<Measured> = if workload.op == Op::Connect {
-        vec![connect(&options, uri, workload).await?]
-    } else if let [client] = &clients[..] {
-        // A set of a single future polls it once more, in vain, whenever that waits.
-        vec![work(client, workload, 0).await?]
+        let connecting = connect(options.clone(), uri.clone(), *workload);
+        vec![spawned(options.runtime(), connecting).await?]
     } else {
-        let workers = (0..)
-            .zip(&clients)
-            .map(|(index, client)| work(client, workload, index));
+        let workers = (0..).zip(&clients).map(|(index, client)| {
+            let work = work(client.clone(), *workload, index);
+            spawned(options.runtime(), work)
+        });
         workers
             .collect::<FuturesUnordered<_>>()
             .try_collect()
@@ -68,137 +70,145 @@ pub(super) async fn measure<R: Network>(
     Row::new(took, measured)
 }
 
+/// Spawns a task. Tokio asks the system for events once more whenever a future outside of tasks waits.
+fn spawned<R: Network, T: Send + 'static>(
+    runtime: &R,
+    task: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = T> {
+    let (task, result) = task.remote_handle();
+    runtime.spawn(task);
+    result
+}
+
 async fn connect<R: Network>(
-    options: &ConnectOptions<R>,
-    uri: &Uri,
-    workload: &Workload,
+    options: ConnectOptions<R>,
+    uri: Uri,
+    workload: Workload,
 ) -> Result<Measured> {
-    let mut latencies = Latencies::new()?;
-    let mut offsets = Offsets::new(workload, u64::MAX, 0);
-    let mut now = Instant::now();
-    let start = now;
-    let mut requests = 0;
-    while offsets.next().is_some() && !is_late(workload, start, now) {
-        drop(options.connect_uri(uri).await?);
-        let done = Instant::now();
-        latencies.add(now, done);
-        (now, requests) = (done, requests + 1);
+    let mut progress = Progress::new(&workload, u64::MAX, 0)?;
+    progress.is_exact = true;
+    let mut begun = None;
+    while let Some((_, now)) = progress.next(begun) {
+        begun = Some(now);
+        drop(options.connect_uri(&uri).await?);
     }
-    Ok(Measured {
-        requests,
-        latencies,
-        cpu: None,
-    })
+    Ok(progress.measured(None))
 }
 
-fn is_late(workload: &Workload, start: Instant, now: Instant) -> bool {
-    match workload.limit {
-        Limit::Time(time) => now.saturating_duration_since(start) >= time,
-        Limit::Requests(_) => false,
-    }
+/// The requests of a connection that were made, and those to be made.
+struct Progress {
+    offsets: Offsets,
+    deadline: Option<Instant>,
+    made: u64,
+    latencies: Latencies,
+    /// The time of all requests that are found done together. With many in flight they take far longer
+    /// than it takes to deal with those few.
+    now: Instant,
+    /// Each request is done at a time of its own.
+    is_exact: bool,
 }
 
-/// A clock that is read once for some requests that are found done together: with many in flight
-/// they take far longer than it takes to deal with those few.
-#[derive(Debug)]
-struct Clock {
-    /// Number of requests that have a time in common.
-    shared: u32,
-    left: Cell<u32>,
-    now: Cell<Instant>,
-}
-
-impl Clock {
-    fn new(workload: &Workload) -> Self {
-        Self {
-            shared: (workload.depth / 16).clamp(1, 4),
-            left: Cell::new(0),
-            now: Cell::new(Instant::now()),
-        }
-    }
-
-    fn now(&self) -> Instant {
-        match self.left.get() {
-            0 => self.read(),
-            left => self.left.set(left - 1),
-        }
-        self.now.get()
-    }
-
-    fn read(&self) {
-        self.left.set(self.shared - 1);
-        self.now.set(Instant::now());
-    }
-
-    /// Polls a future, which sees another time in each poll.
-    async fn read_in_each_poll<F: Future>(&self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            self.left.set(0);
-            future.as_mut().poll(cx)
+impl Progress {
+    fn new(workload: &Workload, size: u64, index: u32) -> Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            offsets: Offsets::new(workload, size, index),
+            deadline: match workload.limit {
+                Limit::Time(time) => now.checked_add(time),
+                Limit::Requests(_) => None,
+            },
+            made: 0,
+            latencies: Latencies::new()?,
+            now,
+            is_exact: workload.depth == 1,
         })
-        .await
+    }
+
+    /// Notes that a request is done that was begun at some time. Returns the next one, and the time when it
+    /// begins.
+    #[inline(always)]
+    fn next(&mut self, begun: Option<Instant>) -> Option<(Next, Instant)> {
+        if self.is_exact {
+            self.tick();
+        }
+        if let Some(begun) = begun {
+            self.made += 1;
+            self.latencies.add(begun, self.now);
+        }
+        Some((self.offsets.next()?, self.now))
+    }
+
+    /// Reads the clock.
+    fn tick(&mut self) {
+        self.now = Instant::now();
+        if self.deadline.is_some_and(|deadline| self.now >= deadline) {
+            self.offsets.end();
+        }
+    }
+
+    fn measured(self, cpu: Option<Duration>) -> Measured {
+        Measured {
+            requests: self.made,
+            latencies: self.latencies,
+            cpu,
+        }
     }
 }
 
 /// Keeps a connection busy, by as many loops as there are requests in flight. They are one task,
 /// which polls only those loops that were woken.
-async fn work<R: Network>(client: &Client<R>, workload: &Workload, index: u32) -> Result<Measured> {
-    let offsets = RefCell::new(Offsets::new(workload, client.size(), index));
-    let shared = RefCell::new((0, Latencies::new()?));
+async fn work<R: Network>(client: Client<R>, workload: Workload, index: u32) -> Result<Measured> {
+    let progress = Mutex::new(Progress::new(&workload, client.size(), index)?);
     let payload = aligned(workload.len()).freeze();
-    let clock = Clock::new(workload);
-    let one = || one_at_a_time(client, workload, &offsets, &shared, payload.clone(), &clock);
+    let one = || one_at_a_time(&client, &workload, &progress, payload.clone());
     if workload.depth == 1 {
         one().await?;
     } else {
         let loops: FuturesUnordered<_> = (0..workload.depth).map(|_| one()).collect();
-        clock.read_in_each_poll(loops.try_collect::<()>()).await?;
+        let mut loops = pin!(loops.try_collect::<()>());
+        poll_fn(|cx| {
+            lock(&progress).tick();
+            loops.as_mut().poll(cx)
+        })
+        .await?;
     }
-    let (requests, latencies) = shared.into_inner();
-    Ok(Measured {
-        requests,
-        latencies,
-        cpu: Some(std::time::Duration::ZERO),
-    })
+    let progress = progress.into_inner();
+    let progress = progress.unwrap_or_else(PoisonError::into_inner);
+    Ok(progress.measured(Some(Duration::ZERO)))
 }
 
 async fn one_at_a_time<R: Network>(
     client: &Client<R>,
     workload: &Workload,
-    offsets: &RefCell<Offsets>,
-    shared: &RefCell<(u64, Latencies)>,
+    progress: &Mutex<Progress>,
     payload: Bytes,
-    clock: &Clock,
 ) -> Result<()> {
     let mut buffer = match workload.op {
         Op::Write => BytesMut::new(),
         _ => aligned(workload.len()),
     };
-    let start = clock.now();
-    let mut now = start;
+    let mut begun = None;
     loop {
-        if is_late(workload, start, now) {
-            offsets.borrow_mut().end();
-        }
-        let next = offsets.borrow_mut().next();
-        let Some(Next { offset, writes }) = next else {
+        let next = lock(progress).next(begun);
+        let Some((Next { offset, writes }, now)) = next else {
             return Ok(());
         };
+        begun = Some(now);
         if writes {
             client.write(payload.clone(), offset).await?;
         } else {
-            buffer = client
-                .read_into(buffer, offset)
-                .await
-                .map_err(nbd_tokio::Error::from)?;
+            buffer = match client.read_into(buffer, offset).await {
+                Ok(buffer) => buffer,
+                Err(error) => return Err(nbd_tokio::Error::from(error).into()),
+            };
         }
-        let done = clock.now();
-        let (made, latencies) = &mut *shared.borrow_mut();
-        *made += 1;
-        latencies.add(now, done);
-        now = done;
     }
+}
+
+// One task has it, so that it is never waited for.
+#[inline(always)]
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A buffer for one request, at the start of a page.
