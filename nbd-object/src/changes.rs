@@ -49,41 +49,39 @@ fn mask(range: &Range<usize>) -> u128 {
     upto(end) & !upto(first)
 }
 
+/// The runs of sectors within a range whose bits are set.
+fn runs(sectors: u128, range: &Range<usize>) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for sector in range.start / SECTOR..range.end.div_ceil(SECTOR) {
+        if sectors & (1u128 << sector) != 0 {
+            let run = (sector * SECTOR).max(range.start)..((sector + 1) * SECTOR).min(range.end);
+            match runs.last_mut() {
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => runs.push(run),
+            }
+        }
+    }
+    runs
+}
+
 impl Block {
-    pub(crate) fn is_whole(&self) -> bool {
+    fn is_whole(&self) -> bool {
         self.written & mask(&(0..self.data.len())) == mask(&(0..self.data.len()))
     }
 
     /// The runs of written sectors within a range of the block.
     fn parts(&self, range: &Range<usize>) -> Vec<Range<usize>> {
-        let mut parts: Vec<Range<usize>> = Vec::new();
-        for sector in range.start / SECTOR..range.end.div_ceil(SECTOR) {
-            if self.written & (1u128 << sector) != 0 {
-                let part =
-                    (sector * SECTOR).max(range.start)..((sector + 1) * SECTOR).min(range.end);
-                match parts.last_mut() {
-                    Some(last) if last.end == part.start => last.end = part.end,
-                    _ => parts.push(part),
-                }
+        runs(self.written, range)
+    }
+
+    /// Fills the sectors that were not written with those of `base`; they are zeroes without one.
+    fn complete(&mut self, base: Option<&Bytes>) {
+        if let Some(base) = base {
+            for gap in runs(!self.written, &(0..self.data.len())) {
+                self.change(&gap, |part| part.copy_from_slice(&base[gap.clone()]));
             }
         }
-        parts
-    }
-
-    /// The block with the sectors that were written, above `base`; zeroes without one.
-    pub(crate) fn over(&self, base: Option<&Bytes>) -> Bytes {
-        let mut data = base.map_or_else(
-            || BytesMut::zeroed(self.data.len()),
-            |base| BytesMut::from(&base[..]),
-        );
-        for part in self.parts(&(0..self.data.len())) {
-            data[part.clone()].copy_from_slice(&self.data[part]);
-        }
-        data.freeze()
-    }
-
-    pub(crate) fn whole(&self) -> Bytes {
-        self.data.clone()
+        self.written = u128::MAX;
     }
 
     /// Changes a part, which counts as written.
@@ -117,8 +115,23 @@ impl Changes {
         self.blocks.len() as u64 * block + self.holes.len() as u64 * OVERHEAD
     }
 
-    pub(crate) fn blocks(&self) -> &BTreeMap<u64, Block> {
-        &self.blocks
+    /// The blocks that were written, in order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.blocks.keys().copied()
+    }
+
+    /// The bytes of a block that was written, if all of it is known.
+    pub(crate) fn whole(&self, index: u64) -> Option<Bytes> {
+        let block = self.blocks.get(&index).filter(|block| block.is_whole())?;
+        Some(block.data.clone())
+    }
+
+    /// Completes a block that was written in part with stored bytes, or zeroes, in the memory that it
+    /// has.
+    pub(crate) fn complete(&mut self, index: u64, base: Option<&Bytes>) {
+        if let Some(block) = self.blocks.get_mut(&index) {
+            block.complete(base);
+        }
     }
 
     /// The runs of blocks that read as zeroes.

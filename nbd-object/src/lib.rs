@@ -16,6 +16,7 @@ mod location;
 mod map;
 mod options;
 mod probe;
+mod puts;
 mod records;
 mod runtime;
 mod statistics;

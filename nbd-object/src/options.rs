@@ -45,10 +45,13 @@ pub enum Compression {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Limit of writes in memory that no flush has covered, in bytes; 64 MiB unless set. A write
-    /// waits while there are more. When half of it is reached, a commit begins by itself.
+    /// Limit of writes in memory that are not in the store, in bytes; 64 MiB unless set. A write
+    /// waits while there are more. When half of it is reached, a commit begins by itself. The bytes of a
+    /// commit are among them, also the stored rests of blocks that were written in part; with
+    /// compression, its records come on top, up to as much again.
     pub dirty_limit: u64,
-    /// Limit of blocks kept for reads, in bytes; 64 MiB unless set.
+    /// Limit of blocks kept for reads, in bytes; 64 MiB unless set. Beside them, records that are being
+    /// got take up to half as much, and at least 4 MiB; further gets wait.
     pub cache_size: u64,
     /// A cache on a local disk beside the one in memory; none unless set.
     pub local_cache: Option<LocalCache>,

@@ -17,13 +17,20 @@ use quick_cache::{
     DefaultHashBuilder, Weighter,
     sync::{Cache, DefaultLifecycle, PlaceholderGuard},
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Records this far apart are got in one request, with the bytes between them.
 const GAP: u64 = 32 << 10;
 
 /// Requests of one read at the same time.
 const CONCURRENT: usize = 32;
+
+/// The least memory for records that are being got, in bytes. Otherwise it is half of the cache.
+const IN_FLIGHT: u64 = 4 << 20;
+
+/// Limit of a semaphore that all systems have.
+const MOST_ROOMS: u32 = 1 << 28;
 
 /// The part of the cache for blocks that were used again. In the other half, those that were got ahead
 /// stay until they are read.
@@ -52,17 +59,33 @@ pub(crate) struct Records {
     /// The limit of a request, in bytes.
     longest: u64,
     local: Option<LocalCache>,
+    /// Memory for records that are being got, in KiB.
+    room: Semaphore,
+    /// All of that.
+    rooms: u32,
 }
 
 impl Records {
     pub(crate) fn new(objects: Arc<Objects>, options: &Options, block_size: usize) -> Self {
+        let rooms = (options.cache_size / 2).max(IN_FLIGHT) >> 10;
+        let rooms = u32::try_from(rooms).unwrap_or(u32::MAX).min(MOST_ROOMS);
         Self {
             objects,
             cache: bounded(options.cache_size, block_size as u64, PROVEN, BlockWeight),
             block_size,
             longest: u64::from(options.get_size),
             local: options.local_cache.clone(),
+            room: Semaphore::new(rooms as usize),
+            rooms,
         }
+    }
+
+    /// Waits for memory for bytes that are to be got. It is held until they are blocks of their own.
+    ///
+    /// Its holders wait for the store alone, and not for blocks that others get.
+    async fn room(&self, range: &Range<u64>) -> Option<SemaphorePermit<'_>> {
+        let rooms = u32::try_from((range.end - range.start).div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        self.room.acquire_many(rooms.min(self.rooms)).await.ok()
     }
 
     pub(crate) fn cached_bytes(&self) -> u64 {
@@ -148,6 +171,7 @@ impl Records {
         if let Some(block) = self.get_local(piece).await {
             return Ok(block);
         }
+        let _room = self.room(&piece.range()).await;
         let stored = self
             .objects
             .get_range(Kind::Segment, piece.object, piece.range())
@@ -220,6 +244,7 @@ impl Records {
             let Some(range) = whole_range(run) else {
                 continue;
             };
+            let _room = self.room(&range).await;
             let got = self
                 .objects
                 .get_range(Kind::Segment, run[0].1.object, range.clone())
@@ -308,6 +333,7 @@ impl Records {
             pieces[*first].object,
             pieces[*first].range().start..pieces[*last].range().end,
         );
+        let _room = self.room(&range).await;
         let bytes = self
             .objects
             .get_range(Kind::Segment, id, range.clone())
@@ -333,7 +359,7 @@ impl Records {
     }
 }
 
-fn whole_range(run: &[&(u64, Piece)]) -> Option<std::ops::Range<u64>> {
+fn whole_range(run: &[&(u64, Piece)]) -> Option<Range<u64>> {
     let (first, last) = (run.first()?, run.last()?);
     Some(first.1.range().start..last.1.range().end)
 }

@@ -13,8 +13,8 @@ use futures_util::{
     stream::BoxStream,
 };
 use object_store::{
-    Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutPayload, UpdateVersion, path::Path,
+    Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion, path::Path,
 };
 use std::{
     collections::BTreeSet,
@@ -205,7 +205,7 @@ impl Objects {
                 match self.store.get_opts(&path, options).await {
                     // A store may answer with more or less than it was asked for.
                     Ok(found) if found.range != range => Ok(Bytes::new()),
-                    Ok(found) => found.bytes().await,
+                    Ok(found) => bytes_of(found).await,
                     // Stores have no common error for a range behind the end of an object.
                     Err(error @ StoreError::Generic { .. }) => match self.store.head(&path).await {
                         Ok(meta) if meta.size < range.end => Ok(Bytes::new()),
@@ -423,6 +423,26 @@ impl Objects {
         }
         unreachable!("the loop above ends by returning")
     }
+}
+
+/// The bytes of an answer, in memory of their own.
+///
+/// Those of a store over HTTP may be a part of its connection's buffer: a page of the map that was kept
+/// would keep hundreds of KiB.
+async fn bytes_of(found: GetResult) -> object_store::Result<Bytes> {
+    let len = usize::try_from(found.range.end - found.range.start).unwrap_or(usize::MAX);
+    let GetResultPayload::Stream(mut stream) = found.payload else {
+        return found.bytes().await;
+    };
+    let mut bytes = Vec::with_capacity(len);
+    while let Some(some) = stream.try_next().await? {
+        if some.len() > len - bytes.len() {
+            // More than was announced is damage, too.
+            return Ok(Bytes::new());
+        }
+        bytes.extend_from_slice(&some);
+    }
+    Ok(bytes.into())
 }
 
 fn failed(operation: &'static str, path: &Path, source: StoreError) -> Error {

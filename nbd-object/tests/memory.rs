@@ -68,5 +68,7 @@ async fn a_tebibyte_with_sixty_four_requests_in_flight_takes_no_more_than_its_li
         statistics.cache_misses > 2000,
         "the cache is smaller than the data"
     );
-    assert!(taken < 110 * MIB, "{} MiB", taken / MIB);
+    // The limits, half of the cache for gets, and this test's requests are 48 MiB. The rest is the
+    // allocator's.
+    assert!(taken < 80 * MIB, "{} MiB", taken / MIB);
 }

@@ -4,28 +4,19 @@ use super::{Disk, Inner, State};
 use crate::{
     Error,
     changes::Changes,
-    format::{HEAD_LIMIT, Head, Kind, ObjectId, levels_for},
+    format::{HEAD_LIMIT, Head, levels_for},
     map::{Root, edit},
+    puts::puts,
     statistics::Counters,
     store::Put,
 };
-use bytes::Bytes;
-use futures_util::{
-    stream::{self, StreamExt, TryStreamExt},
-    try_join,
-};
+use futures_util::try_join;
 use object_store::{PutMode, PutPayload, UpdateVersion};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// The name of the head below a disk's prefix.
 pub(crate) const HEAD: &str = "head";
-
-/// Puts of one commit at the same time.
-const PUTS: usize = 16;
-
-/// Stored blocks that are got at once to complete blocks that were written in part.
-const COMPLETED: usize = 256;
 
 /// A call that waits for a commit that begins later.
 pub(crate) struct Wish {
@@ -46,7 +37,7 @@ impl Disk {
     /// Brings every write that has returned into the store. Flushes that wait at the same time
     /// share one commit.
     ///
-    /// It costs a put for each full segment and one for the rest, one for each 4 MiB of changed pages
+    /// It costs a put for each full segment and one for the rest, one for each MiB of changed pages
     /// of the map, all at the same time, and then one for the head: three for a single write, in the
     /// time of two. The head is a put of its own, whose condition fences other writers. A flush costs
     /// nothing if there is nothing to commit.
@@ -135,7 +126,7 @@ impl Inner {
     async fn commits(self: Arc<Self>) {
         let mut failed = false;
         loop {
-            let (frozen, wishes, head) = {
+            let (wishes, head) = {
                 let mut state = self.state();
                 let full = state.active.weight() >= self.options.dirty_limit / 2 && !failed;
                 // Those that came since the last commit failed want another attempt.
@@ -150,16 +141,11 @@ impl Inner {
                     return;
                 }
                 let active = std::mem::replace(&mut state.active, Changes::new(self.block_size));
-                let frozen = Arc::new(active);
-                state.frozen = Some(frozen.clone());
-                (
-                    frozen,
-                    std::mem::take(&mut state.wishes),
-                    state.head.clone(),
-                )
+                state.frozen = Some(active);
+                (std::mem::take(&mut state.wishes), state.head.clone())
             };
             let begin = self.objects.runtime.now();
-            let result = self.commit_once(&frozen, head, &wishes).await;
+            let result = self.commit_once(head, &wishes).await;
             failed = result.is_err();
             let counters = &self.objects.counters;
             Counters::count(
@@ -171,19 +157,14 @@ impl Inner {
                 1,
             );
             counters.commit_took(self.objects.runtime.now().saturating_sub(begin));
-            self.conclude(frozen, wishes, result);
+            self.conclude(wishes, result);
         }
     }
 
     /// Takes the result over into the state, and answers all that wait.
-    fn conclude(
-        &self,
-        frozen: Arc<Changes>,
-        wishes: Vec<Wish>,
-        result: Result<(Head, UpdateVersion), Error>,
-    ) {
+    fn conclude(&self, wishes: Vec<Wish>, result: Result<(Head, UpdateVersion), Error>) {
         let mut state = self.state();
-        state.frozen = None;
+        let frozen = state.frozen.take();
         let result = match result {
             Ok((head, version)) => {
                 state.head = head;
@@ -191,10 +172,10 @@ impl Inner {
                 Ok(state.committed())
             }
             Err(error) => {
-                // They are no longer frozen, so that nothing but this has them.
-                let older = Arc::try_unwrap(frozen).unwrap_or_else(|shared| (*shared).clone());
-                let newer = std::mem::replace(&mut state.active, Changes::new(self.block_size));
-                state.active = older.and_then(newer);
+                if let Some(older) = frozen {
+                    let newer = std::mem::replace(&mut state.active, Changes::new(self.block_size));
+                    state.active = older.and_then(newer);
+                }
                 state.version = None;
                 if let Error::Fenced { .. } = error {
                     state.failed = Some(error.clone());
@@ -217,7 +198,6 @@ impl Inner {
 
     async fn commit_once(
         &self,
-        changes: &Changes,
         old: Head,
         wishes: &[Wish],
     ) -> Result<(Head, UpdateVersion), Error> {
@@ -230,53 +210,17 @@ impl Inner {
             .fold(head.size, u64::max);
         head.levels = levels_for(head.blocks());
         let root = Root::from(&old);
-        let blocks = self.whole_blocks(root, changes).await?;
-        let encoded = self.encode(blocks).await?;
-        let packed = self.pack(changes, encoded);
-        let segments = self.put_all(Kind::Segment, packed.segments);
-        let pages = async {
+        let levels = head.levels;
+        let (puts, taken) = puts();
+        let make = async move {
+            let edits = self.pack(root, &puts).await?;
             let next = || self.state().next_object();
-            let edited = edit(&self.pages, root, head.levels, &packed.edits, next).await?;
-            self.put_all(Kind::Map, edited.objects).await?;
-            Ok(edited.root)
+            edit(&self.pages, root, levels, &edits, next, &puts).await
         };
-        let ((), root) = try_join!(segments, pages)?;
+        let (root, ()) = try_join!(make, taken.put(&self.objects))?;
         head.root = root.page;
         let version = self.swap_head(&mut head).await?;
-        for (piece, block) in packed.records {
-            self.records.insert(&piece, block);
-        }
         Ok((head, version))
-    }
-
-    /// All written blocks, completed by stored bytes where only a part was written.
-    async fn whole_blocks(
-        &self,
-        root: Root,
-        changes: &Changes,
-    ) -> Result<Vec<(u64, Bytes)>, Error> {
-        let parts: Vec<u64> = changes
-            .blocks()
-            .iter()
-            .filter_map(|(index, block)| (!block.is_whole()).then_some(*index))
-            .collect();
-        let mut stored = Vec::with_capacity(parts.len());
-        for some in parts.chunks(COMPLETED) {
-            stored.extend(self.stored(root, some).await?);
-        }
-        let mut stored = stored.into_iter();
-        Ok(changes
-            .blocks()
-            .iter()
-            .map(|(index, block)| {
-                let whole = if block.is_whole() {
-                    block.whole()
-                } else {
-                    block.over(stored.next().flatten().as_ref())
-                };
-                (*index, whole)
-            })
-            .collect())
     }
 
     /// The error of a writer that has lost the disk to another one, which may have deleted objects
@@ -297,17 +241,6 @@ impl Inner {
         };
         self.state().failed = Some(error.clone());
         Some(error)
-    }
-
-    async fn put_all(&self, kind: Kind, objects: Vec<(ObjectId, PutPayload)>) -> Result<(), Error> {
-        let puts: Vec<_> = objects
-            .into_iter()
-            .map(|(id, payload)| self.objects.put_immutable(kind, id, payload))
-            .collect();
-        stream::iter(puts)
-            .buffer_unordered(PUTS)
-            .try_collect()
-            .await
     }
 
     /// Replaces the head, if it is still this writer's.

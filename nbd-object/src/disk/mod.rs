@@ -67,7 +67,7 @@ pub(crate) struct State {
     /// Changes since the last commit began.
     active: Changes,
     /// Changes of the commit that is under way.
-    frozen: Option<Arc<Changes>>,
+    frozen: Option<Changes>,
     /// The number of the next object.
     pub(crate) next: u64,
     /// The generation of the head that counts the last collection, if that left no garbage.

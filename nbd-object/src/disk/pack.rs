@@ -5,10 +5,12 @@ use crate::{
     Compression, Error,
     changes::Changes,
     compression::encode_record,
-    format::{Codec, ObjectId, Piece, checksum, segment},
-    map::Edit,
+    format::{Codec, Kind, ObjectId, Piece, checksum, segment},
+    map::{Edit, Root},
+    puts::{Made, Puts},
 };
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use object_store::PutPayload;
 
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -16,20 +18,22 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// Bytes from which on blocks are encoded on another thread, even if only checksums are computed.
 const ELSEWHERE: usize = 512 << 10;
 
+/// Blocks that are completed and encoded together, and the number of such groups at the same time.
+const GROUP: usize = 64;
+const GROUPS: usize = 4;
+
 /// A block, and its record unless it is one of zeroes.
-pub(super) struct Encoded {
+struct Encoded {
     index: u64,
     block: Bytes,
     record: Option<(Codec, Bytes, u64)>,
 }
 
-/// The objects of a commit that have records, and the changes of the map.
-#[derive(Default)]
-pub(super) struct Packed {
-    pub(super) segments: Vec<(ObjectId, PutPayload)>,
-    pub(super) edits: Vec<Edit>,
-    /// For the cache.
-    pub(super) records: Vec<(Piece, Bytes)>,
+/// A segment that is not full.
+struct Open {
+    id: ObjectId,
+    parts: Vec<Bytes>,
+    end: u32,
 }
 
 fn encode(blocks: Vec<(u64, Bytes)>, level: Option<i32>) -> Vec<Encoded> {
@@ -50,7 +54,7 @@ fn encode(blocks: Vec<(u64, Bytes)>, level: Option<i32>) -> Vec<Encoded> {
 
 impl Inner {
     /// Compresses blocks and computes their checksums, where that holds up no task.
-    pub(super) async fn encode(&self, blocks: Vec<(u64, Bytes)>) -> Result<Vec<Encoded>, Error> {
+    async fn encode(&self, blocks: Vec<(u64, Bytes)>) -> Result<Vec<Encoded>, Error> {
         let level = match self.options.compression {
             Compression::Off => None,
             Compression::Zstd(level) => Some(level),
@@ -64,60 +68,103 @@ impl Inner {
             .await
     }
 
-    /// Puts records together to segments, in the order of the disk.
-    pub(super) fn pack(&self, changes: &Changes, blocks: Vec<Encoded>) -> Packed {
-        let mut packed = Packed::default();
-        packed.edits.extend(changes.holes().map(|blocks| Edit {
+    /// Has the written blocks of this commit put, in segments and in the order of the disk, and returns
+    /// the changes of the map.
+    pub(super) async fn pack(&self, root: Root, puts: &Puts) -> Result<Vec<Edit>, Error> {
+        let (blocks, holes) = self.frozen(|frozen| {
+            let blocks: Vec<u64> = frozen.blocks().collect();
+            (blocks, frozen.holes().collect::<Vec<_>>())
+        });
+        let hole = |blocks| Edit {
             blocks,
             record: None,
-        }));
-        let mut open: Option<(ObjectId, Vec<Bytes>, u32)> = None;
-        for Encoded {
-            index,
-            block,
-            record,
-        } in blocks
-        {
-            let blocks = index..index + 1;
-            let Some((codec, stored, checksum)) = record else {
-                packed.edits.push(Edit {
-                    blocks,
-                    record: None,
-                });
-                continue;
-            };
-            let len = u32::try_from(stored.len()).expect("a block is small");
-            if open
-                .as_ref()
-                .is_some_and(|(_, _, end)| end + len > self.options.segment_size)
+        };
+        let mut edits: Vec<Edit> = holes.into_iter().map(hole).collect();
+        let groups: Vec<_> = blocks
+            .chunks(GROUP)
+            .map(|some| self.encoded(root, some))
+            .collect();
+        let mut groups = stream::iter(groups).buffered(GROUPS);
+        let mut open: Option<Open> = None;
+        while let Some(group) = groups.try_next().await? {
+            for Encoded {
+                index,
+                block,
+                record,
+            } in group
             {
-                packed.segments.extend(open.take().map(closed));
+                let Some((codec, stored, checksum)) = record else {
+                    edits.push(hole(index..index + 1));
+                    continue;
+                };
+                let len = u32::try_from(stored.len()).expect("a block is small");
+                let is_full = |open: &mut Open| open.end + len > self.options.segment_size;
+                if let Some(full) = open.take_if(is_full) {
+                    puts.put(full.close()).await?;
+                }
+                let open = open.get_or_insert_with(|| Open::new(self.state().next_object()));
+                let record = Piece {
+                    object: open.id,
+                    offset: open.end,
+                    len,
+                    codec,
+                    checksum,
+                };
+                open.end += len;
+                open.parts.push(stored);
+                // No page refers to it before the head has changed.
+                self.records.insert(&record, block);
+                edits.push(Edit {
+                    blocks: index..index + 1,
+                    record: Some(record),
+                });
             }
-            let (object, parts, end) = open.get_or_insert_with(|| {
-                let id = self.state().next_object();
-                (id, vec![segment::header(id)], segment::HEADER)
-            });
-            let piece = Piece {
-                object: *object,
-                offset: *end,
-                len,
-                codec,
-                checksum,
-            };
-            *end += len;
-            parts.push(stored);
-            packed.records.push((piece, block));
-            packed.edits.push(Edit {
-                blocks,
-                record: Some(piece),
-            });
         }
-        packed.segments.extend(open.map(closed));
-        packed.edits.sort_by_key(|edit| edit.blocks.start);
-        packed
+        if let Some(last) = open {
+            puts.put(last.close()).await?;
+        }
+        edits.sort_by_key(|edit| edit.blocks.start);
+        Ok(edits)
+    }
+
+    /// Blocks of this commit, completed by stored bytes where only a part was written.
+    async fn encoded(&self, root: Root, blocks: &[u64]) -> Result<Vec<Encoded>, Error> {
+        let parts: Vec<u64> = self.frozen(|frozen| {
+            let is_part = |index: &u64| frozen.whole(*index).is_none();
+            blocks.iter().copied().filter(is_part).collect()
+        });
+        let stored = self.stored(root, &parts).await?;
+        for (index, base) in parts.into_iter().zip(stored) {
+            self.frozen(|frozen| frozen.complete(index, base.as_ref()));
+        }
+        let whole = self.frozen(|frozen| {
+            let whole = |index: &u64| Some((*index, frozen.whole(*index)?));
+            blocks.iter().filter_map(whole).collect()
+        });
+        self.encode(whole).await
+    }
+
+    /// The changes of the commit that is under way.
+    fn frozen<T>(&self, work: impl FnOnce(&mut Changes) -> T) -> T {
+        let mut state = self.state();
+        work(state.frozen.as_mut().expect("a commit is under way"))
     }
 }
 
-fn closed((id, parts, _): (ObjectId, Vec<Bytes>, u32)) -> (ObjectId, PutPayload) {
-    (id, PutPayload::from_iter(parts))
+impl Open {
+    fn new(id: ObjectId) -> Self {
+        Self {
+            id,
+            parts: vec![segment::header(id)],
+            end: segment::HEADER,
+        }
+    }
+
+    fn close(self) -> Made {
+        Made {
+            kind: Kind::Segment,
+            id: self.id,
+            payload: PutPayload::from_iter(self.parts),
+        }
+    }
 }

@@ -9,7 +9,10 @@ use crate::{
     statistics::Counters,
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::{
+    TryFutureExt,
+    stream::{self, StreamExt, TryStreamExt},
+};
 use nbd_io::ReadData;
 use std::{
     ops::Range,
@@ -34,6 +37,9 @@ enum Below {
 
 /// Leaves of the map that a read gets at the same time.
 const LEAVES: usize = 32;
+
+/// Gets of one task that gets blocks ahead, at the same time.
+const FETCHES: usize = 8;
 
 /// Limit of tasks that get blocks ahead.
 const AHEAD: usize = 8;
@@ -106,7 +112,7 @@ impl Disk {
     }
 
     fn parts(&self, state: &State, offset: u64, len: u64) -> Vec<Part> {
-        let layers = [state.frozen.as_deref(), Some(&state.active)];
+        let layers = [state.frozen.as_ref(), Some(&state.active)];
         split(self.inner.block_size, offset, len)
             .map(|(block, range)| part(layers, block, range))
             .collect()
@@ -323,7 +329,14 @@ impl Inner {
                 }
             }
         }
-        self.records.blocks(&pieces).await?;
+        // Not all at once: a block that is in the cache is needed no longer.
+        let blocks = self.options.get_size as usize / self.block_size;
+        let parts: Vec<_> = pieces
+            .chunks(blocks.max(1))
+            .map(|some| self.records.blocks(some).map_ok(drop))
+            .collect();
+        let parts = stream::iter(parts).buffer_unordered(FETCHES);
+        parts.try_collect::<()>().await?;
         Ok(pieces.len() as u64)
     }
 }

@@ -69,7 +69,7 @@ impl Disk {
             let (root, until) = {
                 let state = self.inner.state();
                 let mut until = u64::MAX;
-                for layer in [Some(&state.active), state.frozen.as_deref()]
+                for layer in [Some(&state.active), state.frozen.as_ref()]
                     .into_iter()
                     .flatten()
                 {

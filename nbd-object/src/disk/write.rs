@@ -1,8 +1,12 @@
 //! Changes: to memory, with backpressure.
 
 use super::{Disk, State, check_aligned};
-use crate::{Error, statistics::Counters};
+use crate::{Error, changes::split, statistics::Counters};
 use tokio::sync::oneshot;
+
+/// A longer write waits for memory in parts, which end at multiples of this, so that no more than the limit
+/// is taken.
+const PART: usize = 1 << 20;
 
 impl Disk {
     /// Writes `data` at `offset`, both multiples of 512 bytes, to memory. Reads see it at once.
@@ -18,10 +22,17 @@ impl Disk {
         let counters = &self.inner.objects.counters;
         Counters::count(&counters.writes, 1);
         Counters::count(&counters.bytes_written, data.len() as u64);
-        self.change(offset, data.len() as u64, |state| {
-            state.active.write(offset, data);
-        })
-        .await
+        let len = data.len() as u64;
+        self.check_change(&self.inner.state(), offset, len)?;
+        let (mut at, mut rest) = (offset, data);
+        for (_, part) in split(PART, offset, len) {
+            let (part, later) = rest.split_at(part.len());
+            let len = part.len() as u64;
+            self.change(at, len, |state| state.active.write(at, part))
+                .await?;
+            (at, rest) = (at + len, later);
+        }
+        Ok(())
     }
 
     /// Makes `len` bytes from `offset` on zeroes, both multiples of 512. Whole blocks become holes.
@@ -62,13 +73,10 @@ impl Disk {
         len: u64,
         change: impl FnOnce(&mut State),
     ) -> Result<(), Error> {
-        if self.is_read_only() {
-            return Err(Error::ReadOnly);
-        }
         loop {
             let room = {
                 let mut state = self.inner.state();
-                state.check_range(offset, len)?;
+                self.check_change(&state, offset, len)?;
                 if let Some(room) = self.wait_for_room(&mut state) {
                     room
                 } else {
@@ -81,6 +89,13 @@ impl Disk {
             };
             room.await.map_err(|_| Error::Aborted)??;
         }
+    }
+
+    fn check_change(&self, state: &State, offset: u64, len: u64) -> Result<(), Error> {
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
+        }
+        state.check_range(offset, len)
     }
 
     /// Joins the writes that wait, if there is no room.
@@ -98,7 +113,7 @@ impl Disk {
 impl State {
     /// Whether memory has something of a block that the store has not.
     pub(crate) fn has_changes_of(&self, block: u64) -> bool {
-        let layers = [Some(&self.active), self.frozen.as_deref()];
+        let layers = [Some(&self.active), self.frozen.as_ref()];
         layers
             .into_iter()
             .flatten()

@@ -3,7 +3,8 @@
 use super::{Pages, Root, span};
 use crate::{
     Error,
-    format::{FANOUT, ObjectId, Page, Piece, Slots, checksum, encode_page, segment},
+    format::{FANOUT, Kind, ObjectId, Page, Piece, Slots, checksum, encode_page, segment},
+    puts::{Made, Puts},
 };
 use bytes::Bytes;
 use futures_util::{
@@ -11,10 +12,8 @@ use futures_util::{
     stream::{self, StreamExt, TryStreamExt},
 };
 use object_store::PutPayload;
-use std::{
-    ops::Range,
-    sync::{Arc, Mutex},
-};
+use std::{ops::Range, sync::Arc};
+use tokio::sync::{Mutex, Semaphore};
 
 /// A run of blocks that becomes a hole, or a block that gets a record.
 #[derive(Clone, Debug)]
@@ -24,49 +23,44 @@ pub(crate) struct Edit {
 }
 
 /// Limit of an object with pages, in bytes.
-const OBJECT_SIZE: usize = 4 << 20;
+const OBJECT_SIZE: usize = 1 << 20;
 
 /// Children of a page that are worked on at the same time.
 const CONCURRENT: usize = 32;
 
-/// New pages, and the objects that have to be put before a head may refer to them.
-#[derive(Debug)]
-pub(crate) struct Edited {
-    pub(crate) root: Root,
-    pub(crate) objects: Vec<(ObjectId, PutPayload)>,
-}
+/// Leaves that are worked on at the same time, below all of these.
+const LEAVES: usize = 256;
 
-/// Makes the pages of a map with `edits`, which are in order and do not overlap.
+/// Has the pages of a map with `edits` put, which are in order and do not overlap, and returns the new
+/// root. A head may refer to it when they are put.
 pub(crate) async fn edit(
     pages: &Arc<Pages>,
     root: Root,
     levels: u8,
     edits: &[Edit],
     mut next: impl FnMut() -> ObjectId + Send,
-) -> Result<Edited, Error> {
-    let writer = Mutex::new(Writer {
-        next: &mut next,
-        open: None,
-        done: Vec::new(),
-    });
-    let editor = Editor { pages, writer };
+    puts: &Puts,
+) -> Result<Root, Error> {
+    let editor = Editor {
+        pages,
+        leaves: Semaphore::new(LEAVES),
+        writer: Mutex::new(Writer {
+            next: &mut next,
+            open: None,
+            puts,
+        }),
+    };
     let page = match levels.checked_sub(1) {
         Some(top) => editor.apply_above(root, top, edits).await?,
         None => None,
     };
-    let mut writer = editor
-        .writer
-        .into_inner()
-        .expect("no holder of the lock panics");
-    writer.close();
-    Ok(Edited {
-        root: Root { page, levels },
-        objects: writer.done,
-    })
+    editor.writer.into_inner().close().await?;
+    Ok(Root { page, levels })
 }
 
 struct Editor<'a> {
     pages: &'a Arc<Pages>,
+    leaves: Semaphore,
     writer: Mutex<Writer<'a>>,
 }
 
@@ -95,6 +89,10 @@ impl Editor<'_> {
             {
                 return Ok(None);
             }
+            let _leaf = match level {
+                0 => Some(self.leaves.acquire().await),
+                _ => None,
+            };
             let mut slots = match &piece {
                 Some(piece) => self.pages.load(piece, level).await?.slots(),
                 None => Slots::from([None; 256]),
@@ -115,7 +113,7 @@ impl Editor<'_> {
             if *slots == *before {
                 return Ok(piece);
             }
-            Ok(self.add(level, &slots))
+            self.add(level, slots).await
         }
         .boxed()
     }
@@ -139,7 +137,7 @@ impl Editor<'_> {
             let mut jobs = children(&slots, level, 0, edits);
             jobs.retain(|job| job.index > 0);
             self.apply_children(&mut slots, level, jobs).await?;
-            Ok(self.add(level, &slots))
+            self.add(level, slots).await
         }
         .boxed()
     }
@@ -171,17 +169,16 @@ impl Editor<'_> {
         ))
     }
 
-    fn add(&self, level: u8, slots: &Slots) -> Option<Piece> {
-        let bytes = encode_page(level, slots)?;
-        let piece = self
-            .writer
-            .lock()
-            .expect("no holder of the lock panics")
-            .add(&bytes);
+    async fn add(&self, level: u8, slots: Slots) -> Result<Option<Piece>, Error> {
+        let Some(bytes) = encode_page(level, &slots) else {
+            return Ok(None);
+        };
+        drop(slots);
+        let piece = self.writer.lock().await.add(&bytes).await?;
         if let Ok(page) = Page::decode(bytes, level) {
             self.pages.insert(&piece, page);
         }
-        Some(piece)
+        Ok(Some(piece))
     }
 }
 
@@ -222,7 +219,7 @@ fn place(index: u64) -> usize {
 struct Writer<'a> {
     next: &'a mut (dyn FnMut() -> ObjectId + Send),
     open: Option<Open>,
-    done: Vec<(ObjectId, PutPayload)>,
+    puts: &'a Puts,
 }
 
 struct Open {
@@ -232,13 +229,10 @@ struct Open {
 }
 
 impl Writer<'_> {
-    fn add(&mut self, page: &Bytes) -> Piece {
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.len + page.len() > OBJECT_SIZE)
-        {
-            self.close();
+    async fn add(&mut self, page: &Bytes) -> Result<Piece, Error> {
+        let full = |open: &Open| open.len + page.len() > OBJECT_SIZE;
+        if self.open.as_ref().is_some_and(full) {
+            self.close().await?;
         }
         let next = &mut self.next;
         let open = self.open.get_or_insert_with(|| {
@@ -259,12 +253,18 @@ impl Writer<'_> {
         };
         open.len += page.len();
         open.parts.push(page.clone());
-        piece
+        Ok(piece)
     }
 
-    fn close(&mut self) {
-        if let Some(open) = self.open.take() {
-            self.done.push((open.id, PutPayload::from_iter(open.parts)));
-        }
+    async fn close(&mut self) -> Result<(), Error> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let made = Made {
+            kind: Kind::Map,
+            id: open.id,
+            payload: PutPayload::from_iter(open.parts),
+        };
+        self.puts.put(made).await
     }
 }

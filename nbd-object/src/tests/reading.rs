@@ -3,8 +3,8 @@
 use super::{memory, place, read, sim::*};
 use crate::{Layout, LocalCache, Options};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use nbd_io::runtime::Runtime;
-use object_store::memory::InMemory;
+use nbd_io::{Piece, runtime::Runtime};
+use object_store::{ObjectStore, ObjectStoreExt, memory::InMemory};
 use std::{sync::Arc, time::Duration};
 
 const MIB: u64 = 1 << 20;
@@ -158,6 +158,38 @@ fn a_sequential_reader_finds_its_blocks_in_the_cache_and_a_random_one_gets_nothi
 }
 
 #[test]
+fn a_block_in_the_cache_keeps_no_larger_buffer_of_the_store() {
+    let sim = Sim::default();
+    let store = Arc::new(InMemory::new());
+    let at = place(&sim, store.clone());
+    sim.run(async move {
+        full(&at).await;
+        let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
+        let mut buffers = Vec::new();
+        for object in objects {
+            let got = store.get(&object.location).await.unwrap();
+            let bytes = got.bytes().await.unwrap();
+            buffers.push(bytes.as_ptr().addr()..bytes.as_ptr().addr() + bytes.len());
+        }
+        let disk = at.open(Options::new()).await.unwrap();
+        // Alone, and as a part of a get.
+        for (offset, len) in [(65_536, 4096), (MIB, 4 * 65_536)] {
+            let read = disk.read(offset, len).await.unwrap();
+            for piece in read.pieces() {
+                let Piece::Data(data) = piece else {
+                    panic!("{piece:?}");
+                };
+                assert!(
+                    !buffers
+                        .iter()
+                        .any(|buffer| buffer.contains(&data.as_ptr().addr()))
+                );
+            }
+        }
+    });
+}
+
+#[test]
 fn the_cache_in_memory_stays_within_its_limit() {
     let sim = Sim::default();
     let (_, at) = memory(&sim);
@@ -200,14 +232,14 @@ fn records_on_a_local_disk_save_gets_also_for_the_next_program_and_damage_is_not
         // Block 0 is one of zeroes, and has no record.
         assert_eq!(local.size(), 31 * 65_536);
 
-        // Another program, and a file with other bytes.
+        // Another program, and a file with other bytes, which are those of no block there.
         let file = std::fs::read_dir(&path)
             .unwrap()
             .next()
             .unwrap()
             .unwrap()
             .path();
-        std::fs::write(&file, vec![7; 65_536]).unwrap();
+        std::fs::write(&file, vec![99; 65_536]).unwrap();
         let local = LocalCache::open(&path, 4 * MIB).await.unwrap();
         assert_eq!(local.size(), 31 * 65_536);
         let disk = at.open(options(&local)).await.unwrap();
