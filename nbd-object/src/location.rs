@@ -88,6 +88,9 @@ fn random() -> u64 {
     RandomState::new().hash_one(SystemTime::now())
 }
 
+/// Attempts to make a disk or a snapshot while others delete it, or collect garbage.
+const ATTEMPTS: u32 = 10;
+
 pub(crate) fn check_size(size: u64) -> Result<(), Error> {
     if size > 0 && size <= 1 << 62 && size.is_multiple_of(SECTOR) {
         Ok(())
@@ -179,17 +182,23 @@ impl Location {
         };
         head.levels = levels_for(head.blocks());
         let payload = PutPayload::from(head.encode());
-        match objects.put(HEAD, payload, PutMode::Create).await? {
-            Put::Done(_) => Ok(()),
-            Put::Refused => match read_head(&objects, HEAD).await? {
+        for _ in 0..ATTEMPTS {
+            let mode = PutMode::Create;
+            if let Put::Done(_) = objects.put(HEAD, payload.clone(), mode).await? {
+                return Ok(());
+            }
+            match read_head(&objects, HEAD).await? {
                 // An earlier attempt succeeded, and its answer was lost.
-                Some((found, _)) if found == head => Ok(()),
-                _ => Err(Error::AlreadyExists(format!(
-                    "a disk at {}",
-                    objects.path(HEAD)
-                ))),
-            },
+                Some((found, _)) if found == head => return Ok(()),
+                Some(_) => break,
+                // It was deleted meanwhile.
+                None => {}
+            }
         }
+        Err(Error::AlreadyExists(format!(
+            "a disk at {}",
+            objects.path(HEAD)
+        )))
     }
 
     /// Opens the disk for reading and writing, and fences the writer that has it open, if any: that
@@ -206,8 +215,8 @@ impl Location {
         probe(&objects, nonce).await?;
         let (mut found, mut version) = self.head(&objects).await?;
         // A writer that flushes all the time is as fast as this; each attempt has an even chance.
-        const ATTEMPTS: u32 = 100;
-        for _ in 0..ATTEMPTS {
+        const SWAPS: u32 = 100;
+        for _ in 0..SWAPS {
             let head = Head {
                 epoch: found.epoch + 1,
                 nonce,
@@ -233,7 +242,7 @@ impl Location {
             }
         }
         Err(Error::IgnoresConditions(format!(
-            "the head has changed {ATTEMPTS} times while this opened it"
+            "the head has changed {SWAPS} times while this opened it"
         )))
     }
 
@@ -289,6 +298,8 @@ impl Location {
 
     /// Takes a snapshot of the committed contents, also of a disk that another program serves. It
     /// copies nothing, and takes three requests.
+    ///
+    /// If another program deletes it before this has returned, it may be taken anew.
     ///
     /// # Errors
     ///
@@ -376,20 +387,21 @@ async fn take_snapshot(objects: &Objects, name: &str) -> Result<(), Error> {
         let missing = || Error::NotFound(format!("disk at {}", objects.path(HEAD)));
         head.map(|(head, _)| head).ok_or_else(missing)
     };
-    const ATTEMPTS: u32 = 10;
     for _ in 0..ATTEMPTS {
         let mut head = read().await?;
         // It is a number of the taker, who knows the snapshot again by it.
         head.nonce = nonce;
-        let bytes = head.encode();
-        if let Put::Refused = objects
-            .put(&path, bytes.clone().into(), PutMode::Create)
-            .await?
-        {
-            // An earlier attempt may have succeeded although its answer was lost.
-            let found = objects.get(&path, HEAD_LIMIT).await?;
-            if found.is_none_or(|found| found.bytes != bytes) {
-                return Err(Error::AlreadyExists(format!("snapshot {name}")));
+        let payload = head.encode().into();
+        if let Put::Refused = objects.put(&path, payload, PutMode::Create).await? {
+            let Some(found) = objects.get(&path, HEAD_LIMIT).await? else {
+                // It was deleted meanwhile. Whether it was this one, put by an attempt whose answer
+                // was lost, cannot be known, and makes no difference: the name is free.
+                continue;
+            };
+            match Head::decode(&found.bytes) {
+                // An earlier attempt succeeded, although its answer was lost.
+                Ok(found) if found.nonce == nonce => head = found,
+                _ => return Err(Error::AlreadyExists(format!("snapshot {name}"))),
             }
         }
         let is_counted = Mutation::UncountedSnapshot.is_made();
@@ -399,7 +411,8 @@ async fn take_snapshot(objects: &Objects, name: &str) -> Result<(), Error> {
         objects.delete(vec![objects.path(&path)]).await?;
     }
     Err(Error::Invalid(
-        "garbage was collected each time that a snapshot was about to be taken".into(),
+        "garbage was collected, or the snapshot deleted, each time that it was about to be taken"
+            .into(),
     ))
 }
 

@@ -3,7 +3,8 @@
 use super::{place, read, sim::*};
 use crate::{Disk, Error, Layout, Location, Options};
 use futures_util::TryStreamExt;
-use object_store::{ObjectStore, memory::InMemory};
+use nbd_io::runtime::Runtime;
+use object_store::{ObjectStore, ObjectStoreExt, memory::InMemory};
 use std::{sync::Arc, time::Duration};
 
 const SIZE: u64 = 8 << 20;
@@ -233,7 +234,7 @@ fn snapshots_that_another_program_takes_during_collections_are_whole() {
             };
             let snapshots = async {
                 for name in 0..8 {
-                    nbd_io::runtime::Runtime::sleep(&runtime, Duration::from_millis(50)).await;
+                    Runtime::sleep(&runtime, Duration::from_millis(50)).await;
                     // With collections all the time, one may never come through.
                     let _ = other.snapshot(&format!("s{name}")).await;
                 }
@@ -271,6 +272,46 @@ fn a_snapshot_that_was_held_up_during_a_collection_is_taken_anew() {
         snapshot.unwrap();
         let view = at.open_read_only(Some("late"), options()).await.unwrap();
         assert_eq!(read(&view, 0, 65_536).await.unwrap(), [2; 65_536]);
+    });
+}
+
+#[test]
+fn a_disk_or_a_snapshot_that_is_deleted_while_it_is_made_is_made_anew() {
+    let sim = Sim::default();
+    let inner = Arc::new(InMemory::new());
+    let store = Faulty::new(inner.clone(), &sim, 0, Faults::default());
+    let at = place(&sim, store.clone());
+    let timer = sim.clone();
+    sim.run(async move {
+        let slow = Faults {
+            exact_latency: 10,
+            ..Faults::default()
+        };
+        // The answer to the first put is lost, and the second one is refused. Before the taker looks, the
+        // object is deleted.
+        let delete = async |put: u64, path: &str| {
+            store.hold(put).await;
+            store.set(Faults {
+                forgetful: true,
+                ..slow
+            });
+            store.release();
+            store.hold(put + 1).await;
+            store.set(slow);
+            store.release();
+            timer.sleep(Duration::from_millis(15)).await;
+            inner.delete(&path.into()).await.unwrap();
+        };
+        store.set(slow);
+        // Before that are the probe's puts, and its deletion.
+        let (created, ()) =
+            futures_util::join!(at.create(SIZE, Layout::default()), delete(6, "disk/head"));
+        created.unwrap();
+        assert_eq!(at.info(None).await.unwrap().size, SIZE);
+        let next = store.changes() + 1;
+        let (taken, ()) = futures_util::join!(at.snapshot("some"), delete(next, "disk/snap/some"));
+        taken.unwrap();
+        assert_eq!(at.snapshots().await.unwrap()[0].name, "some");
     });
 }
 

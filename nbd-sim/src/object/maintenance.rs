@@ -122,12 +122,6 @@ impl Place {
                     Work::Snapshot => disk.snapshot(&name(number)).await,
                     _ => at.snapshot(&name(number)).await,
                 };
-                let deletions = lock(&self.maintenance).snapshots[number].deletions;
-                // If the answer to the put was lost, and then the snapshot, its taker cannot know that
-                // it was its own.
-                if matches!(taken, Err(Error::AlreadyExists(_))) && deletions > 0 {
-                    return Ok(false);
-                }
                 taken?;
                 let now = self.history.now();
                 lock(&self.maintenance).snapshots[number].taken = Some(now);
