@@ -164,6 +164,7 @@ impl Task {
         let job = Arc::new(Job {
             settings: Settings {
                 requests: options.transfer.requests(),
+                most: window::most(options.transfer.request_size(), threads),
                 request_size: options.transfer.request_size(),
                 sparse: options.sparse,
                 allocate: options.allocate,

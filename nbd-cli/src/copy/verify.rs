@@ -51,7 +51,8 @@ async fn is_wrong(job: &Job, source: &Disk, sink: &Disk) -> Result<Option<String
         settings, progress, ..
     } = job;
     let comparison = Comparison {
-        requests: settings.most(),
+        // Of each disk.
+        requests: settings.most().div_ceil(2),
         request_size: settings.request_size,
         first: true,
         only: settings.only.clone(),

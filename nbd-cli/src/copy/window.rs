@@ -12,8 +12,9 @@ use tokio::sync::Notify;
 /// The first size.
 const LEAST: usize = 2;
 
-/// The largest size. With 512 KiB for each piece, that is 6 MiB.
-pub(super) const MOST: usize = 12;
+/// Limit of the pieces of all threads together, in bytes. A server that is 25 ms away sends up to 670 MB in
+/// a second then.
+const BYTES: u64 = 16 << 20;
 
 /// Number of pieces, times the window, that make a rate.
 const ROUND: usize = 8;
@@ -30,7 +31,15 @@ pub(super) struct Window {
     under_way: Cell<usize>,
     size: Cell<usize>,
     room: Notify,
+    /// The largest size.
+    most: usize,
     probe: Option<Cell<Probe>>,
+}
+
+/// The largest window of each of so many threads, with pieces of this length in bytes.
+pub(super) fn most(piece: u64, threads: usize) -> usize {
+    let pieces = usize::try_from(BYTES / piece.max(1)).unwrap_or(usize::MAX);
+    (pieces / threads.max(1)).clamp(2 * LEAST, 64)
 }
 
 /// Finds the size.
@@ -46,13 +55,14 @@ struct Probe {
 }
 
 impl Window {
-    /// Of this size, or of one that is found.
-    pub(super) fn new(size: Option<usize>) -> Self {
+    /// Of this size, or of one that is found and is no larger than `most`.
+    pub(super) fn new(size: Option<usize>, most: usize) -> Self {
         let first = size.unwrap_or(LEAST);
         Self {
             under_way: Cell::new(0),
             size: Cell::new(first),
             room: Notify::new(),
+            most,
             probe: size.is_none().then(|| {
                 Cell::new(Probe {
                     round_began: Instant::now(),
@@ -77,7 +87,8 @@ impl Window {
         self.under_way.set(self.under_way.get().saturating_sub(1));
         if let Some(probe) = &self.probe {
             let mut next = probe.get();
-            self.size.set(next.count(self.size.get(), Instant::now));
+            self.size
+                .set(next.count(self.size.get(), self.most, Instant::now));
             probe.set(next);
         }
         self.room.notify_one();
@@ -86,7 +97,7 @@ impl Window {
 
 impl Probe {
     /// Counts a piece, and says how large the window is from now on.
-    fn count(&mut self, size: usize, now: impl FnOnce() -> Instant) -> usize {
+    fn count(&mut self, size: usize, most: usize, now: impl FnOnce() -> Instant) -> usize {
         self.missing -= 1;
         if self.missing > 0 {
             return size;
@@ -94,15 +105,15 @@ impl Probe {
         let now = now();
         let pieces = u32::try_from(size * ROUND).unwrap_or(u32::MAX);
         let each = (now - self.round_began) / pieces;
-        let next = self.round(size, each);
+        let next = self.round(size, most, each);
         self.round_began = now;
         self.missing = next * ROUND;
         next
     }
 
     /// The size after a round in which a piece took so long.
-    fn round(&mut self, size: usize, each: Duration) -> usize {
-        let larger = (2 * size).min(MOST);
+    fn round(&mut self, size: usize, most: usize, each: Duration) -> usize {
+        let larger = (2 * size).min(most);
         match self.before.take() {
             Some((smaller, before)) if each * (100 + GAIN) > before * 100 => {
                 self.rounds_to_retry = RETRY_ROUNDS;
@@ -136,20 +147,27 @@ mod tests {
         };
         (0..RETRY_ROUNDS).fold(LEAST, |size, _| {
             let each = (latency / size as u64).max(work);
-            probe.round(size, Duration::from_micros(each))
+            probe.round(size, most(512 << 10, 1), Duration::from_micros(each))
         })
     }
 
     #[test]
     fn a_server_that_is_busy_gets_few_pieces_and_one_that_is_far_many() {
         assert_eq!(settled(300, 200), LEAST);
-        assert_eq!(settled(50_000, 200), MOST);
+        assert_eq!(settled(50_000, 200), 32);
         assert_eq!(settled(1500, 200), 8);
     }
 
     #[test]
+    fn all_windows_together_take_little_memory() {
+        assert_eq!(most(512 << 10, 2), 16);
+        assert_eq!(most(4096, 1), 64);
+        assert_eq!(most(32 << 20, 2), 4);
+    }
+
+    #[test]
     fn a_round_counts_its_pieces() {
-        let window = Window::new(None);
+        let window = Window::new(None, 32);
         for _ in 0..LEAST * ROUND - 1 {
             window.leave();
             assert_eq!(window.size.get(), LEAST);

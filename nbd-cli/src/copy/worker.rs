@@ -5,7 +5,7 @@ use super::{
     ends::{Sink, Source},
     pace::Pace,
     record::Record,
-    window::{self, Window},
+    window::Window,
 };
 use crate::{
     disk::Disk,
@@ -45,6 +45,8 @@ pub(super) struct Job {
 pub(super) struct Settings {
     /// Number of pieces under way at once; `None` to find a good one.
     pub(super) requests: Option<usize>,
+    /// Limit of that number.
+    pub(super) most: usize,
     pub(super) request_size: u64,
     /// The size of blocks that are looked at for zeroes; 0 for none.
     pub(super) sparse: u64,
@@ -59,7 +61,7 @@ pub(super) struct Settings {
 impl Settings {
     /// The most pieces that may ever be under way at once.
     pub(super) fn most(&self) -> usize {
-        self.requests.unwrap_or(window::MOST)
+        self.requests.unwrap_or(self.most)
     }
 }
 
@@ -101,7 +103,7 @@ impl Worker {
             buffers: RefCell::default(),
             copied: RefCell::default(),
             digest: digest.then(RefCell::default),
-            window: Window::new(job.settings.requests),
+            window: Window::new(job.settings.requests, job.settings.most),
         }
     }
 
