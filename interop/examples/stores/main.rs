@@ -108,7 +108,12 @@ async fn measure(contender: Contender, latency: Duration, size: &str) -> Result<
             server.stop()?;
             store.set_latency(latency);
         }
+        if !contender.does(workload) {
+            cells.push(String::new());
+            continue;
+        }
         let server = Server::start(contender, &store, size, dir.path())?;
+        workload.prepare(server.uri()).await?;
         store.reset();
         let start = Instant::now();
         let said = workload.run(server.uri(), dir.path()).await;
@@ -138,7 +143,10 @@ fn requests(traffic: &Traffic) -> String {
         .iter()
         .map(|(kind, count)| format!("{count} {kind}"))
         .collect();
-    words.join(", ")
+    match &words[..] {
+        [] => "no request".into(),
+        words => words.join(", "),
+    }
 }
 
 /// The data that went to a store in memory and from it, and its requests for each request of NBD.

@@ -1,6 +1,6 @@
 //! The servers that are measured.
 
-use super::{Result, store::Store};
+use super::{Result, store::Store, workloads::Workload};
 use interop::{Nbdkit, ObjectStoreServer};
 use std::{
     env, fmt, fs,
@@ -18,11 +18,26 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) enum Contender {
     Nbd,
     Nbdkit,
+    /// With its filter that keeps blocks in a local file.
+    NbdkitCache,
     S3backer,
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 3] = [Self::Nbd, Self::Nbdkit, Self::S3backer];
+    pub(super) const ALL: [Self; 4] = [Self::Nbd, Self::Nbdkit, Self::NbdkitCache, Self::S3backer];
+
+    /// Whether a workload shows anything of it. nbdkit's cache takes one request after the other, and is
+    /// measured where it may help.
+    pub(super) fn does(self, workload: Workload) -> bool {
+        self != Self::NbdkitCache
+            || matches!(
+                workload,
+                Workload::Write
+                    | Workload::Read
+                    | Workload::RandomRead(_, 64)
+                    | Workload::ReadAgain(..)
+            )
+    }
 }
 
 impl fmt::Display for Contender {
@@ -30,6 +45,7 @@ impl fmt::Display for Contender {
         f.pad(match self {
             Self::Nbd => "nbd",
             Self::Nbdkit => "nbdkit",
+            Self::NbdkitCache => "nbdkit-cache",
             Self::S3backer => "s3backer",
         })
     }
@@ -54,7 +70,7 @@ impl Server {
         let line = store.address();
         match contender {
             Contender::Nbd => Self::nbd(store, size, dir),
-            Contender::Nbdkit => {
+            Contender::Nbdkit | Contender::NbdkitCache => {
                 let threads = env::var("THREADS").unwrap_or_else(|_| "16".into());
                 let plugin = Nbdkit::new("S3")
                     .param(format!("endpoint-url=http://{line}"))
@@ -65,6 +81,10 @@ impl Server {
                     .param(format!("size={size}"))
                     .param("object-size=64K")
                     .arg(format!("--threads={threads}"));
+                let plugin = match contender {
+                    Contender::NbdkitCache => plugin.filter("cache").param("cache-on-read=true"),
+                    _ => plugin,
+                };
                 // It insists on whole objects, although it can do without.
                 let policy = plugin
                     .filter("blocksize-policy")

@@ -23,7 +23,9 @@ const BLOCK: u64 = 64 << 10;
 const PIECE: u64 = 256 << 10;
 const PIECES: usize = 16;
 /// The length of random reads.
-const PAGE: usize = 4096;
+const PAGE: u16 = 4096;
+/// The bytes that are read again: less than each of the caches has.
+const WORKING_SET: u64 = 32 << 20;
 
 /// In the order in which they are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub(super) enum Workload {
     Read,
     /// So many, and so many at once.
     RandomRead(u16, u16),
+    /// So many in bytes that were read before, and so many at once.
+    ReadAgain(u16, u16),
     Copy,
     MakeFileSystem,
 }
@@ -45,6 +49,9 @@ impl fmt::Display for Workload {
             Self::RandomRead(_, 16) => "read 4 KiB at random, 16 at once",
             Self::RandomRead(_, 64) => "read 4 KiB at random, 64 at once",
             Self::RandomRead(..) => "read 4 KiB at random, 128 at once",
+            Self::ReadAgain(..) => {
+                "read 4 KiB at random in 32 MiB that were read before, 64 at once"
+            }
             Self::Copy => "copy to a file, 256 MiB and holes (nbdcopy)",
             Self::MakeFileSystem => "make a file system (mke2fs over nbdfuse)",
         })
@@ -52,13 +59,14 @@ impl fmt::Display for Workload {
 }
 
 impl Workload {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Write,
         Self::Read,
         Self::RandomRead(128, 1),
         Self::RandomRead(1024, 16),
         Self::RandomRead(4096, 64),
         Self::RandomRead(4096, 128),
+        Self::ReadAgain(16_384, 64),
         Self::Copy,
         Self::MakeFileSystem,
     ];
@@ -70,7 +78,9 @@ impl Workload {
     pub(super) fn speed(self, took: Duration) -> String {
         let took = took.as_secs_f64();
         match self {
-            Self::RandomRead(count, _) => format!("{:.0}/s", f64::from(count) / took),
+            Self::RandomRead(count, _) | Self::ReadAgain(count, _) => {
+                format!("{:.0}/s", f64::from(count) / took)
+            }
             _ => format!("{took:.1} s"),
         }
     }
@@ -80,41 +90,34 @@ impl Workload {
         match self {
             Self::Write => Some(DATA / PIECE + 1),
             Self::Read => Some(DATA / PIECE),
-            Self::RandomRead(count, _) => Some(count.into()),
+            Self::RandomRead(count, _) | Self::ReadAgain(count, _) => Some(count.into()),
             Self::Copy | Self::MakeFileSystem => None,
+        }
+    }
+
+    /// The part before the measurement.
+    pub(super) async fn prepare(self, uri: &str) -> Result<()> {
+        match self {
+            Self::ReadAgain(..) => read(uri, WORKING_SET).await,
+            _ => Ok(()),
         }
     }
 
     pub(super) async fn run(self, uri: &str, dir: &Path) -> Result<()> {
         match self {
             Self::Write => write(uri, 0..DATA).await?,
-            Self::Read => {
-                let client = connect(uri).await?;
-                let data = pattern(1, DATA);
-                let reads = (0..DATA / PIECE).map(|piece| client.read(piece * PIECE, index(PIECE)));
-                let mut reads = stream::iter(reads).buffered(PIECES);
-                let mut at = 0;
-                while let Some(read) = reads.try_next().await? {
-                    if read != data[at..at + read.len()] {
-                        return Err("other data than was written".into());
-                    }
-                    at += read.len();
-                }
-                client.disconnect().await?;
-            }
+            Self::Read => read(uri, DATA).await?,
             Self::RandomRead(count, depth) => {
-                let client = connect(uri).await?;
                 let mut blocks: Vec<u64> = (0..ALL_DATA / BLOCK).collect();
                 // In the same order each time, and another one for each depth.
                 fastrand::Rng::with_seed(depth.into()).shuffle(&mut blocks);
-                let reads = blocks.into_iter().take(count.into());
-                let reads = reads.map(|block| client.read(block * BLOCK + 8 * 4096, PAGE));
-                let reads = stream::iter(reads).buffer_unordered(depth.into());
-                let done = reads.try_collect::<Vec<_>>().await?.len();
-                if done != usize::from(count) {
-                    return Err(format!("{done} reads").into());
-                }
-                client.disconnect().await?;
+                let places = blocks.into_iter().take(count.into());
+                read_pages(uri, places.map(|block| block * BLOCK + 8 * 4096), depth).await?;
+            }
+            Self::ReadAgain(count, depth) => {
+                let mut random = fastrand::Rng::with_seed(depth.into());
+                let mut page = || random.u64(0..WORKING_SET / u64::from(PAGE)) * u64::from(PAGE);
+                read_pages(uri, (0..count).map(|_| page()), depth).await?;
             }
             Self::Copy => {
                 let copy = dir.join("copy");
@@ -151,6 +154,31 @@ pub(super) async fn mixed(uri: &str, requests: u32) -> Result<()> {
 /// Writes the rest of the data.
 pub(super) async fn fill(uri: &str) -> Result<()> {
     write(uri, DATA..ALL_DATA).await
+}
+
+/// Reads a page at each of these places, so many at once.
+async fn read_pages(uri: &str, places: impl Iterator<Item = u64>, depth: u16) -> Result<()> {
+    let client = connect(uri).await?;
+    let reads = places.map(|at| client.read(at, PAGE.into()));
+    let reads = stream::iter(reads).buffer_unordered(depth.into());
+    reads.try_for_each(async |_| Ok(())).await?;
+    Ok(client.disconnect().await?)
+}
+
+/// Reads in sequence, and compares.
+async fn read(uri: &str, len: u64) -> Result<()> {
+    let client = connect(uri).await?;
+    let data = pattern(1, len);
+    let reads = (0..len / PIECE).map(|piece| client.read(piece * PIECE, index(PIECE)));
+    let mut reads = stream::iter(reads).buffered(PIECES);
+    let mut at = 0;
+    while let Some(read) = reads.try_next().await? {
+        if read != data[at..at + read.len()] {
+            return Err("other data than was written".into());
+        }
+        at += read.len();
+    }
+    Ok(client.disconnect().await?)
 }
 
 async fn write(uri: &str, range: Range<u64>) -> Result<()> {
