@@ -96,9 +96,16 @@ impl fmt::Display for Damage {
 }
 
 impl Error {
-    /// Whether the cause is an object that is not there.
+    /// Whether the cause is an object that is not there, in a bucket or container that is.
     pub(crate) fn is_missing_object(&self) -> bool {
-        matches!(self, Self::Store { source, .. } if matches!(**source, object_store::Error::NotFound { .. }))
+        let Self::Store { source, .. } = self else {
+            return false;
+        };
+        // They have the same status, and differ by the code of the store in the text.
+        matches!(**source, object_store::Error::NotFound { .. })
+            && !["NoSuchBucket", "ContainerNotFound"]
+                .iter()
+                .any(|code| source.to_string().contains(code))
     }
 
     /// Adds the bytes of the disk to a damage that lacks them.

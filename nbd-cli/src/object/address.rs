@@ -96,6 +96,13 @@ impl FromStr for Address {
         if bucket.is_empty() && !matches!(scheme, Scheme::Directory | Scheme::Memory) {
             return Err("expected the name of a bucket or container before the path".into());
         }
+        // Others make no URI of a request, for which `object_store` ends the program.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:$".contains(&byte);
+        if !bucket.bytes().all(plain) {
+            return Err(format!(
+                "expected the name of a bucket or container, of letters, digits and -_.:$, got {bucket:?}"
+            ));
+        }
         let prefix = if scheme == Scheme::Directory {
             place
         } else {
@@ -166,6 +173,7 @@ mod tests {
             "s3:///p",
             "file://p",
             "s3://b/p@",
+            "s3://a b/p",
             "nbd://h",
             "disk",
         ] {

@@ -1,17 +1,63 @@
 //! Stores over HTTP, with credentials from the environment.
 
 use super::address::{Address, Scheme};
-use crate::outcome::{Context, Result};
+use crate::{outcome::Result, text::printable};
 use nbd_object::object_store::{
-    ObjectStore, Result as StoreResult, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
+    ClientConfigKey, ObjectStore, Result as StoreResult, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::{AzureConfigKey, MicrosoftAzureBuilder},
+    gcp::GoogleCloudStorageBuilder,
 };
 use std::{sync::Arc, time::Duration};
 
 impl Address {
     pub(super) fn cloud(&self) -> Result<Arc<dyn ObjectStore>> {
         provide_cryptography();
-        self.client().step(|| format!("cannot use {}", self.disk()))
+        self.check_endpoint()?;
+        let credentials = format!("credentials are taken from {}", self.variables());
+        self.client()
+            .map_err(|error| self.unusable(&error.to_string(), Some(&credentials)))
+    }
+
+    /// The address of the store, where the environment names one.
+    pub(super) fn endpoint(&self) -> Option<String> {
+        match self.scheme {
+            Scheme::S3 => s3().get_config_value(&AmazonS3ConfigKey::Endpoint),
+            Scheme::Azure => azure().get_config_value(&AzureConfigKey::Endpoint),
+            Scheme::Gcs | Scheme::Directory | Scheme::Memory => None,
+        }
+    }
+
+    /// Fails unless a request can be sent there, which `object_store` finds out late, and not without
+    /// a panic.
+    fn check_endpoint(&self) -> Result<()> {
+        let Some(endpoint) = self.endpoint() else {
+            return Ok(());
+        };
+        let host = ["http://", "https://"]
+            .iter()
+            .find_map(|scheme| endpoint.strip_prefix(scheme));
+        if !host.is_some_and(|host| {
+            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic())
+        }) {
+            let cause = format!("the address of its store is {:?}", printable(&endpoint));
+            return Err(self.unusable(&cause, Some("expected http://HOST or https://HOST")));
+        }
+        let allowed = match self.scheme {
+            Scheme::S3 => {
+                s3().get_config_value(&AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp))
+            }
+            _ => azure().get_config_value(&AzureConfigKey::Client(ClientConfigKey::AllowHttp)),
+        };
+        if endpoint.starts_with("http://") && allowed.as_deref() != Some("true") {
+            let variable = match self.scheme {
+                Scheme::S3 => "AWS_ALLOW_HTTP",
+                _ => "AZURE_ALLOW_HTTP",
+            };
+            let cause = format!("{endpoint} has no TLS");
+            return Err(self.unusable(&cause, Some(&format!("{variable}=true allows that"))));
+        }
+        Ok(())
     }
 
     fn client(&self) -> StoreResult<Arc<dyn ObjectStore>> {
@@ -21,15 +67,23 @@ impl Address {
                 Arc::new(store.with_bucket_name(&self.bucket).build()?)
             }
             Scheme::Azure => {
-                let store = MicrosoftAzureBuilder::from_env().with_retry(retry());
+                let store = azure().with_retry(retry());
                 Arc::new(store.with_container_name(&self.bucket).build()?)
             }
             _ => {
-                let store = AmazonS3Builder::from_env().with_retry(retry());
+                let store = s3().with_retry(retry());
                 Arc::new(store.with_bucket_name(&self.bucket).build()?)
             }
         })
     }
+}
+
+fn s3() -> AmazonS3Builder {
+    AmazonS3Builder::from_env()
+}
+
+fn azure() -> MicrosoftAzureBuilder {
+    MicrosoftAzureBuilder::from_env()
 }
 
 /// A few attempts, since nbd-object makes its own above these, and gives up sooner where no store has

@@ -13,4 +13,9 @@ impl Address {
             self.disk()
         )))
     }
+
+    /// The address of the store, where the environment names one.
+    pub(super) const fn endpoint(&self) -> Option<String> {
+        None
+    }
 }

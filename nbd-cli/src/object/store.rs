@@ -1,7 +1,7 @@
 //! Opening the store of an address.
 
 use super::address::{Address, Scheme};
-use crate::outcome::{Context, Result};
+use crate::outcome::Result;
 use nbd_object::{
     Directory, Disk, Layout, Location, Options,
     object_store::{ObjectStore, memory::InMemory, path::Path},
@@ -21,17 +21,21 @@ pub(crate) enum Purpose {
 impl Address {
     /// The place in the store. Nothing is asked of a store yet.
     pub(crate) fn location(&self, purpose: Purpose) -> Result<Location> {
-        let step = || format!("cannot use {}", self.disk());
         let runtime = Tokio::current();
         let (store, prefix): (Arc<dyn ObjectStore>, _) = match self.scheme {
             Scheme::Directory => {
                 if purpose == Purpose::Use && fs::metadata(&self.prefix).is_err() {
                     return Err(self.missing());
                 }
-                (
-                    Arc::new(Directory::open(&self.prefix).step(step)?),
-                    Path::default(),
-                )
+                let directory = Directory::open(&self.prefix).map_err(|error| {
+                    let is_file = fs::metadata(&self.prefix).is_ok_and(|found| found.is_file());
+                    let cause = match is_file {
+                        true => "it is a file, and no directory".into(),
+                        false => error.to_string(),
+                    };
+                    self.unusable(&cause, None)
+                })?;
+                (Arc::new(directory), Path::default())
             }
             Scheme::Memory => (Arc::new(InMemory::new()), self.path()?),
             Scheme::S3 | Scheme::Gcs | Scheme::Azure => (self.cloud()?, self.path()?),
@@ -40,7 +44,7 @@ impl Address {
     }
 
     fn path(&self) -> Result<Path> {
-        Path::parse(&self.prefix).step(|| format!("cannot use {}", self.disk()))
+        Path::parse(&self.prefix).map_err(|error| self.unusable(&error.to_string(), None))
     }
 
     /// Makes a disk, all of which is zero.

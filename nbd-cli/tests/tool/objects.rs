@@ -68,7 +68,7 @@ fn disks_are_made_looked_at_checked_and_deleted() {
         let (dir, image, uri) = place();
         nbd(["object", "create", &uri, "1T"]).expect(0);
         let again = nbd(["object", "create", &uri, "1T"]);
-        assert!(again.stderr.contains("`nbd object delete`"), "{again:?}");
+        assert!(again.stderr.contains("`nbd object delete "), "{again:?}");
         nbd(["copy", &image, &uri]).expect(0);
         let snapshot = format!("{uri}@one");
         nbd(["object", "snapshot", &snapshot]).expect(0);

@@ -11,6 +11,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use interop::{MIB, MemoryStore, ObjectStoreServer, Peer, Port, pattern, require, run};
 use std::{
     env, fs,
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener},
     process::{self, Output},
     thread,
@@ -179,13 +180,17 @@ fn a_store_that_is_not_there_is_reported_soon() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         // The system accepts connections for it.
         let silent = format!("http://{}", listener.local_addr().unwrap());
-        let unanswered = "the store has not answered for 5s";
+        let unanswered = &format!("{silent} has not answered for 5s; the address")[..];
         let store = MemoryStore::s3(Duration::ZERO);
         let uri = store.uri("disk");
         let info: &[_] = &["info", &uri];
         let tries = [
             (refusing.as_str(), info, [refusing.as_str(), "refused"]),
-            ("http://store.invalid", info, ["store.invalid", "dns error"]),
+            (
+                "http://store.invalid",
+                info,
+                ["store.invalid", "cannot be reached"],
+            ),
             (&silent, info, [&uri, unanswered]),
             (
                 &silent,
@@ -213,6 +218,180 @@ fn a_store_that_is_not_there_is_reported_soon() {
                 });
             }
         });
+    });
+}
+
+/// A store that answers every request so, with its address.
+fn answering(answer: &'static str) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut line, mut len) = (String::new(), 0);
+            while line != "\r\n" && stream.read_line(&mut line).is_ok_and(|len| len > 2) {
+                let lower = line.to_lowercase();
+                if let Some(value) = lower.strip_prefix("content-length:") {
+                    len = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let _ = stream.read_exact(&mut vec![0; len]);
+            let _ = stream.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn failures_name_the_step_the_disk_the_store_the_cause_and_a_remedy_in_one_line() {
+    run(|| {
+        let store = MemoryStore::s3(Duration::ZERO);
+        let uri = &store.uri("disk")[..];
+        let absent = &store.uri("absent")[..];
+        let (one, two) = (&format!("{uri}@one")[..], &format!("{uri}@two")[..]);
+        let missing = &format!("{absent}@one")[..];
+        let here = Store::in_memory(&store);
+        succeeded(&nbd_with(&here, &["object", "create", uri, "1M"]));
+        succeeded(&nbd_with(&here, &["object", "snapshot", one]));
+        let address = &format!("http://{}", store.address())[..];
+        let no_bucket = &answering(
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 40\r\nConnection: close\r\n\r\n\
+             <Error><Code>NoSuchBucket</Code></Error>",
+        )[..];
+        let forbidden = &answering(
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 49\r\nConnection: close\r\n\r\n\
+             <Error><Code>SignatureDoesNotMatch</Code></Error>",
+        )[..];
+        let careless = &answering(
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\nETag: \"1\"\r\n\
+             Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n\r\n1",
+        )[..];
+        let busy = &answering(
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 36\r\nConnection: close\r\n\r\n\
+             <Error><Code>SlowDown</Code></Error>",
+        )[..];
+        let credentials = "credentials are taken from AWS_ACCESS_KEY_ID";
+        let made_first = "it has to be made first";
+        let lists = &format!("`nbd object list {uri}` lists them")[..];
+        let makes = &format!("`nbd object create {absent} SIZE` makes one")[..];
+        let tries: &[(&str, &[&str], &[&str])] = &[
+            (
+                no_bucket,
+                &["object", "create", uri, "1M"],
+                &["cannot create", uri, no_bucket, "no bucket", made_first],
+            ),
+            (
+                no_bucket,
+                &["serve", uri],
+                &["cannot open", uri, no_bucket, "no bucket", made_first],
+            ),
+            (
+                no_bucket,
+                &["object", "list", uri],
+                &["cannot list", uri, no_bucket, "no bucket"],
+            ),
+            (
+                forbidden,
+                &["serve", uri],
+                &[
+                    "cannot open",
+                    uri,
+                    forbidden,
+                    "403 Forbidden, SignatureDoesNotMatch",
+                    credentials,
+                ],
+            ),
+            (
+                forbidden,
+                &["object", "check", uri],
+                &["cannot check", uri, forbidden, credentials],
+            ),
+            (
+                careless,
+                &["object", "create", uri, "1M"],
+                &[
+                    "cannot create",
+                    uri,
+                    careless,
+                    "ignores conditions",
+                    "another store",
+                ],
+            ),
+            (
+                busy,
+                &["object", "info", uri],
+                &[
+                    "cannot look at",
+                    uri,
+                    busy,
+                    "503 Service Unavailable, SlowDown",
+                ],
+            ),
+            (
+                "127.0.0.1:9",
+                &["object", "info", uri],
+                &["cannot use", uri, "127.0.0.1:9", "expected http://HOST"],
+            ),
+            (
+                "https://127.0.0.1:1",
+                &["object", "info", uri],
+                &[
+                    "cannot look at",
+                    uri,
+                    "https://127.0.0.1:1",
+                    "refused",
+                    "AWS_ENDPOINT",
+                ],
+            ),
+            (
+                address,
+                &["object", "create", uri, "1M"],
+                &["cannot create", uri, "there already", "nbd object delete"],
+            ),
+            (
+                address,
+                &["object", "snapshot", one],
+                &["cannot take", one, "there already", "nbd object delete"],
+            ),
+            (
+                address,
+                &["object", "snapshot", missing],
+                &["there is no disk at", makes],
+            ),
+            (
+                address,
+                &["object", "delete", two],
+                &["there is no snapshot", two, lists],
+            ),
+            (
+                address,
+                &["serve", two],
+                &["there is no snapshot", two, lists],
+            ),
+            (address, &["serve", absent], &["there is no disk at", makes]),
+        ];
+        thread::scope(|scope| {
+            for (endpoint, args, words) in tries {
+                let mut command = nbd();
+                command.args(*args).envs(store.variables());
+                command.env("AWS_ENDPOINT", endpoint);
+                scope.spawn(move || {
+                    let said = failed(&command.output().unwrap());
+                    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+                    for word in *words {
+                        assert!(said.contains(word), "{word}: {said}");
+                    }
+                });
+            }
+        });
+        let mut command = nbd();
+        command
+            .args(["object", "info", uri])
+            .envs(store.variables());
+        command.env_remove("AWS_ALLOW_HTTP");
+        let said = failed(&command.output().unwrap());
+        assert!(said.contains("AWS_ALLOW_HTTP=true allows that"), "{said}");
     });
 }
 
@@ -246,7 +425,9 @@ fn a_terabyte_is_served_in_the_memory_that_its_limits_allow() {
         assert!(traffic.sent > 16 * MIB, "{traffic:?}");
         let peak = interop::peak_memory(serving.id()).unwrap() / 1024;
         eprintln!("peak memory {peak} MiB: {traffic:?}");
-        assert!(peak < 160, "peak memory {peak} MiB");
+        // The limits of cache, writes, map (16) and gets (4) are 36 MiB, payloads in flight 16, and the
+        // process before its first request some 20 in a debug build. The rest is the allocator's.
+        assert!(peak < 110, "peak memory {peak} MiB");
         serving.stop();
     });
 }
