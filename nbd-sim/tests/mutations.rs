@@ -2,14 +2,11 @@
 
 use nbd_io::mutation::Mutation;
 use nbd_sim::{plan::Plan, run::run, threads::run_many};
-use std::ops::Range;
 
-/// Within so many seeds.
+/// Within so many seeds. A snapshot that does not look for a collection is found by one seed of some 4,000, and a
+/// change of the order of requests may make it another one: `nbd-sim --object --mutation UncountedSnapshot`,
+/// built with the feature `mutations`, finds it.
 const SEEDS: u64 = 300;
-
-/// Seeds on an object store that find a snapshot which does not look for a collection, among others. None
-/// before them does, which takes a minute to see.
-const SEEDS_OF_SNAPSHOTS: Range<u64> = 1_600..1_900;
 
 /// The mistakes of code that the blocking client shares.
 const SHARED: [Mutation; 4] = [
@@ -51,11 +48,7 @@ fn every_mistake_is_found() {
     assert!(missed.is_empty(), "in {SEEDS} seeds: {missed:?}");
     for mutation in LOSING.into_iter().chain(ON_STORE) {
         Mutation::make(Some(mutation));
-        let seeds = match mutation {
-            Mutation::UncountedSnapshot => SEEDS_OF_SNAPSHOTS,
-            _ => 0..SEEDS,
-        };
-        let mut plans = seeds.map(|seed| Plan::new(seed).on_object_store());
+        let mut plans = (0..SEEDS).map(|seed| Plan::new(seed).on_object_store());
         let found = plans.find(|plan| !run(plan, false).wrong.is_empty());
         Mutation::make(None);
         let seed = found.map(|plan| plan.seed);

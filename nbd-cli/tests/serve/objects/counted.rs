@@ -9,10 +9,10 @@ use interop::{MIB, pattern, run};
 use nbd_blocking::CommandFlags;
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The length of a record, in bytes.
@@ -39,9 +39,17 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, u64> {
     found
 }
 
-/// Waits for something that another process does.
-fn until(mut done: impl FnMut() -> bool) {
-    while !done() {
+/// Waits for a state that another process brings about.
+#[track_caller]
+fn until<T: fmt::Debug>(mut state: impl FnMut() -> T, done: impl Fn(&T) -> bool) {
+    const LIMIT: Duration = Duration::from_secs(150);
+    let begin = Instant::now();
+    loop {
+        let state = state();
+        if done(&state) {
+            return;
+        }
+        assert!(begin.elapsed() < LIMIT, "still after {LIMIT:?}: {state:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -144,12 +152,13 @@ fn a_later_server_reads_from_the_cache_in_a_directory_and_gets_damaged_records_a
             let whole = names.filter(|path| !path.to_str().unwrap().contains('#'));
             whole.collect::<Vec<_>>()
         };
-        until(|| {
+        let served = || {
             let (serving, _) = serve(&args);
             whole(&serving);
             serving.stop();
-            kept().len() == records
-        });
+            kept()
+        };
+        until(served, |kept| kept.len() == records);
 
         let (serving, address) = serve(&args);
         whole(&serving);
@@ -176,7 +185,8 @@ fn a_later_server_reads_from_the_cache_in_a_directory_and_gets_damaged_records_a
         let two = 2.0 * BLOCK as f64;
         assert!((two..two + BLOCK as f64).contains(&got), "{got}");
         // They are kept anew.
-        until(|| [first, last].map(|path| fs::read(path).unwrap_or_default()) == kept);
+        let read = || [first, last].map(|path| fs::read(path).unwrap_or_default());
+        until(|| read() == kept, |kept| *kept);
     });
 }
 
@@ -184,7 +194,9 @@ fn a_later_server_reads_from_the_cache_in_a_directory_and_gets_damaged_records_a
 fn garbage_vanishes_while_the_disk_is_served_and_snapshots_stay() {
     run(|| {
         let (dir, uri) = place();
-        let bytes = || -> u64 { files(&dir.path().join("disk")).values().sum() };
+        let disk = || files(&dir.path().join("disk"));
+        let less_than =
+            |limit| move |files: &BTreeMap<PathBuf, u64>| files.values().sum::<u64>() < limit;
         let (serving, address) = serve(&format!("{uri} --create 64M --gc 0.1 --gc-age 0.1"));
         let client = connect(&serving, "disk");
         let write = |seed| {
@@ -198,7 +210,7 @@ fn garbage_vanishes_while_the_disk_is_served_and_snapshots_stay() {
             write(seed);
         }
         // Of 10 MiB, those of the disk and of the snapshot.
-        until(|| bytes() < 5 * MIB);
+        until(disk, less_than(5 * MIB));
         assert!(Numbers::of(&address).get("deletes_total") > 0.0);
         let old = connect(&serving, "disk@one");
         assert!(read(&old, 0, 2 << 20) == pattern(1, 2 * MIB));
@@ -207,12 +219,12 @@ fn garbage_vanishes_while_the_disk_is_served_and_snapshots_stay() {
             assert!(checked.ends_with("all are whole\n"), "{checked}");
         }
         succeeded(&run_nbd(["object", "delete", &snapshot]));
-        until(|| bytes() < 3 * MIB);
+        until(disk, less_than(3 * MIB));
         // Trimmed data is gone, too: the rest of its object is written anew.
         let trimmed = 3 << 19;
         client.trim(0, trimmed, CommandFlags::NONE).unwrap();
         client.flush().unwrap();
-        until(|| bytes() < MIB);
+        until(disk, less_than(MIB));
         let data = read(&client, 0, 2 << 20);
         let (zeroes, rest) = data.split_at(usize::try_from(trimmed).unwrap());
         assert!(zeroes.iter().all(|byte| *byte == 0));
