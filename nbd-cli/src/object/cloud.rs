@@ -49,7 +49,7 @@ impl Address {
             }
             _ => azure().get_config_value(&AzureConfigKey::Client(ClientConfigKey::AllowHttp)),
         };
-        if endpoint.starts_with("http://") && allowed.as_deref() != Some("true") {
+        if endpoint.starts_with("http://") && !allowed.is_some_and(|word| is_true(&word)) {
             let variable = match self.scheme {
                 Scheme::S3 => "AWS_ALLOW_HTTP",
                 _ => "AZURE_ALLOW_HTTP",
@@ -76,6 +76,11 @@ impl Address {
             }
         })
     }
+}
+
+/// Whether `object_store` takes a word of the environment for `true`.
+fn is_true(word: &str) -> bool {
+    ["1", "true", "on", "yes", "y"].contains(&word.to_ascii_lowercase().as_str())
 }
 
 fn s3() -> AmazonS3Builder {

@@ -385,13 +385,19 @@ fn failures_name_the_step_the_disk_the_store_the_cause_and_a_remedy_in_one_line(
                 });
             }
         });
-        let mut command = nbd();
-        command
-            .args(["object", "info", uri])
-            .envs(store.variables());
-        command.env_remove("AWS_ALLOW_HTTP");
-        let said = failed(&command.output().unwrap());
-        assert!(said.contains("AWS_ALLOW_HTTP=true allows that"), "{said}");
+        // The words are those of `object_store`.
+        for (word, allows) in [("", false), ("no", false), ("1", true), ("Yes", true)] {
+            let mut command = nbd();
+            command.args(["object", "info", uri]);
+            command.envs(store.variables()).env("AWS_ALLOW_HTTP", word);
+            if word.is_empty() {
+                command.env_remove("AWS_ALLOW_HTTP");
+            }
+            let said = command.output().unwrap().stderr;
+            let said = String::from_utf8_lossy(&said);
+            let refused = said.contains("AWS_ALLOW_HTTP=true allows that");
+            assert_eq!(refused, !allows, "{word}: {said}");
+        }
     });
 }
 
