@@ -32,7 +32,6 @@ impl Handshake {
     pub fn forced_tls(config: Config, out: &mut BytesMut) -> ForcedHandshake {
         // TLS cannot be started without fixed newstyle.
         let config = Config {
-            tls: super::Tls::Selective,
             fixed_newstyle: true,
             ..config
         };

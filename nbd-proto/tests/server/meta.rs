@@ -3,7 +3,7 @@
 use crate::support::*;
 use bytes::BytesMut;
 use nbd_proto::{
-    ContextName, Phase, Step,
+    ContextName, ExportName, Phase, Step,
     server::{Config, Handshake, Plain, Refusal, Requested},
     wire::InfoType,
 };
@@ -336,5 +336,35 @@ fn the_embedder_can_declare_two_names_one_export() {
             .same_export_as_contexts(same)
             .accept(&Export::new("disk").info, &mut out);
         assert_eq!(transmission.contexts().len(), usize::from(same));
+    }
+}
+
+#[test]
+fn the_embedder_learns_for_which_export_contexts_are_selected() {
+    // S-088
+    for asked in [info("disk", &[]), go("disk", &[]), opt(1, b"disk")] {
+        for (selected, name) in [("b", Some("b")), ("", Some("")), ("nope", None)] {
+            let mut out = BytesMut::new();
+            let parts = [opt(8, b""), set_meta(selected, &["base:allocation"])];
+            let Requested::SetMetaContext(mut set) = ask(&parts, &mut out) else {
+                panic!();
+            };
+            let options = if name.is_some() {
+                set.select(&ContextName::base_allocation(), &mut out);
+                set.done(&mut out)
+            } else {
+                set.refuse(Refusal::Unknown, "", &mut out)
+            };
+            let (_, Step::Done(requested)) = options.feed(&asked, &mut out).unwrap() else {
+                panic!();
+            };
+            let export = match &requested {
+                Requested::Info(request) => request.contexts_export(),
+                Requested::Go(request) => request.contexts_export(),
+                Requested::ExportName(request) => request.contexts_export(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(export.map(ExportName::as_str), name);
+        }
     }
 }

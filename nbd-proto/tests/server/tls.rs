@@ -87,6 +87,66 @@ fn starttls_inside_tls_is_invalid() {
 }
 
 #[test]
+fn inside_tls_every_option_finds_the_exports_that_require_it() {
+    // S-057, S-058, S-085
+    let parts = [
+        opt(8, b""),
+        info("secret", &[]),
+        list_meta("secret", &["base:"]),
+        set_meta("secret", &["base:allocation"]),
+        opt(2, b""),
+    ];
+    let in_the_clear = said(&Server::selective(), &parts);
+    assert_eq!(
+        in_the_clear,
+        ["8: ACK", "6: TLS_REQD", "9: POLICY", "10: POLICY", "2: ACK"]
+    );
+    let inside = [vec![opt(5, b"")], parts.to_vec()].concat();
+    assert_eq!(
+        said(&Server::selective(), &inside),
+        [
+            "5: ACK",
+            "8: ACK",
+            "6: EXPORT 1048576 0x0dfd",
+            "6: ACK",
+            "9: CONTEXT 0 \"base:allocation\"",
+            "9: ACK",
+            "10: CONTEXT 1 \"base:allocation\"",
+            "10: ACK",
+            "2: ACK",
+        ]
+    );
+    // That has no answer but the export.
+    let name = opt(1, b"secret");
+    let ran = run(&Server::selective(), &options(std::slice::from_ref(&name)));
+    assert!(matches!(ran.end, End::Dead(_)), "{:?}", ran.end);
+    let ran = run(&Server::selective(), &options(&[opt(5, b""), name]));
+    assert_eq!(ran.end, End::Idle);
+}
+
+#[test]
+fn a_handshake_that_forces_tls_is_one_that_can_start_it() {
+    // S-053
+    let mut server = Server::forced();
+    server.config.fixed_newstyle = false;
+    let ran = run(&server, &options(&[opt(5, b""), opt(2, b"")]));
+    assert_eq!(ran.said, ["5: ACK", "2: ACK"]);
+    assert_eq!(ran.sent[16..18], [0, 3], "the flags of the greeting");
+}
+
+#[test]
+fn the_end_of_a_clients_bytes_is_no_loss_between_messages_only() {
+    for server in [Server::default(), Server::forced()] {
+        let script = options(&[opt(5, b"x")]);
+        for len in 0..=script.len() {
+            let between = [0, 4, script.len()].contains(&len);
+            let end = if between { End::Idle } else { End::Inside };
+            assert_eq!(run(&server, &script[..len]).end, end, "after {len} bytes");
+        }
+    }
+}
+
+#[test]
 fn tls_forgets_everything_negotiated_in_the_clear() {
     // S-052, S-115, S-141
     let server = Server::selective();
