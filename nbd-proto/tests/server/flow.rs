@@ -107,6 +107,33 @@ fn a_payload_beyond_the_limit_ends_the_connection() {
 }
 
 #[test]
+fn a_payload_of_the_preferred_size_is_not_beyond_a_limit_that_is_less() {
+    // S-146
+    let export = Export::new("disk").sizes(4096, 4096, 65536);
+    let server = Server::with(export).limits(|limits| limits.payload = 512);
+    for mode in HEADER_STYLES {
+        let writes = [4096, 4097].map(|len: u64| {
+            let data = vec![0; usize::try_from(len).unwrap()];
+            mode.req(0, 1, 1, 0, len, &data)
+        });
+        let ran = serve_in(&server, mode, &writes[..1]);
+        assert!(!ran.said[0].contains("error"), "{:?}", ran.said);
+        let ran = serve_in(&server, mode, &writes[1..]);
+        assert!(matches!(ran.end, End::Dead(Error::PayloadTooLong { .. })));
+    }
+}
+
+#[test]
+fn what_the_client_was_sent_is_shown() {
+    let server = Server::with(Export::new("disk").size(10_000).sizes(512, 4096, 65536));
+    for mode in HEADER_STYLES {
+        let transmission = transmission(&server, &mode.options());
+        assert_eq!(transmission.size(), 9728, "whole blocks");
+        assert_eq!(transmission.in_flight(), 0);
+    }
+}
+
+#[test]
 fn a_payload_of_32_mib_is_never_too_long() {
     // S-101, S-145, S-146, H-060
     let server = Server::with(Export::new("disk").size(32 << 20));

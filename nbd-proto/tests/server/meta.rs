@@ -4,7 +4,7 @@ use crate::support::*;
 use bytes::BytesMut;
 use nbd_proto::{
     ContextName, ExportName, Phase, Step,
-    server::{Config, Handshake, Plain, Refusal, Requested},
+    server::{Refusal, Requested},
     wire::InfoType,
 };
 
@@ -210,19 +210,6 @@ fn a_selection_outlives_the_step_to_extended_headers() {
 }
 
 /// Reads one option.
-fn ask(parts: &[Vec<u8>], out: &mut BytesMut) -> Requested<Plain> {
-    let script = options(parts);
-    let handshake = Handshake::new(Config::default(), out);
-    let (used, Step::Done(options)) = handshake.feed(&script, out).unwrap() else {
-        panic!();
-    };
-    let (_, Step::Done(requested)) = options.feed(&script[used..], out).unwrap() else {
-        panic!();
-    };
-    out.clear();
-    requested
-}
-
 #[test]
 fn contexts_of_64_bits_are_listed_and_then_need_extended_headers() {
     // S-139, S-140, A-032

@@ -1,7 +1,11 @@
 //! Options in general, and those that need no export.
 
 use crate::support::*;
-use nbd_proto::{Error, server::Refusal};
+use bytes::BytesMut;
+use nbd_proto::{
+    Error,
+    server::{Refusal, Requested},
+};
 
 fn said(server: &Server, parts: &[Vec<u8>]) -> Vec<String> {
     let ran = run(server, &options(parts));
@@ -318,5 +322,21 @@ fn every_reason_has_its_code() {
             format!("10: {meta}"),
         ];
         assert_eq!(said(&server, &parts), expected);
+    }
+}
+
+#[test]
+fn a_text_is_cut_between_characters() {
+    // S-026
+    for (text, len) in [
+        ("x".repeat(300), 256),
+        (format!("x{}", "\u{e9}".repeat(300)), 255),
+    ] {
+        let mut out = BytesMut::new();
+        let Requested::Go(go) = ask(&[go("disk", &[])], &mut out) else {
+            panic!();
+        };
+        let _ = go.refuse(Refusal::Unknown, &text, &mut out);
+        assert_eq!(out[20..], text.as_bytes()[..len]);
     }
 }

@@ -322,6 +322,8 @@ fn a_text_is_cut_where_a_client_would_stop_reading() {
     for (text, len) in [
         ("x".repeat(5000), 986),
         ("\u{e9}".repeat(5000), 986),
+        // A character is not cut into two.
+        (format!("x{}", "\u{e9}".repeat(5000)), 985),
         ("a\0b".to_string(), 1),
     ] {
         let bytes = Enter::Structured.req(0, 1, 1, 0, 4, b"data");
@@ -451,6 +453,55 @@ fn errors_are_those_that_the_specification_allows() {
     ] {
         assert_eq!(fail(75)(ask(flags, command, len, b"")), expected);
     }
+}
+
+#[test]
+fn a_read_in_one_piece_may_be_too_long_beyond_64_kib() {
+    // S-190, S-196
+    let overflow: fn(Request, &mut Vec<u8>) -> Receipt =
+        |request, out| send(request.fail(Errno::Overflow, "no"), out);
+    const DF: u16 = 4;
+    for mode in [Enter::Structured, Enter::Extended] {
+        for (flags, len, errno) in [
+            (DF, 65537, 75),
+            (DF, 65536, 22),
+            (DF, 512, 22),
+            (0, 65537, 22),
+        ] {
+            let said = said(mode, overflow, mode.req(flags, 0, 1, 0, len, b""));
+            assert_eq!(said, [format!("#1 error {errno} done")], "{flags} {len}");
+        }
+    }
+}
+
+#[test]
+fn a_filtered_block_status_may_be_too_long_as_any_other() {
+    // S-173
+    let overflow: fn(Request, &mut Vec<u8>) -> Receipt =
+        |request, out| send(request.fail(Errno::Overflow, "no"), out);
+    let server = Server::with(Export::new("disk").sizes(1, 512, 65536)).answer(overflow);
+    let options = Enter::Extended.with_contexts(&["base:allocation"]);
+    for (len, errno) in [(65537u64, 75), (65536, 22), (65535, 22)] {
+        let filter = [&len.to_be_bytes()[..], &[0, 0, 0, 1]].concat();
+        let ran = serve_after(&server, &options, &[xreq(0x20, 7, 1, 0, 12, &filter)]);
+        assert_eq!(ran.said, [format!("#1 error {errno} done")], "{len}");
+    }
+}
+
+#[test]
+fn replies_are_shown_with_their_messages() {
+    let reply = read(Enter::Structured, 0, 0, 4).data(&b"data"[..]);
+    let shown = format!("{reply:?}");
+    assert!(
+        shown.starts_with("Reply(Frame") && shown.contains("payload_len: 4"),
+        "{shown}"
+    );
+    let part = sparse(Enter::Structured, 0, 4).data(&b"da"[..]);
+    let shown = format!("{part:?}");
+    assert!(
+        shown.starts_with("More { frame: Frame") && shown.contains("rest: "),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Requests that are carried out, and those that are refused without an event.
 
 use crate::support::*;
+use nbd_proto::server::Fill;
 
 fn mode_error(mode: Enter, cookie: u64, errno: u32) -> String {
     match mode {
@@ -235,7 +236,7 @@ fn blocks_are_whole_where_that_was_agreed_on() {
     let unasked = |mode: Enter| options(&[mode.mode(), go("disk", &[])]);
     for mode in HEADER_STYLES {
         for command in [0, 4, 5, 6] {
-            for (offset, len) in [(512, 4096), (0, 512), (4096, 4097)] {
+            for (offset, len) in [(512, 4096), (0, 512), (4096, 4097), (512, 512)] {
                 let request = mode.req(0, command, 1, offset, len, b"");
                 assert_eq!(
                     in_mode(&server, mode, request.clone()),
@@ -245,6 +246,20 @@ fn blocks_are_whole_where_that_was_agreed_on() {
                 assert_ne!(said, mode_error(mode, 1, 22));
             }
         }
+    }
+}
+
+#[test]
+fn a_refusal_says_what_was_not_agreed_on() {
+    let server = Server::with(Export::new("disk").flags(0x0001));
+    for (command, text) in [
+        (4, "the export does not offer this command"),
+        (7, "no meta context was selected for this export"),
+    ] {
+        let mode = Enter::Structured;
+        let ran = serve_in(&server, mode, &[mode.req(0, command, 1, 0, 512, b"")]);
+        let sent = String::from_utf8_lossy(&ran.sent);
+        assert!(sent.ends_with(text), "{sent}");
     }
 }
 
@@ -313,6 +328,22 @@ fn flush_has_neither_offset_nor_length() {
                 in_mode(&Server::default(), mode, request),
                 mode_error(mode, 1, 22)
             );
+        }
+    }
+}
+
+#[test]
+fn a_filter_is_only_kept_if_it_may_make_sense() {
+    // S-172, H-059
+    let options = Enter::Extended.with_contexts(&["base:allocation", "qemu:dirty-bitmap:a"]);
+    for len in 1..100_usize {
+        let mut transmission = transmission(&Server::default(), &options);
+        let header = xreq(0x20, 7, 1, 0, u64::try_from(len).unwrap(), b"");
+        assert_eq!(transmission.feed(&header).unwrap().used, header.len());
+        match transmission.fill() {
+            Fill::Control(space) => assert!([12, 16].contains(&len) && space.len() == len),
+            Fill::Discard(left) => assert!(![12, 16].contains(&len) && left == len),
+            other => panic!("{len}: {other:?}"),
         }
     }
 }

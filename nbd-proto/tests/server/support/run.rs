@@ -6,8 +6,8 @@ use bytes::BytesMut;
 use nbd_proto::{
     ContextName, Error, ExportName, Phase, Step,
     server::{
-        Event, Fill, ForcedRequested, Handshake, Options, Receipt, Request, Requested, Security,
-        StartTls, Transmission,
+        Config, Event, Fill, ForcedRequested, Handshake, Options, Plain, Receipt, Request,
+        Requested, Security, StartTls, Transmission,
     },
 };
 
@@ -420,6 +420,20 @@ pub(crate) fn transmission(server: &Server, options: &[u8]) -> Transmission {
         Ok(Negotiated::Transmission(transmission)) => transmission,
         _ => panic!("the options do not lead to transmission"),
     }
+}
+
+/// What these options lead to; the server's words before are dropped.
+pub(crate) fn ask(parts: &[Vec<u8>], out: &mut BytesMut) -> Requested<Plain> {
+    let script = super::options(parts);
+    let handshake = Handshake::new(Config::default(), out);
+    let (used, Step::Done(options)) = handshake.feed(&script, out).unwrap() else {
+        panic!();
+    };
+    let (_, Step::Done(requested)) = options.feed(&script[used..], out).unwrap() else {
+        panic!();
+    };
+    out.clear();
+    requested
 }
 
 /// Feeds one whole request and returns it.
