@@ -318,4 +318,49 @@ mod tests {
         let fast = ExportInfo::mask(TransmissionFlags::from_bits(0x0801), HeaderStyle::Extended);
         assert!(!ExportInfo::new(0, fast).can_fast_zero());
     }
+
+    #[test]
+    fn each_capability_is_one_flag() {
+        type Capability = fn(&ExportInfo) -> bool;
+        let all = TransmissionFlags::from_bits(u16::MAX).without(TransmissionFlags::READ_ONLY);
+        let cases: [(TransmissionFlags, Capability); 9] = [
+            (TransmissionFlags::SEND_FLUSH, ExportInfo::can_flush),
+            (TransmissionFlags::SEND_FUA, ExportInfo::can_fua),
+            (TransmissionFlags::ROTATIONAL, ExportInfo::is_rotational),
+            (TransmissionFlags::SEND_TRIM, ExportInfo::can_trim),
+            (
+                TransmissionFlags::SEND_WRITE_ZEROES,
+                ExportInfo::can_write_zeroes,
+            ),
+            (TransmissionFlags::SEND_DF, ExportInfo::can_df),
+            (
+                TransmissionFlags::CAN_MULTI_CONN,
+                ExportInfo::can_multi_conn,
+            ),
+            (TransmissionFlags::SEND_CACHE, ExportInfo::can_cache),
+            (
+                TransmissionFlags::BLOCK_STATUS_PAYLOAD,
+                ExportInfo::can_filter_block_status,
+            ),
+        ];
+        for (flag, can) in cases {
+            assert!(can(&ExportInfo::new(1, all)), "{flag:?}");
+            assert!(!can(&ExportInfo::new(1, all.without(flag))), "{flag:?}");
+        }
+    }
+
+    #[test]
+    fn offsets_and_lengths_are_whole_blocks_each_for_itself() {
+        let mut export = ExportInfo::new(1 << 20, TransmissionFlags::NONE);
+        export.block_sizes = Some(BlockSizes::new(512, 512, 4096).unwrap());
+        for (offset, len, whole) in [
+            (512, 1024, true),
+            (512, 100, false),
+            (100, 512, false),
+            (256, 256, false),
+        ] {
+            let checked = export.check_blocks(Command::Read, offset, len);
+            assert_eq!(checked.is_ok(), whole, "{offset}+{len}");
+        }
+    }
 }

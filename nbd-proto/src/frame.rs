@@ -190,4 +190,14 @@ mod tests {
         assert_eq!(frame.chunks_vectored(&mut slices), 1);
         assert_eq!(&*slices[0], b"bc");
     }
+
+    #[test]
+    fn a_frame_is_shown_by_its_header_and_the_length_of_its_payload() {
+        let frame = Frame::new(Header::new(|out| out.put_u16(0x01ab)), &b"abc"[..]);
+        assert_eq!(frame.header.as_ref(), [1, 0xab]);
+        assert_eq!(
+            alloc::format!("{frame:?}"),
+            "Frame { header: Header([01, ab]), payload_len: 3 }"
+        );
+    }
 }

@@ -136,6 +136,7 @@ impl core::fmt::Debug for Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
 
     #[test]
     fn memory_grows_with_the_bytes_and_not_with_the_announced_length() {
@@ -155,5 +156,24 @@ mod tests {
             assert_eq!(gather.filled(STEP), done);
         }
         assert_eq!(gather.long.len(), STEP);
+    }
+
+    #[test]
+    fn a_message_is_extended_any_number_of_times() {
+        let mut gather = Gather::new(4);
+        let mut sent = Vec::new();
+        for more in [0, SHORT - 4, 1, 1000, 1] {
+            gather.extend(more);
+            let space = gather.space();
+            let next = u8::try_from(sent.len() % 251).unwrap();
+            space.fill(next);
+            let len = space.len();
+            sent.resize(sent.len() + len, next);
+            assert!(gather.filled(len));
+            assert_eq!(gather.bytes(), sent);
+        }
+        gather.extend(5);
+        let shown = format!("Gather({} of {} bytes)", sent.len(), sent.len() + 5);
+        assert_eq!(format!("{gather:?}"), shown);
     }
 }

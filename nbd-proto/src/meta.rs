@@ -172,4 +172,25 @@ mod tests {
         assert_eq!(AllocationDepth::new(2).to_string(), "backing depth 2");
         assert_eq!(DirtyBitmap::new(3).to_string(), "dirty");
     }
+
+    #[test]
+    fn statuses_are_shown_as_words_and_asked_bit_by_bit() {
+        for (status, allocated, word) in [
+            (0, true, "data"),
+            (1, false, "hole"),
+            (2, true, "allocated,zero"),
+            (3, false, "hole,zero"),
+        ] {
+            let allocation = Allocation::new(status);
+            assert_eq!(allocation.is_allocated(), allocated);
+            assert_eq!(alloc::format!("{allocation:?}"), word);
+        }
+        for (status, dirty, word) in [(0, false, "clean"), (1, true, "dirty"), (2, false, "clean")]
+        {
+            let bitmap = DirtyBitmap::new(status);
+            assert_eq!(bitmap.is_dirty(), dirty);
+            assert_eq!(alloc::format!("{bitmap:?}"), word);
+        }
+        assert_eq!(alloc::format!("{:?}", AllocationDepth::new(1)), "local");
+    }
 }

@@ -389,4 +389,24 @@ mod tests {
             format!("{}...", "x".repeat(80))
         );
     }
+
+    #[test]
+    fn names_are_made_of_strings_and_shown() {
+        for name in ["", "disk\n"] {
+            for made in [
+                ExportName::new(name).unwrap(),
+                ExportName::try_from(name).unwrap(),
+                name.parse().unwrap(),
+            ] {
+                assert_eq!(made.as_str(), name);
+                assert_eq!(made.is_default(), name.is_empty());
+                assert_eq!(format!("{made:?}"), format!("{name:?}"));
+            }
+            let text = Text::from(name);
+            assert_eq!(format!("{text:?}"), format!("{name:?}"));
+        }
+        let context = ContextName::new("a:\tb").unwrap();
+        assert_eq!(format!("{context}"), "a:\\u{9}b");
+        assert_eq!(format!("{context:?}"), "\"a:\\tb\"");
+    }
 }

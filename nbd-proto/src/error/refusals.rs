@@ -110,4 +110,15 @@ mod tests {
             "the server failed the command with NBD_EIO at offset 4096: bad sector"
         );
     }
+
+    #[test]
+    fn an_option_that_is_not_known_is_not_one_that_is_forbidden() {
+        for (code, unsupported) in [
+            (OptionReplyCode::ErrUnsup, true),
+            (OptionReplyCode::ErrPolicy, false),
+        ] {
+            let error = OptionError::new(OptionCode::List, code, "no");
+            assert_eq!(error.is_unsupported(), unsupported);
+        }
+    }
 }

@@ -461,6 +461,8 @@ fn a_program_cannot_make_an_illegal_uri() {
     assert!(Uri::vsock(u32::MAX, 1).is_err());
     assert!(Uri::vsock(3, 0).is_err());
     let uri = Uri::tcp("h", 1).unwrap();
+    let named = uri.clone().with_user("alice").unwrap();
+    assert_eq!(named.user(), Some("alice"));
     assert_eq!(uri.with_user(""), Err(ValueError::Empty));
 }
 

@@ -241,3 +241,10 @@ fn a_violation_names_the_rule_that_was_broken() {
         assert_eq!(Error::OutsideRequest { offset: 0, len }.rule(), rule);
     }
 }
+
+#[test]
+fn an_error_names_the_rule_and_the_section_of_the_specification() {
+    let (_, error) = overlooked_if_lenient(|to| to.error(D, 0, "no"));
+    assert!(error.rule().starts_with("C-"), "{}", error.rule());
+    assert_eq!(error.section(), "Structured reply types");
+}
