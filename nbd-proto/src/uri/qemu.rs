@@ -116,6 +116,10 @@ mod tests {
             ),
             ("nbd::1", "the host at byte 4: expected a value, got none"),
             (
+                "nbd:h:1:exportname=a\0",
+                "the export name at byte 19: a string must not contain NUL, this one does at byte 1",
+            ),
+            (
                 "nbd:unix:",
                 "the value of `socket` at byte 9: expected a value, got none",
             ),

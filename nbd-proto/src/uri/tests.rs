@@ -456,6 +456,10 @@ fn a_program_cannot_make_an_illegal_uri() {
     assert_eq!(Uri::tcp("h", 0), Err(zero));
     assert_eq!(Uri::tcp("", 1), Err(ValueError::Empty));
     assert_eq!(Uri::tcp("[::1]", 1), Err(ValueError::Ipv6));
+    for got in [' ', '\u{a0}', '\u{7f}', '/', '@', '%'] {
+        let wrong = ValueError::HostCharacter { got };
+        assert_eq!(Uri::tcp(&format!("a{got}"), 1), Err(wrong));
+    }
     assert_eq!(Uri::unix("a\0"), Err(ValueError::Nul { offset: 1 }));
     assert_eq!(Uri::abstract_socket(""), Err(ValueError::Empty));
     assert!(Uri::vsock(u32::MAX, 1).is_err());
