@@ -380,6 +380,7 @@ fn a_server_that_shuts_down_is_asked_for_nothing_more_than_to_end() {
         entry.always(|session| {
             let first = session.send(Transmission::flush);
             let second = session.send(Transmission::flush);
+            assert!(!session.transmission.server_shuts_down());
             session.says(first.fail(108));
             assert_eq!(errno_of(&session.replies()), 108);
             assert!(session.transmission.server_shuts_down());

@@ -140,27 +140,56 @@ fn endless_replies_to_an_option_are_cut_off() {
 }
 
 #[test]
-fn the_replies_to_an_option_are_limited_together() {
+fn each_limit_of_the_replies_to_an_option_can_be_chosen() {
     // B-010
+    type Numbered = fn(usize) -> Vec<u8>;
     let limits = Limits {
+        list_entries: 2,
+        meta_contexts: 2,
+        infos: 2,
+        ..Limits::default()
+    };
+    let together = Limits {
         option_replies: 100,
         ..Limits::default()
     };
-    let config = Config {
-        limits,
-        ..Config::default()
-    };
-    let list = |entries: usize| {
-        negotiate_with(config, move |wire, options| {
-            for _ in 0..entries {
-                wire.says(server(&[b'x'; 46], b""));
-            }
-            outcome(wire, options, 3)
-        })
-    };
-    assert_eq!(list(2), Ok(false));
-    let (option, limit) = (OptionCode::List, 100);
-    assert_eq!(list(3), Err(Error::OptionRepliesTooLong { option, limit }));
+    let replies: [(u32, Numbered); 5] = [
+        (3, |_| server(&[b'x'; 46], b"")),
+        (6, |n| info(6, 100 + u16::try_from(n).unwrap(), [0; 48])),
+        (7, |n| info(7, 100 + u16::try_from(n).unwrap(), [0; 48])),
+        (9, |n| meta(9, 0, format!("x-a:{n:042}"))),
+        (10, |n| {
+            meta(10, n.try_into().unwrap(), format!("x-a:{n:042}"))
+        }),
+    ];
+    for (option, reply) in replies {
+        let answered = |limits, count| {
+            let config = Config {
+                limits,
+                ..Config::default()
+            };
+            negotiate_with(config, move |wire, options| {
+                wire.says(first(option));
+                for n in 0..count {
+                    wire.says(reply(n));
+                }
+                outcome(wire, options, option)
+            })
+        };
+        for limits in [limits, together] {
+            assert_eq!(answered(limits, 2), Ok(false), "{option}");
+        }
+        let too_many = answered(limits, 3);
+        assert!(
+            matches!(too_many, Err(Error::TooManyOptionReplies { limit: 2, .. })),
+            "{option}: {too_many:?}"
+        );
+        let (option, limit) = (option.into(), 100);
+        assert_eq!(
+            answered(together, 3),
+            Err(Error::OptionRepliesTooLong { option, limit })
+        );
+    }
 }
 
 #[test]

@@ -71,7 +71,12 @@ fn no_kind_of_information_is_asked_for_twice_and_none_has_to_be() {
     let twice = InfoSet::of(&[InfoType::BlockSize, InfoType::BlockSize, InfoType::Export]);
     for (infos, ids) in [
         (twice, &[3][..]),
+        (
+            InfoSet::of(&[InfoType::Name, InfoType::Description]),
+            &[1, 2],
+        ),
         (InfoSet::NONE, &[]),
+        (InfoSet::NONE.with_block_size(), &[3]),
         (InfoSet::default(), &[3]),
     ] {
         let request = || Go {
@@ -80,6 +85,11 @@ fn no_kind_of_information_is_asked_for_twice_and_none_has_to_be() {
         };
         let sent = sent_by(|o, w| drop(o.go(request(), &mut w.out)));
         assert_eq!(sent, opt(7, info_data("a", ids)));
+        let kinds: Vec<_> = ids.iter().map(|id| InfoType::from(*id)).collect();
+        assert_eq!(
+            format!("{infos:?}"),
+            format!("{kinds:?}").replace('[', "{").replace(']', "}")
+        );
     }
 }
 
