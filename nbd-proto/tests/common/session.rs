@@ -324,6 +324,11 @@ impl Session {
         Replier::new(self.transmission.mode(), cookie.as_u64())
     }
 
+    /// The request that was sent last.
+    pub(crate) fn cookie(&self) -> Cookie {
+        self.requests.last().expect("one was sent").0
+    }
+
     /// The bytes that would be sent for a command, or the reason why it is not sent.
     pub(crate) fn try_send<P: Buf>(
         &mut self,

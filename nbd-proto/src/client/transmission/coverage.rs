@@ -127,6 +127,24 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_left_of_what_was_answered_before() {
+        let mut coverage = Coverage::default();
+        coverage.insert(10, 20, LIMIT).unwrap();
+        coverage.error_at(30);
+        coverage.clear();
+        assert_eq!(coverage.missing(40), 40);
+        coverage.insert(10, 20, LIMIT).unwrap();
+        coverage.insert(30, 40, LIMIT).unwrap();
+        assert_eq!(coverage.missing(40), 20);
+        coverage.insert(0, 10, LIMIT).unwrap();
+        assert!(coverage.is_prefix(20) && !coverage.is_prefix(40));
+        assert_eq!(coverage.missing(40), 10);
+        coverage.insert(20, 30, LIMIT).unwrap();
+        assert!(coverage.is_prefix(40));
+        assert_eq!(coverage.missing(40), 0);
+    }
+
+    #[test]
     fn separate_ranges_are_limited() {
         // B-015, H-021
         let mut coverage = Coverage::default();
