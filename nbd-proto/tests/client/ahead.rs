@@ -269,7 +269,7 @@ fn limits_of_lists_and_texts_are_told_as_lengths() {
     for (entry, fixed, each) in [(Entry::structured(), 4, 8), (Entry::extended(), 8, 16)] {
         let entry = entry.limits(limits).context(1, "base:allocation");
         let list = |count| {
-            let extents = vec![(512, 0), (512, 3), (512, 0)];
+            let extents = [(512, 0), (512, 3), (512, 0)];
             entry.block_status(0, 4096, CommandFlags::NONE, |to| {
                 to.extents(D, 1, &extents[..count])
             })
