@@ -7,7 +7,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 static ALONE: Mutex<()> = Mutex::new(());
@@ -26,9 +26,10 @@ pub(crate) fn bounded(mebibytes: usize, test: impl FnOnce() + Send + 'static) {
     let before = PANICS.load(Ordering::SeqCst);
     // The highest size begins anew.
     fs::write("/proc/self/clear_refs", "5").unwrap();
-    let start = kibibytes("VmRSS:");
+    let (start, begun) = (kibibytes("VmRSS:"), Instant::now());
     interop::deadline(TIME, test);
     let grown = kibibytes("VmHWM:").saturating_sub(start) >> 10;
+    eprintln!("{grown} of {mebibytes} MiB, {:?}", begun.elapsed());
     assert!(grown <= mebibytes, "{grown} MiB, and not {mebibytes}");
     let panics = PANICS.load(Ordering::SeqCst) - before;
     assert_eq!(panics, 0, "a thread has panicked");

@@ -1,6 +1,9 @@
 //! Vulnerabilities of clients, replayed by a server against ours.
 
-use crate::{bounded::bounded, drivers::each_client};
+use crate::{
+    bounded::bounded,
+    drivers::{each_client, each_way},
+};
 use interop::{Conversation, Scripted};
 use nbd_io::client::Error;
 use nbd_proto::{CommandFlags, ContextName, Errno};
@@ -60,10 +63,22 @@ pub(crate) fn chunk(flags: u16, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u
     bytes
 }
 
+/// The header of the only chunk of an extended reply.
+pub(crate) fn extended_chunk(kind: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = 0x6e8a_278c_u32.to_be_bytes().to_vec();
+    bytes.extend(DONE.to_be_bytes());
+    bytes.extend(kind.to_be_bytes());
+    for number in [cookie, offset, len] {
+        bytes.extend(number.to_be_bytes());
+    }
+    bytes
+}
+
 pub(crate) const DONE: u16 = 1;
 pub(crate) const NONE: u16 = 0;
 pub(crate) const OFFSET_DATA: u16 = 1;
 pub(crate) const BLOCK_STATUS: u16 = 5;
+pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
 const ERROR_OFFSET: u16 = 1 << 15 | 2;
 
 pub(crate) fn data(offset: u64, bytes: &[u8]) -> Vec<u8> {
@@ -88,7 +103,7 @@ pub(crate) fn answers(
     })
 }
 
-fn allocation() -> ContextName {
+pub(crate) fn allocation() -> ContextName {
     ContextName::new("base:allocation").unwrap()
 }
 
@@ -137,12 +152,12 @@ fn libnbd_2019_10_a_chunk_before_the_read_writes_nowhere() {
     bounded(64, || {
         let at = 8192_u64;
         for offset in [at - 512, at + 512 - 1, u64::MAX - 511, u64::MAX / 2 + 1] {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = answers(Style::Structured, SIZE, move |cookie| {
                     let payload = data(offset, &[0xee; 512]);
                     chunk(DONE, OFFSET_DATA, cookie, &payload)
                 });
-                let client = options.connect(&server.uri("")).unwrap();
+                let client = options.connect(&uri(&server)).unwrap();
                 let mut buffer = [0; 3 * 512];
                 let read = client.read_exact_at(&mut buffer[512..1024], at);
                 assert!(read.unwrap_err().is_lost());
@@ -159,7 +174,7 @@ fn cve_2021_20286_a_server_may_vanish_in_the_middle_of_an_option() {
     bounded(64, || {
         // Within the reply to NBD_OPT_GO, and before it.
         for sent in 0..=20_usize {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = Scripted::start(1, move |_, peer| {
                     peer.greet(FLAGS);
                     while peer.option().0 != GO {
@@ -170,7 +185,7 @@ fn cve_2021_20286_a_server_may_vanish_in_the_middle_of_an_option() {
                     let reply = b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\0\0\0\x03\0\0\0\x0c";
                     peer.send(&reply[..sent]);
                 });
-                let error = options.connect(&server.uri("")).unwrap_err();
+                let error = options.connect(&uri(&server)).unwrap_err();
                 assert!(matches!(error, Error::Negotiation { .. }), "{error:?}");
                 server.finish();
             });
@@ -182,7 +197,7 @@ fn cve_2021_20286_a_server_may_vanish_in_the_middle_of_an_option() {
 fn cve_2022_0485_a_read_that_fails_is_no_data() {
     // H-026
     bounded(64, || {
-        each_client!(|options| {
+        each_way!(|options, uri| {
             // Half of the data comes before the error.
             let server = answers(Style::Structured, SIZE, |cookie| {
                 let mut bytes = chunk(0, OFFSET_DATA, cookie, &data(0, &[1; 2048]));
@@ -192,7 +207,7 @@ fn cve_2022_0485_a_read_that_fails_is_no_data() {
                 bytes.extend(chunk(DONE, ERROR_OFFSET, cookie, &failure));
                 bytes
             });
-            let client = options.connect(&server.uri("")).unwrap();
+            let client = options.connect(&uri(&server)).unwrap();
             let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
             assert_eq!(error.errno(), Some(Errno::Io));
             drop(client);
@@ -215,23 +230,23 @@ fn libnbd_2023_07_no_block_status_crashes_a_client() {
             vec![0, 0],
         ];
         for payload in payloads {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let payload = payload.clone();
                 let server = answers(Style::Structured, SIZE, move |cookie| {
                     chunk(DONE, BLOCK_STATUS, cookie, &payload)
                 });
-                let client = options.context(allocation()).connect(&server.uri(""));
+                let client = options.context(allocation()).connect(&uri(&server));
                 let status = client.unwrap().block_status(0, 4096, CommandFlags::NONE);
                 assert!(status.unwrap_err().is_lost());
                 server.finish();
             });
             // And as the answer to a read, without a context that was selected.
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let payload = payload.clone();
                 let server = answers(Style::Structured, SIZE, move |cookie| {
                     chunk(DONE, BLOCK_STATUS, cookie, &payload)
                 });
-                let client = options.connect(&server.uri("")).unwrap();
+                let client = options.connect(&uri(&server)).unwrap();
                 assert!(
                     client
                         .read_exact_at(&mut [0; 512], 0)
@@ -250,13 +265,13 @@ fn cve_2023_5215_a_size_of_more_than_63_bits_is_no_negative_one() {
     // H-011
     bounded(64, || {
         for size in [1 << 63, (1 << 63) + 512, u64::MAX - 511, u64::MAX] {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = Scripted::start(1, move |_, peer| {
                     negotiate(peer, Style::Simple, size);
                     peer.rest();
                 });
                 // Whether it is refused or used, it is this size.
-                if let Ok(client) = options.connect(&server.uri("")) {
+                if let Ok(client) = options.connect(&uri(&server)) {
                     assert_eq!(client.size(), size);
                     let beyond = client.read_exact_at(&mut [0; 512], size - 256);
                     assert!(matches!(beyond, Err(Error::Misuse(_))), "{beyond:?}");
@@ -274,21 +289,17 @@ fn cve_2023_5871_status_flags_may_have_64_bits() {
     // H-030
     bounded(64, || {
         let status = 0xf0f0_f0f0_0000_0003_u64;
-        each_client!(|options| {
+        each_way!(|options, uri| {
             let server = answers(Style::Extended, SIZE, move |cookie| {
-                // NBD_REPLY_TYPE_BLOCK_STATUS_EXT of one extent.
+                // One extent of one context.
                 let mut payload = vec![0, 0, 0, 1, 0, 0, 0, 1];
                 payload.extend(SIZE.to_be_bytes());
                 payload.extend(status.to_be_bytes());
-                let mut bytes = 0x6e8a_278c_u32.to_be_bytes().to_vec();
-                bytes.extend(*b"\0\x01\0\x06");
-                bytes.extend(cookie.to_be_bytes());
-                bytes.extend(0_u64.to_be_bytes());
-                bytes.extend(24_u64.to_be_bytes());
+                let mut bytes = extended_chunk(BLOCK_STATUS_EXT, cookie, 0, 24);
                 bytes.extend(payload);
                 bytes
             });
-            let client = options.context(allocation()).connect(&server.uri(""));
+            let client = options.context(allocation()).connect(&uri(&server));
             let client = client.unwrap();
             let found = client.block_status(0, SIZE, CommandFlags::NONE).unwrap();
             assert_eq!(found[0].extents[0].status, status);
@@ -302,19 +313,24 @@ fn cve_2023_5871_status_flags_may_have_64_bits() {
 fn a_server_that_dribbles_is_given_up_in_time() {
     // H-001
     bounded(64, || {
-        each_client!(|options| {
-            let server = Scripted::start(1, |_, peer| {
-                // A byte at a time, for longer than the client waits.
-                for byte in b"NBDMAGICIHAVEOPT".iter().cycle() {
-                    if peer.try_send(&[*byte]).is_err() {
-                        return;
+        let scripts: [fn(&mut Conversation); 2] =
+            [|_| {}, |peer| drop((peer.greet(FLAGS), peer.option()))];
+        for begin in scripts {
+            each_way!(|options, uri| {
+                let server = Scripted::start(1, move |_, peer| {
+                    begin(peer);
+                    // A byte at a time, for longer than the client waits.
+                    for byte in b"NBDMAGICIHAVEOPT".iter().cycle() {
+                        if peer.try_send(&[*byte]).is_err() {
+                            return;
+                        }
+                        std::thread::sleep(Duration::from_millis(60));
                     }
-                    std::thread::sleep(Duration::from_millis(60));
-                }
+                });
+                let options = options.negotiation_timeout(Some(Duration::from_secs(1)));
+                options.connect(&uri(&server)).unwrap_err();
+                server.finish();
             });
-            let options = options.negotiation_timeout(Some(Duration::from_millis(300)));
-            options.connect(&server.uri("")).unwrap_err();
-            server.finish();
-        });
+        }
     });
 }

@@ -5,13 +5,12 @@
 use crate::{
     bounded::{bounded, resident},
     drivers::{Driver, Host, LIMIT, Setup},
-    raw::{CLIENT, GO, Secure, entered_securely, memory, option, request, wanted},
+    raw::{CLIENT, GO, encrypted, entered_securely, is_closed, memory, option, request, wanted},
 };
 use interop::Certificates;
 use nbd_io::tls::ServerTls;
 use std::{
-    io::Write,
-    net::TcpStream,
+    io::{Read, Write},
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +26,7 @@ fn count() -> usize {
     count.unwrap_or(256)
 }
 
-/// The bytes after which a client says nothing more, and takes nothing.
+/// The bytes after which a client says nothing more.
 fn steps() -> Vec<Vec<u8>> {
     let go = [&CLIENT[..], &option(GO, &wanted(b""))].concat();
     let tls = [&CLIENT[..], &option(5, &[])].concat();
@@ -46,11 +45,43 @@ fn steps() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A client that says nothing more.
-#[expect(dead_code, reason = "it only has to be there")]
-enum Stalled {
-    Plain(TcpStream),
-    Secure(Box<Secure>),
+/// The same inside TLS, in transmission.
+fn secure_steps() -> [Vec<u8>; 3] {
+    let half_a_write = [&request(1, 1, 0, 64 << 10)[..], &[7; 1000]].concat();
+    let read = request(0, 1, 0, 256 << 10);
+    [read[..7].to_vec(), half_a_write, read.repeat(3)]
+}
+
+#[test]
+fn clients_that_do_not_go_on_with_a_negotiation_are_disconnected() {
+    // H-041, H-048
+    bounded(96, || {
+        let mut setup = Setup::new(memory());
+        setup.handshake_timeout = Some(Duration::from_secs(3));
+        let certificates = Certificates::new();
+        setup.tls = Some(ServerTls::from_directory(certificates.dir()).unwrap());
+        setup.each_host(|_, host| {
+            let start = Instant::now();
+            let mut crowd: Vec<_> = steps()[..4]
+                .iter()
+                .map(|step| {
+                    let mut stream = host.raw();
+                    stream.write_all(step).unwrap();
+                    stream
+                })
+                .collect();
+            // Inside TLS, half of an option.
+            let mut secure = encrypted(&host, &certificates);
+            secure.write_all(&option(GO, &wanted(b""))[..11]).unwrap();
+            for stream in &mut crowd {
+                is_closed(stream);
+            }
+            is_closed(&mut secure);
+            assert!(start.elapsed() >= Duration::from_secs(3));
+            host.still_serves();
+            host.stop();
+        });
+    });
 }
 
 #[test]
@@ -63,24 +94,25 @@ fn clients_that_stall_at_every_step_are_no_burden_for_another() {
         setup.handshake_timeout = None;
         let certificates = Certificates::new();
         setup.tls = Some(ServerTls::from_directory(certificates.dir()).unwrap());
-        let steps = steps();
+        let (steps, secure_steps) = (steps(), secure_steps());
         for driver in [Driver::Blocking, Driver::Tokio, Driver::AsyncStd] {
             let host = Host::start(driver, &setup);
             let empty = resident();
-            let crowd: Vec<_> = (0..count)
-                .map(|number| match steps.get(number % (steps.len() + 1)) {
-                    Some(step) => {
+            // Whether they have replies to take, too.
+            let mut crowd: Vec<(Box<dyn Read>, bool)> = (0..count)
+                .map(|number| -> (Box<dyn Read>, bool) {
+                    let (turn, number) = (number / (steps.len() + 1), number % (steps.len() + 1));
+                    if let Some(step) = steps.get(number) {
                         let mut stream = host.raw();
                         stream.write_all(step).unwrap();
-                        Stalled::Plain(stream)
+                        return (Box::new(stream), number == steps.len() - 1);
                     }
-                    None => {
-                        let mut stream = entered_securely(&host, &certificates);
-                        // Half a request, and half a record.
-                        stream.write_all(&request(0, 1, 0, 512)[..7]).unwrap();
-                        stream.sock.write_all(b"\x17\x03\x03\x01\0").unwrap();
-                        Stalled::Secure(Box::new(stream))
-                    }
+                    let mut stream = entered_securely(&host, &certificates);
+                    let turn = turn % secure_steps.len();
+                    stream.write_all(&secure_steps[turn]).unwrap();
+                    // And half a record.
+                    stream.sock.write_all(b"\x17\x03\x03\x01\0").unwrap();
+                    (Box::new(stream), turn == secure_steps.len() - 1)
                 })
                 .collect();
             while host.stopper.connections() < count {
@@ -90,6 +122,11 @@ fn clients_that_stall_at_every_step_are_no_burden_for_another() {
             let start = Instant::now();
             let client = options.connect(&host.uri("")).unwrap();
             for round in 0..ROUNDS {
+                // Some take their replies by the byte.
+                let slow = crowd.iter_mut().filter(|(_, has_replies)| *has_replies);
+                for (stream, _) in slow.filter(|_| round % 20 == 0) {
+                    stream.read_exact(&mut [0]).unwrap();
+                }
                 let block = [u8::try_from(round % 251).unwrap(); 4096];
                 client.write_all_at(&block, round * 4096).unwrap();
                 let mut read = [0; 4096];

@@ -1,6 +1,7 @@
-//! The clients and the servers of all runtimes.
+//! The clients and the servers of all runtimes, without TLS and with it.
 
-use crate::waiting;
+use crate::{relay, waiting};
+use interop::Certificates;
 use nbd_async_std::AsyncStd;
 use nbd_io::{
     Exports,
@@ -12,10 +13,10 @@ use nbd_io::{
 use nbd_proto::{Uri, client::ListEntry};
 use nbd_socket::Listener;
 use nbd_tokio::Tokio;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use std::{
-    io::Read,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    io::{self, Read},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, LazyLock},
     thread::{self, JoinHandle},
     time::Duration,
@@ -78,6 +79,39 @@ macro_rules! each_client {
 }
 pub(crate) use each_client;
 
+/// Has the same code run with the options of each client, without TLS and with it, and with a function
+/// for the URI of a scripted server.
+macro_rules! each_way {
+    (|$options:ident, $uri:ident| $body:expr) => {{
+        let certificates = interop::Certificates::new();
+        let trust = nbd_io::tls::ClientTls::new();
+        let trust = trust.roots_file(certificates.ca_certificate()).unwrap();
+        $crate::drivers::each_client!(|options| {
+            for secure in [false, true] {
+                let $options = if secure {
+                    options.clone().tls(trust.clone())
+                } else {
+                    options.clone()
+                };
+                let $uri = |server: &interop::Scripted| {
+                    if secure {
+                        $crate::relay::behind_tls(server, &certificates)
+                    } else {
+                        server.uri("")
+                    }
+                };
+                $body
+            }
+        })
+    }};
+}
+pub(crate) use each_way;
+
+/// Whether a URI requires TLS.
+fn is_secure(uri: &str) -> bool {
+    uri.starts_with("nbds:")
+}
+
 /// Options of a client that lists exports.
 pub(crate) trait List {
     fn list(&self, uri: &str) -> Result<Vec<ListEntry>, Error>;
@@ -85,7 +119,11 @@ pub(crate) trait List {
 
 impl List for nbd_blocking::ConnectOptions {
     fn list(&self, uri: &str) -> Result<Vec<ListEntry>, Error> {
-        match self.start(&Uri::parse(uri).unwrap())? {
+        let parsed = Uri::parse(uri).unwrap();
+        if is_secure(uri) {
+            return self.start_secure(&parsed)?.list();
+        }
+        match self.start(&parsed)? {
             nbd_blocking::negotiation::Greeted::FixedNewstyle(mut options) => options.list(),
             _ => panic!("the server knows options"),
         }
@@ -94,12 +132,16 @@ impl List for nbd_blocking::ConnectOptions {
 
 impl<D: waiting::Driver> List for waiting::ConnectOptions<D> {
     fn list(&self, uri: &str) -> Result<Vec<ListEntry>, Error> {
-        let negotiation = self.start(&Uri::parse(uri).unwrap())?.negotiation();
-        negotiation.unwrap().list()
+        let parsed = Uri::parse(uri).unwrap();
+        if is_secure(uri) {
+            return self.start_secure(&parsed)?.list();
+        }
+        self.start(&parsed)?.negotiation().unwrap().list()
     }
 }
 
 /// A server under attack, and its settings.
+#[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) tls: Option<ServerTls>,
@@ -137,13 +179,29 @@ impl Setup {
         server
     }
 
-    /// Runs `attack` on the server of each runtime, which serves afterwards as before.
+    /// Runs `attack` on the server of each runtime, which serves afterwards as before. If the attack is
+    /// none on TLS itself, it is made without TLS and inside of it.
     pub(crate) fn attack(&self, attack: impl Fn(&Host)) {
-        for driver in [Driver::Blocking, Driver::Tokio, Driver::AsyncStd] {
-            let host = Host::start(driver, self);
+        self.each_host(|_, host| {
             attack(&host);
             host.still_serves();
             host.stop();
+        });
+    }
+
+    /// Starts the server of each runtime, without TLS and, unless it has its own, with it.
+    pub(crate) fn each_host(&self, each: impl Fn(Driver, Host)) {
+        let certificates = Certificates::new();
+        let mut secure = self.clone();
+        secure.tls = Some(ServerTls::from_directory(certificates.dir()).unwrap());
+        for driver in [Driver::Blocking, Driver::Tokio, Driver::AsyncStd] {
+            each(driver, Host::start(driver, self));
+            if self.tls.is_none() {
+                each(
+                    driver,
+                    Host::start(driver, &secure).inside_tls(&certificates),
+                );
+            }
         }
     }
 }
@@ -161,7 +219,17 @@ pub(crate) struct Host {
     pub(crate) stopper: Stopper,
     /// The address of honest clients.
     local: IpAddr,
+    /// The listener of a relay, if clients are to be inside TLS.
+    relay: Option<TcpListener>,
     thread: JoinHandle<()>,
+}
+
+/// A connection from an address of this machine.
+pub(crate) fn connect_from(local: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(local, 0).into())?;
+    socket.connect(&to.into())?;
+    Ok(socket.into())
 }
 
 impl Host {
@@ -205,8 +273,17 @@ impl Host {
             address,
             stopper,
             local: setup.only.unwrap_or(LOCALHOST),
+            relay: None,
             thread,
         }
+    }
+
+    /// All that its clients say behind their flags goes to the server inside TLS.
+    fn inside_tls(mut self, certificates: &Certificates) -> Self {
+        let relay = relay::in_front_of(self.address, certificates);
+        self.address = relay.local_addr().unwrap();
+        self.relay = Some(relay);
+        self
     }
 
     /// A connection without a client behind it.
@@ -220,10 +297,7 @@ impl Host {
 
     /// A connection from an address of this machine.
     pub(crate) fn from(&self, local: IpAddr) -> TcpStream {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::new(local, 0).into()).unwrap();
-        socket.connect(&self.address.into()).unwrap();
-        socket.into()
+        connect_from(local, self.address).unwrap()
     }
 
     /// A connection that the server has greeted.
@@ -247,6 +321,9 @@ impl Host {
     }
 
     pub(crate) fn stop(self) {
+        if let Some(relay) = self.relay {
+            SockRef::from(&relay).shutdown(Shutdown::Both).unwrap();
+        }
         self.stopper.stop();
         self.thread.join().unwrap();
     }

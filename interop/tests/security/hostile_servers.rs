@@ -3,35 +3,21 @@
 use crate::{
     bounded::bounded,
     clients::{
-        BLOCK_STATUS, DONE, EXPORT, FLAGS, NONE, OFFSET_DATA, SIZE, STRUCTURED, Style, answers,
-        chunk, data, negotiate,
+        DONE, EXPORT, FLAGS, NONE, OFFSET_DATA, SIZE, STRUCTURED, Style, allocation, answers,
+        chunk, data, extended_chunk, negotiate,
     },
-    drivers::{List, each_client},
-    raw::{GO, LIST, MIB},
-    relay::behind_tls,
+    drivers::{List, each_way},
+    raw::{GO, LIST, MIB, reply_header},
 };
-use interop::{Certificates, Conversation, Scripted};
-use nbd_io::{
-    client::{Error, TlsPolicy},
-    tls::ClientTls,
-};
-use nbd_proto::ContextName;
+use interop::{Conversation, Scripted};
+use nbd_io::client::Error;
 use std::{sync::mpsc, time::Duration};
-
-/// The header of a reply to an option.
-fn reply_header(option: u32, code: u32, len: u32) -> Vec<u8> {
-    let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
-    for number in [option, code, len] {
-        bytes.extend(number.to_be_bytes());
-    }
-    bytes
-}
 
 #[test]
 fn no_reply_to_an_option_takes_memory_or_never_ends() {
     // H-002, H-004, H-005, H-006, H-010
     bounded(64, || {
-        let scripts: [fn(&mut Conversation); 6] = [
+        let scripts: [fn(&mut Conversation); 7] = [
             |peer| {
                 let (option, _) = peer.option();
                 peer.send(&reply_header(option, 1, u32::MAX));
@@ -68,6 +54,17 @@ fn no_reply_to_an_option_takes_memory_or_never_ends() {
                     }
                 }
             },
+            // The same one twice.
+            |peer| {
+                while let (option, _) = peer.option()
+                    && option != 10
+                {
+                    peer.ack(option);
+                }
+                peer.reply(10, 4, b"\0\0\0\x01base:allocation");
+                peer.reply(10, 4, b"\0\0\0\x01base:allocation");
+                peer.ack(10);
+            },
             // Block sizes that nothing may be divided by.
             |peer| {
                 refuse_until(peer, GO);
@@ -76,14 +73,13 @@ fn no_reply_to_an_option_takes_memory_or_never_ends() {
             },
         ];
         for script in scripts {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = Scripted::start(1, move |_, peer| {
                     peer.greet(FLAGS);
                     script(peer);
                     peer.rest();
                 });
-                let context = ContextName::new("base:allocation").unwrap();
-                let error = options.context(context).connect(&server.uri(""));
+                let error = options.context(allocation()).connect(&uri(&server));
                 error.unwrap_err();
                 server.finish();
             });
@@ -98,7 +94,7 @@ fn no_list_of_exports_takes_memory_or_never_ends() {
         // A name longer than its reply, one of all ones, and no room for a length.
         let ill: [&[u8]; 3] = [b"\0\0\0\x05name", b"\xff\xff\xff\xffname", b"\0\0"];
         for data in ill {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = Scripted::start(1, move |_, peer| {
                     peer.greet(FLAGS);
                     assert_eq!(peer.option().0, LIST);
@@ -106,22 +102,22 @@ fn no_list_of_exports_takes_memory_or_never_ends() {
                     peer.ack(LIST);
                     peer.rest();
                 });
-                options.list(&server.uri("")).unwrap_err();
+                options.list(&uri(&server)).unwrap_err();
                 server.finish();
             });
         }
-        each_client!(|options| {
+        each_way!(|options, uri| {
             let server = Scripted::start(1, |_, peer| {
                 peer.greet(FLAGS);
                 assert_eq!(peer.option().0, LIST);
                 let entry = [&reply_header(LIST, 2, 8)[..], b"\0\0\0\x04name"].concat();
                 while peer.try_send(&entry.repeat(64)).is_ok() {}
             });
-            options.list(&server.uri("")).unwrap_err();
+            options.list(&uri(&server)).unwrap_err();
             server.finish();
         });
         // Names are bytes of the server's, and shown in a way that does nothing to a terminal.
-        each_client!(|options| {
+        each_way!(|options, uri| {
             let server = Scripted::start(1, |_, peer| {
                 peer.greet(FLAGS);
                 assert_eq!(peer.option().0, LIST);
@@ -129,7 +125,7 @@ fn no_list_of_exports_takes_memory_or_never_ends() {
                 peer.ack(LIST);
                 peer.rest();
             });
-            if let Ok(entries) = options.list(&server.uri("")) {
+            if let Ok(entries) = options.list(&uri(&server)) {
                 let mut shown = format!("{entries:?}");
                 if let Ok(name) = &entries[0].name {
                     shown += &name.to_string();
@@ -141,7 +137,8 @@ fn no_list_of_exports_takes_memory_or_never_ends() {
     });
 }
 
-fn refuse_until(peer: &mut Conversation, last: u32) {
+/// Refuses options until that one.
+pub(crate) fn refuse_until(peer: &mut Conversation, last: u32) {
     loop {
         match peer.option() {
             (option, _) if option == last => return,
@@ -155,7 +152,6 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
     // H-017, H-020, H-022, H-023, H-027, H-034, H-035, H-036
     bounded(64, || {
         type Answer = fn(u64) -> Vec<u8>;
-        let certificates = Certificates::new();
         let simple_reply = |cookie: u64| {
             let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
             bytes.extend([0; 4]);
@@ -178,22 +174,9 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
             |cookie| chunk(DONE, NONE, cookie, &[]),
         ];
         for answer in structured {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = answers(Style::Structured, SIZE, answer);
-                let client = options.connect(&server.uri("")).unwrap();
-                let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
-                assert!(error.is_lost(), "{error}");
-                drop(client);
-                server.finish();
-            });
-            // Nor inside TLS.
-            each_client!(|options| {
-                let server = answers(Style::Structured, SIZE, answer);
-                let tls = ClientTls::new();
-                let tls = tls.roots_file(certificates.ca_certificate()).unwrap();
-                let options = options.tls(tls).tls_policy(TlsPolicy::Always);
-                let uri = behind_tls(&server, &certificates);
-                let client = options.connect(&uri).unwrap();
+                let client = options.connect(&uri(&server)).unwrap();
                 let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
                 assert!(error.is_lost(), "{error}");
                 drop(client);
@@ -209,9 +192,9 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
             },
         ];
         for answer in texts {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = answers(Style::Structured, SIZE, answer);
-                let client = options.connect(&server.uri("")).unwrap();
+                let client = options.connect(&uri(&server)).unwrap();
                 let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
                 let text = error.to_string();
                 assert!(
@@ -222,7 +205,7 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
                 server.finish();
             });
         }
-        let others: [(Style, Answer); 3] = [
+        let others: [(Style, Answer); 4] = [
             (Style::Simple, |cookie| {
                 let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
                 bytes.extend([0; 4]);
@@ -232,18 +215,16 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
             (Style::Extended, simple_reply),
             // The reply to a request for another offset.
             (Style::Extended, |cookie| {
-                let mut bytes = 0x6e8a_278c_u32.to_be_bytes().to_vec();
-                bytes.extend([0, 1, 0, 0]);
-                bytes.extend(cookie.to_be_bytes());
-                bytes.extend(77_u64.to_be_bytes());
-                bytes.extend(0_u64.to_be_bytes());
-                bytes
+                extended_chunk(NONE, cookie, 77, 0)
+            }),
+            (Style::Extended, |cookie| {
+                extended_chunk(OFFSET_DATA, cookie, 0, 1 << 63)
             }),
         ];
         for (style, answer) in others {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let server = answers(style, SIZE, answer);
-                let client = options.connect(&server.uri("")).unwrap();
+                let client = options.connect(&uri(&server)).unwrap();
                 let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
                 assert!(error.is_lost(), "{error}");
                 drop(client);
@@ -257,7 +238,7 @@ fn no_reply_to_a_read_is_believed_that_breaks_the_protocol() {
 fn chunks_of_one_byte_cost_no_more_than_their_number() {
     // H-021, H-024
     bounded(64, || {
-        each_client!(|options| {
+        each_way!(|options, uri| {
             let (leave, left) = mpsc::channel::<()>();
             let server = Scripted::start(1, move |_, peer| {
                 negotiate(peer, Style::Structured, SIZE);
@@ -270,34 +251,10 @@ fn chunks_of_one_byte_cost_no_more_than_their_number() {
                 let _ = left.recv();
             });
             let options = options.request_timeout(Some(Duration::from_millis(500)));
-            let client = options.connect(&server.uri("")).unwrap();
+            let client = options.connect(&uri(&server)).unwrap();
             let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
             assert!(matches!(error, Error::Timeout { .. }), "{error}");
             drop(leave);
-            server.finish();
-        });
-    });
-}
-
-#[test]
-fn a_walk_along_extents_of_one_byte_comes_to_its_items() {
-    // H-029, H-033
-    bounded(64, || {
-        each_client!(|options| {
-            let server = Scripted::start(1, |_, peer| {
-                negotiate(peer, Style::Structured, 1 << 50);
-                // One byte for each question, of the same status each time.
-                while let Some(cookie) = peer.next_cookie() {
-                    let payload = [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 3];
-                    peer.send(&chunk(DONE, BLOCK_STATUS, cookie, &payload));
-                }
-            });
-            let context = ContextName::new("base:allocation").unwrap();
-            let client = options.context(context).connect(&server.uri("")).unwrap();
-            let runs = client.extents(0..1 << 50).take(3).map(Result::unwrap);
-            let covered: u64 = runs.map(|run| run.len).sum();
-            assert!(covered >= 3, "{covered}");
-            drop(client);
             server.finish();
         });
     });
@@ -308,7 +265,7 @@ fn a_server_that_reads_nothing_and_floods_is_given_up_in_time() {
     // H-019, H-037
     bounded(160, || {
         for floods in [false, true] {
-            each_client!(|options| {
+            each_way!(|options, uri| {
                 let (leave, left) = mpsc::channel::<()>();
                 let server = Scripted::start(1, move |_, peer| {
                     negotiate(peer, Style::Simple, 64 * MIB);
@@ -324,7 +281,7 @@ fn a_server_that_reads_nothing_and_floods_is_given_up_in_time() {
                     let _ = left.recv();
                 });
                 let options = options.request_timeout(Some(Duration::from_millis(700)));
-                let client = options.connect(&server.uri("")).unwrap();
+                let client = options.connect(&uri(&server)).unwrap();
                 let payload = vec![1; 32 << 20];
                 // An answer that comes early counts, and those that follow are a violation.
                 let written = client.write_all_at(&payload, 0);

@@ -71,6 +71,15 @@ pub(crate) fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u
     bytes
 }
 
+/// The header of a reply to an option.
+pub(crate) fn reply_header(option: u32, code: u32, len: u32) -> Vec<u8> {
+    let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
+    for number in [option, code, len] {
+        bytes.extend(number.to_be_bytes());
+    }
+    bytes
+}
+
 /// The code and the data of the next reply to an option.
 pub(crate) fn reply(stream: &mut impl Read) -> (u32, Vec<u8>) {
     let mut header = [0; 20];
@@ -129,8 +138,8 @@ pub(crate) fn entered(host: &Host) -> TcpStream {
     stream
 }
 
-/// A client that uses the default export over TLS.
-pub(crate) fn entered_securely(host: &Host, certificates: &Certificates) -> Secure {
+/// A client that has started TLS.
+pub(crate) fn encrypted(host: &Host, certificates: &Certificates) -> Secure {
     let mut plain = host.greeted();
     plain
         .write_all(&[&CLIENT[..], &option(STARTTLS, &[])].concat())
@@ -140,7 +149,12 @@ pub(crate) fn entered_securely(host: &Host, certificates: &Certificates) -> Secu
     let tls = tls.roots_file(certificates.ca_certificate()).unwrap();
     let (config, name) = tls.client(Some("localhost")).unwrap();
     let session = ClientConnection::new(config, name).unwrap();
-    let mut stream = StreamOwned::new(session, plain);
+    StreamOwned::new(session, plain)
+}
+
+/// A client that uses the default export over TLS.
+pub(crate) fn entered_securely(host: &Host, certificates: &Certificates) -> Secure {
+    let mut stream = encrypted(host, certificates);
     stream.write_all(&option(GO, &wanted(b""))).unwrap();
     assert_eq!(last_reply(&mut stream), ACK);
     stream

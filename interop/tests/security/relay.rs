@@ -1,86 +1,172 @@
-//! A scripted server behind TLS.
+//! Peers that know no TLS, behind relays that do.
 
-use crate::raw::STARTTLS;
+use crate::{
+    drivers::connect_from,
+    raw::{ACK, STARTTLS, option},
+};
 use interop::{Certificates, Scripted};
 use nbd_io::tls::{
-    ServerTls,
-    rustls::{ServerConfig, ServerConnection, StreamOwned},
+    ClientTls, ServerTls,
+    rustls::{ClientConnection, ConnectionCommon, ServerConnection, SideData},
 };
+use socket2::SockRef;
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::Arc,
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
 
-/// Time that one direction is waited for before the other one is.
-const TURN: Duration = Duration::from_millis(2);
+/// Time between two looks at sockets on which nothing moves.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Time in which one side takes the last bytes of the other one.
+const LAST: Duration = Duration::from_millis(200);
 
 /// The URI of a server for one client that starts TLS. The bytes behind that are for the scripted
 /// server, without TLS and as if it came from the client itself.
 pub(crate) fn behind_tls(server: &Scripted, certificates: &Certificates) -> String {
     let config = ServerTls::from_directory(certificates.dir()).unwrap();
-    let config = config.server().unwrap();
+    let tls = ServerConnection::new(config.server().unwrap()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let server = server.address();
     thread::spawn(move || {
         let (client, _) = listener.accept().unwrap();
         // Its end, of either kind, is the end for both.
-        drop(relay(client, server, config));
+        drop(relay_client(client, server, tls));
     });
-    format!("nbd://{address}/")
+    format!("nbds://{address}/")
 }
 
-fn relay(mut client: TcpStream, server: SocketAddr, config: Arc<ServerConfig>) -> io::Result<()> {
+fn relay_client(
+    mut client: TcpStream,
+    server: SocketAddr,
+    mut tls: ServerConnection,
+) -> io::Result<()> {
     client.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     let mut start = [0; 4 + 16];
     client.read_exact(&mut start)?;
-    let (flags, option) = start.split_at(4);
-    assert_eq!(option[8..12], STARTTLS.to_be_bytes());
+    let (flags, starttls) = start.split_at(4);
+    assert_eq!(starttls, option(STARTTLS, &[]));
     client.write_all(b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x05\0\0\0\x01\0\0\0\0")?;
-    let session = ServerConnection::new(config).map_err(io::Error::other)?;
-    let mut secure = StreamOwned::new(session, client);
-    while secure.conn.is_handshaking() {
-        secure.conn.complete_io(&mut secure.sock)?;
-    }
     let mut plain = TcpStream::connect(server)?;
     plain.read_exact(&mut [0; 18])?;
     plain.write_all(flags)?;
-    secure.sock.set_read_timeout(Some(TURN))?;
-    plain.set_read_timeout(Some(TURN))?;
-    let ended = pump(&mut secure, &mut plain);
-    secure.conn.send_close_notify();
-    drop(secure.flush());
-    drop(plain.shutdown(Shutdown::Both));
+    pump(&mut tls, &mut client, &mut plain)
+}
+
+/// Listens for clients without TLS, whose bytes behind their flags go to the server inside TLS. A
+/// client has its own address there, too. It ends when the listener is shut down.
+pub(crate) fn in_front_of(server: SocketAddr, certificates: &Certificates) -> TcpListener {
+    let tls = ClientTls::new();
+    let tls = tls.roots_file(certificates.ca_certificate()).unwrap();
+    let (config, name) = tls.client(Some("localhost")).unwrap();
+    let relay = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = relay.try_clone().unwrap();
+    thread::spawn(move || {
+        while let Ok((client, _)) = listener.accept() {
+            let tls = ClientConnection::new(config.clone(), name.clone()).unwrap();
+            thread::spawn(move || drop(relay_server(client, server, tls)));
+        }
+    });
+    relay
+}
+
+fn relay_server(
+    mut client: TcpStream,
+    server: SocketAddr,
+    mut tls: ClientConnection,
+) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let mut secure = connect_from(client.peer_addr()?.ip(), server)?;
+    secure.set_nodelay(true)?;
+    let ended = relay_between(&mut client, &mut secure, &mut tls);
+    let kind = ended.as_ref().err().map(io::Error::kind);
+    if kind == Some(io::ErrorKind::ConnectionReset) {
+        // That of one side is the other one's.
+        for side in [&client, &secure] {
+            SockRef::from(side).set_linger(Some(Duration::ZERO))?;
+        }
+    }
     ended
 }
 
-fn pump(
-    secure: &mut StreamOwned<ServerConnection, TcpStream>,
+fn relay_between(
+    client: &mut TcpStream,
+    secure: &mut TcpStream,
+    tls: &mut ClientConnection,
+) -> io::Result<()> {
+    let mut greeting = [0; 18];
+    secure.read_exact(&mut greeting)?;
+    client.write_all(&greeting)?;
+    let mut flags = [0; 4];
+    client.read_exact(&mut flags)?;
+    secure.write_all(&flags)?;
+    secure.write_all(&option(STARTTLS, &[]))?;
+    let mut reply = [0; 20];
+    secure.read_exact(&mut reply)?;
+    if reply[12..16] != ACK.to_be_bytes() {
+        // It is stopping.
+        return Ok(());
+    }
+    pump(tls, secure, client)
+}
+
+/// Moves bytes in both directions, of which neither waits for the other one, until one side ends.
+fn pump<S: SideData>(
+    tls: &mut ConnectionCommon<S>,
+    secure: &mut TcpStream,
     plain: &mut TcpStream,
 ) -> io::Result<()> {
-    let mut buffer = [0; 16 << 10];
+    secure.set_nonblocking(true)?;
+    plain.set_nonblocking(true)?;
+    let mut piece = vec![0; 16 << 10];
+    // Bytes that the plain side has yet to take.
+    let mut held = Vec::new();
     loop {
-        match secure.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => plain.write_all(&buffer[..n])?,
-            Err(error) if is_pause(&error) => {}
-            Err(error) => return Err(error),
+        let mut moved = false;
+        if tls.wants_write() {
+            moved |= ready(tls.write_tls(secure))?.is_some();
+        } else if !tls.is_handshaking()
+            && let Some(len) = ready(plain.read(&mut piece))?
+        {
+            if len == 0 {
+                tls.send_close_notify();
+                secure.set_nonblocking(false)?;
+                secure.set_write_timeout(Some(LAST))?;
+                return tls.write_tls(secure).map(drop);
+            }
+            tls.writer().write_all(&piece[..len])?;
+            moved = true;
         }
-        match plain.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => secure.write_all(&buffer[..n])?,
-            Err(error) if is_pause(&error) => {}
-            Err(error) => return Err(error),
+        if !held.is_empty() {
+            if let Some(len) = ready(plain.write(&held))? {
+                held.drain(..len);
+                moved = true;
+            }
+        } else if let Some(len) = ready(tls.read_tls(secure))? {
+            let state = tls.process_new_packets().map_err(io::Error::other)?;
+            held.resize(state.plaintext_bytes_to_read(), 0);
+            tls.reader().read_exact(&mut held)?;
+            if len == 0 || state.peer_has_closed() {
+                plain.set_nonblocking(false)?;
+                plain.set_write_timeout(Some(LAST))?;
+                return plain.write_all(&held);
+            }
+            moved = true;
+        }
+        if !moved {
+            thread::sleep(PAUSE);
         }
     }
 }
 
-fn is_pause(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
-    )
+/// The number of bytes, if the socket was ready for any.
+fn ready(moved: io::Result<usize>) -> io::Result<Option<usize>> {
+    match moved {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        moved => moved.map(Some),
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     bounded::bounded,
-    drivers::{Driver, Host, Setup},
+    drivers::Setup,
     raw::{
         ACK, CLIENT, ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, EXPORT_NAME, GO, INFO, LIST, MIB,
         SET_META_CONTEXT, STRUCTURED, entered, is_closed, last_reply, memory, option, option_of,
@@ -86,21 +86,27 @@ fn cve_2013_6410_an_address_that_begins_like_another_one_is_another() {
 
 #[test]
 fn cve_2013_7441_no_end_of_a_negotiation_is_the_end_of_the_server() {
-    // H-063
-    bounded(64, || {
+    // H-040, H-063
+    bounded(96, || {
         Setup::new(memory()).attack(|host| {
-            let mut said = CLIENT.to_vec();
-            said.extend(option(GO, &wanted(b"no such export")));
-            said.extend(option(LIST, b""));
-            said.extend(option(EXPORT_NAME, b"no such export"));
-            for len in 0..=said.len() {
-                let mut stream = host.raw();
-                stream.write_all(&said[..len]).unwrap();
-                if len % 2 == 0 {
-                    // A reset instead of an end.
-                    SockRef::from(&stream)
-                        .set_linger(Some(Duration::ZERO))
-                        .unwrap();
+            let mut refused = CLIENT.to_vec();
+            refused.extend(option(GO, &wanted(b"no such export")));
+            refused.extend(option(LIST, b""));
+            refused.extend(option(EXPORT_NAME, b"no such export"));
+            let mut entered = [&CLIENT[..], &option(GO, &wanted(b""))].concat();
+            entered.extend(request(1, 1, 0, 16));
+            entered.extend([7; 16]);
+            entered.extend(request(0, 2, 0, 4096));
+            for said in [refused, entered] {
+                for len in 0..=said.len() {
+                    let mut stream = host.raw();
+                    stream.write_all(&said[..len]).unwrap();
+                    if len % 2 == 0 {
+                        // A reset instead of an end.
+                        SockRef::from(&stream)
+                            .set_linger(Some(Duration::ZERO))
+                            .unwrap();
+                    }
                 }
             }
         });
@@ -236,9 +242,7 @@ fn cve_2019_14850_nothing_is_opened_for_a_client_that_has_not_asked() {
     // H-050
     bounded(64, || {
         let opened = Arc::new(AtomicUsize::new(0));
-        let setup = counted(&opened);
-        for driver in [Driver::Blocking, Driver::Tokio, Driver::AsyncStd] {
-            let host = Host::start(driver, &setup);
+        counted(&opened).each_host(|driver, host| {
             let silent: Vec<_> = (0..50).map(|_| host.greeted()).collect();
             for mut stream in &silent {
                 stream.write_all(&CLIENT).unwrap();
@@ -252,7 +256,28 @@ fn cve_2019_14850_nothing_is_opened_for_a_client_that_has_not_asked() {
             host.still_serves();
             assert_eq!(opened.swap(0, Ordering::SeqCst), 1, "{driver:?}");
             host.stop();
-        }
+        });
+    });
+}
+
+#[test]
+fn information_opens_exports_no_more_often_than_there_may_be_options() {
+    // H-050
+    bounded(64, || {
+        let opened = Arc::new(AtomicUsize::new(0));
+        counted(&opened).each_host(|driver, host| {
+            let mut stream = host.greeted();
+            stream.write_all(&CLIENT).unwrap();
+            let info = option(INFO, &wanted(b"x"));
+            // More than B-006, and few enough to be sent without a look at the replies.
+            drop(stream.write_all(&info.repeat(1000)));
+            is_closed(&mut stream);
+            let count = opened.load(Ordering::SeqCst);
+            assert!((1..=256).contains(&count), "{driver:?}: {count}");
+            host.still_serves();
+            host.stop();
+            opened.store(0, Ordering::SeqCst);
+        });
     });
 }
 
@@ -387,8 +412,7 @@ fn cve_2024_7409_a_client_that_keeps_its_socket_open_keeps_no_server_from_stoppi
             &[&go[..], &read[..9]].concat(),
         ];
         let reading = [&go[..], &read, &read].concat();
-        for driver in [Driver::Blocking, Driver::Tokio, Driver::AsyncStd] {
-            let host = Host::start(driver, &Setup::new(memory()));
+        Setup::new(memory()).each_host(|_, host| {
             let open: Vec<_> = steps
                 .iter()
                 .chain([&&reading[..]])
@@ -403,6 +427,6 @@ fn cve_2024_7409_a_client_that_keeps_its_socket_open_keeps_no_server_from_stoppi
             }
             // Within the grace, or the time of the test is over.
             host.stop();
-        }
+        });
     });
 }
