@@ -165,6 +165,28 @@ fn an_option_that_is_too_long_is_drained_and_one_that_is_absurd_is_not() {
 }
 
 #[test]
+fn the_longest_data_and_the_longest_name_are_looked_at() {
+    // B-002, S-018
+    let longest = vec![0; 64 << 10];
+    assert_eq!(
+        said(&Server::default(), &[opt(6, &longest)]),
+        ["6: INVALID"]
+    );
+    // A name is looked at even if there is less room for other data.
+    let name = "x".repeat(4096);
+    let mut server = Server::default().limits(|limits| limits.option_data = 100);
+    server.exports[0].name = name.clone().leak();
+    let ran = run(&server, &options(&[opt(1, name.as_bytes())]));
+    assert_eq!((ran.end, ran.asked.len()), (End::Idle, 1));
+    let ran = run(&server, &options(&[opt(1, &[b'x'; 4097])]));
+    assert!(matches!(
+        ran.end,
+        End::Dead(Error::ExportNameRefused { .. })
+    ));
+    assert!(ran.asked.is_empty());
+}
+
+#[test]
 fn abort_with_any_data_is_acknowledged() {
     // S-031, S-032, S-033
     for data in [&b""[..], &[b'x'; 100]] {

@@ -183,19 +183,40 @@ mod tests {
             let (mut written, mut of_last) = (Vec::new(), 0);
             loop {
                 let bytes: Vec<u8> = outbox.with_slices(&last[of_last..], |slices| {
-                    slices.iter().flat_map(|slice| slice.to_vec()).collect()
+                    let bytes = slices.iter().flat_map(|slice| slice.iter());
+                    bytes.take(step).copied().collect()
                 });
-                let n = step.min(bytes.len());
-                written.extend_from_slice(&bytes[..n]);
-                of_last += outbox.advance(n);
-                if n == 0 {
+                if bytes.is_empty() {
                     break;
                 }
+                written.extend_from_slice(&bytes);
+                of_last += outbox.advance(bytes.len());
             }
             let x = "x".repeat(600);
             let expected = format!("one,two:{x}three:{x}four:copied,last");
             assert_eq!(String::from_utf8(written).unwrap(), expected);
             assert!(outbox.is_empty());
+        }
+    }
+
+    #[test]
+    fn only_small_payloads_are_copied_and_the_others_are_lent_many_at_once() {
+        let big = Bytes::from(vec![b'x'; INLINE + 1]);
+        let mut outbox = Outbox::default();
+        outbox.push_owned(b"header", big.slice(..INLINE));
+        assert_eq!(outbox.with_slices(&[], |slices| slices.len()), 1);
+        let shown = format!("Outbox {{ inline_len: {}, payloads: 0 }}", 6 + INLINE);
+        assert_eq!(format!("{outbox:?}"), shown);
+        assert_eq!(outbox.advance(6), 0);
+        let shown = format!("Outbox {{ inline_len: {INLINE}, payloads: 0 }}");
+        assert_eq!(format!("{outbox:?}"), shown);
+        for count in 1..=SLICES {
+            outbox.push_owned(b"header", big.clone());
+            let lent = outbox.with_slices(&[], |slices| {
+                let is_it = |slice: &&IoSlice<'_>| slice.as_ptr() == big.as_ptr();
+                slices.iter().filter(is_it).count()
+            });
+            assert_eq!(lent, count.min(SLICES / 2));
         }
     }
 }

@@ -58,9 +58,15 @@ impl Inbox {
     pub fn space(&mut self, len: usize) -> &mut [u8] {
         let len = len.min(self.bytes.len().max(SMALL_INBOX));
         if self.bytes.len() < len {
-            self.bytes.resize(len, 0);
+            self.renew(len);
         }
         &mut self.bytes[..len]
+    }
+
+    /// Has space of this length, without what was there.
+    #[cold]
+    fn renew(&mut self, len: usize) {
+        self.bytes = vec![0; len];
     }
 }
 
@@ -210,7 +216,7 @@ impl<B: Buffer, T: Ticket, O: Default> Engine<B, T, O> {
             _ => self.take_in(direct, rest, reader),
         };
         if staged == inbox.bytes.len() && staged < INBOX {
-            inbox.bytes.resize(2 * staged, 0);
+            inbox.renew(2 * staged);
         }
         #[cfg(feature = "tracing")]
         self.trace_tolerated();

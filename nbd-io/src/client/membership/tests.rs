@@ -363,6 +363,23 @@ fn a_redial_gives_up_open_connections_and_skips_the_backoff() {
     ));
     let dials = [(); 2].map(|()| dialed(members.next(now)).0);
     assert!(dials.iter().all(|dial| members.is_wanted(*dial)));
+    assert!(
+        !members.is_wanted(third),
+        "another one of the same member is"
+    );
+}
+
+#[test]
+fn the_members_can_be_asked_about() {
+    let (mut members, links, now) = started(policy(), &writable(), 2);
+    assert_eq!(members.count(), 2);
+    assert!(members.is_complete() && members.reconnects() && !members.is_closing());
+    let _ = members.lost(&links[0], &why(), now);
+    assert_eq!(members.count(), 2);
+    assert!(!members.is_complete());
+    let _ = members.close();
+    assert!(members.is_closing());
+    assert!(!Membership::<Link>::new(None, &writable()).reconnects());
 }
 
 #[test]

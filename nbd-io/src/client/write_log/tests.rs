@@ -3,6 +3,7 @@
 mod world;
 
 use super::*;
+use crate::client::Lost;
 use bytes::Bytes;
 use nbd_proto::CommandFlags;
 use proptest::prelude::*;
@@ -34,6 +35,33 @@ fn a_flush_covers_writes_answered_before_it_was_sent() {
     assert_eq!(kept(&log), [2]);
     assert!(log.flush(epoch, 1), "an older one says nothing new");
     assert_eq!(kept(&log), [2]);
+}
+
+#[test]
+fn a_failed_flush_is_reported_for_the_changes_that_it_should_have_covered() {
+    let failure = |log: &mut WriteLog, answered| match log.cover(log.epoch(), answered) {
+        Coverage::Failed(error) => Some(error.to_string()),
+        _ => None,
+    };
+    let (first, second) = (Error::Unflushed, Error::lost(Lost::GivenUp));
+    let mut log = WriteLog::new(0);
+    let old = log.epoch();
+    for _ in 0..4 {
+        assert!(log.change(old, false, None));
+    }
+    log.flush_failed(old, 2, &first);
+    // A server may forget its failure, and say that a later flush succeeded.
+    assert!(log.flush(old, 4));
+    assert_eq!(failure(&mut log, 2), Some(first.to_string()));
+    assert_eq!(failure(&mut log, 3), None);
+    // An older failure does not take the place of a newer one, and a newer one of an older one.
+    log.flush_failed(old, 1, &second);
+    assert_eq!(failure(&mut log, 2), Some(first.to_string()));
+    log.flush_failed(old, 3, &second);
+    assert_eq!(failure(&mut log, 3), Some(second.to_string()));
+    log.end_epoch();
+    log.flush_failed(old, 4, &first);
+    assert_eq!(failure(&mut log, 4), None, "of a connection that was lost");
 }
 
 #[test]

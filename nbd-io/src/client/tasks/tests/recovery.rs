@@ -43,8 +43,8 @@ impl Disk {
     }
 
     pub(super) fn crash(&self) {
-        let mut contents = self.contents.lock().unwrap();
-        contents.0 = contents.1.clone();
+        let (volatile, stable) = &mut *self.contents.lock().unwrap();
+        volatile.clone_from(stable);
     }
 }
 
