@@ -4,6 +4,7 @@
 
 mod ahead;
 mod entering;
+mod owners;
 
 use super::*;
 use entering::transmission;
