@@ -9,8 +9,8 @@
 //! jitter of the processor's timing beside asking the system. Servers do that when TLS is given to
 //! them, clients when their configuration is built. A program whose users wait for that can be built
 //! with `AWS_LC_SYS_NO_JITTER_ENTROPY=1` in the environment (or below `[env]` of its
-//! `.cargo/config.toml`), after which the system and the processor's generator alone are asked, or
-//! with ring, which never does it.
+//! `.cargo/config.toml`, as the tests of this crate are), after which the system and the processor's
+//! generator alone are asked, or with ring, which never does it.
 
 use rustls::crypto::CryptoProvider;
 use std::sync::Arc;

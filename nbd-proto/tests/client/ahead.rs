@@ -1,5 +1,5 @@
-//! What a driver can know of a reply before it takes its bytes in: the place of a payload, and
-//! whether the reply is a whole one.
+//! The knowledge that a driver has of a reply before it takes its bytes in: the place of a payload,
+//! and whether the reply is a whole one.
 
 use crate::common::{
     bytes::*,
@@ -83,7 +83,7 @@ fn a_part_of_a_payload_is_announced_with_its_place() {
         assert_eq!(announced(to.data(0, 540, &[])), None, "no data");
         assert_eq!(announced(to.hole(0, 512, 100)), None);
         assert_eq!(announced(to.error(D, 5, "a text of some length")), None);
-        // What has been answered in part would be overwritten.
+        // A read that has been answered in part would be overwritten.
         session.says(to.data(0, 512, &DATA[..10]));
         assert_eq!(session.replies(), Ok(vec![]));
         assert_eq!(session.transmission.before_payload(cookie), None);

@@ -422,7 +422,7 @@ pub(crate) fn transmission(server: &Server, options: &[u8]) -> Transmission {
     }
 }
 
-/// What these options lead to; the server's words before are dropped.
+/// The option that the server is asked about last; its words before are dropped.
 pub(crate) fn ask(parts: &[Vec<u8>], out: &mut BytesMut) -> Requested<Plain> {
     let script = super::options(parts);
     let handshake = Handshake::new(Config::default(), out);
