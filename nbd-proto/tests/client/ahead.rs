@@ -259,7 +259,7 @@ fn nothing_is_taken_after_a_violation() {
 }
 
 #[test]
-fn limits_of_lists_and_texts_are_told_as_lengths() {
+fn limits_of_lists_and_texts_are_reported_as_lengths() {
     // B-014, B-017
     let limits = Limits {
         extents: 2,

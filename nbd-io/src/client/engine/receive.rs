@@ -63,7 +63,7 @@ impl Inbox {
         &mut self.bytes[..len]
     }
 
-    /// Has space of this length, without what was there.
+    /// Has space of this length, without the bytes of before.
     #[cold]
     fn renew(&mut self, len: usize) {
         self.bytes = vec![0; len];

@@ -1,4 +1,4 @@
-//! Owners that come and go, and the places of what they read.
+//! Owners that come and go, and the places of their reads.
 
 use super::*;
 
