@@ -266,7 +266,8 @@ tests() {
     local all=(--locked --workspace --features nbd-cli/cloud)
     # The programs that tests start: a test has no time to build them. With the whole workspace, they
     # have the same dependencies as the tests.
-    cargo build "${all[@]}" --example serve --example tokio_serve --example async_std_serve
+    cargo build "${all[@]}" --example serve --example tokio_serve --example async_std_serve \
+        --example async_std_read
     if command -v cargo-nextest >/dev/null; then
         # Half of the time they wait: for another process, or for time to pass.
         cargo nextest run "${all[@]}" --tests --no-fail-fast \

@@ -8,10 +8,10 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// Serves something and checks it, by a line of a shell in which `$NBD_URI` is the server's.
@@ -62,6 +62,37 @@ fn each_rule_that_is_checked_is_one_of_the_document() {
     }
 }
 
+/// An example of the third runtime, which `nbd` has only as a feature.
+fn async_std_example(name: &str) -> Option<PathBuf> {
+    let examples = Path::new(env!("CARGO_BIN_EXE_nbd")).with_file_name("examples");
+    Some(examples.join(name)).filter(|example| example.is_file())
+}
+
+/// Checks the server of that runtime, which has these options.
+fn with_async_std(
+    dir: &Path,
+    options: &[&str],
+    check: impl FnOnce(&str) -> Ended,
+) -> Option<Ended> {
+    let socket = dir.join("async-std");
+    let mut serve = Command::new(async_std_example("async_std_serve")?);
+    let serve = serve
+        .args(options)
+        .arg("--quiet")
+        .arg("--unix")
+        .arg(&socket);
+    let mut serve = serve.spawn().expect("the example can be started");
+    while UnixStream::connect(&socket).is_err() {
+        let ended = serve.try_wait().expect("our own child can be waited for");
+        assert!(ended.is_none(), "it serves");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let checked = check(&format!("nbd+unix:///?socket={}", socket.display()));
+    drop(serve.kill());
+    drop(serve.wait());
+    Some(checked)
+}
+
 #[test]
 fn a_server_of_this_project_passes_every_rule() {
     run(|| {
@@ -76,24 +107,12 @@ fn a_server_of_this_project_passes_every_rule() {
                 assert!(total(&document, "pass") > 100, "{document:#}");
             }
         }
-        // The example of the third runtime, which `nbd` has only as a feature.
-        let examples = Path::new(env!("CARGO_BIN_EXE_nbd")).with_file_name("examples");
-        let example = examples.join("async_std_serve");
-        if example.is_file() {
-            let socket = dir.path().join("async-std");
-            let mut serve = Command::new(example);
-            let serve = serve.arg("--quiet").arg("--unix").arg(&socket).spawn();
-            let mut serve = serve.unwrap();
-            while UnixStream::connect(&socket).is_err() {
-                assert!(serve.try_wait().unwrap().is_none(), "it serves");
-                thread::sleep(Duration::from_millis(5));
-            }
-            let uri = format!("nbd+unix:///?socket={}", socket.display());
-            let checked = nbd(["check", "--json", "--write", &uri]);
-            drop(serve.kill());
-            drop(serve.wait());
-            let document = checked.json();
+        let checked = with_async_std(dir.path(), &[], |uri| {
+            nbd(["check", "--json", "--write", uri])
+        });
+        if let Some(document) = checked.map(|checked| checked.json()) {
             assert_eq!(total(&document, "warning"), 0, "{document:#}");
+            assert!(total(&document, "pass") > 100, "{document:#}");
         }
         // Overwritten bytes are there again.
         assert!(fs::read(dir.path().join("disk")).unwrap() == vec![7; 1 << 20]);
@@ -117,6 +136,14 @@ fn a_server_of_this_project_passes_every_rule_over_tls() {
                 assert_eq!(total(&inside, "warning"), 0, "{inside:#}");
                 assert!(total(&inside, "pass") > 100, "{inside:#}");
             }
+        }
+        let checked = with_async_std(place.path(), &["--tls", &dir], |uri| {
+            let check = check.split_whitespace().skip(1);
+            nbd(check.chain([uri]))
+        });
+        if let Some(inside) = checked.map(|checked| checked.json()) {
+            assert_eq!(total(&inside, "warning"), 0, "{inside:#}");
+            assert!(total(&inside, "pass") > 100, "{inside:#}");
         }
     });
 }
@@ -212,6 +239,43 @@ fn a_server_that_is_silent_is_given_up() {
 }
 
 #[test]
+fn a_check_has_an_end_and_says_what_it_left_out() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let soon = ["--json", "--timeout", "0.001"];
+        let check = format!("nbd check {} \"$NBD_URI\"", soon.join(" "));
+        let copy = ["nbd", "copy", "{uri}", "null:"];
+        for ended in [
+            served("--memory d=8M", &check, dir.path()),
+            client(&soon, &copy),
+        ] {
+            let document: Value = serde_json::from_str(&ended.stdout).unwrap();
+            assert!(total(&document, "not_done") > 100, "{document:#}");
+            assert!(ended.stderr.contains("rules could not be checked"));
+            ended.expect(2);
+        }
+    });
+}
+
+#[test]
+fn nothing_is_written_to_a_server_that_is_only_read() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        fs::write(&disk, vec![7; 1 << 20]).unwrap();
+        for (option, writes) in [("", false), ("--write", true)] {
+            let file = fs::File::options().write(true).open(&disk).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            let check = format!("nbd check --json {option} \"$NBD_URI\"");
+            let document = served("disk", &check, dir.path()).json();
+            assert!(total(&document, "pass") > 50, "{document:#}");
+            let modified = fs::metadata(&disk).unwrap().modified().unwrap();
+            assert_eq!(modified != SystemTime::UNIX_EPOCH, writes);
+        }
+    });
+}
+
+#[test]
 fn examples_of_its_help_work() {
     run(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -283,24 +347,34 @@ fn client(args: &[&str], command: &[&str]) -> Ended {
 #[test]
 fn clients_of_this_project_pass_every_rule() {
     run(|| {
-        // Each rule is a run of the command: all of them for one client, and some for the other.
+        // Each rule is a run of the command: all of them for two clients, and some for the other.
         let bench = "nbd bench --runtime blocking --op mix --destroy-data --ops 20 {uri}";
         let some = "C-042 C-059 C-169 C-170 C-188 C-196 C-204 C-209 C-225 C-226 C-230";
         let copy = "nbd copy {uri} copy{job}.img";
-        for (tls, rules, command) in [
-            ("never", "", copy),
-            ("always", "", copy),
-            ("always", some, bench),
+        let read = async_std_example("async_std_read");
+        let read = read.map(|read| format!("{} {{uri}}", read.display()));
+        // Without TLS the rules about it do not apply, nor those about writes and block status to a client
+        // that reads one sector.
+        for (tls, rules, command, not_applicable) in [
+            ("never", "", Some(copy), 22),
+            ("always", "", Some(copy), 5),
+            ("never", some, Some(bench), 10),
+            ("always", some, Some(bench), 5),
+            ("never", "", read.as_deref(), 50),
         ] {
+            let Some(command) = command else {
+                continue;
+            };
             let rules = rules.split_whitespace().flat_map(|rule| ["--rule", rule]);
             let args = ["--json", "--jobs", "4", "--tls", tls];
             let args: Vec<_> = args.into_iter().chain(rules).collect();
             let command: Vec<_> = command.split(' ').collect();
             let document = client(&args, &command).json();
             assert_eq!(total(&document, "warning"), 0, "{document:#}");
-            // Without TLS, the rules about it do not apply.
-            let most = if tls == "never" { 22 } else { 5 };
-            assert!(total(&document, "not_applicable") < most, "{document:#}");
+            assert!(
+                total(&document, "not_applicable") < not_applicable,
+                "{document:#}"
+            );
         }
     });
 }
@@ -367,8 +441,15 @@ fn the_rules_that_a_client_breaks_are_reported_to_it() {
         // It sets a flag that was not offered, and ends without a word.
         let script = "address=${NBD_URI#nbd://}; address=${address%/}; exec 3<>/dev/tcp/${address%:*}/${address#*:}; \
                       printf '\\0\\0\\1\\3' >&3; head -c 18 <&3 > /dev/null";
-        let args = ["--rule", "C-016", "--rule", "C-042", "--rule", "C-204"];
+        let place = tempfile::tempdir().unwrap();
+        let junit = place.path().join("check.xml");
+        let args = [
+            "--rule", "C-016", "--rule", "C-042", "--rule", "C-204", "--junit",
+        ];
+        let args: Vec<_> = args.into_iter().chain(junit.to_str()).collect();
         let said = client(&args, &["bash", "-c", script]).expect(1);
+        let junit = fs::read_to_string(junit).unwrap();
+        assert!(junit.contains("tests=\"3\" failures=\"2\""), "{junit}");
         for expected in [
             "FAIL  C-016  ",
             "the client flags 0x102 were not offered",

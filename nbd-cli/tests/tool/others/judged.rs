@@ -391,6 +391,12 @@ pub(super) const JUDGED: &[Judged] = &[
     judged(Peer::QemuIo, "C-230", "warning", "see `qemu-img`"),
     judged(Peer::QemuIo, "C-257", "warning", "see `qemu-img`"),
     judged(
+        Peer::NbdClient,
+        "C-007",
+        "fail",
+        "a second magic number that it does not know is taken; its other work is the kernel's",
+    ),
+    judged(
         Peer::Fio,
         "C-042",
         "fail",

@@ -2,10 +2,11 @@
 
 use crate::support::{command, search_path};
 use interop::{
-    Certificates, Image, MIB, NbdServer, Nbdkit, Peer, QemuNbd, Server, StorageDaemon, require,
+    Certificates, Image, MIB, NbdServer, Nbdkit, Peer, Port, QemuNbd, Server, StorageDaemon,
+    require,
 };
 use serde_json::{Value, json};
-use std::{fs, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 /// A program that is checked, in one configuration.
 pub(super) struct Subject {
@@ -223,6 +224,18 @@ pub(super) const SUBJECTS: &[Subject] = &[
                 "-f raw -c write_-f_0_64k -c read_0_64k -c write_-z_64k_4k -c discard_128k_4k -c flush {uri}",
                 rules,
             )
+        },
+    },
+    Subject {
+        program: Peer::NbdClient,
+        what: "`nbd-client -l`",
+        check: |rules| {
+            // It takes a host and a port and no URI.
+            let port = Port::new(Ipv4Addr::LOCALHOST);
+            let address = port.address();
+            let words = format!("-l {} {}", address.ip(), address.port());
+            let at = ["--listen", &address.to_string()];
+            client_at(&at, Peer::NbdClient, &words, rules)
         },
     },
     Subject {
