@@ -449,7 +449,7 @@ fn the_rules_that_a_client_breaks_are_reported_to_it() {
         let args: Vec<_> = args.into_iter().chain(junit.to_str()).collect();
         let said = client(&args, &["bash", "-c", script]).expect(1);
         let junit = fs::read_to_string(junit).unwrap();
-        assert!(junit.contains("tests=\"3\" failures=\"2\""), "{junit}");
+        assert!(junit.contains("tests=\"4\" failures=\"2\""), "{junit}");
         for expected in [
             "FAIL  C-016  ",
             "the client flags 0x102 were not offered",
