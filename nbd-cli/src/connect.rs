@@ -132,18 +132,17 @@ impl Connect {
             }
             None => Embedded::sample()?,
         };
-        Opened::embedded(embedded)
+        Ok(Opened::embedded(embedded))
     }
 }
 
 impl Opened {
-    /// The server in this process, for a command that does not wait for signals.
-    pub(crate) fn embedded(server: Embedded) -> Result<Self> {
-        server.remove_when_interrupted()?;
-        Ok(Self {
+    /// The server in this process.
+    pub(crate) fn embedded(server: Embedded) -> Self {
+        Self {
             uri: server.uri().clone(),
             embedded: Some(server),
-        })
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! a command.
 
 use crate::{
+    interrupt::{self, Directory},
     object::Address,
     outcome::{Context, Result},
     sample,
@@ -14,19 +15,13 @@ use nbd_blocking::{
 };
 use nbd_object::{Disk, Options};
 use nbd_tokio::Uri;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    iterator::Signals,
-    low_level::emulate_default_handler,
-};
 use std::{
-    fs, io,
+    io,
     os::unix::ffi::OsStrExt,
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
 };
-use tempfile::TempDir;
 use tokio::runtime::Builder;
 
 /// The message if there is no server, with a remedy.
@@ -40,7 +35,7 @@ pub(crate) struct Embedded {
     stopper: Stopper,
     serving: Option<JoinHandle<io::Result<()>>>,
     /// The directory of the socket.
-    directory: TempDir,
+    _directory: Directory,
 }
 
 impl Embedded {
@@ -60,7 +55,8 @@ impl Embedded {
     fn start<S: FnOnce() -> io::Result<()> + Send + 'static>(
         prepare: impl FnOnce(&Path) -> io::Result<(Stopper, S)>,
     ) -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("nbd-").tempdir()?;
+        interrupt::remove_directories_when_interrupted()?;
+        let directory = Directory::new("nbd-")?;
         let path = directory.path().join("s");
         let uri = Uri::unix(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
         let (stopper, serve) = prepare(&path)?;
@@ -69,7 +65,7 @@ impl Embedded {
             uri,
             stopper,
             serving: Some(serving),
-            directory,
+            _directory: directory,
         })
     }
 
@@ -118,24 +114,6 @@ impl Embedded {
         Self::new(Arc::new(
             opened.step(|| format!("cannot open {}", path.display()))?,
         ))
-    }
-
-    /// Has Ctrl-C and SIGTERM, which end the process, remove the socket first.
-    pub(crate) fn remove_when_interrupted(&self) -> Result<()> {
-        let directory = self.directory.path().to_owned();
-        let wait = || {
-            let mut signals = Signals::new([SIGINT, SIGTERM])?;
-            let wait = move || {
-                if let Some(signal) = signals.forever().next() {
-                    // The signal is all that a user has to know of.
-                    let _ = fs::remove_dir_all(directory);
-                    let _ = emulate_default_handler(signal);
-                }
-            };
-            thread::Builder::new().name("signals".into()).spawn(wait)
-        };
-        let waiting: io::Result<_> = wait();
-        waiting.map(drop).step(|| "cannot listen for signals")
     }
 
     /// The URI to connect to.

@@ -2,6 +2,7 @@
 
 use crate::{
     connect::{Connect, Opened, seconds},
+    interrupt::Catcher,
     outcome::{Answer, Context, Error, Result},
     output, runtime,
     session::Session,
@@ -90,9 +91,10 @@ impl Ping {
             Size(export.size)
         );
         done("export", start, &entered)?;
+        let mut signals = Catcher::new()?;
         let read = tokio::select! {
             read = self.read(&client) => read,
-            _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),
+            () = signals.signal() => Err(Error::Interrupted),
         };
         let start = Instant::now();
         client.disconnect().await?;

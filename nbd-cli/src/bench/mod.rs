@@ -151,7 +151,7 @@ impl Bench {
     pub(crate) fn run(self) -> Result {
         let Opened { uri, embedded } = match &self.target {
             Some(Target::Path(path)) if self.destroy_data => {
-                Opened::embedded(Embedded::file(path, true)?)?
+                Opened::embedded(Embedded::file(path, true)?)
             }
             Some(target) => Connect::open(Some(target))?,
             None => scratch()?,
@@ -251,5 +251,5 @@ fn scratch() -> Result<Opened> {
         disk.write(at, &piece, false)
             .step(|| "cannot fill a disk in memory")?;
     }
-    Opened::embedded(Embedded::new(Arc::new(disk))?)
+    Ok(Opened::embedded(Embedded::new(Arc::new(disk))?))
 }

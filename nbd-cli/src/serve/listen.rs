@@ -1,7 +1,10 @@
 //! Addresses that clients connect to.
 
 use super::owner::Owner;
-use crate::outcome::{Context, Error, Result};
+use crate::{
+    interrupt::Directory,
+    outcome::{Context, Error, Result},
+};
 use clap::Args;
 use nbd_blocking::nbd_socket::Listener;
 use nbd_tokio::Uri;
@@ -13,7 +16,6 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
 };
-use tempfile::TempDir;
 
 /// The port of NBD.
 const PORT: u16 = 10809;
@@ -55,7 +57,7 @@ pub(super) struct Sockets {
     /// URIs of these sockets, for clients.
     pub(super) uris: Vec<Uri>,
     /// The directory of a socket that was made for a command.
-    pub(super) directory: Option<TempDir>,
+    pub(super) directory: Option<Directory>,
 }
 
 impl Listen {
@@ -99,7 +101,7 @@ impl Listen {
             return Ok(sockets);
         }
         if is_for_command {
-            let directory = tempfile::Builder::new().prefix("nbd-").tempdir();
+            let directory = Directory::new("nbd-");
             let directory = directory.step(|| "cannot make a directory for a socket")?;
             self.unix(&directory.path().join("s"), &mut sockets)?;
             sockets.directory = Some(directory);

@@ -1,7 +1,10 @@
 //! Signals to the server.
 
 use super::{child::Child, notify::notify_manager, overlays::Overlays};
-use crate::outcome::{Context, Result};
+use crate::{
+    interrupt::remove_directories,
+    outcome::{Context, Result},
+};
 use nbd_blocking::server::Stopper;
 use signal_hook::{
     consts::{SIGINT, SIGTERM, SIGUSR1},
@@ -44,7 +47,10 @@ impl Signals {
             for signal in self.0.forever() {
                 match signal {
                     SIGUSR1 => targets.commit(),
-                    _ if is_stopping => process::exit(AT_ONCE),
+                    _ if is_stopping => {
+                        remove_directories();
+                        process::exit(AT_ONCE);
+                    }
                     _ => targets.stop(),
                 }
                 is_stopping |= signal != SIGUSR1;

@@ -1,13 +1,12 @@
 //! `nbd info`, `list`, `map`, `dump` and `ping`, compared with nbdinfo's answers about the same
 //! servers.
 
-use crate::support::{command, nbd};
+use crate::support::nbd;
 use interop::{
     Certificates, Image, Listen, NbdServer, Nbdkit, Peer, QemuNbd, Server, deadline, require,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::{fs, io::Read, os::unix::process::ExitStatusExt, process::Stdio, time::Duration};
+use std::{fs, time::Duration};
 
 /// Time limit of a test on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -404,21 +403,6 @@ fn every_command_can_be_tried_without_a_server() {
 }
 
 #[test]
-fn a_closed_pipe_is_quiet() {
-    deadline(LIMIT, || {
-        let mut dump = command(["dump"]);
-        let mut child = dump
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        drop(child.stdout.take());
-        let ended = child.wait_with_output().expect("it ends");
-        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
-    });
-}
-
-#[test]
 fn errors_in_arguments_name_the_expected_value() {
     for (args, said) in [
         (
@@ -478,41 +462,6 @@ fn an_export_that_cannot_be_read_is_described() {
         let export = &json["exports"][0];
         assert!(export["content-error"].is_string(), "{json}");
         assert!(export["content"].is_null(), "{json}");
-    });
-}
-
-#[test]
-fn help_that_cannot_be_printed_is_an_error() {
-    for args in [&["--help"][..], &["--version"], &["info", "--help"]] {
-        let full = fs::File::options().write(true).open("/dev/full");
-        let mut nbd = command(args);
-        nbd.stdout(full.expect("Linux has it"))
-            .stderr(Stdio::piped());
-        let ended = nbd.output().expect("it starts");
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(2), "{said}");
-        assert!(said.contains("cannot write to standard output"), "{said}");
-    }
-}
-
-#[test]
-fn nothing_is_left_of_a_command_that_was_interrupted() {
-    deadline(LIMIT, || {
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let left = || fs::read_dir(dir.path()).expect("it is there").count();
-        for signal in [Signal::INT, Signal::TERM] {
-            let mut nbd = command(["bench", "--time", "2"]);
-            nbd.env("TMPDIR", dir.path()).stdout(Stdio::piped());
-            let mut child = nbd.spawn().expect("it starts");
-            // The beginning of a table, of which the rest takes long.
-            let stdout = child.stdout.as_mut().expect("a pipe");
-            stdout.read_exact(&mut [0; 1]).expect("the table begins");
-            assert_eq!(left(), 1);
-            kill_process(Pid::from_child(&child), signal).expect("it runs");
-            let status = child.wait().expect("it ends");
-            assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
-            assert_eq!(left(), 0);
-        }
     });
 }
 

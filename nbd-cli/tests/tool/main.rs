@@ -6,6 +6,7 @@ mod guide;
 mod help;
 mod looking;
 mod machine;
+mod manners;
 mod measuring;
 mod objects;
 mod others;

@@ -36,7 +36,11 @@ pub(super) use made::Authority;
 #[cfg(feature = "tls-base")]
 mod made {
     use super::{Checked, Result, Shown, Talk};
-    use crate::{check::rule::Fault, outcome::Error};
+    use crate::{
+        check::rule::Fault,
+        interrupt::{Directory, remove_directories_when_interrupted},
+        outcome::Error,
+    };
     use nbd_tokio::nbd_io::tls::{
         ServerTls,
         rustls::{self, ServerConfig},
@@ -46,13 +50,12 @@ mod made {
         IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
     };
     use std::{fs, path::Path, sync::Arc};
-    use tempfile::TempDir;
 
     /// An authority, of which clients find `ca-cert.pem` in a directory, and configurations of a
     /// server.
     #[derive(Debug)]
     pub(in crate::check::client) struct Authority {
-        dir: TempDir,
+        dir: Directory,
         configs: Vec<(Shown, Arc<ServerConfig>)>,
     }
 
@@ -84,7 +87,8 @@ mod made {
     type Made<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
     fn make(address: Option<String>) -> Made<Authority> {
-        let dir = tempfile::Builder::new().prefix("nbd-check-").tempdir()?;
+        remove_directories_when_interrupted()?;
+        let dir = Directory::new("nbd-check-")?;
         let authority = authority()?;
         fs::write(dir.path().join("ca-cert.pem"), authority.pem())?;
         let other = self::authority()?;
