@@ -1,8 +1,8 @@
 //! The command line as a whole.
 
 use crate::{
-    bench, check, compare, copy, dump, generate, info, list, log, map, object, outcome::Result,
-    ping, serve,
+    bench, check, compare, copy, descriptors, dump, generate, info, list, log, map, object,
+    outcome::Result, ping, serve,
 };
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::sync::LazyLock;
@@ -88,6 +88,9 @@ impl Cli {
         match command {
             Command::Info(info) => info.run(),
             Command::List(list) => list.run(),
+        if !matches!(command, Command::Generate(_)) {
+            descriptors::check()?;
+        }
             Command::Map(map) => map.run(),
             Command::Dump(dump) => dump.run(),
             Command::Copy(copy) => copy.run(&common),

@@ -9,6 +9,7 @@ mod compare;
 mod connect;
 mod content;
 mod copy;
+mod descriptors;
 mod disk;
 mod dump;
 mod embedded;

@@ -1,6 +1,6 @@
 //! The end of a command: its answer or its error, and the exit code of both.
 
-use crate::text::printable;
+use crate::{descriptors, text::printable};
 use std::{
     error::Error as StdError,
     fmt,
@@ -108,9 +108,10 @@ pub(crate) fn report(result: Result) -> ExitCode {
 fn print_error(error: &Error) {
     let mut stderr = anstream::stderr().lock();
     let red = clap::builder::styling::AnsiColor::Red.on_default().bold();
+    let remedy = descriptors::remedy(error).unwrap_or_default();
     let _ = writeln!(
         stderr,
-        "{red}error:{red:#} {}",
+        "{red}error:{red:#} {}{remedy}",
         printable(&ErrorLine(error))
     );
     let mut printed = error.to_string();

@@ -1,4 +1,4 @@
-//! The end of commands: by signals, and with standard output that takes
+//! The end of commands: by signals, for want of descriptors, and with standard output that takes
 //! nothing.
 
 use crate::support::command;
@@ -8,7 +8,7 @@ use std::{
     fs,
     io::Read,
     os::unix::process::ExitStatusExt,
-    process::Stdio,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -69,6 +69,43 @@ fn results_that_cannot_be_printed_are_an_error() {
             assert_eq!(ended.status.code(), Some(2), "{args:?}: {said}");
             let cause = "cannot write to standard output";
             assert!(said.contains(cause), "{args:?}: {said}");
+        }
+    });
+}
+
+#[test]
+fn too_few_descriptors_are_an_error_with_the_limit_and_a_remedy() {
+    deadline(LIMIT, || {
+        for args in [
+            &["info"][..],
+            &["list"],
+            &["map"],
+            &["dump"],
+            &["copy"],
+            &["compare"],
+            &["ping"],
+            &["bench", "--time=0.01", "--op=read"],
+            &["check", "--rule=S-159"],
+            &["object", "info", "file:///nonexistent"],
+            &["serve", "--memory=1M", "--", "true"],
+            &["serve", "--memory=1M", "--runtime=tokio", "--", "true"],
+        ] {
+            // With fewer than 4 the system cannot load a program with shared libraries.
+            for limit in 4..=20 {
+                let ended = Command::new("sh")
+                    .args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"])
+                    .arg(env!("CARGO_BIN_EXE_nbd"))
+                    .args(args)
+                    .stdin(Stdio::null())
+                    .output()
+                    .expect("there is a shell");
+                let said = String::from_utf8_lossy(&ended.stderr);
+                assert_eq!(ended.status.code(), Some(2), "{args:?} {limit}: {said}");
+                let limit = format!("the limit of open descriptors is {limit};");
+                assert!(said.contains(&limit), "{args:?}: {said}");
+                assert!(said.ends_with("\"ulimit -n 1024\" raises it\n"), "{said}");
+                assert_eq!(said.lines().count(), 1, "{said}");
+            }
         }
     });
 }
