@@ -8,6 +8,7 @@ use crate::{
     embedded::Embedded,
     object::Address,
     outcome::{Context, Error, Result},
+    range::Unreachable,
     target::Target,
 };
 use nbd_tokio::{
@@ -156,11 +157,8 @@ impl Disk {
             client = insist(client, policy, async || options.connect_uri(uri).await).await;
         }
         let client = client?;
-        let (size, reach) = (client.export().size, client.size());
-        if reach < size {
-            return Err(Error::new(format!(
-                "{name} ends in the middle of a block: of its {size} bytes only {reach} can be reached"
-            )));
+        if let Some(missing) = Unreachable::of(client.export()) {
+            return Err(Error::new(format!("{name}: {missing}")));
         }
         Ok(Self {
             name,

@@ -4,7 +4,7 @@ use crate::{
     connect::{Connect, Opened},
     outcome::{Answer, Result},
     output::Lines,
-    range::Part,
+    range::{Part, reach},
     runtime,
     target::Target,
 };
@@ -21,8 +21,8 @@ const LINE: usize = 16;
 /// Print the bytes of a disk.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Lines that repeat the one before are collapsed into a \"*\". What the server knows to be zero is not
-read.
+Lines that repeat the one before are collapsed into a \"*\". What the server knows
+to be zero is not read.
 
 Examples:
   nbd dump
@@ -44,9 +44,11 @@ impl Dump {
             let options: ConnectOptions = self.connect.options()?;
             let options = options.context(ContextName::base_allocation());
             let client = options.connect_uri(&uri).await?;
-            let range = self.part.range(client.size())?;
+            let range = self.part.range(client.export().size)?;
+            let (range, all) = reach(client.export(), range);
             show(&client, range).await?;
-            Ok(client.disconnect().await?)
+            client.disconnect().await?;
+            all
         })?;
         drop(embedded);
         Ok(Answer::Yes)

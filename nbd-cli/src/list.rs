@@ -70,6 +70,9 @@ impl List {
                 writeln!(text, "\"{name}\": {}", printable(error))
             } else {
                 write!(text, "\"{name}\": {}", Size(export.size)).and_then(|()| {
+                    if let Some(len) = export.unreachable {
+                        write!(text, " (the last {len} bytes cannot be reached)")?;
+                    }
                     if export.is_read_only {
                         text.push_str(", read-only");
                     }

@@ -4,7 +4,7 @@ use crate::{
     connect::{Connect, Opened},
     outcome::{Answer, Error, Result},
     output::{self, Lines},
-    range::Part,
+    range::{Part, reach},
     runtime,
     session::Session,
     target::Target,
@@ -97,15 +97,22 @@ impl Map {
                     return Err(missing(&client, name));
                 }
             }
-            self.show(&client, contexts).await?;
-            Ok(client.disconnect().await?)
+            let range = self.part.range(client.export().size)?;
+            let (range, all) = reach(client.export(), range);
+            self.show(&client, contexts, range).await?;
+            client.disconnect().await?;
+            all
         })?;
         drop(embedded);
         Ok(Answer::Yes)
     }
 
-    async fn show(&self, client: &Client, contexts: Vec<ContextName>) -> Result<()> {
-        let range = self.part.range(client.size())?;
+    async fn show(
+        &self,
+        client: &Client,
+        contexts: Vec<ContextName>,
+        range: Range<u64>,
+    ) -> Result<()> {
         let mut picture = Picture::new(self.strip, range.clone());
         let mut totals = vec![BTreeMap::new(); contexts.len()];
         // Extents that cannot be printed as they come.
@@ -145,7 +152,7 @@ impl Map {
         if self.json {
             return output::json(&Document {
                 schema: output::SCHEMA,
-                size: client.size(),
+                size: client.export().size,
                 offset: range.start,
                 length: range.end - range.start,
                 contexts,

@@ -4,7 +4,9 @@ use crate::{
     connect::{Connect, Opened, seconds},
     interrupt::Catcher,
     outcome::{Answer, Context, Error, Result},
-    output, runtime,
+    output,
+    range::Unreachable,
+    runtime,
     session::Session,
     size::Size,
     target::Target,
@@ -84,13 +86,20 @@ impl Ping {
         } else {
             "writable"
         };
-        let entered = format!(
+        let missing = Unreachable::of(export);
+        let mut entered = format!(
             "export \"{}\", {} bytes ({}), {access}",
             uri.export(),
             export.size,
             Size(export.size)
         );
+        if let Some(missing) = missing {
+            entered = format!("{entered}; {missing}");
+        }
         done("export", start, &entered)?;
+        if let Some(missing) = missing.filter(|_| client.size() == 0) {
+            return Err(missing.into());
+        }
         let mut signals = Catcher::new()?;
         let read = tokio::select! {
             read = self.read(&client) => read,

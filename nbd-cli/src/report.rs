@@ -1,6 +1,6 @@
 //! The description of an export, as text and as JSON with the keys that nbdinfo has for the same.
 
-use crate::{size, text::printable};
+use crate::{range::Unreachable, size, text::printable};
 use nbd_tokio::{ContextName, ExportInfo, HeaderStyle, Uri};
 use serde::Serialize;
 use std::fmt::Write;
@@ -160,6 +160,9 @@ pub(crate) struct Export {
     pub(crate) block_size_maximum: Option<u32>,
     #[serde(rename = "export-size")]
     pub(crate) size: u64,
+    /// Number of bytes at the end that no request reaches.
+    #[serde(rename = "unreachable-size", skip_serializing_if = "Option::is_none")]
+    pub(crate) unreachable: Option<u64>,
     #[serde(rename = "export-size-str")]
     pub(crate) size_text: String,
     /// The reason for which nothing more is known of it.
@@ -199,6 +202,7 @@ impl Export {
             block_size_preferred: blocks.map(nbd_tokio::BlockSizes::preferred),
             block_size_maximum: blocks.map(nbd_tokio::BlockSizes::maximum),
             size: info.size,
+            unreachable: Unreachable::of(info).map(Unreachable::len),
             size_text: size::exact(info.size),
             error: None,
         }
@@ -286,6 +290,12 @@ impl Export {
             self.size,
             size::Size(self.size)
         );
+        if let Some(len) = self.unreachable {
+            let _ = writeln!(
+                text,
+                "  unreachable: the last {len} bytes, which are no whole block"
+            );
+        }
         if let Some(description) = self.description.as_ref().filter(|words| !words.is_empty()) {
             let _ = writeln!(text, "  description: {}", printable(description));
         }

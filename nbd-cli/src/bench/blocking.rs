@@ -5,7 +5,10 @@ use super::{
     offsets::{Next, Offsets},
     results::{Latencies, Measured, Row},
 };
-use crate::outcome::{Error, Result};
+use crate::{
+    outcome::{Error, Result},
+    range::Unreachable,
+};
 use nbd_blocking::{
     Client, CommandFlags, Completion, ConnectOptions, Queue, Uri, bytes::Bytes,
     nbd_proto::client::Cookie,
@@ -52,6 +55,8 @@ pub(super) fn measure(options: ConnectOptions, uri: &Uri, workload: &Workload) -
             _ => Some(options.connect_uri(uri)?),
         });
     }
+    let client = clients.iter().flatten().next();
+    let missing = client.and_then(|client: &Client| Unreachable::of(client.export()));
     let start = Instant::now();
     let measured: Result<Vec<Measured>> = thread::scope(|scope| {
         let worker = &worker;
@@ -65,7 +70,7 @@ pub(super) fn measure(options: ConnectOptions, uri: &Uri, workload: &Workload) -
             .map(|thread| thread.join().unwrap_or_else(panicked))
             .collect()
     });
-    Row::new(start.elapsed(), measured?)
+    Ok(Row::new(start.elapsed(), measured?)?.without(missing))
 }
 
 /// When a workload is to end, if time ends it.

@@ -2,8 +2,9 @@
 
 use super::{Op, Pattern, Workload};
 use crate::{
-    outcome::{Context, Result},
+    outcome::{Context, Result, say},
     output,
+    range::Unreachable,
     size::Size,
 };
 use hdrhistogram::Histogram;
@@ -77,6 +78,7 @@ pub(super) struct Row {
     latencies: Latencies,
     cpu: Option<Duration>,
     took: Duration,
+    unreachable: Option<Unreachable>,
 }
 
 impl Row {
@@ -86,6 +88,7 @@ impl Row {
             latencies: Latencies::new()?,
             cpu: Some(Duration::ZERO),
             took,
+            unreachable: None,
         };
         for worker in workers {
             row.requests += worker.requests;
@@ -93,6 +96,12 @@ impl Row {
             row.cpu = row.cpu.zip(worker.cpu).map(|(all, one)| all + one);
         }
         Ok(row)
+    }
+
+    /// Notes the end of the export that was not measured.
+    pub(super) fn without(mut self, unreachable: Option<Unreachable>) -> Self {
+        self.unreachable = unreachable;
+        self
     }
 }
 
@@ -124,15 +133,28 @@ struct Line {
 pub(super) struct Results {
     json: bool,
     begun: bool,
+    /// The note that was printed.
+    said: Option<Unreachable>,
 }
 
 impl Results {
     pub(super) const fn new(json: bool) -> Self {
-        Self { json, begun: false }
+        Self {
+            json,
+            begun: false,
+            said: None,
+        }
     }
 
     /// Prints one more.
     pub(super) fn add(&mut self, workload: &Workload, row: Row) -> Result<()> {
+        if let Some(missing) = row
+            .unreachable
+            .filter(|missing| self.said != Some(*missing))
+        {
+            self.said = Some(missing);
+            say(format_args!("{missing}"));
+        }
         let line = line(workload, &row);
         if self.json {
             let line = serde_json::to_string(&line).step(|| "cannot print JSON")?;

@@ -6,7 +6,7 @@ use super::{
     offsets::{Next, Offsets},
     results::{Latencies, Measured, Row},
 };
-use crate::outcome::Result;
+use crate::{outcome::Result, range::Unreachable};
 use futures_util::{
     FutureExt,
     stream::{FuturesUnordered, TryStreamExt},
@@ -42,6 +42,9 @@ pub(super) async fn measure<R: Network>(
             clients.push(options.connect_uri(uri).await?);
         }
     }
+    let missing = clients
+        .first()
+        .and_then(|client| Unreachable::of(client.export()));
     let (start, before) = (Instant::now(), thread_time());
     let mut measured: Vec<Measured> = if workload.op == Op::Connect {
         let connecting = connect(options.clone(), uri.clone(), *workload);
@@ -67,7 +70,7 @@ pub(super) async fn measure<R: Network>(
     for client in &clients {
         client.disconnect().await?;
     }
-    Row::new(took, measured)
+    Ok(Row::new(took, measured)?.without(missing))
 }
 
 /// Spawns a task. Tokio asks the system for events once more whenever a future outside of tasks waits.

@@ -280,6 +280,70 @@ fn the_tls_session_and_the_servers_certificate_are_shown() {
             .tls_required(&certificates);
         let Some(server) = server.start() else { return };
         let uri = server.tls_uri("", &certificates);
+/// The end of an export that is less than a block, at which no request can be made.
+#[test]
+fn bytes_that_cannot_be_reached_are_reported() {
+    deadline(LIMIT, || {
+        let server = Nbdkit::new("memory")
+            .param("size=1000")
+            .filter("blocksize-policy")
+            .param("blocksize-minimum=512")
+            .param("blocksize-error-policy=error");
+        let Some(server) = server.start() else { return };
+        let uri = server.uri("");
+        let missing = "the last 488 of 1000 bytes, from 512 on, cannot be reached";
+        let part = ["--offset", "600", "--length", "10"];
+        for args in [
+            vec!["dump"],
+            vec!["map"],
+            vec!["map", "--json"],
+            [&["dump"][..], &part].concat(),
+            [&["map", "--totals"][..], &part].concat(),
+            vec!["compare", &uri],
+            vec!["copy", &uri],
+        ] {
+            let ended = nbd([&args[..], &[&uri]].concat());
+            assert_eq!(ended.code, Some(2), "{ended:#?}");
+            assert!(ended.stderr.contains(missing), "{ended:#?}");
+        }
+        // Everything before is shown nevertheless.
+        let dumped = nbd(["dump", &uri]).stdout;
+        assert!(dumped.ends_with("0000000200:\n"), "{dumped}");
+        let mapped: Value =
+            serde_json::from_str(&nbd(["map", "--json", &uri]).stdout).expect("--json prints JSON");
+        assert_eq!(mapped["export-size"], json!(1000));
+        assert_eq!(mapped["length"], json!(512));
+        for command in ["dump", "map"] {
+            nbd([command, "--length", "512", &uri]).expect(0);
+        }
+        // These are about the rest.
+        let bench = [
+            "bench", "--time", "0.01", "--bs", "512", "--op", "read", &uri,
+        ];
+        for runtime in ["blocking", "tokio"] {
+            let ended = nbd(bench.iter().chain(&["--runtime", runtime]));
+            assert_eq!(ended.code, Some(0), "{ended:#?}");
+            assert!(ended.stderr.contains(missing), "{ended:#?}");
+        }
+        assert!(nbd(["ping", "--count=1", &uri]).expect(0).contains(missing));
+        let said = nbd(["info", &uri]).expect(0);
+        assert!(said.contains("unreachable: the last 488 bytes"), "{said}");
+        let said = nbd(["list", &uri]).expect(0);
+        assert!(
+            said.contains("the last 488 bytes cannot be reached"),
+            "{said}"
+        );
+        for command in ["info", "list"] {
+            let said = nbd([command, "--json", &uri]).json();
+            assert_eq!(
+                said["exports"][0]["unreachable-size"],
+                json!(488),
+                "{said:#}"
+            );
+        }
+    });
+}
+
         let info = nbd(["info", "--json", &uri]).json();
         assert_eq!(info["TLS"], json!(true));
         assert_eq!(info["tls_session"]["version"], json!("TLS 1.3"));
