@@ -1,13 +1,16 @@
 //! Notifications that the server is ready.
 
-use crate::outcome::{Context, Result};
+use crate::{
+    outcome::{Context, Error, Result},
+    output,
+};
 use clap::Args;
 use nbd_tokio::Uri;
 use std::{
     env,
     ffi::OsStr,
     fs::{self, OpenOptions},
-    io::{self, Write},
+    io::{self, ErrorKind, Write},
     os::unix::{ffi::OsStrExt, net::UnixDatagram},
     path::PathBuf,
     process,
@@ -88,9 +91,14 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
 
 /// Prints where clients can connect, for people and scripts. The server goes on without readers.
 pub(super) fn print(uris: &[Uri]) {
-    let mut stdout = io::stdout().lock();
-    for uri in uris {
-        let _ = writeln!(stdout, "{uri}");
+    let lines: String = uris.iter().map(|uri| format!("{uri}\n")).collect();
+    match output::print(&lines) {
+        Err(Error::Output(error)) if error.kind() != ErrorKind::BrokenPipe => {
+            tracing::warn!(
+                "the URIs of the server cannot be printed: {error}: {}",
+                lines.trim_end()
+            );
+        }
+        _ => {}
     }
-    let _ = stdout.flush();
 }

@@ -2,8 +2,9 @@
 
 use crate::support::{Serving, nbd, run_nbd};
 use interop::run;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    fs::File,
     io::{self, BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     process::Stdio,
@@ -95,10 +96,38 @@ fn standard_error_that_cannot_be_written_stops_nothing() {
                 client.read_at(&mut [0; 512], 0).unwrap();
             }
             client.disconnect().unwrap();
-            let pid = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(pid, Signal::TERM).unwrap();
+            let pid = Pid::from_child(&child);
+            kill_process(pid, Signal::TERM).unwrap();
             assert_eq!(child.wait().unwrap().code(), Some(0));
         }
         drop(reader);
+    });
+}
+
+#[test]
+fn a_server_whose_uris_cannot_be_printed_goes_on_and_says_so() {
+    run(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut server = nbd()
+            .args(["serve", "--memory=1M", "--unix"])
+            .arg(&socket)
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(server.stderr.take().unwrap());
+        stderr.read_line(&mut said).unwrap();
+        assert!(
+            said.contains("the URIs of the server cannot be printed"),
+            "{said}"
+        );
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        assert!(said.contains(&uri), "{said}");
+        assert!(run_nbd(["info", "--size", &uri]).status.success());
+        kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
+        assert_eq!(server.wait().unwrap().code(), Some(0));
     });
 }
