@@ -91,6 +91,58 @@ fn foreign_clients_use_a_disk_served_over_tls() {
 }
 
 #[test]
+fn clients_choose_whether_to_use_tls_that_is_offered() {
+    run(|| {
+        let certificates = Certificates::new();
+        let authority = certificates.ca_certificate();
+        let authority = authority.to_str().unwrap();
+        let (_offering, offered) = serve(&certificates, "--tls offered");
+        let (_plain, off) = serve(&certificates, "--tls off");
+        let size = format!("{SIZE}\n");
+        let info = |when: &str, uri: &str| {
+            let tls = ["--tls", when, "--tls-ca", authority];
+            run_nbd(["info", uri].iter().chain(&tls))
+        };
+        let uses_tls = |when: &str, uri: &str| {
+            let said = succeeded(&info(when, uri));
+            assert!(said.contains(&format!("size: {SIZE} bytes")), "{said}");
+            said.contains(", TLS 1.3 (")
+        };
+        let (plain, secure) = (
+            offered.uri("disk.img"),
+            offered.tls_uri("disk.img", &certificates),
+        );
+        assert!(!uses_tls("never", &plain));
+        assert!(uses_tls("if-offered", &plain));
+        assert!(uses_tls("always", &plain));
+        assert!(uses_tls("never", &secure));
+        // A server that refuses TLS gets no client that requires it, not even the name of an export.
+        let (refused, required) = (off.uri("disk.img"), off.tls_uri("disk.img", &certificates));
+        assert!(!uses_tls("never", &refused));
+        assert!(!uses_tls("if-offered", &refused));
+        for output in [info("always", &refused), info("never", &required)] {
+            let said = failed(&output);
+            assert!(said.contains("TLS") && output.stdout.is_empty(), "{said}");
+        }
+        for command in ["list", "map", "dump", "ping"] {
+            failed(&run_nbd([command, &required]));
+        }
+        // Nor does a certificate that is not trusted make it one without TLS.
+        let untrusted = run_nbd(["info", "--tls", "if-offered", &plain]);
+        assert!(failed(&untrusted).contains("certificate"));
+        if let Some(nbdinfo) = require(Peer::NbdInfo) {
+            let said = nbdinfo.run([&plain]).expect_success();
+            assert!(said.contains("without TLS"), "{said}");
+            let said = nbdinfo.run([&secure]).expect_success();
+            assert!(said.contains("with TLS"), "{said}");
+            let said = nbdinfo.run(["--size", &refused]).expect_success();
+            assert_eq!(said, size);
+            nbdinfo.run([&required]).expect_failure();
+        }
+    });
+}
+
+#[test]
 fn disks_for_tls_only_are_not_there_without() {
     run(|| {
         let certificates = Certificates::new();
