@@ -101,6 +101,12 @@ impl Map {
             let (range, all) = reach(client.export(), range);
             self.show(&client, contexts, range).await?;
             client.disconnect().await?;
+            if contexts.is_empty() {
+                return Err(Error::new(format!(
+                    "the export \"{}\" has no meta contexts",
+                    uri.export()
+                )));
+            }
             all
         })?;
         drop(embedded);

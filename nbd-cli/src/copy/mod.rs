@@ -11,6 +11,7 @@ mod worker;
 
 use crate::{
     cli::Common,
+    disk::is_same_file,
     embedded::{Embedded, Pair},
     interrupt::run_until_interrupted,
     outcome::{Answer, Error, Result, say},
@@ -28,7 +29,10 @@ use ends::Ends;
 use nbd_tokio::ContextName;
 use pace::Pace;
 use record::{Record, State};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use worker::{Job, Settings, Worker};
 
 /// `nbd copy`.
@@ -152,6 +156,10 @@ impl Task {
             .transpose()?
             .flatten();
         let ends = Ends::new(&self, threads, found.is_some());
+        // Before the destination is emptied.
+        if let Some(file) = &options.resume {
+            self.check_resume(file)?;
+        }
         let (source, sink, is_zero) = ends.open().await?;
         let threads = match (&source, &sink) {
             (source, sink) if source.is_shareable() && sink.is_shareable() => threads,
@@ -198,7 +206,12 @@ impl Task {
         }
         if options.verify {
             let (source, sink) = worker.ends();
-            verify::verify(&job, &source, &sink, worker.digest().as_deref()).await?;
+            let digest = worker.digest();
+            if let Some(wrong) = verify::verify(&job, &source, &sink, digest.as_deref()).await? {
+                // The next copy must not rely on it.
+                job.record.finish()?;
+                return Err(wrong);
+            }
         }
         worker.close().await;
         job.record.finish()?;
@@ -229,6 +242,27 @@ impl Task {
         };
         let advice = match &self.options.resume {
             Some(file) if job.record.is_kept() => {
+    /// Checks that progress can be kept in a file, which must not be one of the disks.
+    fn check_resume(&self, file: &Path) -> Result<()> {
+        for side in [&self.source, &self.destination] {
+            if side.is_stream() {
+                return Err(Error::new(
+                    "--resume is for disks: a stream has no second beginning",
+                ));
+            }
+            let Target::Path(path) = side else { continue };
+            // One that is not there yet has only its name.
+            let is_same = absolute(path).is_some_and(|path| absolute(file) == Some(path));
+            if is_same || is_same_file(path, file) {
+                return Err(Error::new(format!(
+                    "expected a file of its own for --resume, got {}, which is copied",
+                    file.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
                 format!("; the ranges on stable storage are in {}", file.display())
             }
             _ => String::new(),
@@ -255,6 +289,13 @@ async fn run(
                 let opened = ends.open_again(&source, &sink).await;
                 let (source, sink) = match opened {
                     Err(error) if one_is_enough => {
+/// The absolute path of a file that need not be there, without links in its directory.
+fn absolute(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let directory = path.parent()?.canonicalize().ok()?;
+    Some(directory.join(path.file_name()?))
+}
+
                         tracing::warn!("{error}, and one thread goes on");
                         return Ok(());
                     }

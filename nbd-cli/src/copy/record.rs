@@ -125,9 +125,7 @@ impl Record {
             return Ok(Self { kept: None });
         };
         let (Source::Disk(from), Sink::Disk(to)) = (source, sink) else {
-            return Err(Error::new(
-                "--resume is for disks: a stream has no second beginning",
-            ));
+            return Err(Error::new("--resume is for disks"));
         };
         let new = State {
             version: VERSION,

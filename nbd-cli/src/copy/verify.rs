@@ -17,13 +17,13 @@ use nbd_tokio::bytes::BytesMut;
 use std::pin::pin;
 
 /// Reads both sides again, and compares the copied ranges. A source that can be read but once is
-/// replaced by its `digest`.
+/// replaced by its `digest`. Returns the error of a copy that differs.
 pub(super) async fn verify(
     job: &Job,
     source: &Source,
     sink: &Sink,
     digest: Option<&str>,
-) -> Result<()> {
+) -> Result<Option<Error>> {
     let Some(sink) = sink.disk() else {
         return Err(Error::new("--verify needs a destination that can be read"));
     };
@@ -36,13 +36,12 @@ pub(super) async fn verify(
                 .map(|digest| format!("its SHA-256 is {there} and has to be {digest}"))
         }
     };
-    match wrong {
-        None => Ok(()),
-        Some(wrong) => Err(Error::new(format!(
+    Ok(wrong.map(|wrong| {
+        Error::new(format!(
             "{} differs from the data copied to it: {wrong}",
             sink.name()
-        ))),
-    }
+        ))
+    }))
 }
 
 /// The first difference of the destination from the source.

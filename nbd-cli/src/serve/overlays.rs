@@ -40,7 +40,10 @@ impl Overlays {
             return Ok(Arc::new(Overlay::in_memory(disk).with_limit(self.limit)));
         };
         // Without a name it is gone with this process, as the changes in it are.
-        let file = tempfile::tempfile_in(place)?;
+        let file = tempfile::tempfile_in(place).map_err(|error| {
+            let words = format!("cannot make a file in {}: {error}", place.display());
+            io::Error::new(error.kind(), words)
+        })?;
         file.set_len(disk.size())?;
         let layer = Arc::new(File::from_std(file)?);
         let overlay = Overlay::new(disk, layer).map_err(io::Error::other)?;

@@ -213,6 +213,16 @@ fn map_shows_contexts_side_by_side_and_parts_of_a_disk() {
             strip.lines().last().expect("a strip").contains('█'),
             "{strip}"
         );
+        let Some(none) = Nbdkit::new("memory")
+            .param("size=1M")
+            .no_structured_replies()
+            .start()
+        else {
+            return;
+        };
+        let none = nbd(["map", "--all-contexts", &none.uri("")]);
+        assert!(none.stderr.contains("has no meta contexts"), "{none:#?}");
+        none.expect(2);
         let missing = nbd(["map", "--context", "qemu:dirty-bitmap:b1", &uri]);
         assert_eq!(missing.code, Some(2));
         assert!(
@@ -270,16 +280,6 @@ fn dump_agrees_with_nbddump() {
     });
 }
 
-#[test]
-fn the_tls_session_and_the_servers_certificate_are_shown() {
-    deadline(LIMIT, || {
-        let certificates = Certificates::new();
-        let server = Nbdkit::new("memory")
-            .param("size=1M")
-            .listen(Listen::Tcp4)
-            .tls_required(&certificates);
-        let Some(server) = server.start() else { return };
-        let uri = server.tls_uri("", &certificates);
 /// The end of an export that is less than a block, at which no request can be made.
 #[test]
 fn bytes_that_cannot_be_reached_are_reported() {
@@ -344,6 +344,16 @@ fn bytes_that_cannot_be_reached_are_reported() {
     });
 }
 
+#[test]
+fn the_tls_session_and_the_servers_certificate_are_shown() {
+    deadline(LIMIT, || {
+        let certificates = Certificates::new();
+        let server = Nbdkit::new("memory")
+            .param("size=1M")
+            .listen(Listen::Tcp4)
+            .tls_required(&certificates);
+        let Some(server) = server.start() else { return };
+        let uri = server.tls_uri("", &certificates);
         let info = nbd(["info", "--json", &uri]).json();
         assert_eq!(info["TLS"], json!(true));
         assert_eq!(info["tls_session"]["version"], json!("TLS 1.3"));

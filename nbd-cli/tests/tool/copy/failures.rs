@@ -93,6 +93,14 @@ fn missing_data_is_found_by_verifying() {
         );
         ended.expect(2);
 
+        // Nor does a later copy rely on data that was found to be wrong.
+        let directory = directory();
+        let state = directory.path().join("state");
+        let resume = format!("--resume={}", state.display());
+        let ended = copy(&["--verify", &resume, text(&image.path()), &uri]);
+        assert!(!state.exists(), "{ended:#?}");
+        ended.expect(2);
+
         let input = fs::File::open(image.path()).unwrap();
         let mut command = command(["copy", "--verify", "-", &uri]);
         let output = command.stdin(input).output().unwrap();

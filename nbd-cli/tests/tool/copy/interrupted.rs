@@ -120,6 +120,44 @@ fn a_state_that_cannot_be_kept_is_an_error_at_once() {
 }
 
 #[test]
+fn a_state_is_not_kept_in_a_disk_that_is_copied() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let (path, target) = (image.path(), target(&directory));
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path(), &link).unwrap();
+        let same = link.join(target.file_name().unwrap());
+        for state in [&target, &same, &path] {
+            let resume = format!("--resume={}", state.display());
+            let ended = copy(&[&resume, text(&path), text(&target)]);
+            assert!(
+                error(&ended).contains("expected a file of its own"),
+                "{ended:#?}"
+            );
+            ended.expect(2);
+            assert!(!target.exists());
+        }
+    });
+}
+
+#[test]
+fn a_stream_is_not_resumed_and_the_destination_stays() {
+    run(|| {
+        let (image, directory) = (image(), directory());
+        let target = target(&directory);
+        fs::write(&target, "as it was").unwrap();
+        let state = directory.path().join("state");
+        let resume = format!("--resume={}", state.display());
+        let mut command = command(["copy", &resume, "-", text(&target)]);
+        let output = command
+            .stdin(fs::File::open(image.path()).unwrap())
+            .output();
+        assert_eq!(output.unwrap().status.code(), Some(2));
+        assert_eq!(fs::read(&target).unwrap(), b"as it was");
+    });
+}
+
+#[test]
 fn a_second_signal_is_not_waited_for() {
     run(|| {
         let directory = directory();
