@@ -17,13 +17,15 @@ use std::sync::LazyLock;
     disable_help_flag = true,
     disable_help_subcommand = true,
     after_help = "\
-A disk is named by a URI: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or, with TLS,
-nbds://HOST/EXPORT; QEMU's nbd:HOST:PORT:exportname=EXPORT will do as well. Disks on object storage are
-s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX and file:///DIRECTORY, and their snapshots
-have @NAME at the end. Anything else is a file or a block device. Without a name, a server in this
-process has a small disk to try things with.
+A disk is named by a URI: nbd://HOST[:PORT]/EXPORT, with TLS nbds://HOST/EXPORT,
+nbd+unix:///EXPORT?socket=PATH. QEMU's nbd:HOST:PORT:exportname=EXPORT will do
+as well. Disks on object storage are s3://BUCKET/PREFIX, gs://BUCKET/PREFIX,
+az://CONTAINER/PREFIX and file:///DIRECTORY, and their snapshots have @NAME at
+the end. Anything else is a file or a block device. Without a name, a server in
+this process has a small disk to try things with.
 
-Exit codes: 0 for yes, the same, done; 1 for no, different; 2 for an error; 130 after Ctrl-C.
+Exit codes: 0 for yes, the same, done; 1 for no, different; 2 for an error; 130
+after Ctrl-C.
 
 Examples:
   nbd info                         a disk in this process, to try it
@@ -59,7 +61,9 @@ const LAST: usize = 900;
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// Log to standard error: connections, requests with -vv, messages with -vvv.
+    /// Log connections; -vv requests, -vvv messages.
+    ///
+    /// The log goes to standard error.
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = LAST)]
     pub(crate) verbose: u8,
     /// Say nothing but results and errors.
@@ -84,13 +88,13 @@ impl Cli {
             Command::Serve(serve) => Some(serve.logging()),
             _ => None,
         };
+        if !matches!(command, Command::Generate(_)) {
+            descriptors::check()?;
+        }
         let _logging = log::start(&common, server)?;
         match command {
             Command::Info(info) => info.run(),
             Command::List(list) => list.run(),
-        if !matches!(command, Command::Generate(_)) {
-            descriptors::check()?;
-        }
             Command::Map(map) => map.run(),
             Command::Dump(dump) => dump.run(),
             Command::Copy(copy) => copy.run(&common),

@@ -32,8 +32,8 @@ const REQUESTS: usize = 4;
     about = "\
 Compare two disks, byte by byte, and skip what both know to be zero.
 
-A longer one is the same if the rest of it is zero. Exit codes: 0 for the same, 1 for different,
-2 for an error.",
+A longer one is the same if the rest of it is zero. Exit codes: 0 for the same,
+1 for different, 2 for an error.",
     after_help = "\
 Examples:
   nbd compare nbd://localhost/disk disk.img

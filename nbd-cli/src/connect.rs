@@ -16,29 +16,52 @@ use std::{path::PathBuf, time::Duration};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Connecting")]
 pub(crate) struct Connect {
-    /// When to start TLS with servers whose URI does not demand it.
-    #[arg(long, value_name = "WHEN", default_value = "never")]
+    /// TLS: never, if-offered or always.
+    ///
+    /// With a server whose URI is nbds://, TLS is always started. Otherwise it is started `never`,
+    /// `if-offered` by the server, or `always`, so that a server without TLS is not used.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "never",
+        hide_possible_values = true
+    )]
     tls: Tls,
-    /// Trust these authorities (PEM) instead of the system's.
-    #[arg(long, value_name = "FILE", env = "NBD_TLS_CA")]
+    /// Authorities to trust (PEM).
+    ///
+    /// The server's certificate has to be signed by one of these authorities, instead of those that
+    /// the system trusts.
+    #[arg(long, value_name = "FILE", env = "NBD_TLS_CA", hide_env_values = true)]
     tls_ca: Option<PathBuf>,
-    /// Show this certificate (PEM) to servers that ask for one.
-    #[arg(long, value_name = "FILE", requires = "tls_key", env = "NBD_TLS_CERT")]
+    /// Own certificate (PEM).
+    ///
+    /// It is shown to servers that ask for one.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(env = "NBD_TLS_CERT", hide_env_values = true)]
     tls_cert: Option<PathBuf>,
-    /// The key (PEM) of that certificate.
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "NBD_TLS_KEY")]
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(env = "NBD_TLS_KEY", hide_env_values = true)]
     tls_key: Option<PathBuf>,
-    /// The name that the server's certificate must have, instead of the URI's host.
+    /// Name in the server's certificate.
+    ///
+    /// The certificate must have this name, instead of the URI's host.
     #[arg(long, value_name = "NAME")]
     tls_hostname: Option<String>,
-    /// Take any certificate, so that an attacker may pretend to be the server.
+    /// Take any certificate, even an attacker's.
+    ///
+    /// An attacker may pretend to be the server then.
     #[arg(long)]
     tls_insecure: bool,
-    /// Give up connecting after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    /// Seconds to connect.
+    ///
+    /// Connecting is given up after them.
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
     connect_timeout: Duration,
-    /// Give up a request after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    /// Seconds for a request.
+    ///
+    /// A request is given up after them, and with it the connection.
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
     request_timeout: Duration,
 }
 

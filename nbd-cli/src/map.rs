@@ -36,23 +36,34 @@ Examples:
 pub(crate) struct Map {
     /// A URI, a file or a block device.
     target: Option<Target>,
-    /// Show this meta context instead of base:allocation; several side by side.
+    /// Meta context [default: base:allocation].
+    ///
+    /// Several are shown side by side.
     #[arg(long, value_name = "NAME", value_parser = context)]
     context: Vec<ContextName>,
     /// Show all meta contexts of the export.
     #[arg(long, conflicts_with = "context")]
     all_contexts: bool,
-    /// Show each meta context by itself, one after the other.
+    /// Show one meta context after the other.
     #[arg(long)]
     separate: bool,
-    /// Show how many bytes have each status instead of where they are.
+    /// Show totals of each status instead of extents.
     #[arg(long)]
     totals: bool,
-    /// Print a JSON document, whose extents have the keys that nbdinfo has for them.
+    /// Print a JSON document.
+    ///
+    /// Its extents have the keys that nbdinfo has for them.
     #[arg(long)]
     json: bool,
-    /// Draw the disk as a strip.
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    /// Draw a strip: auto, always or never.
+    ///
+    /// `auto` draws the disk as a strip on a terminal.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
     strip: Strip,
     #[command(flatten)]
     part: Part,
@@ -90,6 +101,12 @@ impl Map {
             } else {
                 self.context.clone()
             };
+            if contexts.is_empty() {
+                return Err(Error::new(format!(
+                    "the export \"{}\" has no meta contexts",
+                    uri.export()
+                )));
+            }
             session.select(uri.export(), &contexts).await?;
             let client = session.enter(uri.export()).await?;
             for name in &contexts {
@@ -101,12 +118,6 @@ impl Map {
             let (range, all) = reach(client.export(), range);
             self.show(&client, contexts, range).await?;
             client.disconnect().await?;
-            if contexts.is_empty() {
-                return Err(Error::new(format!(
-                    "the export \"{}\" has no meta contexts",
-                    uri.export()
-                )));
-            }
             all
         })?;
         drop(embedded);

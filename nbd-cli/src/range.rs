@@ -79,7 +79,9 @@ pub(crate) struct Part {
     /// Begin at this byte.
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse)]
     offset: u64,
-    /// End after so many bytes, instead of at the end of the disk.
+    /// End after so many bytes.
+    ///
+    /// Instead of at the end of the disk.
     #[arg(long, value_name = "BYTES", value_parser = size::parse)]
     length: Option<u64>,
 }
@@ -109,8 +111,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_lies_within_the_disk() {
-    #[test]
     fn a_range_is_cut_before_the_bytes_that_cannot_be_reached() {
         let missing = Unreachable {
             size: 1000,
@@ -128,6 +128,8 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_part_lies_within_the_disk() {
         let part = |offset, length| Part { offset, length }.range(100).ok();
         assert_eq!(part(0, None), Some(0..100));
         assert_eq!(part(40, None), Some(40..100));

@@ -19,23 +19,33 @@ const CONNECTIONS: u16 = 4;
 /// Settings of work on whole disks.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Transfer {
-    /// The connections to each server that allows several [default: 4].
+    /// Connections to each server [default: 4].
+    ///
+    /// One to a server that does not allow several. If the number is given, a server that takes fewer is
+    /// an error.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: Option<u16>,
-    /// The requests in flight [default: as few as are fast].
+    /// Requests in flight [default: as few as are fast].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     requests: Option<u16>,
     /// The threads, by default half as many as there are processors, but no more than 2.
     #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: Option<u16>,
-    /// The length of a request.
+    /// Length of a request.
+    ///
+    /// A power of two from 4K to 32M.
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = request_size)]
     request_size: u64,
-    /// Attempts to connect again, at first or later.
+    /// Attempts to connect again.
+    ///
+    /// They are made if a server cannot be reached at first, and after each loss of a connection.
     #[arg(long, value_name = "N", default_value_t = 0)]
     retries: u32,
-    /// The way to show progress.
-    #[arg(long, value_name = "HOW")]
+    /// Show progress as bar, json or none.
+    ///
+    /// `bar` on a terminal, unless another way is given; `json` prints a line of JSON on standard error
+    /// each second.
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
     progress: Option<Mode>,
     #[command(flatten)]
     connect: Connect,

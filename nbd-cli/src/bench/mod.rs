@@ -26,8 +26,9 @@ const SIZE: u64 = 256 << 20;
 /// Measure how fast an export can be used.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --op some usual workloads are measured one after the other: only reads, unless the disk's
-contents may be destroyed. Without a URI this machine is measured, by a server in this process.
+Without --op some usual workloads are measured one after the other: only reads,
+unless the disk's contents may be destroyed. Without a URI this machine is
+measured, by a server in this process.
 
 Examples:
   nbd bench --time 0.1
@@ -37,40 +38,52 @@ Examples:
 pub(crate) struct Bench {
     /// A URI, a file or a block device.
     target: Option<Target>,
-    /// Measure this one operation.
-    #[arg(long, value_enum)]
+    /// One operation: read, write, mix or connect.
+    ///
+    /// `mix` is reads and writes, and `connect` is to connect, enter the export and disconnect.
+    #[arg(long, value_enum, hide_possible_values = true)]
     op: Option<Op>,
-    /// Offsets of requests: one after the other, or anywhere.
-    #[arg(long, value_enum, default_value = "random")]
+    /// Offsets: random or sequential.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "random",
+        hide_possible_values = true
+    )]
     pattern: Pattern,
     /// Bytes of each request.
     #[arg(long, alias = "block-size", value_name = "BYTES", default_value = "4K", value_parser = size::parse)]
     bs: u64,
     /// Requests in flight on each connection.
-    #[arg(long, alias = "qd", value_name = "NUMBER", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, alias = "qd", value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     depth: u32,
-    /// Connections, each with a thread or a task of its own.
-    #[arg(long, alias = "conns", value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    /// Number of connections.
+    ///
+    /// Each has a thread or a task of its own.
+    #[arg(long, alias = "conns", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     connections: u32,
-    /// Of a mix, so many of a hundred requests are reads.
+    /// Share of reads in a mix.
     #[arg(long, value_name = "PERCENT", default_value_t = 70, value_parser = clap::value_parser!(u8).range(0..=100))]
     reads: u8,
-    /// Use only so much of the disk, from its start.
+    /// Use only the first BYTES of the disk.
     #[arg(long, value_name = "BYTES", value_parser = size::parse)]
     span: Option<u64>,
-    /// Measure each workload for so long.
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    /// Seconds for each workload.
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     time: Duration,
-    /// Measure until so many bytes were moved instead.
+    /// Measure until BYTES were moved instead.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_positive, conflicts_with = "time")]
     bytes: Option<u64>,
-    /// Measure until so many requests or connections were made instead.
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["time", "bytes"], value_parser = clap::value_parser!(u64).range(1..))]
+    /// Measure until N requests were made instead.
+    ///
+    /// Or N connections, with `--op connect`.
+    #[arg(long, value_name = "N", conflicts_with_all = ["time", "bytes"], value_parser = clap::value_parser!(u64).range(1..))]
     ops: Option<u64>,
     /// Let writes destroy the data of the disk.
     #[arg(long)]
     destroy_data: bool,
-    /// Print a JSON document for each workload, one a line.
+    /// Print a line of JSON for each workload.
     #[arg(long)]
     json: bool,
     /// The one of this project's clients to measure.

@@ -37,31 +37,38 @@ use std::{
 /// Check how well a server or a client keeps the protocol, rule by rule.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A client is a command, which is run once for each rule with $NBD_URI or {uri} for a server that breaks it.
-With --tls always it finds that server's authority in the directory {certs}, which {uri} names, too.
+A client is a command, which is run once for each rule with $NBD_URI or {uri}
+for a server that breaks it. With --tls always it finds that server's authority
+in the directory {certs}, which {uri} names, too.
 Exit codes: 0 if no rule failed, 1 if one did, 2 if the check could not be done.
 
 Examples:
   nbd check                             a disk in this process, to try it
   nbd check --write --junit check.xml nbd://localhost/disk
   nbd check --rule S-159 --json nbd://localhost/disk
-  nbd check --write nbd://localhost:10900 -- nbd serve --listen localhost:10900 disk.img
+  nbd check --write nbd://localhost:10900 -- nbd serve --listen 10900 disk.img
   nbd check --listen 0 -- nbd copy {uri} copy.img
   nbd check --list-rules")]
 pub(crate) struct Check {
     /// The URI of a server.
     target: Option<Target>,
-    /// Send commands that write, too. They overwrite the first 256 KiB, which are written back.
+    /// Send commands that write, too.
+    ///
+    /// They overwrite the first 256 KiB, which are written back.
     #[arg(long)]
     write: bool,
     /// Check this rule alone; can be repeated.
     #[arg(long = "rule", value_name = "ID")]
     rules: Vec<String>,
-    /// Check a client: serve it at HOST:PORT, at a PORT of localhost (0 for any), or at a PATH.
+    /// Check a client: at HOST:PORT, PORT or PATH.
+    ///
+    /// It is served there: at a PORT of localhost, 0 for any, or a Unix socket.
     #[arg(long, value_name = "ADDR", requires = "command", conflicts_with_all = ["target", "write"])]
     listen: Option<String>,
-    /// Run the client so many times at once, with a number from 1 on in the place of {job}.
-    #[arg(long, value_name = "NUMBER", default_value = "1", requires = "listen",
+    /// Clients at once.
+    ///
+    /// The client is run so many times at once, with a number from 1 on in the place of {job}.
+    #[arg(long, value_name = "N", default_value = "1", requires = "listen",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
     /// Print the rules instead.
@@ -70,16 +77,20 @@ pub(crate) struct Check {
     /// Print a JSON document.
     #[arg(long)]
     json: bool,
-    /// Write the results to a file as JUnit does, for continuous integration.
+    /// Write results as JUnit does.
+    ///
+    /// For continuous integration.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    /// Seconds for all rules.
+    #[arg(long, value_name = "S", default_value = "300", value_parser = seconds)]
     timeout: Duration,
-    /// Give up a rule after so many seconds of silence.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    /// Seconds of silence for a rule.
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     rule_timeout: Duration,
-    /// The client, with --listen; or the server, which is killed and started again then.
+    /// The client, with --listen; or the server, to be killed.
+    ///
+    /// A server is killed and started again.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]

@@ -38,7 +38,8 @@ use worker::{Job, Settings, Worker};
 /// `nbd copy`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    about = "\
+    about = "Copy a disk: an export, a file, a block device, or - for a stream",
+    long_about = "\
 Copy a disk: an export, a file, a block device, or - for a stream.
 
 Holes stay holes, and zeroes become holes. A file is created, or emptied first, unless only a part
@@ -65,34 +66,47 @@ pub(crate) struct Copy {
 /// Settings of a copy.
 #[derive(Args, Clone, Debug)]
 struct Options {
-    /// Copy only ranges that this context marks, to an existing destination.
+    /// Copy ranges that CONTEXT marks.
+    ///
+    /// Nothing but ranges that this meta context marks is copied, to a destination that exists.
     #[arg(long, value_name = "CONTEXT", value_parser = context)]
     only: Option<ContextName>,
-    /// Read the destination, too, and write only differing blocks.
+    /// Read DST, too, and write only changes.
+    ///
+    /// Only blocks that differ are written.
     #[arg(long)]
     changed_only: bool,
-    /// Record progress in FILE, and go on from there if it exists.
+    /// Keep progress in FILE, and go on from there.
+    ///
+    /// The file has the ranges that are on stable storage. If it exists, the copy goes on from there; it
+    /// is removed when the copy is complete.
     #[arg(long, value_name = "FILE", conflicts_with = "hash")]
     resume: Option<PathBuf>,
-    /// Read both sides again at the end and compare them.
+    /// Read both sides again, and compare them.
     #[arg(long)]
     verify: bool,
     /// Print the SHA-256 of the data.
     #[arg(long, conflicts_with = "only")]
     hash: bool,
-    /// Leave it to the destination when it puts data on stable storage.
+    /// Leave stable storage to the destination.
+    ///
+    /// The copy is complete before the destination has put all data on stable storage.
     #[arg(long, conflicts_with = "resume")]
     no_flush: bool,
-    /// Look for zeroes in blocks of this size, or with 0 not at all.
+    /// Size of zeroes to look for, 0: none.
+    ///
+    /// Blocks of this size become holes if they are zero; with 0, only holes of the source do.
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = size::parse)]
     sparse: u64,
-    /// Have space allocated for zeroes, too.
+    /// Allocate space for zeroes, too.
     #[arg(long)]
     allocate: bool,
-    /// Rely on a destination that reads as zeroes everywhere.
+    /// Rely on DST to read as zeroes everywhere.
+    ///
+    /// Zeroes are not written then.
     #[arg(long, conflicts_with_all = ["allocate", "only", "changed_only"])]
     destination_is_zero: bool,
-    /// Read no more bytes in a second.
+    /// Limit of bytes per second.
     #[arg(long, value_name = "SIZE", value_parser = size::parse_positive)]
     limit_rate: Option<u64>,
     #[command(flatten)]
@@ -141,6 +155,10 @@ impl Task {
         if options.verify && self.destination.is_stream() {
             return Err(Error::new("--verify needs a destination that can be read"));
         }
+        // Before the destination is emptied.
+        if let Some(file) = &options.resume {
+            self.check_resume(file)?;
+        }
         let single = options.hash || self.source.is_stream() || self.destination.is_stream();
         let sides = [&self.source, &self.destination];
         let has_file = sides.iter().any(|side| matches!(side, Target::Path(_)));
@@ -156,10 +174,6 @@ impl Task {
             .transpose()?
             .flatten();
         let ends = Ends::new(&self, threads, found.is_some());
-        // Before the destination is emptied.
-        if let Some(file) = &options.resume {
-            self.check_resume(file)?;
-        }
         let (source, sink, is_zero) = ends.open().await?;
         let threads = match (&source, &sink) {
             (source, sink) if source.is_shareable() && sink.is_shareable() => threads,
@@ -227,21 +241,6 @@ impl Task {
         Ok(Answer::Yes)
     }
 
-    /// Prints how far the copy came.
-    fn report_failure(&self, job: &Job, error: &Error) {
-        job.progress.clear();
-        let what = match error {
-            Error::Output(_) => return,
-            Error::Interrupted => "stopped",
-            _ => "failed",
-        };
-        let done = job.progress.done();
-        let of = match job.progress.total() {
-            Some(total) => format!(" of {}", Size(total)),
-            None => String::new(),
-        };
-        let advice = match &self.options.resume {
-            Some(file) if job.record.is_kept() => {
     /// Checks that progress can be kept in a file, which must not be one of the disks.
     fn check_resume(&self, file: &Path) -> Result<()> {
         for side in [&self.source, &self.destination] {
@@ -263,6 +262,21 @@ impl Task {
         Ok(())
     }
 
+    /// Prints how far the copy came.
+    fn report_failure(&self, job: &Job, error: &Error) {
+        job.progress.clear();
+        let what = match error {
+            Error::Output(_) => return,
+            Error::Interrupted => "stopped",
+            _ => "failed",
+        };
+        let done = job.progress.done();
+        let of = match job.progress.total() {
+            Some(total) => format!(" of {}", Size(total)),
+            None => String::new(),
+        };
+        let advice = match &self.options.resume {
+            Some(file) if job.record.is_kept() => {
                 format!("; the ranges on stable storage are in {}", file.display())
             }
             _ => String::new(),
@@ -272,6 +286,13 @@ impl Task {
             Size(done)
         ));
     }
+}
+
+/// The absolute path of a file that need not be there, without links in its directory.
+fn absolute(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let directory = path.parent()?.canonicalize().ok()?;
+    Some(directory.join(path.file_name()?))
 }
 
 /// Copies on this thread and on as many others as were asked for.
@@ -289,13 +310,6 @@ async fn run(
                 let opened = ends.open_again(&source, &sink).await;
                 let (source, sink) = match opened {
                     Err(error) if one_is_enough => {
-/// The absolute path of a file that need not be there, without links in its directory.
-fn absolute(path: &Path) -> Option<PathBuf> {
-    let path = std::path::absolute(path).ok()?;
-    let directory = path.parent()?.canonicalize().ok()?;
-    Some(directory.join(path.file_name()?))
-}
-
                         tracing::warn!("{error}, and one thread goes on");
                         return Ok(());
                     }

@@ -24,9 +24,9 @@ use std::time::Duration;
 /// Make, look at and maintain disks on object storage.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A disk is named by s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY,
-and a snapshot of it by @NAME behind that. Credentials are taken from the environment: AWS_*, GOOGLE_*
-and AZURE_*.
+A disk is named by s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX
+or file:///DIRECTORY, and a snapshot of it by @NAME behind that. Credentials are
+taken from the environment: AWS_*, GOOGLE_* and AZURE_*.
 
 Examples:
   nbd object create \"file://$PWD/disk\" 1T

@@ -29,31 +29,39 @@ use std::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Disks")]
 pub(super) struct Disks {
-    /// Files, block devices, and disks on object storage: file:///DIRECTORY, s3://BUCKET/PREFIX,
-    /// gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, memory:. The first is the default export, too.
+    /// Files, block devices, disks on object storage.
+    ///
+    /// The latter are file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX
+    /// and memory:. The first disk is the default export, too.
     #[arg(value_name = "[NAME=]PATH", value_parser = path_parser())]
     paths: Vec<Named<OsString>>,
-    /// A disk in memory of this size, such as 64M.
+    /// A disk in memory, such as 64M.
     #[arg(long, value_name = "[NAME=]SIZE", value_parser = Named::size)]
     memory: Vec<Named<u64>>,
-    /// All files of a directory, also those that come later.
+    /// All files of a directory, also new ones.
+    ///
+    /// Those that come later are served, too.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// A text for people: the first one for the first disk, and so on.
+    /// A text for people, for each disk in order.
+    ///
+    /// The first one is for the first disk, and so on.
     #[arg(long, value_name = "TEXT")]
     description: Vec<String>,
     /// Refuse all writes.
     #[arg(short, long)]
     read_only: bool,
-    /// Keep changes in memory, or in unnamed files of DIR, and off the disks.
+    /// Keep changes in memory or DIR, off the disks.
+    ///
+    /// In DIR they are in unnamed files, and gone with the server.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with = "read_only")]
     overlay: Option<Option<PathBuf>>,
-    /// Limit of changes to each disk, such as 1G.
+    /// Limit of changes to a disk, such as 1G.
     #[arg(long, value_name = "SIZE", requires = "overlay", value_parser = size::parse)]
     overlay_limit: Option<u64>,
     /// Serve this disk with TLS only.
-    #[arg(long, value_name = "NAME", value_parser = export_name, help_heading = "TLS")]
+    #[arg(long, value_name = "NAME", value_parser = export_name, help_heading = "Addresses and TLS")]
     tls_only: Vec<ExportName>,
     #[command(flatten)]
     objects: ObjectOptions,

@@ -12,16 +12,22 @@ use std::time::Duration;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
-    /// Connections; one more displaces one idle for 5 min.
+    /// Connections.
+    ///
+    /// One more displaces one that has been idle for five minutes.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive::<usize>())]
     max_connections: usize,
-    /// Connections of one host or virtual machine (a client).
+    /// Connections of one host (a client).
+    ///
+    /// Or of one virtual machine.
     #[arg(long, value_name = "N", value_parser = positive::<usize>())]
     client_connections: Option<usize>,
     /// Memory for data.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_positive)]
     max_memory: u64,
-    /// Memory for the data of each connection, or for one request.
+    /// Memory for a connection's data.
+    ///
+    /// Also the limit of one request.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_positive)]
     connection_memory: u64,
     /// Bytes per second, read and written.
@@ -36,7 +42,7 @@ pub(super) struct Limits {
     /// The same for each client.
     #[arg(long, value_name = "N", value_parser = positive::<u64>())]
     client_requests: Option<u64>,
-    /// Seconds for each step of negotiation.
+    /// Seconds for a handshake step.
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     handshake_timeout: Duration,
     /// Seconds until idle clients have to leave.

@@ -28,21 +28,25 @@ const LOCAL_CID: u32 = 1;
 
 /// Addresses to listen at.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Where to listen, at localhost by default")]
+#[command(next_help_heading = "Addresses and TLS")]
 pub(super) struct Listen {
-    /// TCP at HOST, PORT or HOST:PORT; * is all addresses, port 0 a free one.
+    /// TCP: HOST, PORT or HOST:PORT [default: localhost].
+    ///
+    /// `*` is all addresses, and port 0 a free one. The default port is 10809.
     #[arg(long, value_name = "ADDR", group = "address")]
     listen: Vec<TcpAddress>,
-    /// A Unix socket; that of a dead server is replaced.
+    /// A Unix socket.
+    ///
+    /// That of a dead server is replaced.
     #[arg(long, value_name = "PATH", group = "address")]
     unix: Vec<PathBuf>,
-    /// The permissions of Unix sockets, such as 660.
+    /// Permissions of Unix sockets, such as 660.
     #[arg(long, value_name = "MODE", requires = "unix", value_parser = mode)]
     unix_mode: Option<Mode>,
-    /// The owner of Unix sockets: USER, USER:GROUP or :GROUP.
+    /// Their owner: USER, USER:GROUP or :GROUP.
     #[arg(long, value_name = "OWNER", requires = "unix")]
     unix_owner: Option<Owner>,
-    /// A port for virtual machines, and for this one.
+    /// Port for virtual machines, and for this one.
     #[arg(long, value_name = "PORT", group = "address")]
     vsock: Vec<u32>,
     /// One client on standard input and output.

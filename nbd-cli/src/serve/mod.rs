@@ -29,16 +29,34 @@ use clap::{Args, ValueEnum};
 use std::{ffi::OsString, time::Duration};
 use tracing_subscriber::filter::LevelFilter;
 
-/// Serve files, block devices, directories, and disks in memory or on object storage.
+/// Serve files, block devices, directories, disks in memory or on object storage.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nbd serve disk.img                          at localhost, until Ctrl-C
   nbd serve -r --unix /tmp/nbd.sock a=disk1.img b=disk2.img
-  nbd serve --directory images --tls-dir /etc/nbd --allow-name CN=backup --metrics :9100
-  nbd serve s3://bucket/disk --create 1T      also gs://, az:// and file:///DIRECTORY
+  nbd serve --directory images --tls-dir /etc/nbd --metrics :9100
+  nbd serve --create 1T s3://BUCKET/PREFIX    or gs://, az://, file:///DIRECTORY
   nbd serve --overlay disk.img -- sh -c 'qemu-img info \"$NBD_URI\"'")]
 pub(crate) struct Serve {
+    #[command(flatten)]
+    notify: Notify,
+    /// Format of the log: text or json.
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(default_value = "text", hide_default_value = true)]
+    log: Format,
+    /// Address for Prometheus, such as :9100.
+    ///
+    /// HTTP requests for /metrics are answered there.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<TcpAddress>,
+    /// Seconds for connections to end.
+    ///
+    /// A server that is stopped waits so long for connections in use.
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
+    grace: Duration,
+    #[arg(long, hide = true, default_value = "blocking")]
+    runtime: Runtime,
     #[command(flatten)]
     disks: Disks,
     #[command(flatten)]
@@ -47,9 +65,10 @@ pub(crate) struct Serve {
     tls: Tls,
     #[command(flatten)]
     limits: Limits,
-    #[command(flatten)]
-    notify: Notify,
-    /// Write overlays' changes to the disks on SIGUSR1, and at the `end` unless `signal`.
+    /// Write changes to the disks: `end` or `signal`.
+    ///
+    /// The changes in overlays are written to the disks whenever SIGUSR1 arrives, and at the `end`
+    /// unless `signal`.
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
     #[arg(
         requires = "overlay",
@@ -58,21 +77,11 @@ pub(crate) struct Serve {
         hide_possible_values = true
     )]
     commit: Option<Commit>,
-    /// A command that gets the variable NBD_URI; the server ends with its exit code.
-    #[arg(last = true, value_name = "COMMAND")]
+    /// A command that uses $NBD_URI, for its time.
+    ///
+    /// It gets the variable NBD_URI. When it ends, the server ends with its exit code.
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Disks")]
     command: Vec<OsString>,
-    /// Format of the log: `text`, or `json` for programs.
-    #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
-    #[arg(default_value = "text", hide_default_value = true)]
-    log: Format,
-    /// Answer Prometheus at this TCP address, such as :9100.
-    #[arg(long, value_name = "ADDR")]
-    metrics: Option<TcpAddress>,
-    /// Seconds that connections in use may take to end.
-    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
-    grace: Duration,
-    #[arg(long, hide = true, default_value = "blocking")]
-    runtime: Runtime,
 }
 
 /// The driver that the server runs on.

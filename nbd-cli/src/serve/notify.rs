@@ -18,12 +18,13 @@ use std::{
 
 /// Receivers of notifications.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Running")]
 pub(super) struct Notify {
-    /// Write a line there once clients can connect (systemd is notified anyway).
+    /// Descriptor for a line once it serves.
+    ///
+    /// A line is written there once clients can connect. systemd is notified anyway.
     #[arg(long, value_name = "FD")]
     ready_fd: Option<u32>,
-    /// Write the number of this process there.
+    /// File for the number of this process.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
 }

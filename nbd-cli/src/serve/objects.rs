@@ -32,25 +32,33 @@ const OPEN_SNAPSHOTS: usize = 16;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Object storage")]
 pub(super) struct ObjectOptions {
-    /// Make a disk of this size, such as 1T, if there is none.
+    /// Make a disk if there is none, such as 1T.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     create: Option<u64>,
-    /// Memory of each disk for blocks that were read.
+    /// Memory for read blocks.
+    ///
+    /// For those of each disk.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
     cache: u64,
-    /// Keep blocks in this directory, too.
+    /// Directory for read blocks.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Limit of that.
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size::parse)]
     cache_dir_size: u64,
-    /// Memory of each disk for writes that are not flushed.
+    /// Memory for unflushed writes.
+    ///
+    /// For those of each disk.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
     dirty: u64,
-    /// Seconds between two collections of garbage.
+    /// Garbage collection interval.
+    ///
+    /// In seconds.
     #[arg(long, value_name = "S", default_value = "3600", value_parser = seconds)]
     gc: Duration,
-    /// Spare garbage that is younger than so many seconds.
+    /// Seconds to spare garbage.
+    ///
+    /// Objects that are younger are kept.
     #[arg(long, value_name = "S", default_value = "3600", value_parser = seconds)]
     gc_age: Duration,
 }

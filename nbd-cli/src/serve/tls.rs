@@ -7,27 +7,34 @@ use std::path::PathBuf;
 
 /// Credentials of the server, and the clients that it lets in.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "TLS")]
+#[command(next_help_heading = "Addresses and TLS")]
 pub(super) struct Tls {
-    /// `required` as soon as there is a certificate, `offered`, or `off`.
+    /// TLS: required, offered or off.
+    ///
+    /// `required` as soon as there is a certificate, unless some disks are for TLS only: then it is
+    /// `offered`.
     #[arg(long, value_name = "WHEN", hide_possible_values = true)]
     tls: Option<When>,
-    /// The server's certificate and its chain (PEM).
+    /// Certificate of the server, and its chain (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
-    /// The key (PEM) of that certificate.
+    /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Take server-cert.pem, server-key.pem and ca-cert.pem from there.
+    /// Directory of server-cert.pem and others.
+    ///
+    /// server-cert.pem, server-key.pem and ca-cert.pem are taken from there.
     #[arg(long, value_name = "DIR", conflicts_with = "tls_cert")]
     tls_dir: Option<PathBuf>,
-    /// Check clients' certificates against these authorities (PEM).
+    /// Authorities of clients' certificates (PEM).
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
     /// Let in clients with a certificate only.
     #[arg(long)]
     tls_verify_clients: bool,
-    /// Let in clients with this name only: a host, CN=…, an address, a URI.
+    /// Let in clients with this name only.
+    ///
+    /// The name in the certificate: a host, a part of the subject as CN=backup, an address, a URI.
     #[arg(long, value_name = "NAME")]
     allow_name: Vec<String>,
 }
