@@ -76,3 +76,29 @@ fn only_its_owner_reads_into_a_lent_buffer() {
         assert_eq!(spill.is_some(), spills);
     }
 }
+
+#[test]
+fn a_hole_is_zero_in_every_buffer_and_by_every_reader() {
+    for reader in [Some(0), Some(1), None] {
+        for kind in [Kind::Owned, Kind::New, Kind::Lent] {
+            let mut bench = Bench::with(true);
+            bench.submit(0, kind, 512);
+            let (cookie, offset) = (bench.known[0].cookie, bench.known[0].offset);
+            bench.lent[0].fill(7);
+            if matches!(kind, Kind::Owned) {
+                bench.engine.owned(cookie).unwrap().fill(7);
+            }
+            let hole = [&offset.to_be_bytes()[..], &512_u32.to_be_bytes()].concat();
+            bench.chunk(1, 2, cookie.as_u64(), &hole);
+            assert!(bench.deliver_exactly(&ReadPlan::Inbox, reader, usize::MAX));
+            let mut done = bench.engine.take(bench.owners[0]).unwrap();
+            done.settle(&mut bench.lent[0]);
+            let at = cookie.slot() * LONGEST;
+            let got = match done.sink {
+                Sink::Owned(buffer) => buffer,
+                _ => bench.lent[0][at..at + 512].to_vec(),
+            };
+            assert!(got == [0; 512], "{kind:?} by {reader:?}");
+        }
+    }
+}
