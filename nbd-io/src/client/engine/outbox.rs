@@ -212,7 +212,8 @@ mod tests {
         assert_eq!(format!("{outbox:?}"), shown);
         for count in 1..=SLICES {
             outbox.push_owned(b"header", big.clone());
-            let lent = outbox.with_slices(&[], |slices| {
+            let lent = outbox.with_slices(b"last", |slices| {
+                assert!(slices.iter().all(|slice| !slice.is_empty()));
                 let is_it = |slice: &&IoSlice<'_>| slice.as_ptr() == big.as_ptr();
                 slices.iter().filter(is_it).count()
             });
