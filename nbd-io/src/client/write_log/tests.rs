@@ -128,6 +128,18 @@ fn no_byte_is_written_again_that_a_later_change_has_overwritten() {
 }
 
 #[test]
+fn changes_with_room_between_them_are_all_written_again() {
+    let mut log = WriteLog::new(10_000);
+    for (value, offset) in [(1, 50), (2, 100), (3, 0)] {
+        answered(&mut log, write(offset, vec![value; 10]));
+    }
+    assert_eq!(
+        replayed(&log),
+        [(50..60, Some(1)), (100..110, Some(2)), (0..10, Some(3))]
+    );
+}
+
+#[test]
 fn a_trim_overwrites_nothing_because_a_server_may_ignore_it() {
     let mut log = WriteLog::new(10_000);
     answered(&mut log, write(0, vec![1; 10]));

@@ -21,6 +21,14 @@ fn an_owner_that_leaves_has_nothing_and_its_number_is_used_again() {
     bench.deliver(0, usize::MAX);
     assert_eq!(bench.engine.in_flight(), 0);
     assert!(bench.engine.take(owner).is_none());
+    // The same with nothing in flight, and a result that it has not taken.
+    bench.submit(0, Kind::Flush, 0);
+    bench.answer(0, false);
+    bench.deliver(0, usize::MAX);
+    assert!(bench.engine.is_done(owner));
+    bench.engine.leave(owner);
+    assert_eq!(bench.engine.enter(), owner);
+    assert!(!bench.engine.is_done(owner), "that was for the last one");
 }
 
 #[test]
