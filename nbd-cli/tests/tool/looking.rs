@@ -1,5 +1,7 @@
 //! `nbd info`, `list`, `map`, `dump` and `ping`, compared with nbdinfo's answers about the same
 //! servers.
+//!
+//! It is longer than 500 lines because the five commands look at the same servers.
 
 use crate::support::nbd;
 use interop::{

@@ -33,6 +33,14 @@ fn whole(mode: HeaderStyle, to: Replier) -> Vec<u8> {
     }
 }
 
+fn taken_whole(cookie: Cookie, header: usize, payload: usize) -> Option<WholeReply> {
+    Some(WholeReply {
+        cookie,
+        header,
+        payload,
+    })
+}
+
 /// A session with a read of 100 bytes at 512, which no reply to a read answers in part.
 fn reading(entry: &Entry) -> (Session, Cookie, Replier) {
     let mut session = entry.enter(Delivery::Whole);
@@ -124,29 +132,13 @@ fn a_whole_reply_is_taken_once_all_of_it_is_there() {
                 None
             );
             let taken = transmission.whole_reply(&reply[..header], n, Some(cookie));
-            let payload = 100;
-            assert_eq!(
-                taken,
-                Some(WholeReply {
-                    cookie,
-                    header,
-                    payload
-                })
-            );
+            assert_eq!(taken, taken_whole(cookie, header, 100));
             assert_eq!(transmission.in_flight(), 0);
         }
         let to = session.send(Transmission::flush);
         let (cookie, reply) = (session.cookie(), to.ok());
         let taken = session.transmission.whole_reply(&reply, reply.len(), None);
-        let (header, payload) = (reply.len(), 0);
-        assert_eq!(
-            taken,
-            Some(WholeReply {
-                cookie,
-                header,
-                payload
-            })
-        );
+        assert_eq!(taken, taken_whole(cookie, reply.len(), 0));
     }
 }
 
