@@ -173,7 +173,9 @@ mod tests {
     #[test]
     fn frames_come_out_in_order_however_they_are_cut() {
         let big = Bytes::from(vec![b'x'; 600]);
-        for step in 1..40 {
+        // An interpreter has an hour to do with all of them.
+        let steps = if cfg!(miri) { 13 } else { 1 };
+        for step in (1..40).rev().step_by(steps) {
             let mut outbox = Outbox::default();
             outbox.push(b"one,");
             outbox.push_owned(b"two:", big.clone());
@@ -212,6 +214,9 @@ mod tests {
         assert_eq!(format!("{outbox:?}"), shown);
         for count in 1..=SLICES {
             outbox.push_owned(b"header", big.clone());
+            if cfg!(miri) && !count.is_power_of_two() {
+                continue;
+            }
             let lent = outbox.with_slices(b"last", |slices| {
                 assert!(slices.iter().all(|slice| !slice.is_empty()));
                 let is_it = |slice: &&IoSlice<'_>| slice.as_ptr() == big.as_ptr();
