@@ -104,8 +104,9 @@ pub enum Lost {
         /// The property that differs.
         what: &'static str,
     },
-    /// Another connection of the same client was lost, and all of them are made anew.
-    #[error("another connection to the same server was lost")]
+    /// The client makes all of its connections anew: another one was lost, or the program asked for that
+    /// (`reconnect_now`).
+    #[error("the client has given it up, since it makes all connections anew")]
     GivenUp,
     /// The connection was lost, and no new one could be made.
     #[error("the connection was lost and not restored (attempts: {attempts}): {source}")]

@@ -57,6 +57,28 @@ fn a_loss_failed_attempts_and_the_next_connection_are_reported_in_order() {
 }
 
 #[test]
+fn a_connection_that_is_given_up_at_will_is_reported_as_lost() {
+    let sim = Sim::new(1);
+    host(&sim, |_| Some(memory(4096)));
+    let (options, heard) = heard(options(&sim, policy()));
+    sim.run(async {
+        let client = options.connect("nbd://localhost").await.unwrap();
+        take(&heard);
+        client.reconnect_now().unwrap();
+        let lost = take(&heard);
+        assert!(lost.len() == 1 && is_loss(&lost[0]), "{lost:?}");
+        assert!(lost[0].contains("the client has given it up"), "{lost:?}");
+        client.read(0, 1).await.unwrap();
+        let again = "connected again (attempts: 1, connections: 1)";
+        assert_eq!(take(&heard), [again]);
+        // Without a connection there is none to lose.
+        client.disconnect().await.unwrap();
+        client.reconnect_now().unwrap_err();
+        assert!(take(&heard).is_empty());
+    });
+}
+
+#[test]
 fn a_client_that_gives_up_reports_that() {
     let sim = Sim::new(1);
     let (_, connections) = host(&sim, |number| (number == 0).then(|| memory(4096)));
