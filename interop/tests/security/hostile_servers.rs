@@ -10,7 +10,8 @@ use crate::{
     raw::{GO, LIST, MIB, reply_header},
 };
 use interop::{Conversation, Scripted};
-use nbd_io::client::Error;
+use nbd_io::client::{Error, Lost};
+use nbd_proto::Error as Broken;
 use std::{sync::mpsc, time::Duration};
 
 #[test]
@@ -255,6 +256,31 @@ fn chunks_of_one_byte_cost_no_more_than_their_number() {
             let error = client.read_exact_at(&mut [0; 4096], 0).unwrap_err();
             assert!(matches!(error, Error::Timeout { .. }), "{error}");
             drop(leave);
+            server.finish();
+        });
+    });
+}
+
+#[test]
+fn a_read_does_not_come_in_pieces_without_end() {
+    // B-015, H-021
+    const LIMIT: u64 = 65_536;
+    bounded(64, || {
+        each_way!(|options, uri| {
+            let server = answers(Style::Structured, SIZE, |cookie| {
+                // Every second byte, so that none of them touch, nor the beginning.
+                let one = |at: u64| chunk(0, OFFSET_DATA, cookie, &data(2 * at, &[7]));
+                (1..=LIMIT + 1).flat_map(one).collect()
+            });
+            let client = options.connect(&uri(&server)).unwrap();
+            let mut buffer = vec![0; 4 * LIMIT as usize];
+            let error = client.read_exact_at(&mut buffer, 0).unwrap_err();
+            let Error::Lost(lost) = &error else {
+                panic!("{error}");
+            };
+            let broken = matches!(&**lost, Lost::Protocol(Broken::TooManyRanges { limit: 65_536 }));
+            assert!(broken, "{error}");
+            drop(client);
             server.finish();
         });
     });

@@ -9,23 +9,48 @@ fn image() -> Image {
     raw(SIZE, &[(0, &pattern(1, SIZE))])
 }
 
+/// The errors that nbdkit's filter makes.
+const ERRORS: [&str; 6] = ["EPERM", "EIO", "ENOMEM", "EINVAL", "ENOSPC", "ESHUTDOWN"];
+
+/// A server that fails all calls of a kind with an error.
+fn failing(server: Nbdkit, call: &str, error: &str) -> Nbdkit {
+    let filtered = server.filter("error");
+    filtered
+        .param(format!("error-{call}={error}"))
+        .param(format!("error-{call}-rate=100%"))
+}
+
 #[test]
-fn a_read_that_fails_is_an_error() {
+fn a_read_that_fails_is_an_error_whichever_it_is() {
     run(|| {
-        let directory = directory();
-        let Some(server) = Nbdkit::file(image())
-            .filter("error")
-            .param("error-pread=EIO")
-            .param("error-pread-rate=100%")
-            .start()
-        else {
-            return;
-        };
-        let ended = copy(&[&server.uri(""), text(&target(&directory))]);
-        let error = error(&ended);
-        assert!(error.contains("cannot read nbd+unix:"), "{error}");
-        assert!(ended.stderr.contains("failed when"), "{ended:#?}");
-        ended.expect(2);
+        for errno in ERRORS {
+            let directory = directory();
+            let Some(server) = failing(Nbdkit::file(image()), "pread", errno).start() else {
+                return;
+            };
+            let ended = copy(&[&server.uri(""), text(&target(&directory))]);
+            let error = error(&ended);
+            assert!(error.contains("cannot read nbd+unix:"), "{errno}: {error}");
+            assert!(ended.stderr.contains("failed when"), "{errno}: {ended:#?}");
+            ended.expect(2);
+        }
+    });
+}
+
+#[test]
+fn a_write_that_fails_is_an_error_whichever_it_is() {
+    run(|| {
+        let image = image();
+        for errno in ERRORS {
+            let memory = Nbdkit::new("memory").param(SIZE.to_string());
+            let Some(server) = failing(memory, "pwrite", errno).start() else {
+                return;
+            };
+            let ended = copy(&[text(&image.path()), &server.uri("")]);
+            let error = error(&ended);
+            assert!(error.contains("cannot write nbd+unix:"), "{errno}: {error}");
+            ended.expect(2);
+        }
     });
 }
 
@@ -33,12 +58,7 @@ fn a_read_that_fails_is_an_error() {
 fn extents_that_cannot_be_had_are_an_error() {
     run(|| {
         let directory = directory();
-        let Some(server) = Nbdkit::file(image())
-            .filter("error")
-            .param("error-extents=EIO")
-            .param("error-extents-rate=100%")
-            .start()
-        else {
+        let Some(server) = failing(Nbdkit::file(image()), "extents", "EIO").start() else {
             return;
         };
         copy(&[&server.uri(""), text(&target(&directory))]).expect(2);
@@ -49,13 +69,8 @@ fn extents_that_cannot_be_had_are_an_error() {
 fn a_destination_that_is_full_is_an_error() {
     run(|| {
         let image = image();
-        let Some(server) = Nbdkit::new("memory")
-            .param(SIZE.to_string())
-            .filter("error")
-            .param("error-pwrite=ENOSPC")
-            .param("error-pwrite-rate=100%")
-            .start()
-        else {
+        let memory = Nbdkit::new("memory").param(SIZE.to_string());
+        let Some(server) = failing(memory, "pwrite", "ENOSPC").start() else {
             return;
         };
         let ended = copy(&[text(&image.path()), &server.uri("")]);
