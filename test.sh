@@ -43,15 +43,18 @@ because() {
     printf '%s; ' "$*" >>"$note"
 }
 
-# Runs a stage and goes on even if it fails.
+# Runs a stage and goes on even if it fails. Its processor time, which other stages do not prolong, is that of all
+# processes that it has waited for.
 stage() {
-    local name=$1 start=$SECONDS status=0 result
+    local name=$1 start=$SECONDS status=0 result used
     shift
+    used=$(mktemp "$scratch/XXXXXX")
     printf '\n=== %s\n' "$name"
     : >"$note"
     set +e
     (
         set -e
+        trap 'times >"$used"' EXIT
         "$@"
     )
     status=$?
@@ -61,9 +64,14 @@ stage() {
     "$SKIPPED") if in_ci; then result=FAILED; else result=skipped; fi ;;
     *) result=FAILED ;;
     esac
-    printf '%-22s %-8s %5d s  %s\n' "$name" "$result" "$((SECONDS - start))" \
-        "$(sed 's/; $//' "$note")" >>"$results"
+    printf '%-22s %-8s %5d s %5d s  %s\n' "$name" "$result" "$((SECONDS - start))" \
+        "$(processor_time <"$used")" "$(sed 's/; $//' "$note")" >>"$results"
     printf -- '--- %s: %s\n' "$name" "$result"
+}
+
+# The sum of the times that the shell's `times` has printed, in seconds.
+processor_time() {
+    tr ' ms' '\n  ' | awk '{ sum += 60 * $1 + $2 } END { printf "%.0f", sum }'
 }
 
 # Runs a stage while others are running, with what they leave of the processors. Its output is printed
@@ -469,6 +477,7 @@ wait "$other" || ended=$?
 other=
 
 printf '\n=== summary\n'
+printf '%-22s %-8s %7s %7s\n' stage result time processor
 cat "$results"
 printf 'the slowest tests, in seconds:\n'
 # Of each test there is a line with its result, which is repeated at the end if it failed.
