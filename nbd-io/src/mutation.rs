@@ -34,12 +34,16 @@ pub enum Mutation {
     CollectSnapshots,
     /// A snapshot does not look whether garbage was collected while it was taken.
     UncountedSnapshot,
+    /// A commit replaces the head of a disk even if another writer has it by then.
+    UnconditionalCommit,
+    /// A commit that was refused is tried again without a look at who has the disk.
+    UncheckedWriter,
 }
 
 #[cfg(feature = "mutations")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::DropReplay,
         Self::ReorderReplay,
         Self::ReplayOverwritten,
@@ -52,6 +56,8 @@ impl Mutation {
         Self::LateDeadline,
         Self::CollectSnapshots,
         Self::UncountedSnapshot,
+        Self::UnconditionalCommit,
+        Self::UncheckedWriter,
     ];
 
     /// Has the process make a mistake from now on, or none.

@@ -41,8 +41,9 @@ pub struct ObjectPlan {
     pub lost_replies: u32,
     /// Limit of attempts of a request.
     pub attempts: u32,
-    /// Whether commits of a server that is killed go on, as if it was only cut off.
-    pub has_zombies: bool,
+    /// The time after which commits of a server that is killed go on, as if it had only been cut off
+    /// and held up. They end with it if there is none.
+    pub zombies_after: Option<Duration>,
     /// Age from which garbage is deleted.
     pub horizon: Duration,
     /// Maintenance while the disk is served, with the pause before each step.
@@ -54,15 +55,20 @@ impl ObjectPlan {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let rng = &mut Rng::with_seed(seed ^ 0x0b1ec7);
-        Self {
+        let mut plan = Self {
             latency: ms(0..6, rng),
             failures: [0, 5, 25][rng.usize(..3)],
             lost_replies: [0, 5, 25][rng.usize(..3)],
             attempts: rng.u32(3..10),
-            has_zombies: rng.bool(),
+            zombies_after: rng.bool().then_some(Duration::ZERO),
             horizon: Duration::from_millis([0, 20, 500][rng.usize(..3)]),
             work: Work::plan(rng),
+        };
+        // Half of them go on when the next server has the disk for sure.
+        if rng.bool() {
+            plan.zombies_after = plan.zombies_after.map(|_| ms(50..2000, rng));
         }
+        plan
     }
 
     fn options(&self) -> Options {
@@ -113,10 +119,10 @@ impl Place {
         self.store.heal();
     }
 
-    /// Whether commits of a server that is killed go on.
+    /// The time after which commits of a server that is killed go on, if they do.
     #[must_use]
-    pub const fn has_zombies(&self) -> bool {
-        self.plan.has_zombies
+    pub const fn zombies_after(&self) -> Option<Duration> {
+        self.plan.zombies_after
     }
 
     /// The place of the disk, with tasks of a process.

@@ -9,7 +9,7 @@ use crate::{
     object::Place,
     oracle,
     plan::{Fault, Plan, REGION},
-    runtime::{Group, Sim, Step, lock},
+    runtime::{Group, Hold, Sim, Step, lock},
 };
 use nbd_io::{
     NamedExports,
@@ -33,6 +33,9 @@ const OUTAGE: Duration = Duration::from_millis(60);
 
 /// A task is held up, or a process.
 const HELD_UP: [&str; 2] = ["task held up", "process held up"];
+
+/// Commits of a server go on that was killed.
+const CUT_OFF: &str = "writer cut off";
 
 /// The result of a run.
 #[derive(Debug)]
@@ -249,8 +252,13 @@ impl World {
         self.sim.lose_server(silent);
         self.sim.kill(group);
         if let Some(place) = &self.place {
-            if loses_power || !place.has_zombies() {
-                self.sim.kill(writer(group));
+            match place.zombies_after() {
+                Some(pause) if !loses_power => {
+                    self.history.inject(CUT_OFF, false);
+                    let hold = self.sim.hold_up_process(writer(group));
+                    self.release_after(pause, hold, CUT_OFF);
+                }
+                _ => self.sim.kill(writer(group)),
             }
             return hits;
         }
@@ -368,13 +376,18 @@ impl World {
         let Some(hold) = self.sim.hold_up(whole_process) else {
             return;
         };
+        self.release_after(time, hold, HELD_UP[usize::from(whole_process)]);
+    }
+
+    /// Lets tasks go on after a time, which is a hit of a fault if any was woken meanwhile.
+    fn release_after(&self, time: Duration, hold: Hold, fault: &'static str) {
         self.sim.log(|| format!("held up: {hold:?}"));
         let world = self.clone();
         self.sim.spawn(async move {
             world.sim.sleep(time).await;
             world.sim.log(|| format!("goes on: {hold:?}"));
             if world.sim.release(hold) {
-                world.history.hit(HELD_UP[usize::from(whole_process)]);
+                world.history.hit(fault);
             }
         });
     }

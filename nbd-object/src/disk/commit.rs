@@ -11,6 +11,7 @@ use crate::{
     store::Put,
 };
 use futures_util::try_join;
+use nbd_io::mutation::Mutation;
 use object_store::{PutMode, PutPayload, UpdateVersion};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -259,7 +260,8 @@ impl Inner {
                             expected: head.epoch,
                             found: 0,
                         })?;
-                    if (found.epoch, found.nonce) != (head.epoch, head.nonce) {
+                    let is_ours = (found.epoch, found.nonce) == (head.epoch, head.nonce);
+                    if !is_ours && !Mutation::UncheckedWriter.is_made() {
                         return Err(Error::Fenced {
                             expected: head.epoch,
                             found: found.epoch,
@@ -274,11 +276,11 @@ impl Inner {
                 }
             };
             let payload = PutPayload::from(head.encode());
-            match self
-                .objects
-                .put(HEAD, payload, PutMode::Update(expected))
-                .await?
-            {
+            let mode = match Mutation::UnconditionalCommit.is_made() {
+                true => PutMode::Overwrite,
+                false => PutMode::Update(expected),
+            };
+            match self.objects.put(HEAD, payload, mode).await? {
                 Put::Done(new) if new.e_tag.is_some() || new.version.is_some() => return Ok(new),
                 Put::Done(_) | Put::Refused => {}
             }

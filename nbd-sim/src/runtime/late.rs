@@ -30,6 +30,20 @@ impl Core {
         waiting.map(|(id, _)| *id).collect()
     }
 
+    fn hold(&mut self, group: Group, task: Option<u64>) -> Hold {
+        let number = self.number();
+        let hold = Hold {
+            group,
+            task,
+            number,
+        };
+        self.holds.push(hold);
+        self.held.push((hold, self.now, None));
+        let waiting = self.waiting();
+        self.ready.retain(|task| !waiting.contains(task));
+        hold
+    }
+
     /// When a timer ends that is set now. A coarse one ends with a tick of the clock.
     pub(super) fn end_of(&self, time: Duration) -> Duration {
         let end = self.now.saturating_add(time);
@@ -58,17 +72,13 @@ impl Sim {
         let tasks = core.tasks.iter().filter(|(_, slot)| slot.group == group);
         let tasks: Vec<_> = tasks.map(|(id, _)| *id).collect();
         let task = core.rng.choice(tasks)?;
-        let hold = Hold {
-            group,
-            task: (!whole_process).then_some(task),
-            number: core.number(),
-        };
-        core.holds.push(hold);
-        let now = core.now;
-        core.held.push((hold, now, None));
-        let waiting = core.waiting();
-        core.ready.retain(|task| !waiting.contains(task));
-        Some(hold)
+        Some(core.hold(group, (!whole_process).then_some(task)))
+    }
+
+    /// Holds up all tasks of a process, and those that it starts.
+    #[must_use]
+    pub fn hold_up_process(&self, group: Group) -> Hold {
+        self.lock().hold(group, None)
     }
 
     /// Lets tasks go on. Returns whether any was woken meanwhile.

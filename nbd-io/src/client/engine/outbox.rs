@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn frames_come_out_in_order_however_they_are_cut() {
         let big = Bytes::from(vec![b'x'; 600]);
-        // An interpreter has an hour to do with all of them.
+        // An interpreter would take an hour for all of them.
         let steps = if cfg!(miri) { 13 } else { 1 };
         for step in (1..40).rev().step_by(steps) {
             let mut outbox = Outbox::default();
