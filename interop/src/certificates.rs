@@ -23,8 +23,20 @@ pub enum Flaw {
     WrongName,
 }
 
+/// The group ffdhe2048 of RFC 7919. QEMU's programs search for a prime of their own at each start if there is
+/// no file of this, which takes seconds.
+const DH_PARAMS: &str = "-----BEGIN DH PARAMETERS-----
+MIIBDAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
+-----END DH PARAMETERS-----
+";
+
 /// A directory with `ca-cert.pem`, `server-cert.pem`, `server-key.pem`, `client-cert.pem` and
-/// `client-key.pem`, removed on drop.
+/// `client-key.pem`, and with `dh-params.pem` for QEMU, removed on drop.
 ///
 /// Both ends may use the same directory. Keys are ECDSA on P-256, stored as PKCS#8. The server's
 /// certificate is made out to `localhost`, `127.0.0.1` and `::1`.
@@ -111,6 +123,7 @@ impl Certificates {
             (certificates.server_key(), server_key),
             (certificates.client_certificate(), client),
             (certificates.client_key(), client_key),
+            (certificates.dir().join("dh-params.pem"), DH_PARAMS.into()),
         ] {
             fs::write(path, pem).expect("a file in our own directory can be written");
         }

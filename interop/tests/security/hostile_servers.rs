@@ -278,7 +278,10 @@ fn a_read_does_not_come_in_pieces_without_end() {
             let Error::Lost(lost) = &error else {
                 panic!("{error}");
             };
-            let broken = matches!(&**lost, Lost::Protocol(Broken::TooManyRanges { limit: 65_536 }));
+            let broken = matches!(
+                &**lost,
+                Lost::Protocol(Broken::TooManyRanges { limit: 65_536 })
+            );
             assert!(broken, "{error}");
             drop(client);
             server.finish();
