@@ -222,7 +222,7 @@ fn a_session_without_a_fault_succeeds() {
         let script = script(mode);
         let input: Vec<u8> = script.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
         for delivery in Delivery::ALL {
-            let reached = play(mode, &input, delivery);
+            let reached = play(mode, &input, *delivery);
             let parts: Vec<_> = script.iter().filter_map(|(_, part)| *part).collect();
             assert_eq!(
                 reached,

@@ -227,7 +227,7 @@ impl Entry {
         let play = |delivery| scenario(&mut self.enter(delivery));
         let expected = play(Delivery::Whole);
         for delivery in Delivery::ALL {
-            assert_eq!(play(delivery), expected, "{delivery:?}");
+            assert_eq!(play(*delivery), expected, "{delivery:?}");
         }
         expected
     }

@@ -26,16 +26,21 @@ pub(crate) enum Delivery {
 }
 
 impl Delivery {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Whole,
-        Self::WholeReplies,
-        Self::OneByte,
-        Self::Lent,
-        Self::LentOneByte,
-        Self::Random(1),
-        Self::Random(2),
-        Self::Random(3),
-    ];
+    /// An interpreter, which takes long for each, has the one that does all that the others do.
+    pub(crate) const ALL: &[Self] = if cfg!(miri) {
+        &[Self::Random(1)]
+    } else {
+        &[
+            Self::Whole,
+            Self::WholeReplies,
+            Self::OneByte,
+            Self::Lent,
+            Self::LentOneByte,
+            Self::Random(1),
+            Self::Random(2),
+            Self::Random(3),
+        ]
+    };
 }
 
 /// One piece of the arriving bytes.
@@ -71,7 +76,7 @@ pub(crate) fn always<T: PartialEq + fmt::Debug>(scenario: impl Fn(&mut Wire) -> 
     };
     let expected = play(Delivery::Whole);
     for delivery in Delivery::ALL {
-        assert_eq!(play(delivery), expected, "{delivery:?}");
+        assert_eq!(play(*delivery), expected, "{delivery:?}");
     }
     expected.0
 }
