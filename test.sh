@@ -54,7 +54,9 @@ stage() {
     set +e
     (
         set -e
-        trap 'times >"$used"' EXIT
+        # Where a command fails, the variable is gone by then.
+        # shellcheck disable=SC2064
+        trap "times >'$used'" EXIT
         "$@"
     )
     status=$?

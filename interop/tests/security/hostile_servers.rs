@@ -273,7 +273,7 @@ fn a_read_does_not_come_in_pieces_without_end() {
                 (1..=LIMIT + 1).flat_map(one).collect()
             });
             let client = options.connect(&uri(&server)).unwrap();
-            let mut buffer = vec![0; 4 * LIMIT as usize];
+            let mut buffer = vec![0; 256 << 10];
             let error = client.read_exact_at(&mut buffer, 0).unwrap_err();
             let Error::Lost(lost) = &error else {
                 panic!("{error}");
