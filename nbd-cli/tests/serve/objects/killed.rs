@@ -96,8 +96,9 @@ impl Model {
 
     /// Takes units that no other request has, whole blocks if need be. A change adds its content.
     fn take(&self, random: &mut Random, blocks: bool, filling: Option<u64>) -> (u64, Range<usize>) {
-        let request = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let mut units = self.units();
+        // Under the lock, so that of two contents of a unit the later one has the higher number.
+        let request = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let range = loop {
             let start = random.index(UNITS);
             let range = if blocks {
