@@ -12,13 +12,13 @@ mod late;
 mod lost_again;
 mod members;
 mod order;
-mod pipe;
+pub(super) mod pipe;
 mod policy;
 mod recovery;
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 mod secure;
 mod server;
-mod sim;
+pub(super) mod sim;
 mod splitting;
 mod sweep;
 mod unflushed;

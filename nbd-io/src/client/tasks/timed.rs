@@ -22,6 +22,7 @@ pub struct Timed<R: Runtime> {
     runtime: R,
     pub(super) deadline: Option<Duration>,
     pub(super) alarm: Alarm<R>,
+    fails_instead_of_waiting: bool,
 }
 
 impl<R: Runtime> Timed<R> {
@@ -35,6 +36,7 @@ impl<R: Runtime> Timed<R> {
             runtime: runtime.clone(),
             deadline: None,
             alarm: Alarm::default(),
+            fails_instead_of_waiting: false,
         }
     }
 
@@ -44,6 +46,10 @@ impl<R: Runtime> Timed<R> {
         cx: &mut Context<'_>,
         polled: Poll<io::Result<O>>,
     ) -> Poll<io::Result<O>> {
+        // No timer is set, since a value may be dropped where its runtime is not.
+        if polled.is_pending() && self.fails_instead_of_waiting {
+            return Poll::Ready(Err(io::ErrorKind::WouldBlock.into()));
+        }
         if polled.is_pending()
             && let Some(deadline) = self.deadline
             && self.alarm.poll(&self.runtime, deadline, cx).is_ready()
@@ -97,6 +103,7 @@ impl<R: Runtime> Transport for Timed<R> {
     }
 
     fn fail_instead_of_waiting(&mut self) {
+        self.fails_instead_of_waiting = true;
         self.stream.fail_instead_of_waiting();
     }
 }
@@ -132,4 +139,28 @@ pub(super) async fn until<R: Runtime, O>(
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{
+        pipe::pipe,
+        sim::{Chance, Sim},
+    };
+    use super::*;
+    use std::task::Waker;
+
+    #[test]
+    fn a_stream_that_is_given_up_sets_no_timer() {
+        let (silent, _peer) = pipe(&Chance::new(1));
+        let mut stream = Timed::new(&Sim::new(1), silent);
+        stream.deadline = Some(Duration::from_secs(1));
+        stream.fail_instead_of_waiting();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let read = stream.poll_read(cx, &mut [IoSliceMut::new(&mut [0])]);
+        let Poll::Ready(Err(error)) = read else {
+            panic!("{read:?}");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 }
