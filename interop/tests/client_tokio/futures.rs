@@ -1,8 +1,9 @@
 //! Features of the asynchronous client alone: a task with many requests in flight, where a thread
-//! has a queue, and several connections of one client.
+//! has a queue, and several connections of one client; and values that outlive their runtime.
 
-use interop::{Image, Listen};
-use nbd_proto::CommandFlags;
+use interop::{Image, Listen, Scripted};
+use nbd_proto::{CommandFlags, Uri};
+use std::{thread, time::Duration};
 
 use crate::{
     peers::{Who, is_hammered},
@@ -115,5 +116,24 @@ fn several_connections_share_the_requests() {
             client.disconnect().unwrap();
             assert!(client.is_lost());
         }
+    });
+}
+
+#[test]
+fn a_negotiation_may_be_dropped_outside_a_runtime() {
+    run(|| {
+        // The server does not answer NBD_OPT_ABORT.
+        let server = Scripted::start(1, |_, peer| {
+            peer.greet(3);
+            peer.rest();
+        });
+        let uri: Uri = server.uri("").parse().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let options = nbd_tokio::ConnectOptions::new();
+        let greeted = runtime.block_on(options.start(&uri)).unwrap();
+        // The timer that was set for the greeting has ended, and a task would set another one.
+        thread::sleep(Duration::from_millis(2100));
+        drop(greeted.negotiation().unwrap());
+        server.finish();
     });
 }
