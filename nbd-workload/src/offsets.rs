@@ -3,7 +3,8 @@
 use super::{Op, Pattern, Workload};
 
 /// The requests of one connection.
-pub(super) struct Offsets {
+#[derive(Debug)]
+pub(crate) struct Offsets {
     blocks: u64,
     next: u64,
     seed: u64,
@@ -13,17 +14,19 @@ pub(super) struct Offsets {
 }
 
 /// A request to be made.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Next {
-    pub(super) offset: u64,
-    pub(super) writes: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// Its offset in bytes.
+    pub offset: u64,
+    /// Whether it is a write.
+    pub writes: bool,
 }
 
 impl Offsets {
     /// For one of several connections to an export of `size` bytes.
-    pub(super) fn new(workload: &Workload, size: u64, index: u32) -> Self {
+    pub(crate) fn new(workload: &Workload, size: u64, index: u32) -> Self {
         let span = workload.span.map_or(size, |span| span.min(size));
-        let blocks = (span / workload.bs).max(1);
+        let blocks = (span / workload.block_size).max(1);
         let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(u64::from(index) + 1);
         Self {
             blocks,
@@ -44,21 +47,20 @@ impl Offsets {
     }
 
     /// Ends them.
-    pub(super) const fn end(&mut self) {
+    pub(crate) const fn end(&mut self) {
         self.left = Some(0);
     }
 
     /// The next one; `None` when all were made.
-    // This crate is optimised for size, and would call it for each request.
     #[inline(always)]
-    pub(super) fn next(&mut self) -> Option<Next> {
+    pub(crate) fn next(&mut self) -> Option<Next> {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1)?;
         }
         let writes = match self.workload.op {
             Op::Write => true,
-            Op::Read | Op::Connect => false,
-            Op::Mix => self.random() % 100 >= u64::from(self.workload.reads),
+            Op::Read => false,
+            Op::Mix { reads } => self.random() % 100 >= u64::from(reads),
         };
         let block = match self.workload.pattern {
             // A division would take longer than all the rest.
@@ -76,7 +78,7 @@ impl Offsets {
             }
         };
         Some(Next {
-            offset: block * self.workload.bs,
+            offset: block * self.workload.block_size,
             writes,
         })
     }
@@ -85,16 +87,15 @@ impl Offsets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Limit;
+    use crate::Limit;
 
     fn workload(op: Op, pattern: Pattern) -> Workload {
         Workload {
             op,
             pattern,
-            bs: 512,
+            block_size: 512,
             depth: 1,
             connections: 2,
-            reads: 70,
             span: None,
             limit: Limit::Requests(2000),
         }
@@ -115,7 +116,11 @@ mod tests {
 
     #[test]
     fn a_mix_has_the_share_of_reads_that_was_asked_for() {
-        let mut offsets = Offsets::new(&workload(Op::Mix, Pattern::Random), 1 << 20, 0);
+        let mut offsets = Offsets::new(
+            &workload(Op::Mix { reads: 70 }, Pattern::Random),
+            1 << 20,
+            0,
+        );
         let writes = std::iter::from_fn(|| offsets.next())
             .filter(|next| next.writes)
             .count();
