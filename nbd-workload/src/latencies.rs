@@ -1,9 +1,9 @@
-//! How long requests took.
+//! Latencies of requests.
 
 use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
 
-/// The longest latency that is told from longer ones, in nanoseconds: an hour.
+/// The longest latency that is recorded as it is, in nanoseconds: an hour.
 const LONGEST: u64 = 3_600_000_000_000;
 
 /// Latencies of requests, with three digits of their nanoseconds.

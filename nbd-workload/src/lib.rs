@@ -30,7 +30,7 @@ pub struct Workload {
     pub pattern: Pattern,
     /// The length of each in bytes, which their offsets are multiples of. It is 1 at least.
     pub block_size: u64,
-    /// How many are in flight on each connection. It is 1 at least.
+    /// The number in flight on each connection. It is 1 at least.
     pub depth: u32,
     /// The number of connections. It is 1 at least. Sequential requests of each begin in a part of the disk of
     /// its own.

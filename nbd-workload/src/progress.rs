@@ -1,4 +1,4 @@
-//! How far a connection has come with a workload.
+//! The part of a workload that a connection has done.
 
 use super::{
     Latencies, Limit, Workload,
@@ -107,7 +107,7 @@ impl Progress {
 pub struct Measured {
     /// The number of requests that were made.
     pub requests: u64,
-    /// How long they took.
+    /// Their latencies.
     pub latencies: Latencies,
 }
 

@@ -1,4 +1,4 @@
-//! Each client does what a workload says, as the server's side sees it.
+//! The requests of a workload by each client, as the server's side sees them.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
