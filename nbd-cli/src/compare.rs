@@ -231,7 +231,7 @@ async fn differences_again(
 ) -> Result<Difference> {
     let opened = try_join(a.again(access), b.again(access)).await;
     let (a, b) = match opened {
-        Err(error) if access.may_be_fewer => {
+        Err(error) if access.connections.is_none() => {
             tracing::warn!("{error}, and one thread goes on");
             return Ok(Difference::default());
         }

@@ -17,9 +17,11 @@ use nbd_tokio::{
     exports::{Errno, Export, Failure, File, ZeroMode},
     meta::Allocation,
     nbd_io::client::Reconnect,
+    nbd_proto::uri::Address as ServerAddress,
 };
 use std::{
     error::Error as StdError,
+    net::IpAddr,
     ops::Range,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -33,6 +35,13 @@ use tokio::{
 /// Zeroes for servers that do not make them.
 static ZEROES: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 256 << 10]);
 
+/// The connections to a server on this machine. Each more of them costs it and this process some time of processors
+/// that both share.
+const NEAR: usize = 2;
+
+/// The connections to another server, which may be far away, and may answer one request of each after the other.
+const FAR: usize = 4;
+
 /// The reason for which a step failed.
 type Cause = Box<dyn StdError + Send + Sync>;
 
@@ -40,14 +49,36 @@ type Cause = Box<dyn StdError + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     pub(crate) connect: Connect,
-    /// The number of connections, of servers that allow several.
-    pub(crate) connections: usize,
-    /// Whether one will do where so many cannot be had.
-    pub(crate) may_be_fewer: bool,
+    /// The number of connections to a server that allows several, of all threads together. Without it, there are a
+    /// few, or one where they cannot be had.
+    pub(crate) connections: Option<usize>,
+    /// The number of threads, of which each has connections of its own.
+    pub(crate) threads: usize,
     /// The policy for a lost connection.
     pub(crate) reconnect: Option<Reconnect>,
     /// A context that marks the ranges to be copied.
     pub(crate) only: Option<ContextName>,
+}
+
+impl Access {
+    /// The number of connections that one thread makes.
+    fn connections_to(&self, uri: &Uri) -> usize {
+        let few = if is_near(uri.address()) { NEAR } else { FAR };
+        self.connections.unwrap_or(few).div_ceil(self.threads)
+    }
+}
+
+/// Whether a server is on this machine, as far as its address says so.
+fn is_near(server: &ServerAddress) -> bool {
+    match server {
+        ServerAddress::Unix { .. } | ServerAddress::Abstract { .. } => true,
+        ServerAddress::Tcp { host, .. } => {
+            let host = host.as_str();
+            let address = host.parse::<IpAddr>();
+            host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        }
+        _ => false,
+    }
 }
 
 /// A disk, as one thread has it.
@@ -140,14 +171,14 @@ impl Disk {
         let mut options: ConnectOptions = access.connect.options::<Tokio, _>()?;
         options = options
             .context(ContextName::base_allocation())
-            .connections(access.connections)
+            .connections(access.connections_to(uri))
             .reconnect(access.reconnect.clone());
         if let Some(only) = &access.only {
             options = options.require_context(only.clone());
         }
         let mut client = options.connect_uri(uri).await;
         if let Err(nbd_tokio::Error::Negotiation { .. }) = &client
-            && access.may_be_fewer
+            && access.connections.is_none()
         {
             // It can be reached, and may be one that serves only so many.
             options = options.connections(1);
@@ -481,4 +512,30 @@ pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
         Some((metadata.dev(), metadata.ino()))
     };
     identity(a).is_some_and(|identity_of_a| identity(b) == Some(identity_of_a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_say_which_servers_are_on_this_machine() {
+        let is_near = |uri: &str| is_near(uri.parse::<Uri>().unwrap().address());
+        for uri in [
+            "nbd+unix:///?socket=/tmp/nbd.sock",
+            "nbd://localhost/disk",
+            "nbds://127.0.0.2:10810",
+            "nbd://[::1]",
+        ] {
+            assert!(is_near(uri), "{uri}");
+        }
+        for uri in [
+            "nbd://example.com",
+            "nbd://10.0.0.1",
+            "nbd://[fe80::1%25eth0]",
+            "nbd+vsock://2",
+        ] {
+            assert!(!is_near(uri), "{uri}");
+        }
+    }
 }

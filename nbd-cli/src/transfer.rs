@@ -13,16 +13,13 @@ use std::thread;
 /// The most threads.
 const THREADS: usize = 2;
 
-/// The connections to a server that allows several.
-const CONNECTIONS: u16 = 4;
-
 /// Settings of work on whole disks.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Transfer {
-    /// Connections to each server [default: 4].
+    /// Connections to each server [default: 2 or 4].
     ///
-    /// One to a server that does not allow several. If the number is given, a server that takes fewer is
-    /// an error.
+    /// By default 2 to a server on this machine, which shares the processors, 4 to another one, and one to a
+    /// server that does not allow several. If the number is given, a server that takes fewer is an error.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: Option<u16>,
     /// Requests in flight [default: as few as are fast].
@@ -58,12 +55,8 @@ impl Transfer {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let fitting = if has_file { processors } else { processors / 2 }.min(THREADS);
         let threads = self.threads.map_or(fitting, usize::from);
-        threads.clamp(1, self.connections(1))
-    }
-
-    /// Number of connections of each thread.
-    fn connections(&self, threads: usize) -> usize {
-        usize::from(self.connections.unwrap_or(CONNECTIONS)).div_ceil(threads)
+        // Each has a connection at least.
+        threads.clamp(1, self.connections.map_or(usize::MAX, usize::from))
     }
 
     /// Whether fewer connections will do.
@@ -89,8 +82,8 @@ impl Transfer {
         let retries = (self.retries > 0).then_some(self.retries);
         Access {
             connect: self.connect.clone(),
-            connections: self.connections(threads),
-            may_be_fewer: self.may_be_fewer(),
+            connections: self.connections.map(usize::from),
+            threads,
             reconnect: retries.map(|retries| Reconnect::new().attempts(Some(retries))),
             only: None,
         }

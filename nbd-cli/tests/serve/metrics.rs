@@ -134,6 +134,25 @@ fn requests_and_connections_are_counted() {
 }
 
 #[test]
+fn a_copy_takes_two_connections_of_a_server_on_this_machine_or_as_many_as_it_was_given() {
+    run(|| {
+        let (serving, address) = serve("--memory a=4M");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("copy").to_str().unwrap().to_owned();
+        let mut accepted = 0.0;
+        for (given, expected) in [(None, 2.0), (Some("1"), 1.0), (Some("4"), 4.0)] {
+            let uri = serving.uri("a");
+            let mut args = vec!["copy", "--quiet", &uri, &file];
+            args.extend(given.iter().flat_map(|given| ["--connections", given]));
+            succeeded(&run_nbd(args));
+            let before = accepted;
+            accepted = scrape(&address)["nbd_connections_accepted_total"];
+            assert_eq!(accepted - before, expected, "{given:?}");
+        }
+    });
+}
+
+#[test]
 fn many_exports_are_listed_over_several_connections() {
     run(|| {
         let disks: String = (0..40)
