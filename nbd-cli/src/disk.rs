@@ -168,10 +168,11 @@ impl Disk {
 
     async fn connect_to(name: String, server: Arc<Server>, access: &Access) -> Result<Self> {
         let uri = &server.uri;
+        let connections = access.connections_to(uri);
         let mut options: ConnectOptions = access.connect.options::<Tokio, _>()?;
         options = options
             .context(ContextName::base_allocation())
-            .connections(access.connections_to(uri))
+            .connections(connections)
             .reconnect(access.reconnect.clone());
         if let Some(only) = &access.only {
             options = options.require_context(only.clone());
@@ -179,6 +180,7 @@ impl Disk {
         let mut client = options.connect_uri(uri).await;
         if let Err(nbd_tokio::Error::Negotiation { .. }) = &client
             && access.connections.is_none()
+            && connections > 1
         {
             // It can be reached, and may be one that serves only so many.
             options = options.connections(1);

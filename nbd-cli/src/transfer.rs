@@ -55,8 +55,11 @@ impl Transfer {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let fitting = if has_file { processors } else { processors / 2 }.min(THREADS);
         let threads = self.threads.map_or(fitting, usize::from);
-        // Each has a connection at least.
-        threads.clamp(1, self.connections.map_or(usize::MAX, usize::from))
+        match self.connections.map(usize::from) {
+            // Each has as many of the connections as the others.
+            Some(connections) if !connections.is_multiple_of(threads.max(1)) => 1,
+            _ => threads.max(1),
+        }
     }
 
     /// Whether fewer connections will do.

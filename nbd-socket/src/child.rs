@@ -51,8 +51,8 @@ impl Child {
         let directory = PrivateDirectory::new()?;
         let path = directory.0.join("socket");
         let listener = UnixListener::bind(&path)?;
-        // Before the server runs, so that one that ends at once has closed this connection, as opposed to
-        // having refused it.
+        // Before the server runs, so that one that ends at once does so during the greeting of a connection that was
+        // made.
         let stream = UnixStream::connect(&path)?;
         // The server expects the socket as descriptor 3 and its own number in the environment,
         // neither of which can be arranged from here without help of the shell.

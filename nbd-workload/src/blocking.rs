@@ -57,6 +57,7 @@ fn many(client: &Client, workload: &Workload, progress: Progress) -> Result<Meas
         displaced: Vec::new(),
         progress,
     };
+    flight.progress.tick();
     for _ in 0..depth {
         flight.submit()?;
     }

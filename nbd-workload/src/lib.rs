@@ -21,18 +21,18 @@ use std::time::Duration;
 /// large vectors often are, x86 copies at half the speed behind a TCP request's header of 28 bytes.
 const PAGE: usize = 4096;
 
-/// One thing to be measured.
+/// One thing to be measured. Its numbers are 1 at least.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
     /// The kind of the requests.
     pub op: Op,
     /// Their offsets.
     pub pattern: Pattern,
-    /// The length of each in bytes, which their offsets are multiples of. It is 1 at least.
+    /// The length of each in bytes, which their offsets are multiples of.
     pub block_size: u64,
-    /// The number in flight on each connection. It is 1 at least.
+    /// The number in flight on each connection.
     pub depth: u32,
-    /// The number of connections. It is 1 at least. Sequential requests of each begin in a part of the disk of
+    /// The number of connections. Sequential requests of each begin in a part of the disk of
     /// its own.
     pub connections: u32,
     /// The length of the part of the disk that is used, from its beginning, in bytes; `None` for all of it.
@@ -82,7 +82,7 @@ impl Workload {
     /// The number of requests that one connection makes; `None` if time ends it.
     fn share(&self) -> Option<u64> {
         match self.limit {
-            Limit::Requests(all) => Some(all.div_ceil(u64::from(self.connections))),
+            Limit::Requests(all) => Some(all.div_ceil(u64::from(self.connections.max(1)))),
             Limit::Time(_) => None,
         }
     }

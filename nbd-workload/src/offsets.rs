@@ -26,11 +26,12 @@ impl Offsets {
     /// For one of several connections to an export of `size` bytes.
     pub(crate) fn new(workload: &Workload, size: u64, index: u32) -> Self {
         let span = workload.span.map_or(size, |span| span.min(size));
-        let blocks = (span / workload.block_size).max(1);
+        let blocks = (span / workload.block_size.max(1)).max(1);
+        let part = blocks / u64::from(workload.connections.max(1));
         let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(u64::from(index) + 1);
         Self {
             blocks,
-            next: blocks / u64::from(workload.connections) * u64::from(index),
+            next: part * u64::from(index) % blocks,
             seed,
             workload: *workload,
             left: workload.share(),

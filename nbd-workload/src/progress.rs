@@ -33,13 +33,13 @@ use std::time::Instant;
 /// ```
 #[derive(Debug)]
 pub struct Progress {
-    pub(crate) offsets: Offsets,
-    pub(crate) deadline: Option<Instant>,
+    offsets: Offsets,
+    deadline: Option<Instant>,
     pub(crate) requests: u64,
-    pub(crate) latencies: Latencies,
+    latencies: Latencies,
     /// The time of all requests that are found done together. With many in flight they take far longer
     /// than it takes to deal with those few.
-    pub(crate) now: Instant,
+    now: Instant,
     /// Each request is done at a time of its own.
     is_exact: bool,
 }

@@ -140,7 +140,13 @@ fn a_copy_takes_two_connections_of_a_server_on_this_machine_or_as_many_as_it_was
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("copy").to_str().unwrap().to_owned();
         let mut accepted = 0.0;
-        for (given, expected) in [(None, 2.0), (Some("1"), 1.0), (Some("4"), 4.0)] {
+        let cases = [
+            (None, 2.0),
+            (Some("1"), 1.0),
+            (Some("3"), 3.0),
+            (Some("4"), 4.0),
+        ];
+        for (given, expected) in cases {
             let uri = serving.uri("a");
             let mut args = vec!["copy", "--quiet", &uri, &file];
             args.extend(given.iter().flat_map(|given| ["--connections", given]));
