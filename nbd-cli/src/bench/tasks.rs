@@ -39,8 +39,12 @@ pub(super) async fn measure<R: Loops>(
         .and_then(|client| Unreachable::of(client.export()));
     let (start, before) = (Instant::now(), thread_time());
     let measured: Vec<Measured> = if task.only_connects() {
-        let connecting = connect(options.clone(), uri.clone(), workload);
-        vec![spawned(options.runtime(), connecting).await?]
+        let workers = (0..workload.connections).map(|_| {
+            let work = connect(options.clone(), uri.clone(), workload);
+            spawned(options.runtime(), work)
+        });
+        let workers: FuturesUnordered<_> = workers.collect();
+        workers.try_collect().await?
     } else {
         let workers = (0..).zip(&clients).map(|(index, client)| {
             let work = R::run(client.clone(), workload, index);

@@ -23,6 +23,7 @@ fn each_runtime_makes_as_many_requests_as_asked_for() {
                 ("write", 7, 2),
                 ("mix", 64, 3),
                 ("connect", 1, 1),
+                ("connect", 16, 3),
             ] {
                 let said = nbd([
                     "bench",
