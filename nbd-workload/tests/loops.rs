@@ -4,8 +4,9 @@
 
 use nbd_blocking::{
     Client, Listener, Server,
-    exports::{Export, Memory, ZeroMode},
-    nbd_proto::{BlockSizes, Errno, Failure, TransmissionFlags},
+    exports::{Export, Memory},
+    nbd_io::forward_export,
+    nbd_proto::{Errno, Failure},
 };
 use nbd_workload::{Limit, Loops, Measured, Op, Pattern, Workload};
 use std::{
@@ -42,17 +43,8 @@ impl Noted {
 }
 
 impl Export for Noted {
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-
-    fn flags(&self) -> TransmissionFlags {
-        self.disk.flags()
-    }
-
-    fn block_sizes(&self) -> BlockSizes {
-        self.disk.block_sizes()
-    }
+    // All reads come to `read`.
+    forward_export!(|this| &this.disk, except read, read_unless_zero, read_now, write);
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.note(offset, buf.len(), false)?;
@@ -62,18 +54,6 @@ impl Export for Noted {
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), Failure> {
         self.note(offset, data.len(), true)?;
         self.disk.write(offset, data, fua)
-    }
-
-    fn flush(&self) -> Result<(), Failure> {
-        self.disk.flush()
-    }
-
-    fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Failure> {
-        self.disk.trim(offset, len, fua)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Failure> {
-        self.disk.write_zeroes(offset, len, mode)
     }
 }
 
@@ -132,8 +112,12 @@ struct Served {
 
 impl Served {
     fn new() -> Self {
+        let memory = Memory::new(SIZE);
+        // A server reads no zeroes that it knows of.
+        let data = vec![1; usize::try_from(SIZE).unwrap()];
+        memory.write(0, &data, false).unwrap();
         let disk = Arc::new(Noted {
-            disk: Memory::new(SIZE),
+            disk: memory,
             requests: Mutex::default(),
             fails: AtomicBool::new(false),
         });
